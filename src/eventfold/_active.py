@@ -1,0 +1,122 @@
+"""For the writer: the active log, locked, and written at its end.
+
+Promises: the file is the one that its name names, and nobody else's (flock); after `commit` returns the lines are in
+it, and on disk if asked; after `commit` raises an `OSError` the file is as it was before. Where neither can be said, it
+raises `WriterFailedError`, and the log must be opened again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from . import _layout
+from ._errors import LogLockedError, WriterFailedError
+from ._event import Head, line_hash
+from ._history import line_before, whole_end
+from ._layout import Layout
+
+logger = logging.getLogger("eventfold")
+
+
+def open_locked(layout: Layout, lock: bool) -> int:
+    """A descriptor of `app.jsonl`, created if need be, that the name names and, with `lock`, nobody else has locked.
+
+    Raises `LogLockedError` where another writer holds it.
+    """
+    _layout.make_dir(layout.dir)
+    while True:
+        fd = _layout.open_file(layout.log_path, os.O_RDWR | os.O_CREAT)
+        try:
+            if lock and not _layout.lock(fd):
+                raise LogLockedError(layout.log_path)
+            # A rotation may have put another file in its place between the opening and the locking.
+            if os.path.samestat(os.fstat(fd), os.stat(layout.log_path)):
+                return fd
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+class ActiveLog:
+    """The active log of one writer. Offsets are bytes in the whole log, `base` that of the file's first byte."""
+
+    def __init__(self, layout: Layout, fd: int, base: int, before: Head) -> None:
+        self._layout = layout
+        self.fd = fd
+        self.base = base
+        self.head = self._recover(before)
+
+    def __repr__(self) -> str:
+        return f"<ActiveLog {str(self._layout.log_path)!r} from {self.base} to {self.head.offset}>"
+
+    def close(self) -> None:
+        """Closes the file, and so lets the lock go."""
+        os.close(self.fd)
+
+    def _recover(self, before: Head) -> Head:
+        """Cuts what a crash left at the end: a line or a batch that was never acknowledged."""
+        size = os.fstat(self.fd).st_size
+        end = whole_end(self.fd, size)
+        if end < size:
+            path = self._layout.torn_path(self.base + end)
+            torn = bytearray()
+            while len(torn) < size - end:
+                torn += os.pread(self.fd, size - end - len(torn), end + len(torn))
+            _layout.replace_file(path, bytes(torn))
+            _layout.truncate(self.fd, end)
+            logger.warning(
+                "%s: cut %d bytes of an unfinished write at offset %d and kept them in %s",
+                self._layout.log_path,
+                size - end,
+                self.base + end,
+                path.name,
+            )
+        # Also where nothing was cut: what a killed process left may be in the page cache only.
+        _layout.sync(self.fd)
+        if not end:
+            return before
+        return Head(self.base + end, line_hash(line_before(self.fd, end)[1]))
+
+    def commit(self, data: bytes, head: Head, sync: bool) -> None:
+        """Appends whole lines, after which the head is `head`; with `sync`, on disk when this returns."""
+        end = self.head.offset - self.base
+        stat = os.fstat(self.fd)
+        if stat.st_size != end or not stat.st_nlink:
+            what = "deleted or replaced" if not stat.st_nlink else f"{stat.st_size} bytes long instead of {end}"
+            raise WriterFailedError(f"{self._layout.log_path} was changed by somebody else: it is {what}")
+        try:
+            _layout.write(self.fd, data, end)
+        except BaseException as error:
+            try:
+                _layout.truncate(self.fd, end)
+                _layout.sync(self.fd)
+            except OSError as second:
+                raise WriterFailedError(
+                    f"{self._layout.log_path}: writing failed and can't be undone: {second}"
+                ) from error
+            raise
+        if sync:
+            self.sync()
+        self.head = head
+
+    def sync(self) -> None:
+        """What was committed is on disk when this returns, or `WriterFailedError`."""
+        try:
+            _layout.sync(self.fd)
+        except OSError as error:
+            # The kernel may have dropped what it could not write, and would say yes to a second try.
+            raise WriterFailedError(f"{self._layout.log_path}: a sync failed: {error}") from error
+
+    def replaced_by(self, fd: int, base: int) -> int:
+        """Goes on in another file that has taken the name; the descriptor of the one before, still locked."""
+        old, self.fd, self.base = self.fd, fd, base
+        try:
+            _layout.sync_dir(self._layout.dir)
+        except OSError as error:
+            os.close(old)
+            raise WriterFailedError(f"{self._layout.dir}: a sync failed: {error}") from error
+        return old

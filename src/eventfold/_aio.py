@@ -1,0 +1,122 @@
+"""Two small pieces of asyncio that the other modules share: opening, and the hop to a thread.
+
+Promise: what `in_thread` has begun is over when it returns or raises, also when its caller is cancelled, so that a
+lock held around it covers the file work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Closable(Protocol):
+    async def aclose(self) -> None: ...
+
+
+C = TypeVar("C", bound=_Closable)
+
+
+class Opening(Generic[C]):
+    """What an `open` returns: await it for the object, or enter it to have the object closed at the end."""
+
+    def __init__(self, open_: Callable[[], Awaitable[C]]) -> None:
+        self._open = open_
+
+    def __await__(self) -> Generator[Any, None, C]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> C:
+        self._opened = await self._open()
+        return self._opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._opened.aclose()
+
+
+_pool: ThreadPoolExecutor
+
+
+def _new_pool() -> None:
+    global _pool
+    # A pool of our own: the loop's default one may be full of somebody's slow calls.
+    _pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="eventfold")
+
+
+_new_pool()
+# A forked child inherits the pool but none of its threads.
+os.register_at_fork(after_in_child=_new_pool)
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Calls a blocking function in a thread. When cancelled, waits for the function's end before it raises."""
+    future = asyncio.get_running_loop().run_in_executor(_pool, lambda: function(*args, **kwargs))
+    return await uninterrupted(future)
+
+
+async def uninterrupted(future: asyncio.Future[T]) -> T:
+    """The future's result; a cancellation is raised, but only when the future is done."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not future.cancelled():
+            future.exception()
+        raise cancelled
+    return future.result()
+
+
+class Thread:
+    """One thread that does one call after the other: the shortest way from the loop to the disk and back."""
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """A future for the call's result. Cancelling it does not keep the call from being made."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._calls.put((future, function, args))
+        return future
+
+    def end(self) -> None:
+        """Lets the thread end after the calls that it has."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, function, args = call
+            try:
+                result, error = function(*args), None
+            except BaseException as raised:
+                result, error = None, raised
+            try:
+                self._loop.call_soon_threadsafe(_settle, future, result, error)
+            except RuntimeError:  # the loop was closed meanwhile: nobody waits for the result
+                pass
+            del call, future, function, args, result, error
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

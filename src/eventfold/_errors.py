@@ -1,0 +1,114 @@
+"""Every exception that eventfold raises of its own, with its fields.
+
+Promise: whatever goes wrong with a log is an `EventfoldError` or the operating system's own `OSError`; a wrong argument
+is a `ValueError`. Messages name what was wrong and where.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+
+class EventfoldError(Exception):
+    """Above every other error here."""
+
+
+class AppendConflict(msgspec.Struct, frozen=True):
+    """Why a conditional append was refused: what the caller expected, and what the log's head was.
+
+    Offsets are bytes in the whole log. `actual_hash` is None where the offset already differed.
+    """
+
+    expected_offset: int
+    actual_offset: int
+    expected_hash: str
+    actual_hash: str | None
+
+
+class ConditionalAppendError(EventfoldError):
+    """The head was not the one that `append_if` expected. Nothing was written; `conflict` tells both heads."""
+
+    def __init__(self, conflict: AppendConflict) -> None:
+        super().__init__(conflict)
+        self.conflict = conflict
+
+    def __str__(self) -> str:
+        c = self.conflict
+        if c.actual_hash is None:
+            return f"expected the head at offset {c.expected_offset}, but it is at {c.actual_offset}"
+        return f"expected line hash {c.expected_hash!r} before offset {c.expected_offset}, but it is {c.actual_hash!r}"
+
+
+class LogLockedError(EventfoldError):
+    """Another writer holds the directory."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{os.fspath(self.path)} is locked by another writer"
+
+
+class LogClosedError(EventfoldError):
+    """The log was closed, or was being closed, when this was asked of it."""
+
+
+class InvalidEventError(EventfoldError, ValueError):
+    """The event can't be written as a line that reads back the same. Nothing was written."""
+
+
+class WriterFailedError(EventfoldError):
+    """A sync failed, or the file changed under the writer: what is on disk is unknown, the writer must be reopened.
+
+    An append that was waiting may or may not be in the log.
+    """
+
+
+class CorruptLogError(EventfoldError):
+    """A file of the log holds something that is no part of a log.
+
+    `path` is the file, `offset` where the damage begins: in bytes of the whole log, `reason` what is wrong there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], offset: int, reason: str) -> None:
+        super().__init__(path, offset, reason)
+        self.path = path
+        self.offset = offset
+        self.reason = reason
+
+    @property
+    def file(self) -> str:
+        """The damaged file's path as a string."""
+        return os.fspath(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.file}, offset {self.offset}: {self.reason}"
+
+
+class ReducerError(EventfoldError):
+    """A view's reducer raised; its exception is the `__cause__`.
+
+    `view` is the view's name, `offset` the start of the event's line in the whole log, in bytes.
+    """
+
+    def __init__(self, view: str, offset: int) -> None:
+        super().__init__(view, offset)
+        self.view = view
+        self.offset = offset
+
+    def __str__(self) -> str:
+        return f"the reducer of view {self.view!r} failed on the event at offset {self.offset}: {self.__cause__!r}"
+
+
+class UnknownViewError(EventfoldError, KeyError):
+    """No view of that name is registered; `name` is the one asked for."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"no view named {self.name!r} is registered"

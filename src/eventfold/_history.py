@@ -1,0 +1,202 @@
+"""For readers: where an offset lives, and the lines from there on, in blocks of whole lines.
+
+Reads only, without locks, while a writer in any process goes on. What has been opened stays good whatever that writer
+does next: a rotation replaces `app.jsonl` and only adds to the archive.
+
+Promise: what is given ends with a whole line, and never beyond the head: the end of the last whole line or batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from ._archive import Archive
+from ._errors import CorruptLogError
+from ._event import Head, Lines, batch_of, line_hash
+from ._layout import Layout
+
+# One read from the active log: long enough to make the trip to a thread cheap.
+BLOCK_SIZE = 1024 * 1024
+_STEP_BACK = 4096
+
+
+def _open_if_there(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+
+
+def line_before(fd: int, end: int) -> tuple[int, bytes]:
+    """The line that ends at position `end` of a file: where it begins, and itself without its newline."""
+    step = _STEP_BACK
+    while True:
+        start = max(0, end - step)
+        data = os.pread(fd, end - start, start)
+        begin = data.rfind(b"\n", 0, len(data) - 1) + 1
+        if begin or not start:
+            return start + begin, data[begin:-1]
+        step *= 4
+
+
+def whole_end(fd: int, size: int) -> int:
+    """The position in the first `size` bytes of an active log after the last whole line that is in no open batch."""
+    end = size
+    step = _STEP_BACK
+    while True:
+        start = max(0, end - step)
+        newline = os.pread(fd, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        if not start:
+            return 0
+        step *= 4
+    start, line = line_before(fd, end)
+    batch = batch_of(line)
+    if batch is None or batch[0] == batch[1]:
+        return end
+    index, count = batch
+    while index > 1:
+        if not start:
+            return end
+        start, line = line_before(fd, start)
+        index -= 1
+        if batch_of(line) != (index, count):
+            return end  # lines out of any order are no torn batch: let whoever reads them say so
+    return start
+
+
+class Parts:
+    """The archive and the active log as they belong together at one moment. Close it, or use it in a `with`.
+
+    `base` is the offset of the active log's first byte.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self.fd: int | None = None
+        self.archive: Archive | None = None
+        self.base = 0
+        try:
+            while not self._resolve():
+                self.close()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+        if self.archive is not None:
+            self.archive.close()
+            self.archive = None
+
+    def _resolve(self) -> bool:
+        """Opens both and finds the base; false where a rotation came in between.
+
+        The order matters: the active log, the archive's end, the rotation under way, the active log's name again.
+        """
+        path = self._layout.archive_path
+        self.fd = _open_if_there(self._layout.log_path)
+        archive_fd = _open_if_there(path)
+        try:
+            archive_size = 0 if archive_fd is None else os.fstat(archive_fd).st_size
+            under_way = self._layout.next_file()
+            if not self._named():
+                return False
+            if under_way is not None:
+                archive_size = under_way.archive_size
+            if archive_fd is not None:
+                self.archive, archive_fd = Archive(path, archive_fd, archive_size), None
+        finally:
+            if archive_fd is not None:
+                os.close(archive_fd)
+        if under_way is not None:
+            self.base = under_way.base
+        else:
+            self.base = 0 if self.archive is None else self.archive.head.offset
+        return True
+
+    def _named(self) -> bool:
+        """Whether `app.jsonl` still names the file that was opened, or still is not there."""
+        try:
+            stat = os.stat(self._layout.log_path)
+        except FileNotFoundError:
+            return self.fd is None
+        return self.fd is not None and os.path.samestat(stat, os.fstat(self.fd))
+
+    @property
+    def size(self) -> int:
+        """The size of the active log in bytes, whole lines or not."""
+        return 0 if self.fd is None else os.fstat(self.fd).st_size
+
+    def head(self) -> Head:
+        """The end of the last whole line or batch, as the files show it."""
+        end = 0 if self.fd is None else whole_end(self.fd, self.size)
+        if self.fd is None or not end:
+            return self.archive.head if self.archive is not None else Head(0, "")
+        return Head(self.base + end, line_hash(line_before(self.fd, end)[1]))
+
+    def line_before(self, offset: int) -> bytes:
+        """The line that ends at `offset` (bytes in the whole log, more than 0), without its newline.
+
+        Raises `ValueError` where no line ends there.
+        """
+        if offset <= self.base:
+            if self.archive is None:
+                raise ValueError(f"offset {offset} is beyond the head at 0")
+            return self.archive.line_before(offset)
+        end = offset - self.base
+        if self.fd is None or os.pread(self.fd, 1, end - 1) != b"\n":
+            raise ValueError(f"offset {offset} is not where a line begins")
+        return line_before(self.fd, end)[1]
+
+    def lines(self, offset: int, end: int) -> Iterator[Lines]:
+        """Blocks of the lines from `offset`, where a line must begin, to `end`, where one must end.
+
+        Raises `ValueError` for an offset inside a line, `CorruptLogError` where damage begins, after all before it.
+        """
+        if offset < min(end, self.base) and self.archive is not None:
+            for lines in self.archive.lines(offset):
+                excess = lines.start_offset + len(lines.data) - end
+                if excess >= 0:
+                    yield lines._replace(data=lines.data[: len(lines.data) - excess])
+                    return
+                yield lines
+            offset = self.base
+        if offset < end:
+            yield from self._active_lines(offset, end)
+
+    def _active_lines(self, offset: int, end: int) -> Iterator[Lines]:
+        path, base = self._layout.log_path, self.base
+        if self.fd is None:
+            raise CorruptLogError(path, offset, f"the file is gone, and the log went on to {end}")
+        if offset > base and os.pread(self.fd, 1, offset - base - 1) != b"\n":
+            raise ValueError(f"offset {offset} is not where a line begins")
+        size = BLOCK_SIZE
+        while offset < end:
+            data = os.pread(self.fd, min(size, end - offset), offset - base)
+            if not data:
+                raise CorruptLogError(path, offset, f"the file ends here, and the log went on to {end}")
+            whole = data.rfind(b"\n") + 1
+            if whole:
+                yield Lines(path, offset, data[:whole])
+                offset += whole
+                size = BLOCK_SIZE
+            elif len(data) < size:
+                raise CorruptLogError(path, offset, f"no line ends here, and the log went on to {end}")
+            else:
+                size *= 2

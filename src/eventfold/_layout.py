@@ -1,0 +1,168 @@
+"""The names in a data directory, and the one seam for file operations.
+
+Every operation that changes a file, or makes a change last, is a function here, called as `_layout.NAME`, so that a
+test can replace it to count, fail or freeze the call. What is only read is read with `os` directly.
+
+Promises: no name that a user gives leads out of its directory; what `replace_file` has written is there whole or not at
+all, whatever happens meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_NEXT = re.compile(r"app\.jsonl\.next\.(\d+)\.(\d+)\.(\d+)")
+_WRITE_SIZE = 1024**3  # Linux writes no more than 2 GiB in one call
+_serial = itertools.count()
+
+
+def check_name(kind: str, name: str) -> str:
+    """The name, if it may be that of a view or a consumer; else a `ValueError`."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{kind} name {name!r}: it must be 1 to 128 characters of A-Z a-z 0-9 . _ -, not starting with a dot"
+        )
+    return name
+
+
+class NextFile(NamedTuple):
+    """The file that a rotation has begun; its name says what the log was then (offsets and sizes in bytes)."""
+
+    path: Path
+    base: int
+    size: int
+    archive_size: int
+
+
+class Layout:
+    """Where everything lies in one data directory. Makes no system call but in `next_file`."""
+
+    __slots__ = ("archive_path", "consumers_dir", "dir", "log_path", "views_dir")
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.dir = Path(directory)
+        self.log_path = self.dir / "app.jsonl"
+        self.archive_path = self.dir / "archive.jsonl.zst"
+        self.views_dir = self.dir / "views"
+        self.consumers_dir = self.dir / "consumers"
+
+    def __repr__(self) -> str:
+        return f"Layout({str(self.dir)!r})"
+
+    def next_path(self, base: int, size: int, archive_size: int) -> Path:
+        return self.dir / f"app.jsonl.next.{base}.{size}.{archive_size}"
+
+    def next_file(self) -> NextFile | None:
+        """The rotation under way, if one is."""
+        try:
+            names = os.listdir(self.dir)
+        except FileNotFoundError:
+            return None
+        for name in names:
+            if match := _NEXT.fullmatch(name):
+                base, size, archive_size = map(int, match.groups())
+                return NextFile(self.dir / name, base, size, archive_size)
+        return None
+
+    def torn_path(self, offset: int) -> Path:
+        return self.dir / f"app.jsonl.torn.{offset}"
+
+    def snapshot_path(self, view: str) -> Path:
+        return self.views_dir / f"{check_name('view', view)}.snapshot.json"
+
+    def consumer_path(self, consumer: str) -> Path:
+        return self.consumers_dir / f"{check_name('consumer', consumer)}.json"
+
+
+def open_file(path: Path, flags: int) -> int:
+    """A new descriptor; `flags` as for `os.open`."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o666)
+
+
+def write(fd: int, data: bytes, position: int) -> None:
+    """All of `data` at `position` (bytes in the file), or an `OSError`; then part of it may be there."""
+    for start in range(0, len(data), _WRITE_SIZE):
+        piece = data[start : start + _WRITE_SIZE] if len(data) > _WRITE_SIZE else data
+        written = os.pwrite(fd, piece, position + start)
+        if written != len(piece):
+            raise OSError(errno.ENOSPC, f"short write: {start + written} of {len(data)} bytes")
+
+
+def sync(fd: int) -> None:
+    """What was written to the file is on disk when this returns."""
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, where fsync leaves data in the drive's cache
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fdatasync(fd)
+
+
+def truncate(fd: int, size: int) -> None:
+    os.ftruncate(fd, size)
+
+
+def rename(source: Path, target: Path) -> None:
+    os.rename(source, target)
+
+
+def unlink(path: Path) -> None:
+    os.unlink(path)
+
+
+def make_dir(path: Path) -> None:
+    """The directory and those above it, each of them there for good; nothing if it is there already."""
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_dir(path.parent)
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    sync_dir(path.parent)
+
+
+def sync_dir(path: Path) -> None:
+    """The names in the directory are on disk when this returns."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Makes `data` the file's content, atomically and for good: temporary file, sync, rename, sync of the directory."""
+    make_dir(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_serial)}.tmp")
+    fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        try:
+            write(fd, data, 0)
+            sync(fd)
+        finally:
+            os.close(fd)
+        rename(temporary, path)
+    except BaseException:
+        try:
+            unlink(temporary)
+        except OSError:
+            pass
+        raise
+    sync_dir(path.parent)
+
+
+def lock(fd: int) -> bool:
+    """Takes the exclusive flock without waiting; false where another holds it. It goes when the descriptor closes."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

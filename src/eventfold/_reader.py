@@ -1,0 +1,267 @@
+"""`EventReader`: reads one directory's log, waits for more of it, and changes nothing.
+
+Promises: what is read ends at the head as it was when reading began, with whole lines and whole batches; a tail misses
+nothing and repeats nothing, whatever is rotated meanwhile; the event loop is let go on every few milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator
+from contextlib import aclosing
+from pathlib import Path
+from time import perf_counter
+
+import msgspec
+
+from ._aio import in_thread
+from ._errors import LogClosedError
+from ._event import Decoder, Head, Lines, Record, Slice, line_hash
+from ._history import Parts
+from ._layout import Layout
+from ._watch import Directory, Scope, directory
+
+# Seconds for which reading holds the event loop at most, before it lets others run.
+_HOLD = 0.002
+_RECORDS_PER_LOOK_AT_THE_CLOCK = 32
+
+
+class WaitResult(msgspec.Struct, frozen=True):
+    """`new_data` tells whether the head moved beyond the offset that was waited for; `size` is the head's offset."""
+
+    new_data: bool
+    size: int
+
+
+class EventReader:
+    """A cheap reader of one directory; any number of them may read, in any process, while a writer goes on.
+
+    Making one does nothing. The directory need not exist: then the log is empty. Offsets are bytes in the whole log.
+    Every method may raise `OSError`, and `CorruptLogError` where the files hold what is no log. Cancelling any of them
+    leaves nothing behind.
+    """
+
+    def __init__(self, dir: str | os.PathLike[str]) -> None:
+        self._layout = Layout(dir)
+        self._directory: Directory | None = None
+        self._scope = Scope()
+
+    def __repr__(self) -> str:
+        return f"<EventReader of {str(self._layout.dir)!r}>"
+
+    @property
+    def dir(self) -> Path:
+        """The data directory."""
+        return self._layout.dir
+
+    @property
+    def log_path(self) -> Path:
+        """The active log, `app.jsonl`; it may not exist yet."""
+        return self._layout.log_path
+
+    @property
+    def archive_path(self) -> Path:
+        """The archive, `archive.jsonl.zst`; it may not exist yet."""
+        return self._layout.archive_path
+
+    @property
+    def views_dir(self) -> Path:
+        """Where the snapshots are; it may not exist yet."""
+        return self._layout.views_dir
+
+    @classmethod
+    def _of(cls, layout: Layout, place: Directory, scope: Scope) -> EventReader:
+        """A reader whose tails and waits end with `scope`."""
+        reader = cls(layout.dir)
+        reader._directory, reader._scope = place, scope
+        return reader
+
+    async def _place(self) -> Directory:
+        if self._directory is None:
+            self._directory = await in_thread(directory, self._layout.dir)
+        return self._directory
+
+    async def head(self) -> Head:
+        """The offset after the last event, and the hash of its line. In the writer's process: of the durable ones."""
+        place = self._directory or await self._place()
+        known = place.durable_head
+        return await in_thread(_head, self._layout) if known is None else known
+
+    async def has_new_events(self, offset: int) -> bool:
+        """Whether events stand behind `offset`. Raises `ValueError` for an offset that is negative or beyond the head."""
+        head = await self.head()
+        _check_offset(offset, head)
+        return offset < head.offset
+
+    async def active_log_size(self) -> int:
+        """The size of `app.jsonl` in bytes; 0 if there is none."""
+        return await in_thread(_file_size, self._layout.log_path)
+
+    async def base(self) -> int:
+        """The offset of the first byte of `app.jsonl`: what stands before it is in the archive."""
+        return await in_thread(_base, self._layout)
+
+    async def read_line_hash_before(self, offset: int) -> str | None:
+        """The hash of the line that ends at `offset`; None at 0.
+
+        Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins.
+        """
+        _check_offset(offset, await self.head())
+        return await in_thread(_line_hash_before, self._layout, offset) if offset else None
+
+    def read_full(self) -> AsyncIterator[Record]:
+        """All events up to the head of now; see `read_from`."""
+        return self.read_from(0)
+
+    async def read_from(self, offset: int = 0) -> AsyncIterator[Record]:
+        """The events from `offset`, where a line must begin, up to the head of now.
+
+        Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins, and
+        `CorruptLogError` at damage, after all events before it.
+        """
+        async with aclosing(self.read_slices(offset)) as slices:
+            async for piece in slices:
+                count, since = 0, perf_counter()
+                for record in piece.records():
+                    yield record
+                    count += 1
+                    if count % _RECORDS_PER_LOOK_AT_THE_CLOCK == 0 and perf_counter() - since > _HOLD:
+                        await asyncio.sleep(0)
+                        since = perf_counter()
+
+    async def read_slices(
+        self, offset: int = 0, *, types: Collection[str] | None = None
+    ) -> AsyncGenerator[Slice, None]:
+        """The same events as `read_from`, some hundred at a time and several times as fast.
+
+        With `types`, only events of those types are decoded and given; of the other lines only the shape is checked.
+        A slice has `events`, `start_offset`, `end_offset`, and `records()`, which gives each event its place.
+        """
+        head = await self.head()
+        _check_offset(offset, head)
+        async with aclosing(self._slices(offset, head.offset, types)) as slices:
+            async for piece in slices:
+                yield piece
+
+    async def _slices(self, offset: int, end: int, types: Collection[str] | None) -> AsyncGenerator[Slice, None]:
+        if offset == end:
+            return
+        blocks = _Blocks(self._layout, offset, end)
+        decoder = Decoder(types)
+        try:
+            since = perf_counter()
+            while (block := await in_thread(blocks.next)) is not None:
+                for lines in block.cut():
+                    for piece in decoder.feed(lines):
+                        yield piece
+                    if perf_counter() - since > _HOLD:
+                        await asyncio.sleep(0)
+                        since = perf_counter()
+        finally:
+            blocks.close()
+
+    async def heads(self) -> AsyncGenerator[Head, None]:
+        """The head of now, and then each newer one, until its log is closed; who is slow sees only the latest."""
+        place = await self._place()
+        with place.watched():
+            head: Head | None = await self.head()
+            while head is not None and not self._scope.closed:
+                yield head
+                head = await place.wait(head.offset, self._scope)
+
+    async def tail(self, offset: int | None = None) -> AsyncIterator[Record]:
+        """The events from `offset` (None: the head of now) and then each new one, until its log is closed.
+
+        Raises `ValueError` as `read_from` does.
+        """
+        async with aclosing(self.heads()) as heads:
+            async for head in heads:
+                if offset is None:
+                    offset = head.offset
+                _check_offset(offset, head)
+                async with aclosing(self._slices(offset, head.offset, None)) as slices:
+                    async for piece in slices:
+                        for record in piece.records():
+                            yield record
+                offset = head.offset
+
+    def end_waits(self) -> None:
+        """Ends the tails and waits of this reader, as when its log is closed."""
+        self._scope.close()
+
+    async def wait_for_events(self, offset: int, timeout: float | None = None) -> WaitResult:
+        """Waits until the head lies beyond `offset`, or for `timeout` seconds (None: for as long as it takes).
+
+        Raises `LogClosedError` when its log is closed, `ValueError` for a negative offset.
+        """
+        _check_not_negative(offset)
+        place = await self._place()
+        with place.watched():
+            head = await self.head()
+            if head.offset <= offset:
+                try:
+                    async with asyncio.timeout(timeout):
+                        news = await place.wait(offset, self._scope)
+                except TimeoutError:
+                    head = await self.head()
+                else:
+                    if news is None:
+                        raise LogClosedError("the log was closed while its events were waited for")
+                    head = news
+        return WaitResult(head.offset > offset, head.offset)
+
+
+def _check_not_negative(offset: int) -> None:
+    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+        raise ValueError(f"an offset must be an integer of 0 or more, not {offset!r}")
+
+
+def _check_offset(offset: int, head: Head) -> None:
+    _check_not_negative(offset)
+    if offset > head.offset:
+        raise ValueError(f"offset {offset} is beyond the head at {head.offset}")
+
+
+def _head(layout: Layout) -> Head:
+    with Parts(layout) as parts:
+        return parts.head()
+
+
+def _base(layout: Layout) -> int:
+    with Parts(layout) as parts:
+        return parts.base
+
+
+def _line_hash_before(layout: Layout, offset: int) -> str:
+    with Parts(layout) as parts:
+        return line_hash(parts.line_before(offset))
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+class _Blocks:
+    """The blocks from one offset to another, one a call; holds files open until the last one, or until closed."""
+
+    def __init__(self, layout: Layout, offset: int, end: int) -> None:
+        self._end = end
+        self._blocks = self._read(layout, offset, end)
+
+    @staticmethod
+    def _read(layout: Layout, offset: int, end: int) -> Generator[Lines, None, None]:
+        with Parts(layout) as parts:
+            yield from parts.lines(offset, end)
+
+    def next(self) -> Lines | None:
+        block = next(self._blocks, None)
+        if block is not None and block.start_offset + len(block.data) == self._end:
+            self.close()
+        return block
+
+    def close(self) -> None:
+        self._blocks.close()

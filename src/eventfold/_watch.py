@@ -1,0 +1,236 @@
+"""What the readers of one directory share in one process: the writer's durable head, and one watcher for all waits.
+
+Where the writer lives in this process it publishes its head here and so wakes the waiters itself. Where it does not, a
+thread watches the directory while somebody waits. File-system events are only hints: what counts is the file, which is
+looked at every `LOOK_INTERVAL` seconds as well, since events get lost on network mounts and in containers.
+
+Promises: readers in the writer's process are told of durable events only; a directory has at most one watcher, and none
+while nobody waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from watchfiles import watch
+
+from ._errors import CorruptLogError
+from ._event import Head
+from ._history import Parts
+from ._layout import Layout
+
+logger = logging.getLogger("eventfold")
+
+LOOK_INTERVAL = 0.25
+_STEP = 2  # milliseconds between two looks at the hints that came in
+
+
+class Scope:
+    """The waits that end together, because the log that they belong to is closed."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.waits: set[_Wait] = set()
+
+    def close(self) -> None:
+        """Ends all waits. Call it in their event loop."""
+        self.closed = True
+        for wait in self.waits:
+            wait.end(None)
+
+
+class _Wait:
+    """Somebody who waits for a head beyond an offset, in an event loop of any thread."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Head | None] = self.loop.create_future()
+
+    def end(self, news: Head | Exception | None) -> None:
+        if self.future.done():
+            return
+        if isinstance(news, Exception):
+            self.future.set_exception(news)
+        else:
+            self.future.set_result(news)
+
+    def end_from_thread(self, news: Head | Exception) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.end, news)
+        except RuntimeError:  # its loop is closed: nobody waits any more
+            pass
+
+
+class Directory:
+    """One data directory, as this process sees it. Get it from `directory`."""
+
+    def __init__(self, path: str) -> None:
+        self._layout = Layout(path)
+        self._lock = threading.Lock()
+        self._waits: set[_Wait] = set()
+        self._interested = 0
+        self._watcher: _Watcher | None = None
+        self.durable_head: Head | None = None
+
+    def __repr__(self) -> str:
+        return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
+
+    def publish(self, head: Head | None) -> None:
+        """The writer of this process says what is durable now; None says that it is gone."""
+        known, self.durable_head = self.durable_head, head
+        if head is not None:
+            self.tell(head)
+        if known is None or head is None:
+            self._mind_the_watcher()
+
+    def tell(self, news: Head | Exception) -> None:
+        """Ends the waits that this head, or this failure to find it, is news for. Any thread may call it."""
+        if not self._waits:
+            return
+        with self._lock:
+            due = [wait for wait in self._waits if isinstance(news, Exception) or wait.offset < news.offset]
+        here = asyncio._get_running_loop()
+        for wait in due:
+            if wait.loop is here:
+                wait.end(news)
+            else:
+                wait.end_from_thread(news)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around all that waits: what happens in the directory is noticed meanwhile."""
+        with self._lock:
+            self._interested += 1
+        self._mind_the_watcher()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._interested -= 1
+            self._mind_the_watcher()
+
+    def _mind_the_watcher(self) -> None:
+        with self._lock:
+            needed = self._interested > 0 and self.durable_head is None
+            if needed and self._watcher is None:
+                self._watcher = _Watcher(self._layout, self.tell)
+            elif not needed and self._watcher is not None:
+                self._watcher.stop()
+                self._watcher = None
+
+    async def wait(self, offset: int, scope: Scope) -> Head | None:
+        """The head, once it lies beyond `offset` (bytes); None once the scope is closed. Call it inside `watched`.
+
+        Raises what kept the watcher from finding the head.
+        """
+        wait = _Wait(offset)
+        with self._lock:
+            self._waits.add(wait)
+        scope.waits.add(wait)
+        try:
+            # Whatever was told before the wait was known must be asked for.
+            watcher = self._watcher
+            head = self.durable_head or (watcher.head if watcher is not None else None)
+            if scope.closed:
+                return None
+            if head is not None and head.offset > offset:
+                return head
+            return await wait.future
+        finally:
+            scope.waits.discard(wait)
+            with self._lock:
+                self._waits.discard(wait)
+
+
+class _Watcher:
+    """A thread that looks at a directory whenever something may have happened in it."""
+
+    def __init__(self, layout: Layout, tell: Callable[[Head | Exception], None]) -> None:
+        self._layout = layout
+        self._tell = tell
+        self._stop = threading.Event()
+        self._seen: tuple[int, int] | None = None
+        self.head: Head | None = None
+        threading.Thread(target=self._run, name=f"eventfold watcher {layout.dir}", daemon=True).start()
+
+    def stop(self) -> None:
+        """Lets the thread end, which takes it some milliseconds."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._look()
+            try:
+                if self._layout.dir.is_dir():
+                    self._watch()
+            except Exception as error:
+                logger.warning("%s can't be watched, and is looked at now and then: %s", self._layout.dir, error)
+            self._stop.wait(LOOK_INTERVAL)
+
+    def _watch(self) -> None:
+        """Looks on every hint and now and then, as long as the directory is the one that it was."""
+        directory = os.stat(self._layout.dir)
+        for _ in watch(
+            self._layout.dir,
+            watch_filter=None,
+            debounce=2 * _STEP,
+            step=_STEP,
+            rust_timeout=int(LOOK_INTERVAL * 1000),
+            yield_on_timeout=True,
+            stop_event=self._stop,
+            recursive=False,
+            raise_interrupt=False,
+        ):
+            self._look()
+            try:
+                if not os.path.samestat(directory, os.stat(self._layout.dir)):
+                    return
+            except FileNotFoundError:
+                return
+
+    def _look(self) -> None:
+        """Tells the head if the active log is another one, or of another size, than at the last look."""
+        try:
+            try:
+                stat = os.stat(self._layout.log_path)
+            except FileNotFoundError:
+                self._seen = None
+                return
+            seen = (stat.st_ino, stat.st_size)
+            if seen != self._seen:
+                with Parts(self._layout) as parts:
+                    self.head = parts.head()
+                self._seen = seen
+                self._tell(self.head)
+        except (OSError, CorruptLogError) as error:
+            self._tell(error)
+
+
+_directories: weakref.WeakValueDictionary[str, Directory] = weakref.WeakValueDictionary()
+_directories_lock = threading.Lock()
+
+
+def directory(path: str | os.PathLike[str]) -> Directory:
+    """The one object that stands for a directory in this process, whatever it is called. Looks at the file system."""
+    real = os.path.realpath(path)
+    with _directories_lock:
+        found = _directories.get(real)
+        if found is None:
+            found = _directories[real] = Directory(real)
+        return found
+
+
+def _forget() -> None:
+    global _directories, _directories_lock
+    _directories, _directories_lock = weakref.WeakValueDictionary(), threading.Lock()
+
+
+# A forked child has neither the writer nor the watcher that its parent had.
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,511 @@
+"""`EventWriter`: the exclusive writer of one directory.
+
+An append decides everything synchronously (its line, its place in the queue) and then waits. One task takes what has
+queued up, joins it into one buffer, has it written and synced in one trip to a thread, and resolves the appends in
+order: group commit.
+
+Promises: what `append` returned for is on disk (as far as the sync mode says); appends stand in the log in the order
+in which they were called; an append cancelled before its batch was taken is not in the log, one cancelled later is;
+after a failure that leaves the file unknown nothing more is accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import enum
+import logging
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from . import _rotation
+from ._active import ActiveLog
+from ._aio import Opening, Thread, in_thread
+from ._errors import (
+    AppendConflict,
+    ConditionalAppendError,
+    EventfoldError,
+    LogClosedError,
+    WriterFailedError,
+)
+from ._event import AppendResult, Event, Head, encode_line, line_hash
+from ._layout import Layout
+from ._reader import EventReader
+from ._watch import Scope, directory
+
+logger = logging.getLogger("eventfold")
+
+# Bytes of lines that may wait in the queue; whoever comes then waits for a place before its event is encoded.
+QUEUE_SIZE = 16 * 2**20
+SYNC_INTERVAL = 1.0
+# Seconds for which a rotated file stays locked: somebody may have opened it and be about to lock it.
+KEEP_LOCKED = 60.0
+# Seconds before a rotation that failed is tried again by itself.
+RETRY_INTERVAL = 1.0
+
+
+class LockMode(enum.Enum):
+    """How a writer keeps others out: `FLOCK`, an exclusive flock on `app.jsonl`, or `NONE`, not at all."""
+
+    FLOCK = "flock"
+    NONE = "none"
+
+
+class SyncMode(enum.Enum):
+    """When an append is on disk: `ALWAYS` before it returns, `EVERY_SECOND` a second later, `OS` when the system likes.
+
+    With the last two, a power cut loses what was not synced yet; a killed process loses nothing.
+    """
+
+    ALWAYS = "always"
+    EVERY_SECOND = "every_second"
+    OS = "os"
+
+
+class ViewOps(Protocol):
+    """What the log asks of anything registered as a view."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    async def refresh(self, reader: EventReader) -> Any: ...
+
+    async def rebuild(self, reader: EventReader) -> Any: ...
+
+    async def save(self, reader: EventReader) -> None: ...
+
+
+class _Append:
+    """One call that waits in the queue, with its lines; `expected` is the head that it needs, None for any."""
+
+    __slots__ = ("expected", "future", "lines", "results", "size")
+
+    def __init__(self, lines: list[bytes], expected: tuple[int, str] | None, future: asyncio.Future[Any]) -> None:
+        self.lines = lines
+        self.size = sum(map(len, lines))
+        self.expected = expected
+        self.future = future
+        self.results: list[AppendResult] | ConditionalAppendError = []
+
+
+class EventWriter:
+    """The writer of one directory. Open it with `EventWriter.open`; it belongs to that event loop and process."""
+
+    def __init__(self, layout: Layout, sync: SyncMode, max_log_size: int, max_event_size: int) -> None:
+        self._layout = layout
+        self._sync = sync
+        self._max_log_size = max_log_size
+        self._max_event_size = max_event_size
+        self._pid = os.getpid()
+        self._loop = asyncio.get_running_loop()
+        self._scope = Scope()
+        self._queue: deque[_Append] = deque()
+        self._queued = 0
+        self._without_place: deque[asyncio.Future[None]] = deque()
+        self._wakeup: asyncio.Future[None] | None = None
+        self._unsynced = False
+        self._sync_due: asyncio.TimerHandle | None = None
+        self._failure: EventfoldError | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._rotating = asyncio.Lock()
+        self._rotations: set[asyncio.Task[None]] = set()
+        self._no_rotation_before = 0.0
+        self._views: Sequence[ViewOps] = ()
+        self._old_files: dict[int, asyncio.TimerHandle] = {}
+        self._opened = False
+
+    @classmethod
+    def open(
+        cls,
+        dir: str | os.PathLike[str],
+        *,
+        lock: LockMode = LockMode.FLOCK,
+        sync: SyncMode = SyncMode.ALWAYS,
+        max_log_size: int = 0,
+        max_event_size: int = 16 * 2**20,
+    ) -> Opening[EventWriter]:
+        """Opens the directory for writing, which is created if need be. Await it, or use it in `async with`.
+
+        What a crash left unfinished is put right first. `max_log_size` is the size in bytes of `app.jsonl` above which
+        it is rotated by itself (0: never), `max_event_size` the most bytes that a line may have.
+
+        Raises `LogLockedError` where another writer has it open, `CorruptLogError` where the files contradict each
+        other, `OSError`. Cancelled, it opens nothing.
+        """
+        _check_size("max_log_size", max_log_size, 0)
+        _check_size("max_event_size", max_event_size, 1)
+        lock, sync = LockMode(lock), SyncMode(sync)
+
+        async def open_() -> EventWriter:
+            writer = cls(Layout(dir), sync, max_log_size, max_event_size)
+            await writer._start(lock is LockMode.FLOCK)
+            return writer
+
+        return Opening(open_)
+
+    async def _start(self, lock: bool) -> None:
+        opened: list[Any] = []
+        try:
+            await in_thread(lambda: opened.extend(_rotation.open_log(self._layout, lock)))
+            place = await in_thread(directory, self._layout.dir)
+        except BaseException:
+            if opened:
+                for fd in opened[1]:
+                    os.close(fd)
+                opened[0].close()
+            raise
+        self._active: ActiveLog = opened[0]
+        self._place = place
+        for fd in opened[1]:
+            self._keep_locked(fd)
+        self._head: Head = self._active.head
+        self._thread = Thread(f"eventfold writer {self._layout.dir}")
+        self._opened = True
+        self._place.publish(self._head)
+        self._task = self._loop.create_task(self._run(), name="eventfold writer")
+        self._rotate_if_large()
+
+    def __repr__(self) -> str:
+        if self._failure is not None:
+            state = "failed"
+        elif self._closing is not None:
+            state = "closed"
+        else:
+            state = f"{len(self._queue)} queued"
+        return f"<EventWriter of {str(self._layout.dir)!r}, {state}>"
+
+    def __del__(self) -> None:
+        if not self._opened or self._pid != os.getpid():
+            return
+        warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+        self._release()
+
+    @property
+    def dir(self) -> Path:
+        """The data directory."""
+        return self._layout.dir
+
+    @property
+    def log_path(self) -> Path:
+        """The active log, `app.jsonl`."""
+        return self._layout.log_path
+
+    @property
+    def archive_path(self) -> Path:
+        """The archive, `archive.jsonl.zst`; it may not exist yet."""
+        return self._layout.archive_path
+
+    @property
+    def views_dir(self) -> Path:
+        """Where the snapshots are; it may not exist yet."""
+        return self._layout.views_dir
+
+    @property
+    def head(self) -> Head:
+        """The durable head: the offset after the last event that was acknowledged, and the hash of its line."""
+        return self._head
+
+    def attach(self, views: Iterable[ViewOps]) -> None:
+        """From now on saves the snapshots of these views after a rotation of its own accord, and when it is closed."""
+        self._views = list(views)
+
+    def reader(self) -> EventReader:
+        """A reader of this directory, whose tails and waits end when this writer is closed."""
+        return EventReader._of(self._layout, self._place, self._scope)
+
+    async def append(self, event: Event) -> AppendResult:
+        """Appends one event.
+
+        Raises `InvalidEventError`, `OSError` where it could not be written (it is not in the log then, and the writer
+        goes on), `WriterFailedError`, `LogClosedError`, and `EventfoldError` in a forked child. Cancelled while it
+        waits in the queue, the event is not in the log; cancelled later, it is.
+        """
+        self._check_usable()
+        if self._without_place or self._queued >= QUEUE_SIZE:
+            await self._get_place()
+        line = encode_line(event, self._max_event_size)
+        results: list[AppendResult] = await self._enqueue([line], None)
+        return results[0]
+
+    async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
+        """Appends several events, all or none of them, also after a crash. Raises as `append` does."""
+        self._check_usable()
+        events = list(events)
+        if self._without_place or self._queued >= QUEUE_SIZE:
+            await self._get_place()
+        if len(events) < 2:
+            lines = [encode_line(event, self._max_event_size) for event in events]
+        else:
+            lines = []
+            for index, event in enumerate(events, 1):
+                lines.append(encode_line(event, self._max_event_size, (index, len(events))))
+        results: list[AppendResult] = await self._enqueue(lines, None) if lines else []
+        return results
+
+    async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
+        """Appends one event if the head is the expected one when its turn comes.
+
+        Raises `ConditionalAppendError` if it is not, and nothing is written; else as `append` does.
+        """
+        self._check_usable()
+        if self._without_place or self._queued >= QUEUE_SIZE:
+            await self._get_place()
+        line = encode_line(event, self._max_event_size)
+        results: list[AppendResult] = await self._enqueue([line], (expected_offset, expected_hash or ""))
+        return results[0]
+
+    def _check_usable(self) -> None:
+        if self._pid != os.getpid():
+            raise EventfoldError(
+                f"the writer of {self._layout.dir} belongs to process {self._pid}, which opened it, not to a fork of it"
+            )
+        if self._closing is not None:
+            raise LogClosedError(f"the log in {self._layout.dir} is closed")
+        if self._failure is not None:
+            raise _fresh(self._failure)
+
+    async def _get_place(self) -> None:
+        """Waits until the queue has room and everybody who came before has had it."""
+        turn = self._loop.create_future()
+        self._without_place.append(turn)
+        try:
+            await turn
+        finally:
+            self._without_place.remove(turn)
+            # The one woken takes its place before anything else runs, so the next can be looked at then.
+            self._loop.call_soon(self._give_places)
+        if self._failure is not None:
+            raise _fresh(self._failure)
+
+    def _give_places(self) -> None:
+        if self._without_place and (self._queued < QUEUE_SIZE or self._failure is not None):
+            turn = self._without_place[0]
+            if not turn.done():
+                turn.set_result(None)
+
+    def _enqueue(self, lines: list[bytes], expected: tuple[int, str] | None) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        append = _Append(lines, expected, future)
+        self._queue.append(append)
+        self._queued += append.size
+        self._wake()
+        return future
+
+    def _wake(self) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
+
+    async def _run(self) -> None:
+        """The one task that commits."""
+        try:
+            while self._failure is None:
+                if self._queue:
+                    await self._commit()
+                elif self._closing is not None and not self._without_place:
+                    break
+                else:
+                    self._wakeup = self._loop.create_future()
+                    await self._wakeup
+                if self._sync_due is not None and self._sync_due.when() <= self._loop.time():
+                    await self._sync_now()
+            await self._sync_now()
+        except asyncio.CancelledError:
+            self._failure = LogClosedError("the event loop was shut down while the writer was open")
+        except EventfoldError as error:
+            self._failure = error
+        except BaseException as error:
+            self._failure = WriterFailedError(f"the writer failed: {error!r}")
+            self._failure.__cause__ = error
+        if self._failure is not None:
+            self._settle(self._queue, self._failure)
+            self._queue.clear()
+            self._queued = 0
+        self._give_places()
+
+    async def _commit(self) -> None:
+        """Writes what has queued up, and tells each append what became of it."""
+        batch, lines, head = self._take()
+        self._give_places()
+        if not lines:
+            self._settle(batch, None)
+            return
+        always = self._sync is SyncMode.ALWAYS
+        try:
+            await self._thread.call(self._active.commit, b"".join(lines), head, always)
+        except OSError as error:
+            self._settle(batch, error)
+            return
+        except BaseException as error:
+            failed = error if isinstance(error, WriterFailedError) else WriterFailedError(f"it was stopped: {error!r}")
+            self._settle(batch, failed)
+            raise
+        self._head = head
+        if not always:
+            self._unsynced = True
+            if self._sync is SyncMode.EVERY_SECOND and self._sync_due is None:
+                self._sync_due = self._loop.call_later(SYNC_INTERVAL, self._wake)
+        self._place.publish(head)
+        self._settle(batch, None)
+        self._rotate_if_large()
+
+    def _settle(self, batch: Iterable[_Append], error: Exception | None) -> None:
+        for append in batch:
+            future = append.future
+            if future.done():  # cancelled: nobody waits for the answer
+                continue
+            if error is not None:
+                future.set_exception(_fresh(error))
+            elif isinstance(append.results, list):
+                future.set_result(append.results)
+            else:
+                future.set_exception(append.results)
+
+    def _take(self) -> tuple[list[_Append], list[bytes], Head]:
+        """Empties the queue: the appends in it that nobody cancelled, their lines, and the head after these."""
+        offset, last_hash = self._head
+        batch, lines = [], []
+        for append in self._queue:
+            if append.future.done():
+                continue
+            batch.append(append)
+            if append.expected is not None and append.expected != (offset, last_hash):
+                append.results = _conflict(append.expected, Head(offset, last_hash))
+                continue
+            results = []
+            for line in append.lines:
+                end = offset + len(line)
+                last_hash = line_hash(line)
+                results.append(AppendResult(offset, end, last_hash))
+                offset = end
+            append.results = results
+            lines += append.lines
+        self._queue.clear()
+        self._queued = 0
+        return batch, lines, Head(offset, last_hash)
+
+    async def _sync_now(self) -> None:
+        if self._sync_due is not None:
+            self._sync_due.cancel()
+            self._sync_due = None
+        if self._unsynced:
+            self._unsynced = False
+            await self._thread.call(self._active.sync)
+
+    async def rotate(self, views: Iterable[ViewOps] = ()) -> None:
+        """Moves the whole active log into the archive, and rewrites the snapshots of `views`. Appends go on meanwhile.
+
+        Raises `OSError` where the disk fails, with nothing lost: the next rotation goes on where this one stopped; also
+        `CorruptLogError`, and what `append` raises for a writer that can't be used. Cancelled, the rotation goes on.
+        """
+        self._check_usable()
+        await asyncio.shield(self._start_rotation(list(views)))
+
+    def _start_rotation(self, views: Iterable[ViewOps]) -> asyncio.Task[None]:
+        task = self._loop.create_task(self._rotate(views), name="eventfold rotation")
+        self._rotations.add(task)
+        task.add_done_callback(self._rotations.discard)
+        return task
+
+    def _rotate_if_large(self) -> None:
+        size = self._head.offset - self._active.base
+        due = self._max_log_size and size >= self._max_log_size and self._loop.time() >= self._no_rotation_before
+        if due and not self._rotations:
+            self._start_rotation(self._views).add_done_callback(self._rotated_by_itself)
+
+    def _rotated_by_itself(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._no_rotation_before = self._loop.time() + RETRY_INTERVAL
+            logger.warning("%s could not be rotated, and will be later: %s", self.log_path, error)
+
+    async def _rotate(self, views: Iterable[ViewOps]) -> None:
+        layout, active = self._layout, self._active
+        async with self._rotating:
+            try:
+                rotation = await in_thread(_rotation.recover, layout, active.fd)
+                if rotation is not None:
+                    await self._finish(rotation)
+                if self._head.offset > active.base:
+                    await self._finish(await self._thread.call(_rotation.begin, layout, active))
+            except WriterFailedError as error:
+                self._failure = error
+                self._wake()
+                raise
+            for view in views:
+                await view.save(self.reader())
+
+    async def _finish(self, rotation: _rotation.Rotation) -> None:
+        active = self._active
+        try:
+            await in_thread(rotation.archive, active)
+            await in_thread(rotation.catch_up, active)
+            # In the thread that commits: so no commit comes in between.
+            self._keep_locked(await self._thread.call(rotation.switch, active))
+        finally:
+            rotation.close()
+
+    def _keep_locked(self, fd: int) -> None:
+        self._old_files[fd] = self._loop.call_later(KEEP_LOCKED, self._close_old_file, fd)
+
+    def _close_old_file(self, fd: int) -> None:
+        del self._old_files[fd]
+        os.close(fd)
+
+    async def aclose(self) -> None:
+        """Refuses new appends, finishes those that were called, and a rotation, and lets the lock go.
+
+        Raises nothing that an append or a rotation has raised already. Cancelled, the closing goes on. In a forked
+        child it only closes the child's descriptors: the log stays the parent's.
+        """
+        if self._pid != os.getpid():
+            self._release()
+            return
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close(), name="eventfold close")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        self._wake()
+        await asyncio.wait([self._task])
+        if self._rotations:
+            await asyncio.wait(list(self._rotations))
+        for view in self._views:
+            await view.save(self.reader())
+        self._scope.close()
+        self._place.publish(None)
+        await self._thread.call(self._release)
+        self._thread.end()
+
+    def _release(self) -> None:
+        if self._opened:
+            self._opened = False
+            for fd, timer in self._old_files.items():
+                timer.cancel()
+                os.close(fd)
+            self._old_files.clear()
+            self._active.close()
+
+
+def _check_size(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of {least} or more, in bytes, not {value!r}")
+
+
+def _conflict(expected: tuple[int, str], head: Head) -> ConditionalAppendError:
+    same_offset = expected[0] == head.offset
+    return ConditionalAppendError(
+        AppendConflict(expected[0], head.offset, expected[1], head.line_hash if same_offset else None)
+    )
+
+
+def _fresh(error: Exception) -> Exception:
+    """The same error again, since one that is raised in several tasks gathers all their tracebacks."""
+    again = copy.copy(error)
+    again.__cause__ = error
+    return again
