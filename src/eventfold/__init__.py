@@ -9,6 +9,7 @@ What `append` returned for is on disk. No database, no infrastructure.
 """
 
 from . import snapshot
+from ._consumer import Consumer
 from ._errors import (
     AppendConflict,
     ConditionalAppendError,
@@ -32,6 +33,7 @@ __all__ = [
     "AppendConflict",
     "AppendResult",
     "ConditionalAppendError",
+    "Consumer",
     "CorruptLogError",
     "Event",
     "EventLog",

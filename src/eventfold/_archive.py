@@ -65,11 +65,11 @@ class Span(NamedTuple):
         return self.position + self.size + (0 if self.lines_hash is None else RECORD_SIZE)
 
 
-class _Unfinished(Exception):
+class _UnfinishedError(Exception):
     """The file ends inside a frame or a record."""
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """These bytes are no frame, or not the frame they should be."""
 
 
@@ -108,12 +108,12 @@ def _pieces(fd: int, position: int, end: int) -> Iterator[tuple[bytes, int]]:
     while position < end:
         head = os.pread(fd, min(_SKIPPABLE.size, end - position), position)
         if len(head) < _SKIPPABLE.size:
-            raise _Unfinished
+            raise _UnfinishedError
         magic, length = _SKIPPABLE.unpack(head)
         if magic & 0xFFFFFFF0 == 0x184D2A50:
             position += _SKIPPABLE.size + length
             if position > end:
-                raise _Unfinished
+                raise _UnfinishedError
         elif head[:4] == _ZSTD_MAGIC:
             decompressor = zstd.ZstdDecompressor()
             fed = position
@@ -122,17 +122,17 @@ def _pieces(fd: int, position: int, end: int) -> Iterator[tuple[bytes, int]]:
                 if decompressor.needs_input:
                     data = os.pread(fd, min(_READ_SIZE, end - fed), fed)
                     if not data:
-                        raise _Unfinished
+                        raise _UnfinishedError
                     fed += len(data)
                 try:
                     piece = decompressor.decompress(data, max_length=_READ_SIZE)
                 except zstd.ZstdError as error:
-                    raise _Damaged(str(error)) from error
+                    raise _DamagedError(str(error)) from error
                 if piece:
                     yield piece, 0
             position = fed - len(decompressor.unused_data)
         else:
-            raise _Damaged("no zstd frame begins here")
+            raise _DamagedError("no zstd frame begins here")
         yield b"", position
 
 
@@ -182,16 +182,16 @@ def _walk(path: Path, fd: int, start: int, offset: int, end: int) -> Iterator[Sp
             elif _claims_record(fd, after):
                 span = tally.span(start, after - RECORD_SIZE - start, offset)
                 if record_before(fd, after) != span:
-                    raise _Damaged("the commit record here is not that of the lines before it")
+                    raise _DamagedError("the commit record here is not that of the lines before it")
                 yield span
                 start, offset, tally, unrecorded = after, span.end_offset, _Tally(), None
             elif tally.whole:
                 unrecorded = tally.span(start, after - start, offset)._replace(lines_hash=None)
             else:
-                raise _Damaged("the frame ends inside a line")
-    except _Unfinished:
+                raise _DamagedError("the frame ends inside a line")
+    except _UnfinishedError:
         pass
-    except _Damaged as error:
+    except _DamagedError as error:
         raise CorruptLogError(path, offset, str(error)) from error
     if unrecorded is not None:
         yield unrecorded
@@ -282,8 +282,8 @@ class Archive:
         key = (stat.st_dev, stat.st_ino, self.size, stat.st_mtime_ns)
         if key not in self._walked:
             last = None
-            for last in _walk(self.path, self._fd, 0, 0, self.size):
-                pass
+            for span in _walk(self.path, self._fd, 0, 0, self.size):
+                last = span
             while len(self._walked) >= 8:
                 self._walked.pop(next(iter(self._walked)), None)
             self._walked[key] = last
@@ -308,9 +308,9 @@ class Archive:
                     del held[:end]
             if held:
                 yield Lines(self.path, offset, bytes(held))
-        except _Unfinished:
+        except _UnfinishedError:
             raise CorruptLogError(self.path, span.first_offset, "a frame ends before its end") from None
-        except _Damaged as error:
+        except _DamagedError as error:
             raise CorruptLogError(self.path, span.first_offset, str(error)) from error
 
     def _verify(self, span: Span, pieces: Iterable[bytes]) -> None:
@@ -319,9 +319,9 @@ class Archive:
             tally.add(piece)
         found = tally.span(span.position, span.size, span.first_offset)
         if found != (span if span.lines_hash is not None else span._replace(lines_hash=found.lines_hash)):
-            raise _Damaged("the frames do not hold the lines that their commit record speaks of")
+            raise _DamagedError("the frames do not hold the lines that their commit record speaks of")
         if not tally.whole:
-            raise _Damaged("the frames end inside a line")
+            raise _DamagedError("the frames end inside a line")
 
 
 def spans_after(path: Path, fd: int, position: int, offset: int) -> Iterator[Span]:

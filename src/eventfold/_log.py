@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ._aio import Opening
+from ._consumer import Consumer
 from ._errors import EventfoldError, UnknownViewError
 from ._event import AppendResult, Event, Head, Record, Slice
 from ._reader import EventReader, WaitResult
@@ -215,6 +216,13 @@ class EventLog:
     def tail(self, offset: int | None = None) -> AsyncIterator[Record]:
         """See `EventReader.tail`."""
         return self._reader.tail(offset)
+
+    def consumer(self, name: str, *, start: int | None = 0) -> Consumer:
+        """A named reader whose place is kept on disk; without a commit yet it begins at `start` (None: now).
+
+        Raises `ValueError` for a name that can't be a file's.
+        """
+        return Consumer(self._reader, name, start=start)
 
     async def wait_for_events(self, offset: int, timeout: float | None = None) -> WaitResult:
         """See `EventReader.wait_for_events`."""

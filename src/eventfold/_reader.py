@@ -89,7 +89,10 @@ class EventReader:
         return await in_thread(_head, self._layout) if known is None else known
 
     async def has_new_events(self, offset: int) -> bool:
-        """Whether events stand behind `offset`. Raises `ValueError` for an offset that is negative or beyond the head."""
+        """Whether events stand behind `offset`.
+
+        Raises `ValueError` for an offset that is negative or beyond the head.
+        """
         head = await self.head()
         _check_offset(offset, head)
         return offset < head.offset
@@ -122,10 +125,9 @@ class EventReader:
         """
         async with aclosing(self.read_slices(offset)) as slices:
             async for piece in slices:
-                count, since = 0, perf_counter()
-                for record in piece.records():
+                since = perf_counter()
+                for count, record in enumerate(piece.records(), 1):
                     yield record
-                    count += 1
                     if count % _RECORDS_PER_LOOK_AT_THE_CLOCK == 0 and perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
@@ -185,6 +187,11 @@ class EventReader:
                         for record in piece.records():
                             yield record
                 offset = head.offset
+
+    @property
+    def closed(self) -> bool:
+        """Whether its log was closed. A reader that was made by itself belongs to no log."""
+        return self._scope.closed
 
     def end_waits(self) -> None:
         """Ends the tails and waits of this reader, as when its log is closed."""

@@ -227,7 +227,8 @@ class View(Generic[S]):
 async def refresh_together(views: Iterable[View[Any]], reader: EventReader, *, save: bool = True) -> None:
     """Refreshes several views at once; those that stand at the same offset share one pass over the log.
 
-    With `save`, writes the snapshots that are worth it by now. Raises the first error when all are done: a reducer that raises holds up no other view.
+    With `save`, writes the snapshots that are worth it by now. Raises the first error when all are done: a reducer that
+    raises holds up no other view.
     """
     views = list(views)
     locked: list[View[Any]] = []

@@ -1,9 +1,9 @@
 """A view's state on disk, with the place in the log that it stands for.
 
 A snapshot is a JSON object with the keys `state`, `offset`, `hash`, `position`, `position_hash`, `version` and
-`checksum`. The first three are the Rust crate's and mean what they mean to it: `offset` and `hash` tell the place within
-the active log, and the hash of the line before it. `position` and `position_hash` are the same in the whole log;
-`checksum` is the xxh64 of the encoded state. The Rust crate passes over what it does not know.
+`checksum`. The first three are the Rust crate's and mean what they mean to it: `offset` and `hash` are the place in the
+active log, and the hash of the line before it. `position` and `position_hash` are the same in the whole log; `checksum`
+is the xxh64 of the encoded state. The Rust crate passes over what it does not know.
 
 Promises: a snapshot is replaced atomically; what `load` gives has the state that was saved, byte for byte.
 """
@@ -125,7 +125,7 @@ async def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
 
 
 async def load(path: str | os.PathLike[str], state_type: Any = Any) -> Snapshot | None:
-    """The snapshot, its state decoded into `state_type`; None, with a warning logged, if it is damaged; None if missing.
+    """The snapshot, its state decoded into `state_type`; None if there is none, or, with a warning, if it is damaged.
 
     Raises `OSError`.
     """

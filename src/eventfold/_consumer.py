@@ -1,0 +1,154 @@
+"""`Consumer`: a named reader whose place in the log is kept on disk.
+
+Its file, `consumers/NAME.json`, holds the `offset` after the last committed record and the `hash` of that record's
+line. A record that was given but not committed is given again after a restart: at least once.
+
+Promises: a commit is on disk, whole, when it returns, and never goes back; a place that is not in this log (restored
+from a backup, say) is an error, not silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from . import _layout
+from ._aio import in_thread
+from ._errors import CorruptLogError, EventfoldError
+from ._event import Record
+from ._layout import Layout
+from ._reader import EventReader
+
+
+class _Committed(msgspec.Struct):
+    """The file's content."""
+
+    offset: int
+    hash: str
+
+
+class Consumer:
+    """An async iterator over the records after the last committed one, and then over each new one.
+
+    Each `async for` begins after the last commit; it ends when the log is closed. Only one at a time may run for a name
+    in a process. Offsets are bytes in the whole log.
+    """
+
+    def __init__(self, reader: EventReader, name: str, *, start: int | None = 0) -> None:
+        self._reader = reader
+        self._name = name
+        self._start = start
+        self._path = Layout(reader.dir).consumer_path(name)
+        self._committed: int | None = None
+        self._lock = asyncio.Lock()
+        self._own: _Iteration | None = None
+
+    def __repr__(self) -> str:
+        return f"<Consumer {self._name!r} of {str(self._reader.dir)!r}, committed up to {self._committed}>"
+
+    @property
+    def name(self) -> str:
+        """The consumer's name, which is also that of its file."""
+        return self._name
+
+    def __aiter__(self) -> AsyncIterator[Record]:
+        return _Iteration(self)
+
+    async def __anext__(self) -> Record:
+        if self._own is None:
+            self._own = _Iteration(self)
+        return await anext(self._own)
+
+    async def commit(self, record: Record) -> None:
+        """Makes the record the last that is done with; when this returns, it is so on disk.
+
+        Raises `ValueError` for a record before the last committed one, and `OSError`. Cancelled, the commit is made or
+        not.
+        """
+        async with self._lock:
+            committed = await self._place()
+            if committed is not None and record.end_offset < committed:
+                raise ValueError(
+                    f"consumer {self._name!r} has committed up to offset {committed}, "
+                    f"and can't go back to {record.end_offset}"
+                )
+            if record.end_offset != committed:
+                data = msgspec.json.encode(_Committed(record.end_offset, record.line_hash))
+                await in_thread(_layout.replace_file, self._path, data)
+                self._committed = record.end_offset
+
+    async def _place(self) -> int | None:
+        """The offset of the last commit; None if there is none. Raises `CorruptLogError` if it is not in this log."""
+        if self._committed is None:
+            data = await in_thread(_read, self._path)
+            if data is None:
+                return None
+            try:
+                place = msgspec.json.decode(data, type=_Committed)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise CorruptLogError(self._path, 0, f"this is no consumer's place: {error}") from error
+            try:
+                found = await self._reader.read_line_hash_before(place.offset)
+            except ValueError as error:
+                raise CorruptLogError(self._path, place.offset, f"its place is not in this log: {error}") from error
+            if found != place.hash:
+                raise CorruptLogError(
+                    self._path, place.offset, "its place is not in this log: another line stands before it"
+                )
+            self._committed = place.offset
+        return self._committed
+
+
+class _Iteration:
+    """One pass of a consumer. Nobody else may have one of this name as long as somebody holds it."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+        self._records: AsyncIterator[Record] | None = None
+        self._key: tuple[str, str] | None = None
+
+    def __aiter__(self) -> _Iteration:
+        return self
+
+    async def __anext__(self) -> Record:
+        if self._records is None:
+            self._records = await self._begin()
+        try:
+            return await anext(self._records)
+        except BaseException:
+            self._end()
+            raise
+
+    async def _begin(self) -> AsyncIterator[Record]:
+        consumer = self._consumer
+        key = (await in_thread(os.path.realpath, consumer._reader.dir), consumer.name)
+        other = _running.get(key)
+        if other is not None and other is not self and not other._consumer._reader.closed:
+            raise EventfoldError(f"consumer {consumer.name!r} is being read elsewhere in this process")
+        _running[key] = self
+        self._key = key
+        try:
+            committed = await consumer._place()
+        except BaseException:
+            self._end()
+            raise
+        return consumer._reader.tail(consumer._start if committed is None else committed)
+
+    def _end(self) -> None:
+        if self._key is not None and _running.get(self._key) is self:
+            del _running[self._key]
+
+
+_running: weakref.WeakValueDictionary[tuple[str, str], _Iteration] = weakref.WeakValueDictionary()
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
