@@ -61,8 +61,12 @@ os.register_at_fork(after_in_child=_new_pool)
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Calls a blocking function in a thread. When cancelled, waits for the function's end before it raises."""
-    future = asyncio.get_running_loop().run_in_executor(_pool, lambda: function(*args, **kwargs))
-    return await uninterrupted(future)
+    return await uninterrupted(start_in_thread(lambda: function(*args, **kwargs)))
+
+
+def start_in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
+    """Begins a call of a blocking function in a thread. Await it with `uninterrupted`."""
+    return asyncio.get_running_loop().run_in_executor(_pool, function)
 
 
 async def uninterrupted(future: asyncio.Future[T]) -> T:

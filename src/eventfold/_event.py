@@ -10,9 +10,9 @@ giving all before it; it never gives part of a batch.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -172,28 +172,29 @@ def _event_fault(event: Event, text: bool = False) -> str | None:
         return f"{type(event).__name__} is not an Event"
     if not isinstance(event.type, str) or not event.type:
         return f"type must be a string that is not empty, not {event.type!r}"
-    if isinstance(event.ts, bool) or not isinstance(event.ts, int) or not 0 <= event.ts <= MAX_INT:
+    if not isinstance(event.ts, int) or isinstance(event.ts, bool) or not 0 <= event.ts <= MAX_INT:
         return f"ts must be whole seconds from 0 to 2^64-1, not {event.ts!r}"
-    for name, value in (("id", event.id), ("actor", event.actor)):
-        if value is not None and not isinstance(value, str):
-            return f"{name} must be a string, not {value!r}"
+    if not isinstance(event.id, _OPTIONAL_TEXT):
+        return f"id must be a string, not {event.id!r}"
+    if not isinstance(event.actor, _OPTIONAL_TEXT):
+        return f"actor must be a string, not {event.actor!r}"
     if text:
-        for name, value in (("type", event.type), ("id", event.id), ("actor", event.actor)):
-            if value is not None and _has_surrogate(value):
-                return f"{name}: a lone surrogate in {value!r}"
-    for name, value in (("data", event.data), ("meta", event.meta)):
-        fault = _fault(value, 2, text)
-        if fault is not None:
-            path, reason = fault
-            return f"{name}{path}: {reason}"
+        for name in ("type", "id", "actor"):
+            if _has_surrogate(getattr(event, name) or ""):
+                return f"{name}: a lone surrogate in {getattr(event, name)!r}"
+    if fault := _fault(event.data, 2, text):
+        return f"data{fault[0]}: {fault[1]}"
+    if event.meta is not None and (fault := _fault(event.meta, 2, text)):
+        return f"meta{fault[0]}: {fault[1]}"
     return None
+
+
+_OPTIONAL_TEXT = (str, type(None))
+_HARMLESS = frozenset({str, bool, type(None)})
 
 
 def _has_surrogate(text: str) -> bool:
     return any("\ud800" <= char <= "\udfff" for char in text)
-
-
-_SCALARS = frozenset({str, bool, type(None)})
 
 
 def _fault(value: Any, depth: int, text: bool) -> tuple[str, str] | None:
@@ -201,30 +202,40 @@ def _fault(value: Any, depth: int, text: bool) -> tuple[str, str] | None:
 
     `depth` is the level in the line that the value would have as a container. A cycle is found as nesting too deep.
     """
+    kind = type(value)
+    if kind in _HARMLESS and not text:
+        return None
+    if kind is int or kind is float or not isinstance(value, _CONTAINERS):
+        return _scalar_fault(value, text)
+    if depth > MAX_DEPTH:
+        return "", f"nesting is deeper than {MAX_DEPTH} levels, or a cycle"
     if isinstance(value, dict):
-        if depth > MAX_DEPTH:
-            return "", f"nesting is deeper than {MAX_DEPTH} levels, or a cycle"
         for key, item in value.items():
             if not isinstance(key, str):
                 return "", f"the key {key!r} is no string"
             if text and _has_surrogate(key):
                 return "", f"a lone surrogate in the key {key!r}"
-            if (text or type(item) not in _SCALARS) and (fault := _fault(item, depth + 1, text)):
+            if (type(item) not in _HARMLESS or text) and (fault := _fault(item, depth + 1, text)):
                 return f".{key}{fault[0]}", fault[1]
-        return None
-    if isinstance(value, list | tuple):
-        if depth > MAX_DEPTH:
-            return "", f"nesting is deeper than {MAX_DEPTH} levels, or a cycle"
+    else:
         for index, item in enumerate(value):
-            if (text or type(item) not in _SCALARS) and (fault := _fault(item, depth + 1, text)):
+            if (type(item) not in _HARMLESS or text) and (fault := _fault(item, depth + 1, text)):
                 return f"[{index}]{fault[0]}", fault[1]
-        return None
-    if isinstance(value, float):
-        return None if math.isfinite(value) else ("", f"{value!r} is no JSON number")
+    return None
+
+
+_CONTAINERS = (dict, list, tuple)
+
+
+def _scalar_fault(value: Any, text: bool) -> tuple[str, str] | None:
     if isinstance(value, int):
         return None if MIN_INT <= value <= MAX_INT else ("", f"{value} is outside -2^63 to 2^64-1")
-    if value is None or isinstance(value, str):
-        return ("", f"a lone surrogate in {value!r}") if text and value and _has_surrogate(value) else None
+    if isinstance(value, float):
+        return None if isfinite(value) else ("", f"{value!r} is no JSON number")
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return ("", f"a lone surrogate in {value!r}") if text and _has_surrogate(value) else None
     return "", f"{type(value).__name__} is no JSON type"
 
 
@@ -308,18 +319,21 @@ class Decoder:
                 self._held = lines
                 return
             self._held = None
-        labels = _one_a_line(_events if self._types is None else _labels, lines.data)
-        closed = None if labels is None else self._closed(lines.data, labels)
-        if labels is None or closed is None:
+        # Splitting is worth it only for a selection, where most lines are not decoded.
+        parts = None if self._types is None else lines.data.split(b"\n")
+        decoder: msgspec.json.Decoder[Any] = _events if parts is None else _labels
+        found = _one_a_line(decoder, lines.data, None if parts is None else len(parts) - 1)
+        closed = None if found is None else self._closed(found)
+        if found is None or closed is None:
             yield from self._line_by_line(lines)
             return
-        if closed < len(labels):
+        if closed < len(found):
             size = sum(len(line) + 1 for line in lines.data.split(b"\n", closed)[:closed])
             self._hold(lines, size)
             lines = lines._replace(data=lines.data[:size])
-            del labels[closed:]
-        if labels:
-            piece = self._select(lines, labels)
+            del found[closed:]
+        if found:
+            piece = Slice(lines, found) if parts is None else self._select(lines, parts, found)
             if piece is None:
                 yield from self._line_by_line(lines)
             else:
@@ -332,12 +346,12 @@ class Decoder:
         # Trying again only once there is twice as much keeps a long batch from being decoded over and over.
         self._worth_decoding = 2 * len(rest)
 
-    def _closed(self, data: bytes, labels: list[Any]) -> int | None:
+    def _closed(self, found: list[Any]) -> int | None:
         """How many lines stand before a batch that goes on beyond them; None if a batch is broken."""
-        if b'"batch"' not in data:
-            return len(labels)
+        if not [label for label in found if label.batch]:
+            return len(found)
         closed, due = 0, None
-        for index, label in enumerate(labels):
+        for index, label in enumerate(found):
             due = _due_after(label.batch, due, self._nothing_given and index == 0)
             if due is _BROKEN:
                 return None
@@ -345,17 +359,12 @@ class Decoder:
                 closed = index + 1
         return closed
 
-    def _select(self, lines: Lines, labels: list[Any]) -> Slice | None:
-        if self._types is None:
-            return Slice(lines, labels)
-        types = self._types
+    def _select(self, lines: Lines, parts: list[bytes], labels: list[_Label]) -> Slice | None:
+        """The slice of the wanted events; None if a wanted line holds none."""
+        types = self._types or ()
         kept = [index for index, label in enumerate(labels) if label.type in types]
-        parts = lines.data.split(b"\n") if kept else []
-        try:
-            events = _events.decode_lines(b"\n".join([parts[index] for index in kept]))
-        except _BAD_LINE:
-            return None
-        return Slice(lines, events, kept)
+        events = _one_a_line(_events, b"\n".join([parts[index] for index in kept]), len(kept))
+        return None if events is None else Slice(lines, events, kept)
 
     def _line_by_line(self, lines: Lines) -> Iterator[Slice]:
         """The patient way, for lines among which some are blank or bad: one slice for each line or batch."""
@@ -406,15 +415,13 @@ def _due_after(
     return None if index == size else (index + 1, size)
 
 
-def _one_a_line(decoder: msgspec.json.Decoder[Any], data: bytes) -> list[Any] | None:
-    """One object for each line, or None if that is not what the lines hold (a blank line counts too)."""
+def _one_a_line(decoder: msgspec.json.Decoder[Any], data: bytes, count: int | None = None) -> list[Any] | None:
+    """One object for each of `count` lines, or None if that is not what the lines hold (a blank line counts too)."""
     try:
         objects = decoder.decode_lines(data)
     except _BAD_LINE:
         return None
-    # With N objects, N newlines and N-1 times an object's end, a newline, an object's begin, each has its own line.
-    alone = data.startswith(b"{") and data.count(b"}\n{") + 1 == data.count(b"\n") == len(objects)
-    return objects if alone else None
+    return objects if len(objects) == (data.count(b"\n") if count is None else count) else None
 
 
 def batch_of(line: bytes) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from time import perf_counter
 
 import msgspec
 
-from ._aio import in_thread
+from ._aio import in_thread, start_in_thread, uninterrupted
 from ._errors import LogClosedError
 from ._event import Decoder, Head, Lines, Record, Slice, line_hash
 from ._history import Parts
@@ -151,9 +151,12 @@ class EventReader:
             return
         blocks = _Blocks(self._layout, offset, end)
         decoder = Decoder(types)
+        ahead = start_in_thread(blocks.next)
         try:
             since = perf_counter()
-            while (block := await in_thread(blocks.next)) is not None:
+            while (block := await uninterrupted(ahead)) is not None:
+                # The next block is read, and decompressed, while this one is decoded.
+                ahead = start_in_thread(blocks.next)
                 for lines in block.cut():
                     for piece in decoder.feed(lines):
                         yield piece
@@ -161,6 +164,8 @@ class EventReader:
                         await asyncio.sleep(0)
                         since = perf_counter()
         finally:
+            if not ahead.done():
+                await asyncio.wait([ahead])
             blocks.close()
 
     async def heads(self) -> AsyncGenerator[Head, None]:
@@ -257,6 +262,7 @@ class _Blocks:
 
     def __init__(self, layout: Layout, offset: int, end: int) -> None:
         self._end = end
+        self._at_end = False
         self._blocks = self._read(layout, offset, end)
 
     @staticmethod
@@ -265,10 +271,13 @@ class _Blocks:
             yield from parts.lines(offset, end)
 
     def next(self) -> Lines | None:
+        if self._at_end:
+            return None
         block = next(self._blocks, None)
-        if block is not None and block.start_offset + len(block.data) == self._end:
+        if block is None or block.start_offset + len(block.data) == self._end:
             self.close()
         return block
 
     def close(self) -> None:
+        self._at_end = True
         self._blocks.close()

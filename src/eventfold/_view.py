@@ -194,11 +194,10 @@ class View(Generic[S]):
                 return
             if not place.line_hash and place.offset:
                 place = Head(place.offset, await reader.read_line_hash_before(place.offset) or "")
-            # From here to the encoded bytes nothing is awaited: the state can't change.
-            if place.offset != self._place.offset:
-                return
+            # In one go, and under the lock: the state can't change.
             state = encode_state(self._state)
-            self._check_reads_back(state)
+            if self._saved is None or len(state) <= SAVE_AFTER:
+                await in_thread(self._check_reads_back, state)
             snapshot = Snapshot(
                 None,
                 offset,
@@ -214,6 +213,7 @@ class View(Generic[S]):
             logger.warning("the snapshot of view %r could not be written: %s", self._name, error)
 
     def _check_reads_back(self, encoded: bytes) -> None:
+        # For a large state only the first time: what it is made of shows then.
         state = decode_state(encoded, Any if self._state_type is None else self._state_type)
         if state != self._state:
             raise ValueError("its state would read back as another one; give the view a state_type that fits it")

@@ -82,6 +82,12 @@ class Directory:
     def __repr__(self) -> str:
         return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
 
+    def after_fork(self) -> None:
+        """In a forked child: forgets the writer, the watcher and the waits, which are the parent's."""
+        self._lock = threading.Lock()
+        self._waits, self._interested = set(), 0
+        self._watcher = self.durable_head = None
+
     def publish(self, head: Head | None) -> None:
         """The writer of this process says what is durable now; None says that it is gone."""
         known, self.durable_head = self.durable_head, head
@@ -227,10 +233,12 @@ def directory(path: str | os.PathLike[str]) -> Directory:
         return found
 
 
-def _forget() -> None:
-    global _directories, _directories_lock
-    _directories, _directories_lock = weakref.WeakValueDictionary(), threading.Lock()
+def _after_fork() -> None:
+    global _directories_lock
+    _directories_lock = threading.Lock()
+    for found in list(_directories.values()):
+        found.after_fork()
 
 
 # A forked child has neither the writer nor the watcher that its parent had.
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_after_fork)

@@ -12,12 +12,10 @@ after a failure that leaves the file unknown nothing more is accepted.
 from __future__ import annotations
 
 import asyncio
-import copy
 import enum
 import logging
 import os
 import warnings
-from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,22 +23,15 @@ from typing import Any, Protocol
 from . import _rotation
 from ._active import ActiveLog
 from ._aio import Opening, Thread, in_thread
-from ._errors import (
-    AppendConflict,
-    ConditionalAppendError,
-    EventfoldError,
-    LogClosedError,
-    WriterFailedError,
-)
-from ._event import AppendResult, Event, Head, encode_line, line_hash
+from ._errors import EventfoldError, LogClosedError, WriterFailedError
+from ._event import AppendResult, Event, Head, encode_line
 from ._layout import Layout
+from ._queue import AppendQueue, Batch, fresh
 from ._reader import EventReader
 from ._watch import Scope, directory
 
 logger = logging.getLogger("eventfold")
 
-# Bytes of lines that may wait in the queue; whoever comes then waits for a place before its event is encoded.
-QUEUE_SIZE = 16 * 2**20
 SYNC_INTERVAL = 1.0
 # Seconds for which a rotated file stays locked: somebody may have opened it and be about to lock it.
 KEEP_LOCKED = 60.0
@@ -82,19 +73,6 @@ class ViewOps(Protocol):
     async def save(self, reader: EventReader) -> None: ...
 
 
-class _Append:
-    """One call that waits in the queue, with its lines; `expected` is the head that it needs, None for any."""
-
-    __slots__ = ("expected", "future", "lines", "results", "size")
-
-    def __init__(self, lines: list[bytes], expected: tuple[int, str] | None, future: asyncio.Future[Any]) -> None:
-        self.lines = lines
-        self.size = sum(map(len, lines))
-        self.expected = expected
-        self.future = future
-        self.results: list[AppendResult] | ConditionalAppendError = []
-
-
 class EventWriter:
     """The writer of one directory. Open it with `EventWriter.open`; it belongs to that event loop and process."""
 
@@ -106,9 +84,7 @@ class EventWriter:
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._scope = Scope()
-        self._queue: deque[_Append] = deque()
-        self._queued = 0
-        self._without_place: deque[asyncio.Future[None]] = deque()
+        self._queue = AppendQueue(self._wake)
         self._wakeup: asyncio.Future[None] | None = None
         self._unsynced = False
         self._sync_due: asyncio.TimerHandle | None = None
@@ -228,26 +204,22 @@ class EventWriter:
         waits in the queue, the event is not in the log; cancelled later, it is.
         """
         self._check_usable()
-        if self._without_place or self._queued >= QUEUE_SIZE:
+        if self._queue.full:
             await self._get_place()
-        line = encode_line(event, self._max_event_size)
-        results: list[AppendResult] = await self._enqueue([line], None)
-        return results[0]
+        return (await self._queue.put([encode_line(event, self._max_event_size)]))[0]
 
     async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
         """Appends several events, all or none of them, also after a crash. Raises as `append` does."""
         self._check_usable()
-        events = list(events)
-        if self._without_place or self._queued >= QUEUE_SIZE:
+        if self._queue.full:
             await self._get_place()
+        events = list(events)
         if len(events) < 2:
             lines = [encode_line(event, self._max_event_size) for event in events]
         else:
-            lines = []
-            for index, event in enumerate(events, 1):
-                lines.append(encode_line(event, self._max_event_size, (index, len(events))))
-        results: list[AppendResult] = await self._enqueue(lines, None) if lines else []
-        return results
+            count = len(events)
+            lines = [encode_line(event, self._max_event_size, (i, count)) for i, event in enumerate(events, 1)]
+        return await self._queue.put(lines) if lines else []
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes.
@@ -255,11 +227,10 @@ class EventWriter:
         Raises `ConditionalAppendError` if it is not, and nothing is written; else as `append` does.
         """
         self._check_usable()
-        if self._without_place or self._queued >= QUEUE_SIZE:
+        if self._queue.full:
             await self._get_place()
         line = encode_line(event, self._max_event_size)
-        results: list[AppendResult] = await self._enqueue([line], (expected_offset, expected_hash or ""))
-        return results[0]
+        return (await self._queue.put([line], Head(expected_offset, expected_hash or "")))[0]
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
@@ -269,34 +240,12 @@ class EventWriter:
         if self._closing is not None:
             raise LogClosedError(f"the log in {self._layout.dir} is closed")
         if self._failure is not None:
-            raise _fresh(self._failure)
+            raise fresh(self._failure)
 
     async def _get_place(self) -> None:
-        """Waits until the queue has room and everybody who came before has had it."""
-        turn = self._loop.create_future()
-        self._without_place.append(turn)
-        try:
-            await turn
-        finally:
-            self._without_place.remove(turn)
-            # The one woken takes its place before anything else runs, so the next can be looked at then.
-            self._loop.call_soon(self._give_places)
+        await self._queue.place()
         if self._failure is not None:
-            raise _fresh(self._failure)
-
-    def _give_places(self) -> None:
-        if self._without_place and (self._queued < QUEUE_SIZE or self._failure is not None):
-            turn = self._without_place[0]
-            if not turn.done():
-                turn.set_result(None)
-
-    def _enqueue(self, lines: list[bytes], expected: tuple[int, str] | None) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = self._loop.create_future()
-        append = _Append(lines, expected, future)
-        self._queue.append(append)
-        self._queued += append.size
-        self._wake()
-        return future
+            raise fresh(self._failure)
 
     def _wake(self) -> None:
         if self._wakeup is not None and not self._wakeup.done():
@@ -307,8 +256,8 @@ class EventWriter:
         try:
             while self._failure is None:
                 if self._queue:
-                    await self._commit()
-                elif self._closing is not None and not self._without_place:
+                    await self._commit(self._queue.take(self._head))
+                elif self._closing is not None and self._queue.idle:
                     break
                 else:
                     self._wakeup = self._loop.create_future()
@@ -324,71 +273,34 @@ class EventWriter:
             self._failure = WriterFailedError(f"the writer failed: {error!r}")
             self._failure.__cause__ = error
         if self._failure is not None:
-            self._settle(self._queue, self._failure)
-            self._queue.clear()
-            self._queued = 0
-        self._give_places()
+            self._queue.take(self._head).fail(self._failure)
+            self._queue.give_places(all_of_them=True)
 
-    async def _commit(self) -> None:
-        """Writes what has queued up, and tells each append what became of it."""
-        batch, lines, head = self._take()
-        self._give_places()
-        if not lines:
-            self._settle(batch, None)
+    async def _commit(self, batch: Batch) -> None:
+        """Writes a batch, and tells each append in it what became of it."""
+        if not batch.data:
+            batch.settle()
             return
         always = self._sync is SyncMode.ALWAYS
         try:
-            await self._thread.call(self._active.commit, b"".join(lines), head, always)
+            await self._thread.call(self._active.commit, batch.data, batch.head, always)
         except OSError as error:
-            self._settle(batch, error)
+            batch.fail(error)
             return
-        except BaseException as error:
-            failed = error if isinstance(error, WriterFailedError) else WriterFailedError(f"it was stopped: {error!r}")
-            self._settle(batch, failed)
+        except WriterFailedError as error:
+            batch.fail(error)
             raise
-        self._head = head
+        except BaseException as error:
+            batch.fail(WriterFailedError(f"the writer was stopped: {error!r}"))
+            raise
+        self._head = batch.head
         if not always:
             self._unsynced = True
             if self._sync is SyncMode.EVERY_SECOND and self._sync_due is None:
                 self._sync_due = self._loop.call_later(SYNC_INTERVAL, self._wake)
-        self._place.publish(head)
-        self._settle(batch, None)
+        self._place.publish(batch.head)
+        batch.settle()
         self._rotate_if_large()
-
-    def _settle(self, batch: Iterable[_Append], error: Exception | None) -> None:
-        for append in batch:
-            future = append.future
-            if future.done():  # cancelled: nobody waits for the answer
-                continue
-            if error is not None:
-                future.set_exception(_fresh(error))
-            elif isinstance(append.results, list):
-                future.set_result(append.results)
-            else:
-                future.set_exception(append.results)
-
-    def _take(self) -> tuple[list[_Append], list[bytes], Head]:
-        """Empties the queue: the appends in it that nobody cancelled, their lines, and the head after these."""
-        offset, last_hash = self._head
-        batch, lines = [], []
-        for append in self._queue:
-            if append.future.done():
-                continue
-            batch.append(append)
-            if append.expected is not None and append.expected != (offset, last_hash):
-                append.results = _conflict(append.expected, Head(offset, last_hash))
-                continue
-            results = []
-            for line in append.lines:
-                end = offset + len(line)
-                last_hash = line_hash(line)
-                results.append(AppendResult(offset, end, last_hash))
-                offset = end
-            append.results = results
-            lines += append.lines
-        self._queue.clear()
-        self._queued = 0
-        return batch, lines, Head(offset, last_hash)
 
     async def _sync_now(self) -> None:
         if self._sync_due is not None:
@@ -478,13 +390,13 @@ class EventWriter:
         for view in self._views:
             await view.save(self.reader())
         self._scope.close()
-        self._place.publish(None)
         await self._thread.call(self._release)
         self._thread.end()
 
     def _release(self) -> None:
         if self._opened:
             self._opened = False
+            self._place.publish(None)
             for fd, timer in self._old_files.items():
                 timer.cancel()
                 os.close(fd)
@@ -495,17 +407,3 @@ class EventWriter:
 def _check_size(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of {least} or more, in bytes, not {value!r}")
-
-
-def _conflict(expected: tuple[int, str], head: Head) -> ConditionalAppendError:
-    same_offset = expected[0] == head.offset
-    return ConditionalAppendError(
-        AppendConflict(expected[0], head.offset, expected[1], head.line_hash if same_offset else None)
-    )
-
-
-def _fresh(error: Exception) -> Exception:
-    """The same error again, since one that is raised in several tasks gathers all their tracebacks."""
-    again = copy.copy(error)
-    again.__cause__ = error
-    return again

@@ -1,0 +1,149 @@
+"""The writer's queue: appends that wait, in the order in which they were called, and the batches taken from it.
+
+Plain state of one event loop: nothing here is awaited but the wait for a place, and nothing touches a file.
+
+Promises: whoever asks first gets a place first; the lines in the queue are never much more than `QUEUE_SIZE` bytes; a
+conditional append is judged by the head as it will be when its turn comes; what was cancelled is not taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import deque
+from collections.abc import Callable
+
+from ._errors import AppendConflict, ConditionalAppendError
+from ._event import AppendResult, Head, line_hash
+
+# Bytes of lines that may wait; whoever comes then waits for a place before its event is encoded.
+QUEUE_SIZE = 16 * 2**20
+
+Results = list[AppendResult]
+
+
+class Append:
+    """One call that waits, with its lines; `expected` is the head that it needs, None for any."""
+
+    __slots__ = ("expected", "future", "lines", "outcome")
+
+    def __init__(self, lines: list[bytes], expected: Head | None, future: asyncio.Future[Results]) -> None:
+        self.lines = lines
+        self.expected = expected
+        self.future = future
+        self.outcome: Results | ConditionalAppendError = []
+
+
+class Batch:
+    """Appends that are written together: their lines, and the head after these."""
+
+    def __init__(self, appends: list[Append], lines: list[bytes], head: Head) -> None:
+        self._appends = appends
+        self.data = b"".join(lines)
+        self.head = head
+
+    def settle(self) -> None:
+        """Gives each append its results, or its conflict."""
+        for append in self._appends:
+            if append.future.done():  # cancelled meanwhile: nobody waits for the answer
+                continue
+            if isinstance(append.outcome, list):
+                append.future.set_result(append.outcome)
+            else:
+                append.future.set_exception(append.outcome)
+
+    def fail(self, error: Exception) -> None:
+        """Gives each append the error."""
+        for append in self._appends:
+            if not append.future.done():
+                append.future.set_exception(fresh(error))
+
+
+class AppendQueue:
+    """The appends that wait. `changed` is called when one is added, or leaves without having been added."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._changed = changed
+        self._appends: list[Append] = []
+        self._size = 0
+        self._turns: deque[asyncio.Future[None]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._appends)
+
+    def __repr__(self) -> str:
+        return f"<AppendQueue of {len(self._appends)}, {len(self._turns)} waiting for a place>"
+
+    @property
+    def full(self) -> bool:
+        """Whether a newcomer must wait for a `place`: no room, or others came before."""
+        return self._size >= QUEUE_SIZE or bool(self._turns)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is in the queue or waits for a place in it."""
+        return not self._appends and not self._turns
+
+    async def place(self) -> None:
+        """Waits for room, behind everybody who came before. Take the place before anything else is awaited."""
+        turn = self._loop.create_future()
+        self._turns.append(turn)
+        try:
+            await turn
+        finally:
+            self._turns.remove(turn)
+            # The next is looked at once this one has taken its place.
+            self._loop.call_soon(self.give_places)
+            self._changed()
+
+    def give_places(self, all_of_them: bool = False) -> None:
+        """Lets the first who waits go on if there is room now; it lets the next one."""
+        turns = list(self._turns) if all_of_them else list(self._turns)[:1]
+        for turn in turns:
+            if not turn.done() and (all_of_them or self._size < QUEUE_SIZE):
+                turn.set_result(None)
+
+    def put(self, lines: list[bytes], expected: Head | None = None) -> asyncio.Future[Results]:
+        """Adds an append; the future that its outcome will be set on."""
+        future: asyncio.Future[Results] = self._loop.create_future()
+        self._appends.append(Append(lines, expected, future))
+        for line in lines:
+            self._size += len(line)
+        self._changed()
+        return future
+
+    def take(self, head: Head) -> Batch:
+        """Everything that nobody has cancelled, to be appended behind `head`; the queue is empty then."""
+        offset, last_hash = head
+        taken, lines = [], []
+        for append in self._appends:
+            if append.future.done():
+                continue
+            taken.append(append)
+            if append.expected is not None and append.expected != (offset, last_hash):
+                append.outcome = _conflict(append.expected, Head(offset, last_hash))
+                continue
+            results = []
+            for line in append.lines:
+                start, offset = offset, offset + len(line)
+                last_hash = line_hash(line)
+                results.append(AppendResult(start, offset, last_hash))
+            append.outcome = results
+            lines += append.lines
+        self._appends = []
+        self._size = 0
+        self.give_places()
+        return Batch(taken, lines, Head(offset, last_hash))
+
+
+def _conflict(expected: Head, head: Head) -> ConditionalAppendError:
+    actual_hash = head.line_hash if expected.offset == head.offset else None
+    return ConditionalAppendError(AppendConflict(expected.offset, head.offset, expected.line_hash, actual_hash))
+
+
+def fresh(error: Exception) -> Exception:
+    """The same error again, since one that is raised in several tasks gathers all their tracebacks."""
+    again = copy.copy(error)
+    again.__cause__ = error
+    return again
