@@ -107,11 +107,28 @@ class _StoredEvent(Event, frozen=True, eq=False, kw_only=True, omit_defaults=Tru
     batch: tuple[int, int] | None = None
 
 
-class _Label(msgspec.Struct, frozen=True, gc=False):
-    """As much of a line as it takes to tell whether it is wanted."""
+class _Unread(msgspec.Struct, frozen=True, gc=False):
+    """A line whose payload is not decoded yet, since it may not be wanted."""
 
     type: Annotated[str, msgspec.Meta(min_length=1)]
+    data: msgspec.Raw
+    ts: Annotated[int, msgspec.Meta(ge=0)]
+    id: str | None = None
+    actor: str | None = None
+    meta: Any = None
     batch: tuple[int, int] | None = None
+
+    def read(self) -> _StoredEvent:
+        """The event."""
+        return _StoredEvent(
+            type=self.type,
+            data=_decode_value(self.data),
+            ts=self.ts,
+            id=self.id,
+            actor=self.actor,
+            meta=self.meta,
+            batch=self.batch,
+        )
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -133,7 +150,8 @@ class Record(msgspec.Struct, frozen=True):
 
 _encode = msgspec.json.Encoder().encode
 _events = msgspec.json.Decoder(_StoredEvent)
-_labels = msgspec.json.Decoder(_Label)
+_unread = msgspec.json.Decoder(_Unread)
+_decode_value = msgspec.json.Decoder().decode
 
 
 def encode_line(event: Event, max_size: int, batch: tuple[int, int] | None = None) -> bytes:
@@ -274,20 +292,23 @@ class Slice:
         return f"<Slice of {len(self.events)} events, offsets {self.start_offset} to {self.end_offset}>"
 
     def records(self) -> Iterator[Record]:
-        """The events with their places in the log."""
+        """The events with their places in the log. Raises `CorruptLogError` where they have no line of their own."""
         lines = self._lines.data.split(b"\n")
+        kept = range(len(self.events)) if self._kept is None else self._kept
+        wanted = iter(zip(kept, self.events, strict=True))
+        due, event = next(wanted, (-1, None))
         start = self.start_offset
-        if self._kept is None:
-            for line, event in zip(lines, self.events, strict=False):
-                end = start + len(line) + 1
-                yield Record(event, start, end, line)
-                start = end
-        else:
-            starts = [start]
-            for line in lines:
-                starts.append(starts[-1] + len(line) + 1)
-            for index, event in zip(self._kept, self.events, strict=True):
-                yield Record(event, starts[index], starts[index + 1], lines[index])
+        index = 0
+        for line in lines:
+            end = start + len(line) + 1
+            if line and not line.isspace():
+                if index == due and event is not None:
+                    yield Record(event, start, end, line)
+                    due, event = next(wanted, (-1, None))
+                index += 1
+            start = end
+        if event is not None:
+            raise CorruptLogError(self._lines.path, self.start_offset, "the lines here do not hold one event each")
 
     @property
     def last_line_hash(self) -> str:
@@ -299,30 +320,43 @@ class Slice:
 class Decoder:
     """Turns the lines of a log, fed in order, into slices of events; with `types`, only events of those types.
 
-    Reading may begin inside a batch: its rest is then given.
+    With `places`, each event has a line of its own, which takes a look at every byte more; without, that is left to
+    `Slice.records`. Reading may begin inside a batch: its rest is then given.
     """
 
-    def __init__(self, types: Collection[str] | None = None) -> None:
+    def __init__(self, types: Collection[str] | None = None, *, places: bool = True) -> None:
         self._types = None if types is None else frozenset(types)
+        self._places = places
         self._nothing_given = True
-        self._held: Lines | None = None
-        self._worth_decoding = 0
+        self._held: list[Lines] = []
+        self._held_size = self._worth_decoding = 0
 
     def feed(self, lines: Lines) -> Iterator[Slice]:
         """The events of these lines; a batch that goes on beyond them is held back until its end is fed.
 
         Raises `CorruptLogError` at the first line that holds no event, or where a batch begins that breaks off.
         """
-        if self._held is not None:
-            lines = self._held._replace(data=self._held.data + lines.data)
-            if len(lines.data) < self._worth_decoding:
-                self._held = lines
-                return
-            self._held = None
-        # Splitting is worth it only for a selection, where most lines are not decoded.
-        parts = None if self._types is None else lines.data.split(b"\n")
-        decoder: msgspec.json.Decoder[Any] = _events if parts is None else _labels
-        found = _one_a_line(decoder, lines.data, None if parts is None else len(parts) - 1)
+        if not self._held:
+            return self._decode(lines)
+        self._held.append(lines)
+        self._held_size += len(lines.data)
+        # Trying again only once there is twice as much keeps a long batch from being decoded over and over.
+        return self.finish() if self._held_size >= self._worth_decoding else iter(())
+
+    def finish(self) -> Iterator[Slice]:
+        """The events of what is held back, when nothing more will be fed for now."""
+        if self._held:
+            held, self._held = self._held, []
+            yield from self._decode(held[0]._replace(data=b"".join(lines.data for lines in held)))
+
+    def _hold(self, lines: Lines, size: int) -> None:
+        """Holds back what follows the first `size` bytes."""
+        rest = lines.data[size:]
+        self._held = [Lines(lines.path, lines.start_offset + size, rest)]
+        self._held_size, self._worth_decoding = len(rest), 2 * len(rest)
+
+    def _decode(self, lines: Lines) -> Iterator[Slice]:
+        found = self._decode_at_once(lines.data)
         closed = None if found is None else self._closed(found)
         if found is None or closed is None:
             yield from self._line_by_line(lines)
@@ -332,39 +366,41 @@ class Decoder:
             self._hold(lines, size)
             lines = lines._replace(data=lines.data[:size])
             del found[closed:]
-        if found:
-            piece = Slice(lines, found) if parts is None else self._select(lines, parts, found)
-            if piece is None:
-                yield from self._line_by_line(lines)
-            else:
-                self._nothing_given = False
+        try:
+            piece = Slice(lines, found) if self._types is None else self._select(lines, found)
+        except _BAD_LINE:
+            yield from self._line_by_line(lines)
+        else:
+            self._nothing_given = self._nothing_given and not found
+            if lines.data:
                 yield piece
 
-    def _hold(self, lines: Lines, size: int) -> None:
-        rest = lines.data[size:]
-        self._held = Lines(lines.path, lines.start_offset + size, rest)
-        # Trying again only once there is twice as much keeps a long batch from being decoded over and over.
-        self._worth_decoding = 2 * len(rest)
+    def _decode_at_once(self, data: bytes) -> list[Any] | None:
+        """One object for each line, or None if that is not what the lines hold (a blank line counts too)."""
+        decoder: msgspec.json.Decoder[Any] = _events if self._types is None else _unread
+        try:
+            found = decoder.decode_lines(data)
+        except _BAD_LINE:
+            return None
+        return None if self._places and len(found) != data.count(b"\n") else found
 
     def _closed(self, found: list[Any]) -> int | None:
         """How many lines stand before a batch that goes on beyond them; None if a batch is broken."""
-        if not [label for label in found if label.batch]:
+        if not [event for event in found if event.batch]:
             return len(found)
         closed, due = 0, None
-        for index, label in enumerate(found):
-            due = _due_after(label.batch, due, self._nothing_given and index == 0)
+        for index, event in enumerate(found):
+            due = _due_after(event.batch, due, self._nothing_given and index == 0)
             if due is _BROKEN:
                 return None
             if due is None:
                 closed = index + 1
         return closed
 
-    def _select(self, lines: Lines, parts: list[bytes], labels: list[_Label]) -> Slice | None:
-        """The slice of the wanted events; None if a wanted line holds none."""
+    def _select(self, lines: Lines, found: list[_Unread]) -> Slice:
         types = self._types or ()
-        kept = [index for index, label in enumerate(labels) if label.type in types]
-        events = _one_a_line(_events, b"\n".join([parts[index] for index in kept]), len(kept))
-        return None if events is None else Slice(lines, events, kept)
+        kept = [index for index, event in enumerate(found) if event.type in types]
+        return Slice(lines, [found[index].read() for index in kept], kept)
 
     def _line_by_line(self, lines: Lines) -> Iterator[Slice]:
         """The patient way, for lines among which some are blank or bad: one slice for each line or batch."""
@@ -377,6 +413,7 @@ class Decoder:
             if due is None:
                 first = at
                 if not data[at:end].strip():
+                    yield Slice(Lines(path, start + at, data[at:end]), [])
                     at = end
                     continue
             try:
@@ -415,20 +452,11 @@ def _due_after(
     return None if index == size else (index + 1, size)
 
 
-def _one_a_line(decoder: msgspec.json.Decoder[Any], data: bytes, count: int | None = None) -> list[Any] | None:
-    """One object for each of `count` lines, or None if that is not what the lines hold (a blank line counts too)."""
-    try:
-        objects = decoder.decode_lines(data)
-    except _BAD_LINE:
-        return None
-    return objects if len(objects) == (data.count(b"\n") if count is None else count) else None
-
-
 def batch_of(line: bytes) -> tuple[int, int] | None:
     """The place `(i, n)` of a line in its batch; None for a line that is in none, or is no event."""
     if b'"batch"' not in line:
         return None
     try:
-        return _labels.decode(line).batch
+        return _unread.decode(line).batch
     except _BAD_LINE:
         return None

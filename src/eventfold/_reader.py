@@ -123,7 +123,9 @@ class EventReader:
         Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins, and
         `CorruptLogError` at damage, after all events before it.
         """
-        async with aclosing(self.read_slices(offset)) as slices:
+        head = await self.head()
+        _check_offset(offset, head)
+        async with aclosing(self._slices(offset, head.offset)) as slices:
             async for piece in slices:
                 since = perf_counter()
                 for count, record in enumerate(piece.records(), 1):
@@ -142,15 +144,17 @@ class EventReader:
         """
         head = await self.head()
         _check_offset(offset, head)
-        async with aclosing(self._slices(offset, head.offset, types)) as slices:
+        async with aclosing(self._slices(offset, head.offset, types, places=False)) as slices:
             async for piece in slices:
                 yield piece
 
-    async def _slices(self, offset: int, end: int, types: Collection[str] | None) -> AsyncGenerator[Slice, None]:
+    async def _slices(
+        self, offset: int, end: int, types: Collection[str] | None = None, *, places: bool = True
+    ) -> AsyncGenerator[Slice, None]:
         if offset == end:
             return
         blocks = _Blocks(self._layout, offset, end)
-        decoder = Decoder(types)
+        decoder = Decoder(types, places=places)
         ahead = start_in_thread(blocks.next)
         try:
             since = perf_counter()
@@ -163,6 +167,8 @@ class EventReader:
                     if perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
+            for piece in decoder.finish():
+                yield piece
         finally:
             if not ahead.done():
                 await asyncio.wait([ahead])
@@ -187,7 +193,7 @@ class EventReader:
                 if offset is None:
                     offset = head.offset
                 _check_offset(offset, head)
-                async with aclosing(self._slices(offset, head.offset, None)) as slices:
+                async with aclosing(self._slices(offset, head.offset)) as slices:
                     async for piece in slices:
                         for record in piece.records():
                             yield record
