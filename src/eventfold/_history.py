@@ -19,7 +19,7 @@ from ._event import Head, Lines, batch_of, line_hash
 from ._layout import Layout
 
 # One read from the active log: long enough to make the trip to a thread cheap.
-BLOCK_SIZE = 1024 * 1024
+BLOCK_SIZE = 4 * 1024 * 1024
 _STEP_BACK = 4096
 
 

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from . import _layout
 from ._aio import in_thread
-from ._errors import ReducerError
+from ._errors import CorruptLogError, ReducerError
 from ._event import Event, Head, Slice
 from ._layout import Layout, check_name
 from ._reader import EventReader
@@ -143,7 +143,7 @@ class View(Generic[S]):
                 self._state, self._place, self._saved = state, place, place
                 self._saved_offset, self._saved_size = snapshot.offset, len(snapshot.state)
                 self._folded += 1
-        except (BadSnapshotError, OSError) as error:
+        except (BadSnapshotError, CorruptLogError, OSError) as error:
             logger.warning("view %r is rebuilt, its snapshot is not used: %s", self._name, error)
         self._loaded = True
 
@@ -196,8 +196,7 @@ class View(Generic[S]):
                 place = Head(place.offset, await reader.read_line_hash_before(place.offset) or "")
             # In one go, and under the lock: the state can't change.
             state = encode_state(self._state)
-            if self._saved is None or len(state) <= SAVE_AFTER:
-                await in_thread(self._check_reads_back, state)
+            await in_thread(self._check_reads_back, state)
             snapshot = Snapshot(
                 None,
                 offset,
@@ -213,7 +212,6 @@ class View(Generic[S]):
             logger.warning("the snapshot of view %r could not be written: %s", self._name, error)
 
     def _check_reads_back(self, encoded: bytes) -> None:
-        # For a large state only the first time: what it is made of shows then.
         state = decode_state(encoded, Any if self._state_type is None else self._state_type)
         if state != self._state:
             raise ValueError("its state would read back as another one; give the view a state_type that fits it")

@@ -264,7 +264,8 @@ class EventWriter:
                     await self._wakeup
                 if self._sync_due is not None and self._sync_due.when() <= self._loop.time():
                     await self._sync_now()
-            await self._sync_now()
+            if self._failure is None:
+                await self._sync_now()
         except asyncio.CancelledError:
             self._failure = LogClosedError("the event loop was shut down while the writer was open")
         except EventfoldError as error:
