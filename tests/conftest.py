@@ -1,0 +1,90 @@
+"""Fixtures for all tests: the guard of the event loop, data directories that are checked, and the Rust crate's logs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from blockbuster import BlockBuster, BlockingError
+from blockbuster.blockbuster import BlockBusterFunction
+from tests.support import Seam, check_log
+
+COMPAT = Path(__file__).parent / "data" / "compat"
+# File operations that blockbuster does not know of itself.
+MORE_BLOCKING_CALLS = (
+    "os.open",
+    "os.fsync",
+    "os.fdatasync",
+    "os.ftruncate",
+    "os.pwrite",
+    "os.pread",
+    "fcntl.flock",
+)
+
+
+@pytest.fixture(scope="session")
+def blocking_calls() -> BlockBuster:
+    """Every call that must not be made by eventfold's modules while an event loop runs in the same thread."""
+    guard = BlockBuster(scanned_modules="eventfold")
+    for name in MORE_BLOCKING_CALLS:
+        guard.functions[name] = BlockBusterFunction(None, name, scanned_modules="eventfold")
+    for function in guard.functions.values():
+        # Where log messages go is the program's choice.
+        function.can_block_in("logging/__init__.py", {"emit"})
+    return guard
+
+
+@pytest.fixture(autouse=True)
+def loop_guard(blocking_calls: BlockBuster) -> Iterator[list[str]]:
+    """Fails a test in which eventfold blocked the event loop, also where the error was swallowed on its way."""
+    blocked: list[str] = []
+
+    class NotedError(BlockingError):
+        def __init__(self, func: str) -> None:
+            super().__init__(func)
+            blocked.append(func)
+
+    with mock.patch("blockbuster.blockbuster.BlockingError", NotedError):
+        blocking_calls.activate()
+        try:
+            yield blocked
+        finally:
+            blocking_calls.deactivate()
+    assert not blocked, "the event loop was blocked"
+
+
+@pytest.fixture
+async def data_dir(tmp_path: Path) -> AsyncIterator[Path]:
+    """A data directory that does not exist yet; the log that a test leaves there must be whole and chained."""
+    directory = tmp_path / "data"
+    yield directory
+    if directory.exists():
+        await check_log(directory)
+
+
+@pytest.fixture
+def damaged_dir(tmp_path: Path) -> Path:
+    """A data directory whose log a test may damage: nothing is checked afterwards."""
+    return tmp_path / "damaged"
+
+
+@pytest.fixture
+def compat(tmp_path: Path) -> Callable[[str], Path]:
+    """Copies a directory that the Rust crate wrote, and gives the copy."""
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(COMPAT / name, tmp_path / name))
+
+    return copy
+
+
+@pytest.fixture
+def seam(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seam]:
+    """A grip on the file operations; whatever still stands at a gate at the end goes on."""
+    grip = Seam(monkeypatch)
+    yield grip
+    for gate in grip.gates:
+        gate.open()

@@ -1,0 +1,84 @@
+"""Real processes, killed while they append from many tasks and rotate every few kilobytes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from tests.crash.truth import check_archive, read, read_now
+
+from eventfold import Event, EventLog, Record
+
+SCRIPT = Path(__file__).with_name("killed_writer.py")
+ROUNDS = int(os.environ.get("EVENTFOLD_KILL_ROUNDS", "25"))
+# After so many rounds a new directory is begun, so that what is read again and again stays small.
+ROUNDS_PER_DIRECTORY = 10
+
+
+def killed(directory: Path, round: int, after: int) -> list[tuple[int, int, int, int]]:
+    """Lets a writer append, kills it once so many events were acknowledged; all those that were, until it died."""
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(directory), str(round)], stdout=subprocess.PIPE, bufsize=0
+    )
+    with process:
+        told = b""
+        while told.count(b"\n") < after:
+            piece = process.stdout.read(4096)
+            assert piece, "the writer ended by itself"
+            told += piece
+        process.kill()
+        while piece := process.stdout.read(4096):
+            told += piece
+    *lines, _ = told.decode().split("\n")
+    return [tuple(map(int, line.split())) for line in lines]
+
+
+def check_round(records: list[Record], acknowledged: list[tuple[int, int, int, int]]) -> None:
+    """Asserts that every acknowledged event is where it was said to be, and each task's are there once, in order."""
+    by_end = {record.end_offset: record.event.data for record in records}
+    counts: dict[tuple[int, int], int] = defaultdict(int)
+    for record in records:
+        data = record.event.data
+        if "task" in data:
+            key = data["round"], data["task"]
+            assert data["n"] == counts[key]
+            counts[key] += 1
+    for round, task, n, end in acknowledged:
+        assert (by_end[end]["round"], by_end[end]["task"], by_end[end]["n"]) == (round, task, n)
+    assert all(count % 3 == 0 for (_, task), count in counts.items() if task == 0)
+
+
+async def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path) -> None:
+    """Every acknowledged event is there, none twice, each task's in order, batches whole; after each of many kills."""
+    dice = random.Random(20)
+    total = rotations_seen = left_rotating = 0
+    told: list[tuple[int, int, int, int]] = []
+    directory = tmp_path / "data"
+    for round in range(ROUNDS):
+        if round % ROUNDS_PER_DIRECTORY == 0:
+            shutil.rmtree(directory, ignore_errors=True)
+            told = []
+        told += killed(directory, round, dice.randrange(1, 400))
+        left_rotating += any(directory.glob("app.jsonl.next.*"))
+        before = await read(directory)
+        check_round(before, told)
+        async with EventLog.open(directory) as log:
+            after = await read(directory)
+            result = await log.append(Event("reopened", {"round": round}))
+            assert log.head.offset == result.end_offset
+            if dice.random() < 0.3:
+                await log.rotate()
+                check_archive(directory, (await asyncio.to_thread(read_now, directory))[1])
+        assert [(r.end_offset, r.line_hash) for r in after] == [(r.end_offset, r.line_hash) for r in before]
+        rotations_seen += (directory / "archive.jsonl.zst").exists()
+        total += len(told)
+    print(f"{ROUNDS} rounds, {total} acknowledged events looked for, {left_rotating} rotations left under way")
+
+    assert rotations_seen >= ROUNDS // 2
+    assert total >= ROUNDS * 20

@@ -1,0 +1,324 @@
+"""A log against a plain list: whatever is done to it, however often its writer dies, it holds what the list holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, View, _archive, _layout, _rotation
+from eventfold import line_hash as hash_of
+from eventfold._event import encode_line
+
+EXAMPLES = int(os.environ.get("EVENTFOLD_MODEL_EXAMPLES", "60"))
+STEPS = int(os.environ.get("EVENTFOLD_MODEL_STEPS", "40"))
+MAX_SIZE = 16 * 2**20
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.text(max_size=8)
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+events = st.builds(
+    Event,
+    st.sampled_from(["made", "changed", "löschen"]),
+    values,
+    ts=st.integers(0, 2**33),
+    id=st.none() | st.text(max_size=4),
+    actor=st.none() | st.text(max_size=4),
+    meta=values,
+)
+batches = st.lists(events, min_size=2, max_size=5)
+
+
+def fold_all(state: list[str], event: Event) -> list[str]:
+    """The reducer of a view that holds the whole log."""
+    return [*state, event.type]
+
+
+def fold_made(state: int, event: Event) -> int:
+    """The reducer of a view that looks at one type only."""
+    return state + 1
+
+
+class LogMachine(RuleBasedStateMachine):
+    """Does to a log what it does to a list of lines, and compares them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.place = tempfile.TemporaryDirectory()
+        self.dir = Path(self.place.name) / "data"
+        self.lines: list[tuple[Event, int, int, str]] = []
+        self.other = EventReader(self.dir)
+        self.lowest = 0
+
+    def run(self, awaitable: Awaitable[Any]) -> Any:
+        """Lets the event loop run until this is done."""
+        return self.runner.run(awaitable)
+
+    @property
+    def head(self) -> Head:
+        """The head of the list."""
+        return Head(*self.lines[-1][2:]) if self.lines else Head(0, "")
+
+    def note(self, *new: Event) -> None:
+        """Adds events to the list, with the places that they must have in the log."""
+        for i, event in enumerate(new, 1):
+            text = encode_line(event, MAX_SIZE, (i, len(new)) if len(new) > 1 else None)
+            start = self.head.offset
+            self.lines.append((event, start, start + len(text), hash_of(text)))
+
+    @initialize(max_log_size=st.sampled_from([0, 0, 300, 2000]))
+    def open(self, max_log_size: int) -> None:
+        """Opens the log for the first time."""
+        self.max_log_size = max_log_size
+        self.log = self.run(self._open())
+
+    async def _open(self) -> EventLog:
+        views = [View("all", fold_all, list), View("made", fold_made, 0, event_types=["made"])]
+        log = await EventLog.open(self.dir, views=views, max_log_size=self.max_log_size)
+        assert log.head == self.head
+        return log
+
+    @rule(event=events)
+    def append(self, event: Event) -> None:
+        """One event."""
+        result = self.run(self.log.append(event))
+        self.note(event)
+        assert (result.start_offset, result.end_offset, result.line_hash) == self.lines[-1][1:]
+
+    @rule(new=st.lists(events, min_size=1, max_size=8))
+    def append_from_many_tasks(self, new: list[Event]) -> None:
+        """Several at once, in the order in which they are called."""
+
+        async def append_all() -> None:
+            await asyncio.gather(*map(self.log.append, new))
+
+        self.run(append_all())
+        for event in new:
+            self.note(event)
+
+    @rule(new=batches)
+    def append_many(self, new: list[Event]) -> None:
+        """A batch."""
+        results = self.run(self.log.append_many(new))
+        self.note(*new)
+        assert [(r.start_offset, r.end_offset, r.line_hash) for r in results] == [
+            line[1:] for line in self.lines[-len(new) :]
+        ]
+
+    @rule(event=events)
+    def append_if_the_head_is_right(self, event: Event) -> None:
+        """A conditional append that succeeds."""
+        self.run(self.log.append_if(event, *self.log.head))
+        self.note(event)
+
+    @rule(event=events, choice=st.integers(0), wrong_hash=st.booleans())
+    def append_if_the_head_is_wrong(self, event: Event, choice: int, wrong_hash: bool) -> None:
+        """A conditional append that is refused, and tells why."""
+        offset, right = self.head
+        expected = Head(offset, "0" * 16) if wrong_hash else Head(offset + 1 + choice % 100, right)
+        with pytest.raises(ConditionalAppendError) as caught:
+            self.run(self.log.append_if(event, *expected))
+        assert caught.value.conflict.actual_offset == offset
+        assert caught.value.conflict.actual_hash == (right if wrong_hash else None)
+
+    @rule()
+    def rotate(self) -> None:
+        """A rotation."""
+        self.run(self.log.rotate())
+        assert self.run(self.log.active_log_size()) == 0
+
+    @rule(new=st.lists(events, min_size=1, max_size=4))
+    def rotate_while_appending(self, new: list[Event]) -> None:
+        """A rotation with appends coming in."""
+
+        async def both() -> None:
+            await asyncio.gather(self.log.rotate(), *map(self.log.append, new))
+
+        self.run(both())
+        for event in new:
+            self.note(event)
+
+    @rule(operation=st.sampled_from(["write", "sync", "rename"]), number=st.integers(1, 4), event=events)
+    def rotate_on_a_bad_disk(self, operation: str, number: int, event: Event) -> None:
+        """A rotation in which the archive's or the new log's file can't be written; appends go on."""
+        original, calls = getattr(_layout, operation), []
+        active = self.log._writer._active
+
+        def failing(*args: Any) -> Any:
+            if operation == "rename" or args[0] != active.fd:
+                calls.append(args)
+                if len(calls) >= number:
+                    raise OSError("made to fail")
+            return original(*args)
+
+        with mock.patch.object(_layout, operation, failing), contextlib.suppress(OSError):
+            self.run(self.log.rotate())
+        self.append(event)
+
+    @rule()
+    def refresh(self) -> None:
+        """The views hold what the list holds."""
+        self.run(self.log.refresh_all())
+        assert self.log.view("all") == [line[0].type for line in self.lines]
+        assert self.log.view("made") == sum(line[0].type == "made" for line in self.lines)
+
+    @rule(choice=st.integers(0), by_other=st.booleans())
+    def read_from_anywhere(self, choice: int, by_other: bool) -> None:
+        """The log's reader, or another, gives what the list holds from any event on."""
+        index = choice % (len(self.lines) + 1)
+        self._check(self.other if by_other else self.log, index)
+
+    @precondition(lambda self: self.lines)
+    @rule(choice=st.integers(0), by_other=st.booleans())
+    def look_up_a_hash(self, choice: int, by_other: bool) -> None:
+        """The hash of the line before any offset is the list's."""
+        line = self.lines[choice % len(self.lines)]
+        reader = self.other if by_other else self.log
+        assert self.run(reader.read_line_hash_before(line[2])) == line[3]
+
+    @rule()
+    def reopen(self) -> None:
+        """Closes the log as one should, and opens it again."""
+        self.run(self.log.aclose())
+        self.log = self.run(self._open())
+
+    @rule(new=st.lists(events, max_size=3), batch=st.booleans(), cut=st.integers(0), nul=st.integers(0, 40))
+    def crash_in_a_write(self, new: list[Event], batch: bool, cut: int, nul: int) -> None:
+        """The writer dies with events half written that nobody was told of, and the rest of the file may be NULs."""
+        self._kill()
+        groups = [new] if batch and len(new) > 1 else [[event] for event in new]
+        data, ends = b"", []
+        for group in groups:
+            data += b"".join(
+                encode_line(event, MAX_SIZE, (i, len(group)) if len(group) > 1 else None)
+                for i, event in enumerate(group, 1)
+            )
+            ends.append(len(data))
+        cut %= len(data) + 1
+        with (self.dir / "app.jsonl").open("ab") as file:
+            file.write(data[:cut] + b"\0" * nul)
+        for group, end in zip(groups, ends, strict=True):
+            if end <= cut:
+                self.note(*group)
+        self._check(self.other, 0)
+        self.log = self.run(self._open())
+
+    @rule(garbage=st.binary(max_size=60).filter(lambda garbage: b"\n" not in garbage))
+    def crash_with_garbage(self, garbage: bytes) -> None:
+        """The writer dies, and what follows the last newline is anything."""
+        self._kill()
+        with (self.dir / "app.jsonl").open("ab") as file:
+            file.write(garbage)
+        self._check(self.other, 0)
+        self.log = self.run(self._open())
+
+    @rule(keep=st.integers(1, 6), cut=st.integers(0), event=events)
+    def crash_in_a_rotation(self, keep: int, cut: int, event: Event) -> None:
+        """The writer dies in a write of a rotation, part of which is on disk, with an event appended after that."""
+        original, calls = _layout.write, []
+        active = self.log._writer._active
+
+        def write(fd: int, data: bytes, position: int) -> None:
+            if fd != active.fd:
+                calls.append(fd)
+                if len(calls) == keep:
+                    original(fd, data[: cut % (len(data) + 1)], position)
+                if len(calls) >= keep:
+                    raise OSError("dead")
+            original(fd, data, position)
+
+        def unless_dead(name: str) -> Any:
+            operation = getattr(_layout, name)
+
+            def guarded(*args: Any) -> Any:
+                if len(calls) >= keep:
+                    raise OSError("dead")
+                return operation(*args)
+
+            return mock.patch.object(_layout, name, guarded)
+
+        # What is dead undoes nothing.
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.object(_layout, "write", write))
+            for name in ("truncate", "rename", "unlink"):
+                stack.enter_context(unless_dead(name))
+            with contextlib.suppress(OSError):
+                self.run(self.log.rotate(()))
+            self.append(event)
+            self._kill()
+        self._check(self.other, 0)
+        self.log = self.run(self._open())
+
+    def _kill(self) -> None:
+        """Drops the writer as the death of its process would: nothing is finished or saved, the lock goes."""
+
+        async def kill() -> None:
+            writer = self.log._writer
+            if writer._rotations:
+                await asyncio.wait(list(writer._rotations))
+            writer._task.cancel()
+            await asyncio.wait([writer._task])
+            writer._thread.end()
+            await asyncio.to_thread(writer._release)
+
+        self.run(kill())
+
+    def _check(self, reader: EventLog | EventReader, index: int) -> None:
+        async def read() -> list[tuple[Event, int, int, str]]:
+            offset = self.lines[index][1] if index < len(self.lines) else self.head.offset
+            return [
+                (record.event, record.start_offset, record.end_offset, record.line_hash)
+                async for record in reader.read_from(offset)
+            ]
+
+        assert self.run(read()) == self.lines[index:]
+        if isinstance(reader, EventReader):
+            assert self.run(reader.head()) == self.head
+
+    def teardown(self) -> None:
+        """Closes the log, and reads it once more."""
+        if hasattr(self, "log"):
+            self.run(self.log.aclose())
+            self._check(self.other, 0)
+        self.runner.close()
+        self.place.cleanup()
+
+
+def test_a_log_holds_what_a_list_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of steps, among them crashes, failing disks, rotations, refreshes and reads by somebody else."""
+    for module in (_archive, _rotation):
+        monkeypatch.setattr(module, "FRAME_SIZE", 300)
+    steps = []
+    original = LogMachine.run
+    monkeypatch.setattr(LogMachine, "run", lambda self, awaitable: (steps.append(1), original(self, awaitable))[1])
+    run_state_machine_as_test(
+        LogMachine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            derandomize="EVENTFOLD_MODEL_EXAMPLES" not in os.environ,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    print(f"{len(steps)} steps")
+
+    assert len(steps) >= 2000

@@ -1,0 +1,130 @@
+"""Other processes for the tests: a writer that does what it is told, and what a test may leave behind in its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+SCRIPT = """
+import asyncio, sys
+from eventfold import Event, EventLog
+
+async def main():
+    n = 0
+    async with EventLog.open(sys.argv[1]) as log:
+        print(0, flush=True)
+        while command := (await asyncio.to_thread(sys.stdin.readline)).split():
+            if command[0] == "rotate":
+                await log.rotate()
+            else:
+                events = [Event("counted", {"n": n + i}) for i in range(int(command[1]))]
+                n += len(events)
+                if command[0] == "batch":
+                    await log.append_many(events)
+                else:
+                    for event in events:
+                        await log.append(event)
+            print(log.head.offset, flush=True)
+
+asyncio.run(main())
+"""
+
+
+class OtherWriter:
+    """A writer in another process, whose events are numbered from 0."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def _do(self, command: str) -> int:
+        self._process.stdin.write(command.encode() + b"\n")
+        return await self.answer()
+
+    async def answer(self) -> int:
+        line = await asyncio.wait_for(self._process.stdout.readline(), 20)
+        return int(line)
+
+    async def append(self, count: int = 1) -> int:
+        """Appends so many events one by one; the head's offset then."""
+        return await self._do(f"append {count}")
+
+    async def batch(self, count: int) -> int:
+        """Appends so many events all at once; the head's offset then."""
+        return await self._do(f"batch {count}")
+
+    async def rotate(self) -> int:
+        """Rotates the log; the head's offset then."""
+        return await self._do("rotate")
+
+
+@asynccontextmanager
+async def other_writer(directory: Path) -> AsyncIterator[OtherWriter]:
+    """Opens the log in another process, and closes it there at the end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SCRIPT, str(directory), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    writer = OtherWriter(process)
+    try:
+        await writer.answer()
+        yield writer
+    finally:
+        process.stdin.close()
+        await process.wait()
+        await asyncio.sleep(0)  # lets the transports of its pipes end
+
+
+def add_lines(directory: Path, *lines: bytes) -> None:
+    """Adds lines to an active log as a writer in another process would."""
+    with directory.joinpath("app.jsonl").open("ab") as file:
+        file.write(b"".join(lines))
+
+
+class Belongings(NamedTuple):
+    """What a process has: descriptors by what they lead to, tasks, and threads of a directory's watcher."""
+
+    descriptors: list[str]
+    tasks: int
+    watchers: int
+
+
+def belongings() -> Belongings:
+    """What there is now, in the running event loop's process. Linux lists the descriptors, others none."""
+    found = []
+    for number in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
+        try:
+            link = os.readlink(f"/proc/self/fd/{number}")
+            found.append(link if link.startswith(("/", "anon")) else link.split(":")[0])
+        except FileNotFoundError:  # the one that listed them
+            pass
+    return Belongings(sorted(found), len(asyncio.all_tasks()), len(watchers()))
+
+
+def watchers() -> list[threading.Thread]:
+    """The threads that watch a directory."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("eventfold watcher")]
+
+
+async def at_rest() -> Belongings:
+    """What there is once the watchers of earlier waits are gone, and their descriptors."""
+    unchanged, found = 0, belongings()
+    async with asyncio.timeout(10):
+        while unchanged < 5 or found.watchers or "anon_inode:inotify" in found.descriptors:
+            await asyncio.sleep(0.005)
+            before, found = found, belongings()
+            unchanged = unchanged + 1 if found == before else 0
+    return found
+
+
+async def back_to(expected: Belongings) -> Belongings:
+    """What there is once it is what was expected, for which some seconds are waited: a thread takes its time."""
+    for _ in range(500):
+        if belongings() == expected:
+            break
+        await asyncio.sleep(0.01)
+    return belongings()

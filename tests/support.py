@@ -1,0 +1,149 @@
+"""What the tests share: small events, what a log holds, and a grip on the seam for file operations."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventfold import Event, EventReader, Record, _layout, line_hash
+
+START = 1_700_000_000
+
+
+def event(n: int, type: str = "counted", **options: Any) -> Event:
+    """An event that can be told from others by its number."""
+    return Event(type, {"n": n}, ts=START + n, **options)
+
+
+def line(n: int, type: str = "counted", batch: str = "") -> bytes:
+    """The line of `event(n, type)`, or that of a line of a batch (`batch` as in "1,3")."""
+    tail = f',"batch":[{batch}]' if batch else ""
+    return f'{{"type":"{type}","data":{{"n":{n}}},"ts":{START + n}{tail}}}\n'.encode()
+
+
+def write_log(directory: Path, *lines: bytes) -> bytes:
+    """Makes a data directory whose active log has these bytes, and gives them back."""
+    directory.mkdir(parents=True, exist_ok=True)
+    data = b"".join(lines)
+    (directory / "app.jsonl").write_bytes(data)
+    return data
+
+
+async def records(reader: Any, offset: int = 0) -> list[Record]:
+    """All records from an offset; `reader` is whatever has `read_from`."""
+    return [record async for record in reader.read_from(offset)]
+
+
+async def numbers(reader: Any) -> list[int]:
+    """The numbers of all events in the log."""
+    return [record.event.data["n"] for record in await records(reader)]
+
+
+async def check_log(directory: Path) -> None:
+    """Reads a whole log and checks that its offsets chain and its hashes match."""
+    reader = EventReader(directory)
+    head = await reader.head()
+    offset, last, looked_up = 0, "", 0
+    async for record in reader.read_full():
+        assert record.end_offset > record.start_offset >= offset
+        offset, last = record.end_offset, record.line_hash
+        if looked_up < 20:
+            assert await reader.read_line_hash_before(offset) == last
+            looked_up += 1
+    assert (offset, last) == head
+
+
+async def settle() -> None:
+    """Lets every task that can run do so until it waits for something else than the loop."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+class Gate:
+    """A frozen file operation: `reached` is set once a thread stands before it, which goes on once it is opened."""
+
+    def __init__(self) -> None:
+        self._reached = threading.Event()
+        self._opened = threading.Event()
+
+    def open(self) -> None:
+        """Lets the operation go on."""
+        self._opened.set()
+
+    async def reached(self) -> None:
+        """Waits until somebody stands before the gate."""
+        assert await asyncio.to_thread(self._reached.wait, 10), "nobody came to the gate"
+
+    def pass_through(self) -> None:
+        """What the frozen operation does first."""
+        self._reached.set()
+        assert self._opened.wait(30), "nobody opened the gate"
+
+
+class Seam:
+    """Replaces operations of `eventfold._layout` by ones that are counted, fail or stand still."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.gates: list[Gate] = []
+
+    def replace(self, name: str, wrap: Callable[..., Any]) -> None:
+        """Puts `wrap(original, *args)` in the place of the operation `name`."""
+        original = getattr(_layout, name)
+        self._monkeypatch.setattr(_layout, name, lambda *args: wrap(original, *args))
+
+    def count(self, name: str) -> list[tuple[Any, ...]]:
+        """A list that grows by the arguments of every call from now on."""
+        calls: list[tuple[Any, ...]] = []
+
+        def counted(original: Callable[..., Any], *args: Any) -> Any:
+            calls.append(args)
+            return original(*args)
+
+        self.replace(name, counted)
+        return calls
+
+    def fail(self, name: str, times: int = 1, number: int = errno.EIO) -> None:
+        """Makes the next calls fail, as many as `times`, and those after them work."""
+        left = [times]
+
+        def failing(original: Callable[..., Any], *args: Any) -> Any:
+            if left[0]:
+                left[0] -= 1
+                raise OSError(number, "made to fail")
+            return original(*args)
+
+        self.replace(name, failing)
+
+    def freeze(self, name: str) -> Gate:
+        """Makes the calls from now on wait at a gate."""
+        gate = Gate()
+        self.gates.append(gate)
+
+        def frozen(original: Callable[..., Any], *args: Any) -> Any:
+            gate.pass_through()
+            return original(*args)
+
+        self.replace(name, frozen)
+        return gate
+
+
+__all__ = [
+    "START",
+    "Gate",
+    "Seam",
+    "check_log",
+    "event",
+    "line",
+    "line_hash",
+    "numbers",
+    "records",
+    "settle",
+    "write_log",
+]

@@ -1,0 +1,213 @@
+"""Directories written by the Rust crate eventfold 0.2.0, read and gone on with in place."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import COMPAT
+from tests.support import event, line_hash, records
+
+from eventfold import Event, EventLog, EventReader, EventWriter, View
+
+NAMES = sorted(path.name for path in COMPAT.iterdir() if path.is_dir())
+PLAIN = ["empty", "long_lines", "plain", "torn_tail"]
+Compat = Callable[[str], Path]
+
+
+def todos(state: dict[str, Any], event: Event) -> dict[str, Any]:
+    """The reducer that the directories' `todos` were made with."""
+    items = state["items"]
+    if event.type == "todo_added":
+        items = [*items, {"id": state["next_id"], "text": event.data["text"], "done": False}]
+        return {"items": items, "next_id": state["next_id"] + 1}
+    if event.type == "todo_completed":
+        items = [{**item, "done": True} if item["id"] == event.data["id"] else item for item in items]
+    elif event.type == "todo_deleted":
+        items = [item for item in items if item["id"] != event.data["id"]]
+    return {**state, "items": items}
+
+
+class Folding:
+    """The two views of the directories, and how many events each has folded."""
+
+    def __init__(self) -> None:
+        self.folded = {"todos": 0, "counts": 0}
+        self.views: list[View[Any]] = [
+            View("todos", self._todos, lambda: {"items": [], "next_id": 0}),
+            View("counts", self._counts, dict),
+        ]
+
+    def _todos(self, state: dict[str, Any], event: Event) -> dict[str, Any]:
+        self.folded["todos"] += 1
+        return todos(state, event)
+
+    def _counts(self, state: dict[str, int], event: Event) -> dict[str, int]:
+        self.folded["counts"] += 1
+        return {**state, event.type: state.get(event.type, 0) + 1}
+
+
+def expected(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((COMPAT / f"{name}.expected.json").read_text())
+    return found
+
+
+def as_event(found: dict[str, Any]) -> Event:
+    return Event(found.pop("type"), found.pop("data"), **found)
+
+
+def test_the_directories_are_all_there() -> None:
+    """A test over nothing would pass."""
+    assert NAMES == ["archive_only", "empty", "long_lines", "plain", "rotated", "stale_snapshot", "torn_tail"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_reader_gives_the_crate_s_events_and_hashes(compat: Compat, name: str) -> None:
+    """Before any writer has touched the directory, with offsets that chain up to the head."""
+    reader = EventReader(compat(name))
+    found = await records(reader)
+    head = await reader.head()
+    wanted = expected(name)["events"]
+
+    assert [record.event for record in found] == [as_event(each["event"]) for each in wanted]
+    assert [record.line_hash for record in found] == [each["hash"] for each in wanted]
+    assert [record.start_offset for record in found] == [0, *(record.end_offset for record in found)][: len(found)]
+    assert head == ((found[-1].end_offset, found[-1].line_hash) if found else (0, ""))
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_log_gives_the_crate_s_events_and_states(compat: Compat, name: str) -> None:
+    """Opened for writing, with the snapshots that the crate left."""
+    wanted, folding = expected(name), Folding()
+    async with EventLog.open(compat(name), views=folding.views) as log:
+        found = await records(log)
+        states = log.view("todos"), log.view("counts")
+        rebuilt = await log.rebuild("todos"), await log.rebuild("counts")
+
+    assert [record.line_hash for record in found] == [each["hash"] for each in wanted["events"]]
+    assert states == rebuilt == (wanted["todos"], wanted["counts"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_the_log_goes_on_behind_the_crate_s_events(compat: Compat, name: str) -> None:
+    """What is appended stands behind them, and both are there after a restart, with the snapshots of ours."""
+    directory, wanted = compat(name), expected(name)
+    async with EventLog.open(directory, views=Folding().views) as log:
+        await log.append(event(1))
+        await log.refresh_all()
+    again = Folding()
+    async with EventLog.open(directory, views=again.views) as log:
+        found = await records(log)
+        states = log.view("todos"), log.view("counts")
+
+    assert [record.line_hash for record in found[:-1]] == [each["hash"] for each in wanted["events"]]
+    assert found[-1].event == event(1)
+    assert states == (wanted["todos"], {**wanted["counts"], "counted": 1})
+    assert again.folded == {"todos": 0, "counts": 0}
+
+
+@pytest.mark.parametrize("name", ["plain", "long_lines", "rotated", "torn_tail"])
+async def test_the_crate_s_snapshots_in_the_active_log_are_believed(
+    compat: Compat, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Only what came after them is folded, and no rebuild is logged."""
+    directory, folding = compat(name), Folding()
+    places = {
+        view: json.loads((directory / "views" / f"{view}.snapshot.json").read_text())["offset"]
+        for view in folding.folded
+    }
+    async with EventLog.open(directory, views=folding.views) as log:
+        base = log.head.offset - await log.active_log_size()
+        after = {view: len(await records(log, base + offset)) for view, offset in places.items()}
+
+    assert folding.folded == after
+    assert "rebuilt" not in caplog.text
+
+
+@pytest.mark.parametrize(("name", "view"), [("stale_snapshot", "todos"), ("archive_only", "todos")])
+async def test_a_snapshot_of_the_crate_that_can_not_be_placed_is_not_believed(
+    compat: Compat, caplog: pytest.LogCaptureFixture, name: str, view: str
+) -> None:
+    """One from before a rotation, and one with offset 0: the view is rebuilt with a warning."""
+    folding, wanted = Folding(), expected(name)
+    with caplog.at_level(logging.WARNING, "eventfold"):
+        async with EventLog.open(compat(name), views=folding.views) as log:
+            state = log.view(view)
+
+    assert folding.folded[view] == len(wanted["events"])
+    assert state == wanted[view]
+    assert f"view {view!r} is rebuilt" in caplog.text
+
+
+async def test_the_crate_s_torn_tail_is_cut_and_kept(compat: Compat, caplog: pytest.LogCaptureFixture) -> None:
+    """The line without a newline is no event; its bytes are kept."""
+    directory = compat("torn_tail")
+    data = (directory / "app.jsonl").read_bytes()
+    whole = data.rindex(b"\n") + 1
+    with caplog.at_level(logging.WARNING, "eventfold"):
+        async with EventWriter.open(directory) as writer:
+            head = writer.head
+
+    assert head.offset == whole < len(data)
+    assert (directory / f"app.jsonl.torn.{whole}").read_bytes() == data[whole:]
+    assert f"cut {len(data) - whole} bytes" in caplog.text
+
+
+@pytest.mark.parametrize("name", PLAIN)
+async def test_what_the_crate_wrote_is_not_rewritten(compat: Compat, name: str) -> None:
+    """Opening and closing leaves its whole lines as they are, byte for byte."""
+    directory = compat(name)
+    before = (directory / "app.jsonl").read_bytes()
+    async with EventLog.open(directory, views=Folding().views):
+        pass
+    after = (directory / "app.jsonl").read_bytes()
+
+    assert after == before[: before.rfind(b"\n") + 1]
+
+
+@pytest.mark.parametrize("name", ["plain", "long_lines"])
+async def test_our_lines_are_the_crate_s_lines(tmp_path: Path, name: str) -> None:
+    """The same events, appended by us, make the same hashes."""
+    wanted = expected(name)["events"]
+    async with EventWriter.open(tmp_path / "data") as writer:
+        results = [await writer.append(as_event(each["event"])) for each in wanted]
+
+    assert [result.line_hash for result in results] == [each["hash"] for each in wanted]
+    assert (tmp_path / "data" / "app.jsonl").read_bytes() == (COMPAT / name / "app.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["plain", "rotated", "stale_snapshot", "archive_only"])
+async def test_our_snapshots_tell_the_crate_the_truth(compat: Compat, name: str) -> None:
+    """`offset` lies in the active log with the hash of the line before it, or is 0 with none."""
+    directory = compat(name)
+    async with EventLog.open(directory, views=Folding().views) as log:
+        await log.append(event(1))
+        await log.refresh_all()
+    data = (directory / "app.jsonl").read_bytes()
+    for view in ("todos", "counts"):
+        saved = json.loads((directory / "views" / f"{view}.snapshot.json").read_text())
+
+        assert saved["offset"] == len(data)
+        assert saved["hash"] == line_hash(data[:-1].rpartition(b"\n")[2])
+
+
+async def test_a_rotation_of_the_crate_s_directory_loses_nothing(compat: Compat) -> None:
+    """Its frames and ours stand in one archive."""
+    directory, wanted = compat("rotated"), expected("rotated")
+    async with EventLog.open(directory, views=Folding().views) as log:
+        await log.append(event(1))
+        await log.rotate()
+        await log.append(event(2))
+        found = await records(log)
+    shutil.rmtree(directory / "views")
+    async with EventLog.open(directory, views=Folding().views) as log:
+        states = log.view("todos"), log.view("counts")
+
+    assert [record.line_hash for record in found[:-2]] == [each["hash"] for each in wanted["events"]]
+    assert [record.event for record in found[-2:]] == [event(1), event(2)]
+    assert states == (wanted["todos"], {**wanted["counts"], "counted": 2})

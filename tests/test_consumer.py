@@ -1,0 +1,366 @@
+"""Consumers: they go on after the last commit, at least once, and say so where their place is not in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.processes import at_rest, back_to, other_writer
+from tests.support import Seam, event, settle
+
+from eventfold import Consumer, CorruptLogError, EventfoldError, EventLog, EventReader, Record
+
+
+async def consume(consumer: Consumer, count: int, *, commit: bool = True) -> list[Record]:
+    """The next records, each committed if so wished; they must come within some seconds."""
+    found: list[Record] = []
+    async with asyncio.timeout(10):
+        async for record in consumer:
+            found.append(record)
+            if commit:
+                await consumer.commit(record)
+            if len(found) == count:
+                break
+    return found
+
+
+async def fill(directory: Path, count: int, start: int = 0) -> None:
+    async with EventLog.open(directory) as log:
+        await log.append_many([event(n) for n in range(start, start + count)])
+
+
+def numbers_of(records: list[Record]) -> list[int]:
+    return [record.event.data["n"] for record in records]
+
+
+def place(directory: Path, name: str = "mailer") -> dict[str, Any]:
+    """What is on disk about a consumer."""
+    return json.loads(directory.joinpath("consumers", f"{name}.json").read_bytes())
+
+
+@pytest.mark.parametrize(("start", "expected"), [(0, [0, 1, 2, 3]), ("second", [1, 2, 3]), (None, [3])])
+async def test_without_a_commit_a_consumer_begins_at_its_start(data_dir: Path, start: Any, expected: list[int]) -> None:
+    """That is the beginning of the log, an offset, or now."""
+    async with EventLog.open(data_dir) as log:
+        results = await log.append_many([event(n) for n in range(3)])
+        start = results[1].start_offset if start == "second" else start
+        consuming = asyncio.ensure_future(consume(log.consumer("mailer", start=start), len(expected)))
+        await asyncio.sleep(0.05)
+        await log.append(event(3))
+
+        assert numbers_of(await consuming) == expected
+
+
+async def test_a_consumer_goes_on_after_its_last_commit(data_dir: Path) -> None:
+    """What was committed is not given again, also when the log was closed and opened in between; `start` is void."""
+    await fill(data_dir, 5)
+    async with EventLog.open(data_dir) as log:
+        first = await consume(log.consumer("mailer"), 2)
+    async with EventLog.open(data_dir) as log:
+        second = await consume(log.consumer("mailer", start=0), 3)
+
+    assert numbers_of(first + second) == [0, 1, 2, 3, 4]
+
+
+async def test_what_was_not_committed_is_given_again(data_dir: Path) -> None:
+    """At least once: the record that was at work when the process stopped comes again, and all after it."""
+    await fill(data_dir, 4)
+    async with EventLog.open(data_dir) as log:
+        await consume(log.consumer("mailer"), 1)
+        await consume(log.consumer("mailer"), 2, commit=False)
+    async with EventLog.open(data_dir) as log:
+        again = await consume(log.consumer("mailer"), 3)
+
+    assert numbers_of(again) == [1, 2, 3]
+
+
+async def test_one_commit_covers_all_records_before_it(data_dir: Path) -> None:
+    """Committing every tenth record, say, is enough."""
+    await fill(data_dir, 5)
+    async with EventLog.open(data_dir) as log:
+        consumer = log.consumer("mailer")
+        records = await consume(consumer, 3, commit=False)
+        await consumer.commit(records[-1])
+        rest = await consume(log.consumer("mailer"), 2)
+
+    assert numbers_of(rest) == [3, 4]
+
+
+async def test_a_commit_is_on_disk_when_it_returns(data_dir: Path) -> None:
+    """The file holds the offset after the record, and the hash of its line."""
+    await fill(data_dir, 2)
+    async with EventLog.open(data_dir) as log:
+        [record] = await consume(log.consumer("mailer"), 1)
+
+        assert place(data_dir) == {"offset": record.end_offset, "hash": record.line_hash}
+
+
+@pytest.mark.parametrize("operation", ["write", "sync", "rename"])
+async def test_a_commit_that_fails_leaves_the_one_before(data_dir: Path, seam: Seam, operation: str) -> None:
+    """The file is replaced whole or not at all, and nothing temporary is left; the commit can be made again."""
+    await fill(data_dir, 3)
+    async with EventLog.open(data_dir) as log:
+        consumer = log.consumer("mailer")
+        await consume(consumer, 1)
+        before = place(data_dir)
+        [record] = await consume(consumer, 1, commit=False)
+        seam.fail(operation)
+        with pytest.raises(OSError, match="made to fail"):
+            await consumer.commit(record)
+        after = place(data_dir)
+        files = list(data_dir.joinpath("consumers").iterdir())
+        await consumer.commit(record)
+
+        assert after == before
+        assert files == [data_dir / "consumers" / "mailer.json"]
+        assert place(data_dir)["offset"] == record.end_offset
+
+
+async def test_a_commit_under_way_has_not_touched_the_one_before(data_dir: Path, seam: Seam) -> None:
+    """Until the rename the old place is on disk, whole."""
+    await fill(data_dir, 2)
+    async with EventLog.open(data_dir) as log:
+        consumer = log.consumer("mailer")
+        await consume(consumer, 1)
+        before = place(data_dir)
+        [record] = await consume(consumer, 1, commit=False)
+        gate = seam.freeze("rename")
+        commit = asyncio.ensure_future(consumer.commit(record))
+        await gate.reached()
+        meanwhile = place(data_dir)
+        gate.open()
+        await commit
+
+        assert meanwhile == before
+        assert place(data_dir)["offset"] == record.end_offset
+
+
+async def test_a_commit_of_an_older_record_is_refused(data_dir: Path) -> None:
+    """A place never goes back: ValueError, and the file stays as it is."""
+    await fill(data_dir, 3)
+    async with EventLog.open(data_dir) as log:
+        consumer = log.consumer("mailer")
+        records = await consume(consumer, 3)
+        with pytest.raises(ValueError, match="can't go back"):
+            await consumer.commit(records[1])
+
+        assert place(data_dir)["offset"] == records[2].end_offset
+
+
+async def test_an_older_record_is_refused_after_a_restart_too(data_dir: Path) -> None:
+    """What counts is the place on disk, not what this consumer has committed itself."""
+    await fill(data_dir, 3)
+    async with EventLog.open(data_dir) as log:
+        records = await consume(log.consumer("mailer"), 3)
+    async with EventLog.open(data_dir) as log:
+        with pytest.raises(ValueError, match="can't go back"):
+            await log.consumer("mailer").commit(records[0])
+
+
+async def test_committing_a_record_twice_writes_once(data_dir: Path, seam: Seam) -> None:
+    """The second commit has nothing to do."""
+    await fill(data_dir, 1)
+    async with EventLog.open(data_dir) as log:
+        consumer = log.consumer("mailer")
+        [record] = await consume(consumer, 1)
+        renames = seam.count("rename")
+        await consumer.commit(record)
+
+    assert renames == []
+
+
+async def test_two_live_consumers_of_a_name_are_refused(data_dir: Path) -> None:
+    """The second is told at its first record; the first goes on."""
+    await fill(data_dir, 2)
+    async with EventLog.open(data_dir) as log:
+        first = log.consumer("mailer")
+        one = await anext(first)
+        with pytest.raises(EventfoldError, match="mailer"):
+            await consume(log.consumer("mailer"), 1)
+        with pytest.raises(EventfoldError, match="mailer"):
+            await consume(Consumer(EventReader(data_dir), "mailer"), 1)
+        two = await anext(first)
+
+    assert numbers_of([one, two]) == [0, 1]
+
+
+async def cancel_a_wait_for(consumer: Consumer) -> None:
+    """Cancels the consumer while it waits for its next record."""
+    waiting = asyncio.create_task(anext(consumer))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with suppress(asyncio.CancelledError):
+        await waiting
+
+
+async def test_a_name_is_free_again_once_its_consumer_was_cancelled(data_dir: Path) -> None:
+    """A supervisor may start it again in the same process, though the first one still exists."""
+    await fill(data_dir, 1)
+    async with EventLog.open(data_dir) as log:
+        first = log.consumer("mailer")
+        await first.commit(await anext(first))
+        await cancel_a_wait_for(first)
+        second = asyncio.ensure_future(consume(log.consumer("mailer"), 1))
+        await log.append(event(1))
+
+        assert numbers_of(await second) == [1]
+
+
+async def test_a_cancelled_wait_does_not_end_the_consumer(data_dir: Path) -> None:
+    """A time limit around one step is no end of the log: the next step goes on after the last commit."""
+    await fill(data_dir, 1)
+    async with EventLog.open(data_dir) as log:
+        consumer = log.consumer("mailer")
+        await consumer.commit(await anext(consumer))
+        await cancel_a_wait_for(consumer)
+        await log.append(event(1))
+        record = await anext(consumer, None)
+
+    assert record is not None
+    assert record.event.data["n"] == 1
+
+
+async def test_a_name_is_free_again_once_its_log_was_closed(data_dir: Path) -> None:
+    """A consumer that still exists, but whose log is closed, is no longer alive."""
+    await fill(data_dir, 2)
+    async with EventLog.open(data_dir) as log:
+        first = log.consumer("mailer")
+        await anext(first)
+    async with EventLog.open(data_dir) as log:
+        again = await consume(log.consumer("mailer"), 2)
+
+    assert numbers_of(again) == [0, 1]
+    assert first.name == "mailer"
+
+
+async def test_consumers_of_two_names_go_their_own_ways(data_dir: Path) -> None:
+    """Each has its own place, and both get everything."""
+    await fill(data_dir, 3)
+    async with EventLog.open(data_dir) as log:
+        found = await asyncio.gather(consume(log.consumer("mailer"), 3), consume(log.consumer("printer"), 2))
+
+    assert [numbers_of(records) for records in found] == [[0, 1, 2], [0, 1]]
+    assert place(data_dir, "printer")["offset"] < place(data_dir, "mailer")["offset"]
+
+
+@pytest.mark.parametrize("name", ["", "../mailer", ".mailer", "a/b", "x" * 129])
+async def test_a_name_that_can_be_no_files_is_refused(data_dir: Path, name: str) -> None:
+    """It is refused when the consumer is made."""
+    async with EventLog.open(data_dir) as log:
+        with pytest.raises(ValueError, match="consumer name"):
+            log.consumer(name)
+
+
+async def test_a_place_beyond_the_head_is_an_error(data_dir: Path) -> None:
+    """A log restored from an older backup lacks what was consumed: the consumer says so instead of waiting."""
+    await fill(data_dir, 2)
+    shutil.copy(data_dir / "app.jsonl", data_dir / "backup")
+    await fill(data_dir, 2, start=2)
+    async with EventLog.open(data_dir) as log:
+        await consume(log.consumer("mailer"), 4)
+    data_dir.joinpath("backup").rename(data_dir / "app.jsonl")
+    async with EventLog.open(data_dir) as log:
+        with pytest.raises(CorruptLogError, match="not in this log") as caught:
+            await consume(log.consumer("mailer"), 1)
+
+    assert caught.value.file.endswith("mailer.json")
+
+
+@pytest.mark.parametrize("n", [1, 10], ids=["of the same length", "of another length"])
+async def test_a_place_in_another_log_is_an_error(data_dir: Path, n: int) -> None:
+    """Where the line before the place is another one, or none ends there, the place is of another log."""
+    async with EventLog.open(data_dir) as log:
+        await log.append(event(0))
+        await consume(log.consumer("mailer"), 1)
+    data_dir.joinpath("app.jsonl").unlink()
+    async with EventLog.open(data_dir) as log:
+        await log.append(event(n))
+        await log.append(event(n))
+        with pytest.raises(CorruptLogError, match="not in this log"):
+            await consume(log.consumer("mailer"), 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"offset":"x","hash":""}', b"\xff"])
+async def test_a_damaged_place_is_an_error(data_dir: Path, content: bytes) -> None:
+    """Beginning anew would do everything twice, so the file is named instead."""
+    await fill(data_dir, 1)
+    data_dir.joinpath("consumers").mkdir()
+    data_dir.joinpath("consumers", "mailer.json").write_bytes(content)
+    async with EventLog.open(data_dir) as log:
+        with pytest.raises(CorruptLogError, match=r"mailer\.json"):
+            await consume(log.consumer("mailer"), 1)
+
+
+async def test_after_such_an_error_the_name_is_free(data_dir: Path) -> None:
+    """Whoever removes the place by hand can consume again in the same process."""
+    await fill(data_dir, 1)
+    data_dir.joinpath("consumers").mkdir()
+    data_dir.joinpath("consumers", "mailer.json").write_bytes(b"{}")
+    async with EventLog.open(data_dir) as log:
+        consumer = log.consumer("mailer")
+        with pytest.raises(CorruptLogError):
+            await consume(consumer, 1)
+        data_dir.joinpath("consumers", "mailer.json").unlink()
+
+        assert numbers_of(await consume(consumer, 1)) == [0]
+
+
+async def test_a_consumer_goes_on_through_rotations(data_dir: Path) -> None:
+    """A place keeps its meaning when the events around it move into the archive."""
+    await fill(data_dir, 3)
+    async with EventLog.open(data_dir) as log:
+        first = await consume(log.consumer("mailer"), 2)
+        await log.rotate()
+    await fill(data_dir, 2, start=3)
+    async with EventLog.open(data_dir) as log:
+        await log.rotate()
+        second = await consume(log.consumer("mailer"), 3)
+
+    assert numbers_of(first + second) == [0, 1, 2, 3, 4]
+
+
+async def test_a_consumer_works_beside_another_process_that_writes(data_dir: Path) -> None:
+    """A read-only log has consumers too: a place is not part of the log."""
+    async with other_writer(data_dir) as writer, EventLog.open(data_dir, read_only=True) as log:
+        consuming = asyncio.ensure_future(consume(log.consumer("mailer"), 3))
+        head = await writer.append(3)
+        found = await consuming
+
+    assert numbers_of(found) == [0, 1, 2]
+    assert place(data_dir)["offset"] == head
+
+
+async def test_a_consumer_ends_when_its_log_is_closed(data_dir: Path) -> None:
+    """Iteration ends without an error."""
+    await fill(data_dir, 1)
+    log = await EventLog.open(data_dir)
+    consumer = log.consumer("mailer")
+    await anext(consumer)
+    waiting = asyncio.ensure_future(anext(consumer, None))
+    await settle()
+    await log.aclose()
+
+    assert await asyncio.wait_for(waiting, 5) is None
+
+
+@pytest.mark.parametrize("lives_here", [True, False])
+async def test_a_cancelled_consumer_leaves_nothing_behind(data_dir: Path, lives_here: bool) -> None:
+    """Neither a task nor a thread nor a descriptor outlives it."""
+    await fill(data_dir, 3)
+    async with EventLog.open(data_dir, read_only=not lives_here) as log:
+        await consume(log.consumer("other"), 1)
+        before = await at_rest()
+        consuming = asyncio.create_task(consume(log.consumer("mailer"), 99))
+        while not data_dir.joinpath("consumers", "mailer.json").exists():
+            await asyncio.sleep(0.005)
+        consuming.cancel()
+        with suppress(asyncio.CancelledError):
+            await consuming
+        left = await back_to(before)
+
+    assert left == before

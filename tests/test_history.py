@@ -1,0 +1,242 @@
+"""Where an offset lives: the archive and the active log as they belong together at one moment, without locks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.crash.truth import Opened, append
+from tests.support import line
+
+from eventfold import Head, _archive, _history, _rotation, line_hash
+from eventfold._history import Parts, line_before, whole_end
+from eventfold._layout import Layout
+
+
+def lines(start: int, end: int) -> bytes:
+    """The lines of these events."""
+    return b"".join(map(line, range(start, end)))
+
+
+@pytest.fixture(autouse=True)
+def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes frames, blocks and steps back so small that a few lines are several."""
+    for module in (_archive, _rotation):
+        monkeypatch.setattr(module, "FRAME_SIZE", 200)
+    monkeypatch.setattr(_history, "BLOCK_SIZE", 120)
+    monkeypatch.setattr(_history, "_STEP_BACK", 16)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Opened]:
+    """A log opened for writing, without an event loop."""
+    with Opened(tmp_path / "data") as log:
+        yield log
+
+
+def test_a_directory_that_is_not_there_is_an_empty_log(tmp_path: Path) -> None:
+    """There is nothing to read, and nothing is made."""
+    with Parts(Layout(tmp_path / "data")) as parts:
+        head, base, found = parts.head(), parts.base, list(parts.lines(0, 0))
+
+    assert (head, base, found) == (Head(0, ""), 0, [])
+    assert not (tmp_path / "data").exists()
+
+
+def test_every_span_of_lines_is_found_wherever_it_lies(opened: Opened) -> None:
+    """From each line to each later one: in the archive, in the active log, or across both."""
+    append(opened.active, lines(0, 7))
+    opened.rotate()
+    append(opened.active, lines(7, 12))
+    whole = lines(0, 12)
+    ends = [0, *itertools.accumulate(len(line(n)) for n in range(12))]
+    with Parts(opened.layout) as parts:
+        for start, end in itertools.combinations(ends, 2):
+            found = list(parts.lines(start, end))
+
+            assert b"".join(piece.data for piece in found) == whole[start:end]
+            assert [piece.start_offset for piece in found] == [
+                start + sum(len(piece.data) for piece in found[:i]) for i in range(len(found))
+            ]
+
+
+def test_the_line_before_any_offset_is_found_wherever_it_lies(opened: Opened) -> None:
+    """In the archive, at the border, and in the active log; inside a line there is none."""
+    append(opened.active, lines(0, 7))
+    opened.rotate()
+    append(opened.active, lines(7, 12))
+    whole = lines(0, 12)
+    with Parts(opened.layout) as parts:
+        for offset in range(1, len(whole) + 1):
+            if whole[offset - 1 : offset] == b"\n":
+                assert parts.line_before(offset) == whole[:offset].splitlines()[-1]
+            else:
+                with pytest.raises(ValueError, match="not where a line begins"):
+                    parts.line_before(offset)
+
+
+def test_the_head_of_a_log_that_was_just_rotated_is_the_archives_end(opened: Opened) -> None:
+    """Its hash is that of the last archived line."""
+    append(opened.active, lines(0, 7))
+    opened.rotate()
+    with Parts(opened.layout) as parts:
+        head = parts.head()
+
+    assert head == Head(len(lines(0, 7)), line_hash(line(6)))
+
+
+def test_what_was_opened_stays_good_while_the_log_is_rotated(opened: Opened) -> None:
+    """Who began to read before a rotation reads on in the files of then: nothing is missing, nothing comes twice."""
+    append(opened.active, lines(0, 9))
+    with Parts(opened.layout) as parts:
+        head = parts.head()
+        reading = parts.lines(0, head.offset)
+        first = next(reading)
+        for n in range(9, 12):
+            append(opened.active, line(n))
+            opened.rotate()
+        rest = [piece.data for piece in reading]
+
+    assert first.data + b"".join(rest) == lines(0, 9)
+
+
+LOOKS = 5  # at the active log, the archive, its size, the rotation under way, and the name of the active log
+STEPS = 6
+
+
+class Rotating:
+    """A log that is rotated step by step."""
+
+    def __init__(self, opened: Opened, rotated_before: bool) -> None:
+        self.opened = opened
+        self.whole = b""
+        self._n = 0
+        self.add(3)
+        if rotated_before:
+            opened.rotate()
+            self.add(6)
+        self._steps = self._rotate()
+        self._done = 0
+        self._going_on = False
+
+    def add(self, count: int) -> None:
+        """Appends so many lines."""
+        new = lines(self._n, self._n + count)
+        append(self.opened.active, new)
+        self.whole += new
+        self._n += count
+
+    def go_on(self, done: int) -> None:
+        """Goes on until so many steps are done."""
+        if not self._going_on:
+            self._going_on = True
+            while self._done < done and self._done < STEPS:
+                next(self._steps, None)
+                self._done += 1
+            self._going_on = False
+
+    def _rotate(self) -> Iterator[None]:
+        layout, active = self.opened.layout, self.opened.active
+        rotation = _rotation.begin(layout, active)
+        yield
+        self.add(1)
+        if layout.archive_path.exists():
+            # What `Rotation.archive` does, with a pause after each frame.
+            fd, size = os.open(layout.archive_path, os.O_RDWR), layout.next_file().size
+            position, offset = os.fstat(fd).st_size, active.base
+            for chunk in _rotation._chunks(active.fd, 0, size):
+                position, offset = _archive.write_frames(fd, position, offset, [chunk]), offset + len(chunk)
+                yield
+            os.close(fd)
+        else:
+            rotation.archive(active)
+            yield
+        self.opened._old.append(rotation.switch(active))
+        yield
+        self.add(2)
+        yield
+
+
+@pytest.mark.parametrize("rotated_before", [False, True])
+def test_a_rotation_between_any_two_looks_of_a_reader_misleads_it_in_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotated_before: bool
+) -> None:
+    """The steps of a rotation come in at every place between a reader's looks at the files, in every combination."""
+    fstat, stat, open_, next_file = os.fstat, os.stat, _history._open_if_there, Layout.next_file
+    heads = set()
+    for number, before in enumerate(itertools.combinations_with_replacement(range(STEPS + 1), LOOKS)):
+        with Opened(tmp_path / str(number)) as opened:
+            log, look = Rotating(opened, rotated_before), iter(before)
+            acknowledged = opened.active.head.offset
+
+            def looking(original: Any, log: Rotating = log, look: Any = look) -> Any:
+                def call(*args: Any) -> Any:
+                    if not log._going_on:
+                        log.go_on(next(look, 0))
+                    return original(*args)
+
+                return call
+
+            with monkeypatch.context() as patch:
+                patch.setattr(_history, "_open_if_there", looking(open_))
+                patch.setattr(os, "fstat", looking(fstat))
+                patch.setattr(Layout, "next_file", lambda self, call=looking(next_file): call(self))
+                patch.setattr(os, "stat", looking(stat))
+                parts = Parts(opened.layout)
+            log.go_on(STEPS)
+            with parts:
+                head = parts.head()
+                found = b"".join(piece.data for piece in parts.lines(0, head.offset))
+        heads.add(head)
+
+        assert found == log.whole[: head.offset]
+        assert head.offset >= acknowledged
+    assert number == 461
+    assert len(heads) >= 3
+
+
+@pytest.mark.parametrize(
+    ("data", "end"),
+    [
+        (b"", 0),
+        (line(0), len(line(0))),
+        (line(0) + b"{", len(line(0))),
+        (b"{", 0),
+        (line(0) + bytes(50), len(line(0))),
+        (line(0) + line(1, batch="1,2"), len(line(0))),
+        (line(0) + line(1, batch="1,2") + line(2, batch="2,2"), None),
+        (line(1, batch="1,3") + line(2, batch="2,3"), 0),
+        (line(0) + line(2, batch="2,2"), None),
+    ],
+)
+def test_a_log_is_whole_up_to_its_last_line_or_batch(tmp_path: Path, data: bytes, end: int | None) -> None:
+    """What follows, half a line, NUL bytes or an open batch, is not part of it."""
+    path = tmp_path / "app.jsonl"
+    path.write_bytes(data)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        found = whole_end(fd, len(data))
+    finally:
+        os.close(fd)
+
+    assert found == (len(data) if end is None else end)
+
+
+@pytest.mark.parametrize("size", [1, 14, 15, 16, 17, 63, 64, 65, 1000])
+def test_a_line_is_found_backwards_whatever_its_length(tmp_path: Path, size: int) -> None:
+    """Lines that end at, before or behind the steps that are taken backwards."""
+    path = tmp_path / "app.jsonl"
+    path.write_bytes(b"a" * 3 + b"\n" + b"b" * size + b"\n")
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        second = line_before(fd, 5 + size)
+        first = line_before(fd, 4)
+    finally:
+        os.close(fd)
+
+    assert second == (4, b"b" * size)
+    assert first == (0, b"aaa")

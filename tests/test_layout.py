@@ -1,0 +1,183 @@
+"""The names in a data directory, and the file operations that keep their promises when they fail."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockingError
+from tests.support import Seam
+
+from eventfold import View, _layout
+from eventfold._layout import Layout
+
+GOOD_NAMES = ["a", "todos", "A-Z.a_z-0.9", "_x", "-x", "9", "x" * 128]
+BAD_NAMES = ["", ".", "..", ".hidden", "a/b", "../a", "a b", "a\n", "a\0", "ä", "x" * 129, "a\\b", "a:b", None, 5]
+
+
+@pytest.mark.parametrize("name", GOOD_NAMES)
+def test_a_name_of_allowed_characters_is_taken(name: str) -> None:
+    """Names of 1 to 128 of `A-Z a-z 0-9 . _ -` become file names."""
+    layout = Layout("data")
+
+    assert layout.snapshot_path(name) == Path("data/views", f"{name}.snapshot.json")
+    assert layout.consumer_path(name) == Path("data/consumers", f"{name}.json")
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_any_other_name_is_refused(name: str) -> None:
+    """A name that could lead out of its directory, or that no file may have, is a ValueError."""
+    layout = Layout("data")
+
+    with pytest.raises(ValueError, match="view name"):
+        layout.snapshot_path(name)
+    with pytest.raises(ValueError, match="consumer name"):
+        layout.consumer_path(name)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_view_with_such_a_name_is_refused(name: str) -> None:
+    """The refusal comes when the view is made, not when it is first saved."""
+    with pytest.raises(ValueError, match="view name"):
+        View(name, lambda state, event: state, 0)
+
+
+def test_the_files_have_the_names_of_the_format() -> None:
+    """Other programs find the files under these names."""
+    layout = Layout("data")
+
+    assert layout.log_path == Path("data/app.jsonl")
+    assert layout.archive_path == Path("data/archive.jsonl.zst")
+    assert layout.views_dir == Path("data/views")
+    assert layout.torn_path(12) == Path("data/app.jsonl.torn.12")
+    assert layout.next_path(1, 2, 3) == Path("data/app.jsonl.next.1.2.3")
+
+
+def test_a_rotation_under_way_is_known_by_its_files_name(tmp_path: Path) -> None:
+    """The numbers in the name are read back, and names that are only similar are passed over."""
+    layout = Layout(tmp_path)
+    for name in ("app.jsonl.next", "app.jsonl.next.1.2", "app.jsonl.next.1.2.3.tmp", "app.jsonl.next.a.b.c"):
+        (tmp_path / name).touch()
+    before = layout.next_file()
+    layout.next_path(10, 20, 30).touch()
+    found = layout.next_file()
+
+    assert before is None
+    assert found == (tmp_path / "app.jsonl.next.10.20.30", 10, 20, 30)
+
+
+def test_a_missing_directory_has_no_rotation_under_way(tmp_path: Path) -> None:
+    """Looking for one in a directory that does not exist is no error."""
+    assert Layout(tmp_path / "missing").next_file() is None
+
+
+def test_replace_file_leaves_the_content_and_nothing_else(tmp_path: Path) -> None:
+    """The directories above are made, the content is whole, and no temporary file stays."""
+    path = tmp_path / "a" / "b" / "file.json"
+    _layout.replace_file(path, b"first")
+    _layout.replace_file(path, b"second")
+
+    assert path.read_bytes() == b"second"
+    assert os.listdir(path.parent) == ["file.json"]
+
+
+@pytest.mark.parametrize("operation", ["write", "sync", "rename"])
+def test_replace_file_that_fails_leaves_the_old_file(tmp_path: Path, seam: Seam, operation: str) -> None:
+    """Whatever step fails, the old content stays, and no temporary file does."""
+    path = tmp_path / "file.json"
+    _layout.replace_file(path, b"old")
+    seam.fail(operation, number=errno.ENOSPC)
+    with pytest.raises(OSError, match="made to fail"):
+        _layout.replace_file(path, b"new")
+
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_replace_file_syncs_the_content_before_the_name_and_the_directory_after(tmp_path: Path, seam: Seam) -> None:
+    """The order that makes a replacement safe in a power cut: write, sync, rename, sync of the directory."""
+    order: list[str] = []
+    for name in ("write", "sync", "rename", "sync_dir"):
+
+        def noted(original, *args, name=name):
+            order.append(name)
+            return original(*args)
+
+        seam.replace(name, noted)
+    _layout.replace_file(tmp_path / "file.json", b"content")
+
+    assert order == ["write", "sync", "rename", "sync_dir"]
+
+
+def test_new_directories_are_synced_into_their_parents(tmp_path: Path, seam: Seam) -> None:
+    """A directory whose name is not on disk would take everything in it along in a power cut."""
+    synced = seam.count("sync_dir")
+    _layout.make_dir(tmp_path / "a" / "b")
+    again = len(synced)
+    _layout.make_dir(tmp_path / "a" / "b")
+
+    assert synced == [(tmp_path,), (tmp_path / "a",)]
+    assert again == len(synced)
+
+
+def test_a_file_in_the_place_of_the_directory_is_an_error(tmp_path: Path) -> None:
+    """A path that names a file can't be made a directory."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(OSError):
+        _layout.make_dir(tmp_path / "file")
+
+
+def test_a_short_write_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may take only a part of what it is given, which is what a full disk looks like."""
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, position: pwrite(fd, data[:3], position))
+    try:
+        with pytest.raises(OSError, match="short write: 3 of 6 bytes") as caught:
+            _layout.write(fd, b"abcdef", 0)
+    finally:
+        os.close(fd)
+
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_what_is_larger_than_one_call_may_write_is_written_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux writes no more than 2 GiB in one call; the pieces join without a gap."""
+    monkeypatch.setattr(_layout, "_WRITE_SIZE", 4)
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        _layout.write(fd, b"..", 0)
+        _layout.write(fd, b"abcdefghij", 2)
+    finally:
+        os.close(fd)
+
+    assert (tmp_path / "file").read_bytes() == b"..abcdefghij"
+
+
+@pytest.mark.parametrize("operation", ["open_file", "write", "sync", "truncate", "rename", "unlink", "sync_dir"])
+async def test_the_guard_sees_every_file_operation_on_the_loop(
+    tmp_path: Path, loop_guard: list[str], operation: str
+) -> None:
+    """The tests would fail if one of these were called on the event loop, which is what they rely on."""
+    path = tmp_path / "file"
+    path.touch()
+    with path.open("r+b") as file:
+        fd = file.fileno()
+        arguments = {
+            "open_file": (path, os.O_RDONLY),
+            "write": (fd, b"x", 0),
+            "sync": (fd,),
+            "truncate": (fd, 0),
+            "rename": (path, tmp_path / "other"),
+            "unlink": (path,),
+            "sync_dir": (tmp_path,),
+        }
+
+        with pytest.raises(BlockingError):
+            getattr(_layout, operation)(*arguments[operation])
+    loop_guard.clear()

@@ -1,0 +1,492 @@
+"""`EventLog`: writer, reader and views of one directory together, its builder, and `watch`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support import Seam, event, line, numbers, records, settle, write_log
+
+from eventfold import (
+    ConditionalAppendError,
+    Event,
+    EventfoldError,
+    EventLog,
+    EventReader,
+    EventWriter,
+    Head,
+    LockMode,
+    LogClosedError,
+    LogLockedError,
+    ReducerError,
+    SyncMode,
+    UnknownViewError,
+    View,
+)
+
+
+def count(state: int, event: Event) -> int:
+    return state + 1
+
+
+def collect(state: list[int], event: Event) -> list[int]:
+    return [*state, event.data["n"]]
+
+
+def views() -> list[View[Any]]:
+    return [View("count", count, 0), View("numbers", collect, list)]
+
+
+def passes_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the offset of every pass over a log from now on."""
+    passes: list[int] = []
+    read_slices = EventReader.read_slices
+
+    def counted(self: EventReader, offset: int = 0, **options: Any) -> Any:
+        passes.append(offset)
+        return read_slices(self, offset, **options)
+
+    monkeypatch.setattr(EventReader, "read_slices", counted)
+    return passes
+
+
+# Opening
+
+
+async def test_a_log_appends_reads_and_folds(data_dir: Path) -> None:
+    """Everything of the writer, the reader and the views, in one object."""
+    async with EventLog.open(data_dir, views=views()) as log:
+        first = await log.append(event(0))
+        await log.append_many([event(1), event(2)])
+        await log.append_if(event(3), *log.head)
+        before = log.view("count")
+        await log.refresh_all()
+        after = log.view("count"), log.view("numbers")
+        read = await numbers(log)
+        full = [record.event.data["n"] async for record in log.read_full()]
+        hash_before = await log.read_line_hash_before(first.end_offset)
+        new = await log.has_new_events(first.end_offset), await log.has_new_events(log.head.offset)
+        size = await log.active_log_size()
+        waited = await log.wait_for_events(0)
+        head = log.head
+
+    assert before == 0
+    assert after == (4, [0, 1, 2, 3])
+    assert read == full == [0, 1, 2, 3]
+    assert hash_before == first.line_hash
+    assert new == (True, False)
+    assert size == head.offset == waited.size == (data_dir / "app.jsonl").stat().st_size
+
+
+async def test_opening_brings_the_views_up_to_date(data_dir: Path) -> None:
+    """After a restart the states are there, from the snapshots, without a refresh."""
+    async with EventLog.open(data_dir, views=views()) as log:
+        await log.append_many([event(n) for n in range(3)])
+    folded: list[int] = []
+
+    def watchful(state: int, event: Event) -> int:
+        folded.append(event.data["n"])
+        return state + 1
+
+    log = await EventLog.open(data_dir, views=[View("count", watchful, 0), View("numbers", collect, list)])
+    states = log.view("count"), log.view("numbers")
+    await log.aclose()
+
+    assert states == (3, [0, 1, 2])
+    assert folded == [0, 1, 2]
+
+
+async def test_closing_saves_the_snapshots(data_dir: Path) -> None:
+    """Of what was folded, however little is new."""
+    async with EventLog.open(data_dir, views=views()) as log:
+        await log.append(event(0))
+        await log.refresh_all()
+        await log.append(event(1))
+        await log.refresh_all()
+        head = log.head
+    saved = {path.name: json.loads(path.read_bytes()) for path in (data_dir / "views").iterdir()}
+
+    assert {name: (s["state"], s["position"]) for name, s in saved.items()} == {
+        "count.snapshot.json": (2, head.offset),
+        "numbers.snapshot.json": ([0, 1], head.offset),
+    }
+
+
+async def test_views_that_start_together_share_one_pass(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five views from offset 0 read the log once; one that stands elsewhere reads its own part."""
+    passes = passes_over(monkeypatch)
+    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
+        await writer.append_many([event(n) for n in range(100)])
+        head = writer.head.offset
+    async with EventLog.open(data_dir, views=[View(f"v{n}", count, 0) for n in range(5)]) as log:
+        first = list(passes)
+        await log.append(event(100))
+        await log.refresh_all()
+        states = {log.view(f"v{n}") for n in range(5)}
+        second = list(passes)
+    more = [View(f"v{n}", count, 0) for n in range(6)]
+    async with EventLog.open(data_dir, views=more) as log:
+        sixth = log.view("v5")
+        third = list(passes)
+
+    assert first == [0]
+    assert second == [0, head]
+    assert states == {101}
+    assert third == [0, head, 0]
+    assert sixth == 101
+
+
+async def test_views_with_different_selections_share_a_pass(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each folds its own types only."""
+    passes = passes_over(monkeypatch)
+    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
+        await writer.append_many([event(n, "abc"[n % 3]) for n in range(9)])
+    selections = {"a": {"a"}, "bc": {"b", "c"}, "none": set(), "all": None}
+    made = [View(name, collect, list, event_types=types) for name, types in selections.items()]
+    async with EventLog.open(data_dir, views=made) as log:
+        states = {name: log.view(name) for name in selections}
+
+    assert passes == [0]
+    assert states == {"a": [0, 3, 6], "bc": [1, 2, 4, 5, 7, 8], "none": [], "all": list(range(9))}
+
+
+async def test_a_view_that_fails_holds_up_no_other(data_dir: Path) -> None:
+    """`refresh_all` raises its error when the others are done."""
+
+    def fail(state: int, event: Event) -> int:
+        if event.data["n"] == 3:
+            raise RuntimeError("no")
+        return state + 1
+
+    async with EventLog.open(data_dir, views=[View("fails", fail, 0), *views()]) as log:
+        results = await log.append_many([event(n) for n in range(6)])
+        with pytest.raises(ReducerError, match="fails") as caught:
+            await log.refresh_all()
+        states = log.view("fails"), log.view("count")
+
+    assert states == (3, 6)
+    assert caught.value.offset == results[3].start_offset
+
+
+async def test_an_opening_that_fails_leaves_nothing_locked(data_dir: Path) -> None:
+    """A reducer that raises at once closes the writer again."""
+    write_log(data_dir, line(0))
+
+    def fail(state: int, event: Event) -> int:
+        raise RuntimeError("no")
+
+    with pytest.raises(ReducerError):
+        await EventLog.open(data_dir, views=[View("v", fail, 0)])
+    async with EventLog.open(data_dir) as log:
+        found = await numbers(log)
+
+    assert found == [0]
+
+
+async def test_two_views_of_one_name_are_refused(tmp_path: Path) -> None:
+    """They would share a snapshot."""
+    with pytest.raises(ValueError, match="'v'"):
+        await EventLog.open(tmp_path / "data", views=[View("v", count, 0), View("v", count, 0)])
+
+    assert not (tmp_path / "data").exists()
+
+
+async def test_a_second_log_of_the_directory_is_refused(data_dir: Path) -> None:
+    """Unless neither locks."""
+    async with EventLog.open(data_dir):
+        with pytest.raises(LogLockedError):
+            await EventLog.open(data_dir)
+    first = await EventLog.open(data_dir, lock=LockMode.NONE)
+    second = await EventLog.open(data_dir, lock=LockMode.NONE)
+    await first.aclose()
+    await second.aclose()
+
+
+async def test_a_closed_log_refuses_appends(data_dir: Path) -> None:
+    """Its views still have their states."""
+    async with EventLog.open(data_dir, views=views()) as log:
+        await log.append(event(0))
+        await log.refresh_all()
+    with pytest.raises(LogClosedError):
+        await log.append(event(1))
+
+    assert log.view("count") == 1
+
+
+async def test_a_conditional_append_conflicts_through_the_log_too(data_dir: Path) -> None:
+    """The error comes from the writer as it is."""
+    async with EventLog.open(data_dir) as log:
+        await log.append(event(0))
+        with pytest.raises(ConditionalAppendError):
+            await log.append_if(event(1), 0, "")
+        found = await numbers(log)
+
+    assert found == [0]
+
+
+# Views by name
+
+
+async def test_an_unknown_view_is_a_key_error_that_names_it(data_dir: Path) -> None:
+    """Of every method that takes a name."""
+    async with EventLog.open(data_dir, views=views()) as log:
+        with pytest.raises(UnknownViewError, match="'nope'") as caught:
+            log.view("nope")
+        with pytest.raises(KeyError):
+            log.view("nope")
+        with pytest.raises(UnknownViewError):
+            await log.rebuild("nope")
+        with pytest.raises(UnknownViewError):
+            await anext(log.watch("nope"))
+
+    assert caught.value.name == "nope"
+
+
+async def test_the_views_can_be_looked_up_but_not_changed(data_dir: Path) -> None:
+    """`views` is a mapping by name."""
+    made = views()
+    async with EventLog.open(data_dir, views=made) as log:
+        with pytest.raises(TypeError):
+            log.views["x"] = made[0]  # type: ignore[index]
+
+        assert dict(log.views) == {"count": made[0], "numbers": made[1]}
+
+
+async def test_rebuild_makes_a_state_anew(data_dir: Path) -> None:
+    """From the whole log, whatever the view had."""
+    async with EventLog.open(data_dir, views=views()) as log:
+        await log.append_many([event(n) for n in range(3)])
+        await log.refresh_all()
+        log.view("numbers").append("spoiled")
+        rebuilt = await log.rebuild("numbers")
+
+    assert rebuilt == [0, 1, 2]
+
+
+# The builder
+
+
+async def test_the_builder_opens_the_same_log(data_dir: Path) -> None:
+    """Every call returns the builder; what it opens has the views."""
+    builder = EventLog.builder(data_dir)
+    same = (
+        builder.view("count", count, 0)
+        .view("numbers", collect, list, state_type=list[int], version=2, event_types={"counted"})
+        .max_log_size(0)
+        .lock_mode(LockMode.FLOCK)
+        .sync_mode(SyncMode.OS)
+    )
+    async with builder.open() as log:
+        await log.append(event(5))
+        await log.append(event(6, "other"))
+        await log.refresh_all()
+        states = log.view("count"), log.view("numbers")
+    version = json.loads((data_dir / "views" / "numbers.snapshot.json").read_bytes())["version"]
+
+    assert same is builder
+    assert states == (2, [5])
+    assert version == 2
+
+
+async def test_the_builder_s_modes_are_those_of_the_writer(data_dir: Path, seam: Seam) -> None:
+    """No lock and no syncs, where these were asked for."""
+    log = await EventLog.builder(data_dir).lock_mode(LockMode.NONE).sync_mode(SyncMode.OS).open()
+    syncs = seam.count("sync")
+    await log.append(event(0))
+    cost = len(syncs)
+    async with EventLog.open(data_dir, lock=LockMode.NONE):
+        pass
+    await log.aclose()
+
+    assert cost == 0
+
+
+async def test_the_builder_s_max_log_size_rotates(data_dir: Path) -> None:
+    """Above it the active log is moved into the archive by itself; nothing is lost."""
+    async with EventLog.builder(data_dir).max_log_size(500).open() as log:
+        for n in range(50):
+            await log.append(event(n))
+        found = await numbers(log)
+    archived = log.archive_path.exists()
+
+    assert found == list(range(50))
+    assert archived
+
+
+# Watching
+
+
+async def test_watch_gives_the_state_now_and_each_newer_one(data_dir: Path) -> None:
+    """The watcher sees its own program's appends as soon as they are durable."""
+    async with EventLog.open(data_dir, views=views()) as log:
+        await log.append(event(0))
+        watching = log.watch("numbers")
+        states = [await anext(watching)]
+        for n in range(1, 4):
+            await log.append(event(n))
+            states.append(await asyncio.wait_for(anext(watching), 10))
+        await watching.aclose()  # type: ignore[attr-defined]
+
+    assert states == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
+
+
+async def test_a_slow_watcher_sees_the_latest_state(data_dir: Path) -> None:
+    """What came and went while it was busy is left out."""
+    async with EventLog.open(data_dir, views=views()) as log:
+        watching = log.watch("numbers")
+        first = await anext(watching)
+        for n in range(10):
+            await log.append(event(n))
+        second = await asyncio.wait_for(anext(watching), 10)
+        await watching.aclose()  # type: ignore[attr-defined]
+
+    assert first == []
+    assert second == list(range(10))
+
+
+async def test_a_watch_ends_when_the_log_is_closed(data_dir: Path) -> None:
+    """The iteration is over, without an error."""
+    log = await EventLog.open(data_dir, views=views())
+
+    async def follow() -> list[int]:
+        return [state async for state in log.watch("count")]
+
+    task = asyncio.create_task(follow())
+    await log.append(event(0))
+    await settle()
+    await log.aclose()
+    states = await asyncio.wait_for(task, 10)
+
+    assert states == sorted(set(states))
+
+
+async def test_a_watch_passes_over_events_that_change_nothing(data_dir: Path) -> None:
+    """A view that selects types is not given again for events of other types."""
+    async with EventLog.open(data_dir, views=[View("v", collect, list, event_types={"a"})]) as log:
+        watching = log.watch("v")
+        states = [await anext(watching)]
+        waiting = asyncio.create_task(anext(watching))  # type: ignore[arg-type]
+        await log.append(event(0, "b"))
+        await settle()
+        await log.append(event(1, "a"))
+        states.append(await asyncio.wait_for(waiting, 10))
+        await watching.aclose()  # type: ignore[attr-defined]
+
+    assert states == [[], [1]]
+
+
+async def test_many_may_watch_one_view(data_dir: Path) -> None:
+    """Each gets the newest state."""
+    async with EventLog.open(data_dir, views=views()) as log:
+
+        async def until(state: int) -> int:
+            watching = log.watch("count")
+            async for now in watching:
+                if now >= state:
+                    await watching.aclose()  # type: ignore[attr-defined]
+                    return now
+            return -1
+
+        tasks = [asyncio.create_task(until(20)) for _ in range(20)]
+        for n in range(20):
+            await log.append(event(n))
+        seen = await asyncio.wait_for(asyncio.gather(*tasks), 10)
+
+    assert seen == [20] * 20
+
+
+async def test_wait_until_gives_a_state_with_ones_own_writes(data_dir: Path) -> None:
+    """As soon as the view includes everything before the offset."""
+    async with EventLog.open(data_dir, views=views()) as log:
+        result = await log.append(event(7))
+        state = await asyncio.wait_for(log.wait_until("numbers", result.end_offset), 10)
+        later = asyncio.create_task(log.wait_until("numbers", result.end_offset + 1))
+        await settle()
+        waits = not later.done()
+        await log.append(event(8))
+        both = await asyncio.wait_for(later, 10)
+
+    assert state == [7]
+    assert waits
+    assert both == [7, 8]
+
+
+# Reading beside a writer
+
+
+async def test_a_read_only_log_reads_folds_and_watches(data_dir: Path) -> None:
+    """Beside the writer, without its lock."""
+    async with (
+        EventWriter.open(data_dir) as writer,
+        EventLog.open(data_dir, views=views(), read_only=True) as log,
+    ):
+        watching = log.watch("count")
+        states = [await anext(watching)]
+        await writer.append(event(0))
+        states.append(await asyncio.wait_for(anext(watching), 10))
+        await watching.aclose()  # type: ignore[attr-defined]
+        found = await numbers(log)
+        head = await log.reader().head()
+        same = head == writer.head
+
+    assert states == [0, 1]
+    assert found == [0]
+    assert same
+
+
+async def test_a_read_only_log_refuses_whatever_would_write(data_dir: Path) -> None:
+    """Every append and the rotation are an `EventfoldError`."""
+    write_log(data_dir, line(0))
+    async with EventLog.open(data_dir, views=views(), read_only=True) as log:
+        for call in (
+            lambda: log.append(event(1)),
+            lambda: log.append_many([event(1)]),
+            lambda: log.append_if(event(1), *Head(0, "")),
+            lambda: log.rotate(),
+        ):
+            with pytest.raises(EventfoldError, match="read-only"):
+                await call()
+        found = await records(log)
+
+    assert len(found) == 1
+
+
+async def test_a_read_only_log_writes_nothing(data_dir: Path) -> None:
+    """No snapshot, neither by refreshing nor by rebuilding nor by closing: these files are the writer's."""
+    write_log(data_dir, line(0))
+    async with EventLog.open(data_dir, views=views(), read_only=True) as log:
+        await log.refresh_all()
+        rebuilt = await log.rebuild("count")
+    left = sorted(path.name for path in data_dir.iterdir())
+
+    assert rebuilt == 1
+    assert left == ["app.jsonl"]
+
+
+async def test_a_read_only_log_of_a_missing_directory_is_empty(tmp_path: Path) -> None:
+    """And makes no directory."""
+    async with EventLog.open(tmp_path / "missing", views=views(), read_only=True) as log:
+        states = log.view("count"), await numbers(log)
+
+    assert states == (0, [])
+    assert not (tmp_path / "missing").exists()
+
+
+async def test_closing_a_read_only_log_ends_its_watches(data_dir: Path) -> None:
+    """Also where nobody writes."""
+    write_log(data_dir, line(0))
+    log = await EventLog.open(data_dir, views=views(), read_only=True)
+
+    async def follow() -> list[int]:
+        return [state async for state in log.watch("count")]
+
+    task = asyncio.create_task(follow())
+    while not log.reader()._scope.waits:
+        await asyncio.sleep(0)
+    await log.aclose()
+    states = await asyncio.wait_for(task, 10)
+
+    assert states == [1]

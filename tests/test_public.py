@@ -1,0 +1,284 @@
+"""The public surface: every name, its parameters and defaults, and what a newcomer relies on."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import subprocess
+import sys
+from typing import Any, get_type_hints
+
+import pytest
+
+import eventfold
+from eventfold import (
+    AppendConflict,
+    AppendResult,
+    ConditionalAppendError,
+    CorruptLogError,
+    Event,
+    EventfoldError,
+    EventLog,
+    EventLogBuilder,
+    EventReader,
+    EventWriter,
+    Head,
+    InvalidEventError,
+    LockMode,
+    LogClosedError,
+    LogLockedError,
+    Record,
+    ReducerError,
+    Snapshot,
+    SyncMode,
+    UnknownViewError,
+    View,
+    WaitResult,
+    WriterFailedError,
+)
+
+NAMES = [
+    "AppendConflict",
+    "AppendResult",
+    "ConditionalAppendError",
+    "CorruptLogError",
+    "Event",
+    "EventLog",
+    "EventLogBuilder",
+    "EventReader",
+    "EventWriter",
+    "EventfoldError",
+    "Head",
+    "InvalidEventError",
+    "LockMode",
+    "LogClosedError",
+    "LogLockedError",
+    "Record",
+    "ReduceFn",
+    "ReducerError",
+    "Snapshot",
+    "SyncMode",
+    "UnknownViewError",
+    "View",
+    "ViewOps",
+    "WaitResult",
+    "WriterFailedError",
+    "line_hash",
+    "snapshot",
+]
+
+SIGNATURES: dict[Any, str] = {
+    EventWriter.open: "(dir, *, lock=FLOCK, sync=ALWAYS, max_log_size=0, max_event_size=16777216)",
+    EventWriter.append: "(self, event)",
+    EventWriter.append_many: "(self, events)",
+    EventWriter.append_if: "(self, event, expected_offset, expected_hash)",
+    EventWriter.rotate: "(self, views=())",
+    EventWriter.aclose: "(self)",
+    EventWriter.reader: "(self)",
+    EventReader.__init__: "(self, dir)",
+    EventReader.read_from: "(self, offset=0)",
+    EventReader.read_full: "(self)",
+    EventReader.tail: "(self, offset=None)",
+    EventReader.wait_for_events: "(self, offset, timeout=None)",
+    EventReader.has_new_events: "(self, offset)",
+    EventReader.head: "(self)",
+    EventReader.active_log_size: "(self)",
+    EventReader.read_line_hash_before: "(self, offset)",
+    View.__init__: "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None)",
+    View.refresh: "(self, reader)",
+    View.rebuild: "(self, reader)",
+    EventLog.builder: "(dir)",
+    EventLog.append: "(self, event)",
+    EventLog.append_many: "(self, events)",
+    EventLog.append_if: "(self, event, expected_offset, expected_hash)",
+    EventLog.view: "(self, name)",
+    EventLog.refresh_all: "(self)",
+    EventLog.rebuild: "(self, name)",
+    EventLog.watch: "(self, name)",
+    EventLog.read_from: "(self, offset=0)",
+    EventLog.tail: "(self, offset=None)",
+    EventLog.wait_for_events: "(self, offset, timeout=None)",
+    EventLogBuilder.view: "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None)",
+    EventLogBuilder.max_log_size: "(self, size)",
+    EventLogBuilder.lock_mode: "(self, mode)",
+    EventLogBuilder.sync_mode: "(self, mode)",
+    EventLogBuilder.open: "(self)",
+    eventfold.line_hash: "(line)",
+    eventfold.snapshot.save: "(path, snapshot)",
+    eventfold.snapshot.delete: "(path)",
+}
+
+
+def written(function: Any) -> str:
+    """A signature without its annotations, enum members by their names."""
+    parameters = []
+    keyword_only = False
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
+            keyword_only = True
+            parameters.append("*")
+        default = parameter.default
+        value = default.name if isinstance(default, LockMode | SyncMode) else repr(default)
+        parameters.append(parameter.name if default is parameter.empty else f"{parameter.name}={value}")
+    return f"({', '.join(parameters)})"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_can_be_imported(name: str) -> None:
+    """It is in `__all__` too, so that `from eventfold import *` and the documentation have it."""
+    assert hasattr(eventfold, name)
+    assert name in eventfold.__all__
+
+
+def test_all_is_sorted_and_without_strangers() -> None:
+    """Whatever is public is listed once, and exists."""
+    assert len(eventfold.__all__) == len(set(eventfold.__all__))
+    assert all(hasattr(eventfold, name) and not name.startswith("_") for name in eventfold.__all__)
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
+def test_the_signatures_are_those_of_the_design(function: Any) -> None:
+    """Names, order, kinds and defaults of the parameters."""
+    assert written(function) == SIGNATURES[function]
+
+
+def test_the_log_takes_the_options_of_the_writer_and_its_views() -> None:
+    """All by keyword."""
+    parameters = inspect.signature(EventLog.open).parameters
+
+    assert next(iter(parameters)) == "dir"
+    assert {"views", "max_log_size", "lock", "sync"} <= set(parameters)
+    assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name != "dir")
+
+
+@pytest.mark.parametrize("name", [n for n in dir(EventWriter) if not n.startswith("_") and n not in ("attach", "open")])
+def test_the_log_has_everything_of_the_writer(name: str) -> None:
+    """The same names do the same."""
+    assert hasattr(EventLog, name)
+
+
+@pytest.mark.parametrize("name", [n for n in dir(EventReader) if not n.startswith("_")])
+def test_the_log_has_everything_of_the_reader(name: str) -> None:
+    """The public methods of the design; what the other modules alone use stays the reader's."""
+    of_the_design = {
+        *("read_from", "read_full", "tail", "wait_for_events", "has_new_events", "head", "active_log_size"),
+        *("read_line_hash_before", "dir", "log_path", "archive_path", "views_dir"),
+    }
+
+    assert hasattr(EventLog, name) or name not in of_the_design
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConditionalAppendError,
+        CorruptLogError,
+        InvalidEventError,
+        LogClosedError,
+        LogLockedError,
+        ReducerError,
+        UnknownViewError,
+        WriterFailedError,
+    ],
+)
+def test_every_error_is_an_eventfold_error(error: type[Exception]) -> None:
+    """One `except` catches them all."""
+    assert issubclass(error, EventfoldError)
+
+
+def test_two_errors_are_builtin_ones_too() -> None:
+    """Those who don't know eventfold's errors catch them as what they are."""
+    assert issubclass(InvalidEventError, ValueError)
+    assert issubclass(UnknownViewError, KeyError)
+
+
+ERRORS = [
+    ConditionalAppendError(AppendConflict(1, 2, "a", None)),
+    CorruptLogError("/data/app.jsonl", 12, "no event"),
+    InvalidEventError("data.x: nan"),
+    LogClosedError("closed"),
+    LogLockedError("/data/app.jsonl"),
+    ReducerError("todos", 12),
+    UnknownViewError("todos"),
+    WriterFailedError("a sync failed"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_errors_survive_a_trip_to_another_process(error: EventfoldError) -> None:
+    """Their fields and messages come through pickle."""
+    again = pickle.loads(pickle.dumps(error))
+
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+
+
+def test_the_errors_have_their_fields() -> None:
+    """What the design names can be read off."""
+    conflict, corrupt, _, _, _, reducer, unknown, _ = ERRORS
+
+    assert conflict.conflict.expected_offset == 1  # type: ignore[attr-defined]
+    assert (corrupt.offset, corrupt.reason) == (12, "no event")  # type: ignore[attr-defined]
+    assert (reducer.view, reducer.offset) == ("todos", 12)  # type: ignore[attr-defined]
+    assert "12" in str(reducer)
+    assert "'todos'" in str(unknown)
+
+
+def test_the_values_have_the_fields_of_the_design() -> None:
+    """By position and by name."""
+    assert AppendResult(1, 2, "h") == AppendResult(start_offset=1, end_offset=2, line_hash="h")
+    assert Head(1, "h") == (1, "h")
+    assert Head(1, "h")._fields == ("offset", "line_hash")
+    assert WaitResult(True, 5) == WaitResult(new_data=True, size=5)
+    assert AppendConflict(1, 2, "a", None) == AppendConflict(
+        expected_offset=1, actual_offset=2, expected_hash="a", actual_hash=None
+    )
+    assert Snapshot([1], 2, "h") == Snapshot(state=[1], offset=2, hash="h")
+    assert {"event", "start_offset", "end_offset"} <= set(get_type_hints(Record))
+    assert isinstance(Record.line_hash, property)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Event("a", ts=1), AppendResult(1, 2, "h"), Head(1, "h"), WaitResult(True, 1), AppendConflict(1, 2, "a", None)],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_values_cannot_be_changed(value: Any) -> None:
+    """They tell what was, and go on doing so."""
+    for name in getattr(value, "_fields", None) or value.__struct_fields__:
+        with pytest.raises(AttributeError):
+            setattr(value, name, 0)
+
+
+def test_the_modes_have_the_names_of_the_design() -> None:
+    """And the strict ones are the defaults."""
+    assert [mode.name for mode in LockMode] == ["FLOCK", "NONE"]
+    assert [mode.name for mode in SyncMode] == ["ALWAYS", "EVERY_SECOND", "OS"]
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [getattr(eventfold, name) for name in NAMES if name != "ReduceFn"],
+    ids=[name for name in NAMES if name != "ReduceFn"],
+)
+def test_every_public_name_says_what_it_is(thing: Any) -> None:
+    """A docstring of its own, and one for every public method."""
+    methods = [
+        member
+        for name, member in vars(thing).items()
+        if inspect.isclass(thing) and not name.startswith("_") and inspect.isfunction(member)
+    ]
+    if thing is eventfold.ViewOps:
+        methods = []
+
+    assert thing.__doc__
+    assert [method.__qualname__ for method in methods if not method.__doc__] == []
+
+
+def test_importing_eventfold_imports_no_optional_package() -> None:
+    """Those who don't use pydantic or attrs don't pay for them."""
+    script = "import eventfold, sys; print([m for m in ('pydantic', 'attr', 'attrs', 'pytest') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"

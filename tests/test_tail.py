@@ -1,0 +1,382 @@
+"""Tails: from anywhere, across rotations and processes, missing nothing, repeating nothing, leaving nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+from tests.processes import add_lines, at_rest, back_to, belongings, other_writer
+from tests.support import Seam, event, line, settle, write_log
+
+from eventfold import CorruptLogError, EventLog, EventReader, Record, SyncMode
+
+
+async def take(tail: AsyncIterator[Record], count: int) -> list[Record]:
+    """The next records of a tail, which must come within some seconds."""
+    async with asyncio.timeout(20):
+        return [await anext(tail) for _ in range(count)]
+
+
+def numbers_of(records: list[Record]) -> list[int]:
+    return [record.event.data["n"] for record in records]
+
+
+def chained(records: list[Record], offset: int = 0) -> bool:
+    """Whether each record begins where the one before it ended."""
+    for record in records:
+        if record.start_offset != offset:
+            return False
+        offset = record.end_offset
+    return True
+
+
+async def test_a_tail_from_0_gives_what_is_there_and_then_what_comes(data_dir: Path) -> None:
+    """The old events and the new ones are one unbroken sequence."""
+    async with EventLog.open(data_dir) as log, aclosing(log.tail(0)) as tail:
+        await log.append_many([event(n) for n in range(3)])
+        old = await take(tail, 3)
+        await log.append_many([event(n) for n in range(3, 5)])
+        new = await take(tail, 2)
+
+    assert numbers_of(old + new) == [0, 1, 2, 3, 4]
+    assert chained(old + new)
+
+
+async def test_a_tail_from_an_offset_begins_with_the_event_that_starts_there(data_dir: Path) -> None:
+    """The end of a record is where the next tail goes on."""
+    async with EventLog.open(data_dir) as log:
+        results = await log.append_many([event(n) for n in range(4)])
+
+        async with aclosing(log.tail(results[1].end_offset)) as tail:
+            found = await take(tail, 2)
+
+    assert numbers_of(found) == [2, 3]
+
+
+async def test_a_tail_from_now_gives_only_what_is_appended_later(data_dir: Path) -> None:
+    """Without an offset a tail begins at the head of the moment when it is first asked."""
+    async with EventLog.open(data_dir) as log, aclosing(log.tail()) as tail:
+        await log.append(event(0))
+        first = asyncio.ensure_future(take(tail, 1))
+        await settle()
+        await log.append(event(1))
+
+        assert numbers_of(await first) == [1]
+
+
+@pytest.mark.parametrize("offset", [-1, 1, 10_000, True, "0"])
+async def test_a_tail_from_where_no_line_begins_is_refused(data_dir: Path, offset: int) -> None:
+    """An offset that is negative, inside a line, beyond the head or no number is a ValueError."""
+    async with EventLog.open(data_dir) as log:
+        await log.append(event(0))
+
+        with pytest.raises(ValueError, match="offset"):
+            await take(log.tail(offset), 1)
+
+
+async def test_a_tail_goes_through_many_rotations_of_its_own_process(data_dir: Path) -> None:
+    """Whether the tail is ahead of a rotation or behind it, it misses nothing and repeats nothing."""
+    async with EventLog.open(data_dir, sync=SyncMode.OS) as log, aclosing(log.tail(0)) as tail:
+        found = asyncio.ensure_future(take(tail, 400))
+        for n in range(400):
+            await log.append(event(n))
+            if n % 40 == 39:
+                await log.rotate()
+        records = await found
+
+    assert numbers_of(records) == list(range(400))
+    assert chained(records)
+
+
+async def test_a_tail_goes_through_rotations_that_happen_by_themselves(data_dir: Path) -> None:
+    """With a small max_log_size rotations come while appends and tails go on."""
+    async with EventLog.open(data_dir, sync=SyncMode.OS, max_log_size=2000) as log:
+        tails = [asyncio.ensure_future(take(log.tail(0), 500)) for _ in range(3)]
+        for n in range(500):
+            await log.append(event(n))
+        found = await asyncio.gather(*tails)
+
+        assert log.archive_path.exists()
+    assert [numbers_of(records) for records in found] == [list(range(500))] * 3
+
+
+async def test_a_tail_goes_through_many_rotations_of_another_process(data_dir: Path) -> None:
+    """A writer elsewhere appends and rotates; the tail here sees one unbroken sequence."""
+    async with other_writer(data_dir) as writer, aclosing(EventReader(data_dir).tail(0)) as tail:
+        found = asyncio.ensure_future(take(tail, 150))
+        for _ in range(10):
+            await writer.append(10)
+            await writer.rotate()
+            await writer.append(5)
+        records = await found
+
+    assert numbers_of(records) == list(range(150))
+    assert chained(records)
+
+
+async def test_a_tail_that_lagged_through_rotations_reads_them_from_the_archive(data_dir: Path) -> None:
+    """A tail that stood still while the log was rotated twice goes on at its next event."""
+    async with other_writer(data_dir) as writer, aclosing(EventReader(data_dir).tail(0)) as tail:
+        await writer.append(1)
+        first = await take(tail, 1)
+        for _ in range(2):
+            await writer.append(20)
+            await writer.rotate()
+        records = first + await take(tail, 40)
+
+    assert numbers_of(records) == list(range(41))
+    assert chained(records)
+
+
+async def test_a_tail_never_gives_part_of_a_batch(data_dir: Path) -> None:
+    """While only a part of a batch is on disk, a tail gives none of it."""
+    write_log(data_dir, line(0))
+    reader = EventReader(data_dir)
+    async with aclosing(reader.tail(0)) as tail:
+        await take(tail, 1)
+        add_lines(data_dir, line(1, batch="1,2"))
+        waiting = asyncio.ensure_future(take(tail, 2))
+        result = await reader.wait_for_events(len(line(0)), timeout=0.6)
+        add_lines(data_dir, line(2, batch="2,2"))
+
+        assert not result.new_data
+        assert numbers_of(await waiting) == [1, 2]
+
+
+async def test_batches_from_another_process_arrive_whole_and_in_order(data_dir: Path) -> None:
+    """Batches and single events are given in the order of the log."""
+    async with other_writer(data_dir) as writer, aclosing(EventReader(data_dir).tail(0)) as tail:
+        found = asyncio.ensure_future(take(tail, 60))
+        for _ in range(5):
+            await writer.batch(10)
+            await writer.append(2)
+
+        assert numbers_of(await found) == list(range(60))
+
+
+async def test_a_tail_waits_for_a_directory_that_does_not_exist_yet(data_dir: Path) -> None:
+    """The directory made by a writer in another process is noticed, and its events are given."""
+    async with aclosing(EventReader(data_dir).tail(0)) as tail:
+        first = asyncio.ensure_future(take(tail, 2))
+        await settle()
+        async with other_writer(data_dir) as writer:
+            await writer.append(2)
+
+            assert numbers_of(await first) == [0, 1]
+
+
+async def test_a_tail_waits_for_a_log_that_does_not_exist_yet(data_dir: Path) -> None:
+    """In a directory without `app.jsonl`, the file is noticed as soon as it is there."""
+    data_dir.mkdir()
+    async with aclosing(EventReader(data_dir).tail(0)) as tail:
+        first = asyncio.ensure_future(take(tail, 1))
+        await settle()
+        write_log(data_dir, line(0))
+
+        assert numbers_of(await first) == [0]
+
+
+async def test_a_tail_from_before_the_directory_existed_hears_a_writer_of_its_own_process(data_dir: Path) -> None:
+    """A reader made by itself and a log opened later in the same process belong to one directory."""
+    async with aclosing(EventReader(data_dir).tail()) as tail:
+        first = asyncio.ensure_future(take(tail, 1))
+        await settle()
+        async with EventLog.open(data_dir) as log:
+            await log.append(event(7))
+
+            assert numbers_of(await first) == [7]
+
+
+async def test_a_readers_tail_outlives_the_writer_of_its_process(data_dir: Path) -> None:
+    """When the log here is closed and another process goes on writing, the tail goes on too."""
+    async with aclosing(EventReader(data_dir).tail(0)) as tail:
+        async with EventLog.open(data_dir) as log:
+            await log.append(event(0))
+            await take(tail, 1)
+        async with other_writer(data_dir) as writer:
+            await writer.append(1)
+            [record] = await take(tail, 1)
+
+    assert record.start_offset == len(line(0))
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_tail_ends_when_its_log_is_closed(data_dir: Path, read_only: bool) -> None:
+    """Waiting tails end without an error, and so does one that is asked only after the close."""
+    async with EventLog.open(data_dir) as log:
+        await log.append(event(0))
+    log = await EventLog.open(data_dir, read_only=read_only)
+    tails = [log.tail(0) for _ in range(3)]
+    for tail in tails:
+        await take(tail, 1)
+    waiting = [asyncio.ensure_future(anext(tail, None)) for tail in tails[:2]]
+    await settle()
+    await log.aclose()
+    async with asyncio.timeout(5):
+        found = [await ended for ended in (*waiting, anext(tails[2], None))]
+
+    assert found == [None, None, None]
+
+
+async def test_a_tail_of_a_closed_log_ends_at_once(data_dir: Path) -> None:
+    """Asked for after the close, a tail gives nothing and does not wait."""
+    async with EventLog.open(data_dir) as log:
+        await log.append(event(0))
+    async with asyncio.timeout(5):
+        found = [record async for record in log.tail()]
+
+    assert found == []
+
+
+@pytest.mark.parametrize("lives_here", [True, False])
+async def test_a_cancelled_tail_leaves_nothing_behind(data_dir: Path, lives_here: bool) -> None:
+    """Neither a task nor a descriptor nor a watching thread outlives it, whether it waited or read."""
+    async with EventLog.open(data_dir) as log:
+        await log.append_many([event(n) for n in range(1000)])
+        if lives_here:
+            await log.reader().head()
+            before = await at_rest()
+            await cancel_tails(log.reader())
+            left = await back_to(before)
+    if not lives_here:
+        before = await at_rest()
+        await cancel_tails(EventReader(data_dir))
+        left = await back_to(before)
+
+    assert left == before
+
+
+async def cancel_tails(reader: EventReader) -> None:
+    """Starts tails, some of which wait and some of which read, and cancels them all."""
+
+    async def follow(offset: int | None) -> None:
+        async for _ in reader.tail(offset):
+            await asyncio.sleep(0)
+
+    tasks = [asyncio.create_task(follow(offset)) for offset in [0, None] * 5]
+    for _ in range(30):
+        await asyncio.sleep(0.001)
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)
+
+
+async def test_leaving_a_tail_early_leaves_nothing_behind(data_dir: Path) -> None:
+    """A tail that is closed in the middle of the log lets its files and its watcher go."""
+    async with EventLog.open(data_dir) as log:
+        await log.append_many([event(n) for n in range(1000)])
+        await log.rotate()
+        await log.append_many([event(n) for n in range(1000)])
+    reader = EventReader(data_dir)
+    before = await at_rest()
+    async with aclosing(reader.tail(0)) as tail:
+        await take(tail, 5)
+        meanwhile = belongings()
+    left = await back_to(before)
+
+    assert meanwhile.watchers == 1
+    assert left == before
+
+
+async def test_a_slow_tail_slows_nobody_and_misses_nothing(data_dir: Path) -> None:
+    """While one tail stands still, appends are acknowledged and another tail is up to date."""
+    async with (
+        EventLog.open(data_dir, sync=SyncMode.OS) as log,
+        aclosing(log.tail(0)) as slow,
+        aclosing(log.tail(0)) as fast,
+    ):
+        await log.append(event(0))
+        await take(slow, 1)
+        for n in range(1, 300):
+            await log.append(event(n))
+        quick = await take(fast, 300)
+        late = await take(slow, 299)
+
+    assert numbers_of(quick) == list(range(300))
+    assert numbers_of(late) == list(range(1, 300))
+
+
+async def test_a_slow_tail_costs_no_memory(data_dir: Path) -> None:
+    """What a tail has not asked for yet stays on disk: 16 MB behind, it holds less than one."""
+    async with EventLog.open(data_dir, sync=SyncMode.OS) as log, aclosing(log.tail(0)) as slow:
+        await log.append(event(0))
+        await take(slow, 1)
+        waiting = asyncio.ensure_future(take(log.tail(), 1))
+        await settle()
+        tracemalloc.start()
+        try:
+            for _ in range(160):
+                await log.append(event(1, meta="x" * 100_000))
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        await waiting
+
+    assert held < 1_000_000
+
+
+async def test_a_tail_in_the_writers_process_gives_durable_events_only(data_dir: Path, seam: Seam) -> None:
+    """While the sync of an append is under way its line is in the file, but no tail gives it."""
+    async with EventLog.open(data_dir) as log, aclosing(EventReader(data_dir).tail(0)) as tail:
+        first = asyncio.ensure_future(take(tail, 1))
+        await settle()
+        gate = seam.freeze("sync")
+        append = asyncio.ensure_future(log.append(event(0)))
+        await gate.reached()
+        await asyncio.sleep(0.05)
+
+        assert data_dir.joinpath("app.jsonl").read_bytes() == line(0)
+        assert not first.done()
+        gate.open()
+        await append
+        assert numbers_of(await first) == [0]
+
+
+async def test_reading_a_long_log_lets_other_tasks_run(data_dir: Path) -> None:
+    """A tail over many events, read without a pause, lets the event loop go on every few milliseconds."""
+    write_log(data_dir, *(line(n) for n in range(50_000)))
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with aclosing(EventReader(data_dir).tail(0)) as tail:
+        await take(tail, 1)
+        counting = asyncio.create_task(count_turns())
+        await settle()
+        turns = 0
+        await take(tail, 49_999)
+        counting.cancel()
+
+    assert turns > 10
+
+
+async def test_damage_ends_a_tail_after_everything_before_it(damaged_dir: Path) -> None:
+    """The good events are given, then CorruptLogError names where the damage begins."""
+    write_log(damaged_dir, line(0), line(1), b"damage\n", line(2))
+    async with aclosing(EventReader(damaged_dir).tail(0)) as tail:
+        found = await take(tail, 2)
+        with pytest.raises(CorruptLogError) as caught:
+            await take(tail, 1)
+
+    assert numbers_of(found) == [0, 1]
+    assert caught.value.offset == len(line(0) + line(1))
+
+
+async def test_a_hundred_tails_each_give_everything(data_dir: Path) -> None:
+    """Tails do not take events away from each other."""
+    async with EventLog.open(data_dir) as log:
+        tails = [asyncio.ensure_future(take(log.tail(0), 20)) for _ in range(100)]
+        for n in range(20):
+            await log.append(event(n))
+        found = await asyncio.gather(*tails)
+
+    assert [numbers_of(records) for records in found] == [list(range(20))] * 100

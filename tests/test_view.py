@@ -1,0 +1,599 @@
+"""Views: the state is the fold over the log up to an offset, whatever it is made of and whatever fails."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import logging
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any
+
+import attrs
+import msgspec
+import pydantic
+import pytest
+from tests.support import Seam, event, line, numbers, write_log
+
+from eventfold import CorruptLogError, Event, EventReader, EventWriter, ReducerError, SyncMode, View, snapshot
+
+
+@dataclasses.dataclass
+class Item:
+    n: int
+    tags: set[str] = dataclasses.field(default_factory=set)
+
+
+@dataclasses.dataclass
+class DataclassState:
+    items: list[Item] = dataclasses.field(default_factory=list)
+
+
+class StructItem(msgspec.Struct):
+    n: int
+
+
+class StructState(msgspec.Struct):
+    items: list[StructItem] = []
+
+
+@attrs.define
+class AttrsItem:
+    n: int
+
+
+@attrs.define
+class AttrsState:
+    items: list[AttrsItem] = attrs.Factory(list)
+
+
+class ModelItem(pydantic.BaseModel):
+    n: int
+
+
+class ModelState(pydantic.BaseModel):
+    items: list[ModelItem] = []
+
+
+def collect(item: Any) -> Any:
+    """A reducer that appends `item(n=…)` to the state's `items`."""
+
+    def reduce(state: Any, event: Event) -> Any:
+        state.items.append(item(n=event.data["n"]))
+        return state
+
+    return reduce
+
+
+def changed(state: Any, change: Any) -> Any:
+    change(state)
+    return state
+
+
+def key(event: Event) -> str:
+    return str(event.data["n"] % 3)
+
+
+STATES: dict[str, tuple[Any, Any, Any]] = {
+    "dataclass": (collect(Item), DataclassState, None),
+    "msgspec struct": (collect(StructItem), StructState, None),
+    "attrs class": (collect(AttrsItem), AttrsState, None),
+    "pydantic model": (collect(ModelItem), ModelState, None),
+    "dict": (lambda s, e: {**s, key(e): e.data["n"]}, {}, None),
+    "list": (lambda s, e: [*s, e.data["n"]], list, None),
+    "set": (lambda s, e: s | {e.data["n"]}, set, None),
+    "frozenset": (lambda s, e: s | {e.data["n"]}, frozenset, None),
+    "tuple": (lambda s, e: (*s, e.data["n"]), (), None),
+    "Counter": (lambda s, e: changed(s, lambda s: s.update([key(e)])), Counter, None),
+    "deque": (lambda s, e: changed(s, lambda s: s.append(e.data["n"])), deque, None),
+    "int": (lambda s, e: s + 1, 0, None),
+    "str": (lambda s, e: s + key(e), "", None),
+    "float": (lambda s, e: s + 0.1, 0.0, None),
+    "None at first": (lambda s, e: e.data["n"], None, None),
+    "dict of integers": (lambda s, e: {**s, e.data["n"]: key(e)}, dict, dict[int, str]),
+    "dict of dataclasses": (lambda s, e: {**s, key(e): Item(e.data["n"])}, dict, dict[str, Item]),
+    "list of models": (lambda s, e: [*s, ModelItem(n=e.data["n"])], list, list[ModelItem]),
+    "dict of sets": (lambda s, e: {**s, key(e): s.get(key(e), set()) | {1}}, dict, dict[str, set[int]]),
+    "a union": (lambda s, e: DataclassState([Item(1)]), None, DataclassState | None),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+async def test_a_state_of_any_kind_survives_a_restart(
+    data_dir: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Saved, loaded and folded on, the state is the one that a single fold gives, and of the same type."""
+    reducer, initial, state_type = STATES[kind]
+    calls = 0
+
+    def counted(state: Any, event: Event) -> Any:
+        nonlocal calls
+        calls += 1
+        return reducer(state, event)
+
+    def view() -> View[Any]:
+        return View("v", counted, initial, state_type=state_type)
+
+    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
+        await writer.append_many([event(n) for n in range(5)])
+        first = view()
+        await first.refresh(writer.reader())
+        await first.save(writer.reader())
+        await writer.append_many([event(n) for n in range(5, 8)])
+        calls = 0
+        second = view()
+        state = await second.refresh(writer.reader())
+        folded = calls
+        whole = await view().rebuild(writer.reader())
+
+    assert folded == 3
+    assert state == whole
+    assert type(state) is type(whole)
+    assert caplog.records == []
+
+
+async def test_the_state_is_the_fold_over_the_log(data_dir: Path) -> None:
+    """A refresh folds each event once, in order, and tells up to where."""
+    async with EventWriter.open(data_dir) as writer:
+        view: View[list[int]] = View("v", lambda s, e: [*s, e.data["n"]], [])
+        before = view.state, view.offset
+        await writer.append_many([event(n) for n in range(3)])
+        first = await view.refresh(writer.reader())
+        first_offset, first_head = view.offset, writer.head.offset
+        await writer.append(event(3))
+        unchanged = view.state
+        second = await view.refresh(writer.reader())
+        second_offset, second_head = view.offset, writer.head.offset
+
+    assert before == ([], 0)
+    assert first == unchanged == [0, 1, 2]
+    assert second == view.state == [0, 1, 2, 3]
+    assert (first_offset, second_offset) == (first_head, second_head)
+
+
+async def test_a_refresh_without_news_folds_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not even read."""
+    passes = count_passes(monkeypatch)
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+        view: View[int] = View("v", lambda s, e: s + 1, 0)
+        await view.refresh(writer.reader())
+        once = len(passes)
+        state = await view.refresh(writer.reader())
+
+    assert state == 1
+    assert len(passes) == once == 1
+
+
+async def test_concurrent_refreshes_fold_each_event_once(data_dir: Path) -> None:
+    """Who comes while a refresh is under way waits for it."""
+    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
+        await writer.append_many([event(n) for n in range(5000)])
+        view: View[int] = View("v", lambda s, e: s + 1, 0)
+        states = await asyncio.gather(*(view.refresh(writer.reader()) for _ in range(5)))
+
+    assert states == [5000] * 5
+
+
+async def test_a_view_of_an_empty_log_has_its_initial_state(tmp_path: Path) -> None:
+    """Also where the directory does not exist."""
+    view: View[list[int]] = View("v", lambda s, e: [*s, 1], [7])
+    state = await view.refresh(EventReader(tmp_path / "missing"))
+
+    assert state == [7]
+    assert view.offset == 0
+    assert not (tmp_path / "missing").exists()
+
+
+def in_place(state: list[int], event: Event) -> list[int]:
+    state.append(event.data["n"])
+    return state
+
+
+async def test_a_mutable_initial_value_is_never_shared(data_dir: Path) -> None:
+    """Not between views, not between rebuilds, and the value given stays as it was."""
+    initial: list[int] = []
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+        first, second = View("a", in_place, initial), View("b", in_place, initial)
+        await first.refresh(writer.reader())
+        await second.refresh(writer.reader())
+        rebuilt = await first.rebuild(writer.reader())
+
+    assert initial == []
+    assert first.state == second.state == rebuilt == [1]
+    assert first.state is not second.state
+
+
+async def test_an_initial_callable_is_called_for_each_build(data_dir: Path) -> None:
+    """A class, or a function without arguments."""
+    made = []
+
+    def initial() -> list[int]:
+        made.append([])
+        return made[-1]
+
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+        view = View("v", in_place, initial)
+        before = view.state
+        await view.refresh(writer.reader())
+        await view.rebuild(writer.reader())
+
+    assert view.state == [1]
+    assert view.state is not before
+
+
+# Selecting types
+
+
+async def test_only_the_named_types_are_folded(data_dir: Path) -> None:
+    """The offset still goes on to the head, past what was not looked at."""
+    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
+        for n in range(200):
+            await writer.append(event(n, "abcd"[n % 4]))
+        view: View[list[int]] = View("v", lambda s, e: [*s, e.data["n"]], [], event_types={"b", "d"})
+        state = await view.refresh(writer.reader())
+        head = writer.head
+
+    assert state == [n for n in range(200) if n % 4 in (1, 3)]
+    assert view.offset == head.offset
+
+
+async def test_types_that_never_occur_leave_the_initial_state(data_dir: Path) -> None:
+    """An empty selection too."""
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append_many([event(n) for n in range(3)])
+        nothing: View[int] = View("a", lambda s, e: s + 1, 0, event_types=[])
+        others: View[int] = View("b", lambda s, e: s + 1, 0, event_types=("x",))
+        states = [await view.refresh(writer.reader()) for view in (nothing, others)]
+        offsets = {nothing.offset, others.offset, writer.head.offset}
+
+    assert states == [0, 0]
+    assert len(offsets) == 1
+
+
+def test_a_string_is_no_collection_of_types() -> None:
+    """`event_types="added"` would mean five one-letter types."""
+    with pytest.raises(ValueError, match="event_types"):
+        View("v", lambda s, e: s, 0, event_types="added")
+
+
+async def test_a_selection_and_batches_fit_together(data_dir: Path) -> None:
+    """Events of wanted types in a batch with others are folded once the batch is whole."""
+    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
+        await writer.append_many([event(n, "ab"[n % 2]) for n in range(5001)])
+        await writer.append_many([Event("b", {"n": "x" * 60_000}), event(1, "a"), event(2, "b")])
+        view: View[int] = View("v", lambda s, e: s + 1, 0, event_types={"b"})
+        state = await view.refresh(writer.reader())
+        head = writer.head
+
+    assert state == 2502
+    assert view.offset == head.offset
+
+
+# Failing reducers
+
+
+def fails_at(n: int) -> Any:
+    def reduce(state: list[int], event: Event) -> list[int]:
+        if event.data["n"] == n:
+            raise KeyError("no such thing")
+        return [*state, event.data["n"]]
+
+    return reduce
+
+
+@pytest.mark.parametrize("bad", [0, 1, 7, 9])
+async def test_a_reducer_that_raises_leaves_the_view_before_that_event(data_dir: Path, bad: int) -> None:
+    """The error names the view and the event's offset, and is chained to the reducer's exception."""
+    async with EventWriter.open(data_dir) as writer:
+        results = await writer.append_many([event(n) for n in range(10)])
+        view = View("v", fails_at(bad), [])
+        with pytest.raises(ReducerError, match="'v'") as caught:
+            await view.refresh(writer.reader())
+
+    assert (caught.value.view, caught.value.offset) == ("v", results[bad].start_offset)
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert "no such thing" in str(caught.value)
+    assert view.state == list(range(bad))
+    assert view.offset == results[bad].start_offset
+
+
+async def test_a_reducer_that_raises_among_selected_types_names_the_right_event(data_dir: Path) -> None:
+    """The offset is that of the event itself, also where events before it were passed over."""
+    async with EventWriter.open(data_dir) as writer:
+        results = [await writer.append(event(n, "ab"[n % 2])) for n in range(10)]
+        view = View("v", fails_at(7), [], event_types={"b"})
+        with pytest.raises(ReducerError) as caught:
+            await view.refresh(writer.reader())
+
+    assert caught.value.offset == view.offset == results[7].start_offset
+    assert view.state == [1, 3, 5]
+
+
+async def test_a_reducer_that_works_again_goes_on_where_it_failed(data_dir: Path) -> None:
+    """Nothing is folded twice and nothing is left out."""
+    fault = [5]
+
+    def reduce(state: list[int], event: Event) -> list[int]:
+        if event.data["n"] in fault:
+            raise ValueError("not now")
+        return [*state, event.data["n"]]
+
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append_many([event(n) for n in range(10)])
+        view = View("v", reduce, [])
+        with pytest.raises(ReducerError):
+            await view.refresh(writer.reader())
+        with pytest.raises(ReducerError):
+            await view.refresh(writer.reader())
+        fault.clear()
+        state = await view.refresh(writer.reader())
+
+    assert state == list(range(10))
+
+
+async def test_where_a_view_failed_it_is_after_a_restart(data_dir: Path) -> None:
+    """What was folded before the failure may be saved, and is good to go on from."""
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append_many([event(n) for n in range(10)])
+        failing = View("v", fails_at(6), [])
+        with pytest.raises(ReducerError):
+            await failing.refresh(writer.reader())
+        await failing.save(writer.reader())
+        again: View[list[int]] = View("v", lambda s, e: [*s, e.data["n"]], [])
+        state = await again.refresh(writer.reader())
+
+    assert state == list(range(10))
+
+
+# Sharing a pass
+
+
+def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the offset of every pass over a log from now on."""
+    passes: list[int] = []
+    read_slices = EventReader.read_slices
+
+    def counted(self: EventReader, offset: int = 0, **options: Any) -> Any:
+        passes.append(offset)
+        return read_slices(self, offset, **options)
+
+    monkeypatch.setattr(EventReader, "read_slices", counted)
+    return passes
+
+
+async def test_a_view_stops_where_a_reader_does(damaged_dir: Path) -> None:
+    """A line with two objects is no event's line: a view does not fold what a reader refuses."""
+    write_log(damaged_dir, line(0), line(1)[:-1] + line(2), line(3))
+    view: View[list[int]] = View("v", lambda s, e: [*s, e.data["n"]], [])
+    with pytest.raises(CorruptLogError) as caught:
+        await view.refresh(EventReader(damaged_dir))
+
+    assert view.state == [0]
+    assert caught.value.offset == view.offset == len(line(0))
+
+
+@pytest.mark.parametrize("types", [None, {"counted"}])
+async def test_a_view_folds_all_good_events_before_damage(damaged_dir: Path, types: set[str] | None) -> None:
+    """The error says where the damage is, and there the view stands."""
+    good = [line(n) for n in range(20)]
+    write_log(damaged_dir, *good, b"damage\n", line(99))
+    view: View[list[int]] = View("v", lambda s, e: [*s, e.data["n"]], [], event_types=types)
+    with pytest.raises(CorruptLogError) as caught:
+        await view.refresh(EventReader(damaged_dir))
+
+    assert view.state == list(range(20))
+    assert caught.value.offset == view.offset == sum(map(len, good))
+
+
+async def test_a_view_comes_to_the_head_past_blank_lines(data_dir: Path) -> None:
+    """Blank lines at the end, and between, are passed over and count in the offset."""
+    data = write_log(data_dir, line(0), b"\n\n", line(1), b" \n")
+    view: View[list[int]] = View("v", lambda s, e: [*s, e.data["n"]], [])
+    state = await view.refresh(EventReader(data_dir))
+    (data_dir / "app.jsonl").write_bytes(data + line(2))
+    offset, again = view.offset, await view.refresh(EventReader(data_dir))
+    (data_dir / "app.jsonl").write_bytes(line(0))
+
+    assert state == [0, 1]
+    assert offset == len(data)
+    assert again == [0, 1, 2]
+
+
+async def test_blank_lines_before_a_batch_that_crosses_slices_shift_nothing(data_dir: Path) -> None:
+    """Every event is folded once, and the offsets are those of the file."""
+    batch = [
+        f'{{"type":"counted","data":{{"n":{n},"x":"{"x" * 20_000}"}},"ts":1,"batch":[{n},6]}}\n'.encode()
+        for n in range(1, 7)
+    ]
+    data = write_log(data_dir, line(0), b"\n\n\n", line(0), *batch, line(7))
+    view: View[list[int]] = View("v", lambda s, e: [*s, e.data["n"]], [])
+    state = await view.refresh(EventReader(data_dir))
+
+    assert state == [0, 0, 1, 2, 3, 4, 5, 6, 7]
+    assert view.offset == len(data)
+
+
+# Saving
+
+
+async def test_a_state_that_would_read_back_as_another_is_not_saved(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tuple in a plain dict would come back as a list: a warning says so, and no snapshot is written."""
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+        view: View[dict[str, Any]] = View("v", lambda s, e: {"pair": (1, 2)}, {})
+        with caplog.at_level(logging.WARNING, "eventfold"):
+            state = await view.refresh(writer.reader())
+            await view.save(writer.reader())
+
+    assert state == {"pair": (1, 2)}
+    assert not (data_dir / "views").exists()
+    assert "'v' could not be written" in caplog.text
+    assert "state_type" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {1: "integer key"},
+        {"x": {1, 2}},
+        {"x": b"bytes"},
+        {"x": float("nan")},
+        {"x": float("inf")},
+        {"x": object()},
+        {"x": Item(1)},
+        {"x": "\ud800"},
+    ],
+    ids=["integer key", "set", "bytes", "NaN", "infinity", "object", "dataclass", "lone surrogate"],
+)
+async def test_other_states_that_json_can_not_hold_are_not_saved(
+    data_dir: Path, caplog: pytest.LogCaptureFixture, state: Any
+) -> None:
+    """The view itself works; only its snapshot is left out, with a warning."""
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+        view: View[Any] = View("v", lambda s, e: state, {})
+        with caplog.at_level(logging.WARNING, "eventfold"):
+            await view.refresh(writer.reader())
+            await view.save(writer.reader())
+
+    assert view.state is state
+    assert not (data_dir / "views").exists()
+    assert "could not be written" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["deque with maxlen", "Counter in a dict", "defaultdict in a dict"])
+async def test_a_container_never_comes_back_as_a_plainer_one(data_dir: Path, kind: str) -> None:
+    """What equals the state but behaves otherwise would fold otherwise after a restart than before."""
+    reducers: dict[str, tuple[Any, Any]] = {
+        "deque with maxlen": (
+            lambda s, e: changed(s, lambda s: s.append(e.data["n"])),
+            lambda: deque(maxlen=2),
+        ),
+        "Counter in a dict": (
+            lambda s, e: changed(s, lambda s: s["counts"].update([key(e)])),
+            lambda: {"counts": Counter()},
+        ),
+        "defaultdict in a dict": (
+            lambda s, e: changed(s, lambda s: s["lists"][str(e.data["n"])].append(1)),
+            lambda: {"lists": collections.defaultdict(list)},
+        ),
+    }
+    reducer, initial = reducers[kind]
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append_many([event(n) for n in range(3)])
+        first = View("v", reducer, initial)
+        await first.refresh(writer.reader())
+        await first.save(writer.reader())
+        await writer.append_many([event(n) for n in range(3, 6)])
+        in_one_go = await first.refresh(writer.reader())
+        restarted = await View("v", reducer, initial).refresh(writer.reader())
+
+    assert restarted == in_one_go
+
+
+async def test_a_snapshot_is_not_rewritten_for_every_few_events(data_dir: Path, seam: Seam) -> None:
+    """The first is saved soon, the next ones when there is enough new, or when somebody asks."""
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(0))
+        view: View[int] = View("v", lambda s, e: s + 1, 0)
+        saves = seam.count("replace_file")
+        await view.refresh(writer.reader())
+        first = len(saves)
+        for n in range(1, 20):
+            await writer.append(event(n))
+            await view.refresh(writer.reader())
+        few = len(saves)
+        await writer.append(Event("a", "x" * 300_000))
+        await view.refresh(writer.reader())
+        many = len(saves)
+        await view.save(writer.reader())
+        await view.save(writer.reader())
+        asked = len(saves)
+
+    assert (first, few, many, asked) == (1, 1, 2, 2)
+
+
+async def test_a_snapshot_that_cannot_be_written_harms_nothing(
+    data_dir: Path, seam: Seam, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk costs the time to fold again, not the state."""
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+        seam.fail("rename")
+        view: View[int] = View("v", lambda s, e: s + 1, 0)
+        with caplog.at_level(logging.WARNING, "eventfold"):
+            state = await view.refresh(writer.reader())
+        await view.save(writer.reader())
+        saved = await snapshot.load(data_dir / "views" / "v.snapshot.json")
+
+    assert state == 1
+    assert "made to fail" in caplog.text
+    assert saved is not None
+    assert saved.state == 1
+
+
+async def test_a_cancelled_refresh_keeps_what_it_has_folded(data_dir: Path) -> None:
+    """The next one goes on there: each event is folded once."""
+    write_log(data_dir, b"".join(line(n) for n in range(30_000)))
+    reader = EventReader(data_dir)
+    started = asyncio.Event()
+
+    def reduce(state: int, event: Event) -> int:
+        started.set()
+        return state + 1
+
+    view = View("v", reduce, 0)
+    task = asyncio.create_task(view.refresh(reader))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    partly = view.state, view.offset
+    state = await view.refresh(reader)
+
+    assert 0 < partly[0] <= 30_000
+    assert partly[1] == len(b"".join(line(n) for n in range(partly[0])))
+    assert state == 30_000
+
+
+async def test_a_long_refresh_lets_other_tasks_run(data_dir: Path) -> None:
+    """The event loop is not held to the end of the log."""
+    write_log(data_dir, b"".join(line(n) for n in range(30_000)))
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    state = await View("v", lambda s, e: s + 1, 0).refresh(EventReader(data_dir))
+    task.cancel()
+
+    assert state == 30_000
+    assert turns > 5
+
+
+async def test_rebuild_folds_the_whole_log_and_replaces_the_snapshot(data_dir: Path) -> None:
+    """A reducer that was changed without a new version gets its state this way."""
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append_many([event(n) for n in range(4)])
+        old: View[int] = View("v", lambda s, e: s + 1, 0)
+        await old.refresh(writer.reader())
+        new: View[int] = View("v", lambda s, e: s + 100, 0)
+        believed = await new.refresh(writer.reader())
+        rebuilt = await new.rebuild(writer.reader())
+        saved = await snapshot.load(data_dir / "views" / "v.snapshot.json")
+        found = await numbers(writer.reader())
+
+    assert (believed, rebuilt) == (4, 400)
+    assert saved is not None
+    assert saved.state == 400
+    assert len(found) == 4

@@ -1,0 +1,350 @@
+"""Waiting: one watcher for all who wait on a directory, woken by the writer, by hints, or by looking now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+import watchfiles
+from anyio.to_thread import current_default_thread_limiter
+from tests.processes import add_lines, at_rest, back_to, other_writer, watchers
+from tests.support import Seam, event, line, settle, write_log
+
+from eventfold import CorruptLogError, EventLog, EventReader, LogClosedError, SyncMode, _watch
+
+
+async def watching(count: int = 1) -> None:
+    """Waits until so many threads watch."""
+    async with asyncio.timeout(5):
+        while len(watchers()) != count:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_thousand_tails_of_a_directory_have_one_watcher(data_dir: Path) -> None:
+    """However many wait, one thread watches; all of them are woken."""
+    write_log(data_dir, line(0))
+    before = await at_rest()
+    tails = [EventReader(data_dir).tail(0) for _ in range(1000)]
+    await asyncio.gather(*(anext(tail) for tail in tails))
+    waiting = [asyncio.ensure_future(anext(tail)) for tail in tails]
+    await settle()
+    meanwhile = len(watchers())
+    add_lines(data_dir, line(1))
+    async with asyncio.timeout(20):
+        found = [(await record).event.data["n"] for record in waiting]
+    for tail in tails:
+        await tail.aclose()
+    del waiting
+    left = await back_to(before)
+
+    assert meanwhile == 1
+    assert found == [1] * 1000
+    assert left == before
+
+
+async def test_nobody_watches_while_the_writer_lives_in_the_process(data_dir: Path) -> None:
+    """The writer wakes the waiters itself, so no thread looks at the file system; once it is gone, one does."""
+    reader = EventReader(data_dir)
+    async with EventLog.open(data_dir) as log:
+        waiting = asyncio.ensure_future(reader.wait_for_events(0))
+        await settle()
+        await asyncio.sleep(0.05)
+        meanwhile = watchers()
+        await log.append(event(0))
+        await waiting
+        still_waiting = asyncio.ensure_future(reader.wait_for_events(log.head.offset))
+        await settle()
+    await watching()
+    still_waiting.cancel()
+
+    assert meanwhile == []
+
+
+async def test_the_watcher_begins_with_the_first_wait_and_ends_with_the_last(data_dir: Path) -> None:
+    """While nobody waits no thread is there, nor the descriptors that it watches with."""
+    data_dir.mkdir()
+    reader = EventReader(data_dir)
+    await reader.head()
+    before = await at_rest()
+    waits = [asyncio.create_task(reader.wait_for_events(0)) for _ in range(2)]
+    await watching()
+    waits[0].cancel()
+    await settle()
+    with_one = watchers()
+    waits[1].cancel()
+    await asyncio.wait(waits)
+    left = await back_to(before)
+
+    assert len(with_one) == 1
+    assert before.watchers == 0
+    assert left == before
+
+
+async def test_waiting_takes_no_thread_from_anyios_limiter(data_dir: Path) -> None:
+    """Fifty directories watched at once would exhaust its forty threads; they take none."""
+    directories = [data_dir / str(number) for number in range(50)]
+    waits = [asyncio.create_task(EventReader(path).wait_for_events(0)) for path in directories]
+    await watching(50)
+    borrowed = current_default_thread_limiter().borrowed_tokens
+    for wait in waits:
+        wait.cancel()
+    await asyncio.wait(waits)
+    await watching(0)
+
+    assert borrowed == 0
+
+
+async def test_a_wait_for_what_is_there_returns_at_once(data_dir: Path) -> None:
+    """The head lies beyond the offset already."""
+    write_log(data_dir, line(0))
+
+    result = await EventReader(data_dir).wait_for_events(0)
+
+    assert (result.new_data, result.size) == (True, len(line(0)))
+
+
+async def test_a_wait_ends_with_the_append_of_its_own_process(data_dir: Path) -> None:
+    """The result tells the head that was waited for."""
+    async with EventLog.open(data_dir) as log:
+        waiting = asyncio.ensure_future(log.wait_for_events(0))
+        await settle()
+        appended = await log.append(event(0))
+        result = await waiting
+
+    assert (result.new_data, result.size) == (True, appended.end_offset)
+
+
+async def test_a_wait_ends_with_the_append_of_another_process(data_dir: Path) -> None:
+    """The watcher finds the new head in the file."""
+    async with other_writer(data_dir) as writer:
+        waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(0))
+        await watching()
+        head = await writer.append()
+        result = await waiting
+
+    assert (result.new_data, result.size) == (True, head)
+
+
+@pytest.mark.parametrize("lives_here", [True, False])
+async def test_a_wait_gives_up_after_its_timeout(data_dir: Path, lives_here: bool) -> None:
+    """The result tells that nothing is new, and where the head is."""
+    log = await EventLog.open(data_dir)
+    await log.append(event(0))
+    offset = log.head.offset
+    if not lives_here:
+        await log.aclose()
+    since = monotonic()
+    result = await EventReader(data_dir).wait_for_events(offset, timeout=0.1)
+    waited = monotonic() - since
+    await log.aclose()
+
+    assert (result.new_data, result.size) == (False, offset)
+    assert 0.1 <= waited < 2
+
+
+async def test_a_wait_without_time_only_asks(data_dir: Path) -> None:
+    """A timeout of 0 gives the answer of now."""
+    write_log(data_dir, line(0))
+    reader = EventReader(data_dir)
+
+    assert (await reader.wait_for_events(0, timeout=0)).new_data
+    assert not (await reader.wait_for_events(len(line(0)), timeout=0)).new_data
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_wait_is_told_that_its_log_was_closed(data_dir: Path, read_only: bool) -> None:
+    """It raises LogClosedError instead of waiting for ever."""
+    log = await EventLog.open(data_dir, read_only=read_only)
+    waiting = asyncio.ensure_future(log.wait_for_events(0))
+    await settle()
+    await log.aclose()
+
+    with pytest.raises(LogClosedError):
+        await asyncio.wait_for(waiting, 5)
+
+
+@pytest.mark.parametrize("offset", [-1, 1.5, "0", True])
+async def test_a_wait_for_no_offset_is_refused(data_dir: Path, offset: Any) -> None:
+    """Only an integer of 0 or more is one."""
+    with pytest.raises(ValueError, match="offset"):
+        await EventReader(data_dir).wait_for_events(offset)
+
+
+async def test_a_cancelled_wait_leaves_nothing_behind(data_dir: Path) -> None:
+    """Neither a task nor a thread nor a descriptor outlives it."""
+    data_dir.mkdir()
+    before = await at_rest()
+    waiting = asyncio.create_task(EventReader(data_dir).wait_for_events(0, timeout=60))
+    await watching()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    left = await back_to(before)
+
+    assert left == before
+
+
+def lose_all_hints(
+    path: Path, *, stop_event: threading.Event, rust_timeout: int, yield_on_timeout: bool, **options: Any
+) -> Iterator[set]:
+    """Stands in for `watchfiles.watch` on a mount whose events get lost: only its timeouts come."""
+    while not stop_event.wait(rust_timeout / 1000):
+        if yield_on_timeout:
+            yield set()
+
+
+async def test_new_events_are_found_where_all_hints_get_lost(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is looked at now and then, so that nobody waits for ever."""
+    monkeypatch.setattr(_watch, "watch", lose_all_hints)
+    write_log(data_dir, line(0))
+    async with aclosing(EventReader(data_dir).tail(0)) as tail:
+        await anext(tail)
+        add_lines(data_dir, line(1))
+        record = await asyncio.wait_for(anext(tail), 5)
+
+    assert record.event.data["n"] == 1
+
+
+async def test_new_events_are_found_where_watching_fails(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Out of inotify instances, say: a warning tells, and the file is looked at now and then."""
+
+    def fail(*args: Any, **options: Any) -> Iterator[set]:
+        raise OSError("no instances left")
+
+    monkeypatch.setattr(_watch, "watch", fail)
+    write_log(data_dir, line(0))
+    with caplog.at_level(logging.WARNING, "eventfold"):
+        async with aclosing(EventReader(data_dir).tail(0)) as tail:
+            await anext(tail)
+            add_lines(data_dir, line(1))
+            record = await asyncio.wait_for(anext(tail), 5)
+
+    assert record.event.data["n"] == 1
+    assert "no instances left" in caplog.text
+
+
+async def test_a_directory_that_takes_the_place_of_another_is_watched(
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moved away and made anew, its events are found, and its own hints are heard from then on."""
+    watched: list[int] = []
+
+    def watch(path: Path, **options: Any) -> Iterator[Any]:
+        watched.append(path.stat().st_ino)
+        return watchfiles.watch(path, **options)
+
+    monkeypatch.setattr(_watch, "watch", watch)
+    write_log(damaged_dir, line(0))
+    async with aclosing(EventReader(damaged_dir).tail(0)) as tail, asyncio.timeout(10):
+        await anext(tail)
+        first = asyncio.ensure_future(anext(tail))
+        while not watched:
+            await asyncio.sleep(0.005)
+        damaged_dir.rename(damaged_dir.with_name("away"))
+        write_log(damaged_dir, line(0), line(1))
+        record = await first
+        while len(watched) < 2:
+            await asyncio.sleep(0.005)
+
+    assert record.event.data["n"] == 1
+    assert watched[-1] == damaged_dir.stat().st_ino
+
+
+async def test_a_damaged_log_is_told_to_those_who_wait(damaged_dir: Path) -> None:
+    """Where the head can't be found, a wait raises what the finding of it raised."""
+    write_log(damaged_dir, line(0))
+    waiting = asyncio.ensure_future(EventReader(damaged_dir).wait_for_events(len(line(0))))
+    await watching()
+    damaged_dir.joinpath("archive.jsonl.zst").write_bytes(b"no archive at all")
+    add_lines(damaged_dir, line(1))
+
+    with pytest.raises(CorruptLogError):
+        await asyncio.wait_for(waiting, 5)
+
+
+async def test_two_names_of_a_directory_share_one_watcher(data_dir: Path) -> None:
+    """A symbolic link and a relative path lead to the same place."""
+    write_log(data_dir, line(0))
+    link = data_dir.with_name("link")
+    link.symlink_to(data_dir)
+    head = len(line(0))
+    waits = [asyncio.create_task(EventReader(path).wait_for_events(head)) for path in (data_dir, link)]
+    await asyncio.sleep(0.1)
+    meanwhile = len(watchers())
+    for wait in waits:
+        wait.cancel()
+    await asyncio.wait(waits)
+
+    assert meanwhile == 1
+
+
+async def test_a_writer_wakes_who_waits_under_another_name_of_its_directory(data_dir: Path) -> None:
+    """The append is delivered without the file system's help."""
+    async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
+        link = data_dir.with_name("link")
+        link.symlink_to(data_dir)
+        waiting = asyncio.ensure_future(EventReader(link).wait_for_events(0))
+        await settle()
+        await asyncio.sleep(0.05)
+        meanwhile = watchers()
+        await log.append(event(0))
+        result = await asyncio.wait_for(waiting, 5)
+
+    assert meanwhile == []
+    assert result.new_data
+
+
+async def test_event_loops_of_other_threads_are_woken_too(data_dir: Path) -> None:
+    """A wait belongs to the loop in which it began, wherever the writer lives."""
+    begun = threading.Event()
+
+    async def wait() -> int:
+        reader = EventReader(data_dir)
+        await reader.head()
+        asyncio.get_running_loop().call_later(0.05, begun.set)
+        return (await reader.wait_for_events(0, timeout=10)).size
+
+    async with EventLog.open(data_dir) as log:
+        elsewhere = asyncio.create_task(asyncio.to_thread(asyncio.run, wait()))
+        await asyncio.to_thread(begun.wait, 10)
+        appended = await log.append(event(0))
+        size = await elsewhere
+
+    assert size == appended.end_offset
+
+
+async def test_a_wait_is_not_told_of_an_event_before_it_is_durable(data_dir: Path, seam: Seam) -> None:
+    """In the writer's process the head moves when the sync is done, not when the line is written."""
+    async with EventLog.open(data_dir) as log:
+        waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(0))
+        await settle()
+        gate = seam.freeze("sync")
+        append = asyncio.ensure_future(log.append(event(0)))
+        await gate.reached()
+        await asyncio.sleep(0.05)
+        told_early = waiting.done()
+        gate.open()
+        await append
+        result = await waiting
+
+    assert not told_early
+    assert result.new_data
+
+
+async def test_has_new_events_tells_without_waiting(data_dir: Path) -> None:
+    """True before the head, false at it, a ValueError beyond it."""
+    write_log(data_dir, line(0))
+    reader = EventReader(data_dir)
+
+    assert await reader.has_new_events(0)
+    assert not await reader.has_new_events(len(line(0)))
+    with pytest.raises(ValueError, match="beyond the head"):
+        await reader.has_new_events(len(line(0)) + 1)

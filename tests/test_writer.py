@@ -1,0 +1,1088 @@
+"""The writer: order, group commit, conditions, batches, cancellation, back-pressure, and failures of the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support import Seam, event, line, numbers, records, settle, write_log
+
+from eventfold import (
+    AppendResult,
+    ConditionalAppendError,
+    Event,
+    EventfoldError,
+    EventReader,
+    EventWriter,
+    Head,
+    InvalidEventError,
+    LockMode,
+    LogClosedError,
+    LogLockedError,
+    SyncMode,
+    WriterFailedError,
+    _layout,
+    _queue,
+    _writer,
+    line_hash,
+)
+from eventfold._event import encode_line
+
+
+async def started(*calls: Any) -> list[asyncio.Task[Any]]:
+    """Tasks of these calls, each of which has done what it can do at once."""
+    tasks = [asyncio.create_task(call) for call in calls]
+    await settle()
+    return tasks
+
+
+def run(script: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a script in a process of its own, with the directory as its argument."""
+    return subprocess.run(
+        [sys.executable, "-c", script, str(directory)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def run_and_collect(main: Coroutine[Any, Any, None]) -> None:
+    """Runs a program's main coroutine in a loop of its own, and collects what it leaves."""
+    asyncio.run(main)
+    gc.collect()
+
+
+# Appending
+
+
+async def test_append_tells_where_the_line_stands(data_dir: Path) -> None:
+    """Start, end and hash are those of the bytes in the file."""
+    async with EventWriter.open(data_dir) as writer:
+        first = await writer.append(event(1))
+        second = await writer.append(event(2))
+        data = writer.log_path.read_bytes()
+
+    assert first == AppendResult(0, len(line(1)), line_hash(line(1)))
+    assert second == AppendResult(len(line(1)), len(data), line_hash(line(2)))
+    assert data == line(1) + line(2)
+
+
+async def test_the_head_follows_the_appends(data_dir: Path) -> None:
+    """The head of an empty log is `(0, "")`, then it is the end of the last line with its hash."""
+    async with EventWriter.open(data_dir) as writer:
+        empty = writer.head
+        result = await writer.append(event(1))
+        head = writer.head
+
+    assert empty == Head(0, "") == (0, "")
+    assert head == (result.end_offset, result.line_hash)
+
+
+async def test_a_thousand_concurrent_appends_cost_a_handful_of_syncs(data_dir: Path, seam: Seam) -> None:
+    """What waits together is written and synced together."""
+    async with EventWriter.open(data_dir) as writer:
+        syncs, writes = seam.count("sync"), seam.count("write")
+        await asyncio.gather(*(writer.append(event(n)) for n in range(1000)))
+        cost = len(syncs), len(writes)
+        found = await numbers(writer.reader())
+
+    assert max(cost) < 10
+    assert found == list(range(1000))
+
+
+async def test_every_append_is_synced_before_it_returns(data_dir: Path, seam: Seam) -> None:
+    """With `SyncMode.ALWAYS` an append waits for the sync, and for nothing else."""
+    async with EventWriter.open(data_dir) as writer:
+        gate = seam.freeze("sync")
+        [task] = await started(writer.append(event(1)))
+        await gate.reached()
+        waits, written, head = not task.done(), writer.log_path.read_bytes(), writer.head
+        gate.open()
+        result = await task
+
+    assert waits
+    assert written == line(1)
+    assert head == (0, "")
+    assert result.end_offset == len(line(1))
+
+
+async def test_appends_stand_in_the_log_in_the_order_of_their_calls(data_dir: Path) -> None:
+    """Single appends, batches and conditional ones keep the order in which they were called."""
+    async with EventWriter.open(data_dir) as writer:
+        calls: list[Any] = []
+        for n in range(0, 300, 3):
+            calls += [writer.append(event(n)), writer.append_many([event(n + 1), event(n + 2)])]
+        results = await asyncio.gather(*calls)
+        found = await numbers(writer.reader())
+    places = [r for result in results for r in (result if isinstance(result, list) else [result])]
+
+    assert found == list(range(300))
+    assert [place.start_offset for place in places] == [0, *(place.end_offset for place in places[:-1])]
+
+
+async def test_appends_that_come_during_a_commit_keep_their_order(data_dir: Path, seam: Seam) -> None:
+    """Those who come while the disk is slow make the next batch, in order."""
+    async with EventWriter.open(data_dir) as writer:
+        gate = seam.freeze("sync")
+        tasks = await started(writer.append(event(0)))
+        await gate.reached()
+        tasks += await started(*(writer.append(event(n)) for n in range(1, 50)))
+        gate.open()
+        await asyncio.gather(*tasks)
+        found = await numbers(writer.reader())
+
+    assert found == list(range(50))
+
+
+async def test_what_the_caller_changes_after_the_call_is_not_in_the_log(data_dir: Path, seam: Seam) -> None:
+    """The line is made when `append` is called, not when the batch is written."""
+    async with EventWriter.open(data_dir) as writer:
+        gate = seam.freeze("sync")
+        data = {"n": 2}
+        tasks = await started(writer.append(event(1)), writer.append(Event("counted", data)))
+        data["n"] = 99
+        gate.open()
+        await asyncio.gather(*tasks)
+        found = await numbers(writer.reader())
+
+    assert found == [1, 2]
+
+
+# Conditional appends
+
+
+async def test_append_if_appends_at_the_expected_head(data_dir: Path) -> None:
+    """`append_if(event, *head)` with the head of now is an append."""
+    async with EventWriter.open(data_dir) as writer:
+        first = await writer.append_if(event(1), *writer.head)
+        second = await writer.append_if(event(2), first.end_offset, first.line_hash)
+        head = writer.head
+
+    assert head == (second.end_offset, second.line_hash)
+
+
+async def test_append_if_on_an_empty_log_takes_the_reader_s_hash_too(data_dir: Path) -> None:
+    """`read_line_hash_before(0)` is None, which is as good as the empty hash."""
+    async with EventWriter.open(data_dir) as writer:
+        result = await writer.append_if(event(1), 0, await writer.reader().read_line_hash_before(0))  # type: ignore[arg-type]
+
+    assert result.start_offset == 0
+
+
+async def test_append_if_at_another_offset_writes_nothing_and_tells_both(data_dir: Path) -> None:
+    """The conflict has the expected and the actual offset, and no actual hash."""
+    async with EventWriter.open(data_dir) as writer:
+        result = await writer.append(event(1))
+        with pytest.raises(ConditionalAppendError) as caught:
+            await writer.append_if(event(2), 0, "")
+        found = await numbers(writer.reader())
+    conflict = caught.value.conflict
+
+    assert found == [1]
+    assert (conflict.expected_offset, conflict.actual_offset) == (0, result.end_offset)
+    assert (conflict.expected_hash, conflict.actual_hash) == ("", None)
+    assert str(result.end_offset) in str(caught.value)
+
+
+async def test_append_if_with_another_hash_writes_nothing_and_tells_both(data_dir: Path) -> None:
+    """Where the offset is the same, the conflict has the hash that the log has there."""
+    async with EventWriter.open(data_dir) as writer:
+        result = await writer.append(event(1))
+        with pytest.raises(ConditionalAppendError) as caught:
+            await writer.append_if(event(2), result.end_offset, "0" * 16)
+        found = await numbers(writer.reader())
+    conflict = caught.value.conflict
+
+    assert found == [1]
+    assert conflict.expected_offset == conflict.actual_offset == result.end_offset
+    assert (conflict.expected_hash, conflict.actual_hash) == ("0" * 16, result.line_hash)
+    assert result.line_hash in str(caught.value)
+
+
+async def test_of_several_conditional_appends_in_one_batch_the_first_wins(data_dir: Path, seam: Seam) -> None:
+    """Each is judged by the head as it will be when its turn comes."""
+    async with EventWriter.open(data_dir) as writer:
+        syncs = seam.count("sync")
+        results = await asyncio.gather(*(writer.append_if(event(n), 0, "") for n in range(5)), return_exceptions=True)
+        cost = len(syncs)
+        found = await numbers(writer.reader())
+
+    assert found == [0]
+    assert cost == 1
+    assert isinstance(results[0], AppendResult)
+    assert all(isinstance(result, ConditionalAppendError) for result in results[1:])
+    assert all(result.conflict.actual_offset == len(line(0)) for result in results[1:])  # type: ignore[union-attr]
+
+
+async def test_a_conditional_append_may_expect_what_stands_before_it_in_its_batch(data_dir: Path, seam: Seam) -> None:
+    """A chain of conditions is met within one batch, though nothing of it is written yet."""
+    sizes = [len(line(n)) for n in range(4)]
+    async with EventWriter.open(data_dir) as writer:
+        syncs = seam.count("sync")
+        await asyncio.gather(
+            writer.append(event(0)),
+            writer.append_if(event(1), sizes[0], line_hash(line(0))),
+            writer.append_many([event(2)]),
+            writer.append_if(event(3), sum(sizes[:3]), line_hash(line(2))),
+        )
+        cost = len(syncs)
+        found = await numbers(writer.reader())
+
+    assert found == [0, 1, 2, 3]
+    assert cost == 1
+
+
+async def test_a_refused_conditional_append_harms_no_other(data_dir: Path) -> None:
+    """Those around it in its batch are written without a gap."""
+    async with EventWriter.open(data_dir) as writer:
+        results = await asyncio.gather(
+            writer.append(event(1)),
+            writer.append_if(event(2), 0, ""),
+            writer.append(event(3)),
+            return_exceptions=True,
+        )
+        found = await numbers(writer.reader())
+
+    assert found == [1, 3]
+    assert isinstance(results[1], ConditionalAppendError)
+    assert results[2].start_offset == results[0].end_offset  # type: ignore[union-attr]
+
+
+# Batches
+
+
+async def test_a_batch_carries_its_places_in_its_lines(data_dir: Path) -> None:
+    """`"batch":[i,n]` on the lines of two or more, and nothing on one."""
+    async with EventWriter.open(data_dir) as writer:
+        alone = await writer.append_many([event(1)])
+        results = await writer.append_many(event(n) for n in (2, 3, 4))
+        data = writer.log_path.read_bytes()
+
+    assert data == line(1) + line(2, batch="1,3") + line(3, batch="2,3") + line(4, batch="3,3")
+    assert len(alone) == 1
+    assert [result.line_hash for result in results] == [line_hash(each) for each in data.splitlines()[1:]]
+
+
+async def test_an_empty_batch_changes_nothing(data_dir: Path) -> None:
+    """`append_many([])` gives an empty list."""
+    async with EventWriter.open(data_dir) as writer:
+        results = await writer.append_many([])
+        head = writer.head
+
+    assert results == []
+    assert head == (0, "")
+
+
+async def test_a_batch_cut_anywhere_is_read_whole_or_not_at_all(damaged_dir: Path) -> None:
+    """Whatever part of a batch a crash has left, a reader sees what stood before it, or all of it."""
+    before, batch = line(0), [line(n, batch=f"{n},3") for n in (1, 2, 3)]
+    whole = before + b"".join(batch)
+    seen = []
+    for size in range(len(before), len(whole) + 1):
+        write_log(damaged_dir, whole[:size])
+        seen.append(await numbers(EventReader(damaged_dir)))
+
+    assert seen == [[0]] * (len(whole) - len(before)) + [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("lines_left", [0, 1, 2])
+@pytest.mark.parametrize("bytes_more", [0, 1, 40])
+async def test_a_cut_batch_is_removed_when_a_writer_opens(damaged_dir: Path, lines_left: int, bytes_more: int) -> None:
+    """The log then goes on behind the event before the batch."""
+    batch = [line(n, batch=f"{n},3") for n in (1, 2, 3)]
+    write_log(damaged_dir, line(0), *batch[:lines_left], batch[lines_left][:bytes_more])
+    async with EventWriter.open(damaged_dir) as writer:
+        await writer.append(event(9))
+        found = await numbers(writer.reader())
+
+    assert found == [0, 9]
+
+
+# Cancellation
+
+
+async def test_an_append_cancelled_in_the_queue_is_not_in_the_log(data_dir: Path, seam: Seam) -> None:
+    """Before its batch is taken a cancelled append leaves no trace, also a batch of many."""
+    async with EventWriter.open(data_dir) as writer:
+        gate = seam.freeze("sync")
+        tasks = await started(writer.append(event(1)))
+        await gate.reached()
+        tasks += await started(
+            writer.append(event(2)), writer.append_many([event(3), event(4)]), writer.append(event(5))
+        )
+        tasks[1].cancel()
+        tasks[2].cancel()
+        gate.open()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        found = await numbers(writer.reader())
+
+    assert found == [1, 5]
+    assert [isinstance(result, asyncio.CancelledError) for result in results] == [False, True, True, False]
+    assert results[3].start_offset == results[0].end_offset
+
+
+async def test_an_append_cancelled_while_it_is_written_is_in_the_log(data_dir: Path, seam: Seam) -> None:
+    """Once the batch is taken, all of it is written, and those who still wait get their results."""
+    async with EventWriter.open(data_dir) as writer:
+        gate = seam.freeze("sync")
+        tasks = await started(
+            writer.append(event(1)), writer.append_many([event(2), event(3)]), writer.append(event(4))
+        )
+        await gate.reached()
+        tasks[0].cancel()
+        tasks[1].cancel()
+        gate.open()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        found = await numbers(writer.reader())
+        head = writer.head
+
+    assert found == [1, 2, 3, 4]
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert head == (results[2].end_offset, results[2].line_hash)
+
+
+async def test_what_a_cancelled_append_would_have_changed_is_not_expected(data_dir: Path, seam: Seam) -> None:
+    """A condition is judged without those that were cancelled before their turn."""
+    async with EventWriter.open(data_dir) as writer:
+        gate = seam.freeze("sync")
+        tasks = await started(writer.append(event(1)))
+        await gate.reached()
+        tasks += await started(writer.append(event(2)), writer.append_if(event(3), len(line(1)), line_hash(line(1))))
+        tasks[1].cancel()
+        gate.open()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        found = await numbers(writer.reader())
+
+    assert found == [1, 3]
+
+
+async def test_an_opening_that_is_cancelled_opens_nothing(data_dir: Path, seam: Seam) -> None:
+    """The lock is free again when the cancellation is raised."""
+    gate = seam.freeze("sync")
+    opening = EventWriter.open(data_dir)
+    [task] = await started(opening.__aenter__())
+    await gate.reached()
+    task.cancel()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+        found = await numbers(writer.reader())
+
+    assert found == [1]
+
+
+# Back-pressure
+
+
+async def test_a_full_queue_makes_appends_wait_in_order(
+    data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue holds no more than its size and the one that filled it; nobody overtakes those who wait."""
+    monkeypatch.setattr(_queue, "QUEUE_SIZE", 5 * len(line(10)))
+    async with EventWriter.open(data_dir) as writer:
+        gate = seam.freeze("sync")
+        tasks = await started(writer.append(event(10)))
+        await gate.reached()
+        tasks += await started(*(writer.append(event(n)) for n in range(11, 60)))
+        queued = len(writer._queue)
+        gate.open()
+        await asyncio.gather(*tasks)
+        found = await numbers(writer.reader())
+
+    assert queued == 5
+    assert found == list(range(10, 60))
+
+
+async def test_the_queue_stays_bounded_while_it_is_emptied(
+    data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No batch is larger than the queue may be, however many wait."""
+    monkeypatch.setattr(_queue, "QUEUE_SIZE", 5 * len(line(10)))
+    async with EventWriter.open(data_dir) as writer:
+        writes = seam.count("write")
+        await asyncio.gather(*(writer.append(event(n)) for n in range(10, 99)))
+        sizes = [len(data) for _, data, _ in writes]
+
+    assert sum(sizes) == 89 * len(line(10))
+    assert max(sizes) <= 5 * len(line(10))
+
+
+async def test_one_who_gives_up_waiting_for_a_place_holds_up_nobody(
+    data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled before it got a place, an append is not in the log, and the next one has its turn."""
+    monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
+    async with EventWriter.open(data_dir) as writer:
+        gate = seam.freeze("sync")
+        tasks = await started(writer.append(event(0)))
+        await gate.reached()
+        tasks += await started(*(writer.append(event(n)) for n in range(1, 6)))
+        tasks[2].cancel()
+        tasks[3].cancel()
+        gate.open()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        found = await numbers(writer.reader())
+
+    assert found == [0, 1, 4, 5]
+
+
+async def test_one_who_waits_for_a_place_is_refused_in_its_own_call(
+    data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An invalid event that had to wait takes nobody's place."""
+    monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
+    async with EventWriter.open(data_dir) as writer:
+        gate = seam.freeze("sync")
+        tasks = await started(writer.append(event(0)))
+        await gate.reached()
+        tasks += await started(writer.append(event(1)), writer.append(Event("")), writer.append(event(2)))
+        gate.open()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        found = await numbers(writer.reader())
+
+    assert found == [0, 1, 2]
+    assert isinstance(results[2], InvalidEventError)
+
+
+async def test_closing_ends_also_when_the_last_who_waits_brings_nothing(
+    data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that waited for a place and was refused then, behind others that wrote nothing, leaves the close hanging on
+    nobody."""
+    monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
+    writer = await EventWriter.open(data_dir)
+    gate = seam.freeze("sync")
+    tasks = await started(writer.append(event(0)))
+    await gate.reached()
+    tasks += await started(writer.append_if(event(1), 77, ""), writer.append(Event("")))
+    tasks += await started(writer.aclose())
+    gate.open()
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+
+    assert isinstance(results[1], ConditionalAppendError)
+    assert isinstance(results[2], InvalidEventError)
+    assert results[3] is None
+
+
+# Failures of the disk
+
+
+@pytest.mark.parametrize("written", [0, 1, 20, len(line(2)) + 5])
+async def test_a_failed_write_leaves_the_log_as_it_was(data_dir: Path, seam: Seam, written: int) -> None:
+    """Whatever part of the batch was written is cut off, its calls get the error, and the writer goes on."""
+    failures = [OSError(errno.ENOSPC, "disk full")]
+
+    def partial(write: Any, fd: int, data: bytes, position: int) -> None:
+        if failures:
+            os.pwrite(fd, data[:written], position)
+            raise failures.pop()
+        write(fd, data, position)
+
+    async with EventWriter.open(data_dir) as writer:
+        first = await writer.append(event(1))
+        seam.replace("write", partial)
+        results = await asyncio.gather(
+            writer.append(event(2)), writer.append_many([event(3), event(4)]), return_exceptions=True
+        )
+        after = writer.log_path.read_bytes(), writer.head
+        await writer.append(event(5))
+        found = await numbers(writer.reader())
+
+    assert [(type(result), result.errno) for result in results] == [(OSError, errno.ENOSPC)] * 2  # type: ignore[union-attr]
+    assert after == (line(1), (first.end_offset, first.line_hash))
+    assert found == [1, 5]
+
+
+async def test_a_short_write_is_undone(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system call that takes only a part is a failed write."""
+    pwrite, left = os.pwrite, [1]
+
+    def short(fd: int, data: bytes, position: int) -> int:
+        if left and left.pop():
+            return pwrite(fd, data[: len(data) // 2], position)
+        return pwrite(fd, data, position)
+
+    async with EventWriter.open(data_dir) as writer:
+        monkeypatch.setattr(os, "pwrite", short)
+        with pytest.raises(OSError, match="short write"):
+            await writer.append(event(1))
+        await writer.append(event(2))
+        data = writer.log_path.read_bytes()
+
+    assert data == line(2)
+
+
+async def test_the_appends_behind_a_failed_batch_are_written(data_dir: Path, seam: Seam) -> None:
+    """Only the calls of the batch that failed get its error; those that queued meanwhile go behind the old head."""
+    async with EventWriter.open(data_dir) as writer:
+        seam.fail("write", number=errno.ENOSPC)
+        gate = seam.freeze("write")
+        tasks = await started(writer.append(event(1)))
+        await gate.reached()
+        tasks += await started(writer.append(event(2)), writer.append_if(event(3), len(line(2)), line_hash(line(2))))
+        gate.open()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        found = await numbers(writer.reader())
+
+    assert isinstance(results[0], OSError)
+    assert found == [2, 3]
+
+
+async def test_a_failed_sync_ends_the_writer(damaged_dir: Path, seam: Seam) -> None:
+    """Those in the batch and those that wait get `WriterFailedError`, and nothing is written or synced any more."""
+    writer = await EventWriter.open(damaged_dir)
+    seam.fail("sync")
+    gate = seam.freeze("sync")
+    syncs, writes = seam.count("sync"), seam.count("write")
+    tasks = await started(writer.append(event(1)))
+    await gate.reached()
+    tasks += await started(writer.append(event(2)), writer.append_many([event(3), event(4)]))
+    gate.open()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    with pytest.raises(WriterFailedError):
+        await writer.append(event(5))
+    await writer.aclose()
+
+    assert [type(result) for result in results] == [WriterFailedError] * 3
+    assert (len(syncs), len(writes)) == (1, 1)
+
+
+async def test_after_a_failed_sync_the_error_says_why(damaged_dir: Path, seam: Seam) -> None:
+    """The system's own error can be found in the message, also of later calls."""
+    async with EventWriter.open(damaged_dir) as writer:
+        seam.fail("sync")
+        with pytest.raises(WriterFailedError, match=r"a sync failed.*made to fail"):
+            await writer.append(event(1))
+        with pytest.raises(WriterFailedError, match=r"a sync failed.*made to fail"):
+            await writer.append_many([event(2), event(3)])
+
+
+async def test_those_who_wait_for_a_place_fail_with_the_writer(
+    damaged_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed writer leaves nobody waiting."""
+    monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
+    async with EventWriter.open(damaged_dir) as writer:
+        seam.fail("sync")
+        gate = seam.freeze("sync")
+        tasks = await started(writer.append(event(0)))
+        await gate.reached()
+        tasks += await started(*(writer.append(event(n)) for n in range(1, 5)))
+        gate.open()
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+
+    assert [type(result) for result in results] == [WriterFailedError] * 5
+
+
+async def test_a_failed_writer_can_be_opened_again(data_dir: Path, seam: Seam) -> None:
+    """After the reopening the log is whole, with or without what could not be synced."""
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+        seam.fail("sync")
+        with pytest.raises(WriterFailedError):
+            await writer.append(event(2))
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(3))
+        found = await numbers(writer.reader())
+
+    assert found in ([1, 3], [1, 2, 3])
+
+
+@pytest.mark.parametrize("undoing", ["truncate", "sync"])
+async def test_a_failed_write_that_cannot_be_undone_ends_the_writer(
+    damaged_dir: Path, seam: Seam, undoing: str
+) -> None:
+    """Where nothing is known about the file any more, nothing more is written to it."""
+    async with EventWriter.open(damaged_dir) as writer:
+        seam.fail("write", number=errno.ENOSPC)
+        seam.fail(undoing)
+        writes = seam.count("write")
+        with pytest.raises(WriterFailedError, match="can't be undone"):
+            await writer.append(event(1))
+        with pytest.raises(WriterFailedError):
+            await writer.append(event(2))
+
+    assert len(writes) == 1
+
+
+async def test_after_a_failed_sync_at_a_rotation_nothing_is_synced_any_more(damaged_dir: Path, seam: Seam) -> None:
+    """A second sync of the same file could say yes to what the system has dropped."""
+    writer = await EventWriter.open(damaged_dir, sync=SyncMode.OS)
+    await writer.append(event(1))
+    seam.fail("sync")
+    syncs = seam.count("sync")
+    with pytest.raises(WriterFailedError):
+        await writer.rotate()
+    await writer.aclose()
+
+    assert len(syncs) == 1
+
+
+async def test_a_file_that_somebody_else_changed_ends_the_writer(damaged_dir: Path) -> None:
+    """Lines that another program wrote there are not overwritten."""
+    async with EventWriter.open(damaged_dir) as writer:
+        await writer.append(event(1))
+        with writer.log_path.open("ab") as file:
+            file.write(line(2))
+        with pytest.raises(WriterFailedError, match="changed by somebody else"):
+            await writer.append(event(3))
+        data = writer.log_path.read_bytes()
+
+    assert data == line(1) + line(2)
+
+
+async def test_a_log_that_was_deleted_ends_the_writer(damaged_dir: Path) -> None:
+    """Appends into a file without a name would be lost."""
+    async with EventWriter.open(damaged_dir) as writer:
+        await writer.append(event(1))
+        writer.log_path.unlink()
+        with pytest.raises(WriterFailedError, match="deleted or replaced"):
+            await writer.append(event(2))
+
+
+# Sync modes
+
+
+async def test_with_the_mode_os_appends_are_not_synced_until_the_close(data_dir: Path, seam: Seam) -> None:
+    """The system writes them when it likes; the close makes them last."""
+    writer = await EventWriter.open(data_dir, sync=SyncMode.OS)
+    syncs = seam.count("sync")
+    for n in range(5):
+        await writer.append(event(n))
+    before = len(syncs)
+    await writer.aclose()
+
+    assert before == 0
+    assert len(syncs) == 1
+
+
+async def test_with_the_mode_every_second_a_sync_follows_by_itself(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
+) -> None:
+    """Nobody need append for what was appended to be synced."""
+    monkeypatch.setattr(_writer, "SYNC_INTERVAL", 0.05)
+    synced = threading.Event()
+
+    def noted(sync: Any, fd: int) -> None:
+        sync(fd)
+        synced.set()
+
+    async with EventWriter.open(data_dir, sync=SyncMode.EVERY_SECOND) as writer:
+        seam.replace("sync", noted)
+        await asyncio.gather(*(writer.append(event(n)) for n in range(5)))
+        before = synced.is_set()
+        followed = await asyncio.to_thread(synced.wait, 10)
+
+    assert not before
+    assert followed
+
+
+async def test_with_the_mode_every_second_a_failed_sync_ends_the_writer(
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
+) -> None:
+    """The calls had returned already; the next one hears of it."""
+    monkeypatch.setattr(_writer, "SYNC_INTERVAL", 0.0)
+    async with EventWriter.open(damaged_dir, sync=SyncMode.EVERY_SECOND) as writer:
+        seam.fail("sync")
+        gate = seam.freeze("sync")
+        await writer.append(event(1))
+        await gate.reached()
+        [task] = await started(writer.append(event(2)))
+        gate.open()
+
+        with pytest.raises(WriterFailedError, match="a sync failed"):
+            await task
+
+
+# Closing
+
+
+async def test_closing_finishes_what_was_appended(data_dir: Path) -> None:
+    """Whoever called `append` before `aclose` gets a result, and the event is in the log."""
+    writer = await EventWriter.open(data_dir)
+    tasks = await started(*(writer.append(event(n)) for n in range(20)))
+    await writer.aclose()
+    results = await asyncio.gather(*tasks)
+    found = await numbers(EventReader(data_dir))
+
+    assert found == list(range(20))
+    assert results[-1].end_offset == (data_dir / "app.jsonl").stat().st_size
+
+
+async def test_closing_finishes_also_those_who_wait_for_a_place(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full queue loses nobody."""
+    monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
+    writer = await EventWriter.open(data_dir)
+    tasks = await started(*(writer.append(event(n)) for n in range(20)))
+    await writer.aclose()
+    await asyncio.gather(*tasks)
+    found = await numbers(EventReader(data_dir))
+
+    assert found == list(range(20))
+
+
+async def test_a_closed_writer_refuses_appends(data_dir: Path) -> None:
+    """Every way of writing raises `LogClosedError`, from the moment the close begins."""
+    writer = await EventWriter.open(data_dir)
+    [closing] = await started(writer.aclose())
+    with pytest.raises(LogClosedError):
+        await writer.append(event(1))
+    await closing
+    with pytest.raises(LogClosedError):
+        await writer.append_many([])
+    with pytest.raises(LogClosedError):
+        await writer.append_if(event(1), 0, "")
+    with pytest.raises(LogClosedError):
+        await writer.rotate()
+
+    assert (data_dir / "app.jsonl").read_bytes() == b""
+
+
+async def test_closing_twice_is_closing_once(data_dir: Path) -> None:
+    """At once or one after the other."""
+    writer = await EventWriter.open(data_dir)
+    await asyncio.gather(writer.aclose(), writer.aclose())
+    await writer.aclose()
+    again = await EventWriter.open(data_dir)
+    await again.aclose()
+
+    assert "closed" in repr(writer)
+
+
+async def test_a_close_that_is_cancelled_goes_on(data_dir: Path, seam: Seam) -> None:
+    """The appends are finished and the lock is let go all the same."""
+    writer = await EventWriter.open(data_dir)
+    gate = seam.freeze("sync")
+    [append] = await started(writer.append(event(1)))
+    await gate.reached()
+    [closing] = await started(writer.aclose())
+    closing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await closing
+    gate.open()
+    await writer.aclose()
+
+    assert (await append).start_offset == 0
+    async with EventWriter.open(data_dir):
+        pass
+
+
+async def test_reopening_goes_on_at_the_head(data_dir: Path) -> None:
+    """The new writer's head is the old one's, and offsets go on from there."""
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append_many([event(1), event(2)])
+        head = writer.head
+    async with EventWriter.open(data_dir) as writer:
+        reopened = writer.head
+        result = await writer.append_if(event(3), *head)
+        found = await numbers(writer.reader())
+
+    assert reopened == head
+    assert result.start_offset == head.offset
+    assert found == [1, 2, 3]
+
+
+def test_a_writer_that_is_not_closed_warns(tmp_path: Path) -> None:
+    """A leaked writer is a `ResourceWarning`, and its lock is free when it is gone."""
+
+    async def leak() -> None:
+        writer = await EventWriter.open(tmp_path)
+        await writer.append(event(1))
+
+    async def reopen() -> None:
+        async with EventWriter.open(tmp_path):
+            pass
+
+    with pytest.warns(ResourceWarning, match="was not closed"):
+        run_and_collect(leak())
+    asyncio.run(reopen())
+
+
+def test_a_loop_that_ends_leaves_no_append_waiting(tmp_path: Path, seam: Seam) -> None:
+    """When the event loop is shut down under the writer, what was written stays, and nothing hangs."""
+
+    async def abandon() -> None:
+        writer = await EventWriter.open(tmp_path)
+        await writer.append(event(1))
+        await started(*(writer.append(event(n)) for n in range(2, 5)))
+
+    with pytest.warns(ResourceWarning, match="was not closed"):
+        run_and_collect(abandon())
+    found = asyncio.run(numbers(EventReader(tmp_path)))
+
+    assert found[0] == 1
+    assert found == sorted(found)
+
+
+# Locks and processes
+
+
+async def test_a_second_writer_in_the_same_process_is_refused(data_dir: Path) -> None:
+    """The error names the file, and the first writer goes on."""
+    async with EventWriter.open(data_dir) as writer:
+        with pytest.raises(LogLockedError, match=r"app\.jsonl") as caught:
+            await EventWriter.open(data_dir)
+        await writer.append(event(1))
+
+    assert Path(caught.value.path) == data_dir / "app.jsonl"
+
+
+OPEN_AND_SAY = """
+import asyncio, sys
+from eventfold import EventWriter, LogLockedError
+
+async def main():
+    try:
+        async with EventWriter.open(sys.argv[1]):
+            print("opened")
+    except LogLockedError:
+        print("locked")
+
+asyncio.run(main())
+"""
+
+
+async def test_a_second_writer_in_another_process_is_refused(data_dir: Path) -> None:
+    """Until the first one is closed."""
+    async with EventWriter.open(data_dir):
+        during = await asyncio.to_thread(run, OPEN_AND_SAY, data_dir)
+    after = await asyncio.to_thread(run, OPEN_AND_SAY, data_dir)
+
+    assert (during.stdout, after.stdout) == ("locked\n", "opened\n"), during.stderr + after.stderr
+
+
+async def test_without_a_lock_two_writers_may_open_but_not_mix_their_lines(damaged_dir: Path) -> None:
+    """`LockMode.NONE` keeps nobody out; the second to write sees that the file has changed."""
+    first = await EventWriter.open(damaged_dir, lock=LockMode.NONE)
+    second = await EventWriter.open(damaged_dir, lock=LockMode.NONE)
+    await first.append(event(1))
+    with pytest.raises(WriterFailedError, match="changed by somebody else"):
+        await second.append(event(2))
+    await second.aclose()
+    await first.aclose()
+
+    assert (damaged_dir / "app.jsonl").read_bytes() == line(1)
+
+
+async def test_a_file_that_was_replaced_before_it_was_locked_is_not_written(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rotation may put another file in place between the opening and the locking: that one is taken then."""
+    write_log(data_dir, line(1))
+    lock, replaced = _layout.lock, []
+
+    def replace_first(fd: int) -> bool:
+        if not replaced:
+            replaced.append(data_dir / "other")
+            replaced[0].write_bytes(line(1) + line(2))
+            os.replace(replaced[0], data_dir / "app.jsonl")
+        return lock(fd)
+
+    monkeypatch.setattr(_layout, "lock", replace_first)
+    async with EventWriter.open(data_dir) as writer:
+        with pytest.raises(LogLockedError):
+            await EventWriter.open(data_dir)
+        await writer.append(event(3))
+        found = await numbers(EventReader(data_dir))
+
+    assert found == [1, 2, 3]
+
+
+async def test_a_file_that_was_removed_before_it_was_locked_is_made_anew(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name must name the file that is locked."""
+    lock, removed = _layout.lock, []
+
+    def remove_first(fd: int) -> bool:
+        if not removed:
+            removed.append(True)
+            (data_dir / "app.jsonl").unlink()
+        return lock(fd)
+
+    monkeypatch.setattr(_layout, "lock", remove_first)
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+
+    assert (data_dir / "app.jsonl").read_bytes() == line(1)
+
+
+FORK = """
+import asyncio, os, sys
+from eventfold import Event, EventfoldError, EventReader, EventWriter
+
+def refused(call):
+    try:
+        call.send(None)
+    except EventfoldError as error:
+        return "fork" in str(error)
+    except StopIteration:
+        pass
+    return False
+
+async def read():
+    return [record.event.type async for record in EventReader(sys.argv[1]).read_full()]
+
+async def main():
+    writer = await EventWriter.open(sys.argv[1])
+    await writer.append(Event("parent"))
+    pid = os.fork()
+    if not pid:
+        try:
+            event = Event("child")
+            calls = [writer.append(event), writer.append_many([event]), writer.append_if(event, 0, ""), writer.rotate()]
+            status = 0 if all([refused(call) for call in calls]) else 1
+            if asyncio.run(read()) != ["parent"]:
+                status = 2
+            try:
+                writer.aclose().send(None)
+                status = 3
+            except StopIteration:
+                pass
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            status = 4
+        os._exit(status)
+    _, status = os.waitpid(pid, 0)
+    print("child", os.waitstatus_to_exitcode(status))
+    try:
+        await EventWriter.open(sys.argv[1])
+    except EventfoldError as error:
+        print(type(error).__name__)
+    await writer.append(Event("parent again"))
+    await writer.aclose()
+    print(await read())
+
+asyncio.run(main())
+"""
+
+
+def test_a_writer_refuses_to_write_in_a_forked_child(data_dir: Path) -> None:
+    """The child, which holds the lock by inheritance, may read and close; the parent keeps the lock and goes on."""
+    done = run(FORK, data_dir)
+
+    assert done.stdout.splitlines() == ["child 0", "LogLockedError", "['parent', 'parent again']"], done.stderr
+
+
+# What readers see meanwhile
+
+
+async def test_readers_in_the_writers_process_see_durable_events_only(data_dir: Path, seam: Seam) -> None:
+    """What is written but not synced yet is not read, by any reader of this process."""
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+        gate = seam.freeze("sync")
+        [task] = await started(writer.append(event(2)))
+        await gate.reached()
+        readers = [writer.reader(), EventReader(data_dir)]
+        heads = [await reader.head() for reader in readers]
+        during = [await numbers(reader) for reader in readers]
+        size = await readers[0].active_log_size()
+        gate.open()
+        await task
+        after = [await numbers(reader) for reader in readers]
+
+    assert heads == [Head(len(line(1)), line_hash(line(1)))] * 2
+    assert during == [[1], [1]]
+    assert size == len(line(1) + line(2))
+    assert after == [[1, 2], [1, 2]]
+
+
+async def test_readers_do_not_see_what_a_failed_write_left(data_dir: Path, seam: Seam) -> None:
+    """Between the failure and its undoing there are bytes in the file that were never acknowledged."""
+
+    def partial(write: Any, fd: int, data: bytes, position: int) -> None:
+        write(fd, data, position)
+        raise OSError(errno.EIO, "made to fail")
+
+    async with EventWriter.open(data_dir) as writer:
+        seam.replace("write", partial)
+        gate = seam.freeze("truncate")
+        [task] = await started(writer.append(event(1)))
+        await gate.reached()
+        during = await numbers(EventReader(data_dir))
+        gate.open()
+        with pytest.raises(OSError, match="made to fail"):
+            await task
+
+    assert during == []
+
+
+# Opening
+
+
+async def test_open_is_awaited_or_entered(data_dir: Path) -> None:
+    """Both give the same writer; the context manager closes it."""
+    awaited = await EventWriter.open(data_dir)
+    await awaited.append(event(1))
+    await awaited.aclose()
+    async with EventWriter.open(data_dir) as entered:
+        await entered.append(event(2))
+    with pytest.raises(LogClosedError):
+        await entered.append(event(3))
+
+    assert await numbers(EventReader(data_dir)) == [1, 2]
+
+
+async def test_the_directory_is_made_with_those_above_it(tmp_path: Path) -> None:
+    """Opening a writer needs nothing to be there."""
+    directory = tmp_path / "a" / "b" / "c"
+    async with EventWriter.open(str(directory)) as writer:
+        paths = writer.dir, writer.log_path, writer.archive_path, writer.views_dir
+
+    assert paths == (directory, directory / "app.jsonl", directory / "archive.jsonl.zst", directory / "views")
+    assert paths[1].exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_log_size": -1}, {"max_log_size": 1.5}, {"max_event_size": 0}, {"max_event_size": True}, {"lock": "x"}],
+)
+async def test_wrong_options_are_refused_before_anything_is_made(tmp_path: Path, options: dict[str, Any]) -> None:
+    """A `ValueError`, and no directory."""
+    with pytest.raises(ValueError):
+        await EventWriter.open(tmp_path / "data", **options)
+
+    assert not (tmp_path / "data").exists()
+
+
+async def test_a_writer_cannot_be_opened_where_a_file_is(tmp_path: Path) -> None:
+    """The system's error is given as it is."""
+    (tmp_path / "data").touch()
+
+    with pytest.raises(OSError):
+        await EventWriter.open(tmp_path / "data")
+
+
+async def test_the_errors_of_several_calls_are_not_the_same_object(data_dir: Path, seam: Seam) -> None:
+    """One error raised in many tasks would gather all their tracebacks."""
+    async with EventWriter.open(data_dir) as writer:
+        seam.fail("write", number=errno.ENOSPC)
+        results = await asyncio.gather(writer.append(event(1)), writer.append(event(2)), return_exceptions=True)
+
+    assert results[0] is not results[1]
+    assert all(isinstance(result, OSError) and not isinstance(result, EventfoldError) for result in results)
+
+
+async def test_the_line_that_is_written_is_the_one_of_the_codec(data_dir: Path) -> None:
+    """Bytes and hash are those that other programs compute from the format."""
+    original = Event("done", {"ä": ["\u2028", 1.5, None]}, ts=7, id="i", actor="me", meta={"m": 1})
+    async with EventWriter.open(data_dir) as writer:
+        result = await writer.append(original)
+        data = writer.log_path.read_bytes()
+        [record] = await records(writer.reader())
+
+    assert data == encode_line(original, 2**20)
+    assert result.line_hash == record.line_hash == line_hash(data)
