@@ -220,7 +220,7 @@ async def test_damage_in_the_archive_is_reported_and_never_served(
     files = await asyncio.to_thread(read_files, tmp_path / "data")
     archive = files["archive.jsonl.zst"]
     whole = [(r.start_offset, r.end_offset, r.line_hash) for r in await read(tmp_path / "data")]
-    frames = [(first, position + RECORD_SIZE) for position, *_, first, _, _, _, _, _, _ in records_of(archive)]
+    frames = [(first, end, position + RECORD_SIZE) for position, *_, first, end, _, _, _, _, _ in records_of(archive)]
     reported, failures = 0, []
     for position in range(0, len(archive), 3):
         damaged = damage(archive, position)
@@ -230,7 +230,7 @@ async def test_damage_in_the_archive_is_reported_and_never_served(
         await asyncio.to_thread(write_files, directory, files | {"archive.jsonl.zst": damaged})
         found, error = await read_until_damage(directory)
         # The frame that is damaged, or whose record is.
-        begins = next(first for first, end in frames if position < end)
+        begins, ends = next((first, end) for first, end, after in frames if position < after)
         where = f"at {position} of {len(archive)}, in the frame from {begins}"
         if error is None:
             if found != whole:
@@ -241,7 +241,7 @@ async def test_damage_in_the_archive_is_reported_and_never_served(
             failures.append(f"{where}: other events")
         if found and found[-1][1] != error.offset:
             failures.append(f"{where}: {error} after the events up to {found[-1][1]}")
-        if error.path != directory / "archive.jsonl.zst" or error.offset > begins:
+        if error.path != directory / "archive.jsonl.zst" or error.offset > ends:
             failures.append(f"{where}: {error}")
         if sum(end <= begins for _, end, _ in whole) > len(found):
             failures.append(f"{where}: only {len(found)} events are served of those before it; {error.offset}")
@@ -355,3 +355,27 @@ def test_an_archive_is_read_up_to_a_size_that_is_given(tmp_path: Path, small_fra
 
         assert data == lines(0, 20)[:end]
         assert head == Truth(lines(0, 20)).head(end)
+
+
+@pytest.mark.parametrize(
+    "name", ["archive_only", "empty", "long_lines", "plain", "rotated", "stale_snapshot", "torn_tail"]
+)
+async def test_a_directory_of_the_rust_crate_is_appended_to_rotated_and_reopened(
+    compat: Callable[[str], Path], name: str
+) -> None:
+    """Its events keep their places and hashes through all of it, and a plain decoder finds the lines as they were."""
+    directory = compat(name)
+    archive, log = directory / "archive.jsonl.zst", (directory / "app.jsonl").read_bytes()
+    whole = (zstd.decompress(archive.read_bytes()) if archive.exists() else b"") + log[: log.rfind(b"\n") + 1]
+    Truth(whole).check_records(await read(directory), len(whole))
+    for n in range(3):
+        async with EventLog.open(directory) as opened:
+            result = await opened.append(event(n))
+            whole += line(n)
+            Truth(whole).check_records([record async for record in opened.read_full()], len(whole))
+            await opened.rotate()
+            Truth(whole).check_records([record async for record in opened.read_full()], len(whole))
+
+        assert result.end_offset == len(whole)
+        assert zstd.decompress(archive.read_bytes()) == whole
+        assert (directory / "app.jsonl").read_bytes() == b""

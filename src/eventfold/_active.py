@@ -66,7 +66,9 @@ class ActiveLog:
             torn = bytearray()
             while len(torn) < size - end:
                 torn += os.pread(self.fd, size - end - len(torn), end + len(torn))
-            _layout.replace_file(path, bytes(torn))
+            earlier = path.read_bytes() if path.exists() else b""
+            if not earlier.endswith(torn):  # else a recovery has kept them, and got no further
+                _layout.replace_file(path, earlier + torn)
             _layout.truncate(self.fd, end)
             logger.warning(
                 "%s: cut %d bytes of an unfinished write at offset %d and kept them in %s",

@@ -148,6 +148,8 @@ class _Tally:
         self.whole = True
 
     def add(self, piece: bytes) -> None:
+        if not piece:
+            return
         self.size += len(piece)
         self._all.update(piece)
         self.events += piece.count(b"\n")
@@ -186,35 +188,46 @@ def _walk(path: Path, fd: int, start: int, offset: int, end: int) -> Iterator[Sp
                 yield span
                 start, offset, tally, unrecorded = after, span.end_offset, _Tally(), None
             elif tally.whole:
-                unrecorded = tally.span(start, after - start, offset)._replace(lines_hash=None)
+                unrecorded = tally.span(start, after - start, offset)
             else:
                 raise _DamagedError("the frame ends inside a line")
     except _UnfinishedError:
         pass
     except _DamagedError as error:
-        raise CorruptLogError(path, offset, str(error)) from error
+        if unrecorded is None or not _is_torn_record(fd, unrecorded, end):
+            raise CorruptLogError(path, offset, str(error)) from error
     if unrecorded is not None:
-        yield unrecorded
+        yield unrecorded._replace(lines_hash=None)
+
+
+def _is_torn_record(fd: int, span: Span, end: int) -> bool:
+    """Whether all that follows a span is the beginning of its record, and then NULs where a page was not written."""
+    at = span.position + span.size
+    if end - at > RECORD_SIZE:
+        return False
+    written = os.pread(fd, end - at, at).rstrip(b"\0")
+    return pack_record(span).startswith(written)
 
 
 class Archive:
     """An archive opened for reading, up to `size` bytes of it. Close it.
 
     `head` is its end: the offset after its last line, with that line's hash. `end_position` (bytes in the file) is
-    where its last whole frame or record ends; what follows is an unfinished tail. `recorded` tells whether a record
-    speaks for everything up to there.
+    where its last whole frame or record ends; what follows is an unfinished tail, or `damage`, with which the end can't
+    be told. `recorded` tells whether a record speaks for everything up to there.
     """
 
     # What walking an archive without a last record has found, since readers would do it again and again.
-    _walked: ClassVar[dict[tuple[int, int, int, int], Span | None]] = {}
+    _walked: ClassVar[dict[tuple[int, int, int, int], tuple[Span | None, CorruptLogError | None]]] = {}
 
     def __init__(self, path: Path, fd: int, size: int) -> None:
         self.path = path
         self._fd = fd
         self.size = size
+        self.damage: CorruptLogError | None = None
         self._last = record_before(fd, size)
         if self._last is None and size:
-            self._last = self._walk_to_end()
+            self._last, self.damage = self._walk_to_end()
         last = self._last
         self.end_position = 0 if last is None else last.after
         self.recorded = last is None or last.lines_hash is not None
@@ -240,8 +253,10 @@ class Archive:
 
         Raises `CorruptLogError` where the damage begins, after all lines before it.
         """
+        reached = 0
         for span in self._spans_from(offset):
-            if span.end_offset <= offset:
+            reached = span.end_offset
+            if reached <= offset:
                 continue
             for lines in self._span_lines(span):
                 skip = offset - lines.start_offset
@@ -252,6 +267,10 @@ class Archive:
                         raise ValueError(f"offset {offset} is not where a line begins")
                     lines = Lines(lines.path, offset, lines.data[skip:])
                 yield lines
+        if self.damage is not None:
+            raise self.damage
+        if reached < self.head.offset:
+            raise CorruptLogError(self.path, reached, "a frame or its commit record is damaged here")
 
     def line_before(self, offset: int) -> bytes:
         """The line that ends at `offset` (bytes in the whole log, more than 0), without its newline."""
@@ -262,7 +281,7 @@ class Archive:
                     if lines.data[end - 1 : end] != b"\n":
                         raise ValueError(f"offset {offset} is not where a line begins")
                     return lines.data[lines.data.rfind(b"\n", 0, end - 1) + 1 : end - 1]
-        raise ValueError(f"offset {offset} is beyond the archive's end at {self.head.offset}")
+        raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
 
     def _spans_from(self, offset: int) -> Iterator[Span]:
         """The spans from the one that holds `offset` on."""
@@ -277,16 +296,19 @@ class Archive:
         # A record is damaged, so that only going through everything tells what stands before it.
         yield from _walk(self.path, self._fd, 0, 0, self.size)
 
-    def _walk_to_end(self) -> Span | None:
+    def _walk_to_end(self) -> tuple[Span | None, CorruptLogError | None]:
         stat = os.fstat(self._fd)
         key = (stat.st_dev, stat.st_ino, self.size, stat.st_mtime_ns)
         if key not in self._walked:
-            last = None
-            for span in _walk(self.path, self._fd, 0, 0, self.size):
-                last = span
+            last = damage = None
+            try:
+                for span in _walk(self.path, self._fd, 0, 0, self.size):
+                    last = span
+            except CorruptLogError as error:
+                damage = error
             while len(self._walked) >= 8:
                 self._walked.pop(next(iter(self._walked)), None)
-            self._walked[key] = last
+            self._walked[key] = last, damage
         return self._walked[key]
 
     def _span_lines(self, span: Span) -> Iterator[Lines]:
@@ -327,15 +349,18 @@ class Archive:
 def spans_after(path: Path, fd: int, position: int, offset: int) -> Iterator[Span]:
     """The recorded spans after a position of the file, where a line of that offset begins.
 
-    Ends before what a crash left of the last write, torn or zero-filled; other damage raises `CorruptLogError`.
+    Ends before what a crash left of the last write: cut short, or with pages that never got to the disk. Other damage
+    raises `CorruptLogError`.
     """
     size = os.fstat(fd).st_size
     try:
         for span in _walk(path, fd, position, offset, size):
             if span.lines_hash is not None:
+                position = span.after
                 yield span
     except CorruptLogError:
-        if record_before(fd, size) is not None:
+        last = record_before(fd, size)
+        if last is not None and last.position != position:
             raise
 
 

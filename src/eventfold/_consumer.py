@@ -62,7 +62,12 @@ class Consumer:
     async def __anext__(self) -> Record:
         if self._own is None:
             self._own = _Iteration(self)
-        return await anext(self._own)
+        try:
+            return await anext(self._own)
+        except BaseException:
+            # The pass is over; the next step begins one anew, after the last commit.
+            self._own = None
+            raise
 
     async def commit(self, record: Record) -> None:
         """Makes the record the last that is done with; when this returns, it is so on disk.

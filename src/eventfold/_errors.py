@@ -6,7 +6,9 @@ is a `ValueError`. Messages name what was wrong and where.
 
 from __future__ import annotations
 
+import copy
 import os
+from typing import TypeVar
 
 import msgspec
 
@@ -112,3 +114,13 @@ class UnknownViewError(EventfoldError, KeyError):
 
     def __str__(self) -> str:
         return f"no view named {self.name!r} is registered"
+
+
+_E = TypeVar("_E", bound=BaseException)
+
+
+def fresh(error: _E) -> _E:
+    """The same error again, since one that is raised in several tasks gathers all their tracebacks."""
+    again = copy.copy(error)
+    again.__cause__ = error
+    return again

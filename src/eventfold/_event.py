@@ -292,23 +292,17 @@ class Slice:
         return f"<Slice of {len(self.events)} events, offsets {self.start_offset} to {self.end_offset}>"
 
     def records(self) -> Iterator[Record]:
-        """The events with their places in the log. Raises `CorruptLogError` where they have no line of their own."""
+        """The events with their places in the log."""
         lines = self._lines.data.split(b"\n")
         kept = range(len(self.events)) if self._kept is None else self._kept
-        wanted = iter(zip(kept, self.events, strict=True))
-        due, event = next(wanted, (-1, None))
-        start = self.start_offset
-        index = 0
-        for line in lines:
-            end = start + len(line) + 1
-            if line and not line.isspace():
-                if index == due and event is not None:
-                    yield Record(event, start, end, line)
-                    due, event = next(wanted, (-1, None))
+        start = index = 0
+        for at, event in zip(kept, self.events, strict=True):
+            while index < at:
+                start += len(lines[index]) + 1
                 index += 1
-            start = end
-        if event is not None:
-            raise CorruptLogError(self._lines.path, self.start_offset, "the lines here do not hold one event each")
+            end = start + len(lines[at]) + 1
+            yield Record(event, self.start_offset + start, self.start_offset + end, lines[at])
+            start, index = end, at + 1
 
     @property
     def last_line_hash(self) -> str:
@@ -320,8 +314,8 @@ class Slice:
 class Decoder:
     """Turns the lines of a log, fed in order, into slices of events; with `types`, only events of those types.
 
-    With `places`, each event has a line of its own, which takes a look at every byte more; without, that is left to
-    `Slice.records`. Reading may begin inside a batch: its rest is then given.
+    With `places`, a slice can give records; without, only its events are sure, which is faster to tell. Reading may
+    begin inside a batch: its rest is then given.
     """
 
     def __init__(self, types: Collection[str] | None = None, *, places: bool = True) -> None:
@@ -382,7 +376,15 @@ class Decoder:
             found = decoder.decode_lines(data)
         except _BAD_LINE:
             return None
-        return None if self._places and len(found) != data.count(b"\n") else found
+        # As many newlines as objects; counted so because that is several times as fast as `count`.
+        if len(found) != len(data) - len(data.replace(b"\n", b"")):
+            return None
+        # Two damages may cancel out in that number, and events are what they are all the same. Where their places are
+        # needed, it takes that every newline stands between two objects: then each has a line of its own.
+        if self._places or [event for event in found if event.batch]:
+            alone = data.startswith(b"{") and data.count(b"}\n{") == len(found) - 1
+            return found if alone else None
+        return found
 
     def _closed(self, found: list[Any]) -> int | None:
         """How many lines stand before a batch that goes on beyond them; None if a batch is broken."""

@@ -73,7 +73,8 @@ def whole_end(fd: int, size: int) -> int:
 class Parts:
     """The archive and the active log as they belong together at one moment. Close it, or use it in a `with`.
 
-    `base` is the offset of the active log's first byte.
+    `base` is the offset of the active log's first byte. Where `damage` in the archive hides it, only what the archive
+    holds before the damage can be read.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -81,6 +82,7 @@ class Parts:
         self.fd: int | None = None
         self.archive: Archive | None = None
         self.base = 0
+        self.damage: CorruptLogError | None = None
         try:
             while not self._resolve():
                 self.close()
@@ -126,8 +128,9 @@ class Parts:
                 os.close(archive_fd)
         if under_way is not None:
             self.base = under_way.base
-        else:
-            self.base = 0 if self.archive is None else self.archive.head.offset
+        elif self.archive is not None:
+            self.base = self.archive.head.offset
+            self.damage = self.archive.damage
         return True
 
     def _named(self) -> bool:
@@ -144,7 +147,9 @@ class Parts:
         return 0 if self.fd is None else os.fstat(self.fd).st_size
 
     def head(self) -> Head:
-        """The end of the last whole line or batch, as the files show it."""
+        """The end of the last whole line or batch, as the files show it. Raises `damage`."""
+        if self.damage is not None:
+            raise self.damage
         end = 0 if self.fd is None else whole_end(self.fd, self.size)
         if self.fd is None or not end:
             return self.archive.head if self.archive is not None else Head(0, "")
@@ -169,6 +174,9 @@ class Parts:
 
         Raises `ValueError` for an offset inside a line, `CorruptLogError` where damage begins, after all before it.
         """
+        if self.archive is not None and self.damage is not None:
+            yield from self.archive.lines(offset)
+            raise self.damage
         if offset < min(end, self.base) and self.archive is not None:
             for lines in self.archive.lines(offset):
                 excess = lines.start_offset + len(lines.data) - end

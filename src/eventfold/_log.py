@@ -122,7 +122,7 @@ class EventLog:
     async def rebuild(self, name: str) -> Any:
         """Makes a view's state anew from the whole log. Raises `UnknownViewError`, and what `View.rebuild` raises."""
         view = self._view(name)
-        return await view.rebuild(self._reader)
+        return await view.rebuild(self._reader, save=self._writer_or_none is not None)
 
     async def wait_until(self, name: str, offset: int) -> Any:
         """A view's state as soon as it includes everything before `offset`: read your own writes.

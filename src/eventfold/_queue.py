@@ -9,11 +9,10 @@ conditional append is judged by the head as it will be when its turn comes; what
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections import deque
 from collections.abc import Callable
 
-from ._errors import AppendConflict, ConditionalAppendError
+from ._errors import AppendConflict, ConditionalAppendError, fresh
 from ._event import AppendResult, Head, line_hash
 
 # Bytes of lines that may wait; whoever comes then waits for a place before its event is encoded.
@@ -140,10 +139,3 @@ class AppendQueue:
 def _conflict(expected: Head, head: Head) -> ConditionalAppendError:
     actual_hash = head.line_hash if expected.offset == head.offset else None
     return ConditionalAppendError(AppendConflict(expected.offset, head.offset, expected.line_hash, actual_hash))
-
-
-def fresh(error: Exception) -> Exception:
-    """The same error again, since one that is raised in several tasks gathers all their tracebacks."""
-    again = copy.copy(error)
-    again.__cause__ = error
-    return again

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator
 from contextlib import aclosing
 from pathlib import Path
@@ -16,7 +17,7 @@ from time import perf_counter
 import msgspec
 
 from ._aio import in_thread, start_in_thread, uninterrupted
-from ._errors import LogClosedError
+from ._errors import CorruptLogError, LogClosedError
 from ._event import Decoder, Head, Lines, Record, Slice, line_hash
 from ._history import Parts
 from ._layout import Layout
@@ -123,9 +124,7 @@ class EventReader:
         Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins, and
         `CorruptLogError` at damage, after all events before it.
         """
-        head = await self.head()
-        _check_offset(offset, head)
-        async with aclosing(self._slices(offset, head.offset)) as slices:
+        async with aclosing(self._slices(offset, await self._end(offset))) as slices:
             async for piece in slices:
                 since = perf_counter()
                 for count, record in enumerate(piece.records(), 1):
@@ -142,16 +141,30 @@ class EventReader:
         With `types`, only events of those types are decoded and given; of the other lines only the shape is checked.
         A slice has `events`, `start_offset`, `end_offset`, and `records()`, which gives each event its place.
         """
-        head = await self.head()
-        _check_offset(offset, head)
-        async with aclosing(self._slices(offset, head.offset, types, places=False)) as slices:
+        async with aclosing(self._slices(offset, await self._end(offset), types, places=False)) as slices:
             async for piece in slices:
                 yield piece
+
+    async def _end(self, offset: int) -> int:
+        """Where reading from `offset` is to end: at the head, or where it meets the damage that hides the head."""
+        try:
+            head = await self.head()
+        except CorruptLogError:
+            _check_not_negative(offset)
+            return sys.maxsize
+        _check_offset(offset, head)
+        return head.offset
 
     async def _slices(
         self, offset: int, end: int, types: Collection[str] | None = None, *, places: bool = True
     ) -> AsyncGenerator[Slice, None]:
         if offset == end:
+            return
+        last = None if self._directory is None else self._directory.last_commit(offset, end)
+        if last is not None:
+            # Fresh from this process's writer: no trip to the disk for everybody who waited for it.
+            for piece in Decoder(types, places=places).feed(last):
+                yield piece
             return
         blocks = _Blocks(self._layout, offset, end)
         decoder = Decoder(types, places=places)

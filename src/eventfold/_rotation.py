@@ -100,7 +100,8 @@ def _chunks(fd: int, start: int, end: int) -> Iterator[bytes]:
     size = FRAME_SIZE
     while start < end:
         data = os.pread(fd, min(size, end - start), start)
-        whole = data.rfind(b"\n") + 1
+        # A read that had to be made larger is for one line; those after it go into a frame of their own.
+        whole = (data.rfind(b"\n") if size == FRAME_SIZE else data.find(b"\n")) + 1
         if whole:
             yield data[:whole]
             start += whole
@@ -217,7 +218,12 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
         raise
     if rotation is None:
         return active, []
-    return active, [old for old in [_finish(rotation, active)] if old is not None]
+    try:
+        old = _finish(rotation, active)
+    except BaseException:
+        active.close()
+        raise
+    return active, [] if old is None else [old]
 
 
 def _finish(rotation: Rotation, active: ActiveLog) -> int | None:
@@ -240,6 +246,8 @@ def _archive_head(layout: Layout, under_way: bool) -> Head:
         return Head(0, "")
     archive = Archive(layout.archive_path, fd, os.fstat(fd).st_size)
     try:
+        if archive.damage is not None:
+            raise archive.damage
         if not under_way and archive.end_position < archive.size:
             excess = archive.size - archive.end_position
             _layout.truncate(fd, archive.end_position)

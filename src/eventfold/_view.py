@@ -10,10 +10,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import aclosing
+from dataclasses import fields, is_dataclass
 from operator import length_hint
 from typing import Any, Generic, TypeAlias, TypeVar
+
+import msgspec
 
 from . import _layout
 from ._aio import in_thread
@@ -109,12 +113,16 @@ class View(Generic[S]):
         await refresh_together([self], reader)
         return self._state
 
-    async def rebuild(self, reader: EventReader) -> S:
-        """Folds the whole log anew, without the snapshot, and replaces that. Raises and is cancelled as `refresh`."""
+    async def rebuild(self, reader: EventReader, *, save: bool = True) -> S:
+        """Folds the whole log anew, without the snapshot, and with `save` replaces that.
+
+        Raises and is cancelled as `refresh`.
+        """
         async with self._lock:
             self._restart()
-        await refresh_together([self], reader)
-        await self.save(reader)
+        await refresh_together([self], reader, save=False)
+        if save:
+            await self.save(reader)
         return self._state
 
     async def save(self, reader: EventReader) -> None:
@@ -213,13 +221,30 @@ class View(Generic[S]):
 
     def _check_reads_back(self, encoded: bytes) -> None:
         state = decode_state(encoded, Any if self._state_type is None else self._state_type)
-        if state != self._state:
+        if not _alike(state, self._state):
             raise ValueError("its state would read back as another one; give the view a state_type that fits it")
 
     def _worth_saving(self) -> bool:
         if self._saved is None:
             return self.offset > 0
         return self.offset - self._saved.offset >= max(SAVE_AFTER, self._saved_size)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two states are equal and of the same types all through: a Counter equals a dict, and acts otherwise."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return len(one) == len(other) and all(key in other and _alike(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple | deque):
+        if isinstance(one, deque) and one.maxlen != other.maxlen:
+            return False
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, msgspec.Struct):
+        return all(_alike(getattr(one, name), getattr(other, name)) for name in one.__struct_fields__)
+    if is_dataclass(one):
+        return all(_alike(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+    return bool(one == other)
 
 
 async def refresh_together(views: Iterable[View[Any]], reader: EventReader, *, save: bool = True) -> None:

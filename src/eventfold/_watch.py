@@ -20,8 +20,8 @@ from contextlib import contextmanager
 
 from watchfiles import watch
 
-from ._errors import CorruptLogError
-from ._event import Head
+from ._errors import CorruptLogError, fresh
+from ._event import SLICE_SIZE, Head, Lines
 from ._history import Parts
 from ._layout import Layout
 
@@ -57,7 +57,7 @@ class _Wait:
         if self.future.done():
             return
         if isinstance(news, Exception):
-            self.future.set_exception(news)
+            self.future.set_exception(fresh(news))
         else:
             self.future.set_result(news)
 
@@ -78,6 +78,7 @@ class Directory:
         self._interested = 0
         self._watcher: _Watcher | None = None
         self.durable_head: Head | None = None
+        self._last_commit: Lines | None = None
 
     def __repr__(self) -> str:
         return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
@@ -86,10 +87,19 @@ class Directory:
         """In a forked child: forgets the writer, the watcher and the waits, which are the parent's."""
         self._lock = threading.Lock()
         self._waits, self._interested = set(), 0
-        self._watcher = self.durable_head = None
+        self._watcher = self.durable_head = self._last_commit = None
 
-    def publish(self, head: Head | None) -> None:
-        """The writer of this process says what is durable now; None says that it is gone."""
+    def last_commit(self, start: int, end: int) -> Lines | None:
+        """The lines from one offset to another, if they are what the writer of this process committed last."""
+        last = self._last_commit
+        if last is None or last.start_offset != start or start + len(last.data) != end:
+            return None
+        return last
+
+    def publish(self, head: Head | None, data: bytes = b"") -> None:
+        """The writer of this process says what is durable now, and what it wrote last; None says that it is gone."""
+        small = head is not None and 0 < len(data) <= SLICE_SIZE
+        self._last_commit = Lines(self._layout.log_path, head.offset - len(data), data) if head and small else None
         known, self.durable_head = self.durable_head, head
         if head is not None:
             self.tell(head)
@@ -162,7 +172,7 @@ class _Watcher:
         self._layout = layout
         self._tell = tell
         self._stop = threading.Event()
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[int, int, int] | None = None
         self.head: Head | None = None
         threading.Thread(target=self._run, name=f"eventfold watcher {layout.dir}", daemon=True).start()
 
@@ -209,7 +219,7 @@ class _Watcher:
             except FileNotFoundError:
                 self._seen = None
                 return
-            seen = (stat.st_ino, stat.st_size)
+            seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
             if seen != self._seen:
                 with Parts(self._layout) as parts:
                     self.head = parts.head()

@@ -23,10 +23,10 @@ from typing import Any, Protocol
 from . import _rotation
 from ._active import ActiveLog
 from ._aio import Opening, Thread, in_thread
-from ._errors import EventfoldError, LogClosedError, WriterFailedError
+from ._errors import EventfoldError, LogClosedError, WriterFailedError, fresh
 from ._event import AppendResult, Event, Head, encode_line
 from ._layout import Layout
-from ._queue import AppendQueue, Batch, fresh
+from ._queue import AppendQueue, Batch
 from ._reader import EventReader
 from ._watch import Scope, directory
 
@@ -299,7 +299,7 @@ class EventWriter:
             self._unsynced = True
             if self._sync is SyncMode.EVERY_SECOND and self._sync_due is None:
                 self._sync_due = self._loop.call_later(SYNC_INTERVAL, self._wake)
-        self._place.publish(batch.head)
+        self._place.publish(batch.head, batch.data)
         batch.settle()
         self._rotate_if_large()
 

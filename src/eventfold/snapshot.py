@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,9 @@ def decode_state(data: bytes, state_type: Any) -> Any:
 def _encode_other(value: Any) -> Any:
     if hasattr(value, "__pydantic_validator__"):
         return msgspec.Raw(value.model_dump_json().encode())
-    raise NotImplementedError(f"a state of type {type(value).__name__} can't be encoded as JSON")
+    if isinstance(value, deque):
+        return list(value)
+    raise TypeError(f"a state of type {type(value).__name__} can't be encoded as JSON")
 
 
 def _decode_other(type_: type[Any], value: Any) -> Any:

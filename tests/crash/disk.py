@@ -1,8 +1,7 @@
 """A disk that forgets: file operations are recorded, and every state that a crash can leave is computed from them.
 
-A killed process leaves all that it did. A power cut leaves what was synced, and of the rest anything: names that were
-changed in their order up to some point, and of what was written to each file everything, nothing, a part, or the size
-without the data.
+A killed process leaves all that it did. A power cut leaves what was synced, and of the rest anything: any of the changes
+to names, and of what was written to each file everything, nothing, a part, or the size without the data.
 """
 
 from __future__ import annotations
@@ -182,15 +181,16 @@ class States:
     def _all(self, files: Files, ops: list[Op], acknowledged: int) -> Iterator[State]:
         names = {name: _Inode(data) for name, data in files.items()}
         synced = dict(names)
-        renamed: list[Op] = []
+        renamed: list[tuple[Op, _Inode | None]] = []
         opened: dict[int, _Inode] = {}
         for index, op in enumerate(ops):
             if op.kind == "acknowledge":
                 acknowledged = op.value
             elif op.kind in ("open", "create"):
                 if op.kind == "create":
-                    names[op.value] = opened[op.file] = _Inode(b"")
-                    renamed.append(op)
+                    opened[op.file] = _Inode(b"")
+                    renamed.append((op, opened[op.file]))
+                    self._rename(names, *renamed[-1])
                 else:
                     opened[op.file] = names[op.value]
             elif op.kind == "sync":
@@ -201,13 +201,13 @@ class States:
             elif op.kind == "sync_dir":
                 synced, renamed = dict(names), []
             else:
-                self._rename(names, op, opened)
-                renamed.append(op)
+                renamed.append((op, names[op.file] if op.kind == "rename" else None))
+                self._rename(names, *renamed[-1])
             label = f"operation {index}, {op.kind} {op.file if isinstance(op.file, str) else op.value!r:.40}"
-            for count in range(len(renamed), -1, -1):
+            for chosen in itertools.product((True, False), repeat=len(renamed)):
                 left = dict(synced)
-                for change in renamed[:count]:
-                    self._rename(left, change, opened)
+                for change in itertools.compress(renamed, chosen):
+                    self._rename(left, *change)
                 choices = [
                     [(name, data) for data in dict.fromkeys(inode.after_power_cut(ARCHIVE in name))]
                     for name, inode in left.items()
@@ -216,10 +216,8 @@ class States:
                     yield State(dict(choice), acknowledged, label)
 
     @staticmethod
-    def _rename(names: dict[str, _Inode], op: Op, opened: dict[int, _Inode]) -> None:
-        if op.kind == "create":
-            names[op.value] = opened[op.file]
-        elif op.kind == "rename":
-            names[op.value] = names.pop(op.file)
-        else:
-            del names[op.file]
+    def _rename(names: dict[str, _Inode], op: Op, inode: _Inode | None) -> None:
+        if op.kind != "create":
+            names.pop(op.file, None)
+        if inode is not None:
+            names[op.value] = inode

@@ -208,11 +208,14 @@ async def test_every_state_that_a_crash_leaves_while_a_log_rotates_by_itself_is_
         async with EventLog.open(directory, max_log_size=400) as log:
 
             async def append_some(task: int) -> None:
-                for n in range(8):
+                for n in range(4):
                     result = await log.append(event(100 * task + n))
                     journal.acknowledge(result.end_offset)
 
-            await asyncio.gather(*map(append_some, range(3)))
+            for tasks in (range(1, 4), range(4, 7)):
+                await asyncio.gather(*map(append_some, tasks))
+                while rotations := list(log._writer._rotations):
+                    await asyncio.wait(rotations)
             head = log.head
     for record in await read(directory):
         truth.add(line(record.event.data["n"]))
