@@ -201,12 +201,12 @@ def _walk(path: Path, fd: int, start: int, offset: int, end: int) -> Iterator[Sp
 
 
 def _is_torn_record(fd: int, span: Span, end: int) -> bool:
-    """Whether all that follows a span is the beginning of its record, and then NULs where a page was not written."""
+    """Whether all that follows a span is its record, cut short or with NULs where a page was not written."""
     at = span.position + span.size
     if end - at > RECORD_SIZE:
         return False
-    written = os.pread(fd, end - at, at).rstrip(b"\0")
-    return pack_record(span).startswith(written)
+    written = os.pread(fd, end - at, at)
+    return all(byte in (0, whole) for byte, whole in zip(written, pack_record(span), strict=False))
 
 
 class Archive:

@@ -122,7 +122,10 @@ class EventLog:
     async def rebuild(self, name: str) -> Any:
         """Makes a view's state anew from the whole log. Raises `UnknownViewError`, and what `View.rebuild` raises."""
         view = self._view(name)
-        return await view.rebuild(self._reader, save=self._writer_or_none is not None)
+        if self._writer_or_none is not None:
+            return await view.rebuild(self._reader)
+        await view.fold_anew(self._reader)
+        return view.state
 
     async def wait_until(self, name: str, offset: int) -> Any:
         """A view's state as soon as it includes everything before `offset`: read your own writes.

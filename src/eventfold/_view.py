@@ -113,17 +113,17 @@ class View(Generic[S]):
         await refresh_together([self], reader)
         return self._state
 
-    async def rebuild(self, reader: EventReader, *, save: bool = True) -> S:
-        """Folds the whole log anew, without the snapshot, and with `save` replaces that.
+    async def rebuild(self, reader: EventReader) -> S:
+        """Folds the whole log anew, without the snapshot, and replaces that. Raises and is cancelled as `refresh`."""
+        await self.fold_anew(reader)
+        await self.save(reader)
+        return self._state
 
-        Raises and is cancelled as `refresh`.
-        """
+    async def fold_anew(self, reader: EventReader) -> None:
+        """The same as `rebuild`, but leaves the snapshot on disk as it is."""
         async with self._lock:
             self._restart()
         await refresh_together([self], reader, save=False)
-        if save:
-            await self.save(reader)
-        return self._state
 
     async def save(self, reader: EventReader) -> None:
         """Writes the snapshot of what is folded, unless it is on disk already.

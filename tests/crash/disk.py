@@ -1,7 +1,7 @@
 """A disk that forgets: file operations are recorded, and every state that a crash can leave is computed from them.
 
-A killed process leaves all that it did. A power cut leaves what was synced, and of the rest anything: any of the changes
-to names, and of what was written to each file everything, nothing, a part, or the size without the data.
+A killed process leaves all that it did. A power cut leaves what was synced, and of the rest anything: any of the
+changes to names, and of what was written to each file everything, nothing, a part, or the size without the data.
 """
 
 from __future__ import annotations
