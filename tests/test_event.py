@@ -16,35 +16,12 @@ import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.generated import EVENTS, exactly
 from tests.support import event, numbers, records
 
 from eventfold import Event, EventReader, EventWriter, InvalidEventError, SyncMode, line_hash
-from eventfold._event import Decoder, Lines, encode_line
-
-TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**64 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | TEXT,
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(TEXT, inner, max_size=5),
-    max_leaves=20,
-)
-EVENTS = st.builds(
-    Event,
-    st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
-    JSON,
-    ts=st.integers(0, 2**64 - 1),
-    id=st.none() | TEXT,
-    actor=st.none() | TEXT,
-    meta=JSON,
-)
-
-
-def exactly(value: Event) -> str:
-    """An event so that 1, 1.0 and True differ, 0.0 and -0.0 too, and the order of keys counts."""
-    return repr((value.type, value.data, value.ts, value.id, value.actor, value.meta))
+from eventfold._event import encode_line
+from eventfold._lines import Decoder, Lines
 
 
 def read_back(line: bytes) -> Event:
@@ -317,26 +294,3 @@ def test_the_line_hash_is_that_of_the_line_without_its_newline(data: bytes) -> N
     assert line_hash(data) == xxhash.xxh64(data, seed=0).hexdigest()
     assert line_hash(data + b"\n") == line_hash(data)
     assert len(line_hash(data)) == 16
-
-
-@given(st.lists(st.tuples(EVENTS, st.integers(1, 3)), max_size=8), st.integers(1, 400))
-@settings(max_examples=100, deadline=None)
-def test_how_lines_are_cut_into_blocks_changes_nothing(groups: list[tuple[Event, int]], size: int) -> None:
-    """Batches and single lines come out whole and in order, whatever the size of the pieces that are fed."""
-    lines = [
-        encode_line(each, 2**24, None if count == 1 else (i, count))
-        for each, count in groups
-        for i in range(1, count + 1)
-    ]
-    data = b"".join(lines)
-    decoder = Decoder()
-    pieces = [piece for block in Lines(Path("app.jsonl"), 7, data).cut(size) for piece in decoder.feed(block)]
-    pieces += decoder.finish()
-    places = [(record.start_offset, record.end_offset) for piece in pieces for record in piece.records()]
-    ends = [7 + sum(map(len, lines[: i + 1])) for i in range(len(lines))]
-
-    assert [exactly(e) for piece in pieces for e in piece.events] == [
-        exactly(each) for each, count in groups for _ in range(count)
-    ]
-    assert places == list(zip([7, *ends], ends, strict=False))
-    assert all(piece.end_offset in ends for piece in pieces)

@@ -25,7 +25,8 @@ import xxhash
 
 from . import _layout
 from ._errors import CorruptLogError
-from ._event import Head, Lines
+from ._event import Head
+from ._lines import Lines
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -15,8 +15,9 @@ from types import TracebackType
 
 from ._archive import Archive
 from ._errors import CorruptLogError
-from ._event import Head, Lines, batch_of, line_hash
+from ._event import Head, line_hash
 from ._layout import Layout
+from ._lines import Lines, batch_of
 
 # One read from the active log: long enough to make the trip to a thread cheap.
 BLOCK_SIZE = 4 * 1024 * 1024
@@ -42,19 +43,24 @@ def line_before(fd: int, end: int) -> tuple[int, bytes]:
         step *= 4
 
 
-def whole_end(fd: int, size: int) -> int:
-    """The position in the first `size` bytes of an active log after the last whole line that is in no open batch."""
-    end = size
+def _last_line_end(fd: int, start: int, end: int) -> int:
+    """The position after the last newline between two positions of a file; `start` if there is none."""
     step = _STEP_BACK
     while True:
-        start = max(0, end - step)
-        newline = os.pread(fd, end - start, start).rfind(b"\n")
+        begin = max(start, end - step)
+        newline = os.pread(fd, end - begin, begin).rfind(b"\n")
         if newline >= 0:
-            end = start + newline + 1
-            break
-        if not start:
-            return 0
+            return begin + newline + 1
+        if begin == start:
+            return start
         step *= 4
+
+
+def whole_end(fd: int, size: int) -> int:
+    """The position in the first `size` bytes of an active log after the last whole line that is in no open batch."""
+    end = _last_line_end(fd, 0, size)
+    if not end:
+        return 0
     start, line = line_before(fd, end)
     batch = batch_of(line)
     if batch is None or batch[0] == batch[1]:
@@ -196,15 +202,19 @@ class Parts:
             raise ValueError(f"offset {offset} is not where a line begins")
         size = BLOCK_SIZE
         while offset < end:
-            data = os.pread(self.fd, min(size, end - offset), offset - base)
-            if not data:
+            start, file_end = offset - base, os.fstat(self.fd).st_size
+            stop = min(start + size, end - base, file_end)
+            # Where a block ends is looked up first: cutting what was read down to that would copy it.
+            line_end = _last_line_end(self.fd, start, stop)
+            if line_end > start:
+                data = os.pread(self.fd, line_end - start, start)
+                if data.endswith(b"\n"):  # else the file was cut just now
+                    yield Lines(path, offset, data)
+                    offset += len(data)
+                    size = BLOCK_SIZE
+            elif start >= file_end:
                 raise CorruptLogError(path, offset, f"the file ends here, and the log went on to {end}")
-            whole = data.rfind(b"\n") + 1
-            if whole:
-                yield Lines(path, offset, data[:whole])
-                offset += whole
-                size = BLOCK_SIZE
-            elif len(data) < size:
+            elif stop < start + size:
                 raise CorruptLogError(path, offset, f"no line ends here, and the log went on to {end}")
             else:
-                size *= 2
+                size *= 4

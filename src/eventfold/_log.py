@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from ._aio import Opening
 from ._consumer import Consumer
 from ._errors import EventfoldError, UnknownViewError
-from ._event import AppendResult, Event, Head, Record, Slice
+from ._event import AppendResult, Event, Head, Record
+from ._lines import Slice
 from ._reader import EventReader, WaitResult
 from ._view import ReduceFn, View, refresh_together
 from ._writer import EventWriter, LockMode, SyncMode, ViewOps

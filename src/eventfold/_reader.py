@@ -18,9 +18,10 @@ import msgspec
 
 from ._aio import in_thread, start_in_thread, uninterrupted
 from ._errors import CorruptLogError, LogClosedError
-from ._event import Decoder, Head, Lines, Record, Slice, line_hash
+from ._event import Head, Record, line_hash
 from ._history import Parts
 from ._layout import Layout
+from ._lines import Decoder, Lines, Slice
 from ._watch import Directory, Scope, directory
 
 # Seconds for which reading holds the event loop at most, before it lets others run.

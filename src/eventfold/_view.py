@@ -22,8 +22,9 @@ import msgspec
 from . import _layout
 from ._aio import in_thread
 from ._errors import CorruptLogError, ReducerError
-from ._event import Event, Head, Slice
+from ._event import Event, Head
 from ._layout import Layout, check_name
+from ._lines import Slice
 from ._reader import EventReader
 from .snapshot import NOWHERE, BadSnapshotError, Snapshot, decode_state, encode, encode_state, read
 
@@ -176,7 +177,7 @@ class View(Generic[S]):
         """Folds a slice that begins where the view stands. Raises `ReducerError`."""
         wanted = self.event_types
         events: list[Any] = piece.events
-        if wanted is not None:
+        if wanted is not None and wanted != piece.types:
             events = [event for event in events if event.type in wanted]
         state, reducer, rest = self._state, self._reducer, iter(events)
         try:

@@ -21,9 +21,10 @@ from contextlib import contextmanager
 from watchfiles import watch
 
 from ._errors import CorruptLogError, fresh
-from ._event import SLICE_SIZE, Head, Lines
+from ._event import Head
 from ._history import Parts
 from ._layout import Layout
+from ._lines import SLICE_SIZE, Lines
 
 logger = logging.getLogger("eventfold")
 

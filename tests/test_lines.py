@@ -1,0 +1,159 @@
+"""Lines back into events: whole batches, whatever the pieces, and only what is wanted."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from unittest import mock
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.generated import EVENTS, exactly
+
+from eventfold import CorruptLogError, Event, Record, _lines
+from eventfold._event import encode_line
+from eventfold._lines import Decoder, Lines, Slice
+
+PATH = Path("app.jsonl")
+
+
+def decoded(data: bytes, types: Iterable[str] | None = None, places: bool = True) -> list[Slice]:
+    decoder = Decoder(None if types is None else frozenset(types), places=places)
+    pieces = [piece for lines in Lines(PATH, 0, data).cut() for piece in decoder.feed(lines)]
+    return pieces + list(decoder.finish())
+
+
+def records(pieces: Iterable[Slice]) -> list[Record]:
+    return [record for piece in pieces for record in piece.records()]
+
+
+@given(st.lists(st.tuples(EVENTS, st.integers(1, 3)), max_size=8), st.integers(1, 400))
+@settings(max_examples=100, deadline=None)
+def test_how_lines_are_cut_into_blocks_changes_nothing(groups: list[tuple[Event, int]], size: int) -> None:
+    """Batches and single lines come out whole and in order, whatever the size of the pieces that are fed."""
+    lines = [
+        encode_line(each, 2**24, None if count == 1 else (i, count))
+        for each, count in groups
+        for i in range(1, count + 1)
+    ]
+    data = b"".join(lines)
+    decoder = Decoder()
+    pieces = [piece for block in Lines(PATH, 7, data).cut(size) for piece in decoder.feed(block)]
+    pieces += decoder.finish()
+    places = [(record.start_offset, record.end_offset) for piece in pieces for record in piece.records()]
+    ends = [7 + sum(map(len, lines[: i + 1])) for i in range(len(lines))]
+
+    assert [exactly(e) for piece in pieces for e in piece.events] == [
+        exactly(each) for each, count in groups for _ in range(count)
+    ]
+    assert places == list(zip([7, *ends], ends, strict=False))
+    assert all(piece.end_offset in ends for piece in pieces)
+
+
+@given(st.lists(st.tuples(EVENTS, st.integers(1, 3)), max_size=8), st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_selection_gives_what_is_left_of_all_events(groups: list[tuple[Event, int]], data: st.DataObject) -> None:
+    """The same events at the same places, in batches too, and no others."""
+    lines = b"".join(
+        encode_line(each, 2**24, None if count == 1 else (i, count))
+        for each, count in groups
+        for i in range(1, count + 1)
+    )
+    there = [each.type for each, _ in groups]
+    types = data.draw(st.sets(st.sampled_from([*there, "not there"])))
+    everything, selected = records(decoded(lines)), decoded(lines, types)
+    expected = [(exactly(r.event), r.start_offset, r.end_offset) for r in everything if r.event.type in types]
+
+    assert [(exactly(r.event), r.start_offset, r.end_offset) for r in records(selected)] == expected
+    assert [exactly(e) for piece in selected for e in piece.events] == [each for each, _, _ in expected]
+
+
+@pytest.mark.parametrize("most", [3, 1000])
+def test_a_selection_finds_its_events_among_any_number_of_types(most: int) -> None:
+    """Also where there are more types than it tells apart, and where new ones turn up on the way."""
+    lines = [encode_line(Event(f"type {i % 10}", i, ts=1), 2**24) for i in range(200)]
+    with mock.patch.object(_lines, "_MOST_TYPES", most):
+        decoder = Decoder({f"type {most % 7}", "never"}, places=False)
+        found = [
+            e.data
+            for i in range(0, 200, 7)
+            for piece in decoder.feed(Lines(PATH, 0, b"".join(lines[i : i + 7])))
+            for e in piece.events
+        ]
+
+    assert found == list(range(most % 7, 200, 10))
+
+
+def test_an_empty_selection_gives_nothing_and_still_looks_at_the_lines() -> None:
+    """Where a line is no JSON, it says so."""
+    line = encode_line(Event("a", ts=1), 2**24)
+
+    assert [piece.events for piece in decoded(line, [])] == [[]]
+    with pytest.raises(CorruptLogError, match="offset"):
+        decoded(line + b"}" + line, [])
+
+
+@pytest.mark.parametrize("wanted", [["a"], ["b"]])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"no event\n",
+        b'{"type":"a","data":{"x":1},"ts":1\n',
+        b'{"type":"a","data":{"x":1},"ts":1}{"type":"a","data":{},"ts":1}\n',
+        b'{"type":"","data":{},"ts":1}\n',
+        b'{"data":{},"ts":1}\n',
+        b'{"type":7,"data":{},"ts":1}\n',
+        b'["a"]\n',
+        b'{"type":"a","data":{},"ts":1,"batch":[2,3]}\n',
+        b'{"type":"a","data":{},"ts":1,"batch":[1,3]}\n',
+    ],
+)
+@pytest.mark.parametrize("places", [True, False])
+def test_a_bad_line_is_found_whatever_is_wanted(line: bytes, wanted: list[str], places: bool) -> None:
+    """Lines of other types are passed over, but not what is no line of any type; all before it is given."""
+    good = encode_line(Event("a", ts=1), 2**24) + encode_line(Event("b", ts=1), 2**24)
+    decoder = Decoder(wanted, places=places)
+    given = []
+    with pytest.raises(CorruptLogError) as caught:
+        for piece in decoder.feed(Lines(PATH, 0, good + line + good)):
+            given += piece.events
+
+    assert caught.value.offset == len(good)
+    assert [e.type for e in given] == wanted
+
+
+def test_text_that_is_no_utf_8_is_found_where_it_is_wanted() -> None:
+    """In an event that is passed over, nobody looks at the text."""
+    line = b'{"type":"a","data":"\xff","ts":1}\n'
+
+    assert [piece.events for piece in decoded(line, ["b"])] == [[]]
+    for types in (["a"], None):
+        with pytest.raises(CorruptLogError):
+            decoded(line, types)
+
+
+def test_a_selected_event_is_like_any_other() -> None:
+    """It equals the one that was written, prints and encodes like it, and can be copied and pickled."""
+    original = Event("a", {"b": [1]}, ts=1, id="i", meta=2)
+    line = encode_line(original, 2**24)
+    for types in (None, ["a"]):
+        [piece] = decoded(line, types)
+        [found] = piece.events
+
+        assert found == original
+        assert repr(found) == repr(original)
+        assert msgspec.json.encode(found) + b"\n" == line
+        assert pickle.loads(pickle.dumps(found)) == original
+        assert copy.deepcopy(found) == original
+
+
+def test_a_key_that_looks_like_ours_changes_no_type() -> None:
+    """Unknown keys are passed over, whatever they are called."""
+    line = b'{"type":"a","eventfold type":"b","data":{},"ts":1}\n'
+
+    assert [e.type for piece in decoded(line, ["a"]) for e in piece.events] == ["a"]
+    assert [e.type for piece in decoded(line, ["b"]) for e in piece.events] == []
