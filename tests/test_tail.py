@@ -100,7 +100,7 @@ async def test_a_tail_goes_through_rotations_that_happen_by_themselves(data_dir:
             await log.append(event(n))
         found = await asyncio.gather(*tails)
 
-        assert log.archive_path.exists()
+    assert log.archive_path.exists()
     assert [numbers_of(records) for records in found] == [list(range(500))] * 3
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
+from weakref import ref
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,6 +27,8 @@ class _Closable(Protocol):
 
 
 C = TypeVar("C", bound=_Closable)
+_Done: TypeAlias = Callable[[Any, BaseException | None], None]
+_Calls: TypeAlias = SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None]
 
 
 class Opening(Generic[C]):
@@ -85,36 +90,54 @@ async def uninterrupted(future: asyncio.Future[T]) -> T:
 
 
 class Thread:
-    """One thread that does one call after the other: the shortest way from the loop to the disk and back."""
+    """One thread that does one call after the other: the shortest way from the loop to the disk and back.
+
+    What is to be done with an outcome is kept on the loop's side, so that a call under way keeps nobody alive.
+    """
 
     def __init__(self, name: str) -> None:
-        self._calls: SimpleQueue[tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
+        self._calls: _Calls = SimpleQueue()
+        self._done: deque[_Done] = deque()
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        threading.Thread(target=_make, args=(self._calls, self._loop, ref(self)), name=name, daemon=True).start()
 
     def call(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """A future for the call's result. Cancelling it does not keep the call from being made."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self._calls.put((future, function, args))
+        self.begin(partial(_settle, future), function, *args)
         return future
+
+    def begin(self, done: _Done, function: Callable[..., Any], *args: Any) -> None:
+        """Has the call made, after which the loop calls `done` with its result and None, or None and its error."""
+        self._done.append(done)
+        self._calls.put((function, args))
 
     def end(self) -> None:
         """Lets the thread end after the calls that it has."""
         self._calls.put(None)
 
-    def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            future, function, args = call
-            try:
-                result, error = function(*args), None
-            except BaseException as raised:
-                result, error = None, raised
-            try:
-                self._loop.call_soon_threadsafe(_settle, future, result, error)
-            except RuntimeError:  # the loop was closed meanwhile: nobody waits for the result
-                pass
-            del call, future, function, args, result, error
+    def _finish(self, result: Any, error: BaseException | None) -> None:
+        self._done.popleft()(result, error)
+
+
+def _make(calls: _Calls, loop: asyncio.AbstractEventLoop, thread: ref[Thread]) -> None:
+    """What the thread does."""
+    while (call := calls.get()) is not None:
+        function, args = call
+        try:
+            result, error = function(*args), None
+        except BaseException as raised:
+            result, error = None, raised
+        try:
+            loop.call_soon_threadsafe(_finish, thread, result, error)
+        except RuntimeError:  # the loop was closed meanwhile: nobody waits for the result
+            pass
+        del call, function, args, result, error
+
+
+def _finish(thread: ref[Thread], result: Any, error: BaseException | None) -> None:
+    if (alive := thread()) is not None:
+        alive._finish(result, error)
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

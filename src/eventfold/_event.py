@@ -197,10 +197,7 @@ def _fault(value: Any, depth: int, text: bool) -> tuple[str, str] | None:
 
     `depth` is the level in the line that the value would have as a container. A cycle is found as nesting too deep.
     """
-    kind = type(value)
-    if kind in _HARMLESS and not text:
-        return None
-    if kind is int or kind is float or not isinstance(value, _CONTAINERS):
+    if not isinstance(value, _CONTAINERS):
         return _scalar_fault(value, text)
     if depth > MAX_DEPTH:
         return "", f"nesting is deeper than {MAX_DEPTH} levels, or a cycle"
@@ -210,7 +207,10 @@ def _fault(value: Any, depth: int, text: bool) -> tuple[str, str] | None:
                 return "", f"the key {key!r} is no string"
             if text and _has_surrogate(key):
                 return "", f"a lone surrogate in the key {key!r}"
-            if (type(item) not in _HARMLESS or text) and (fault := _fault(item, depth + 1, text)):
+            kind = type(item)
+            if (kind in _HARMLESS and not text) or (kind is int and MIN_INT <= item <= MAX_INT):
+                continue
+            if fault := _fault(item, depth + 1, text):
                 return f".{key}{fault[0]}", fault[1]
     else:
         for index, item in enumerate(value):

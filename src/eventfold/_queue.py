@@ -12,6 +12,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
 from ._errors import AppendConflict, ConditionalAppendError, fresh
 from ._event import AppendResult, Head, line_hash
 
@@ -21,16 +23,13 @@ QUEUE_SIZE = 16 * 2**20
 Results = list[AppendResult]
 
 
-class Append:
+class Append(msgspec.Struct, eq=False):
     """One call that waits, with its lines; `expected` is the head that it needs, None for any."""
 
-    __slots__ = ("expected", "future", "lines", "outcome")
-
-    def __init__(self, lines: list[bytes], expected: Head | None, future: asyncio.Future[Results]) -> None:
-        self.lines = lines
-        self.expected = expected
-        self.future = future
-        self.outcome: Results | ConditionalAppendError = []
+    lines: list[bytes]
+    expected: Head | None
+    future: asyncio.Future[Results]
+    outcome: Results | ConditionalAppendError = []
 
 
 class Batch:
@@ -107,8 +106,7 @@ class AppendQueue:
         """Adds an append; the future that its outcome will be set on."""
         future: asyncio.Future[Results] = self._loop.create_future()
         self._appends.append(Append(lines, expected, future))
-        for line in lines:
-            self._size += len(line)
+        self._size += sum(map(len, lines))
         self._changed()
         return future
 

@@ -1,8 +1,9 @@
 """`EventWriter`: the exclusive writer of one directory.
 
-An append decides everything synchronously (its line, its place in the queue) and then waits. One task takes what has
-queued up, joins it into one buffer, has it written and synced in one trip to a thread, and resolves the appends in
-order: group commit.
+An append decides everything synchronously (its line, its place in the queue) and then waits. Whenever the writer's
+thread is free, it gets what has queued up, joined into one buffer, to be written and synced in one trip; then the
+appends are resolved in order: group commit. Those callbacks (`_go_on`, `_committed`, `_synced`) change the writer's
+state without ever waiting in between.
 
 Promises: what `append` returned for is on disk (as far as the sync mode says); appends stand in the log in the order
 in which they were called; an append cancelled before its batch was taken is not in the log, one cancelled later is;
@@ -17,6 +18,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,11 +87,14 @@ class EventWriter:
         self._loop = asyncio.get_running_loop()
         self._scope = Scope()
         self._queue = AppendQueue(self._wake)
-        self._wakeup: asyncio.Future[None] | None = None
+        self._busy = True  # whether the thread has a commit or a sync to do
+        self._woken = False  # whether `_go_on` is about to be called
         self._unsynced = False
-        self._sync_due: asyncio.TimerHandle | None = None
+        self._sync_timer: asyncio.TimerHandle | None = None
+        self._sync_due = False
         self._failure: EventfoldError | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._ended: asyncio.Future[None] = self._loop.create_future()
         self._rotating = asyncio.Lock()
         self._rotations: set[asyncio.Task[None]] = set()
         self._no_rotation_before = 0.0
@@ -145,7 +150,7 @@ class EventWriter:
         self._thread = Thread(f"eventfold writer {self._layout.dir}")
         self._opened = True
         self._place.publish(self._head)
-        self._task = self._loop.create_task(self._run(), name="eventfold writer")
+        self._busy = False
         self._rotate_if_large()
 
     def __repr__(self) -> str:
@@ -248,68 +253,75 @@ class EventWriter:
             raise fresh(self._failure)
 
     def _wake(self) -> None:
-        if self._wakeup is not None and not self._wakeup.done():
-            self._wakeup.set_result(None)
+        if not self._woken and not self._busy:
+            self._woken = True
+            self._loop.call_soon(self._go_on)
 
-    async def _run(self) -> None:
-        """The one task that commits."""
-        try:
-            while self._failure is None:
-                if self._queue:
-                    await self._commit(self._queue.take(self._head))
-                elif self._closing is not None and self._queue.idle:
-                    break
-                else:
-                    self._wakeup = self._loop.create_future()
-                    await self._wakeup
-                if self._sync_due is not None and self._sync_due.when() <= self._loop.time():
-                    await self._sync_now()
-            if self._failure is None:
-                await self._sync_now()
-        except asyncio.CancelledError:
-            self._failure = LogClosedError("the event loop was shut down while the writer was open")
-        except EventfoldError as error:
-            self._failure = error
-        except BaseException as error:
-            self._failure = WriterFailedError(f"the writer failed: {error!r}")
-            self._failure.__cause__ = error
-        if self._failure is not None:
-            self._queue.take(self._head).fail(self._failure)
-            self._queue.give_places(all_of_them=True)
+    def _go_on(self) -> None:
+        """Gives the thread what is to be done next."""
+        self._woken = False
+        if self._busy or self._failure is not None:
+            return
+        ending = self._closing is not None and self._queue.idle
+        if self._unsynced and (self._sync_due or ending):
+            self._busy, self._unsynced, self._sync_due = True, False, False
+            if self._sync_timer is not None:
+                self._sync_timer.cancel()
+            self._sync_timer = None
+            self._thread.begin(self._synced, self._active.sync)
+        elif self._queue:
+            batch = self._queue.take(self._head)
+            if batch.data:
+                self._busy = True
+                always = self._sync is SyncMode.ALWAYS
+                self._thread.begin(partial(self._committed, batch), self._active.commit, batch.data, batch.head, always)
+            else:  # nothing but conflicts, and appends that were cancelled
+                batch.settle()
+                self._wake()
+        elif ending and not self._ended.done():
+            self._ended.set_result(None)
 
-    async def _commit(self, batch: Batch) -> None:
-        """Writes a batch, and tells each append in it what became of it."""
-        if not batch.data:
+    def _committed(self, batch: Batch, result: None, error: BaseException | None) -> None:
+        """Tells each append of a batch what became of it."""
+        self._busy = False
+        if isinstance(error, OSError):
+            batch.fail(error)
+        elif error is not None:
+            batch.fail(self._fail(error))
+        else:
+            self._head = batch.head
+            if self._sync is not SyncMode.ALWAYS:
+                self._unsynced = True
+                if self._sync is SyncMode.EVERY_SECOND and self._sync_timer is None:
+                    self._sync_timer = self._loop.call_later(SYNC_INTERVAL, self._sync_is_due)
+            self._place.publish(batch.head, batch.data)
             batch.settle()
-            return
-        always = self._sync is SyncMode.ALWAYS
-        try:
-            await self._thread.call(self._active.commit, batch.data, batch.head, always)
-        except OSError as error:
-            batch.fail(error)
-            return
-        except WriterFailedError as error:
-            batch.fail(error)
-            raise
-        except BaseException as error:
-            batch.fail(WriterFailedError(f"the writer was stopped: {error!r}"))
-            raise
-        self._head = batch.head
-        if not always:
-            self._unsynced = True
-            if self._sync is SyncMode.EVERY_SECOND and self._sync_due is None:
-                self._sync_due = self._loop.call_later(SYNC_INTERVAL, self._wake)
-        self._place.publish(batch.head, batch.data)
-        batch.settle()
-        self._rotate_if_large()
+            self._rotate_if_large()
+        # Those who have their answer run first, so that what they append at once is in the next batch.
+        self._wake()
 
-    async def _sync_now(self) -> None:
-        if self._sync_due is not None:
-            self._sync_due.cancel()
-            self._sync_due = None
-        if self._unsynced:
-            self._unsynced = False
-            await self._thread.call(self._active.sync)
+    def _sync_is_due(self) -> None:
+        self._sync_due = True
+        self._wake()
+
+    def _synced(self, result: None, error: BaseException | None) -> None:
+        self._busy = False
+        if error is not None:
+            self._fail(error)
+        self._wake()
+
+    def _fail(self, error: BaseException) -> EventfoldError:
+        """After this nothing is accepted any more, and all that wait get the error."""
+        if not isinstance(error, EventfoldError):
+            cause, error = error, WriterFailedError(f"the writer failed: {error!r}")
+            error.__cause__ = cause
+        if self._failure is None:
+            self._failure = error
+            self._queue.take(self._head).fail(error)
+            self._queue.give_places(all_of_them=True)
+            if not self._ended.done():
+                self._ended.set_result(None)
+        return error
 
     async def rotate(self, views: Iterable[ViewOps] = ()) -> None:
         """Moves the whole active log into the archive, and rewrites the snapshots of `views`. Appends go on meanwhile.
@@ -347,8 +359,7 @@ class EventWriter:
                 if self._head.offset > active.base:
                     await self._finish(await self._thread.call(_rotation.begin, layout, active))
             except WriterFailedError as error:
-                self._failure = error
-                self._wake()
+                self._fail(error)
                 raise
             for view in views:
                 await view.save(self.reader())
@@ -385,14 +396,13 @@ class EventWriter:
 
     async def _close(self) -> None:
         self._wake()
-        await asyncio.wait([self._task])
+        await self._ended
         if self._rotations:
             await asyncio.wait(list(self._rotations))
         for view in self._views:
             await view.save(self.reader())
         self._scope.close()
         await self._thread.call(self._release)
-        self._thread.end()
 
     def _release(self) -> None:
         if self._opened:
@@ -403,6 +413,7 @@ class EventWriter:
                 os.close(fd)
             self._old_files.clear()
             self._active.close()
+            self._thread.end()
 
 
 def _check_size(name: str, value: int, least: int) -> None:

@@ -16,7 +16,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, View, _archive, _layout, _rotation
+from eventfold import (
+    ConditionalAppendError,
+    Event,
+    EventLog,
+    EventReader,
+    Head,
+    LogClosedError,
+    View,
+    _archive,
+    _layout,
+    _rotation,
+)
 from eventfold import line_hash as hash_of
 from eventfold._event import encode_line
 
@@ -273,9 +284,7 @@ class LogMachine(RuleBasedStateMachine):
             writer = self.log._writer
             if writer._rotations:
                 await asyncio.wait(list(writer._rotations))
-            writer._task.cancel()
-            await asyncio.wait([writer._task])
-            writer._thread.end()
+            writer._fail(LogClosedError("the process was killed"))
             await asyncio.to_thread(writer._release)
 
         self.run(kill())
