@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.crash.disk import read_files, write_files
 from tests.crash.truth import Opened, Truth, append, read, zstd
 from tests.support import event, line, numbers
 
-from eventfold import CorruptLogError, Event, EventLog, EventReader, _archive, _rotation
+from eventfold import CorruptLogError, Event, EventLog, EventReader, EventWriter, _archive, _rotation
 from eventfold._archive import RECORD_SIZE, Archive
 
 RECORD = struct.Struct("<II8sIIQQQQQQQ")
@@ -379,3 +380,25 @@ async def test_a_directory_of_the_rust_crate_is_appended_to_rotated_and_reopened
         assert result.end_offset == len(whole)
         assert zstd.decompress(archive.read_bytes()) == whole
         assert (directory / "app.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("harm", ["left out", "doubled"])
+async def test_a_frame_left_out_or_doubled_with_its_record_is_reported(
+    damaged_dir: Path, small_frames: None, harm: str
+) -> None:
+    """What stands before is given; then the error says where."""
+    async with EventWriter.open(damaged_dir) as writer:
+        for n in range(12):
+            await writer.append(event(n))
+        await writer.rotate()
+    path = writer.archive_path
+    data = path.read_bytes()
+    first, second = [match.end() - 16 + RECORD_SIZE for match in re.finditer(b"EVTFOLD\0", data)][:2]
+    path.write_bytes(data[:first] + data[second:] if harm == "left out" else data[:second] + data[first:])
+    given = []
+    with pytest.raises(CorruptLogError) as caught:
+        async for record in EventReader(damaged_dir).read_full():
+            given.append(record)
+
+    assert [record.event.data["n"] for record in given] == list(range(len(given)))
+    assert caught.value.offset == given[-1].end_offset

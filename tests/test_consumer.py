@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shutil
 from contextlib import suppress
@@ -362,5 +363,20 @@ async def test_a_cancelled_consumer_leaves_nothing_behind(data_dir: Path, lives_
         with suppress(asyncio.CancelledError):
             await consuming
         left = await back_to(before)
+
+    assert left == before
+
+
+async def test_a_consumer_that_is_dropped_lets_its_files_go_at_once(data_dir: Path) -> None:
+    """Taken step by step and then forgotten, it waits for no garbage collector to be rid of them."""
+    await fill(data_dir, 3)
+    before = await at_rest()
+    gc.disable()
+    try:
+        async with EventLog.open(data_dir, read_only=True) as log:
+            await anext(log.consumer("mailer"))
+        left = await back_to(before)
+    finally:
+        gc.enable()
 
     assert left == before

@@ -248,8 +248,9 @@ async def test_a_directory_that_takes_the_place_of_another_is_watched(
         first = asyncio.ensure_future(anext(tail))
         while not watched:
             await asyncio.sleep(0.005)
+        write_log(damaged_dir.with_name("another"), line(0), line(1))
         damaged_dir.rename(damaged_dir.with_name("away"))
-        write_log(damaged_dir, line(0), line(1))
+        damaged_dir.with_name("another").rename(damaged_dir)
         record = await first
         while len(watched) < 2:
             await asyncio.sleep(0.005)

@@ -41,12 +41,18 @@ def open_locked(layout: Layout, lock: bool) -> int:
         os.close(fd)
 
 
+def _identity(fd: int) -> tuple[int, int]:
+    stat = os.fstat(fd)
+    return stat.st_dev, stat.st_ino
+
+
 class ActiveLog:
     """The active log of one writer. Offsets are bytes in the whole log, `base` that of the file's first byte."""
 
     def __init__(self, layout: Layout, fd: int, base: int, before: Head) -> None:
         self._layout = layout
         self.fd = fd
+        self._file = _identity(fd)
         self.base = base
         self.head = self._recover(before)
 
@@ -83,13 +89,24 @@ class ActiveLog:
             return before
         return Head(self.base + end, line_hash(line_before(self.fd, end)[1]))
 
+    def check(self) -> None:
+        """Raises `WriterFailedError` where the file is not the one that was written, or not at its name."""
+        end = self.head.offset - self.base
+        what = "deleted or replaced"
+        try:
+            stat = os.stat(self._layout.log_path)
+            if (stat.st_dev, stat.st_ino) == self._file:
+                if stat.st_size == end:
+                    return
+                what = f"{stat.st_size} bytes long instead of {end}"
+        except FileNotFoundError:
+            pass
+        raise WriterFailedError(f"{self._layout.log_path} was changed by somebody else: it is {what}")
+
     def commit(self, data: bytes, head: Head, sync: bool) -> None:
         """Appends whole lines, after which the head is `head`; with `sync`, on disk when this returns."""
+        self.check()
         end = self.head.offset - self.base
-        stat = os.fstat(self.fd)
-        if stat.st_size != end or not stat.st_nlink:
-            what = "deleted or replaced" if not stat.st_nlink else f"{stat.st_size} bytes long instead of {end}"
-            raise WriterFailedError(f"{self._layout.log_path} was changed by somebody else: it is {what}")
         try:
             _layout.write(self.fd, data, end)
         except BaseException as error:
@@ -116,6 +133,7 @@ class ActiveLog:
     def replaced_by(self, fd: int, base: int) -> int:
         """Goes on in another file that has taken the name; the descriptor of the one before, still locked."""
         old, self.fd, self.base = self.fd, fd, base
+        self._file = _identity(fd)
         try:
             _layout.sync_dir(self._layout.dir)
         except OSError as error:

@@ -193,12 +193,40 @@ def _walk(path: Path, fd: int, start: int, offset: int, end: int) -> Iterator[Sp
             else:
                 raise _DamagedError("the frame ends inside a line")
     except _UnfinishedError:
-        pass
+        unfinished = start if unrecorded is None else unrecorded.position + unrecorded.size
+        if _goes_on(fd, unfinished, end):
+            raise CorruptLogError(path, offset, "a frame or its commit record is damaged here") from None
     except _DamagedError as error:
         if unrecorded is None or not _is_torn_record(fd, unrecorded, end):
             raise CorruptLogError(path, offset, str(error)) from error
     if unrecorded is not None:
         yield unrecorded._replace(lines_hash=None)
+
+
+def _goes_on(fd: int, position: int, end: int) -> bool:
+    """Whether a whole frame or record stands behind what looks like an unfinished one: then that is damaged instead."""
+    for start in range(position + 1, end, _READ_SIZE):
+        data = os.pread(fd, min(_READ_SIZE + len(_PREFIX) - 1, end - start), start)
+        for magic in (_PREFIX, _ZSTD_MAGIC):
+            at = data.find(magic)
+            while at >= 0:
+                if _is_whole(fd, start + at, end):
+                    return True
+                at = data.find(magic, at + 1)
+    return False
+
+
+def _is_whole(fd: int, position: int, end: int) -> bool:
+    """Whether a frame that holds whole lines, or a record, begins here."""
+    last = b""
+    try:
+        for piece, after in _pieces(fd, position, end):
+            if after:
+                return last.endswith(b"\n") or record_before(fd, after) is not None
+            last = piece
+    except (_UnfinishedError, _DamagedError):
+        pass
+    return False
 
 
 def _is_torn_record(fd: int, span: Span, end: int) -> bool:
@@ -293,7 +321,8 @@ class Archive:
             if span.first_offset <= offset:
                 yield from reversed(spans)
                 return
-            span = record_before(self._fd, span.position)
+            before = record_before(self._fd, span.position)
+            span = before if before is not None and before.end_offset == span.first_offset else None
         # A record is damaged, so that only going through everything tells what stands before it.
         yield from _walk(self.path, self._fd, 0, 0, self.size)
 
@@ -382,6 +411,8 @@ def write_frames(fd: int, position: int, offset: int, chunks: Iterable[bytes]) -
         tally.add(chunk)
         frame = zstd.compress(chunk, options=_OPTIONS)
         span = tally.span(position, len(frame), offset)
+        # The last of the space is left to the appends.
+        _layout.check_space(fd, 2 * len(frame))
         # One sync a frame: a power cut can then tear only the last one, and what stands before it is whole.
         try:
             _layout.write(fd, frame + pack_record(span), position)

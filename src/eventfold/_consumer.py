@@ -32,6 +32,52 @@ class _Committed(msgspec.Struct):
     hash: str
 
 
+class _Place:
+    """Where in the log a consumer stands, in memory and on disk."""
+
+    def __init__(self, reader: EventReader, name: str, start: int | None) -> None:
+        self.reader = reader
+        self.name = name
+        self.start = start
+        self.committed: int | None = None
+        self._path = Layout(reader.dir).consumer_path(name)
+        self._lock = asyncio.Lock()
+
+    async def commit(self, record: Record) -> None:
+        async with self._lock:
+            committed = await self.last_commit()
+            if committed is not None and record.end_offset < committed:
+                raise ValueError(
+                    f"consumer {self.name!r} has committed up to offset {committed}, "
+                    f"and can't go back to {record.end_offset}"
+                )
+            if record.end_offset != committed:
+                data = msgspec.json.encode(_Committed(record.end_offset, record.line_hash))
+                await in_thread(_layout.replace_file, self._path, data)
+                self.committed = record.end_offset
+
+    async def last_commit(self) -> int | None:
+        """The offset of the last commit; None if there is none. Raises `CorruptLogError` if it is not in this log."""
+        if self.committed is None:
+            data = await in_thread(_read, self._path)
+            if data is None:
+                return None
+            try:
+                place = msgspec.json.decode(data, type=_Committed)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise CorruptLogError(self._path, 0, f"this is no consumer's place: {error}") from error
+            try:
+                found = await self.reader.read_line_hash_before(place.offset)
+            except ValueError as error:
+                raise CorruptLogError(self._path, place.offset, f"its place is not in this log: {error}") from error
+            if found != place.hash:
+                raise CorruptLogError(
+                    self._path, place.offset, "its place is not in this log: another line stands before it"
+                )
+            self.committed = place.offset
+        return self.committed
+
+
 class Consumer:
     """An async iterator over the records after the last committed one, and then over each new one.
 
@@ -40,28 +86,24 @@ class Consumer:
     """
 
     def __init__(self, reader: EventReader, name: str, *, start: int | None = 0) -> None:
-        self._reader = reader
-        self._name = name
-        self._start = start
-        self._path = Layout(reader.dir).consumer_path(name)
-        self._committed: int | None = None
-        self._lock = asyncio.Lock()
+        self._place = _Place(reader, name, start)
         self._own: _Iteration | None = None
 
     def __repr__(self) -> str:
-        return f"<Consumer {self._name!r} of {str(self._reader.dir)!r}, committed up to {self._committed}>"
+        place = self._place
+        return f"<Consumer {place.name!r} of {str(place.reader.dir)!r}, committed up to {place.committed}>"
 
     @property
     def name(self) -> str:
         """The consumer's name, which is also that of its file."""
-        return self._name
+        return self._place.name
 
     def __aiter__(self) -> AsyncIterator[Record]:
-        return _Iteration(self)
+        return _Iteration(self._place)
 
     async def __anext__(self) -> Record:
         if self._own is None:
-            self._own = _Iteration(self)
+            self._own = _Iteration(self._place)
         try:
             return await anext(self._own)
         except BaseException:
@@ -75,45 +117,14 @@ class Consumer:
         Raises `ValueError` for a record before the last committed one, and `OSError`. Cancelled, the commit is made or
         not.
         """
-        async with self._lock:
-            committed = await self._place()
-            if committed is not None and record.end_offset < committed:
-                raise ValueError(
-                    f"consumer {self._name!r} has committed up to offset {committed}, "
-                    f"and can't go back to {record.end_offset}"
-                )
-            if record.end_offset != committed:
-                data = msgspec.json.encode(_Committed(record.end_offset, record.line_hash))
-                await in_thread(_layout.replace_file, self._path, data)
-                self._committed = record.end_offset
-
-    async def _place(self) -> int | None:
-        """The offset of the last commit; None if there is none. Raises `CorruptLogError` if it is not in this log."""
-        if self._committed is None:
-            data = await in_thread(_read, self._path)
-            if data is None:
-                return None
-            try:
-                place = msgspec.json.decode(data, type=_Committed)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise CorruptLogError(self._path, 0, f"this is no consumer's place: {error}") from error
-            try:
-                found = await self._reader.read_line_hash_before(place.offset)
-            except ValueError as error:
-                raise CorruptLogError(self._path, place.offset, f"its place is not in this log: {error}") from error
-            if found != place.hash:
-                raise CorruptLogError(
-                    self._path, place.offset, "its place is not in this log: another line stands before it"
-                )
-            self._committed = place.offset
-        return self._committed
+        await self._place.commit(record)
 
 
 class _Iteration:
     """One pass of a consumer. Nobody else may have one of this name as long as somebody holds it."""
 
-    def __init__(self, consumer: Consumer) -> None:
-        self._consumer = consumer
+    def __init__(self, place: _Place) -> None:
+        self._place = place
         self._records: AsyncIterator[Record] | None = None
         self._key: tuple[str, str] | None = None
 
@@ -130,19 +141,19 @@ class _Iteration:
             raise
 
     async def _begin(self) -> AsyncIterator[Record]:
-        consumer = self._consumer
-        key = (await in_thread(os.path.realpath, consumer._reader.dir), consumer.name)
+        place = self._place
+        key = (await in_thread(os.path.realpath, place.reader.dir), place.name)
         other = _running.get(key)
-        if other is not None and other is not self and not other._consumer._reader.closed:
-            raise EventfoldError(f"consumer {consumer.name!r} is being read elsewhere in this process")
+        if other is not None and other is not self and not other._place.reader.closed:
+            raise EventfoldError(f"consumer {place.name!r} is being read elsewhere in this process")
         _running[key] = self
         self._key = key
         try:
-            committed = await consumer._place()
+            committed = await place.last_commit()
         except BaseException:
             self._end()
             raise
-        return consumer._reader.tail(consumer._start if committed is None else committed)
+        return place.reader.tail(place.start if committed is None else committed)
 
     def _end(self) -> None:
         if self._key is not None and _running.get(self._key) is self:

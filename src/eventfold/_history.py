@@ -175,6 +175,19 @@ class Parts:
             raise ValueError(f"offset {offset} is not where a line begins")
         return line_before(self.fd, end)[1]
 
+    def check_line_before(self, offset: int, expected: str) -> None:
+        """Raises `CorruptLogError` where the line that ends at `offset` is not the one of this hash."""
+        if self.archive is not None and offset == self.archive.head.offset:
+            found = self.archive.head.line_hash
+        else:
+            try:
+                found = line_hash(self.line_before(offset))
+            except ValueError:
+                found = ""
+        if found != expected:
+            path = self._layout.log_path if offset > self.base else self._layout.archive_path
+            raise CorruptLogError(path, offset, "another line ended here before: somebody cut or replaced the log")
+
     def lines(self, offset: int, end: int) -> Iterator[Lines]:
         """Blocks of the lines from `offset`, where a line must begin, to `end`, where one must end.
 
@@ -203,6 +216,8 @@ class Parts:
         size = BLOCK_SIZE
         while offset < end:
             start, file_end = offset - base, os.fstat(self.fd).st_size
+            if start >= file_end:
+                raise CorruptLogError(path, offset, f"the file ends here, and the log went on to {end}")
             stop = min(start + size, end - base, file_end)
             # Where a block ends is looked up first: cutting what was read down to that would copy it.
             line_end = _last_line_end(self.fd, start, stop)
@@ -212,8 +227,6 @@ class Parts:
                     yield Lines(path, offset, data)
                     offset += len(data)
                     size = BLOCK_SIZE
-            elif start >= file_end:
-                raise CorruptLogError(path, offset, f"the file ends here, and the log went on to {end}")
             elif stop < start + size:
                 raise CorruptLogError(path, offset, f"no line ends here, and the log went on to {end}")
             else:

@@ -115,6 +115,14 @@ def unlink(path: Path) -> None:
     os.unlink(path)
 
 
+def discard(path: Path) -> None:
+    """Removes a file that is of no use to anybody, if that can be done."""
+    try:
+        unlink(path)
+    except OSError:
+        pass
+
+
 def make_dir(path: Path) -> None:
     """The directory and those above it, each of them there for good; nothing if it is there already."""
     if path.is_dir():
@@ -151,10 +159,7 @@ def replace_file(path: Path, data: bytes) -> None:
             os.close(fd)
         rename(temporary, path)
     except BaseException:
-        try:
-            unlink(temporary)
-        except OSError:
-            pass
+        discard(temporary)
         raise
     sync_dir(path.parent)
 
@@ -166,3 +171,15 @@ def lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def unlock(fd: int) -> None:
+    """Lets the flock go, also where a forked child still has the descriptor. In that child it would be the parent's."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def check_space(fd: int, size: int) -> None:
+    """Raises `OSError` where the file system has not `size` bytes left."""
+    stat = os.fstatvfs(fd)
+    if stat.f_bavail * stat.f_frsize < size:
+        raise OSError(errno.ENOSPC, f"no {size} bytes are left on the device")

@@ -213,9 +213,11 @@ class EventLog:
         """See `EventReader.read_full`."""
         return self._reader.read_full()
 
-    def read_slices(self, offset: int = 0, *, types: Collection[str] | None = None) -> AsyncGenerator[Slice, None]:
+    def read_slices(
+        self, offset: int = 0, *, types: Collection[str] | None = None, after: str = ""
+    ) -> AsyncGenerator[Slice, None]:
         """See `EventReader.read_slices`."""
-        return self._reader.read_slices(offset, types=types)
+        return self._reader.read_slices(offset, types=types, after=after)
 
     def tail(self, offset: int | None = None) -> AsyncIterator[Record]:
         """See `EventReader.tail`."""

@@ -135,14 +135,17 @@ class EventReader:
                         since = perf_counter()
 
     async def read_slices(
-        self, offset: int = 0, *, types: Collection[str] | None = None
+        self, offset: int = 0, *, types: Collection[str] | None = None, after: str = ""
     ) -> AsyncGenerator[Slice, None]:
         """The same events as `read_from`, some hundred at a time and several times as fast.
 
         With `types`, only events of those types are decoded and given; of the other lines only the shape is checked.
-        A slice has `events`, `start_offset`, `end_offset`, and `records()`, which gives each event its place.
+        With `after`, the hash of the line that ended at `offset` when it was read, another log that has taken its place
+        since is a `CorruptLogError`. A slice has `events`, `start_offset`, `end_offset`, and `records()`, which gives
+        each event its place.
         """
-        async with aclosing(self._slices(offset, await self._end(offset), types, places=False)) as slices:
+        end = await self._end(offset)
+        async with aclosing(self._slices(offset, end, types, places=False, after=after)) as slices:
             async for piece in slices:
                 yield piece
 
@@ -157,8 +160,9 @@ class EventReader:
         return head.offset
 
     async def _slices(
-        self, offset: int, end: int, types: Collection[str] | None = None, *, places: bool = True
+        self, offset: int, end: int, types: Collection[str] | None = None, *, places: bool = True, after: str = ""
     ) -> AsyncGenerator[Slice, None]:
+        """What stands between two offsets; `after` is the hash of the line that must end at the first, if known."""
         if offset == end:
             return
         last = None if self._directory is None else self._directory.last_commit(offset, end)
@@ -167,7 +171,7 @@ class EventReader:
             for piece in Decoder(types, places=places).feed(last):
                 yield piece
             return
-        blocks = _Blocks(self._layout, offset, end)
+        blocks = _Blocks(self._layout, offset, end, after)
         decoder = Decoder(types, places=places)
         ahead = start_in_thread(blocks.next)
         try:
@@ -195,23 +199,33 @@ class EventReader:
             head: Head | None = await self.head()
             while head is not None and not self._scope.closed:
                 yield head
-                head = await place.wait(head.offset, self._scope)
+                last = head
+                head = await place.wait(last.offset, self._scope, seen=True)
+                if head is not None and head.offset < last.offset:
+                    head = await self.head()  # what was told may have been looked up before `last` was
+                    if head.offset < last.offset:
+                        raise CorruptLogError(
+                            self._layout.log_path,
+                            head.offset,
+                            f"the log ends here, and it went on to {last.offset}: somebody cut or replaced it",
+                        )
 
     async def tail(self, offset: int | None = None) -> AsyncIterator[Record]:
         """The events from `offset` (None: the head of now) and then each new one, until its log is closed.
 
-        Raises `ValueError` as `read_from` does.
+        Raises `ValueError` as `read_from` does, and `CorruptLogError` where the log is no longer the one that was read.
         """
+        after = ""
         async with aclosing(self.heads()) as heads:
             async for head in heads:
                 if offset is None:
-                    offset = head.offset
+                    offset, after = head
                 _check_offset(offset, head)
-                async with aclosing(self._slices(offset, head.offset)) as slices:
+                async with aclosing(self._slices(offset, head.offset, after=after)) as slices:
                     async for piece in slices:
                         for record in piece.records():
                             yield record
-                offset = head.offset
+                offset, after = head
 
     @property
     def closed(self) -> bool:
@@ -280,14 +294,16 @@ def _file_size(path: Path) -> int:
 class _Blocks:
     """The blocks from one offset to another, one a call; holds files open until the last one, or until closed."""
 
-    def __init__(self, layout: Layout, offset: int, end: int) -> None:
+    def __init__(self, layout: Layout, offset: int, end: int, after: str) -> None:
         self._end = end
         self._at_end = False
-        self._blocks = self._read(layout, offset, end)
+        self._blocks = self._read(layout, offset, end, after)
 
     @staticmethod
-    def _read(layout: Layout, offset: int, end: int) -> Generator[Lines, None, None]:
+    def _read(layout: Layout, offset: int, end: int, after: str) -> Generator[Lines, None, None]:
         with Parts(layout) as parts:
+            if after:
+                parts.check_line_before(offset, after)
             yield from parts.lines(offset, end)
 
     def next(self) -> Lines | None:

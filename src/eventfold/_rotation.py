@@ -61,10 +61,14 @@ class Rotation:
             temporary = path.with_name(f".{path.name}.tmp")
             fd = _layout.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             try:
-                write_frames(fd, 0, 0, _chunks(active.fd, 0, size))
-            finally:
-                os.close(fd)
-            _layout.rename(temporary, path)
+                try:
+                    write_frames(fd, 0, 0, _chunks(active.fd, 0, size))
+                finally:
+                    os.close(fd)
+                _layout.rename(temporary, path)
+            except BaseException:
+                _layout.discard(temporary)
+                raise
             _layout.sync_dir(self._layout.dir)
             return
         fd = _layout.open_file(path, os.O_RDWR)
@@ -88,6 +92,7 @@ class Rotation:
 
     def switch(self, active: ActiveLog) -> int:
         """Step 3, with commits paused. Returns the old file's descriptor, which is to stay locked for a while."""
+        active.check()
         self._copy(active, active.head.offset - active.base)
         _layout.sync(self._fd)
         _layout.rename(self._next.path, self._layout.log_path)
@@ -112,6 +117,7 @@ def _chunks(fd: int, start: int, end: int) -> Iterator[bytes]:
 
 def begin(layout: Layout, active: ActiveLog) -> Rotation:
     """Step 1, with commits paused."""
+    active.check()
     active.sync()
     try:
         archive_size = os.stat(layout.archive_path).st_size

@@ -264,8 +264,11 @@ async def refresh_together(views: Iterable[View[Any]], reader: EventReader, *, s
         unloaded = [view for view in views if not view._loaded]
         if unloaded:
             await asyncio.gather(*(view._load(reader) for view in unloaded))
-        for group in _by_offset(views, (await reader.head()).offset):
+        head = (await reader.head()).offset
+        for group in _by_offset(views, head):
             try:
+                if group[0].offset > head:
+                    raise CorruptLogError(reader.log_path, head, f"the log ends here, and {group[0]!r} was there")
                 errors += await _fold(group, reader)
             except Exception as error:
                 errors.append(error)
@@ -294,7 +297,8 @@ async def _fold(views: list[View[Any]], reader: EventReader) -> list[Exception]:
         types = None if types is None or view.event_types is None else types | view.event_types
     errors: list[Exception] = []
     going = list(views)
-    async with aclosing(reader.read_slices(views[0].offset, types=types)) as slices:
+    after = next((view._place.line_hash for view in views if view._place.line_hash), "")
+    async with aclosing(reader.read_slices(views[0].offset, types=types, after=after)) as slices:
         async for piece in slices:
             for view in list(going):
                 try:

@@ -49,8 +49,9 @@ class Scope:
 class _Wait:
     """Somebody who waits for a head beyond an offset, in an event loop of any thread."""
 
-    def __init__(self, offset: int) -> None:
+    def __init__(self, offset: int, seen: bool) -> None:
         self.offset = offset
+        self.seen = seen
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Head | None] = self.loop.create_future()
 
@@ -112,7 +113,11 @@ class Directory:
         if not self._waits:
             return
         with self._lock:
-            due = [wait for wait in self._waits if isinstance(news, Exception) or wait.offset < news.offset]
+            due = [
+                wait
+                for wait in self._waits
+                if isinstance(news, Exception) or wait.offset < news.offset or (wait.seen and wait.offset > news.offset)
+            ]
         here = asyncio._get_running_loop()
         for wait in due:
             if wait.loop is here:
@@ -142,12 +147,13 @@ class Directory:
                 self._watcher.stop()
                 self._watcher = None
 
-    async def wait(self, offset: int, scope: Scope) -> Head | None:
+    async def wait(self, offset: int, scope: Scope, *, seen: bool = False) -> Head | None:
         """The head, once it lies beyond `offset` (bytes); None once the scope is closed. Call it inside `watched`.
 
-        Raises what kept the watcher from finding the head.
+        With `seen`, the head once was at `offset`: then also one that lies before it, which may be an older one, or
+        mean that somebody cut the log. Raises what kept the watcher from finding the head.
         """
-        wait = _Wait(offset)
+        wait = _Wait(offset, seen)
         with self._lock:
             self._waits.add(wait)
         scope.waits.add(wait)

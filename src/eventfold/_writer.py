@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import _rotation
+from . import _layout, _rotation
 from ._active import ActiveLog
 from ._aio import Opening, Thread, in_thread
 from ._errors import EventfoldError, LogClosedError, WriterFailedError, fresh
@@ -37,8 +37,8 @@ logger = logging.getLogger("eventfold")
 SYNC_INTERVAL = 1.0
 # Seconds for which a rotated file stays locked: somebody may have opened it and be about to lock it.
 KEEP_LOCKED = 60.0
-# Seconds before a rotation that failed is tried again by itself.
-RETRY_INTERVAL = 1.0
+# Seconds before a rotation that failed is tried again by itself; each further failure doubles them, up to the last.
+RETRY_INTERVAL, LAST_RETRY_INTERVAL = 1.0, 60.0
 
 
 class LockMode(enum.Enum):
@@ -98,6 +98,7 @@ class EventWriter:
         self._rotating = asyncio.Lock()
         self._rotations: set[asyncio.Task[None]] = set()
         self._no_rotation_before = 0.0
+        self._retry_interval = RETRY_INTERVAL
         self._views: Sequence[ViewOps] = ()
         self._old_files: dict[int, asyncio.TimerHandle] = {}
         self._opened = False
@@ -345,8 +346,12 @@ class EventWriter:
             self._start_rotation(self._views).add_done_callback(self._rotated_by_itself)
 
     def _rotated_by_itself(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._no_rotation_before = self._loop.time() + RETRY_INTERVAL
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            self._retry_interval = RETRY_INTERVAL
+        else:
+            self._no_rotation_before = self._loop.time() + self._retry_interval
+            self._retry_interval = min(2 * self._retry_interval, LAST_RETRY_INTERVAL)
             logger.warning("%s could not be rotated, and will be later: %s", self.log_path, error)
 
     async def _rotate(self, views: Iterable[ViewOps]) -> None:
@@ -408,6 +413,8 @@ class EventWriter:
         if self._opened:
             self._opened = False
             self._place.publish(None)
+            if self._pid == os.getpid():
+                _layout.unlock(self._active.fd)
             for fd, timer in self._old_files.items():
                 timer.cancel()
                 os.close(fd)
