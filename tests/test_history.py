@@ -12,7 +12,7 @@ import pytest
 from tests.crash.truth import Opened, append
 from tests.support import line
 
-from eventfold import Head, _archive, _history, _rotation, line_hash
+from eventfold import CorruptLogError, EventReader, EventWriter, Head, _archive, _history, _rotation, line_hash
 from eventfold._history import Parts, line_before, whole_end
 from eventfold._layout import Layout
 
@@ -146,9 +146,9 @@ class Rotating:
         self.add(1)
         if layout.archive_path.exists():
             # What `Rotation.archive` does, with a pause after each frame.
-            fd, size = os.open(layout.archive_path, os.O_RDWR), layout.next_file().size
+            fd = os.open(layout.archive_path, os.O_RDWR)
             position, offset = os.fstat(fd).st_size, active.base
-            for chunk in _rotation._chunks(active.fd, 0, size):
+            for chunk in rotation._chunks(active.fd, 0):
                 position, offset = _archive.write_frames(fd, position, offset, [chunk]), offset + len(chunk)
                 yield
             os.close(fd)
@@ -241,3 +241,17 @@ def test_a_line_is_found_backwards_whatever_its_length(tmp_path: Path, size: int
 
     assert second == (4, b"b" * size)
     assert first == (0, b"aaa")
+
+
+async def test_a_last_line_with_an_impossible_place_in_a_batch_is_reported(damaged_dir: Path) -> None:
+    """It is damage, and no batch that a crash broke off: nothing is cut."""
+    data = line(0) + line(1, batch="1,2") + line(2, batch="0,2")
+    damaged_dir.mkdir()
+    (damaged_dir / "app.jsonl").write_bytes(data)
+    async with EventWriter.open(damaged_dir):
+        pass
+    with pytest.raises(CorruptLogError):
+        async for _ in EventReader(damaged_dir).read_full():
+            pass
+
+    assert (damaged_dir / "app.jsonl").read_bytes() == data

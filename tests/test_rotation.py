@@ -550,3 +550,35 @@ async def test_rotating_and_reading_a_large_log_takes_little_memory(tmp_path: Pa
 
     assert count == (size // len(lines) + 1) * 1000
     assert in_all < 64 * 1024
+
+
+async def test_a_rotation_whose_last_newline_is_damaged_is_refused(damaged_dir: Path) -> None:
+    """The file that a rotation has begun says that a line ends there; the log says that it does not."""
+    data = line(0) + line(1)
+    damaged_dir.mkdir()
+    damaged_dir.joinpath("app.jsonl").write_bytes(data[:-1] + b"x" + line(2))
+    damaged_dir.joinpath(f"app.jsonl.next.0.{len(data)}.0").touch()
+    with pytest.raises(CorruptLogError) as caught:
+        await EventWriter.open(damaged_dir)
+
+    assert caught.value.offset == len(data)
+    assert damaged_dir.joinpath(f"app.jsonl.next.0.{len(data)}.0").exists()
+
+
+async def test_an_archive_cut_inside_a_frame_is_reported(damaged_dir: Path) -> None:
+    """No crash leaves that without a rotation under way: readers give what is before it, writers touch nothing."""
+    async with EventWriter.open(damaged_dir) as writer:
+        for n in range(2):
+            await writer.append(event(n))
+            await writer.rotate()
+    size = writer.archive_path.stat().st_size
+    os.truncate(writer.archive_path, size - 85)
+    found = []
+    with pytest.raises(CorruptLogError, match="ends inside a frame"):
+        async for record in EventReader(damaged_dir).read_full():
+            found.append(record.event.data["n"])
+    with pytest.raises(CorruptLogError, match="ends inside a frame"):
+        await EventWriter.open(damaged_dir)
+
+    assert found == [0]
+    assert writer.archive_path.stat().st_size == size - 85

@@ -71,7 +71,10 @@ class ActiveLog:
             path = self._layout.torn_path(self.base + end)
             torn = bytearray()
             while len(torn) < size - end:
-                torn += os.pread(self.fd, size - end - len(torn), end + len(torn))
+                piece = os.pread(self.fd, size - end - len(torn), end + len(torn))
+                if not piece:
+                    raise WriterFailedError(f"{self._layout.log_path} was cut by somebody else while it was recovered")
+                torn += piece
             earlier = path.read_bytes() if path.exists() else b""
             if not earlier.endswith(torn):  # else a recovery has kept them, and got no further
                 _layout.replace_file(path, earlier + torn)

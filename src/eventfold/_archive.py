@@ -41,6 +41,7 @@ _HASH = struct.Struct("<Q")
 RECORD_SIZE = _BODY.size + _HASH.size
 _PREFIX = struct.pack("<II8sII", 0x184D2A5B, RECORD_SIZE - 8, b"EVTFOLD\0", _VERSION, 0)
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_CHECKSUM_FLAG = 0x04  # in the byte after the magic (RFC 8878, section 3.1.1.1.1)
 _SKIPPABLE = struct.Struct("<II")
 _OPTIONS: dict[int, int] = {
     zstd.CompressionParameter.compression_level: 3,
@@ -267,6 +268,18 @@ class Archive:
 
     def close(self) -> None:
         os.close(self._fd)
+
+    def cut_short(self) -> CorruptLogError | None:
+        """Where no rotation is under way: what is wrong if the archive ends inside a frame of ours.
+
+        A crash can't leave that, since a rotation says that it is under way as long as its frames may be torn. The Rust
+        crate's frames, which it may leave torn, have no checksum.
+        """
+        if self.damage is None and self.end_position < self.size:
+            begin = os.pread(self._fd, len(_ZSTD_MAGIC) + 1, self.end_position)
+            if begin[:-1] == _ZSTD_MAGIC and begin[-1] & _CHECKSUM_FLAG:
+                return CorruptLogError(self.path, self.head.offset, "the file ends inside a frame")
+        return None
 
     def unrecorded(self) -> Span | None:
         """The frames at the end for which no record speaks yet, with the hash that their record will have."""

@@ -158,7 +158,8 @@ def encode_line(event: Event, max_size: int, batch: tuple[int, int] | None = Non
             if len(line) < max_size:
                 return line + b"\n"
             fault = f"its line has {len(line) + 1} bytes, and max_event_size is {max_size}"
-    raise InvalidEventError(f"this event can't be written: {fault}")
+    which = "this event" if batch is None else f"event {batch[0]} of the batch of {batch[1]}"
+    raise InvalidEventError(f"{which} can't be written: {fault}")
 
 
 def _event_fault(event: Event, text: bool = False) -> str | None:

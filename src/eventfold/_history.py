@@ -63,7 +63,7 @@ def whole_end(fd: int, size: int) -> int:
         return 0
     start, line = line_before(fd, end)
     batch = batch_of(line)
-    if batch is None or batch[0] == batch[1]:
+    if batch is None or not 1 <= batch[0] < batch[1]:
         return end
     index, count = batch
     while index > 1:
@@ -129,6 +129,10 @@ class Parts:
                 archive_size = under_way.archive_size
             if archive_fd is not None:
                 self.archive, archive_fd = Archive(path, archive_fd, archive_size), None
+                if under_way is None and (damage := self.archive.cut_short()):
+                    if os.stat(path).st_size != archive_size:
+                        return False  # a recovery has cut the frame off meanwhile
+                    self.archive.damage = damage
         finally:
             if archive_fd is not None:
                 os.close(archive_fd)

@@ -54,15 +54,14 @@ class Rotation:
 
     def archive(self, active: ActiveLog) -> None:
         """Step 2. Appends may go on meanwhile."""
-        path, size = self._layout.archive_path, self._next.size
-        base = self._next.base
+        path, base = self._layout.archive_path, self._next.base
         if not path.exists():
             # The first archive appears whole, so that there is never an empty one.
             temporary = path.with_name(f".{path.name}.tmp")
             fd = _layout.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             try:
                 try:
-                    write_frames(fd, 0, 0, _chunks(active.fd, 0, size))
+                    write_frames(fd, 0, 0, self._chunks(active.fd, 0))
                 finally:
                     os.close(fd)
                 _layout.rename(temporary, path)
@@ -75,9 +74,29 @@ class Rotation:
         archive = Archive(path, fd, os.fstat(fd).st_size)
         try:
             done = archive.head.offset - base
-            write_frames(fd, archive.end_position, archive.head.offset, _chunks(active.fd, done, size))
+            write_frames(fd, archive.end_position, archive.head.offset, self._chunks(active.fd, done))
         finally:
             archive.close()
+
+    def _chunks(self, fd: int, start: int) -> Iterator[bytes]:
+        """The whole lines from position `start` on, at most a frame's worth of them or one longer line."""
+        size, end = FRAME_SIZE, self._next.size
+        while start < end:
+            data = os.pread(fd, min(size, end - start), start)
+            # A read that had to be made larger is for one line; those after it go into a frame of their own.
+            whole = (data.rfind(b"\n") if size == FRAME_SIZE else data.find(b"\n")) + 1
+            if whole:
+                yield data[:whole]
+                start += whole
+                size = FRAME_SIZE
+            elif len(data) < size:
+                raise self._cut_short(start)
+            else:
+                size *= 2
+
+    def _cut_short(self, position: int) -> CorruptLogError:
+        reason = "the file was cut or changed while it was being archived: no line goes on and ends here"
+        return CorruptLogError(self._layout.log_path, self._next.base + position, reason)
 
     def catch_up(self, active: ActiveLog) -> None:
         """Copies what was appended meanwhile, until little is left for `switch`."""
@@ -87,6 +106,8 @@ class Rotation:
     def _copy(self, active: ActiveLog, end: int) -> None:
         while self._copied < end:
             data = os.pread(active.fd, min(_COPY_SIZE, end - self._copied), self._copied)
+            if not data:
+                raise self._cut_short(self._copied)
             _layout.write(self._fd, data, self._copied - self._next.size)
             self._copied += len(data)
 
@@ -98,21 +119,6 @@ class Rotation:
         _layout.rename(self._next.path, self._layout.log_path)
         fd, self._fd = self._fd, -1
         return active.replaced_by(fd, self._next.base + self._next.size)
-
-
-def _chunks(fd: int, start: int, end: int) -> Iterator[bytes]:
-    """The whole lines of a file from `start` to `end` (bytes), at most a frame's worth of them or one longer line."""
-    size = FRAME_SIZE
-    while start < end:
-        data = os.pread(fd, min(size, end - start), start)
-        # A read that had to be made larger is for one line; those after it go into a frame of their own.
-        whole = (data.rfind(b"\n") if size == FRAME_SIZE else data.find(b"\n")) + 1
-        if whole:
-            yield data[:whole]
-            start += whole
-            size = FRAME_SIZE
-        else:
-            size *= 2
 
 
 def begin(layout: Layout, active: ActiveLog) -> Rotation:
@@ -147,6 +153,10 @@ def recover(layout: Layout, active_fd: int) -> Rotation | None:
     if log_size < left.size:
         raise CorruptLogError(
             layout.log_path, left.base + log_size, f"the file ends here, and {left.path.name} says that it went on"
+        )
+    if left.size and os.pread(active_fd, 1, left.size - 1) != b"\n":
+        raise CorruptLogError(
+            layout.log_path, left.base + left.size, f"no line ends here, and {left.path.name} says that one did"
         )
     try:
         archive_fd = _layout.open_file(layout.archive_path, os.O_RDWR)
@@ -255,10 +265,13 @@ def _archive_head(layout: Layout, under_way: bool) -> Head:
         if archive.damage is not None:
             raise archive.damage
         if not under_way and archive.end_position < archive.size:
+            if damage := archive.cut_short():
+                raise damage
             excess = archive.size - archive.end_position
             _layout.truncate(fd, archive.end_position)
-            _layout.sync(fd)
             logger.warning("%s: cut %d bytes of an unfinished frame", archive.path, excess)
+        # Also where nothing was cut: what a killed process left may be in the page cache only.
+        _layout.sync(fd)
         span = archive.unrecorded()
         if span is not None:
             write_record(fd, span)

@@ -1,0 +1,284 @@
+"""Bytes from elsewhere: in small directories every byte of every file is changed, and each file cut at every length.
+
+Whatever reads then gives exactly what the files say, or rebuilds a view, or raises `CorruptLogError` with the file and
+an offset: never another error, never an endless loop, never an event that stands nowhere. What can't be detected, since
+plain lines have no checksum, is named in `ALLOWED` for each kind of file.
+
+By default every 29th state, which takes some ten seconds of work; all of them with EVENTFOLD_BYTES=all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import COMPAT
+from tests.crash.scenes import SCENES, Files, Scene, build
+from tests.fuzz import reference
+from tests.fuzz.targets import Outcome, read
+from tests.support import event
+
+from eventfold import CorruptLogError, EventLog, EventReader, Record, _archive, _layout, _rotation
+
+ALL = os.environ.get("EVENTFOLD_BYTES") == "all"
+# Prime to the number of ways in which a byte is changed, so that all of them have their turn.
+STRIDE = 1 if ALL else 29
+# What one state may need at most; more is a loop without end.
+READS = 5_000
+PATIENCE = 120  # seconds: for a consumer that would wait for ever
+
+# What may become of a file that is changed or cut, when it is read and when it is opened for writing. "exact": nothing
+# is missing; "reported": a `CorruptLogError`, after events that are exact; "other": exactly what the bytes now say, not
+# what was written; "shorter": whole lines are missing.
+ALLOWED = {
+    ("app.jsonl", "flip"): ("exact reported other shorter", "exact reported other shorter"),
+    ("app.jsonl", "cut"): ("exact shorter", "exact shorter reported"),
+    ("archive.jsonl.zst", "flip"): ("exact reported", "exact reported"),
+    ("archive.jsonl.zst", "cut"): ("exact reported shorter", "exact reported shorter"),
+    ("app.jsonl.next", "flip"): ("exact", "exact"),
+    ("app.jsonl.next", "cut"): ("exact", "exact"),
+    ("views", "flip"): ("exact", "exact"),
+    ("views", "cut"): ("exact", "exact"),
+    ("consumers", "flip"): ("exact", "reported"),
+    ("consumers", "cut"): ("exact", "reported"),
+}
+# The Rust crate's frames and snapshots have no checksums: what is damaged in them may go unseen.
+UNCHECKED = {
+    ("crate_archive", "archive.jsonl.zst", "flip"): ("exact reported other shorter", "exact reported other shorter"),
+    ("crate_snapshots", "views", "flip"): ("exact", "exact other"),
+}
+
+
+class _EndlessError(Exception):
+    """More was read than any state needs."""
+
+
+class Reads:
+    """Counts what is read from files, and stops what does not end."""
+
+    def __init__(self) -> None:
+        self.left = READS
+        self._pread = os.pread
+
+    def pread(self, *args: Any) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise _EndlessError
+        return self._pread(*args)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Reads:
+    """Makes frames so small that a few events are several, the disk fast, and whatever reads without end fail."""
+    for module in (_archive, _rotation):
+        monkeypatch.setattr(module, "FRAME_SIZE", 200)
+    monkeypatch.setattr(_layout, "sync", lambda fd: None)
+    monkeypatch.setattr(_layout, "sync_dir", lambda path: None)
+    caplog.set_level(logging.CRITICAL, "eventfold")
+    counted = Reads()
+    monkeypatch.setattr(os, "pread", counted.pread)
+    return counted
+
+
+@pytest.fixture
+async def scene(request: pytest.FixtureRequest, tmp_path: Path, reads: Reads) -> Scene:
+    """One of the small directories."""
+    return await build(request.param, tmp_path / "scene", COMPAT)
+
+
+def flips(data: bytes) -> Iterator[bytes]:
+    """The data with each byte changed in five ways."""
+    for at, byte in enumerate(data):
+        for other in (byte ^ 0xFF, byte ^ 1 << at % 8, 0x0A, 0x22, 0x00):
+            if other != byte:
+                yield data[:at] + bytes([other]) + data[at + 1 :]
+
+
+def cuts(data: bytes) -> Iterator[bytes]:
+    """The data's beginnings, of every length."""
+    for length in range(len(data)):
+        yield data[:length]
+
+
+_times = itertools.count(1)
+
+
+def lay(directory: Path, files: Files) -> Path:
+    """Makes the directory hold these files and nothing else."""
+    shutil.rmtree(directory, ignore_errors=True)
+    for name, data in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        # As different as those of files that are changed at different times.
+        os.utime(path, (next(_times),) * 2)
+    return directory
+
+
+class State:
+    """A damaged directory, and what is to be made of it."""
+
+    def __init__(self, scene: Scene, name: str, data: bytes, directory: Path) -> None:
+        self.scene, self.name = scene, name
+        self.dir = lay(directory, {**scene.files, name: data})
+        # An active log that was changed is what it now says; where the rules leave that open, whatever is read.
+        self.log = scene.log
+        self.wanted: reference.Reading | None = None
+        if name == "app.jsonl":
+            self.log = scene.log[: scene.base] + data
+        try:
+            self.wanted = reference.read(self.log)
+        except reference.UnsureError:
+            pass
+        self.read = self.opened = ""
+        # Whether events may be others than they were, without anybody's noticing.
+        self.unchecked = name == "app.jsonl" or (scene.name, name, "flip") in UNCHECKED
+
+    def judge(self, found: Outcome) -> None:
+        """Tells what became of the log, as it was read from 0; asserts that it is nothing worse."""
+        if found.error is not None:
+            self.check_error(found.error)
+        whole = [(r.start_offset, r.end_offset, r.event) for r in found.records]
+        if self.name == "app.jsonl" and self.wanted is not None:
+            assert whole == [line[:3] for line in self.wanted.lines]
+            assert (found.error and found.error.offset) == self.wanted.fault
+        truth = self.scene.records
+        same = found.records == truth[: len(found.records)]
+        if found.error is not None:
+            self.read = "reported" if same else "other"
+        elif found.records == truth:
+            self.read = "exact"
+        elif same or self._is_shorter(found.records):
+            self.read = "shorter"
+        else:
+            self.read = "other"
+
+    def _is_shorter(self, records: list[Record]) -> bool:
+        """Whether the archive lacks its end, so that the active log's lines follow what is left of it."""
+        hashes, truth = [r.line_hash for r in records], [r.line_hash for r in self.scene.records]
+        active = [r.line_hash for r in self.scene.records if r.start_offset >= self.scene.base]
+        kept = len(hashes) - len(active)
+        return self.name == "archive.jsonl.zst" and kept >= 0 and hashes == truth[:kept] + active
+
+    def check_error(self, error: CorruptLogError) -> None:
+        """Asserts that an error names a file of the directory that is damaged, or does not fit the damaged one."""
+        path = Path(error.path).relative_to(self.dir)
+        assert path.name in {Path(self.name).name, "app.jsonl", "archive.jsonl.zst"} or path.parent.name == "consumers"
+        assert 0 <= error.offset <= len(self.log) + 10**6 * (path.parent.name == "consumers")
+        assert error.reason
+
+    async def read_elsewhere(self, found: Outcome) -> None:
+        """Reads from the middle, and looks lines up: what reading from 0 gave, or what once was there, or an error."""
+        reader = EventReader(self.dir)
+        places = {0: None} | {record.end_offset: record.line_hash for record in found.records}
+        truth = self.scene.records
+        for offset in self.scene.places:
+            try:
+                later = await read(reader, offset)
+                hashed = await reader.read_line_hash_before(offset)
+            except ValueError:
+                assert offset not in places or found.error is not None
+                continue
+            except CorruptLogError as error:
+                self.check_error(error)
+                continue
+            ours = [record for record in found.records if record.start_offset >= offset]
+            theirs = [record for record in truth if record.start_offset >= offset]
+            if later.error is None and found.error is None:
+                assert later.records == ours
+                assert hashed == places[offset]
+            else:
+                assert later.records in (ours, theirs[: len(later.records)]) or self.unchecked
+                assert hashed in (places.get(offset), self.scene.places[offset]) or self.unchecked
+
+    async def open(self, found: Outcome) -> None:
+        """Opens the log with its views, appends to it, and lets its consumers go on."""
+        views = self.scene.new_views()
+        self.opened = self.read
+        try:
+            async with EventLog.open(self.dir, views=views) as log:
+                again = await read(log.reader())
+                if again.error is not None and found.error is None:
+                    # Finishing a rotation has put more behind a damage that could still be seen through before.
+                    self.check_error(again.error)
+                    assert again.records == found.records[: len(again.records)]
+                    self.opened = "reported"
+                    return
+                assert again.records == found.records
+                assert (again.error and again.error.args[:2]) == (found.error and found.error.args[:2])
+                for view in views:
+                    folded = [self.scene.fold(view.name, records) for records in (found.records, self.scene.records)]
+                    if (place := self.scene.snapshots.get(view.name)) is not None:
+                        before = [r for r in self.scene.records if r.end_offset <= place]
+                        after = [r for r in found.records if r.start_offset >= place]
+                        folded.append(self.scene.fold(view.name, before + after))
+                    if view.state not in folded:
+                        self.opened = "other"
+                await log.append(event(7))
+                for consumer in self.scene.consumers:
+                    await self._consume(log, consumer, found)
+        except CorruptLogError as error:
+            self.check_error(error)
+            self.opened = "reported"
+
+    async def _consume(self, log: EventLog, name: str, found: Outcome) -> None:
+        given = []
+        async for record in log.consumer(name):
+            given.append(record)
+            if record.end_offset == log.head.offset:
+                break
+        place = self.scene.consumers[name]
+        ours = [record for record in found.records if record.start_offset >= place]
+        theirs = [record for record in self.scene.records if record.start_offset >= place]
+        # It may have begun behind the damage that a read from 0 stops at.
+        assert given[:-1] in ((ours,) if found.error is None else (ours, theirs))
+        assert given[-1].event == event(7)
+
+
+async def check(scene: Scene, name: str, data: bytes, directory: Path, reads: Reads) -> tuple[str, str]:
+    """Does everything with one state; what became of it."""
+    reads.left = READS
+    state = State(scene, name, data, directory)
+    async with asyncio.timeout(PATIENCE):
+        found = await read(EventReader(state.dir))
+        state.judge(found)
+        await state.read_elsewhere(found)
+        await state.open(found)
+    return state.read, state.opened
+
+
+@pytest.mark.parametrize("scene", SCENES, indirect=True)
+@pytest.mark.parametrize("damage", [flips, cuts])
+async def test_no_damage_gives_wrong_data(
+    scene: Scene, damage: Any, tmp_path: Path, reads: Reads, request: pytest.FixtureRequest
+) -> None:
+    """Each file in turn: exactly what it now says, a rebuilt view, or `CorruptLogError`, and no worse than allowed."""
+    kind = damage.__name__[:-1]
+    seen: dict[str, Counter[str]] = {}
+    failures = []
+    for name, whole in scene.files.items():
+        file = "app.jsonl.next" if "next" in name else Path(name).parts[0]
+        allowed = UNCHECKED.get((scene.name, file, kind), ALLOWED[file, kind])
+        counter = seen.setdefault(name, Counter())
+        for number, data in enumerate(damage(whole)):
+            if number % STRIDE:
+                continue
+            try:
+                kinds = await check(scene, name, data, tmp_path / "state", reads)
+                counter[f"{kinds[0]}, then {kinds[1]}"] += 1
+                if not all(found in wanted.split() for found, wanted in zip(kinds, allowed, strict=True)):
+                    failures.append(f"{name}, {kind} {number}: {kinds}")
+            except Exception as error:
+                failures.append(f"{name}, {kind} {number}: {type(error).__name__}: {str(error)[:300]}")
+        print(f"{scene.name}/{name}: {sum(counter.values())} {kind}s of {len(whole)} bytes: {dict(counter)}")
+
+    assert not failures, f"{len(failures)} states:\n" + "\n".join(failures[:30])
+    assert sum(map(len, seen.values())) > 0

@@ -1,0 +1,160 @@
+"""What the lines of a log mean, told slowly: one `json.loads` a line, and the documented rules one after the other.
+
+A line is an event if it is a JSON object whose `type` is a string that is not empty, whose `data` is any JSON value and
+whose `ts` is an integer of 0 or more. `id` and `actor` are strings or null, `meta` is any JSON value, `batch` is null
+or two integers; other keys are passed over, and so are blank lines. The lines of a batch stand together, in order and
+whole; one that the end of the log breaks off is no part of it yet.
+"""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from typing import Any, NamedTuple
+
+from eventfold import Event
+
+_KEYS = {"type", "data", "ts", "id", "actor", "meta", "batch"}
+
+
+class UnsureError(Exception):
+    """The rules leave it open whether this line is an event, and a decoder may say either."""
+
+
+class Line(NamedTuple):
+    """An event and its place; `batch` is its place in its batch."""
+
+    start: int
+    end: int
+    event: Event
+    batch: tuple[int, int] | None
+
+
+class Reading(NamedTuple):
+    """What reading gives: the events, then the error at `fault`, if there is one; `head` is where the log ends."""
+
+    lines: list[Line]
+    fault: int | None
+    head: int
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _value(found: Any) -> Any:
+    """A value as it was parsed with pairs in place of objects; every part of it must be text or numbers."""
+    if isinstance(found, tuple):
+        return {_value(key): _value(value) for key, value in found}
+    if isinstance(found, list):
+        return [_value(each) for each in found]
+    if isinstance(found, str) and any("\ud800" <= char <= "\udfff" for char in found):
+        raise ValueError("no text")
+    if isinstance(found, float) and not isfinite(found):
+        raise ValueError("out of range")
+    return found
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check(key: str, value: Any) -> None:
+    if key == "type":
+        good = isinstance(value, str) and value != ""
+    elif key == "ts":
+        good = _is_int(value) and value >= 0
+    elif key in ("id", "actor"):
+        good = value is None or isinstance(value, str)
+    elif key == "batch":
+        good = value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_int, value)))
+    else:
+        good = True
+    if not good:
+        raise ValueError(key)
+
+
+def parse(line: bytes) -> tuple[Event, tuple[int, int] | None]:
+    """The event in a line. Raises `ValueError` if there is none, `UnsureError` where that is left open."""
+    try:
+        # What is no UTF-8 becomes lone surrogates, which are refused where they count.
+        text = line.decode("utf-8", "surrogateescape")
+        pairs = json.loads(text, parse_constant=_no_constant, object_pairs_hook=tuple)
+    except RecursionError:
+        raise UnsureError from None
+    if line.count(b"[") + line.count(b"{") > 400:
+        raise UnsureError  # how deep is too deep depends on the stack
+    if not isinstance(pairs, tuple):
+        raise ValueError("no object")
+    fields: dict[str, Any] = {}
+    unsure = False
+    for key, found in pairs:
+        if key in _KEYS:
+            fields[key] = _value(found)
+            _check(key, fields[key])
+        else:
+            try:
+                _value([key, found])
+            except ValueError:
+                unsure = True  # nobody looks into what is passed over
+    if not {"type", "data", "ts"} <= fields.keys():
+        raise ValueError("a key is missing")
+    if unsure:
+        raise UnsureError
+    batch = fields.pop("batch", None)
+    return Event(fields.pop("type"), fields.pop("data"), **fields), None if batch is None else tuple(batch)
+
+
+def read(data: bytes, start: int = 0) -> Reading:
+    """What an active log with these bytes holds from `start` on. Raises `UnsureError`."""
+    lines: list[Line] = []
+    pending: list[Line] = []
+    head = _head(data)
+    at = start
+    while at < head:
+        end = data.index(b"\n", at) + 1
+        if pending or data[at:end].strip():
+            try:
+                line = Line(at, end, *parse(data[at : end - 1]))
+            except ValueError:
+                return Reading(lines, at, head)
+            expected = None if not pending else (pending[-1].batch[0] + 1, pending[-1].batch[1])
+            first = (pending or [line])[0].start
+            if line.batch is None:
+                broken = bool(pending)
+            elif pending:
+                broken = line.batch != expected
+            else:  # reading may begin inside a batch
+                broken = not 1 <= line.batch[0] <= line.batch[1] or (line.batch[0] > 1 and bool(lines))
+            if broken:
+                return Reading(lines, first, head)
+            pending.append(line)
+            if line.batch is None or line.batch[0] == line.batch[1]:
+                lines += pending
+                pending = []
+        at = end
+    return Reading(lines, None, head)
+
+
+def _head(data: bytes) -> int:
+    """Where the log ends: after the last newline, or before the batch that this breaks off."""
+    end = data.rfind(b"\n") + 1
+    if not end:
+        return 0
+    starts = [0, *(at + 1 for at in range(end - 1) if data[at : at + 1] == b"\n")]
+    places = []
+    for begin, stop in zip(reversed(starts), reversed([*starts[1:], end]), strict=True):
+        try:
+            batch = parse(data[begin : stop - 1])[1]
+        except ValueError:
+            batch = None
+        places.append(begin)
+        if batch is None or (len(places) == 1 and not batch[0] < batch[1]):
+            break
+        if len(places) == 1:
+            index, count = batch
+        elif batch != (index - len(places) + 1, count):
+            break
+        if batch[0] == 1:
+            return begin
+    return end
