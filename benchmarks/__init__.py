@@ -1,1 +1,1 @@
-"""Measurements of eventfold, beside what the same work costs without it: `python -m benchmarks`."""
+"""Measurements of eventfold, beside what people would pick instead: `python -m benchmarks`; see docs/benchmarks.md."""

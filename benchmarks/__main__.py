@@ -1,92 +1,125 @@
-"""`python -m benchmarks [NAME ...]`: runs the named benchmarks, or all, and prints a table for each."""
+"""`python -m benchmarks [NAME ...]`: runs the named benchmarks, or all; prints tables and writes JSON."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
+import sqlite3
 import tempfile
-from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-from . import append, import_time, refresh, replay
-from ._harness import Options, Prepare, file_system, measure
+from . import append, hold, import_time, memory, opening, refresh, replay, rotation, tail
+from ._bench import Bench, Options, Tables, missing_packages
+from ._child import Contender, ContenderError
+from ._harness import Result, file_system, measure
+from ._report import write_report
 
-BENCHMARKS: dict[str, Prepare] = {
-    "append": append.prepare,
-    "replay": replay.prepare,
-    "refresh": refresh.prepare,
-    "import": import_time.prepare,
+BENCHMARKS: dict[str, Tables] = {
+    "append": append.tables,
+    "replay": replay.tables,
+    "open": opening.tables,
+    "refresh": refresh.tables,
+    "tail": tail.tables,
+    "rotate": rotation.tables,
+    "memory": memory.tables,
+    "hold": hold.tables,
+    "import": import_time.tables,
 }
+PACKAGES = ("eventfold", "msgspec", "aiosqlite", "eventsourcing", "aiofiles", "uvloop")
 # Where a sync reaches no disk.
 MEMORY = {"tmpfs", "ramfs"}
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(BENCHMARKS)}; default all")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each case is measured")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of all rounds there")
+    parser.add_argument("--quick", action="store_true", help="little of everything: to see that it works")
+    parser.add_argument("--rounds", type=int, metavar="N", help="how often each case is measured (5; quick: 1)")
+    parser.add_argument("--events", type=int, metavar="N", help="how long the log is (1,000,000; quick: 20,000)")
+    parser.add_argument("--json", type=Path, metavar="FILE", default=Path("build/benchmarks.json"), help="all figures")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="put tables and plots into DIR/benchmarks.md")
     parser.add_argument("--dir", default=tempfile.gettempdir(), help="where temporary directories are made")
-    parser.add_argument("--events", type=int, default=200_000, metavar="N", help="how many events the replay reads")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the event loop")
-    chosen = parser.parse_args()
+    parser.add_argument(
+        "--contender",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="another program to measure, which speaks the protocol in docs/benchmarks.md",
+    )
+    chosen = parser.parse_args(given)
+    chosen.rounds = chosen.rounds if chosen.rounds is not None else (1 if chosen.quick else 5)
+    chosen.events = chosen.events if chosen.events is not None else (20_000 if chosen.quick else 1_000_000)
     unknown = set(chosen.names) - set(BENCHMARKS)
     if unknown:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
-    if chosen.rounds < 1 or chosen.events < 4 or chosen.events % 4:
-        parser.error("--rounds must be 1 or more, --events a multiple of 4")
+    if chosen.rounds < 1 or chosen.events < 400 or chosen.events % 4:
+        parser.error("--rounds must be 1 or more, --events a multiple of 4 and at least 400")
+    others = [name for name, used in (("matplotlib", chosen.report), ("uvloop", chosen.loop == "uvloop")) if used]
+    if missing := missing_packages(*others):
+        parser.error(f"not installed: {', '.join(missing)}; they come with the extra named benchmark")
+    try:
+        for option in chosen.contender:
+            Contender.from_option(option)
+    except ValueError as error:
+        parser.error(str(error))
     return chosen
 
 
-def environment(chosen: argparse.Namespace) -> dict[str, Any]:
+def environment(options: Options) -> dict[str, Any]:
     """What the figures depend on."""
-    return {
+    about = {
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
-        "file system": file_system(chosen.dir),
-        "loop": chosen.loop,
-        "rounds": chosen.rounds,
-        **{package: version(package) for package in ("eventfold", "msgspec")},
+        "file system": file_system(options.dir),
+        "loop": options.loop,
+        "rounds": options.rounds,
+        "sqlite": sqlite3.sqlite_version,
     }
+    for package in PACKAGES:
+        try:
+            about[package] = version(package)
+        except PackageNotFoundError:
+            pass
+    return about | ({"quick": "yes"} if options.quick else {})
 
 
-def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if name == "uvloop":
-        import uvloop
-
-        return uvloop.new_event_loop
-    return asyncio.new_event_loop
-
-
-async def run(names: list[str], options: Options, rounds: int) -> list[dict[str, Any]]:
+def run(names: list[str], options: Options) -> list[Result]:
+    """Measures and prints one table after the other."""
     results = []
-    for name in names:
-        async with BENCHMARKS[name](options) as tables:
-            for table in tables:
-                result = await measure(name, table, rounds)
-                print(f"{result}\n", flush=True)
-                results.append(result.as_json())
+    with Bench(options) as bench:
+        for name in names:
+            for table in BENCHMARKS[name](bench):
+                begun = perf_counter()
+                result = measure(table, options.rounds, warm_up=not options.quick)
+                print(f"{result}\n({perf_counter() - begun:.0f} seconds)\n", flush=True)
+                results.append(result)
     return results
 
 
-def main() -> None:
-    chosen = arguments()
-    about = environment(chosen)
+def main(given: list[str] | None = None) -> None:
+    chosen = arguments(given)
+    options = Options(chosen.dir, chosen.events, chosen.rounds, chosen.quick, chosen.loop, tuple(chosen.contender))
+    about = environment(options)
     print(", ".join(f"{key} {value}" for key, value in about.items()), end="\n\n")
     if about["file system"] in MEMORY:
         print(f"The temporary directories are in memory ({about['file system']}): syncing costs nothing there.\n")
-    options = Options(chosen.dir, chosen.events)
-    with asyncio.Runner(loop_factory=loop_factory(chosen.loop)) as runner:
-        results = runner.run(run(chosen.names or list(BENCHMARKS), options, chosen.rounds))
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps({"environment": about, "results": results}, indent=2) + "\n")
+    try:
+        results = run(chosen.names or list(BENCHMARKS), options)
+    except ContenderError as error:
+        raise SystemExit(str(error)) from None
+    chosen.json.parent.mkdir(parents=True, exist_ok=True)
+    figures = {"environment": about, "results": [result.as_json() for result in results]}
+    chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if chosen.report is not None:
+        write_report(chosen.report, results, about)
 
 
 if __name__ == "__main__":

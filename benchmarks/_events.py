@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from eventfold import Event, EventWriter, SyncMode
-
 # Each type has a quarter of the events.
 TYPES = ("order_placed", "order_paid", "order_sent", "order_closed")
+# Bytes of a line, on the average.
+LINE_SIZE = 190
+_BLOCK = 10_000
 
 
-def sample_event(number: int) -> Event:
-    """The event with this number; always the same one."""
-    return Event(
-        TYPES[number % len(TYPES)],
-        {
-            "order": number // len(TYPES),
-            "customer": f"customer-{number % 977:04}",
-            "amount": number % 9973,
-            "note": "please leave it at the back door",
-        },
-        ts=1_700_000_000 + number // 10,
-        id=f"event-{number:012}",
-        actor=f"user-{number % 100:02}",
-    )
-
-
-def sample_events(count: int, start: int = 0) -> list[Event]:
-    """Events with the numbers from `start`."""
-    return [sample_event(number) for number in range(start, start + count)]
-
-
-class PlainEvent(msgspec.Struct):
-    """What a program without eventfold would decode a line into."""
+class PlainEvent(msgspec.Struct, omit_defaults=True):
+    """What a program without eventfold would keep an event in, and decode a line into."""
 
     type: str
     data: Any
@@ -46,27 +25,42 @@ class PlainEvent(msgspec.Struct):
     meta: Any = None
 
 
-def sample_lines(events: Iterable[Event]) -> list[bytes]:
-    """The lines of the events as `EventWriter` writes them, each with its newline."""
-    encoder = msgspec.json.Encoder()
-    lines = []
-    for event in events:
-        fields = {"type": event.type, "data": event.data, "ts": event.ts, "id": event.id, "actor": event.actor}
-        lines.append(encoder.encode(fields) + b"\n")
-    return lines
+def sample_fields(number: int) -> dict[str, Any]:
+    """The fields of the event with this number; always the same ones."""
+    return {
+        "type": TYPES[number % len(TYPES)],
+        "data": {
+            "order": number // len(TYPES),
+            "customer": f"customer-{number % 977:04}",
+            "amount": number % 9973,
+            "note": "please leave it at the back door",
+        },
+        "ts": 1_700_000_000 + number // 10,
+        "id": f"event-{number:012}",
+        "actor": f"user-{number % 100:02}",
+    }
 
 
-async def write_log(dir: Path, count: int) -> None:
-    """A log of `count` sample events, in single appends' lines (no batches)."""
-    block = b"".join(sample_lines(sample_events(1)))
-    async with EventWriter.open(dir, sync=SyncMode.OS) as writer:
-        await writer.append(sample_event(0))
-        path = writer.log_path
-    if path.read_bytes() != block:
-        raise AssertionError("the writer's line is not the one that the raw contenders write")
-    with open(path, "ab") as file:
-        for start in range(1, count, 10_000):
-            file.writelines(sample_lines(sample_events(min(10_000, count - start), start)))
+def plain_events(count: int, start: int = 0) -> list[PlainEvent]:
+    """Events with the numbers from `start`."""
+    return [PlainEvent(**sample_fields(number)) for number in range(start, start + count)]
+
+
+def sample_lines(count: int, start: int = 0) -> list[bytes]:
+    """The lines of the same events as `EventWriter` writes them, each with its newline."""
+    encode = msgspec.json.Encoder().encode
+    return [encode(event) + b"\n" for event in plain_events(count, start)]
+
+
+def blocks(count: int, distinct: int | None = None) -> Iterator[tuple[int, int]]:
+    """The numbers of `count` events in pieces, as (start, how many); they begin anew after `distinct`."""
+    distinct = distinct or count
+    done = 0
+    while done < count:
+        start = done % distinct
+        size = min(_BLOCK, count - done, distinct - start)
+        yield start, size
+        done += size
 
 
 class Totals(msgspec.Struct):
@@ -81,3 +75,14 @@ def add(state: Totals, event: Any) -> Totals:
     state.events += 1
     state.amount += event.data["amount"]
     return state
+
+
+def add_wanted(state: Totals, event: Any) -> Totals:
+    """The reducer for a quarter of the events, where it sees all of them."""
+    return add(state, event) if event.type == TYPES[0] else state
+
+
+def totals(count: int, *, selective: bool = False) -> Totals:
+    """What the reducer must give for the events with the numbers below `count`."""
+    numbers = range(0, count, len(TYPES) if selective else 1)
+    return Totals(len(numbers), sum(number % 9973 for number in numbers))

@@ -1,93 +1,93 @@
 """What all benchmarks share: tables of cases, measured in interleaved rounds, with ratios to a reference.
 
-A benchmark is an async context manager `prepare(options)` that sets up what its cases work on, gives its tables, and
-cleans up. A case is a name and an async function that does one round and returns its figure in the table's unit. The
-rounds interleave (A B C A B C), so that a disturbance from outside meets all of them alike, and each ratio is the
-median of the ratios within the rounds.
+A benchmark is a function `tables(bench)` that gives its tables. A case is a contender doing some work; its `round` does
+the work once and returns its figures, or None where the contender can't do it. The rounds interleave (A B C A B C), so
+that a disturbance from outside meets all of them alike, and each ratio is the median of the ratios within the rounds.
+
+A ratio is always the case's figure through its reference's: of rates, more than 1 is faster; of times and bytes, less
+than 1 is better.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import statistics
-import tempfile
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-# Bytes of a line that is typical for a log; see `sample_events`.
-LINE_SIZE = 190
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line chose: where temporary files go, and how many events a replay reads."""
-
-    dir: str
-    events: int
-
-    @contextmanager
-    def temporary_dir(self) -> Iterator[Path]:
-        """A new directory, removed at the end."""
-        with tempfile.TemporaryDirectory(prefix="benchmark-", dir=self.dir) as path:
-            yield Path(path)
+Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a case is to reach: a limit for its ratio to the reference, or (`of_figure`) for its own figure."""
+    """What a case is to reach: a limit for its ratio to another case (`to`, its label), or for its own figure.
+
+    `column` names the figure; None for the table's first.
+    """
 
     limit: float
     at_least: bool = True
-    of_figure: bool = False
+    to: str | None = None
+    column: str | None = None
 
-    def __str__(self) -> str:
-        sign = ">=" if self.at_least else "<="
-        return f"{sign} {show(self.limit)}" if self.of_figure else f"{sign} {self.limit:.2f}x"
+    def holds(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of a table.
+    """One line of a table: who does what. `reference` is the label of the case that it is compared with."""
 
-    `round` does the work once and returns the figure. `reference` names the case that it is compared with; None for the
-    table's first.
-    """
-
-    name: str
-    round: Callable[[], Awaitable[float]]
-    goal: Goal | None = None
+    work: str
+    contender: str
+    round: Callable[[], Figures | None]
+    goals: tuple[Goal, ...] = ()
     reference: str | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.work}, {self.contender}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cases that are measured together; the first is the reference. `unit` is that of all figures.
+    """Cases that are measured together; the first is the reference, where none is named.
 
-    `more_is_better` tells a rate from a time; a ratio is always the case's figure through its reference's.
+    `columns` names the figures, with their units; the first is the one that ratios are made of. `more_is_better` tells
+    a rate from a time. `rounds` overrides the command line's; `warm_up` tells whether a round that doesn't count goes
+    before. `setting` is entered while the table is measured.
     """
 
+    name: str
     title: str
-    unit: str
-    more_is_better: bool
+    columns: dict[str, str]
     cases: list[Case]
+    more_is_better: bool = False
     notes: list[str] = field(default_factory=list)
+    rounds: int | None = None
+    warm_up: bool = True
+    setting: Callable[[], AbstractContextManager[object]] = nullcontext
 
-
-Prepare = Callable[[Options], AbstractAsyncContextManager[list[Table]]]
+    @property
+    def main(self) -> str:
+        return next(iter(self.columns))
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured for a case: the figure of each round, and its ratio to the reference in the same round."""
+    """What was measured for a case: the figures of each round, and its ratio to the reference in the same round."""
 
     case: Case
+    main: str
+    rounds: list[Figures]
     reference: str | None
-    figures: list[float]
     ratios: list[float]
+
+    @property
+    def figures(self) -> list[float]:
+        return [figures[self.main] for figures in self.rounds]
 
     @property
     def median(self) -> float:
@@ -97,103 +97,199 @@ class Row:
     def ratio(self) -> float:
         return statistics.median(self.ratios)
 
+    def median_of(self, column: str) -> float:
+        return statistics.median(figures[column] for figures in self.rounds)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A goal, and what became of it."""
+
+    row: Row
+    goal: Goal
+    value: float
+    unit: str
+
     @property
-    def reached(self) -> bool | None:
-        """Whether the goal was reached; None without one."""
-        goal = self.case.goal
-        if goal is None:
-            return None
-        value = self.median if goal.of_figure else self.ratio
-        return value >= goal.limit if goal.at_least else value <= goal.limit
+    def reached(self) -> bool:
+        return self.goal.holds(self.value)
+
+    def __str__(self) -> str:
+        sign = "at least" if self.goal.at_least else "at most"
+        word = "reached" if self.reached else "MISSED"
+        if self.goal.to is None:
+            column = self.goal.column or self.row.main
+            return (
+                f"{word}: {self.row.case.label}: {column} {show(self.value)} {self.unit}, "
+                f"the goal is {sign} {show(self.goal.limit)}"
+            )
+        return (
+            f"{word}: {self.row.case.label}: {show(self.value)} times {self.goal.to}, "
+            f"the goal is {sign} {show(self.goal.limit)}"
+        )
 
 
 @dataclass(frozen=True)
 class Result:
-    """A table with its figures."""
+    """A table with its figures. `ours` is the name of the contender whose losses are told."""
 
-    name: str
     table: Table
     rows: list[Row]
+    missing: list[Case]
+    ours: str = "eventfold"
+
+    def verdicts(self) -> list[Verdict]:
+        found = []
+        rows = {row.case.label: row for row in self.rows}
+        for row in self.rows:
+            for goal in row.case.goals:
+                column = goal.column or self.table.main
+                if goal.to is None:
+                    found.append(Verdict(row, goal, row.median_of(column), self.table.columns[column]))
+                elif goal.to in rows:
+                    pairs = zip(row.rounds, rows[goal.to].rounds, strict=True)
+                    value = statistics.median(quotient(mine[column], theirs[column]) for mine, theirs in pairs)
+                    found.append(Verdict(row, goal, value, "x"))
+        return found
 
     def losses(self) -> list[str]:
-        """In plain words, where a goal was missed or a case is worse than its reference."""
-        losses = []
+        """In plain words, where a goal was missed or somebody else does the same work better."""
+        losses = [str(verdict) for verdict in self.verdicts() if not verdict.reached]
         for row in self.rows:
-            if row.reached is False:
-                value = show(row.median) if row.case.goal and row.case.goal.of_figure else f"{row.ratio:.2f}x"
-                losses.append(f"{row.case.name}: {value}, the goal is {row.case.goal}")
-            elif row.reference is not None and (row.ratio < 1) is self.table.more_is_better and row.ratio != 1:
-                word = "slower than" if self.table.more_is_better else "longer than"
-                losses.append(f"{row.case.name}: {word} {row.reference} ({row.ratio:.2f}x)")
+            if not row.case.contender.startswith(self.ours):
+                continue
+            for other in self.rows:
+                if other.case.work != row.case.work or other.case.contender.startswith(self.ours):
+                    continue
+                pairs = zip(other.figures, row.figures, strict=True)
+                ratio = statistics.median(quotient(theirs, mine) for theirs, mine in pairs)
+                if (ratio > 1) is self.table.more_is_better and ratio != 1:
+                    how = "is {} times as fast" if self.table.more_is_better else "needs {} times as much"
+                    losses.append(f"{row.case.label}: {other.case.contender} {how.format(show(ratio))}")
         return losses
 
+    def header(self) -> list[str]:
+        main, *others = self.table.columns.items()
+        return ["work", "contender", f"{main[0]}, {main[1]}", "least", "most", "ratio"] + [
+            f"{n}, {u}" for n, u in others
+        ]
+
+    def cells(self) -> list[list[str]]:
+        """The rows as text, in the order of the header."""
+        return [
+            [
+                row.case.work,
+                row.case.contender,
+                *map(show, (row.median, min(row.figures), max(row.figures), row.ratio)),
+                *(show(row.median_of(column)) for column in list(self.table.columns)[1:]),
+            ]
+            for row in self.rows
+        ]
+
+    def remarks(self) -> list[str]:
+        """What is to be said below the table."""
+        if not self.rows:
+            return ["Nobody here can do this."]
+        first = self.table.cases[0].label
+        others = sorted({row.reference for row in self.rows if row.reference not in (first, None)})
+        remarks = [f"Ratios are to “{first}”, within the same round."] if not others else []
+        if others:
+            remarks += [f"Ratios are within the same round, to “{first}”, and where named in the notes to others."]
+            remarks += [
+                f"Compared with “{other}”: {'; '.join(r.case.label for r in self.rows if r.reference == other)}."
+                for other in others
+            ]
+        unable: dict[str, list[str]] = {}
+        for case in self.missing:
+            unable.setdefault(case.contender, []).append(case.work)
+        return remarks + self.table.notes + [f"{name} can't do: {'; '.join(works)}." for name, works in unable.items()]
+
     def __str__(self) -> str:
-        header = ("", f"median, {self.table.unit}", "least", "most", "ratio", "least", "most", "goal", "")
-        lines = [header]
-        for row in self.rows:
-            figures = (show(row.median), show(min(row.figures)), show(max(row.figures)))
-            ratios = tuple(f"{ratio:.2f}" for ratio in (row.ratio, min(row.ratios), max(row.ratios)))
-            verdict = {None: "", True: "reached", False: "MISSED"}[row.reached]
-            lines.append((row.case.name, *figures, *ratios, str(row.case.goal or ""), verdict))
+        lines = [self.header(), *self.cells()]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = [f"{self.name}: {self.table.title}", ""]
+        text = [f"{self.table.name}: {self.table.title}", ""]
         for line in lines:
-            cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+            cells = [
+                cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            ]
             text.append("  ".join(cells).rstrip())
-        first = self.table.cases[0].name
-        text += ["", f"Ratios are to {first}, within the same round."]
-        text += [f"For {row.case.name}: to {row.reference}." for row in self.rows if row.reference not in (first, None)]
-        text += self.table.notes
+        text += ["", *self.remarks()]
+        if verdicts := self.verdicts():
+            text += ["Goals:", *(f"- {verdict}" for verdict in verdicts)]
         losses = self.losses()
-        text += ["", "Where we lose:" if losses else "No losses."]
+        text += ["Where we lose:" if losses else "No losses."]
         return "\n".join(text + [f"- {loss}" for loss in losses])
 
     def as_json(self) -> dict[str, Any]:
-        """The same for a program, with the figure of every round."""
+        """The same for a program, with the figures of every round."""
         return {
-            "name": self.name,
+            "name": self.table.name,
             "title": self.table.title,
-            "unit": self.table.unit,
+            "columns": self.table.columns,
             "more_is_better": self.table.more_is_better,
-            "notes": self.table.notes,
+            "remarks": self.remarks(),
+            "goals": [
+                {"case": v.row.case.label, "text": str(v), "value": v.value, "reached": v.reached}
+                for v in self.verdicts()
+            ],
             "losses": self.losses(),
             "cases": [
                 {
-                    "name": row.case.name,
-                    "figures": row.figures,
+                    "work": row.case.work,
+                    "contender": row.case.contender,
+                    "rounds": row.rounds,
                     "median": row.median,
                     "reference": row.reference,
                     "ratios": row.ratios,
                     "ratio": row.ratio,
-                    "goal": str(row.case.goal) if row.case.goal else None,
-                    "reached": row.reached,
                 }
                 for row in self.rows
             ],
         }
 
 
-async def measure(name: str, table: Table, rounds: int) -> Result:
-    """Does the rounds of all cases in turn, after one of each that does not count."""
-    figures: dict[str, list[float]] = {case.name: [] for case in table.cases}
-    for number in range(rounds + 1):
-        for case in table.cases:
-            gc.collect()
-            figure = await case.round()
-            if number:
-                figures[case.name].append(figure)
-    rows = []
+def measure(table: Table, rounds: int, *, warm_up: bool = True) -> Result:
+    """Does the rounds of all cases in turn, with `warm_up` after one of each that does not count."""
+    rounds = table.rounds or rounds
+    found: dict[str, list[Figures]] = {case.label: [] for case in table.cases}
+    if len(found) != len(table.cases):
+        raise ValueError(f"two cases of {table.name} have the same label")
+    missing: list[Case] = []
+    os.sync()
+    with table.setting():
+        for number in range(0 if warm_up and table.warm_up else 1, rounds + 1):
+            for case in table.cases:
+                if case in missing:
+                    continue
+                figures = case.round()
+                if figures is None:
+                    missing.append(case)
+                    del found[case.label]
+                elif number:
+                    found[case.label].append(figures)
+    return Result(table, list(_rows(table, found)), missing)
+
+
+def _rows(table: Table, found: dict[str, list[Figures]]) -> Iterator[Row]:
     for case in table.cases:
-        reference = case.reference or table.cases[0].name
-        pairs = zip(figures[case.name], figures[reference], strict=True)
-        ratios = [mine / theirs for mine, theirs in pairs]
-        rows.append(Row(case, None if reference == case.name else reference, figures[case.name], ratios))
-    return Result(name, table, rows)
+        if case.label not in found:
+            continue
+        reference = case.reference if case.reference in found else table.cases[0].label
+        if reference not in found:
+            reference = case.label
+        pairs = zip(found[case.label], found[reference], strict=True)
+        ratios = [quotient(mine[table.main], theirs[table.main]) for mine, theirs in pairs]
+        yield Row(case, table.main, found[case.label], None if reference == case.label else reference, ratios)
+
+
+def quotient(one: float, other: float) -> float:
+    """The ratio of two figures; 1 of two noughts, and of one nought the smallest thing that it may have been."""
+    return 1.0 if one == other else one / max(other, 1e-9)
 
 
 def show(figure: float) -> str:
     """A figure with three digits that count, or all before the point."""
-    if figure >= 100:
+    if abs(figure) >= 100:
         return f"{figure:,.0f}"
     return f"{figure:.3g}"
 

@@ -1,39 +1,47 @@
-"""How long `import eventfold` takes in a fresh interpreter, measured inside it, so without the interpreter's start."""
+"""How long an import takes in a fresh interpreter, measured inside it, so without the interpreter's start."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 
-from ._harness import Case, Goal, Options, Table
+from ._bench import Bench
+from ._harness import Case, Figures, Goal, Table
 
 _PROGRAM = """
-from time import perf_counter
-start = perf_counter()
+from time import perf_counter, process_time
+start, used = perf_counter(), process_time()
 import {module}
-print((perf_counter() - start) * 1000)
+print((perf_counter() - start) * 1000, (process_time() - used) * 1000)
 """
+MODULES = {
+    "eventfold": "eventfold",
+    "sqlite": "aiosqlite",
+    "eventsourcing": "eventsourcing.sqlite",
+    "jsonl": "aiofiles",
+}
 
 
-async def import_time(module: str) -> float:
-    """Milliseconds."""
-    command = [sys.executable, "-c", _PROGRAM.format(module=module)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-@asynccontextmanager
-async def prepare(options: Options) -> AsyncIterator[list[Table]]:
+def tables(bench: Bench) -> Iterator[Table]:
     """The reference is asyncio, which every program that uses the package has imported anyway."""
-    yield [
-        Table(
-            "import in a fresh interpreter",
-            "ms",
-            False,
-            [
-                Case("asyncio", lambda: import_time("asyncio")),
-                Case("eventfold", lambda: import_time("eventfold"), Goal(120, at_least=False, of_figure=True)),
-            ],
-        )
-    ]
+
+    def case(work: str, contender: str, module: str) -> Case:
+        def once() -> Figures:
+            command = [sys.executable, "-c", _PROGRAM.format(module=module)]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            time, used = map(float, output.split())
+            return {"time": time, "processor": used}
+
+        return Case(work, contender, once, (Goal(120, at_least=False),) if contender == "eventfold" else ())
+
+    yield Table(
+        "import",
+        "import in a fresh interpreter",
+        {"time": "ms", "processor": "ms"},
+        [
+            case("import asyncio alone", "Python", "asyncio"),
+            *(case("import", contender, module) for contender, module in MODULES.items()),
+        ],
+        notes=["asyncio is included where a package imports it: eventsourcing does not."],
+    )

@@ -7,85 +7,74 @@ figures are events in the log, per second: the same log for all, whether or not 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
 
-import msgspec
+from ._bench import Bench, per_second
+from ._child import Contender
+from ._events import LINE_SIZE, TYPES, totals
+from ._harness import Case, Figures, Goal, Table
 
-from eventfold import EventLog, EventReader, View
+REBUILD = "eventfold, View.rebuild"
+BARE = "one view, raw"
+ONE, FIVE, SELECTIVE = "one view", "five views", "a selective view"
+GOALS = {
+    (ONE, "eventfold"): (Goal(1.0, to=BARE),),
+    (ONE, REBUILD): (Goal(1.0, to=BARE),),
+    (FIVE, "eventfold"): (Goal(1 / 1.6, to="one view, eventfold"),),
+    (SELECTIVE, "eventfold"): (Goal(2.0, to=BARE),),
+    (SELECTIVE, REBUILD): (Goal(2.0, to=BARE),),
+}
+WORKS: dict[str, tuple[int, list[str] | None]] = {ONE: (1, None), FIVE: (5, None), SELECTIVE: (1, [TYPES[0]])}
 
-from ._events import TYPES, PlainEvent, Totals, add, sample_events, sample_lines, write_log
-from ._harness import Case, Goal, Options, Table
 
-FIVE = 5
-
-
-def add_wanted(state: Totals, event: PlainEvent) -> Totals:
-    """The reducer for a quarter of the events, where it sees all of them."""
-    return add(state, event) if event.type == TYPES[0] else state
-
-
-@asynccontextmanager
-async def prepare(options: Options) -> AsyncIterator[list[Table]]:
+def tables(bench: Bench) -> Iterator[Table]:
     """One log for all rounds, read from the page cache."""
-    with options.temporary_dir() as dir:
-        await write_log(dir, options.events)
-        reader = EventReader(dir)
-        size = sum(map(len, sample_lines(sample_events(1000)))) / 1000
+    events = bench.options.events
+    dirs: dict[str, Path | None] = {}
+    expected = {ONE: totals(events), FIVE: totals(events), SELECTIVE: totals(events, selective=True)}
 
-        def checked(state: Totals, share: int, start: float) -> float:
-            elapsed = perf_counter() - start
-            if state.events != options.events // share:
-                raise AssertionError(f"{state.events} events were folded, of {options.events // share}")
-            return options.events / elapsed
+    @contextmanager
+    def written() -> Iterator[None]:
+        with bench.new_dir() as parent:
+            for contender in contenders:
+                dirs[contender.name] = bench.write(contender, parent, events)
+            yield
 
-        async def bare(reducer: Callable[[Totals, PlainEvent], Totals], share: int) -> float:
-            start = perf_counter()
-            decoder = msgspec.json.Decoder(PlainEvent)
-            state = Totals()
-            with open(dir / "app.jsonl", "rb") as file:
-                for line in file:
-                    state = reducer(state, decoder.decode(line))
-            return checked(state, share, start)
+    def case(work: str, contender: Contender, name: str, do: str) -> Case:
+        def once() -> Figures | None:
+            dir = dirs[contender.name]
+            views, types = WORKS[work]
+            answer = None if dir is None else contender.ask(do, dir=str(dir), views=views, types=types)
+            if answer is not None and (answer["events"], answer["amount"]) != (
+                expected[work].events,
+                expected[work].amount,
+            ):
+                raise AssertionError(f"{work}, {name}: folded {answer}, not {expected[work]}")
+            return per_second(events, "rate", answer)
 
-        async def rebuild() -> float:
-            view = View("totals", add, Totals)
-            start = perf_counter()
-            return checked(await view.rebuild(reader), 1, start)
+        return Case(work, name, once, GOALS.get((work, name), ()))
 
-        async def rebuild_selected() -> float:
-            view = View("totals", add, Totals, event_types=[TYPES[0]])
-            start = perf_counter()
-            return checked(await view.rebuild(reader), len(TYPES), start)
-
-        async def refresh_together(count: int) -> float:
-            for snapshot in Path(reader.views_dir).glob("*"):
-                snapshot.unlink()
-            views = [View(f"totals-{number}", add, Totals) for number in range(count)]
-            start = perf_counter()
-            async with EventLog.open(dir, views=views):
-                return min(checked(view.state, 1, start) for view in views)
-
-        quarter = "bare loop, reducer takes a quarter"
-        one = "EventLog.open, 1 view"
-        yield [
-            Table(
-                f"{options.events:,} events of about {size:.0f} bytes",
-                "events/s",
-                True,
-                [
-                    Case("bare loop", lambda: bare(add, 1)),
-                    Case(quarter, lambda: bare(add_wanted, len(TYPES))),
-                    Case("View.rebuild", rebuild, Goal(1.0)),
-                    Case("View.rebuild, event_types with a quarter", rebuild_selected, Goal(2.0)),
-                    Case(one, lambda: refresh_together(1)),
-                    Case(f"EventLog.open, {FIVE} views", lambda: refresh_together(FIVE), Goal(1 / 1.6), reference=one),
-                ],
-                [
-                    "Saving the snapshots (small ones, synced) is included; no snapshot is there before.",
-                    f"The goal for {FIVE} views is at most 1.6 times the time of one.",
-                ],
-            )
-        ]
+    contenders = bench.contenders("raw", "eventfold", "sqlite", "eventsourcing")
+    cases = []
+    for work in WORKS:
+        for contender in contenders:
+            if work == FIVE and contender.name == "eventsourcing":
+                continue  # it has nothing to say that one view does not
+            cases.append(case(work, contender, contender.name, "replay"))
+            if contender.name == "eventfold" and work != FIVE:
+                cases.append(case(work, contender, REBUILD, "rebuild"))
+    yield Table(
+        "replay",
+        f"{events:,} events of about {LINE_SIZE} bytes",
+        {"rate": "events/s"},
+        cases,
+        more_is_better=True,
+        notes=[
+            "eventfold: EventLog.open with no snapshot there; saving those of the views, small ones, is included.",
+            "A selective view wants a quarter of the events: by event_types, by a WHERE, by topics; raw decodes all.",
+            f"The goal for five views is at most 1.6 times the time of one, so {1 / 1.6:.3f} times its rate.",
+        ],
+        setting=written,
+    )

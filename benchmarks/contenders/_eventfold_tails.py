@@ -1,0 +1,90 @@
+"""How long after the call of append a record reaches eventfold's tails, in the writer's process and in another one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import monotonic_ns
+
+from benchmarks._events import sample_fields
+from eventfold import Event, EventReader, EventWriter
+
+from ._serve import Answer, percentiles
+
+# Seconds in which tails that were started have come to wait.
+SETTLE = 0.2
+
+
+class Deliveries:
+    """What `tails` tails got: the latency of each delivery, in seconds."""
+
+    def __init__(self, tails: int) -> None:
+        self.latencies: list[float] = []
+        self._tails = tails
+        self._all_of_them = asyncio.Event()
+
+    def got(self, sent: int) -> None:
+        self.latencies.append((monotonic_ns() - sent) / 1e9)
+        if len(self.latencies) % self._tails == 0:
+            self._all_of_them.set()
+
+    async def next(self) -> None:
+        """Waits until every tail has got the event that was sent last."""
+        await self._all_of_them.wait()
+        self._all_of_them.clear()
+
+
+@asynccontextmanager
+async def tailing(reader: EventReader, tails: int) -> AsyncIterator[Deliveries]:
+    """Tails from the beginning of an empty log, which wait."""
+    deliveries = Deliveries(tails)
+
+    async def follow() -> None:
+        async for record in reader.tail(0):
+            deliveries.got(record.event.data["at"])
+
+    tasks = [asyncio.create_task(follow()) for _ in range(tails)]
+    await asyncio.sleep(SETTLE)
+    try:
+        yield deliveries
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def append_timed(log: EventWriter, number: int) -> float:
+    """Appends an event that says when this was called; the seconds that the append took."""
+    fields = sample_fields(number)
+    sent = monotonic_ns()
+    fields["data"]["at"] = sent
+    await log.append(Event(**fields))
+    return (monotonic_ns() - sent) / 1e9
+
+
+async def tail(dir: str, tails: int, count: int) -> Answer:
+    appends = []
+    async with EventWriter.open(dir) as log, tailing(log.reader(), tails) as deliveries:
+        for number in range(count):
+            appends.append(await append_timed(log, number))
+            await deliveries.next()
+    return {**percentiles(deliveries.latencies), "append": percentiles(appends)["p50"]}
+
+
+async def listen(dir: str, tails: int, count: int, ready: Callable[[], None]) -> Answer:
+    async with tailing(EventReader(dir), tails) as deliveries:
+        ready()
+        while len(deliveries.latencies) < tails * count:
+            await deliveries.next()
+    return percentiles(deliveries.latencies)
+
+
+async def send(dir: str, count: int, interval: float) -> Answer:
+    appends = []
+    async with EventWriter.open(dir) as log:
+        await asyncio.sleep(SETTLE)
+        for number in range(count):
+            appends.append(await append_timed(log, number))
+            await asyncio.sleep(interval)
+    return {"append": percentiles(appends)["p50"]}

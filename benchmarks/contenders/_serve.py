@@ -1,0 +1,117 @@
+"""The contender's side of the protocol (see `benchmarks.contenders`), and what the built-in ones share.
+
+A contender is a class with a coroutine method for each request that it can do, whose keyword arguments are the
+request's fields and which returns the answer. All run on one event loop, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from time import perf_counter
+from typing import Any, Protocol
+
+Answer = dict[str, Any]
+
+
+class Unsupported(Exception):  # noqa: N818
+    """Raised by a method for a variant of the request that the contender can't do."""
+
+
+class Appender(Protocol):
+    """An open log. Both calls return when their events, in the contender's own form, are on disk."""
+
+    async def append(self, event: Any) -> object: ...
+
+    async def append_many(self, events: Sequence[Any]) -> object: ...
+
+
+async def time_appends(
+    opening: AbstractAsyncContextManager[Appender], events: Sequence[Any], tasks: int, batch: int
+) -> Answer:
+    """Appends the events from `tasks` tasks, each its share of them one after the other or in batches."""
+    share = len(events) // tasks
+    start = asyncio.Event()
+
+    async def work(log: Appender, mine: Sequence[Any]) -> None:
+        await start.wait()
+        if batch == 1:
+            for event in mine:
+                await log.append(event)
+        else:
+            for first in range(0, len(mine), batch):
+                await log.append_many(mine[first : first + batch])
+
+    async with opening as log:
+        working = [asyncio.create_task(work(log, events[i * share : (i + 1) * share])) for i in range(tasks)]
+        await asyncio.sleep(0)
+        begun = perf_counter()
+        start.set()
+        await asyncio.gather(*working)
+        return {"seconds": perf_counter() - begun}
+
+
+async def time_conditional(attempt: Callable[[], Awaitable[bool]], tasks: int, count: int) -> Answer:
+    """Has each task make `count` attempts that succeed."""
+
+    async def work() -> None:
+        for _ in range(count):
+            while not await attempt():
+                pass
+
+    begun = perf_counter()
+    await asyncio.gather(*(work() for _ in range(tasks)))
+    return {"seconds": perf_counter() - begun}
+
+
+def percentiles(times: Sequence[float]) -> Answer:
+    """The median, the 99th percentile and the greatest."""
+    ordered = sorted(times)
+    return {"p50": at(ordered, 0.5), "p99": at(ordered, 0.99), "max": ordered[-1]}
+
+
+def at(ordered: Sequence[float], share: float) -> float:
+    """The figure that this share of the sorted ones does not exceed."""
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if name == "uvloop":
+        import uvloop
+
+        return uvloop.new_event_loop
+    return asyncio.new_event_loop
+
+
+def serve(contender: Any) -> None:
+    """Answers requests until the input ends."""
+    parser = argparse.ArgumentParser(description=sys.modules[type(contender).__module__].__doc__)
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the event loop")
+    chosen = parser.parse_args()
+    # What libraries print is not an answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(answer: Answer) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    contender.say = say
+    with asyncio.Runner(loop_factory=loop_factory(chosen.loop)) as runner:
+        for line in sys.stdin:
+            request = json.loads(line)
+            method = getattr(contender, request.pop("do"), None)
+            gc.collect()
+            try:
+                say({"unsupported": True} if method is None else runner.run(method(**request)))
+            except Unsupported:
+                say({"unsupported": True})
+            except Exception as error:
+                say({"error": repr(error)})
+                raise

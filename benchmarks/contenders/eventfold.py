@@ -1,0 +1,196 @@
+"""eventfold, as its pages say to use it: defaults everywhere, so every append is on disk before it returns."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import count as numbers
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import msgspec
+
+from benchmarks._events import Totals, add, sample_fields
+from benchmarks._probe import growth
+from eventfold import ConditionalAppendError, Event, EventLog, EventReader, EventWriter, SyncMode, View, _layout
+
+from . import _eventfold_hold, _eventfold_tails
+from ._eventfold_states import large_log, sample_events
+from ._serve import Answer, percentiles, serve, time_appends, time_conditional
+from .raw import write_lines
+
+REFRESHES = 20
+CALLS = 10_000
+# Seconds of appends before a rotation, whose waits are the usual ones.
+USUAL = 1.0
+
+
+def new_view(name: str = "totals", types: list[str] | None = None) -> View[Totals]:
+    return View(name, add, Totals, event_types=types)
+
+
+def drop_snapshots(dir: str) -> None:
+    shutil.rmtree(Path(dir, "views"), ignore_errors=True)
+
+
+def folded(seconds: float, state: Totals) -> Answer:
+    return {"seconds": seconds, **msgspec.structs.asdict(state)}
+
+
+class Eventfold:
+    say: Any
+
+    async def append(self, dir: str, tasks: int, count: int, batch: int) -> Answer:
+        return await time_appends(EventWriter.open(dir), sample_events(tasks * count * batch), tasks, batch)
+
+    async def append_if(self, dir: str, tasks: int, count: int) -> Answer:
+        async with EventWriter.open(dir) as log:
+
+            async def attempt() -> bool:
+                try:
+                    await log.append_if(Event(**sample_fields(log.head.offset)), *log.head)
+                except ConditionalAppendError:
+                    return False
+                return True
+
+            return await time_conditional(attempt, tasks, count)
+
+    async def write(self, dir: str, events: int, distinct: int | None) -> Answer:
+        """Written without eventfold, in the form of single appends; that it is the same is checked with the first."""
+        write_lines(Path(dir), events, distinct)
+        async with EventWriter.open(Path(dir, "checked"), sync=SyncMode.OS) as writer:
+            await writer.append(Event(**sample_fields(0)))
+            line = writer.log_path.read_bytes()
+        shutil.rmtree(Path(dir, "checked"))
+        with open(Path(dir, "app.jsonl"), "rb") as file:
+            if file.readline() != line:
+                raise AssertionError("the writer's line is not the one that is read here")
+        return {}
+
+    async def replay(self, dir: str, views: int, types: list[str] | None) -> Answer:
+        """`EventLog.open`, with no snapshot there; saving those of the views, which are small, counts."""
+        drop_snapshots(dir)
+        registered = [new_view(f"totals-{number}", types) for number in range(views)]
+        begun = perf_counter()
+        async with EventLog.open(dir, views=registered):
+            return folded(perf_counter() - begun, registered[-1].state)
+
+    async def rebuild(self, dir: str, views: int, types: list[str] | None) -> Answer:
+        """`View.rebuild`, without a writer."""
+        drop_snapshots(dir)
+        view = new_view(types=types)
+        begun = perf_counter()
+        await view.rebuild(EventReader(dir))
+        return folded(perf_counter() - begun, view.state)
+
+    async def open(self, dir: str, snapshot: bool) -> Answer:
+        if not snapshot:
+            drop_snapshots(dir)
+        elif not Path(dir, "views").exists():
+            async with EventLog.open(dir, views=[new_view()]):
+                pass
+        begun = perf_counter()
+        async with EventLog.open(dir, views=[new_view()]):
+            return {"seconds": perf_counter() - begun}
+
+    async def refresh(self, dir: str, new: int, bytes: int) -> Answer:
+        async with large_log(dir, bytes) as log:
+            view, reader = log.views["large"], log.reader()
+            if not new:
+                with counted_writes() as written:
+                    begun = perf_counter()
+                    for _ in range(CALLS):
+                        await view.refresh(reader)
+                    return {"seconds": (perf_counter() - begun) / CALLS, "written": sum(written) / CALLS}
+            events, seconds, total = sample_events(new), [], 0
+            for _ in range(REFRESHES):
+                await log.append_many(events)
+                with counted_writes() as written:
+                    begun = perf_counter()
+                    await view.refresh(reader)
+                    seconds.append(perf_counter() - begun)
+                total += sum(written)
+            if view.offset != log.head.offset:
+                raise AssertionError(f"{view!r} was not brought to {log.head}")
+        return {"seconds": percentiles(seconds)["p50"], "written": total / REFRESHES}
+
+    async def tail(self, dir: str, tails: int, count: int) -> Answer:
+        return await _eventfold_tails.tail(dir, tails, count)
+
+    async def listen(self, dir: str, tails: int, count: int) -> Answer:
+        return await _eventfold_tails.listen(dir, tails, count, lambda: self.say({"ready": True}))
+
+    async def send(self, dir: str, count: int, interval: float) -> Answer:
+        return await _eventfold_tails.send(dir, count, interval)
+
+    async def rotate(self, dir: str, tasks: int) -> Answer:
+        size = Path(dir, "app.jsonl").stat().st_size
+        async with EventWriter.open(dir) as log, appending(log, tasks) as waits:
+            if tasks:
+                await asyncio.sleep(USUAL)
+            begun = perf_counter()
+            await log.rotate()
+            ended = perf_counter()
+        answer: Answer = {"seconds": ended - begun, "bytes": size}
+        if tasks:
+            answer["usual"] = percentiles([end - start for start, end in waits if end <= begun])
+            answer["during"] = percentiles([end - start for start, end in waits if end > begun and start < ended])
+        return answer
+
+    async def peak(self, dir: str, what: str) -> Answer:
+        if what == "replay":
+            drop_snapshots(dir)
+            with growth() as peak:
+                await new_view().rebuild(EventReader(dir))
+            return {"bytes": peak()}
+        async with EventWriter.open(dir) as log:
+            with growth() as peak:
+                await log.rotate()
+        return {"bytes": peak()}
+
+    async def hold(self, dir: str, what: str, seconds: float) -> Answer:
+        return await _eventfold_hold.hold(dir, what, seconds)
+
+
+@contextmanager
+def counted_writes() -> Iterator[list[int]]:
+    """The bytes of each write that eventfold makes to a file while the block runs."""
+    written: list[int] = []
+    write = _layout.write
+
+    def count(fd: int, data: bytes, position: int) -> None:
+        written.append(len(data))
+        write(fd, data, position)
+
+    _layout.write = count
+    try:
+        yield written
+    finally:
+        _layout.write = write
+
+
+@asynccontextmanager
+async def appending(log: EventWriter, tasks: int) -> AsyncIterator[list[tuple[float, float]]]:
+    """Tasks that append one event after the other while the block runs; when each append began and ended."""
+    waits: list[tuple[float, float]] = []
+    number, going = numbers(), True
+
+    async def work() -> None:
+        while going:
+            event = Event(**sample_fields(next(number)))
+            begun = perf_counter()
+            await log.append(event)
+            waits.append((begun, perf_counter()))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(tasks):
+            group.create_task(work())
+        yield waits
+        going = False
+
+
+if __name__ == "__main__":
+    serve(Eventfold())

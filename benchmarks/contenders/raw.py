@@ -1,0 +1,162 @@
+"""The raw limit: what the machine gives to a program that does the least.
+
+Appends are one `os.write` and one `os.fdatasync` each, of lines that were encoded before, with no event loop. A replay
+decodes each line of the file into a plain `msgspec.Struct` and gives it to the reducer, with no checks, no offsets, and
+nothing else running meanwhile. A rotation compresses pieces of 4 MiB and syncs once, at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import msgspec
+
+from benchmarks._events import TYPES, PlainEvent, Totals, add, add_wanted, blocks, sample_fields, sample_lines
+from benchmarks._probe import growth, watch_loop
+
+from ._serve import Answer, Unsupported, serve
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+PIECE = 4 * 2**20
+
+
+def open_new(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+
+def write_lines(dir: Path, events: int, distinct: int | None) -> None:
+    """The sample events in `app.jsonl`."""
+    with open(dir / "app.jsonl", "wb") as file:
+        known: dict[int, bytes] = {}
+        for start, count in blocks(events, distinct):
+            lines = known.get(start) or b"".join(sample_lines(count, start))
+            if distinct is not None and start + count <= distinct:
+                known[start] = lines
+            file.write(lines)
+
+
+def fold(dir: Path, reducer: Callable[[Totals, PlainEvent], Totals], views: int) -> Totals:
+    decoder = msgspec.json.Decoder(PlainEvent)
+    states = [Totals() for _ in range(views)]
+    if views == 1:
+        state = states[0]
+        with open(dir / "app.jsonl", "rb") as file:
+            for line in file:
+                state = reducer(state, decoder.decode(line))
+        return state
+    with open(dir / "app.jsonl", "rb") as file:
+        for line in file:
+            event = decoder.decode(line)
+            for number in range(views):
+                states[number] = reducer(states[number], event)
+    return states[-1]
+
+
+class Raw:
+    async def append(self, dir: str, tasks: int, count: int, batch: int) -> Answer:
+        if tasks > 1:
+            raise Unsupported
+        lines = sample_lines(count * batch)
+        if batch > 1:
+            lines = [b"".join(lines[first : first + batch]) for first in range(0, len(lines), batch)]
+        fd = open_new(Path(dir, "raw.jsonl"))
+        try:
+            begun = perf_counter()
+            for line in lines:
+                os.write(fd, line)
+                os.fdatasync(fd)
+            return {"seconds": perf_counter() - begun}
+        finally:
+            os.close(fd)
+
+    async def write(self, dir: str, events: int, distinct: int | None) -> Answer:
+        write_lines(Path(dir), events, distinct)
+        return {}
+
+    async def replay(self, dir: str, views: int, types: list[str] | None) -> Answer:
+        if types not in (None, [TYPES[0]]):
+            raise Unsupported
+        begun = perf_counter()
+        state = fold(Path(dir), add if types is None else add_wanted, views)
+        return {"seconds": perf_counter() - begun, **msgspec.structs.asdict(state)}
+
+    async def refresh(self, dir: str, new: int, bytes: int) -> Answer:
+        """Awaiting a method that does nothing: the least that a refresh can do."""
+        if new:
+            raise Unsupported
+
+        class Stateful:
+            state = 0
+
+            async def refresh(self) -> int:
+                return self.state
+
+        stateful, calls = Stateful(), 10_000
+        begun = perf_counter()
+        for _ in range(calls):
+            await stateful.refresh()
+        return {"seconds": (perf_counter() - begun) / calls, "written": 0}
+
+    async def rotate(self, dir: str, tasks: int) -> Answer:
+        if tasks:
+            raise Unsupported
+        path = Path(dir, "app.jsonl")
+        begun = perf_counter()
+        self.compress(path)
+        return {"seconds": perf_counter() - begun, "bytes": path.stat().st_size}
+
+    def compress(self, path: Path) -> None:
+        options: dict[int, int] = {
+            zstd.CompressionParameter.compression_level: 3,
+            zstd.CompressionParameter.checksum_flag: 1,
+        }
+        fd = open_new(path.with_name("raw.zst"))
+        try:
+            with open(path, "rb") as file:
+                while piece := file.read(PIECE):
+                    os.write(fd, zstd.compress(piece, options=options))
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+    async def peak(self, dir: str, what: str) -> Answer:
+        works: dict[str, Callable[[], Any]] = {
+            "replay": lambda: fold(Path(dir), add, 1),
+            "rotate": lambda: self.compress(Path(dir, "app.jsonl")),
+        }
+        if what not in works:
+            raise Unsupported
+        with growth() as peak:
+            works[what]()
+        return {"bytes": peak()}
+
+    async def hold(self, dir: str, what: str, seconds: float) -> Answer:
+        """A loop with nothing to do, and one whose program has another thread that computes."""
+        if what == "nothing":
+            async with watch_loop() as watched:
+                await asyncio.sleep(seconds)
+        elif what == "a computing thread":
+
+            def compute(until: float) -> None:
+                while perf_counter() < until:
+                    msgspec.json.encode(sample_fields(1))
+
+            async with watch_loop() as watched:
+                await asyncio.to_thread(compute, perf_counter() + seconds)
+        else:
+            raise Unsupported
+        return watched.answer()
+
+
+if __name__ == "__main__":
+    serve(Raw())

@@ -1,0 +1,40 @@
+"""SQLite as in `sqlite`, with transactions that tasks share: `execute`, then `commit`, on one connection.
+
+That is what the first example of aiosqlite's pages comes to when many tasks use one connection: all that was executed
+before a commit is committed by it, whoever executed it. It is quick, and durable; but a task's rollback, or its failed
+statement, concerns the others too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from benchmarks._events import PlainEvent, plain_events
+
+from ._serve import Answer, serve, time_appends
+from .sqlite import INSERT, Log, connect, row
+
+
+class SharedLog(Log):
+    async def append(self, event: PlainEvent) -> None:
+        await self.db.execute(INSERT, row(event))
+        await self.db.commit()
+
+    async def append_many(self, events: Sequence[PlainEvent]) -> None:
+        await self.db.executemany(INSERT, map(row, events))
+        await self.db.commit()
+
+
+class SqliteShared:
+    @asynccontextmanager
+    async def log(self, dir: str) -> AsyncIterator[Log]:
+        async with connect(dir, "DEFERRED") as db:
+            yield SharedLog(db)
+
+    async def append(self, dir: str, tasks: int, count: int, batch: int) -> Answer:
+        return await time_appends(self.log(dir), plain_events(tasks * count * batch), tasks, batch)
+
+
+if __name__ == "__main__":
+    serve(SqliteShared())

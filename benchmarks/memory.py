@@ -1,0 +1,58 @@
+"""The peak memory of going through 1 GB.
+
+Each in a new process: by how much its resident memory grew at most, beyond what it had when everything was imported and
+the log was open. Measured once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ._bench import Bench, events_in
+from ._child import Contender
+from ._harness import Case, Figures, Table
+
+SIZE, QUICK_SIZE = 1_000_000_000, 10_000_000
+DISTINCT = 100_000
+
+
+def tables(bench: Bench) -> Iterator[Table]:
+    """The cases follow each other: the log is rotated once, and then read from the archive."""
+    size = bench.options.size(SIZE, QUICK_SIZE)
+    dirs: dict[str, Path | None] = {}
+
+    @contextmanager
+    def written() -> Iterator[None]:
+        with bench.new_dir() as parent:
+            for contender in bench.contenders("raw", "eventfold"):
+                dirs[contender.name] = bench.write(contender, parent, events_in(size), DISTINCT)
+            yield
+
+    def case(work: str, contender: Contender, what: str) -> Case:
+        def once() -> Figures | None:
+            dir = dirs[contender.name]
+            if dir is None:
+                return None
+            with contender.again() as new:
+                answer = new.ask("peak", dir=str(dir), what=what)
+            return None if answer is None else {"growth": answer["bytes"] / 1e6}
+
+        return Case(work, contender.name, once)
+
+    both = bench.contenders("raw", "eventfold")
+    not_raw = bench.contenders("eventfold")
+    yield Table(
+        "memory",
+        f"{size / 1e9:g} GB of log",
+        {"growth": "MB"},
+        [
+            *(case("replay into one view", contender, "replay") for contender in both),
+            *(case("rotate", contender, "rotate") for contender in both),
+            *(case("replay from the archive", contender, "replay") for contender in not_raw),
+        ],
+        rounds=1,
+        warm_up=False,
+        setting=written,
+    )

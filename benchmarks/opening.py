@@ -1,0 +1,71 @@
+"""Opening a log until a view's state is there, with and without a snapshot of it.
+
+With a snapshot the time must not depend on how long the log is. The figures are milliseconds.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ._bench import Bench
+from ._child import Contender
+from ._harness import Case, Figures, Goal, Table
+
+ARCHIVED = "archived, "
+# An opening with a snapshot takes a millisecond or so: a round does some, and takes their median.
+QUICK_ONES = 5
+
+
+def tables(bench: Bench) -> Iterator[Table]:
+    """The same logs for all rounds."""
+    sizes = [max(4, bench.options.events // share) for share in (100, 10, 1)]
+    contenders = bench.contenders("eventfold", "sqlite")
+    dirs: dict[tuple[str, int, str], Path | None] = {}
+
+    @contextmanager
+    def written() -> Iterator[None]:
+        with bench.new_dir() as parent:
+            for contender in contenders:
+                for events in sizes:
+                    dirs[contender.name, events, ""] = bench.write(contender, parent, events)
+            archived = parent / "archived"
+            shutil.copytree(parent / f"lines-{sizes[-1]}", archived)
+            bench.contender("eventfold").ask("rotate", dir=str(archived), tasks=0)
+            dirs["eventfold", sizes[-1], ARCHIVED] = archived
+            yield
+
+    def case(contender: Contender, events: int, snapshot: bool, kind: str = "") -> Case:
+        def once() -> Figures | None:
+            dir = dirs[contender.name, events, kind]
+            if dir is None:
+                return None
+            answers = [
+                contender.ask("open", dir=str(dir), snapshot=snapshot) for _ in range(QUICK_ONES if snapshot else 1)
+            ]
+            times = [answer["seconds"] * 1e3 for answer in answers if answer is not None]
+            return {"time": statistics.median(times)} if times else None
+
+        work = f"{events:,} events, {kind}{'with' if snapshot else 'without'} a snapshot"
+        long = snapshot and contender.name == "eventfold" and events == sizes[-1]
+        return Case(work, contender.name, once, (Goal(1.5, at_least=False, to=shortest),) if long else ())
+
+    shortest = f"{sizes[0]:,} events, with a snapshot, eventfold"
+    cases = [case(contender, events, True) for events in sizes for contender in contenders]
+    cases.append(case(bench.contender("eventfold"), sizes[-1], True, ARCHIVED))
+    cases += [case(contender, events, False) for events in sizes for contender in contenders]
+    yield Table(
+        "open",
+        "opening with one view",
+        {"time": "ms"},
+        cases,
+        notes=[
+            "The goal says that the time with a snapshot does not grow with the log.",
+            f"Without a snapshot, saving one is included. With one, a round is the median of {QUICK_ONES} openings.",
+            "eventfold takes the lock, and looks at the end of the log for what a crash may have left.",
+        ],
+        setting=written,
+    )

@@ -1,0 +1,209 @@
+"""The benchmarks: that each of them runs and gives figures, and that what is made of the figures is right.
+
+Running them needs the extra named `benchmark`; what they measure is not looked at here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import process_time, sleep
+from typing import Any
+
+import pytest
+from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks._child import Contender, ContenderError
+from benchmarks._harness import Case, Figures, Goal, Table, measure
+from benchmarks._probe import watch_loop
+from benchmarks._report import all_losses, replaced
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+MISSING = [
+    name
+    for name in ("aiofiles", "aiosqlite", "eventsourcing", "matplotlib", "uvloop")
+    if importlib.util.find_spec(name) is None
+]
+needs_extra = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (the extra benchmark)")
+
+# A contender that does one thing, in no time, and can't do anything else.
+ELSEWHERE = """
+import json, sys
+for line in sys.stdin:
+    request = json.loads(line)
+    able = request["do"] == "refresh" and not request["new"]
+    print(json.dumps({"seconds": 0.001, "written": 0} if able else {"unsupported": True}), flush=True)
+"""
+
+
+def run(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
+    """The tables of a very small run of `python -m benchmarks`."""
+    file = tmp_path / "figures.json"
+    sizes = ["--quick", "--events", "400", "--rounds", "1"]
+    main([*arguments, *sizes, "--dir", str(tmp_path), "--json", str(file)])
+    results: list[dict[str, Any]] = json.loads(file.read_text())["results"]
+    return results
+
+
+def figures_of(results: list[dict[str, Any]]) -> Iterator[float]:
+    for result in results:
+        for case in result["cases"]:
+            yield from (figure for figures in case["rounds"] for figure in figures.values())
+
+
+@needs_extra
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_benchmark_gives_finite_figures_and_has_its_place_on_the_page(name: str, tmp_path: Path) -> None:
+    """For every contender that it names, in the table, in the JSON and in a plot."""
+    shutil.copy(PAGE, tmp_path)
+    results = run(tmp_path, name, "--report", str(tmp_path))
+
+    assert results
+    assert all(result["cases"] for result in results)
+    assert all(math.isfinite(figure) and figure >= 0 for figure in figures_of(results))
+    for result in results:
+        assert (tmp_path / "benchmarks" / f"{result['name']}.png").stat().st_size > 1000
+
+
+@needs_extra
+def test_the_benchmarks_run_on_uvloop(tmp_path: Path) -> None:
+    results = run(tmp_path, "refresh", "--loop", "uvloop")
+
+    assert all(math.isfinite(figure) for figure in figures_of(results))
+
+
+@needs_extra
+def test_another_program_is_measured_beside_the_built_in_contenders(tmp_path: Path) -> None:
+    program = tmp_path / "elsewhere.py"
+    program.write_text(ELSEWHERE)
+    nothing_new, ten_new = run(tmp_path, "refresh", "--contender", f"elsewhere={sys.executable} {program}")
+
+    times = [case["median"] for case in nothing_new["cases"] if case["contender"] == "elsewhere"]
+    assert times == [1000, 1000]
+    assert "elsewhere" not in {case["contender"] for case in ten_new["cases"]}
+    assert any(remark.startswith("elsewhere can't do:") for remark in ten_new["remarks"])
+
+
+@pytest.mark.parametrize(
+    ("program", "complaint"),
+    [
+        ("print('hello')", "something else than JSON"),
+        ("print('[]')", "something else than a JSON object"),
+        ('print(\'{"error": "out of ink"}\')', "out of ink"),
+        ("raise SystemExit(3)", "ended without an answer, with 3"),
+    ],
+)
+def test_a_contender_that_fails_is_named_with_the_reason(program: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(f"import sys\nsys.stdin.readline()\n{program}\n")
+    with Contender("theirs", [sys.executable, str(path)]) as contender, pytest.raises(ContenderError) as raised:
+        contender.ask("append")
+
+    assert "theirs" in str(raised.value)
+    assert complaint in str(raised.value)
+
+
+def test_a_contender_that_cannot_be_started_is_named(tmp_path: Path) -> None:
+    with Contender("theirs", [str(tmp_path / "nothing")]) as contender, pytest.raises(ContenderError, match="theirs"):
+        contender.ask("append")
+
+
+@pytest.mark.parametrize("option", ["", "name", "=command", "name=", "name= ", "sqlite=command"])
+def test_a_contender_needs_a_name_of_its_own_and_a_command(option: str) -> None:
+    with pytest.raises(ValueError, match="NAME=COMMAND"):
+        Contender.from_option(option)
+
+
+async def test_a_held_loop_is_seen_and_only_what_this_process_computed_is_laid_to_it() -> None:
+    """First 30 ms of computing, then 30 ms of sleeping in a call that blocks."""
+    async with watch_loop() as computing:
+        await asyncio.sleep(0)
+        until = process_time() + 0.03
+        while process_time() < until:
+            pass
+    async with watch_loop() as sleeping:
+        await asyncio.sleep(0)
+        sleep(0.03)
+
+    assert max(computing.ours) >= 0.029
+    assert computing.callback >= 0.02
+    assert max(sleeping.late) >= 0.029
+    assert max(sleeping.ours) < max(sleeping.late)
+
+
+def case_of(work: str, contender: str, rates: list[float], calls: list[str], *goals: Goal) -> Case:
+    """A case whose rounds give these figures, the first of which is the warm-up's."""
+    left = iter(rates)
+
+    def once() -> Figures:
+        calls.append(contender)
+        return {"rate": next(left)}
+
+    return Case(work, contender, once, goals)
+
+
+def table_of(*cases: Case, more_is_better: bool = True) -> Table:
+    return Table("name", "title", {"rate": "events/s"}, list(cases), more_is_better)
+
+
+def test_rounds_interleave_and_the_first_does_not_count() -> None:
+    calls: list[str] = []
+    one, other = case_of("w", "a", [9, 1, 2, 3], calls), case_of("w", "b", [9, 2, 2, 12], calls)
+    result = measure(table_of(one, other), 3)
+
+    assert calls == ["a", "b"] * 4
+    assert [row.figures for row in result.rows] == [[1, 2, 3], [2, 2, 12]]
+    assert [row.ratio for row in result.rows] == [1, 2]
+
+
+def test_a_goal_is_judged_by_the_ratios_within_the_rounds() -> None:
+    """Here the medians' ratio would be 1, and that of the rounds is 2."""
+    calls: list[str] = []
+    raw = case_of("w", "raw", [1, 10, 20, 40], calls)
+    goals = Goal(2, to="w, raw"), Goal(2.1, to="w, raw"), Goal(30, at_least=False)
+    ours = case_of("w", "eventfold", [1, 20, 40, 20], calls, *goals)
+    result = measure(table_of(raw, ours), 3)
+
+    assert [verdict.reached for verdict in result.verdicts()] == [True, False, True]
+    assert any(loss.startswith("MISSED: w, eventfold: 2 times w, raw") for loss in result.losses())
+
+
+@pytest.mark.parametrize(("more_is_better", "losses"), [(True, ["w, eventfold: b is 2 times as fast"]), (False, [])])
+def test_a_loss_is_told_where_somebody_does_the_same_work_better(more_is_better: bool, losses: list[str]) -> None:
+    calls: list[str] = []
+    cases = [
+        case_of("w", "eventfold", [1, 1], calls),
+        case_of("w", "b", [2, 2], calls),
+        case_of("other", "b", [9, 9], calls),
+    ]
+    result = measure(table_of(*cases, more_is_better=more_is_better), 1)
+
+    assert result.losses() == losses
+
+
+def test_who_cannot_do_a_work_is_left_out_and_named() -> None:
+    calls: list[str] = []
+    result = measure(table_of(case_of("w", "a", [1, 1], calls), Case("w", "b", lambda: None)), 1)
+
+    assert [row.case.contender for row in result.rows] == ["a"]
+    assert "b can't do: w." in result.remarks()
+
+
+def test_the_losses_of_all_tables_on_the_page_are_told_together() -> None:
+    tables = "".join(f"<!-- {name} -->\n- a note\n\nWhere we lose:\n\n- of {name}\n<!-- /{name} -->\n" for name in "ab")
+    page = f"<!-- losses -->\n- old\n<!-- /losses -->\n{tables}<!-- c -->\nNo losses.\n<!-- /c -->\n"
+
+    assert all_losses(page).splitlines() == ["- **a**: of a", "- **b**: of b"]
+
+
+def test_a_report_replaces_only_what_stands_between_its_marks() -> None:
+    page = "before\n<!-- a -->\nold\n<!-- /a -->\nafter\n<!-- b -->\nkept\n<!-- /b -->\n"
+
+    assert replaced(page, "a", "new") == page.replace("old", "\nnew")
+    with pytest.raises(ValueError, match="no place for c"):
+        replaced(page, "c", "new")
