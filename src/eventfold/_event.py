@@ -35,7 +35,7 @@ class Head(NamedTuple):
     line_hash: str
 
 
-class AppendResult(msgspec.Struct, frozen=True):
+class AppendResult(msgspec.Struct, frozen=True, gc=False):
     """Where an event's line stands in the whole log (bytes), and its hash."""
 
     start_offset: int
@@ -111,7 +111,7 @@ def _event(type: str, data: Any, ts: int, id: str | None, actor: str | None, met
     return Event(type, data, ts=ts, id=id, actor=actor, meta=meta)
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """An event as it stands in the log; its offsets are bytes in the whole log."""
 
     event: Event

@@ -179,8 +179,11 @@ class Parts:
             raise ValueError(f"offset {offset} is not where a line begins")
         return line_before(self.fd, end)[1]
 
-    def check_line_before(self, offset: int, expected: str) -> None:
-        """Raises `CorruptLogError` where the line that ends at `offset` is not the one of this hash."""
+    def check_line_before(self, head: Head) -> None:
+        """Raises `CorruptLogError` where what was the head once is not in the log: where no such line ends there."""
+        offset, expected = head
+        if not offset:
+            return
         if self.archive is not None and offset == self.archive.head.offset:
             found = self.archive.head.line_hash
         else:

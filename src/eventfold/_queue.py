@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import msgspec
 
 from ._errors import AppendConflict, ConditionalAppendError, fresh
 from ._event import AppendResult, Head, line_hash
 
+# So many are told in one turn of the loop: whoever waits for an append runs in the next, and others want to run too.
+TOLD_AT_ONCE = 1000
 # Bytes of lines that may wait; whoever comes then waits for a place before its event is encoded.
 QUEUE_SIZE = 16 * 2**20
 
 Results = list[AppendResult]
 
 
-class Append(msgspec.Struct, eq=False):
+class Append(msgspec.Struct, eq=False, gc=False):
     """One call that waits, with its lines; `expected` is the head that it needs, None for any."""
 
     lines: list[bytes]
@@ -32,29 +35,53 @@ class Append(msgspec.Struct, eq=False):
     outcome: Results | ConditionalAppendError = []
 
 
-class Batch:
+class Batch(NamedTuple):
     """Appends that are written together: their lines, and the head after these."""
 
-    def __init__(self, appends: list[Append], lines: list[bytes], head: Head) -> None:
-        self._appends = appends
-        self.data = b"".join(lines)
-        self.head = head
+    appends: list[Append]
+    data: bytes
+    head: Head
 
-    def settle(self) -> None:
-        """Gives each append its results, or its conflict."""
-        for append in self._appends:
+    def fail(self, error: Exception) -> None:
+        """Gives each append the error."""
+        for append in self.appends:
+            if not append.future.done():
+                append.future.set_exception(fresh(error))
+
+
+class Answers:
+    """Appends whose outcome is known, and those who wait are told, in order and not too many in one turn of the loop.
+
+    `told` is called after each lot. Those who were told run before it is, if the loop calls what it calls in order.
+    """
+
+    def __init__(self, told: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._told = told
+        self._due: deque[Append] = deque()
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def add(self, appends: Iterable[Append]) -> None:
+        """Tells these after those that are still to be told."""
+        under_way = bool(self._due)
+        self._due.extend(appends)
+        if not under_way:
+            self._tell()
+
+    def _tell(self) -> None:
+        for _ in range(min(len(self._due), TOLD_AT_ONCE)):
+            append = self._due.popleft()
             if append.future.done():  # cancelled meanwhile: nobody waits for the answer
                 continue
             if isinstance(append.outcome, list):
                 append.future.set_result(append.outcome)
             else:
                 append.future.set_exception(append.outcome)
-
-    def fail(self, error: Exception) -> None:
-        """Gives each append the error."""
-        for append in self._appends:
-            if not append.future.done():
-                append.future.set_exception(fresh(error))
+        if self._due:
+            self._loop.call_soon(self._tell)
+        self._told()
 
 
 class AppendQueue:
@@ -131,7 +158,7 @@ class AppendQueue:
         self._appends = []
         self._size = 0
         self.give_places()
-        return Batch(taken, lines, Head(offset, last_hash))
+        return Batch(taken, b"".join(lines), Head(offset, last_hash))
 
 
 def _conflict(expected: Head, head: Head) -> ConditionalAppendError:

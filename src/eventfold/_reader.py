@@ -165,9 +165,9 @@ class EventReader:
         """What stands between two offsets; `after` is the hash of the line that must end at the first, if known."""
         if offset == end:
             return
-        last = None if self._directory is None else self._directory.last_commit(offset, end)
+        last = None if self._directory is None else self._directory.newest(offset, end, after)
         if last is not None:
-            # Fresh from this process's writer: no trip to the disk for everybody who waited for it.
+            # In memory: no trip to the disk for everybody who waited for it.
             for piece in Decoder(types, places=places).feed(last):
                 yield piece
             return
@@ -303,7 +303,7 @@ class _Blocks:
     def _read(layout: Layout, offset: int, end: int, after: str) -> Generator[Lines, None, None]:
         with Parts(layout) as parts:
             if after:
-                parts.check_line_before(offset, after)
+                parts.check_line_before(Head(offset, after))
             yield from parts.lines(offset, end)
 
     def next(self) -> Lines | None:

@@ -17,8 +17,8 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from watchfiles import watch
+from pathlib import Path
+from typing import Any
 
 from ._errors import CorruptLogError, fresh
 from ._event import Head
@@ -30,6 +30,15 @@ logger = logging.getLogger("eventfold")
 
 LOOK_INTERVAL = 0.25
 _STEP = 2  # milliseconds between two looks at the hints that came in
+# So many waits end in one turn of the loop: those who waited run in the next, and others want to run too.
+_ENDED_AT_ONCE = 200
+
+
+def watch(path: Path, **options: Any) -> Iterator[Any]:
+    """`watchfiles.watch`, imported only by who watches: it takes as long as all the rest."""
+    from watchfiles import watch
+
+    return watch(path, **options)
 
 
 class Scope:
@@ -63,11 +72,13 @@ class _Wait:
         else:
             self.future.set_result(news)
 
-    def end_from_thread(self, news: Head | Exception) -> None:
-        try:
-            self.loop.call_soon_threadsafe(self.end, news)
-        except RuntimeError:  # its loop is closed: nobody waits any more
-            pass
+
+def _end(waits: list[_Wait], news: Head | Exception) -> None:
+    """Ends the waits of one loop, in that loop."""
+    for wait in waits[:_ENDED_AT_ONCE]:
+        wait.end(news)
+    if rest := waits[_ENDED_AT_ONCE:]:
+        rest[0].loop.call_soon(_end, rest, news)
 
 
 class Directory:
@@ -80,7 +91,8 @@ class Directory:
         self._interested = 0
         self._watcher: _Watcher | None = None
         self.durable_head: Head | None = None
-        self._last_commit: Lines | None = None
+        # The newest lines, if they are few, and the hash of the line before them.
+        self._newest: tuple[str, Lines] | None = None
 
     def __repr__(self) -> str:
         return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
@@ -89,41 +101,53 @@ class Directory:
         """In a forked child: forgets the writer, the watcher and the waits, which are the parent's."""
         self._lock = threading.Lock()
         self._waits, self._interested = set(), 0
-        self._watcher = self.durable_head = self._last_commit = None
+        self._watcher = self.durable_head = self._newest = None
 
-    def last_commit(self, start: int, end: int) -> Lines | None:
-        """The lines from one offset to another, if they are what the writer of this process committed last."""
-        last = self._last_commit
-        if last is None or last.start_offset != start or start + len(last.data) != end:
+    def newest(self, start: int, end: int, after: str) -> Lines | None:
+        """The lines from one offset to another, if they are what came in last and stand after the line of that hash."""
+        if self._newest is None:
             return None
-        return last
+        before, lines = self._newest
+        if lines.start_offset != start or start + len(lines.data) != end or (after and after != before):
+            return None
+        return lines
 
     def publish(self, head: Head | None, data: bytes = b"") -> None:
         """The writer of this process says what is durable now, and what it wrote last; None says that it is gone."""
-        small = head is not None and 0 < len(data) <= SLICE_SIZE
-        self._last_commit = Lines(self._layout.log_path, head.offset - len(data), data) if head and small else None
         known, self.durable_head = self.durable_head, head
         if head is not None:
-            self.tell(head)
+            self.tell(head, known, data)
         if known is None or head is None:
             self._mind_the_watcher()
 
-    def tell(self, news: Head | Exception) -> None:
-        """Ends the waits that this head, or this failure to find it, is news for. Any thread may call it."""
+    def tell(self, news: Head | Exception, known: Head | None = None, data: bytes = b"") -> None:
+        """Ends the waits that this head, or this failure to find it, is news for. Any thread may call it.
+
+        `data` are the lines from the head that was known before up to this one, if they are few.
+        """
+        self._newest = None
+        if isinstance(news, Head) and known is not None and 0 < len(data) <= SLICE_SIZE:
+            self._newest = known.line_hash, Lines(self._layout.log_path, known.offset, data)
         if not self._waits:
             return
+        due: dict[asyncio.AbstractEventLoop, list[_Wait]] = {}
         with self._lock:
-            due = [
-                wait
-                for wait in self._waits
-                if isinstance(news, Exception) or wait.offset < news.offset or (wait.seen and wait.offset > news.offset)
-            ]
+            for wait in self._waits:
+                if (
+                    isinstance(news, Exception)
+                    or wait.offset < news.offset
+                    or (wait.seen and wait.offset > news.offset)
+                ):
+                    due.setdefault(wait.loop, []).append(wait)
         here = asyncio._get_running_loop()
-        for wait in due:
-            if wait.loop is here:
-                wait.end(news)
-            else:
-                wait.end_from_thread(news)
+        for loop, waits in due.items():
+            if loop is here:
+                _end(waits, news)
+                continue
+            try:
+                loop.call_soon_threadsafe(_end, waits, news)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                pass
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -175,7 +199,7 @@ class Directory:
 class _Watcher:
     """A thread that looks at a directory whenever something may have happened in it."""
 
-    def __init__(self, layout: Layout, tell: Callable[[Head | Exception], None]) -> None:
+    def __init__(self, layout: Layout, tell: Callable[..., None]) -> None:
         self._layout = layout
         self._tell = tell
         self._stop = threading.Event()
@@ -229,11 +253,24 @@ class _Watcher:
             seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
             if seen != self._seen:
                 with Parts(self._layout) as parts:
-                    self.head = parts.head()
+                    known, self.head = self.head, parts.head()
+                    # Read once for all who wait for it.
+                    data = b"" if known is None else _few_lines(parts, known, self.head)
                 self._seen = seen
-                self._tell(self.head)
+                self._tell(self.head, known, data)
         except (OSError, CorruptLogError) as error:
             self._tell(error)
+
+
+def _few_lines(parts: Parts, start: Head, end: Head) -> bytes:
+    """The lines from one head to another; nothing where they are many, or not those that stood there."""
+    if not 0 < end.offset - start.offset <= SLICE_SIZE:
+        return b""
+    try:
+        parts.check_line_before(start)
+        return b"".join(lines.data for lines in parts.lines(start.offset, end.offset))
+    except (CorruptLogError, ValueError):
+        return b""
 
 
 _directories: weakref.WeakValueDictionary[str, Directory] = weakref.WeakValueDictionary()

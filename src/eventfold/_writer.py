@@ -28,7 +28,7 @@ from ._aio import Opening, Thread, in_thread
 from ._errors import EventfoldError, LogClosedError, WriterFailedError, fresh
 from ._event import AppendResult, Event, Head, encode_line
 from ._layout import Layout
-from ._queue import AppendQueue, Batch
+from ._queue import Answers, AppendQueue, Batch
 from ._reader import EventReader
 from ._watch import Scope, directory
 
@@ -87,6 +87,8 @@ class EventWriter:
         self._loop = asyncio.get_running_loop()
         self._scope = Scope()
         self._queue = AppendQueue(self._wake)
+        # Those who are told run first, so that what they append at once is in the next batch.
+        self._answers = Answers(self._wake)
         self._busy = True  # whether the thread has a commit or a sync to do
         self._woken = False  # whether `_go_on` is about to be called
         self._unsynced = False
@@ -277,9 +279,8 @@ class EventWriter:
                 always = self._sync is SyncMode.ALWAYS
                 self._thread.begin(partial(self._committed, batch), self._active.commit, batch.data, batch.head, always)
             else:  # nothing but conflicts, and appends that were cancelled
-                batch.settle()
-                self._wake()
-        elif ending and not self._ended.done():
+                self._answers.add(batch.appends)
+        elif ending and not self._answers and not self._ended.done():
             self._ended.set_result(None)
 
     def _committed(self, batch: Batch, result: None, error: BaseException | None) -> None:
@@ -296,9 +297,8 @@ class EventWriter:
                 if self._sync is SyncMode.EVERY_SECOND and self._sync_timer is None:
                     self._sync_timer = self._loop.call_later(SYNC_INTERVAL, self._sync_is_due)
             self._place.publish(batch.head, batch.data)
-            batch.settle()
+            self._answers.add(batch.appends)
             self._rotate_if_large()
-        # Those who have their answer run first, so that what they append at once is in the next batch.
         self._wake()
 
     def _sync_is_due(self) -> None:
