@@ -1,0 +1,69 @@
+"""A process whose disk is cut off: tasks append, the log rotates, a view is saved, a consumer commits.
+
+Arguments: the directory, the round, and the operations of `eventfold._layout` that are to do nothing. Each task's
+events are numbered from 0; task 0 appends batches of three. What is acknowledged is told on standard output, which must
+lie outside the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+from eventfold import Event, EventLog, View, _layout
+
+TASKS = 12
+BATCH = 3
+
+
+def count(state: dict[str, int], event: Event) -> dict[str, int]:
+    """Counts the events of each round."""
+    key = str(event.data["round"])
+    state[key] = state.get(key, 0) + 1
+    return state
+
+
+def counts() -> View[dict[str, int]]:
+    """The view that the process keeps."""
+    return View("counts", count, dict)
+
+
+def tell(*words: Any) -> None:
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+async def append_for_ever(log: EventLog, round: int, task: int) -> None:
+    n = 0
+    while True:
+        size = BATCH if task == 0 else 1
+        events = [Event("cut", {"round": round, "task": task, "n": n + i, "text": "x" * task}) for i in range(size)]
+        for result in await log.append_many(events) if size > 1 else [await log.append(events[0])]:
+            tell("event", round, task, n, result.end_offset)
+            n += 1
+
+
+async def refresh_for_ever(log: EventLog) -> None:
+    async for _ in log.watch("counts"):
+        await log.refresh_all()
+
+
+async def commit_for_ever(log: EventLog) -> None:
+    consumer = log.consumer("mailer")
+    async for record in consumer:
+        await consumer.commit(record)
+        tell("commit", record.end_offset)
+
+
+async def main() -> None:
+    for name in sys.argv[3:]:
+        setattr(_layout, name, lambda _: None)
+    tell("opening")
+    async with EventLog.open(sys.argv[1], views=[counts()], max_log_size=3000) as log:
+        appends = (append_for_ever(log, int(sys.argv[2]), task) for task in range(TASKS))
+        await asyncio.gather(refresh_for_ever(log), commit_for_ever(log), *appends)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,140 @@
+"""Power cuts: an ext4 that is shut down, without a flush, under a process that writes to it.
+
+Only what was acknowledged before the cut must be there after it. `EVENTFOLD_POWER_CUT_ROUNDS` says how many cuts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from tests.crash.mounts import Ext4, ext4
+from tests.crash.power_cut_writer import counts
+from tests.crash.test_kill import check_round
+from tests.crash.truth import check_archive, read, read_now
+
+from eventfold import Event, EventfoldError, EventLog, EventReader, Record
+
+SCRIPT = Path(__file__).with_name("power_cut_writer.py")
+ROUNDS = int(os.environ.get("EVENTFOLD_POWER_CUT_ROUNDS", "8"))
+# After so many rounds a new directory is begun, so that what is read again and again stays small.
+ROUNDS_PER_DIRECTORY = 10
+
+pytestmark = pytest.mark.power_cut
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Ext4]:
+    """An ext4 whose power can be cut."""
+    with ext4(tmp_path / "disk") as mounted:
+        yield mounted
+
+
+class Told(NamedTuple):
+    """What a process said before the cut: events as (round, task, n, end offset), and a consumer's commits."""
+
+    events: list[tuple[int, ...]]
+    commits: list[int]
+
+    def add(self, other: Told) -> None:
+        self.events.extend(other.events)
+        self.commits.extend(other.commits)
+
+
+def cut(disk: Ext4, directory: Path, round: int, after: int, *left_out: str) -> Told:
+    """Lets a process write and cuts the power once it has told so many things; what it had told by then."""
+    command = [sys.executable, str(SCRIPT), str(directory), str(round), *left_out]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
+        told = b""
+        try:
+            while told.count(b"\n") <= after:
+                piece = process.stdout.read(4096)
+                assert piece, f"the writer ended by itself, having told {told!r:.200}"
+                told += piece
+            disk.cut_power()
+        finally:
+            process.kill()
+    disk.unmount()
+    assert disk.needs_replay
+    disk.mount()
+    lines = [line.split() for line in told.decode().split("\n")[1:-1]]
+    events = [tuple(map(int, words[1:])) for words in lines if words[0] == "event"]
+    return Told(events, [int(words[1]) for words in lines if words[0] == "commit"])
+
+
+def lost(records: list[Record], told: Told) -> int:
+    """How many of the acknowledged events are not where they were said to be."""
+    found = {(r.event.data["round"], r.event.data.get("task"), r.event.data.get("n"), r.end_offset) for r in records}
+    return sum(event not in found for event in told.events)
+
+
+async def place(log: EventLog) -> int:
+    """Where the consumer goes on."""
+    async for record in log.consumer("mailer"):
+        return record.start_offset
+    raise AssertionError("the log was closed")
+
+
+async def read_what_is_left(directory: Path) -> list[Record]:
+    """The events before whatever can't be read."""
+    records = []
+    try:
+        async for record in EventReader(directory).read_full():
+            records.append(record)
+    except EventfoldError:
+        pass
+    return records
+
+
+async def test_a_power_cut_loses_nothing_that_was_acknowledged(disk: Ext4) -> None:
+    """Each event is there once and in its task's order, batches whole, the view a replay, the consumer not set back."""
+    dice = random.Random(5)
+    told, directory = Told([], []), disk.path / "data"
+    total = commits = cut_in_rotation = 0
+    for round in range(ROUNDS):
+        if round % ROUNDS_PER_DIRECTORY == 0:
+            told, directory = Told([], []), disk.path / f"data{round}"
+        # Sometimes nothing more than that it is about to open: then the recovery of the last cut is cut.
+        after = dice.choice((0, dice.randrange(1, 30), dice.randrange(1, 1500)))
+        new = await asyncio.to_thread(cut, disk, directory, round, after)
+        told.add(new)
+        cut_in_rotation += any(directory.glob("app.jsonl.next.*"))
+        before = await read(directory)
+        check_round(before, told.events)
+        assert lost(before, told) == 0
+        async with EventLog.open(directory, views=[counts()]) as log:
+            assert [(r.end_offset, r.line_hash) for r in await read(directory)] == [
+                (r.end_offset, r.line_hash) for r in before
+            ]
+            assert log.view("counts") == Counter(str(record.event.data["round"]) for record in before)
+            last = await log.append(Event("reopened", {"round": round}))
+            assert max(told.commits, default=0) <= await place(log) <= last.start_offset
+            await log.rotate()
+            assert log.head.offset == last.end_offset
+            check_archive(directory, (await asyncio.to_thread(read_now, directory))[1])
+        total += len(new.events)
+        commits += len(new.commits)
+    print(f"{ROUNDS} cuts, {cut_in_rotation} in a rotation, {total} events and {commits} commits acknowledged, 0 lost")
+
+    assert total >= ROUNDS * 20
+
+
+async def test_without_syncs_a_power_cut_loses_events(disk: Ext4) -> None:
+    """Else the test above would show nothing."""
+    told = missing = 0
+    for round in range(3):
+        directory = disk.path / f"data{round}"
+        acknowledged = await asyncio.to_thread(cut, disk, directory, round, 200, "sync", "sync_dir")
+        told += len(acknowledged.events)
+        missing += lost(await read_what_is_left(directory), acknowledged)
+    print(f"without syncs: 3 cuts, {told} events acknowledged, {missing} lost")
+
+    assert missing > 0
