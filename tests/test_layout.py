@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,17 @@ async def test_the_guard_sees_every_file_operation_on_the_loop(
         with pytest.raises(BlockingError):
             getattr(_layout, operation)(*arguments[operation])
     loop_guard.clear()
+
+
+def test_temporary_files_of_killed_processes_are_removed_and_no_others(tmp_path: Path) -> None:
+    """Those of a process that lives may be about to be renamed."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    left = {f".a.json.{ended.pid}.0.tmp", f".a.json.{2**70}.0.tmp.x", f"a.json.{ended.pid}.0.tmp", "a.json"}
+    kept = {f".a.json.{os.getpid()}.0.tmp", *left} - {f".a.json.{ended.pid}.0.tmp"}
+    for name in left | kept:
+        tmp_path.joinpath(name).touch()
+    _layout.discard_leftovers(tmp_path)
+    _layout.discard_leftovers(tmp_path / "not there")
+
+    assert {path.name for path in tmp_path.iterdir()} == kept

@@ -20,6 +20,7 @@ from typing import NamedTuple
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _NEXT = re.compile(r"app\.jsonl\.next\.(\d+)\.(\d+)\.(\d+)")
 _WRITE_SIZE = 1024**3  # Linux writes no more than 2 GiB in one call
+_TEMPORARY = re.compile(r"\..*\.(\d+)\.\d+\.tmp")
 _serial = itertools.count()
 
 
@@ -162,6 +163,27 @@ def replace_file(path: Path, data: bytes) -> None:
         discard(temporary)
         raise
     sync_dir(path.parent)
+
+
+def discard_leftovers(directory: Path) -> None:
+    """Removes the temporary files of `replace_file` whose process is no more: it was killed."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return
+    for name in names:
+        if (match := _TEMPORARY.fullmatch(name)) and not _is_alive(int(match[1])):
+            discard(directory / name)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 def lock(fd: int) -> bool:

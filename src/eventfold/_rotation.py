@@ -222,6 +222,8 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
     fd = open_locked(layout, lock)
     rotation = None
     try:
+        for directory in (layout.dir, layout.views_dir, layout.consumers_dir):
+            _layout.discard_leftovers(directory)
         _layout.sync_dir(layout.dir)
         rotation = recover(layout, fd)
         before = _archive_head(layout, rotation is not None)
