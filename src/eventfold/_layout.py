@@ -197,7 +197,10 @@ def lock(fd: int) -> bool:
 
 def unlock(fd: int) -> None:
     """Lets the flock go, also where a forked child still has the descriptor. In that child it would be the parent's."""
-    fcntl.flock(fd, fcntl.LOCK_UN)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    except OSError:
+        pass  # closing the descriptor does it too, but for the child
 
 
 def check_space(fd: int, size: int) -> None:

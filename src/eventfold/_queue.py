@@ -19,7 +19,7 @@ from ._errors import AppendConflict, ConditionalAppendError, fresh
 from ._event import AppendResult, Head, line_hash
 
 # So many are told in one turn of the loop: whoever waits for an append runs in the next, and others want to run too.
-TOLD_AT_ONCE = 1000
+TOLD_AT_ONCE = 500
 # Bytes of lines that may wait; whoever comes then waits for a place before its event is encoded.
 QUEUE_SIZE = 16 * 2**20
 

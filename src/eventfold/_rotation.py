@@ -174,7 +174,8 @@ def recover(layout: Layout, active_fd: int) -> Rotation | None:
             end = span.after
         if os.fstat(archive_fd).st_size > end:
             _layout.truncate(archive_fd, end)
-            _layout.sync(archive_fd)
+        # Also where nothing was cut: what a killed process wrote may be in the page cache only.
+        _layout.sync(archive_fd)
     finally:
         os.close(archive_fd)
     if end == left.archive_size:

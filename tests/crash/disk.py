@@ -1,25 +1,31 @@
-"""A disk that forgets: file operations are recorded, and every state that a crash can leave is computed from them.
+"""A disk that forgets: file operations are recorded, and every state that a crash can leave computed from them.
 
-A killed process leaves all that it did. A power cut leaves what was synced, and of the rest anything: any of the
-changes to names, and of what was written to each file everything, nothing, a part, or the size without the data.
+A killed process leaves all that it did; of its last write, any beginning. A power cut leaves what was synced, and of
+the rest anything: any of the changes to names that no sync of their directory followed, and of what was written to each
+file everything, nothing, a part, or the size without the data.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
+from tests.crash.truth import Truth
 
 from eventfold import _layout
 
 Files = dict[str, bytes]
 ARCHIVE = "archive.jsonl.zst"
+LOG = "app.jsonl"
 _SERIAL = re.compile(r"\.\d+\.\d+\.tmp$")
 
 
@@ -32,54 +38,114 @@ class Op(NamedTuple):
     position: int = 0
 
 
+class Expected(NamedTuple):
+    """What must be found after a crash.
+
+    The log is the truth's, up to an end at or after `acknowledged` (after a power cut) or `written` (after a kill).
+    `kept` names files that may hold nothing else than one of these; None where there may be no file.
+    """
+
+    truth: Truth
+    acknowledged: int = 0
+    written: int = 0
+    kept: Mapping[str, tuple[bytes | None, ...]] = {}
+
+
+class Recorded(NamedTuple):
+    """Where an operation began, what it did, and what was expected when it began."""
+
+    files: Files
+    ops: list[Op]
+    expected: Expected
+
+
 def write_files(directory: Path, files: Files) -> Path:
     """Makes a directory with these files."""
     directory.mkdir()
     for name, data in files.items():
-        (directory / name).write_bytes(data)
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
     return directory
 
 
 def read_files(directory: Path) -> Files:
-    """The names and contents of all files in a directory."""
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+    """The names and contents of all files in a directory and those below it."""
+    paths = sorted(directory.rglob("*"))
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+
+
+@contextmanager
+def scratch_directory(otherwise: Path) -> Iterator[Path]:
+    """A directory for many small files that are soon gone: in memory where there is such a place."""
+    memory = Path("/dev/shm")
+    if not (memory.is_dir() and os.access(memory, os.W_OK)):
+        yield otherwise
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as directory:
+        yield Path(directory)
 
 
 class Journal:
-    """Records the operations on one directory's files, in the order in which they were done; syncs nothing."""
+    """Records the operations below one directory, in the order in which they were done; syncs nothing."""
+
+    _numbers: ClassVar[Iterator[int]] = itertools.count()
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
         self.ops: list[Op] = []
         self.before_archive_write: list[Callable[[], None]] = []
+        self.log_write_ends_after: int | None = None
         self._directory = directory
         self._lock = threading.RLock()
         self._open: dict[int, tuple[int, str]] = {}
-        self._numbers = itertools.count()
         self._originals: dict[str, Callable[..., Any]] = {}
-        for name in ("open_file", "write", "sync", "truncate", "rename", "unlink", "sync_dir", "make_dir"):
+        for name in ("open_file", "write", "sync", "truncate", "rename", "unlink", "sync_dir"):
             self._originals[name] = getattr(_layout, name)
             monkeypatch.setattr(_layout, name, getattr(self, f"_{name}"))
+        self._originals["mkdir"] = os.mkdir
+        monkeypatch.setattr(os, "mkdir", self._mkdir)
 
     def acknowledge(self, offset: int) -> None:
         """From here on the log must never again end before this offset."""
         self.ops.append(Op("acknowledge", value=offset))
 
+    def written(self, offset: int) -> None:
+        """From here on a killed process's log must never again end before this offset."""
+        self.ops.append(Op("written", value=offset))
+
+    def expect(self, truth: Truth) -> None:
+        """From here on the log must be this one's, up to where it may end."""
+        self.ops.append(Op("expect", value=truth))
+
+    def keep(self, name: str) -> None:
+        """From here on the file must hold what it holds now, or what later takes its place."""
+        self.ops.append(Op("keep", name))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._directory).as_posix()
+
     def _open_file(self, path: Path, flags: int) -> int:
         with self._lock:
             new = not path.exists()
             fd = self._originals["open_file"](path, flags)
-            self._open[fd] = next(self._numbers), path.name
-            self.ops.append(Op("create" if new else "open", self._open[fd][0], path.name))
+            self._open[fd] = next(self._numbers), self._name(path)
+            self.ops.append(Op("create" if new else "open", *self._open[fd]))
             if flags & os.O_TRUNC and not new:
                 self.ops.append(Op("truncate", self._open[fd][0], 0))
             return fd
 
     def _write(self, fd: int, data: bytes, position: int) -> None:
-        if self.before_archive_write and ARCHIVE in self._open[fd][1]:
+        file, name = self._open[fd]
+        if self.before_archive_write and ARCHIVE in name:
             self.before_archive_write.pop(0)()
         with self._lock:
+            end = self.log_write_ends_after if name.endswith(LOG) else None
+            data = bytes(data[:end])
             self._originals["write"](fd, data, position)
-            self.ops.append(Op("write", self._open[fd][0], bytes(data), position))
+            self.ops.append(Op("write", file, data, position))
+            if end is not None:
+                self.log_write_ends_after = None
+                raise OSError(errno.ENOSPC, "made to end early")
 
     def _sync(self, fd: int) -> None:
         self.ops.append(Op("sync", self._open[fd][0]))
@@ -92,25 +158,29 @@ class Journal:
     def _rename(self, source: Path, target: Path) -> None:
         with self._lock:
             self._originals["rename"](source, target)
-            self.ops.append(Op("rename", source.name, target.name))
+            self.ops.append(Op("rename", self._name(source), self._name(target)))
 
     def _unlink(self, path: Path) -> None:
         with self._lock:
             self._originals["unlink"](path)
-            self.ops.append(Op("unlink", path.name))
+            self.ops.append(Op("unlink", self._name(path)))
+
+    def _mkdir(self, path: Path, mode: int = 0o777) -> None:
+        with self._lock:
+            self._originals["mkdir"](path, mode)
+            if self._directory in Path(path).parents:
+                self.ops.append(Op("mkdir", None, self._name(Path(path))))
 
     def _sync_dir(self, path: Path) -> None:
-        if path == self._directory:
-            self.ops.append(Op("sync_dir"))
-
-    def _make_dir(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+        if path == self._directory or self._directory in path.parents:
+            self.ops.append(Op("sync_dir", self._name(path)))
 
 
 class _Inode:
-    """A file: what is surely on disk, and what was done to it since."""
+    """A file: what is surely on disk, and what was done to it since; a directory has neither."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes = b"", is_directory: bool = False) -> None:
+        self.is_directory = is_directory
         self.synced = data
         self.pending: list[Op] = []
 
@@ -126,8 +196,11 @@ class _Inode:
             data = self._apply(data, op)
         return data
 
-    def after_power_cut(self, pages: bool) -> Iterator[bytes]:
-        """What may be on disk; with `pages`, also a later part of the last write without an earlier one."""
+    def after_power_cut(self, pages: bool, fine: bool) -> Iterator[bytes]:
+        """What may be on disk; with `pages`, also a later part of the last write without an earlier one.
+
+        With `fine`, the last write is torn in more places.
+        """
         yield self.now()
         if not self.pending:
             return
@@ -139,9 +212,10 @@ class _Inode:
             yield data
         if last.kind == "write" and last.value:
             size = len(last.value)
-            for cut in sorted(
-                {0, 1, size - 81, size - 80, size - 40, size - 1, *range(0, size, max(size // 7, 1))} & {*range(size)}
-            ):
+            cuts = {0, size // 2, size - 80, size - 1}
+            if fine:
+                cuts |= {1, size - 81, size - 40, *range(0, size, max(size // 7, 1))}
+            for cut in sorted(cuts & {*range(size)}):
                 yield self._apply(data, last._replace(value=last.value[:cut]))
                 yield self._apply(data, last._replace(value=last.value[:cut] + bytes(size - cut)))
             if pages:
@@ -149,16 +223,115 @@ class _Inode:
 
 
 class State(NamedTuple):
-    """What a crash leaves: the files, and the offset up to which appends were acknowledged."""
+    """What a crash leaves: the files, what must be found in them, and when it came."""
 
     files: Files
-    acknowledged: int
+    expected: Expected
     after: str
 
+    def check_kept(self) -> None:
+        """Asserts that the files that were to be kept are there."""
+        for name, contents in self.expected.kept.items():
+            assert self.files.get(name) in contents, f"{name} is {self.files.get(name)!r:.100}"
 
-def _key(state: State) -> tuple[frozenset[tuple[str, bytes]], int]:
+
+class _Disk:
+    """All names and files, what is surely on disk, and what is expected."""
+
+    def __init__(self, files: Files, expected: Expected) -> None:
+        directories = {parent.as_posix() for name in files for parent in Path(name).parents} - {"."}
+        self._names = {name: _Inode(is_directory=True) for name in directories}
+        self._names |= {name: _Inode(data) for name, data in files.items()}
+        self._synced = dict(self._names)
+        self._changes: list[tuple[Op, _Inode | None]] = []
+        self._opened: dict[int, _Inode] = {}
+        self.expected = expected
+
+    def do(self, op: Op) -> None:
+        """Goes on by one operation."""
+        expected = self.expected
+        if op.kind == "acknowledge":
+            latest = max(op.value, expected.acknowledged)
+            self.expected = expected._replace(acknowledged=latest, written=max(latest, expected.written))
+        elif op.kind == "written":
+            self.expected = expected._replace(written=max(op.value, expected.written))
+        elif op.kind == "expect":
+            self.expected = expected._replace(truth=op.value)
+        elif op.kind == "keep":
+            self.expected = expected._replace(kept={**expected.kept, op.file: (self._content(op.file),)})
+        elif op.kind == "open":
+            self._opened[op.file] = self._names[op.value]
+        elif op.kind == "sync":
+            inode = self._opened[op.file]
+            inode.synced, inode.pending = inode.now(), []
+        elif op.kind in ("write", "truncate"):
+            self._opened[op.file].pending.append(op)
+        elif op.kind == "sync_dir":
+            for change in self._changes:
+                if self._directory(change[0]) == op.file:
+                    self._change(self._synced, *change)
+            self._changes = [change for change in self._changes if self._directory(change[0]) != op.file]
+        else:
+            self._change_name(op)
+
+    def _change_name(self, op: Op) -> None:
+        inode = self._names[op.file] if op.kind == "rename" else None
+        if op.kind in ("create", "mkdir"):
+            inode = _Inode(is_directory=op.kind == "mkdir")
+            if op.kind == "create":
+                self._opened[op.file] = inode
+        self._changes.append((op, inode))
+        self._change(self._names, op, inode)
+        name = op.file if op.kind == "unlink" else op.value
+        if name in self.expected.kept:
+            contents = (*self.expected.kept[name], self._content(name))
+            self.expected = self.expected._replace(kept={**self.expected.kept, name: contents})
+
+    def _content(self, name: str) -> bytes | None:
+        return self._names[name].now() if name in self._names else None
+
+    @staticmethod
+    def _directory(op: Op) -> str:
+        return Path(op.file if op.kind == "unlink" else op.value).parent.as_posix()
+
+    @staticmethod
+    def _change(names: dict[str, _Inode], op: Op, inode: _Inode | None) -> None:
+        if op.kind in ("rename", "unlink"):
+            names.pop(op.file, None)
+        if inode is not None:
+            names[op.value] = inode
+
+    @staticmethod
+    def _reachable(names: dict[str, _Inode]) -> dict[str, _Inode]:
+        """Without the directories, and without what is in one that is not there."""
+        return {
+            name: inode
+            for name, inode in names.items()
+            if not inode.is_directory and {parent.as_posix() for parent in Path(name).parents} - {"."} <= names.keys()
+        }
+
+    def killed(self) -> Files:
+        """What is there if the process is killed now."""
+        return {name: inode.now() for name, inode in self._reachable(self._names).items()}
+
+    def after_power_cut(self, fine: bool) -> Iterator[Files]:
+        """What may be there if the power fails now."""
+        for chosen in itertools.product((True, False), repeat=len(self._changes)):
+            left = dict(self._synced)
+            for change in itertools.compress(self._changes, chosen):
+                self._change(left, *change)
+            choices = [
+                [(name, data) for data in dict.fromkeys(inode.after_power_cut(ARCHIVE in name, fine))]
+                for name, inode in self._reachable(left).items()
+            ]
+            for choice in itertools.product(*choices):
+                yield dict(choice)
+
+
+def _key(state: State) -> Any:
     files = frozenset((_SERIAL.sub("", name), data) for name, data in state.files.items())
-    return files, state.acknowledged
+    expected = state.expected
+    return files, expected.truth.data, expected.acknowledged, tuple(expected.kept.items())
 
 
 class States:
@@ -170,54 +343,49 @@ class States:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def after(self, files: Files, ops: list[Op], acknowledged: int) -> Iterator[State]:
-        """The states after each of the operations on these files, without those that were given before."""
-        for state in self._all(files, ops, acknowledged):
+    def after(self, recorded: Recorded, since: int = 0, fine: bool = False) -> Iterator[State]:
+        """The states after each of the operations from `since` on, without those that were given before.
+
+        With `fine`, writes are torn in more places.
+        """
+        for state in self._all(recorded, since, fine):
             key = _key(state)
             if key not in self._seen:
                 self._seen.add(key)
                 yield state
 
-    def _all(self, files: Files, ops: list[Op], acknowledged: int) -> Iterator[State]:
-        names = {name: _Inode(data) for name, data in files.items()}
-        synced = dict(names)
-        renamed: list[tuple[Op, _Inode | None]] = []
-        opened: dict[int, _Inode] = {}
-        for index, op in enumerate(ops):
-            if op.kind == "acknowledge":
-                acknowledged = op.value
-            elif op.kind in ("open", "create"):
-                if op.kind == "create":
-                    opened[op.file] = _Inode(b"")
-                    renamed.append((op, opened[op.file]))
-                    self._rename(names, *renamed[-1])
-                else:
-                    opened[op.file] = names[op.value]
-            elif op.kind == "sync":
-                inode = opened[op.file]
-                inode.synced, inode.pending = inode.now(), []
-            elif op.kind in ("write", "truncate"):
-                opened[op.file].pending.append(op)
-            elif op.kind == "sync_dir":
-                synced, renamed = dict(names), []
-            else:
-                renamed.append((op, names[op.file] if op.kind == "rename" else None))
-                self._rename(names, *renamed[-1])
-            label = f"operation {index}, {op.kind} {op.file if isinstance(op.file, str) else op.value!r:.40}"
-            for chosen in itertools.product((True, False), repeat=len(renamed)):
-                left = dict(synced)
-                for change in itertools.compress(renamed, chosen):
-                    self._rename(left, *change)
-                choices = [
-                    [(name, data) for data in dict.fromkeys(inode.after_power_cut(ARCHIVE in name))]
-                    for name, inode in left.items()
-                ]
-                for choice in itertools.product(*choices):
-                    yield State(dict(choice), acknowledged, label)
-
     @staticmethod
-    def _rename(names: dict[str, _Inode], op: Op, inode: _Inode | None) -> None:
-        if op.kind != "create":
-            names.pop(op.file, None)
-        if inode is not None:
-            names[op.value] = inode
+    def _all(recorded: Recorded, since: int, fine: bool) -> Iterator[State]:
+        disk = _Disk(recorded.files, recorded.expected)
+        for index, op in enumerate(recorded.ops):
+            disk.do(op)
+            if index < since:
+                continue
+            label = f"operation {index}, {op.kind} {op.file if isinstance(op.file, str) else op.value!r:.40}"
+            expected = disk.expected
+            yield State(disk.killed(), expected._replace(acknowledged=expected.written), f"{label}, killed")
+            for files in disk.after_power_cut(fine):
+                yield State(files, expected, label)
+
+
+def kills(recorded: Recorded) -> Iterator[tuple[State, list[Op]]]:
+    """What is there where the process is killed after, or in, each operation, and the operations that led there.
+
+    What was not synced is not on disk then, though everybody can read it.
+    """
+    for end in range(1, len(recorded.ops) + 1):
+        for ops in _ways_to_end(recorded.ops[:end]):
+            disk = _Disk(recorded.files, recorded.expected)
+            for op in ops:
+                disk.do(op)
+            expected = disk.expected
+            label = f"a kill in operation {end - 1}, {ops[-1].kind}"
+            yield State(disk.killed(), expected._replace(acknowledged=expected.written), label), ops
+
+
+def _ways_to_end(ops: list[Op]) -> Iterator[list[Op]]:
+    last = ops[-1]
+    if last.kind not in ("expect", "keep", "open", "sync", "sync_dir"):
+        yield ops
+    if last.kind == "write" and len(last.value) > 1:
+        yield [*ops[:-1], last._replace(value=last.value[: len(last.value) * 2 // 3])]

@@ -68,10 +68,10 @@ def read_now(directory: Path) -> tuple[Head, bytes]:
         return head, b"".join(lines.data for lines in parts.lines(0, head.offset))
 
 
-def append(active: ActiveLog, data: bytes) -> Head:
+def append(active: ActiveLog, data: bytes, sync: bool = True) -> Head:
     """Commits whole lines as a writer would; the head then."""
     head = Head(active.head.offset + len(data), line_hash(data.splitlines()[-1]))
-    active.commit(data, head, True)
+    active.commit(data, head, sync)
     return head
 
 

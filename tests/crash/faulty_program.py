@@ -1,0 +1,190 @@
+"""A program that does all that eventfold can, to be run where one of its system calls fails; see `test_system_calls`.
+
+Arguments: "one" or "many", the threads that its file work is done in, and three directories: a new one, one whose last
+line is torn and whose rotation was left half done, and one whose rotation had just begun. What it is about to do, and
+what became of it, is told on standard output, a line each: `will KEYS`, then `did KEYS` with the end of the last event
+in the log, `refused KEYS`, or `unknown KEYS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+from eventfold import ConditionalAppendError, Event, EventLog, View, WriterFailedError, _aio, _rotation, _writer
+
+# Where each of many threads has a call that fails, a session may fail as often as there are threads.
+TRIES = 12
+
+
+def fold(state: dict[str, int], event: Event) -> dict[str, int]:
+    """Counts the events of each type, and adds up their numbers."""
+    state[event.type] = state.get(event.type, 0) + 1
+    state["sum"] = state.get("sum", 0) + event.data["n"]
+    return state
+
+
+def views() -> list[View[Any]]:
+    """Two views that are folded and saved apart from each other."""
+    return [View("all", fold, dict), View("batches", fold, dict, event_types={"batch"})]
+
+
+def tell(*words: object) -> None:
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+async def tried(words: str, doing: Awaitable[Any], end: Callable[[Any], object] = lambda _: "") -> None:
+    """Does something, and tells what became of it."""
+    tell("will", words)
+    try:
+        result = await doing
+    except (WriterFailedError, asyncio.CancelledError):
+        tell("unknown", words)
+    except (OSError, ConditionalAppendError):
+        tell("refused", words)
+    else:
+        tell("did", words, end(result))
+
+
+class Session:
+    """One log from its opening to its closing; `first` is the number of its first event."""
+
+    def __init__(self, directory: str, first: int) -> None:
+        self.directory = directory
+        self.next = first
+        self.read_up_to = 0
+        self.begun = asyncio.Event()
+
+    def event(self, type: str = "one") -> Event:
+        self.next += 1
+        return Event(type, {"n": self.next - 1}, ts=1_700_000_000)
+
+    async def append(self) -> None:
+        event = self.event()
+        await tried(f"append {event.data['n']}", self.log.append(event), lambda result: result.end_offset)
+
+    async def append_batch(self, count: int) -> None:
+        events = [self.event("batch") for _ in range(count)]
+        numbers = ",".join(str(event.data["n"]) for event in events)
+        await tried(f"append {numbers}", self.log.append_many(events), lambda results: results[-1].end_offset)
+
+    async def append_if(self, offset: int, line_hash: str) -> None:
+        event = self.event()
+        appending = self.log.append_if(event, offset, line_hash)
+        await tried(f"append {event.data['n']}", appending, lambda result: result.end_offset)
+
+    async def appends(self, count: int) -> None:
+        """Appends of several tasks at once, one of them a batch."""
+        await asyncio.gather(*(self.append() for _ in range(count)), self.append_batch(3))
+
+    async def cancelled_appends(self) -> None:
+        """One that is cancelled in the queue, and one that is when its batch may have been taken."""
+        tasks = [asyncio.create_task(self.append()) for _ in range(4)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        tasks[2].cancel()
+        await asyncio.wait(tasks)
+
+    async def rotate(self) -> None:
+        """Rotates while others append."""
+        self.begun.clear()
+        rotation = asyncio.create_task(tried("rotate", self.log.rotate()))
+        begun = asyncio.create_task(self.begun.wait())
+        await asyncio.wait([rotation, begun], return_when=asyncio.FIRST_COMPLETED)
+        begun.cancel()
+        await self.appends(3)
+        await rotation
+
+    async def consume(self, count: int) -> None:
+        """Reads so many events and commits each; ends where there are no more."""
+        try:
+            while count and self.read_up_to < self.log.head.offset:
+                record = await anext(self.consumer)
+                self.read_up_to = record.end_offset
+                await tried(f"commit {record.end_offset}", self.consumer.commit(record))
+                count -= 1
+        except OSError as error:
+            tell("unread", error)
+
+    async def run(self, all_of_it: bool) -> None:
+        async with EventLog.open(self.directory, views=views()) as self.log:
+            self.consumer = self.log.consumer("mailer")
+            await self.appends(4)
+            if all_of_it:
+                await self.append_if(*self.log.head)
+                await self.append_if(1, "0" * 16)
+                await self.consume(2)
+                await tried("refresh", self.log.refresh_all())
+                await self.rotate()
+                await self.cancelled_appends()
+                await self.consume(2)
+            await self.append()
+
+
+async def run(directory: str, first: int, all_of_it: bool) -> None:
+    """A session, begun again where it can't be opened or its writer failed."""
+    session = Session(directory, first)
+    on_loop, begin = asyncio.get_running_loop().call_soon_threadsafe, _rotation.begin
+
+    def begin_and_tell(*args: Any) -> Any:
+        rotation = begin(*args)
+        on_loop(session.begun.set)
+        return rotation
+
+    _writer._rotation.begin = begin_and_tell
+    try:
+        for _ in range(TRIES):
+            tell("open", directory)
+            try:
+                await session.run(all_of_it)
+                return
+            except (OSError, WriterFailedError) as error:
+                tell("failed", repr(error))
+        raise RuntimeError("the log could not be opened")
+    finally:
+        _writer._rotation.begin = begin
+
+
+class OneThread(Executor):
+    """A pool whose calls are made by a writer's thread."""
+
+    def __init__(self) -> None:
+        self.thread = _aio.Thread("everything")
+        self.thread.end = lambda: None
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(function(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self.thread.call(work)
+        return future
+
+
+async def main(threads: str, new: str, left: str, begun: str) -> None:
+    if threads == "one":
+        # All system calls on the files are made one after the other, so that each can be told by its number.
+        _aio._pool = OneThread()
+        _writer.Thread = lambda name: _aio._pool.thread
+    # Frames of a few lines, and temporary files of the same name in every run.
+    _rotation.FRAME_SIZE = 400
+    os.getpid = lambda: 1
+    await run(new, 1000, True)
+    await run(new, 2000, True)
+    await run(left, 3000, False)
+    await run(begun, 4000, False)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
+    tell("end")

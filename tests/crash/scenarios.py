@@ -1,0 +1,393 @@
+"""What is played on the disk that forgets: each scenario does something to a log, and gives its recorded operations."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.crash.disk import Expected, Journal, Op, Recorded, State, States, read_files, write_files
+from tests.crash.truth import NEW, Opened, Truth, append, check_files, read_now
+from tests.support import event, line
+
+from eventfold import Event, EventLog, SyncMode, View, _archive, _layout, _rotation, _writer, snapshot
+
+COMPAT = Path(__file__).parents[1] / "data" / "compat"
+BATCH = b"".join(line(100 + i, batch=f"{i},3") for i in (1, 2, 3))
+# The data directory's name in the recorded one, which it is made in.
+DATA = "data"
+
+
+def small_frames(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Makes frames so small that a few events are several, and the disk fast."""
+    for module in (_archive, _rotation):
+        monkeypatch.setattr(module, "FRAME_SIZE", 200)
+    monkeypatch.setattr(_layout, "sync", lambda fd: None)
+    monkeypatch.setattr(_layout, "sync_dir", lambda path: None)
+    caplog.set_level(logging.ERROR, "eventfold")
+
+
+class Play:
+    """A directory in which a scenario is played, and what it appends."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir()
+        self.root = root
+        self.dir = root / DATA
+        self.truth = Truth()
+        self.journal: Journal | None = None
+
+    def add(self, opened: Opened, *lines: bytes, sync: bool = True) -> None:
+        """Appends lines, or whole batches, one commit each; acknowledged once they are written, and synced if asked."""
+        for data in lines:
+            self.truth.add(data)
+            append(opened.active, data, sync)
+            if self.journal is not None:
+                (self.journal.acknowledge if sync else self.journal.written)(opened.active.head.offset)
+
+    def add_together(self, opened: Opened, *lines: bytes) -> None:
+        """Appends lines, or whole batches, all in one commit."""
+        for data in lines:
+            self.truth.add(data)
+        self.journal.acknowledge(append(opened.active, b"".join(lines)).offset)
+
+    def record(self, monkeypatch: pytest.MonkeyPatch, act: Callable[[Journal], None]) -> Recorded:
+        """Does something and records its operations."""
+        files, acknowledged = read_files(self.root), len(self.truth.data)
+        with monkeypatch.context() as patch:
+            self.journal = Journal(patch, self.root)
+            act(self.journal)
+        return Recorded(files, self.journal.ops, Expected(self.truth, acknowledged, acknowledged))
+
+
+def new_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """A log in a directory that is made for it; events, and batches."""
+
+    def act(journal: Journal) -> None:
+        with Opened(play.dir) as opened:
+            play.add(opened, line(0), BATCH)
+            play.add_together(opened, line(1), BATCH, line(2))
+
+    return play.record(monkeypatch, act)
+
+
+def refused_commit(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """Commits that the disk has no room for, after the first of their lines; then one that it has room for."""
+    with Opened(play.dir) as opened:
+        play.add(opened, line(0))
+
+    def act(journal: Journal) -> None:
+        with Opened(play.dir) as opened:
+            for refused in (line(1) + line(2), BATCH):
+                while_undecided = Truth(play.truth.data)
+                while_undecided.add(refused)
+                while_undecided.ends.add(len(play.truth.data) + len(line(1)))
+                journal.expect(while_undecided)
+                journal.log_write_ends_after = len(line(1)) + 10
+                with pytest.raises(OSError, match="made to end early"):
+                    append(opened.active, refused)
+                journal.expect(play.truth)
+            play.add(opened, line(3))
+
+    return play.record(monkeypatch, act)
+
+
+def unsynced_commits(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """Commits that are synced later, if at all, and a rotation of some that were not."""
+
+    def act(journal: Journal) -> None:
+        with Opened(play.dir) as opened:
+            play.add(opened, line(0), BATCH, sync=False)
+            opened.active.sync()
+            journal.acknowledge(opened.active.head.offset)
+            play.add(opened, *map(line, range(1, 5)), sync=False)
+            opened.rotate()
+            play.add(opened, line(5), sync=False)
+            play.add(opened, BATCH, sync=False)
+
+    return play.record(monkeypatch, act)
+
+
+def first_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """The log's first rotation, which makes the archive."""
+    with Opened(play.dir) as opened:
+        play.add(opened, *map(line, range(6)), BATCH, line(6))
+
+    def act(journal: Journal) -> None:
+        with Opened(play.dir) as opened:
+            opened.rotate()
+            play.add(opened, line(7))
+
+    return play.record(monkeypatch, act)
+
+
+def first_rotation_with_appends(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """The first rotation, during which events are appended."""
+    with Opened(play.dir) as opened:
+        play.add(opened, *map(line, range(5)))
+
+    def act(journal: Journal) -> None:
+        with Opened(play.dir) as opened:
+            for new in (line(9), BATCH):
+                journal.before_archive_write.append(lambda new=new: play.add(opened, new))
+            opened.rotate()
+            play.add(opened, line(10))
+
+    return play.record(monkeypatch, act)
+
+
+def later_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """A rotation after another."""
+    with Opened(play.dir) as opened:
+        play.add(opened, *map(line, range(4)))
+        opened.rotate()
+        play.add(opened, *map(line, range(4, 14)))
+
+    def act(journal: Journal) -> None:
+        with Opened(play.dir) as opened:
+            opened.rotate()
+            play.add(opened, line(14))
+
+    return play.record(monkeypatch, act)
+
+
+def rotation_with_appends(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """A rotation during which events and batches are appended before each frame."""
+    with Opened(play.dir) as opened:
+        play.add(opened, *map(line, range(3)))
+        opened.rotate()
+        play.add(opened, *map(line, range(3, 9)))
+
+    def act(journal: Journal) -> None:
+        with Opened(play.dir) as opened:
+            for new in (line(9), BATCH, line(10)):
+                journal.before_archive_write.append(lambda new=new: play.add(opened, new))
+            opened.rotate()
+            play.add(opened, line(11))
+            opened.rotate()
+
+    return play.record(monkeypatch, act)
+
+
+class _StoppedError(Exception):
+    """Stands for the death of the process."""
+
+
+def resumed_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """A rotation that is finished at the opening, with events behind what is being archived."""
+    with Opened(play.dir) as opened:
+        play.add(opened, *map(line, range(3)))
+        opened.rotate()
+        play.add(opened, *map(line, range(3, 12)))
+        writes = itertools.count()
+
+        def stop_at_third_frame(fd: int, data: bytes, position: int) -> None:
+            if next(writes) == 2:
+                raise _StoppedError
+            os.pwrite(fd, data, position)
+
+        with monkeypatch.context() as patch, pytest.raises(_StoppedError):
+            patch.setattr(_layout, "write", stop_at_third_frame)
+            opened.rotate()
+        play.add(opened, line(12), BATCH)
+
+    def act(journal: Journal) -> None:
+        with Opened(play.dir) as opened:
+            play.add(opened, line(13))
+
+    return play.record(monkeypatch, act)
+
+
+def rotation_after_a_full_disk(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """A rotation that fails in its second frame, and that the same writer goes on with later."""
+    with Opened(play.dir) as opened:
+        play.add(opened, *map(line, range(3)))
+        opened.rotate()
+        play.add(opened, *map(line, range(3, 9)))
+
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "made to fail")
+
+    def act(journal: Journal) -> None:
+        with Opened(play.dir) as opened:
+            journal.before_archive_write += [lambda: None, fail]
+            with pytest.raises(OSError, match="made to fail"):
+                opened.rotate()
+            play.add(opened, line(9), BATCH)
+            journal.before_archive_write.append(lambda: play.add(opened, line(10)))
+            opened.rotate()
+            play.add(opened, line(11))
+
+    return play.record(monkeypatch, act)
+
+
+def directory_of_the_rust_crate(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """The opening of a directory that the Rust crate wrote, whose frames get their record, and a rotation."""
+    archive = (COMPAT / "stale_snapshot" / "archive.jsonl.zst").read_bytes()
+    log = (COMPAT / "stale_snapshot" / "app.jsonl").read_bytes()
+    write_files(play.dir, {"archive.jsonl.zst": archive, "app.jsonl": log})
+    play.truth = Truth(_archive.zstd.decompress(archive) + log)
+
+    def act(journal: Journal) -> None:
+        with Opened(play.dir) as opened:
+            opened.rotate()
+            play.add(opened, line(9))
+
+    return play.record(monkeypatch, act)
+
+
+def torn_frame_of_the_rust_crate(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """The opening of a directory in which the Rust crate was killed in a rotation, and a rotation."""
+    with Opened(play.dir) as opened:
+        play.add(opened, *map(line, range(4)))
+        opened.rotate()
+        play.add(opened, *map(line, range(4, 9)))
+    with (play.dir / "archive.jsonl.zst").open("ab") as archive:
+        archive.write(_archive.zstd.compress(b"".join(map(line, range(4, 9))))[:-20])
+
+    def act(journal: Journal) -> None:
+        with Opened(play.dir) as opened:
+            play.add(opened, line(9))
+            opened.rotate()
+
+    return play.record(monkeypatch, act)
+
+
+def _count(state: dict[str, int], event: Event) -> dict[str, int]:
+    state[event.type] = state.get(event.type, 0) + 1
+    return state
+
+
+def whole_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """Appends of several tasks, a batch, snapshots of a view, a consumer's commits, a snapshot that is deleted."""
+
+    async def use(journal: Journal) -> None:
+        async with EventLog.open(play.dir, views=[View("counts", _count, dict)]) as log:
+
+            async def append_one(n: int) -> None:
+                journal.acknowledge((await log.append(event(n))).end_offset)
+
+            await asyncio.gather(*map(append_one, range(4)))
+            journal.acknowledge((await log.append_many([event(n) for n in (4, 5)]))[-1].end_offset)
+            consumer = log.consumer("mailer")
+            for _ in range(2):
+                await consumer.commit(await anext(consumer))
+                journal.keep(f"{DATA}/consumers/mailer.json")
+            await log.refresh_all()
+            journal.keep(f"{DATA}/views/counts.snapshot.json")
+            await log.rotate()
+            journal.keep(f"{DATA}/views/counts.snapshot.json")
+            await append_one(6)
+        journal.keep(f"{DATA}/views/counts.snapshot.json")
+        await snapshot.delete(play.dir / "views" / "counts.snapshot.json")
+        journal.keep(f"{DATA}/views/counts.snapshot.json")
+
+    for data in map(line, range(4)):
+        play.truth.add(data)
+    play.truth.add(line(4, batch="1,2") + line(5, batch="2,2"))
+    play.truth.add(line(6))
+    recorded = play.record(monkeypatch, lambda journal: asyncio.run(use(journal)))
+    return recorded._replace(expected=Expected(play.truth))
+
+
+def lazily_synced_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """A log that is synced now and then, and when it is closed."""
+    monkeypatch.setattr(_writer, "SYNC_INTERVAL", 0.0)
+
+    async def use(journal: Journal, mode: SyncMode, numbers: range) -> None:
+        async with EventLog.open(play.dir, sync=mode) as log:
+            journal.acknowledge(log.head.offset)
+            for n in numbers:
+                journal.written((await log.append(event(n))).end_offset)
+            head = log.head
+        journal.acknowledge(head.offset)
+
+    def act(journal: Journal) -> None:
+        asyncio.run(use(journal, SyncMode.EVERY_SECOND, range(3)))
+        asyncio.run(use(journal, SyncMode.OS, range(3, 6)))
+
+    for data in map(line, range(6)):
+        play.truth.add(data)
+    return play.record(monkeypatch, act)._replace(expected=Expected(play.truth))
+
+
+SCENARIOS = {
+    scenario.__name__: scenario
+    for scenario in (
+        new_log,
+        refused_commit,
+        unsynced_commits,
+        first_rotation,
+        first_rotation_with_appends,
+        later_rotation,
+        rotation_with_appends,
+        resumed_rotation,
+        rotation_after_a_full_disk,
+        directory_of_the_rust_crate,
+        torn_frame_of_the_rust_crate,
+        whole_log,
+        lazily_synced_log,
+    )
+}
+
+
+def check_state(state: State, root: Path) -> None:
+    """Asserts that a log that a crash left is whole, and so are the files beside it that were to be kept."""
+    state.check_kept()
+    try:
+        write_files(root, state.files)
+        check_files(root / DATA, state.expected.truth, state.expected.acknowledged)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def recovery(state: State, root: Path, monkeypatch: pytest.MonkeyPatch, rotating: bool = False) -> list[Op]:
+    """Opens the log that a crash left, appends, rotates if asked; the operations. What it found is there for good."""
+    try:
+        write_files(root, state.files)
+        with monkeypatch.context() as patch:
+            journal = Journal(patch, root)
+            with Opened(root / DATA) as opened:
+                head, data = read_now(root / DATA)
+                journal.expect(Truth(data + line(NEW)))
+                journal.acknowledge(head.offset)
+                append(opened.active, line(NEW))
+                journal.acknowledge(opened.active.head.offset)
+                if rotating:
+                    opened.rotate()
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    return journal.ops
+
+
+def cuts_in_a_row(root: Path, monkeypatch: pytest.MonkeyPatch, cuts: int = 3) -> Iterator[State]:
+    """The states that several power cuts leave, each in the rotation after the recovery from the one before.
+
+    Of all that a cut may leave, it is always the one with the most files of rotations under way that is gone on with.
+    """
+    root.mkdir()
+    play = Play(root / "begun")
+    with Opened(play.dir) as opened:
+        play.add(opened, *map(line, range(4)))
+        opened.rotate()
+        play.add(opened, *map(line, range(4, 9)))
+    files = read_files(play.root)
+    files[f"{DATA}/app.jsonl.next.200.250.{len(files[f'{DATA}/archive.jsonl.zst'])}"] = b""
+    state = State(files, Expected(play.truth, len(play.truth.data), len(play.truth.data)), "a rotation begun")
+    for cut in range(cuts):
+        ops = recovery(state, root / f"cut{cut}", monkeypatch, rotating=True)
+        states = list(States().after(Recorded(state.files, ops, state.expected)))
+        yield from states
+        state = max(states, key=lambda state: sum("app.jsonl.next" in name for name in state.files))
+
+
+def list_in_order(monkeypatch: pytest.MonkeyPatch, reverse: bool) -> None:
+    """Lets directories be listed in the order of their names, or against it: whichever does more harm."""
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda *path: sorted(listdir(*path), reverse=reverse))

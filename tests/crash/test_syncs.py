@@ -1,0 +1,189 @@
+"""Every sync in the package is needed: without it, the disk that forgets shows a loss.
+
+The syncs are found in the source, so that none can be forgotten. Each is left out in turn, by giving its function the
+code that it has without it, and the scenarios are played, crashed and recovered until something is lost.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import itertools
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from tests.crash.disk import Recorded, State, States, kills, scratch_directory
+from tests.crash.scenarios import (
+    SCENARIOS,
+    Play,
+    check_state,
+    cuts_in_a_row,
+    list_in_order,
+    recovery,
+    small_frames,
+)
+
+import eventfold
+
+PACKAGE = Path(eventfold.__file__).parent
+NAMES = ("sync", "sync_dir")
+# Syncs that nothing is lost without, and why they are there all the same.
+NOT_NEEDED: dict[str, str] = {}
+
+
+class Site(NamedTuple):
+    """A place in the source that syncs: the module, the function's name in it, and which one of its syncs it is."""
+
+    module: str
+    function: str
+    number: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.function}: {self.text}" + (f" ({self.number + 1})" if self.number else "")
+
+
+def _is_sync(node: ast.AST, module: str) -> bool:
+    if isinstance(node, ast.Attribute):
+        return node.attr in NAMES and isinstance(node.ctx, ast.Load)
+    return module == "_layout" and isinstance(node, ast.Name) and node.id in NAMES and isinstance(node.ctx, ast.Load)
+
+
+def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """The functions and methods of a module, without those inside them."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef):
+            yield from _functions(node, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield prefix + node.name, node
+
+
+def sites() -> list[Site]:
+    """Every place in the package that calls a sync, or hands one over to be called."""
+    found = []
+    for path in sorted(PACKAGE.glob("*.py")):
+        for function, tree in _functions(ast.parse(path.read_text())):
+            here = [node for node in ast.walk(tree) if _is_sync(node, path.stem)]
+            found += [Site(path.stem, function, number, ast.unparse(node)) for number, node in enumerate(here)]
+    return found
+
+
+class _LeftOut(ast.NodeTransformer):
+    def __init__(self, node: ast.AST) -> None:
+        self._node = node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        if node is self._node:
+            return ast.copy_location(ast.Name("_left_out", ast.Load()), node)
+        return super().generic_visit(node)
+
+
+def _code(code: types.CodeType, name: str) -> types.CodeType:
+    """The code of the function of this name within a module's."""
+    for part in name.split("."):
+        code = next(inner for inner in code.co_consts if isinstance(inner, types.CodeType) and inner.co_name == part)
+    return code
+
+
+class Mutation:
+    """The package without one of its syncs; `met` counts how often it would have been done."""
+
+    def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.met = 0
+        module = importlib.import_module(f"eventfold.{site.module}")
+        path = PACKAGE / f"{site.module}.py"
+        tree = ast.parse(path.read_text())
+        function = dict(_functions(tree))[site.function]
+        node = [node for node in ast.walk(function) if _is_sync(node, site.module)][site.number]
+        without = ast.fix_missing_locations(_LeftOut(node).visit(tree))
+        real: Any = module
+        for part in site.function.split("."):
+            real = getattr(real, part)
+        monkeypatch.setattr(module, "_left_out", self._left_out, raising=False)
+        monkeypatch.setattr(real, "__code__", _code(compile(without, path, "exec"), site.function))
+
+    def _left_out(self, *_: Any) -> None:
+        self.met += 1
+
+
+class Search:
+    """Looks for a loss that shows without the sync."""
+
+    def __init__(self, mutation: Mutation, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._mutation = mutation
+        self._root = root
+        self._monkeypatch = monkeypatch
+        self._numbers = itertools.count()
+
+    def _new(self) -> Path:
+        return self._root / f"{next(self._numbers)}"
+
+    def losses(self) -> Iterator[str]:
+        """Every loss: the scenario, where it was crashed, and what was wrong. What is found fastest comes first."""
+        recordings = {}
+        for name, scenario in SCENARIOS.items():
+            met = self._mutation.met
+            recordings[name] = scenario(Play(self._new()), self._monkeypatch)
+            if self._mutation.met > met:
+                yield from self._lost(States().after(recordings[name]), name)
+        for reverse in (False, True):
+            with self._monkeypatch.context() as patch:
+                list_in_order(patch, reverse)
+                yield from self._lost(cuts_in_a_row(self._new(), patch), "cuts in a row")
+        for name, recorded in recordings.items():
+            states = States()
+            for first, ops in kills(recorded):
+                yield from self._recovery(first, states, Recorded(recorded.files, ops, recorded.expected), name)
+        for name, recorded in recordings.items():
+            states = States()
+            for first in list(states.after(recorded)):
+                yield from self._recovery(first, states, Recorded(first.files, [], first.expected), name)
+
+    def _lost(self, states: Iterable[State], *before: str) -> Iterator[str]:
+        for state in states:
+            try:
+                state.check_kept()
+                check_state(state, self._new())
+            except Exception as error:
+                yield "; ".join((*before, state.after, f"{error!r:.300}"))
+
+    def _recovery(self, first: State, states: States, before: Recorded, name: str) -> Iterator[str]:
+        met = self._mutation.met
+        try:
+            more = recovery(first, self._new(), self._monkeypatch, rotating=True)
+        except Exception as error:
+            yield f"{name}; {first.after}; {error!r:.300}"
+            return
+        if self._mutation.met > met:
+            both = before._replace(ops=before.ops + more)
+            yield from self._lost(states.after(both, since=len(before.ops)), name, first.after)
+
+
+@pytest.fixture(autouse=True)
+def fast_disk(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    small_frames(monkeypatch, caplog)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    with scratch_directory(tmp_path) as path:
+        yield path
+
+
+@pytest.mark.parametrize("site", sites(), ids=str)
+def test_without_any_one_sync_something_is_lost(site: Site, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash then leaves a log, or a file beside it, that is not what was promised; else the sync has its reason."""
+    mutation = Mutation(site, monkeypatch)
+    lost = next(Search(mutation, scratch, monkeypatch).losses(), None)
+    print(f"{site}: {lost}")
+
+    assert mutation.met
+    assert (lost is None) == (str(site) in NOT_NEEDED)
+
+
+def test_the_syncs_that_are_not_needed_are_there() -> None:
+    """No exception outlives its sync."""
+    assert set(NOT_NEEDED) <= set(map(str, sites()))
