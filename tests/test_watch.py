@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -349,3 +350,17 @@ async def test_has_new_events_tells_without_waiting(data_dir: Path) -> None:
     assert not await reader.has_new_events(len(line(0)))
     with pytest.raises(ValueError, match="beyond the head"):
         await reader.has_new_events(len(line(0)) + 1)
+
+
+async def test_a_log_that_takes_the_place_of_another_is_never_read_from_memory(damaged_dir: Path) -> None:
+    """What a writer of this process wrote last is forgotten when the writer is closed."""
+    for n in range(3):
+        async with EventLog.open(damaged_dir) as log:
+            await log.append(event(n))
+            first = [record.event.data["n"] async for record in log.read_full()]
+        shutil.rmtree(damaged_dir)
+        write_log(damaged_dir, line(n + 5))
+        second = [record.event.data["n"] async for record in EventReader(damaged_dir).read_full()]
+        shutil.rmtree(damaged_dir)
+
+        assert (first, second) == ([n], [n + 5])

@@ -125,7 +125,7 @@ class EventReader:
         Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins, and
         `CorruptLogError` at damage, after all events before it.
         """
-        async with aclosing(self._slices(offset, await self._end(offset))) as slices:
+        async with aclosing(self._slices(Head(offset, ""), await self._end(offset))) as slices:
             async for piece in slices:
                 since = perf_counter()
                 for count, record in enumerate(piece.records(), 1):
@@ -145,33 +145,33 @@ class EventReader:
         each event its place.
         """
         end = await self._end(offset)
-        async with aclosing(self._slices(offset, end, types, places=False, after=after)) as slices:
+        async with aclosing(self._slices(Head(offset, after), end, types, places=False)) as slices:
             async for piece in slices:
                 yield piece
 
-    async def _end(self, offset: int) -> int:
+    async def _end(self, offset: int) -> Head:
         """Where reading from `offset` is to end: at the head, or where it meets the damage that hides the head."""
         try:
             head = await self.head()
         except CorruptLogError:
             _check_not_negative(offset)
-            return sys.maxsize
+            return Head(sys.maxsize, "")
         _check_offset(offset, head)
-        return head.offset
+        return head
 
     async def _slices(
-        self, offset: int, end: int, types: Collection[str] | None = None, *, places: bool = True, after: str = ""
+        self, start: Head, end: Head, types: Collection[str] | None = None, *, places: bool = True
     ) -> AsyncGenerator[Slice, None]:
-        """What stands between two offsets; `after` is the hash of the line that must end at the first, if known."""
-        if offset == end:
+        """What stands between two heads; the hash of the first may be unknown ("")."""
+        if start.offset == end.offset:
             return
-        last = None if self._directory is None else self._directory.newest(offset, end, after)
-        if last is not None:
+        newest = None if self._directory is None else self._directory.newest(start, end)
+        if newest is not None:
             # In memory: no trip to the disk for everybody who waited for it.
-            for piece in Decoder(types, places=places).feed(last):
+            for piece in Decoder(types, places=places).feed(newest):
                 yield piece
             return
-        blocks = _Blocks(self._layout, offset, end, after)
+        blocks = _Blocks(self._layout, start, end.offset)
         decoder = Decoder(types, places=places)
         ahead = start_in_thread(blocks.next)
         try:
@@ -215,17 +215,17 @@ class EventReader:
 
         Raises `ValueError` as `read_from` does, and `CorruptLogError` where the log is no longer the one that was read.
         """
-        after = ""
+        place = None if offset is None else Head(offset, "")
         async with aclosing(self.heads()) as heads:
             async for head in heads:
-                if offset is None:
-                    offset, after = head
-                _check_offset(offset, head)
-                async with aclosing(self._slices(offset, head.offset, after=after)) as slices:
+                if place is None:
+                    place = head
+                _check_offset(place.offset, head)
+                async with aclosing(self._slices(place, head)) as slices:
                     async for piece in slices:
                         for record in piece.records():
                             yield record
-                offset, after = head
+                place = head
 
     @property
     def closed(self) -> bool:
@@ -294,17 +294,17 @@ def _file_size(path: Path) -> int:
 class _Blocks:
     """The blocks from one offset to another, one a call; holds files open until the last one, or until closed."""
 
-    def __init__(self, layout: Layout, offset: int, end: int, after: str) -> None:
+    def __init__(self, layout: Layout, start: Head, end: int) -> None:
         self._end = end
         self._at_end = False
-        self._blocks = self._read(layout, offset, end, after)
+        self._blocks = self._read(layout, start, end)
 
     @staticmethod
-    def _read(layout: Layout, offset: int, end: int, after: str) -> Generator[Lines, None, None]:
+    def _read(layout: Layout, start: Head, end: int) -> Generator[Lines, None, None]:
         with Parts(layout) as parts:
-            if after:
-                parts.check_line_before(Head(offset, after))
-            yield from parts.lines(offset, end)
+            if start.line_hash:
+                parts.check_line_before(start)
+            yield from parts.lines(start.offset, end)
 
     def next(self) -> Lines | None:
         if self._at_end:

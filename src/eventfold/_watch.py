@@ -91,8 +91,8 @@ class Directory:
         self._interested = 0
         self._watcher: _Watcher | None = None
         self.durable_head: Head | None = None
-        # The newest lines, if they are few, and the hash of the line before them.
-        self._newest: tuple[str, Lines] | None = None
+        # The newest lines, if they are few, and the heads before and after them.
+        self._newest: tuple[Head, Head, Lines] | None = None
 
     def __repr__(self) -> str:
         return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
@@ -103,18 +103,18 @@ class Directory:
         self._waits, self._interested = set(), 0
         self._watcher = self.durable_head = self._newest = None
 
-    def newest(self, start: int, end: int, after: str) -> Lines | None:
-        """The lines from one offset to another, if they are what came in last and stand after the line of that hash."""
+    def newest(self, start: Head, end: Head) -> Lines | None:
+        """The lines between two heads, if they are what came in last; the hash of the first may be unknown ("")."""
         if self._newest is None:
             return None
-        before, lines = self._newest
-        if lines.start_offset != start or start + len(lines.data) != end or (after and after != before):
-            return None
-        return lines
+        first, last, lines = self._newest
+        same = last == end and first.offset == start.offset and start.line_hash in ("", first.line_hash)
+        return lines if same else None
 
     def publish(self, head: Head | None, data: bytes = b"") -> None:
         """The writer of this process says what is durable now, and what it wrote last; None says that it is gone."""
         known, self.durable_head = self.durable_head, head
+        self._newest = None
         if head is not None:
             self.tell(head, known, data)
         if known is None or head is None:
@@ -127,7 +127,7 @@ class Directory:
         """
         self._newest = None
         if isinstance(news, Head) and known is not None and 0 < len(data) <= SLICE_SIZE:
-            self._newest = known.line_hash, Lines(self._layout.log_path, known.offset, data)
+            self._newest = known, news, Lines(self._layout.log_path, known.offset, data)
         if not self._waits:
             return
         due: dict[asyncio.AbstractEventLoop, list[_Wait]] = {}
@@ -169,7 +169,7 @@ class Directory:
                 self._watcher = _Watcher(self._layout, self.tell)
             elif not needed and self._watcher is not None:
                 self._watcher.stop()
-                self._watcher = None
+                self._watcher = self._newest = None
 
     async def wait(self, offset: int, scope: Scope, *, seen: bool = False) -> Head | None:
         """The head, once it lies beyond `offset` (bytes); None once the scope is closed. Call it inside `watched`.
