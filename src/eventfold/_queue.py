@@ -16,23 +16,24 @@ from typing import NamedTuple
 import msgspec
 
 from ._errors import AppendConflict, ConditionalAppendError, fresh
-from ._event import AppendResult, Head, line_hash
+from ._event import Head, line_hash
 
 # So many are told in one turn of the loop: whoever waits for an append runs in the next, and others want to run too.
 TOLD_AT_ONCE = 500
 # Bytes of lines that may wait; whoever comes then waits for a place before its event is encoded.
 QUEUE_SIZE = 16 * 2**20
 
-Results = list[AppendResult]
-
 
 class Append(msgspec.Struct, eq=False, gc=False):
-    """One call that waits, with its lines; `expected` is the head that it needs, None for any."""
+    """One call that waits, with its lines; `expected` is the head that it needs, None for any.
 
-    lines: list[bytes]
+    Its outcome is the offset at which its lines begin, or why they are not in the log.
+    """
+
+    data: bytes
     expected: Head | None
-    future: asyncio.Future[Results]
-    outcome: Results | ConditionalAppendError = []
+    future: asyncio.Future[int]
+    outcome: int | ConditionalAppendError = 0
 
 
 class Batch(NamedTuple):
@@ -75,7 +76,7 @@ class Answers:
             append = self._due.popleft()
             if append.future.done():  # cancelled meanwhile: nobody waits for the answer
                 continue
-            if isinstance(append.outcome, list):
+            if isinstance(append.outcome, int):
                 append.future.set_result(append.outcome)
             else:
                 append.future.set_exception(append.outcome)
@@ -129,36 +130,43 @@ class AppendQueue:
             if not turn.done() and (all_of_them or self._size < QUEUE_SIZE):
                 turn.set_result(None)
 
-    def put(self, lines: list[bytes], expected: Head | None = None) -> asyncio.Future[Results]:
-        """Adds an append; the future that its outcome will be set on."""
-        future: asyncio.Future[Results] = self._loop.create_future()
-        self._appends.append(Append(lines, expected, future))
-        self._size += sum(map(len, lines))
-        self._changed()
+    def put(self, data: bytes, expected: Head | None = None) -> asyncio.Future[int]:
+        """Adds an append of whole lines; the future for the offset at which they begin, or its conflict."""
+        future: asyncio.Future[int] = self._loop.create_future()
+        self._appends.append(Append(data, expected, future))
+        self._size += len(data)
+        if len(self._appends) == 1:
+            self._changed()
         return future
 
     def take(self, head: Head) -> Batch:
         """Everything that nobody has cancelled, to be appended behind `head`; the queue is empty then."""
-        offset, last_hash = head
-        taken, lines = [], []
+        taken: list[Append] = []
+        pieces: list[bytes] = []
+        offset = head.offset
         for append in self._appends:
             if append.future.done():
                 continue
             taken.append(append)
-            if append.expected is not None and append.expected != (offset, last_hash):
-                append.outcome = _conflict(append.expected, Head(offset, last_hash))
-                continue
-            results = []
-            for line in append.lines:
-                start, offset = offset, offset + len(line)
-                last_hash = line_hash(line)
-                results.append(AppendResult(start, offset, last_hash))
-            append.outcome = results
-            lines += append.lines
+            if append.expected is not None:
+                now = _head_after(head, pieces, offset)
+                if append.expected != now:
+                    append.outcome = _conflict(append.expected, now)
+                    continue
+            append.outcome = offset
+            offset += len(append.data)
+            pieces.append(append.data)
         self._appends = []
         self._size = 0
         self.give_places()
-        return Batch(taken, b"".join(lines), Head(offset, last_hash))
+        return Batch(taken, b"".join(pieces), _head_after(head, pieces, offset))
+
+
+def _head_after(head: Head, pieces: list[bytes], offset: int) -> Head:
+    if not pieces:
+        return head
+    last = pieces[-1]
+    return Head(offset, line_hash(last[last.rfind(b"\n", 0, -1) + 1 :]))
 
 
 def _conflict(expected: Head, head: Head) -> ConditionalAppendError:

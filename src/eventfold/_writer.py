@@ -26,7 +26,7 @@ from . import _layout, _rotation
 from ._active import ActiveLog
 from ._aio import Opening, Thread, in_thread
 from ._errors import EventfoldError, LogClosedError, WriterFailedError, fresh
-from ._event import AppendResult, Event, Head, encode_line
+from ._event import AppendResult, Event, Head, encode_line, line_hash
 from ._layout import Layout
 from ._queue import Answers, AppendQueue, Batch
 from ._reader import EventReader
@@ -214,7 +214,8 @@ class EventWriter:
         self._check_usable()
         if self._queue.full:
             await self._get_place()
-        return (await self._queue.put([encode_line(event, self._max_event_size)]))[0]
+        line = encode_line(event, self._max_event_size)
+        return _result(await self._queue.put(line), line)
 
     async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
         """Appends several events, all or none of them, also after a crash. Raises as `append` does."""
@@ -227,7 +228,14 @@ class EventWriter:
         else:
             count = len(events)
             lines = [encode_line(event, self._max_event_size, (i, count)) for i, event in enumerate(events, 1)]
-        return await self._queue.put(lines) if lines else []
+        if not lines:
+            return []
+        start = await self._queue.put(b"".join(lines))
+        results = []
+        for line in lines:
+            results.append(_result(start, line))
+            start += len(line)
+        return results
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes.
@@ -238,7 +246,7 @@ class EventWriter:
         if self._queue.full:
             await self._get_place()
         line = encode_line(event, self._max_event_size)
-        return (await self._queue.put([line], Head(expected_offset, expected_hash or "")))[0]
+        return _result(await self._queue.put(line, Head(expected_offset, expected_hash or "")), line)
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
@@ -421,6 +429,10 @@ class EventWriter:
             self._old_files.clear()
             self._active.close()
             self._thread.end()
+
+
+def _result(start: int, line: bytes) -> AppendResult:
+    return AppendResult(start, start + len(line), line_hash(line))
 
 
 def _check_size(name: str, value: int, least: int) -> None:
