@@ -565,20 +565,23 @@ async def test_a_rotation_whose_last_newline_is_damaged_is_refused(damaged_dir: 
     assert damaged_dir.joinpath(f"app.jsonl.next.0.{len(data)}.0").exists()
 
 
-async def test_an_archive_cut_inside_a_frame_is_reported(damaged_dir: Path) -> None:
+@pytest.mark.parametrize(("left_out", "whole"), [(85, 1), (80, 2), (79, 2), (1, 2)])
+async def test_an_archive_cut_inside_a_frame_or_its_record_is_reported(
+    damaged_dir: Path, left_out: int, whole: int
+) -> None:
     """No crash leaves that without a rotation under way: readers give what is before it, writers touch nothing."""
     async with EventWriter.open(damaged_dir) as writer:
         for n in range(2):
             await writer.append(event(n))
             await writer.rotate()
     size = writer.archive_path.stat().st_size
-    os.truncate(writer.archive_path, size - 85)
+    os.truncate(writer.archive_path, size - left_out)
     found = []
-    with pytest.raises(CorruptLogError, match="ends inside a frame"):
+    with pytest.raises(CorruptLogError, match="ends in a frame"):
         async for record in EventReader(damaged_dir).read_full():
             found.append(record.event.data["n"])
-    with pytest.raises(CorruptLogError, match="ends inside a frame"):
+    with pytest.raises(CorruptLogError, match="ends in a frame"):
         await EventWriter.open(damaged_dir)
 
-    assert found == [0]
-    assert writer.archive_path.stat().st_size == size - 85
+    assert found == list(range(whole))
+    assert writer.archive_path.stat().st_size == size - left_out

@@ -270,15 +270,16 @@ class Archive:
         os.close(self._fd)
 
     def cut_short(self) -> CorruptLogError | None:
-        """Where no rotation is under way: what is wrong if the archive ends inside a frame of ours.
+        """Where no rotation is under way: what is wrong if the archive ends in a frame of ours without its record.
 
         A crash can't leave that, since a rotation says that it is under way as long as its frames may be torn. The Rust
-        crate's frames, which it may leave torn, have no checksum.
+        crate's frames, which it may leave torn, and which have no records yet, have no checksum.
         """
-        if self.damage is None and self.end_position < self.size:
-            begin = os.pread(self._fd, len(_ZSTD_MAGIC) + 1, self.end_position)
+        position = self.end_position if self.recorded or self._last is None else self._last.position
+        if self.damage is None and position < self.size:
+            begin = os.pread(self._fd, len(_ZSTD_MAGIC) + 1, position)
             if begin[:-1] == _ZSTD_MAGIC and begin[-1] & _CHECKSUM_FLAG:
-                return CorruptLogError(self.path, self.head.offset, "the file ends inside a frame")
+                return CorruptLogError(self.path, self.head.offset, "the file ends in a frame without its record")
         return None
 
     def unrecorded(self) -> Span | None:

@@ -47,14 +47,19 @@ def _now() -> int:
     return int(time.time())
 
 
+def _no_data() -> dict[str, Any]:
+    return {}
+
+
 class _TypeAndData(msgspec.Struct, frozen=True, eq=False, gc=False):
     """The two fields of `Event` that may be given by position."""
 
     type: str
-    data: Any = {}
+    # A function of ours, since an empty dict that is the default would be left out of the line.
+    data: Any = msgspec.field(default_factory=_no_data)
 
 
-class Event(_TypeAndData, frozen=True, eq=False, kw_only=True, gc=False):
+class Event(_TypeAndData, frozen=True, eq=False, kw_only=True, omit_defaults=True, gc=False):
     """Something that happened: an immutable record, equal to another by value.
 
     `type` says what kind of event it is; `data` and `meta` are any JSON values; `ts` is in whole seconds since the Unix
@@ -139,17 +144,8 @@ def encode_line(event: Event, max_size: int, batch: tuple[int, int] | None = Non
     fault = None if _is_plain(event) else _event_fault(event)
     if fault is None:
         try:
-            line = _encode(
-                StoredEvent(
-                    type=event.type,
-                    data=event.data,
-                    ts=event.ts,
-                    id=event.id,
-                    actor=event.actor,
-                    meta=event.meta,
-                    batch=batch,
-                )
-            )
+            # Both have the keys in the order of the line.
+            line = _encode(event if batch is None and type(event) is Event else _stored(event, batch))
         except UnicodeEncodeError:
             fault = _event_fault(event, text=True) or "it holds a lone surrogate"
         except (TypeError, ValueError, RecursionError) as error:
@@ -160,6 +156,18 @@ def encode_line(event: Event, max_size: int, batch: tuple[int, int] | None = Non
             fault = f"its line has {len(line) + 1} bytes, and max_event_size is {max_size}"
     which = "this event" if batch is None else f"event {batch[0]} of the batch of {batch[1]}"
     raise InvalidEventError(f"{which} can't be written: {fault}")
+
+
+def _stored(event: Event, batch: tuple[int, int] | None) -> StoredEvent:
+    return StoredEvent(
+        type=event.type,
+        data=event.data,
+        ts=event.ts,
+        id=event.id,
+        actor=event.actor,
+        meta=event.meta,
+        batch=batch,
+    )
 
 
 def _is_plain(event: Event) -> bool:

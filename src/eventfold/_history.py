@@ -20,7 +20,7 @@ from ._layout import Layout
 from ._lines import Lines, batch_of
 
 # One read from the active log: long enough to make the trip to a thread cheap.
-BLOCK_SIZE = 4 * 1024 * 1024
+BLOCK_SIZE = 8 * 1024 * 1024
 _STEP_BACK = 4096
 
 
@@ -179,18 +179,21 @@ class Parts:
             raise ValueError(f"offset {offset} is not where a line begins")
         return line_before(self.fd, end)[1]
 
+    def line_hash_before(self, offset: int) -> str:
+        """The hash of that line; at the archive's end its record tells."""
+        if self.archive is not None and offset == self.archive.head.offset == self.base:
+            return self.archive.head.line_hash
+        return line_hash(self.line_before(offset))
+
     def check_line_before(self, head: Head) -> None:
         """Raises `CorruptLogError` where what was the head once is not in the log: where no such line ends there."""
         offset, expected = head
         if not offset:
             return
-        if self.archive is not None and offset == self.archive.head.offset:
-            found = self.archive.head.line_hash
-        else:
-            try:
-                found = line_hash(self.line_before(offset))
-            except ValueError:
-                found = ""
+        try:
+            found = self.line_hash_before(offset)
+        except ValueError:
+            found = ""
         if found != expected:
             path = self._layout.log_path if offset > self.base else self._layout.archive_path
             raise CorruptLogError(path, offset, "another line ended here before: somebody cut or replaced the log")
@@ -222,10 +225,8 @@ class Parts:
             raise ValueError(f"offset {offset} is not where a line begins")
         size = BLOCK_SIZE
         while offset < end:
-            start, file_end = offset - base, os.fstat(self.fd).st_size
-            if start >= file_end:
-                raise CorruptLogError(path, offset, f"the file ends here, and the log went on to {end}")
-            stop = min(start + size, end - base, file_end)
+            start = offset - base
+            stop = min(start + size, end - base)
             # Where a block ends is looked up first: cutting what was read down to that would copy it.
             line_end = _last_line_end(self.fd, start, stop)
             if line_end > start:
@@ -234,7 +235,10 @@ class Parts:
                     yield Lines(path, offset, data)
                     offset += len(data)
                     size = BLOCK_SIZE
-            elif stop < start + size:
+                continue
+            file_end = os.fstat(self.fd).st_size
+            if start >= file_end:
+                raise CorruptLogError(path, offset, f"the file ends here, and the log went on to {end}")
+            if min(stop, file_end) < start + size:
                 raise CorruptLogError(path, offset, f"no line ends here, and the log went on to {end}")
-            else:
-                size *= 4
+            size *= 4

@@ -18,7 +18,7 @@ import msgspec
 
 from ._aio import in_thread, start_in_thread, uninterrupted
 from ._errors import CorruptLogError, LogClosedError
-from ._event import Head, Record, line_hash
+from ._event import Head, Record
 from ._history import Parts
 from ._layout import Layout
 from ._lines import Decoder, Lines, Slice
@@ -281,7 +281,7 @@ def _base(layout: Layout) -> int:
 
 def _line_hash_before(layout: Layout, offset: int) -> str:
     with Parts(layout) as parts:
-        return line_hash(parts.line_before(offset))
+        return parts.line_hash_before(offset)
 
 
 def _file_size(path: Path) -> int:

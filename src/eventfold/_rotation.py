@@ -267,9 +267,9 @@ def _archive_head(layout: Layout, under_way: bool) -> Head:
     try:
         if archive.damage is not None:
             raise archive.damage
+        if not under_way and (damage := archive.cut_short()):
+            raise damage
         if not under_way and archive.end_position < archive.size:
-            if damage := archive.cut_short():
-                raise damage
             excess = archive.size - archive.end_position
             _layout.truncate(fd, archive.end_position)
             logger.warning("%s: cut %d bytes of an unfinished frame", archive.path, excess)
