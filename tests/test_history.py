@@ -255,3 +255,24 @@ async def test_a_last_line_with_an_impossible_place_in_a_batch_is_reported(damag
             pass
 
     assert (damaged_dir / "app.jsonl").read_bytes() == data
+
+
+@pytest.mark.parametrize("harm", ["cut", "deleted"])
+def test_what_an_archive_lacks_while_a_rotation_is_under_way_is_reported(damaged_dir: Path, harm: str) -> None:
+    """The rotation's file says where the active log begins; what should stand before it is not passed over."""
+    with Opened(damaged_dir) as opened:
+        append(opened.active, lines(0, 12))
+        opened.rotate()
+        append(opened.active, lines(12, 15))
+        _rotation.begin(opened.layout, opened.active).close()
+    archive = opened.layout.archive_path
+    if harm == "cut":
+        os.truncate(archive, archive.stat().st_size // 2)
+    else:
+        archive.unlink()
+    found = b""
+    with Parts(opened.layout) as parts, pytest.raises(CorruptLogError, match="archive"):
+        for block in parts.lines(0, len(lines(0, 15))):
+            found += block.data
+
+    assert lines(0, 11).startswith(found)

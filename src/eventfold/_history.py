@@ -206,13 +206,19 @@ class Parts:
         if self.archive is not None and self.damage is not None:
             yield from self.archive.lines(offset)
             raise self.damage
-        if offset < min(end, self.base) and self.archive is not None:
-            for lines in self.archive.lines(offset):
-                excess = lines.start_offset + len(lines.data) - end
-                if excess >= 0:
-                    yield lines._replace(data=lines.data[: len(lines.data) - excess])
-                    return
-                yield lines
+        if offset < min(end, self.base):
+            reached = 0
+            if self.archive is not None:
+                for lines in self.archive.lines(offset):
+                    excess = lines.start_offset + len(lines.data) - end
+                    if excess >= 0:
+                        yield lines._replace(data=lines.data[: len(lines.data) - excess])
+                        return
+                    yield lines
+                reached = self.archive.head.offset
+            if reached < self.base:
+                reason = f"the archive ends here, and the active log begins at {self.base}"
+                raise CorruptLogError(self._layout.archive_path, reached, reason)
             offset = self.base
         if offset < end:
             yield from self._active_lines(offset, end)

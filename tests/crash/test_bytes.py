@@ -50,8 +50,10 @@ ALLOWED = {
     ("consumers", "flip"): ("exact", "reported"),
     ("consumers", "cut"): ("exact", "reported"),
 }
-# The Rust crate's frames and snapshots have no checksums: what is damaged in them may go unseen.
+# The Rust crate's frames and snapshots have no checksums: what is damaged in them may go unseen. While a rotation is
+# under way, its file knows where the archive ends.
 UNCHECKED = {
+    ("rotating", "archive.jsonl.zst", "cut"): ("exact reported", "exact reported"),
     ("crate_archive", "archive.jsonl.zst", "flip"): ("exact reported other shorter", "exact reported other shorter"),
     ("crate_snapshots", "views", "flip"): ("exact", "exact other"),
 }
