@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from eventfold import Event, EventReader, Record, _layout, line_hash
+from eventfold import Event, EventReader, Record, line_hash
+from eventfold._files import operations
 
 START = 1_700_000_000
 
@@ -87,7 +88,7 @@ class Gate:
 
 
 class Seam:
-    """Replaces operations of `eventfold._layout` by ones that are counted, fail or stand still."""
+    """Replaces operations of `eventfold._files.operations` by ones that are counted, fail or stand still."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
@@ -95,8 +96,8 @@ class Seam:
 
     def replace(self, name: str, wrap: Callable[..., Any]) -> None:
         """Puts `wrap(original, *args)` in the place of the operation `name`."""
-        original = getattr(_layout, name)
-        self._monkeypatch.setattr(_layout, name, lambda *args: wrap(original, *args))
+        original = getattr(operations, name)
+        self._monkeypatch.setattr(operations, name, lambda *args: wrap(original, *args))
 
     def count(self, name: str) -> list[tuple[Any, ...]]:
         """A list that grows by the arguments of every call from now on."""

@@ -16,8 +16,10 @@ from tests.crash.disk import read_files, write_files
 from tests.crash.truth import Opened, Truth, append, read, zstd
 from tests.support import event, line, numbers
 
-from eventfold import CorruptLogError, Event, EventLog, EventReader, EventWriter, _archive, _rotation
-from eventfold._archive import RECORD_SIZE, Archive
+from eventfold import CorruptLogError, Event, EventLog, EventReader, EventWriter
+from eventfold._files import archive, rotation
+from eventfold._files.archive import Archive
+from eventfold._files.frames import RECORD_SIZE
 
 RECORD = struct.Struct("<II8sIIQQQQQQQ")
 
@@ -25,7 +27,7 @@ RECORD = struct.Struct("<II8sIIQQQQQQQ")
 @pytest.fixture
 def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes frames of a few lines."""
-    for module in (_archive, _rotation):
+    for module in (archive, rotation):
         monkeypatch.setattr(module, "FRAME_SIZE", 200)
 
 
@@ -154,13 +156,13 @@ async def test_reading_from_an_offset_touches_only_the_frames_behind_it(
         await log.rotate()
         size = (await asyncio.to_thread((data_dir / "archive.jsonl.zst").stat)).st_size
         decompressed = []
-        original = _archive._pieces
+        original = archive.pieces
 
         def counted(fd: int, position: int, end: int) -> object:
             decompressed.append((position, end))
             return original(fd, position, end)
 
-        monkeypatch.setattr(_archive, "_pieces", counted)
+        monkeypatch.setattr(archive, "pieces", counted)
         found = [record.event.data["n"] async for record in log.read_from(ends[-3])]
         hashed = await log.read_line_hash_before(ends[-2])
 

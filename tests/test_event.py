@@ -20,8 +20,8 @@ from tests.generated import EVENTS, exactly
 from tests.support import event, numbers, records
 
 from eventfold import Event, EventReader, EventWriter, InvalidEventError, SyncMode, line_hash
-from eventfold._event import encode_line
-from eventfold._lines import Decoder, Lines
+from eventfold._codec.decode import Decoder, Lines
+from eventfold._codec.encode import encode_line
 
 
 def read_back(line: bytes) -> Event:

@@ -12,9 +12,11 @@ import pytest
 from tests.crash.truth import Opened, append
 from tests.support import line
 
-from eventfold import CorruptLogError, EventReader, EventWriter, Head, _archive, _history, _rotation, line_hash
-from eventfold._history import Parts, line_before, whole_end
-from eventfold._layout import Layout
+from eventfold import CorruptLogError, EventReader, EventWriter, Head, line_hash
+from eventfold._files import archive, frames, segments
+from eventfold._files import rotation as rotations
+from eventfold._files.paths import Layout
+from eventfold._files.segments import Parts, line_before, whole_end
 
 
 def lines(start: int, end: int) -> bytes:
@@ -25,10 +27,10 @@ def lines(start: int, end: int) -> bytes:
 @pytest.fixture(autouse=True)
 def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes frames, blocks and steps back so small that a few lines are several."""
-    for module in (_archive, _rotation):
+    for module in (archive, rotations):
         monkeypatch.setattr(module, "FRAME_SIZE", 200)
-    monkeypatch.setattr(_history, "BLOCK_SIZE", 120)
-    monkeypatch.setattr(_history, "_STEP_BACK", 16)
+    monkeypatch.setattr(segments, "BLOCK_SIZE", 120)
+    monkeypatch.setattr(segments, "_STEP_BACK", 16)
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ class Rotating:
 
     def _rotate(self) -> Iterator[None]:
         layout, active = self.opened.layout, self.opened.active
-        rotation = _rotation.begin(layout, active)
+        rotation = rotations.begin(layout, active)
         yield
         self.add(1)
         if layout.archive_path.exists():
@@ -149,7 +151,7 @@ class Rotating:
             fd = os.open(layout.archive_path, os.O_RDWR)
             position, offset = os.fstat(fd).st_size, active.base
             for chunk in rotation._chunks(active.fd, 0):
-                position, offset = _archive.write_frames(fd, position, offset, [chunk]), offset + len(chunk)
+                position, offset = frames.write_frames(fd, position, offset, [chunk]), offset + len(chunk)
                 yield
             os.close(fd)
         else:
@@ -166,7 +168,7 @@ def test_a_rotation_between_any_two_looks_of_a_reader_misleads_it_in_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotated_before: bool
 ) -> None:
     """The steps of a rotation come in at every place between a reader's looks at the files, in every combination."""
-    fstat, stat, open_, next_file = os.fstat, os.stat, _history._open_if_there, Layout.next_file
+    fstat, stat, open_, next_file = os.fstat, os.stat, segments._open_if_there, Layout.next_file
     heads = set()
     for number, before in enumerate(itertools.combinations_with_replacement(range(STEPS + 1), LOOKS)):
         with Opened(tmp_path / str(number)) as opened:
@@ -183,7 +185,7 @@ def test_a_rotation_between_any_two_looks_of_a_reader_misleads_it_in_nothing(
 
             look_for_rotation = looking(next_file)
             with monkeypatch.context() as patch:
-                patch.setattr(_history, "_open_if_there", looking(open_))
+                patch.setattr(segments, "_open_if_there", looking(open_))
                 patch.setattr(os, "fstat", looking(fstat))
                 patch.setattr(Layout, "next_file", lambda self, look=look_for_rotation: look(self))
                 patch.setattr(os, "stat", looking(stat))
@@ -264,7 +266,7 @@ def test_what_an_archive_lacks_while_a_rotation_is_under_way_is_reported(damaged
         append(opened.active, lines(0, 12))
         opened.rotate()
         append(opened.active, lines(12, 15))
-        _rotation.begin(opened.layout, opened.active).close()
+        rotations.begin(opened.layout, opened.active).close()
     archive = opened.layout.archive_path
     if harm == "cut":
         os.truncate(archive, archive.stat().st_size // 2)

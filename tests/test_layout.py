@@ -12,8 +12,9 @@ import pytest
 from blockbuster import BlockingError
 from tests.support import Seam
 
-from eventfold import View, _layout
-from eventfold._layout import Layout
+from eventfold import View
+from eventfold._files import operations
+from eventfold._files.paths import Layout
 
 GOOD_NAMES = ["a", "todos", "A-Z.a_z-0.9", "_x", "-x", "9", "x" * 128]
 BAD_NAMES = ["", ".", "..", ".hidden", "a/b", "../a", "a b", "a\n", "a\0", "ä", "x" * 129, "a\\b", "a:b", None, 5]
@@ -78,8 +79,8 @@ def test_a_missing_directory_has_no_rotation_under_way(tmp_path: Path) -> None:
 def test_replace_file_leaves_the_content_and_nothing_else(tmp_path: Path) -> None:
     """The directories above are made, the content is whole, and no temporary file stays."""
     path = tmp_path / "a" / "b" / "file.json"
-    _layout.replace_file(path, b"first")
-    _layout.replace_file(path, b"second")
+    operations.replace_file(path, b"first")
+    operations.replace_file(path, b"second")
 
     assert path.read_bytes() == b"second"
     assert os.listdir(path.parent) == ["file.json"]
@@ -89,10 +90,10 @@ def test_replace_file_leaves_the_content_and_nothing_else(tmp_path: Path) -> Non
 def test_replace_file_that_fails_leaves_the_old_file(tmp_path: Path, seam: Seam, operation: str) -> None:
     """Whatever step fails, the old content stays, and no temporary file does."""
     path = tmp_path / "file.json"
-    _layout.replace_file(path, b"old")
+    operations.replace_file(path, b"old")
     seam.fail(operation, number=errno.ENOSPC)
     with pytest.raises(OSError, match="made to fail"):
-        _layout.replace_file(path, b"new")
+        operations.replace_file(path, b"new")
 
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file.json"]
@@ -108,7 +109,7 @@ def test_replace_file_syncs_the_content_before_the_name_and_the_directory_after(
             return original(*args)
 
         seam.replace(name, noted)
-    _layout.replace_file(tmp_path / "file.json", b"content")
+    operations.replace_file(tmp_path / "file.json", b"content")
 
     assert order == ["write", "sync", "rename", "sync_dir"]
 
@@ -116,9 +117,9 @@ def test_replace_file_syncs_the_content_before_the_name_and_the_directory_after(
 def test_new_directories_are_synced_into_their_parents(tmp_path: Path, seam: Seam) -> None:
     """A directory whose name is not on disk would take everything in it along in a power cut."""
     synced = seam.count("sync_dir")
-    _layout.make_dir(tmp_path / "a" / "b")
+    operations.make_dir(tmp_path / "a" / "b")
     again = len(synced)
-    _layout.make_dir(tmp_path / "a" / "b")
+    operations.make_dir(tmp_path / "a" / "b")
 
     assert synced == [(tmp_path,), (tmp_path / "a",)]
     assert again == len(synced)
@@ -129,7 +130,7 @@ def test_a_file_in_the_place_of_the_directory_is_an_error(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
 
     with pytest.raises(OSError):
-        _layout.make_dir(tmp_path / "file")
+        operations.make_dir(tmp_path / "file")
 
 
 def test_a_short_write_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +140,7 @@ def test_a_short_write_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "pwrite", lambda fd, data, position: pwrite(fd, data[:3], position))
     try:
         with pytest.raises(OSError, match="short write: 3 of 6 bytes") as caught:
-            _layout.write(fd, b"abcdef", 0)
+            operations.write(fd, b"abcdef", 0)
     finally:
         os.close(fd)
 
@@ -150,11 +151,11 @@ def test_what_is_larger_than_one_call_may_write_is_written_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Linux writes no more than 2 GiB in one call; the pieces join without a gap."""
-    monkeypatch.setattr(_layout, "_WRITE_SIZE", 4)
+    monkeypatch.setattr(operations, "_WRITE_SIZE", 4)
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     try:
-        _layout.write(fd, b"..", 0)
-        _layout.write(fd, b"abcdefghij", 2)
+        operations.write(fd, b"..", 0)
+        operations.write(fd, b"abcdefghij", 2)
     finally:
         os.close(fd)
 
@@ -181,7 +182,7 @@ async def test_the_guard_sees_every_file_operation_on_the_loop(
         }
 
         with pytest.raises(BlockingError):
-            getattr(_layout, operation)(*arguments[operation])
+            getattr(operations, operation)(*arguments[operation])
     loop_guard.clear()
 
 
@@ -193,7 +194,7 @@ def test_temporary_files_of_killed_processes_are_removed_and_no_others(tmp_path:
     kept = {f".a.json.{os.getpid()}.0.tmp", *left} - {f".a.json.{ended.pid}.0.tmp"}
     for name in left | kept:
         tmp_path.joinpath(name).touch()
-    _layout.discard_leftovers(tmp_path)
-    _layout.discard_leftovers(tmp_path / "not there")
+    operations.discard_leftovers(tmp_path)
+    operations.discard_leftovers(tmp_path / "not there")
 
     assert {path.name for path in tmp_path.iterdir()} == kept

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.generated import EVENTS, exactly
 
-from eventfold import CorruptLogError, Event, Record, _lines
-from eventfold._event import encode_line
-from eventfold._lines import Decoder, Lines, Slice
+from eventfold import CorruptLogError, Event, Record
+from eventfold._codec import selection
+from eventfold._codec.decode import Decoder, Lines, Slice
+from eventfold._codec.encode import encode_line
 
 PATH = Path("app.jsonl")
 
@@ -76,7 +77,7 @@ def test_a_selection_gives_what_is_left_of_all_events(groups: list[tuple[Event, 
 def test_a_selection_finds_its_events_among_any_number_of_types(most: int) -> None:
     """Also where there are more types than it tells apart, and where new ones turn up on the way."""
     lines = [encode_line(Event(f"type {i % 10}", i, ts=1), 2**24) for i in range(200)]
-    with mock.patch.object(_lines, "_MOST_TYPES", most):
+    with mock.patch.object(selection, "_MOST_TYPES", most):
         decoder = Decoder({f"type {most % 7}", "never"}, places=False)
         found = [
             e.data

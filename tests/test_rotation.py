@@ -18,19 +18,9 @@ from tests.crash.disk import read_files
 from tests.crash.truth import Opened, append, read_now, zstd
 from tests.support import Gate, Seam, event, line, numbers, write_log
 
-from eventfold import (
-    CorruptLogError,
-    EventLog,
-    EventReader,
-    EventWriter,
-    LogLockedError,
-    WriterFailedError,
-    _archive,
-    _layout,
-    _rotation,
-    _writer,
-)
-from eventfold._layout import Layout
+from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, LogLockedError, WriterFailedError, _writer
+from eventfold._files import archive, operations, rotation
+from eventfold._files.paths import Layout
 
 
 def lines(start: int, end: int) -> bytes:
@@ -46,7 +36,7 @@ BASE, END = len(lines(0, 3)), len(lines(0, 14))
 @pytest.fixture
 def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes frames of four lines."""
-    for module in (_archive, _rotation):
+    for module in (archive, rotation):
         monkeypatch.setattr(module, "FRAME_SIZE", 4 * SIZE)
 
 
@@ -75,8 +65,8 @@ def leave_rotation(directory: Path, frames: int, rest: bytes = b"") -> Layout:
             os.pwrite(fd, data, position)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_layout, "write", die)
-            patch.setattr(_layout, "truncate", lambda fd, size: None)
+            patch.setattr(operations, "write", die)
+            patch.setattr(operations, "truncate", lambda fd, size: None)
             with pytest.raises(LeftError):
                 opened.rotate()
     return opened.layout
@@ -225,7 +215,7 @@ async def test_an_archive_damaged_before_the_rotation_does_not_keep_its_lines_fr
 def test_the_first_archive_appears_whole(data_dir_now: Path, small_frames: None, monkeypatch: Any) -> None:
     """Until the rename there is no archive, after it there is all of it: it is never empty."""
     seen = []
-    original = _layout.write
+    original = operations.write
 
     def look(fd: int, data: bytes, position: int) -> None:
         original(fd, data, position)
@@ -233,7 +223,7 @@ def test_the_first_archive_appears_whole(data_dir_now: Path, small_frames: None,
 
     with Opened(data_dir_now) as opened:
         append(opened.active, lines(0, 9))
-        monkeypatch.setattr(_layout, "write", look)
+        monkeypatch.setattr(operations, "write", look)
         opened.rotate()
 
     assert seen == [False] * 3
@@ -326,7 +316,7 @@ async def test_a_rotation_that_fails_harms_no_append_and_the_next_goes_on(
         for n in range(5, 25):
             await log.append(event(n))
         active, calls = log._writer._active, itertools.count(1)
-        original = getattr(_layout, operation)
+        original = getattr(operations, operation)
 
         def failing(*args: Any) -> Any:
             due = operation == "rename" or args[0] != active.fd
@@ -335,7 +325,7 @@ async def test_a_rotation_that_fails_harms_no_append_and_the_next_goes_on(
             return original(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(_layout, operation, failing)
+            patch.setattr(operations, operation, failing)
             with pytest.raises(OSError, match="made to fail"):
                 await log.rotate()
             await log.append(event(25))
@@ -356,7 +346,7 @@ async def test_a_rotation_that_fails_by_itself_is_a_warning_and_is_tried_again(
     """Appends are acknowledged while the archive's disk is full, and the log is rotated once it is not."""
     monkeypatch.setattr(_writer, "RETRY_INTERVAL", 0.0)
     async with EventLog.open(data_dir, max_log_size=5 * SIZE) as log:
-        original, active, failures = _layout.write, log._writer._active, []
+        original, active, failures = operations.write, log._writer._active, []
 
         def full(fd: int, data: bytes, position: int) -> None:
             if fd != active.fd:
@@ -365,7 +355,7 @@ async def test_a_rotation_that_fails_by_itself_is_a_warning_and_is_tried_again(
             original(fd, data, position)
 
         with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "eventfold"):
-            patch.setattr(_layout, "write", full)
+            patch.setattr(operations, "write", full)
             for n in range(20):
                 await log.append(event(n))
             while log._writer._rotations:
@@ -390,7 +380,7 @@ async def test_a_full_disk_at_the_opening_leaves_a_rotation_for_later(
         raise OSError(errno.ENOSPC, "made to fail")
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "eventfold"):
-        patch.setattr(_layout, "write", full)
+        patch.setattr(operations, "write", full)
         log = await EventLog.open(data_dir)
     try:
         await log.append(event(14))
@@ -410,8 +400,8 @@ async def test_an_opening_that_fails_in_a_left_rotation_lets_the_lock_go(
 ) -> None:
     """After a directory could not be synced behind the switch, the log can be opened again in the same process."""
     await asyncio.to_thread(leave_rotation, data_dir, 1)
-    original, renamed = _layout.sync_dir, []
-    rename = _layout.rename
+    original, renamed = operations.sync_dir, []
+    rename = operations.rename
 
     def failing(path: Path) -> None:
         if renamed:
@@ -423,8 +413,8 @@ async def test_an_opening_that_fails_in_a_left_rotation_lets_the_lock_go(
         rename(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_layout, "sync_dir", failing)
-        patch.setattr(_layout, "rename", noted)
+        patch.setattr(operations, "sync_dir", failing)
+        patch.setattr(operations, "rename", noted)
         with pytest.raises(WriterFailedError):
             await EventLog.open(data_dir)
     async with EventLog.open(data_dir) as log:
@@ -471,7 +461,7 @@ async def test_an_opening_waits_for_no_lock_but_looks_again_at_the_name(
 ) -> None:
     """Who opened the file before a rotation and locks it after that finds that it has lost its name, and goes on."""
     write_log(data_dir, line(0))
-    original, moved = _layout.lock, []
+    original, moved = operations.lock, []
 
     def lock_late(fd: int) -> bool:
         if not moved:
@@ -479,7 +469,7 @@ async def test_an_opening_waits_for_no_lock_but_looks_again_at_the_name(
             write_log(data_dir, line(0), line(1))
         return original(fd)
 
-    monkeypatch.setattr(_layout, "lock", lock_late)
+    monkeypatch.setattr(operations, "lock", lock_late)
     async with EventLog.open(data_dir) as log:
         found = await numbers(log)
 

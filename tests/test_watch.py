@@ -18,7 +18,8 @@ from anyio.to_thread import current_default_thread_limiter
 from tests.processes import add_lines, at_rest, back_to, other_writer, watchers
 from tests.support import Seam, event, line, settle, write_log
 
-from eventfold import CorruptLogError, EventLog, EventReader, LogClosedError, SyncMode, _watch
+from eventfold import CorruptLogError, EventLog, EventReader, LogClosedError, SyncMode
+from eventfold._files import watcher
 
 
 async def watching(count: int = 1) -> None:
@@ -202,7 +203,7 @@ def lose_all_hints(
 
 async def test_new_events_are_found_where_all_hints_get_lost(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is looked at now and then, so that nobody waits for ever."""
-    monkeypatch.setattr(_watch, "watch", lose_all_hints)
+    monkeypatch.setattr(watcher, "watch", lose_all_hints)
     write_log(data_dir, line(0))
     async with aclosing(EventReader(data_dir).tail(0)) as tail:
         await anext(tail)
@@ -220,7 +221,7 @@ async def test_new_events_are_found_where_watching_fails(
     def fail(*args: Any, **options: Any) -> Iterator[set]:
         raise OSError("no instances left")
 
-    monkeypatch.setattr(_watch, "watch", fail)
+    monkeypatch.setattr(watcher, "watch", fail)
     write_log(data_dir, line(0))
     with caplog.at_level(logging.WARNING, "eventfold"):
         async with aclosing(EventReader(data_dir).tail(0)) as tail:
@@ -242,7 +243,7 @@ async def test_a_directory_that_takes_the_place_of_another_is_watched(
         watched.append(path.stat().st_ino)
         return watchfiles.watch(path, **options)
 
-    monkeypatch.setattr(_watch, "watch", watch)
+    monkeypatch.setattr(watcher, "watch", watch)
     write_log(damaged_dir, line(0))
     async with aclosing(EventReader(damaged_dir).tail(0)) as tail, asyncio.timeout(10):
         await anext(tail)

@@ -31,12 +31,12 @@ from eventfold import (
     LogLockedError,
     SyncMode,
     WriterFailedError,
-    _layout,
     _queue,
     _writer,
     line_hash,
 )
-from eventfold._event import encode_line
+from eventfold._codec.encode import encode_line
+from eventfold._files import operations
 
 
 async def started(*calls: Any) -> list[asyncio.Task[Any]]:
@@ -880,7 +880,7 @@ async def test_a_file_that_was_replaced_before_it_was_locked_is_not_written(
 ) -> None:
     """A rotation may put another file in place between the opening and the locking: that one is taken then."""
     write_log(data_dir, line(1))
-    lock, replaced = _layout.lock, []
+    lock, replaced = operations.lock, []
 
     def replace_first(fd: int) -> bool:
         if not replaced:
@@ -889,7 +889,7 @@ async def test_a_file_that_was_replaced_before_it_was_locked_is_not_written(
             os.replace(replaced[0], data_dir / "app.jsonl")
         return lock(fd)
 
-    monkeypatch.setattr(_layout, "lock", replace_first)
+    monkeypatch.setattr(operations, "lock", replace_first)
     async with EventWriter.open(data_dir) as writer:
         with pytest.raises(LogLockedError):
             await EventWriter.open(data_dir)
@@ -903,7 +903,7 @@ async def test_a_file_that_was_removed_before_it_was_locked_is_made_anew(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name must name the file that is locked."""
-    lock, removed = _layout.lock, []
+    lock, removed = operations.lock, []
 
     def remove_first(fd: int) -> bool:
         if not removed:
@@ -911,7 +911,7 @@ async def test_a_file_that_was_removed_before_it_was_locked_is_made_anew(
             (data_dir / "app.jsonl").unlink()
         return lock(fd)
 
-    monkeypatch.setattr(_layout, "lock", remove_first)
+    monkeypatch.setattr(operations, "lock", remove_first)
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
 

@@ -15,7 +15,8 @@ import msgspec
 
 from benchmarks._events import Totals, add, sample_fields
 from benchmarks._probe import growth
-from eventfold import ConditionalAppendError, Event, EventLog, EventReader, EventWriter, SyncMode, View, _layout
+from eventfold import ConditionalAppendError, Event, EventLog, EventReader, EventWriter, SyncMode, View
+from eventfold._files import operations
 
 from . import _eventfold_hold, _eventfold_tails
 from ._eventfold_states import large_log, sample_events
@@ -159,17 +160,17 @@ class Eventfold:
 def counted_writes() -> Iterator[list[int]]:
     """The bytes of each write that eventfold makes to a file while the block runs."""
     written: list[int] = []
-    write = _layout.write
+    write = operations.write
 
     def count(fd: int, data: bytes, position: int) -> None:
         written.append(len(data))
         write(fd, data, position)
 
-    _layout.write = count
+    operations.write = count
     try:
         yield written
     finally:
-        _layout.write = write
+        operations.write = write
 
 
 @asynccontextmanager

@@ -10,18 +10,14 @@ from a backup, say) is an error, not silence.
 from __future__ import annotations
 
 import asyncio
-import os
 import weakref
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import msgspec
 
-from . import _layout
-from ._aio import in_thread
+from ._engine import check_name
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Record
-from ._layout import Layout
 from ._reader import EventReader
 
 
@@ -40,7 +36,8 @@ class _Place:
         self.name = name
         self.start = start
         self.committed: int | None = None
-        self._path = Layout(reader.dir).consumer_path(name)
+        check_name("consumer", name)
+        self._path = reader.documents.location("consumer", name)
         self._lock = asyncio.Lock()
 
     async def commit(self, record: Record) -> None:
@@ -53,13 +50,13 @@ class _Place:
                 )
             if record.end_offset != committed:
                 data = msgspec.json.encode(_Committed(record.end_offset, record.line_hash))
-                await in_thread(_layout.replace_file, self._path, data)
+                await self.reader.documents.store("consumer", self.name, data)
                 self.committed = record.end_offset
 
     async def last_commit(self) -> int | None:
         """The offset of the last commit; None if there is none. Raises `CorruptLogError` if it is not in this log."""
         if self.committed is None:
-            data = await in_thread(_read, self._path)
+            data = await self.reader.documents.load("consumer", self.name)
             if data is None:
                 return None
             try:
@@ -91,7 +88,7 @@ class Consumer:
 
     def __repr__(self) -> str:
         place = self._place
-        return f"<Consumer {place.name!r} of {str(place.reader.dir)!r}, committed up to {place.committed}>"
+        return f"<Consumer {place.name!r} of {str(place.reader._source.location)!r}, committed up to {place.committed}>"
 
     @property
     def name(self) -> str:
@@ -142,7 +139,7 @@ class _Iteration:
 
     async def _begin(self) -> AsyncIterator[Record]:
         place = self._place
-        key = (await in_thread(os.path.realpath, place.reader.dir), place.name)
+        key = (await place.reader.identity(), place.name)
         other = _running.get(key)
         if other is not None and other is not self and not other._place.reader.closed:
             raise EventfoldError(f"consumer {place.name!r} is being read elsewhere in this process")
@@ -161,10 +158,3 @@ class _Iteration:
 
 
 _running: weakref.WeakValueDictionary[tuple[str, str], _Iteration] = weakref.WeakValueDictionary()
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None

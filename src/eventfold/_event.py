@@ -1,26 +1,15 @@
-"""The event, and the line that it is written as.
+"""The values that everything else handles: an event, a record of it in the log, a head, the result of an append.
 
-A line is one event as compact JSON and a newline, its keys in the order `type`, `data`, `ts`, `id`, `actor`, `meta`,
-`batch`. The format is that of the Rust crate eventfold 0.2.0; `batch` is ours, and the crate passes over it.
-
-Promise: `encode_line` gives only lines that read back as they went in, here and in the Rust crate, and names what it
-refuses and where it stands.
+Promise: they are immutable, and make no I/O.
 """
 
 from __future__ import annotations
 
 import time
-from math import isfinite
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import xxhash
-
-from ._errors import InvalidEventError
-
-# serde_json refuses the 128th level, and the event itself is the first.
-MAX_DEPTH = 127
-MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 
 
 def line_hash(line: bytes) -> str:
@@ -92,30 +81,6 @@ class Event(_TypeAndData, frozen=True, eq=False, kw_only=True, omit_defaults=Tru
         return f"Event({self.type!r}, {self.data!r}, ts={self.ts!r}{options})"
 
 
-class StoredEvent(Event, frozen=True, eq=False, kw_only=True, omit_defaults=True, gc=False):
-    """An event as its line holds it: nothing is filled in for it, and it may be line `i` (from 1) of a batch of `n`.
-
-    All fields stand here again because their order is that of the keys in the line.
-    """
-
-    type: Annotated[str, msgspec.Meta(min_length=1)]
-    data: Any
-    ts: Annotated[int, msgspec.Meta(ge=0)]
-    id: str | None = None
-    actor: str | None = None
-    meta: Any = None
-    batch: tuple[int, int] | None = None
-    worth_a_look = True  # see what stands for the events that a selection leaves out
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _event, (self.type, self.data, self.ts, self.id, self.actor, self.meta)
-
-
-def _event(type: str, data: Any, ts: int, id: str | None, actor: str | None, meta: Any) -> Event:
-    """What a pickled or deeply copied event is made of again: a place in a batch is of no use to it."""
-    return Event(type, data, ts=ts, id=id, actor=actor, meta=meta)
-
-
 class Record(msgspec.Struct, frozen=True, gc=False):
     """An event as it stands in the log; its offsets are bytes in the whole log."""
 
@@ -131,131 +96,3 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
     def __repr__(self) -> str:
         return f"Record({self.event!r}, start_offset={self.start_offset}, end_offset={self.end_offset})"
-
-
-_encode = msgspec.json.Encoder().encode
-
-
-def encode_line(event: Event, max_size: int, batch: tuple[int, int] | None = None) -> bytes:
-    """The event's line with its newline, at most `max_size` bytes.
-
-    Raises `InvalidEventError` for an event that does not read back the same here and in the Rust crate.
-    """
-    fault = None if _is_plain(event) else _event_fault(event)
-    if fault is None:
-        try:
-            # Both have the keys in the order of the line.
-            line = _encode(event if batch is None and type(event) is Event else _stored(event, batch))
-        except UnicodeEncodeError:
-            fault = _event_fault(event, text=True) or "it holds a lone surrogate"
-        except (TypeError, ValueError, RecursionError) as error:
-            fault = str(error)
-        else:
-            if len(line) < max_size:
-                return line + b"\n"
-            fault = f"its line has {len(line) + 1} bytes, and max_event_size is {max_size}"
-    which = "this event" if batch is None else f"event {batch[0]} of the batch of {batch[1]}"
-    raise InvalidEventError(f"{which} can't be written: {fault}")
-
-
-def _stored(event: Event, batch: tuple[int, int] | None) -> StoredEvent:
-    return StoredEvent(
-        type=event.type,
-        data=event.data,
-        ts=event.ts,
-        id=event.id,
-        actor=event.actor,
-        meta=event.meta,
-        batch=batch,
-    )
-
-
-def _is_plain(event: Event) -> bool:
-    """Whether an event is of the usual kind, in which nothing can be wrong but its text: a short way to know."""
-    if (
-        type(event) is not Event
-        or type(event.type) is not str
-        or not event.type
-        or type(event.ts) is not int
-        or not 0 <= event.ts <= MAX_INT
-        or (event.id is not None and type(event.id) is not str)
-        or (event.actor is not None and type(event.actor) is not str)
-        or event.meta is not None
-        or type(event.data) is not dict
-    ):
-        return False
-    for key, item in event.data.items():
-        kind = type(item)
-        if type(key) is not str or not (kind in _HARMLESS or (kind is int and MIN_INT <= item <= MAX_INT)):
-            return False
-    return True
-
-
-def _event_fault(event: Event, text: bool = False) -> str | None:
-    """What is wrong with an event and where; `text` looks for lone surrogates too, which the encoder finds faster."""
-    if not isinstance(event, Event):
-        return f"{type(event).__name__} is not an Event"
-    if not isinstance(event.type, str) or not event.type:
-        return f"type must be a string that is not empty, not {event.type!r}"
-    if not isinstance(event.ts, int) or isinstance(event.ts, bool) or not 0 <= event.ts <= MAX_INT:
-        return f"ts must be whole seconds from 0 to 2^64-1, not {event.ts!r}"
-    if not isinstance(event.id, _OPTIONAL_TEXT):
-        return f"id must be a string, not {event.id!r}"
-    if not isinstance(event.actor, _OPTIONAL_TEXT):
-        return f"actor must be a string, not {event.actor!r}"
-    if text:
-        for name in ("type", "id", "actor"):
-            if _has_surrogate(getattr(event, name) or ""):
-                return f"{name}: a lone surrogate in {getattr(event, name)!r}"
-    if fault := _fault(event.data, 2, text):
-        return f"data{fault[0]}: {fault[1]}"
-    if event.meta is not None and (fault := _fault(event.meta, 2, text)):
-        return f"meta{fault[0]}: {fault[1]}"
-    return None
-
-
-_OPTIONAL_TEXT = (str, type(None))
-_HARMLESS = frozenset({str, bool, type(None)})
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _fault(value: Any, depth: int, text: bool) -> tuple[str, str] | None:
-    """Where in a JSON value something is that no line can hold, and why; None if it is fine.
-
-    `depth` is the level in the line that the value would have as a container. A cycle is found as nesting too deep.
-    """
-    if not isinstance(value, _CONTAINERS):
-        return _scalar_fault(value, text)
-    if depth > MAX_DEPTH:
-        return "", f"nesting is deeper than {MAX_DEPTH} levels, or a cycle"
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                return "", f"the key {key!r} is no string"
-            if text and _has_surrogate(key):
-                return "", f"a lone surrogate in the key {key!r}"
-            if (type(item) not in _HARMLESS or text) and (fault := _fault(item, depth + 1, text)):
-                return f".{key}{fault[0]}", fault[1]
-    else:
-        for index, item in enumerate(value):
-            if (type(item) not in _HARMLESS or text) and (fault := _fault(item, depth + 1, text)):
-                return f"[{index}]{fault[0]}", fault[1]
-    return None
-
-
-_CONTAINERS = (dict, list, tuple)
-
-
-def _scalar_fault(value: Any, text: bool) -> tuple[str, str] | None:
-    if isinstance(value, int):
-        return None if MIN_INT <= value <= MAX_INT else ("", f"{value} is outside -2^63 to 2^64-1")
-    if isinstance(value, float):
-        return None if isfinite(value) else ("", f"{value!r} is no JSON number")
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return ("", f"a lone surrogate in {value!r}") if text and _has_surrogate(value) else None
-    return "", f"{type(value).__name__} is no JSON type"

@@ -12,10 +12,10 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ._aio import Opening
+from ._codec.decode import Slice
 from ._consumer import Consumer
 from ._errors import EventfoldError, UnknownViewError
 from ._event import AppendResult, Event, Head, Record
-from ._lines import Slice
 from ._reader import EventReader, WaitResult
 from ._view import ReduceFn, View, refresh_together
 from ._writer import EventWriter, LockMode, SyncMode, ViewOps
@@ -81,7 +81,7 @@ class EventLog:
         return EventLogBuilder(dir)
 
     def __repr__(self) -> str:
-        return f"<EventLog of {str(self.dir)!r}, views: {', '.join(self._views) or 'none'}>"
+        return f"<EventLog of {str(self._reader._source.location)!r}, views: {', '.join(self._views) or 'none'}>"
 
     async def aclose(self) -> None:
         """Closes the log: see `EventWriter.aclose`; the snapshots are saved first. Tails and watches end."""

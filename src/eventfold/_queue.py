@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -33,7 +33,7 @@ class Append(msgspec.Struct, eq=False, gc=False):
     data: bytes
     expected: Head | None
     future: asyncio.Future[int]
-    outcome: int | ConditionalAppendError = 0
+    outcome: Any = 0
 
 
 class Batch(NamedTuple):
@@ -76,10 +76,10 @@ class Answers:
             append = self._due.popleft()
             if append.future.done():  # cancelled meanwhile: nobody waits for the answer
                 continue
-            if isinstance(append.outcome, int):
-                append.future.set_result(append.outcome)
-            else:
+            if isinstance(append.outcome, Exception):
                 append.future.set_exception(append.outcome)
+            else:
+                append.future.set_result(append.outcome)
         if self._due:
             self._loop.call_soon(self._tell)
         self._told()
@@ -112,7 +112,7 @@ class AppendQueue:
         return not self._appends and not self._turns
 
     async def place(self) -> None:
-        """Waits for room, behind everybody who came before. Take the place before anything else is awaited."""
+        """Waiters for room, behind everybody who came before. Take the place before anything else is awaited."""
         turn = self._loop.create_future()
         self._turns.append(turn)
         try:
@@ -138,6 +138,24 @@ class AppendQueue:
         if len(self._appends) == 1:
             self._changed()
         return future
+
+    def pop(self, size: int) -> list[Append]:
+        """What nobody has cancelled, up to about so many bytes, but at least one."""
+        taken: list[Append] = []
+        count = 0
+        for count, append in enumerate(self._appends, 1):
+            if append.future.done():
+                self._size -= len(append.data)
+                continue
+            if taken and len(append.data) > size:
+                count -= 1
+                break
+            taken.append(append)
+            size -= len(append.data)
+            self._size -= len(append.data)
+        del self._appends[:count]
+        self.give_places()
+        return taken
 
     def take(self, head: Head) -> Batch:
         """Everything that nobody has cancelled, to be appended behind `head`; the queue is empty then."""

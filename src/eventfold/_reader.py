@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing
 from pathlib import Path
 from time import perf_counter
 
 import msgspec
 
-from ._aio import in_thread, start_in_thread, uninterrupted
+from ._aio import in_thread
+from ._codec.decode import Decoder, Slice
+from ._engine import Documents
 from ._errors import CorruptLogError, LogClosedError
 from ._event import Head, Record
-from ._history import Parts
-from ._layout import Layout
-from ._lines import Decoder, Lines, Slice
-from ._watch import Directory, Scope, directory
+from ._files.paths import Layout
+from ._files.source import FileSource
+from ._files.watcher import Directory
+from ._waiters import Scope, Waiters
 
 # Seconds for which reading holds the event loop at most, before it lets others run.
 _HOLD = 0.002
@@ -45,50 +47,63 @@ class EventReader:
     """
 
     def __init__(self, dir: str | os.PathLike[str]) -> None:
-        self._layout = Layout(dir)
-        self._directory: Directory | None = None
+        self._source = FileSource(dir)
         self._scope = Scope()
 
     def __repr__(self) -> str:
-        return f"<EventReader of {str(self._layout.dir)!r}>"
+        return f"<EventReader of {str(self._source.location)!r}>"
 
     @property
     def dir(self) -> Path:
         """The data directory."""
-        return self._layout.dir
+        return self._source.layout.dir
 
     @property
     def log_path(self) -> Path:
         """The active log, `app.jsonl`; it may not exist yet."""
-        return self._layout.log_path
+        return self._source.layout.log_path
 
     @property
     def archive_path(self) -> Path:
         """The archive, `archive.jsonl.zst`; it may not exist yet."""
-        return self._layout.archive_path
+        return self._source.layout.archive_path
 
     @property
     def views_dir(self) -> Path:
         """Where the snapshots are; it may not exist yet."""
-        return self._layout.views_dir
+        return self._source.layout.views_dir
 
     @classmethod
     def _of(cls, layout: Layout, place: Directory, scope: Scope) -> EventReader:
         """A reader whose tails and waits end with `scope`."""
         reader = cls(layout.dir)
-        reader._directory, reader._scope = place, scope
+        reader._source.directory, reader._scope = place, scope
         return reader
 
-    async def _place(self) -> Directory:
-        if self._directory is None:
-            self._directory = await in_thread(directory, self._layout.dir)
-        return self._directory
+    @classmethod
+    def _of_source(cls, source: FileSource, scope: Scope) -> EventReader:
+        reader = cls.__new__(cls)
+        reader._source, reader._scope = source, scope
+        return reader
+
+    @property
+    def documents(self) -> Documents:
+        """The documents beside the log."""
+        return self._source.documents
+
+    async def identity(self) -> str:
+        """Which log this is, within this process."""
+        key: str = await self._source.identity()
+        return key
+
+    async def _place(self) -> Waiters:
+        waits: Waiters = await self._source.waiters()
+        return waits
 
     async def head(self) -> Head:
         """The offset after the last event, and the hash of its line. In the writer's process: of the durable ones."""
-        place = self._directory or await self._place()
-        known = place.durable_head
-        return await in_thread(_head, self._layout) if known is None else known
+        head: Head = await self._source.head()
+        return head
 
     async def has_new_events(self, offset: int) -> bool:
         """Whether events stand behind `offset`.
@@ -101,11 +116,12 @@ class EventReader:
 
     async def active_log_size(self) -> int:
         """The size of `app.jsonl` in bytes; 0 if there is none."""
-        return await in_thread(_file_size, self._layout.log_path)
+        return await in_thread(_file_size, self._source.layout.log_path)
 
     async def base(self) -> int:
         """The offset of the first byte of `app.jsonl`: what stands before it is in the archive."""
-        return await in_thread(_base, self._layout)
+        base: int = await self._source.base()
+        return base
 
     async def read_line_hash_before(self, offset: int) -> str | None:
         """The hash of the line that ends at `offset`; None at 0.
@@ -113,7 +129,7 @@ class EventReader:
         Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins.
         """
         _check_offset(offset, await self.head())
-        return await in_thread(_line_hash_before, self._layout, offset) if offset else None
+        return await self._source.line_hash_before(offset) if offset else None
 
     def read_full(self) -> AsyncIterator[Record]:
         """All events up to the head of now; see `read_from`."""
@@ -165,20 +181,16 @@ class EventReader:
         """What stands between two heads; the hash of the first may be unknown ("")."""
         if start.offset == end.offset:
             return
-        newest = None if self._directory is None else self._directory.newest(start, end)
+        newest = (await self._source.waiters()).newest(start, end)
         if newest is not None:
             # In memory: no trip to the disk for everybody who waited for it.
             for piece in Decoder(types, places=places).feed(newest):
                 yield piece
             return
-        blocks = _Blocks(self._layout, start, end.offset)
         decoder = Decoder(types, places=places)
-        ahead = start_in_thread(blocks.next)
-        try:
+        async with aclosing(self._source.blocks(start, end.offset)) as blocks:
             since = perf_counter()
-            while (block := await uninterrupted(ahead)) is not None:
-                # The next block is read, and decompressed, while this one is decoded.
-                ahead = start_in_thread(blocks.next)
+            async for block in blocks:
                 for lines in block.cut():
                     for piece in decoder.feed(lines):
                         yield piece
@@ -187,10 +199,6 @@ class EventReader:
                         since = perf_counter()
             for piece in decoder.finish():
                 yield piece
-        finally:
-            if not ahead.done():
-                await asyncio.wait([ahead])
-            blocks.close()
 
     async def heads(self) -> AsyncGenerator[Head, None]:
         """The head of now, and then each newer one, until its log is closed; who is slow sees only the latest."""
@@ -205,7 +213,7 @@ class EventReader:
                     head = await self.head()  # what was told may have been looked up before `last` was
                     if head.offset < last.offset:
                         raise CorruptLogError(
-                            self._layout.log_path,
+                            self._source.location,
                             head.offset,
                             f"the log ends here, and it went on to {last.offset}: somebody cut or replaced it",
                         )
@@ -237,7 +245,7 @@ class EventReader:
         self._scope.close()
 
     async def wait_for_events(self, offset: int, timeout: float | None = None) -> WaitResult:
-        """Waits until the head lies beyond `offset`, or for `timeout` seconds (None: for as long as it takes).
+        """Waiters until the head lies beyond `offset`, or for `timeout` seconds (None: for as long as it takes).
 
         Raises `LogClosedError` when its log is closed, `ValueError` for a negative offset.
         """
@@ -269,51 +277,8 @@ def _check_offset(offset: int, head: Head) -> None:
         raise ValueError(f"offset {offset} is beyond the head at {head.offset}")
 
 
-def _head(layout: Layout) -> Head:
-    with Parts(layout) as parts:
-        return parts.head()
-
-
-def _base(layout: Layout) -> int:
-    with Parts(layout) as parts:
-        return parts.base
-
-
-def _line_hash_before(layout: Layout, offset: int) -> str:
-    with Parts(layout) as parts:
-        return parts.line_hash_before(offset)
-
-
 def _file_size(path: Path) -> int:
     try:
         return os.stat(path).st_size
     except FileNotFoundError:
         return 0
-
-
-class _Blocks:
-    """The blocks from one offset to another, one a call; holds files open until the last one, or until closed."""
-
-    def __init__(self, layout: Layout, start: Head, end: int) -> None:
-        self._end = end
-        self._at_end = False
-        self._blocks = self._read(layout, start, end)
-
-    @staticmethod
-    def _read(layout: Layout, start: Head, end: int) -> Generator[Lines, None, None]:
-        with Parts(layout) as parts:
-            if start.line_hash:
-                parts.check_line_before(start)
-            yield from parts.lines(start.offset, end)
-
-    def next(self) -> Lines | None:
-        if self._at_end:
-            return None
-        block = next(self._blocks, None)
-        if block is None or block.start_offset + len(block.data) == self._end:
-            self.close()
-        return block
-
-    def close(self) -> None:
-        self._at_end = True
-        self._blocks.close()

@@ -19,14 +19,13 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from . import _layout
 from ._aio import in_thread
+from ._codec.decode import Slice
+from ._engine import check_name
 from ._errors import CorruptLogError, ReducerError
 from ._event import Event, Head
-from ._layout import Layout, check_name
-from ._lines import Slice
 from ._reader import EventReader
-from .snapshot import NOWHERE, BadSnapshotError, Snapshot, decode_state, encode, encode_state, read
+from .snapshot import NOWHERE, BadSnapshotError, Snapshot, decode_state, encode, encode_state, parse
 
 logger = logging.getLogger("eventfold")
 
@@ -140,9 +139,9 @@ class View(Generic[S]):
 
     async def _load(self, reader: EventReader) -> None:
         """Starts from the snapshot, if it can be believed."""
-        path = Layout(reader.dir).snapshot_path(self._name)
         try:
-            snapshot = await in_thread(read, path)
+            data = await reader.documents.load("view", self._name)
+            snapshot = None if data is None else parse(data)
             if snapshot is not None:
                 place = await self._place_of(snapshot, reader)
                 try:
@@ -214,8 +213,7 @@ class View(Generic[S]):
                 place.line_hash,
                 self._version,
             )
-            path = Layout(reader.dir).snapshot_path(self._name)
-            await in_thread(_layout.replace_file, path, encode(snapshot, state))
+            await reader.documents.store("view", self._name, encode(snapshot, state))
             self._saved, self._saved_offset, self._saved_size = place, offset, len(state)
         except Exception as error:
             logger.warning("the snapshot of view %r could not be written: %s", self._name, error)
@@ -268,7 +266,9 @@ async def refresh_together(views: Iterable[View[Any]], reader: EventReader, *, s
         for group in _by_offset(views, head):
             try:
                 if group[0].offset > head:
-                    raise CorruptLogError(reader.log_path, head, f"the log ends here, and {group[0]!r} was there")
+                    raise CorruptLogError(
+                        reader._source.location, head, f"the log ends here, and {group[0]!r} was there"
+                    )
                 errors += await _fold(group, reader)
             except Exception as error:
                 errors.append(error)

@@ -22,15 +22,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import _layout, _rotation
-from ._active import ActiveLog
 from ._aio import Opening, Thread, in_thread
+from ._codec.encode import encode_line
 from ._errors import EventfoldError, LogClosedError, WriterFailedError, fresh
-from ._event import AppendResult, Event, Head, encode_line, line_hash
-from ._layout import Layout
+from ._event import AppendResult, Event, Head, line_hash
+from ._files import operations, recovery
+from ._files import rotation as _rotation
+from ._files.active import ActiveLog
+from ._files.paths import Layout
+from ._files.watcher import directory
 from ._queue import Answers, AppendQueue, Batch
 from ._reader import EventReader
-from ._watch import Scope, directory
+from ._waiters import Scope
 
 logger = logging.getLogger("eventfold")
 
@@ -137,7 +140,7 @@ class EventWriter:
     async def _start(self, lock: bool) -> None:
         opened: list[Any] = []
         try:
-            await in_thread(lambda: opened.extend(_rotation.open_log(self._layout, lock)))
+            await in_thread(lambda: opened.extend(recovery.open_log(self._layout, lock)))
             place = await in_thread(directory, self._layout.dir)
         except BaseException:
             if opened:
@@ -366,7 +369,7 @@ class EventWriter:
         layout, active = self._layout, self._active
         async with self._rotating:
             try:
-                rotation = await in_thread(_rotation.recover, layout, active.fd)
+                rotation = await in_thread(recovery.recover, layout, active.fd)
                 if rotation is not None:
                     await self._finish(rotation)
                 if self._head.offset > active.base:
@@ -422,7 +425,7 @@ class EventWriter:
             self._opened = False
             self._place.publish(None)
             if self._pid == os.getpid():
-                _layout.unlock(self._active.fd)
+                operations.unlock(self._active.fd)
             for fd, timer in self._old_files.items():
                 timer.cancel()
                 os.close(fd)

@@ -18,9 +18,9 @@ from typing import Any
 
 import msgspec
 
-from . import _layout
 from ._aio import in_thread
 from ._event import line_hash
+from ._files import operations
 
 logger = logging.getLogger("eventfold")
 
@@ -108,6 +108,11 @@ def read(path: Path) -> Snapshot | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
+    return parse(data)
+
+
+def parse(data: bytes) -> Snapshot:
+    """The snapshot in a document, with its state still encoded. Raises `BadSnapshotError`."""
     try:
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -124,7 +129,7 @@ async def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     Raises `OSError`, and `TypeError` or `ValueError` for a state that is no JSON. Cancelled, it is saved or not.
     """
     data = encode(snapshot, encode_state(snapshot.state))
-    await in_thread(_layout.replace_file, Path(path), data)
+    await in_thread(operations.replace_file, Path(path), data)
 
 
 async def load(path: str | os.PathLike[str], state_type: Any = Any) -> Snapshot | None:
@@ -149,7 +154,7 @@ async def delete(path: str | os.PathLike[str]) -> None:
 
 def _delete(path: Path) -> None:
     try:
-        _layout.unlink(path)
+        operations.unlink(path)
     except FileNotFoundError:
         return
-    _layout.sync_dir(path.parent)
+    operations.sync_dir(path.parent)

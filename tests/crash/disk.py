@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 import pytest
 from tests.crash.truth import Truth
 
-from eventfold import _layout
+from eventfold._files import operations
 
 Files = dict[str, bytes]
 ARCHIVE = "archive.jsonl.zst"
@@ -100,8 +100,8 @@ class Journal:
         self._open: dict[int, tuple[int, str]] = {}
         self._originals: dict[str, Callable[..., Any]] = {}
         for name in ("open_file", "write", "sync", "truncate", "rename", "unlink", "sync_dir"):
-            self._originals[name] = getattr(_layout, name)
-            monkeypatch.setattr(_layout, name, getattr(self, f"_{name}"))
+            self._originals[name] = getattr(operations, name)
+            monkeypatch.setattr(operations, name, getattr(self, f"_{name}"))
         self._originals["mkdir"] = os.mkdir
         monkeypatch.setattr(os, "mkdir", self._mkdir)
 

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from eventfold import ConditionalAppendError, Event, EventLog, View, WriterFailedError, _aio, _rotation, _writer
+from eventfold import ConditionalAppendError, Event, EventLog, View, WriterFailedError, _aio, _writer
+from eventfold._files import rotation
 
 # Where each of many threads has a call that fails, a session may fail as often as there are threads.
 TRIES = 12
@@ -130,7 +131,7 @@ class Session:
 async def run(directory: str, first: int, all_of_it: bool) -> None:
     """A session, begun again where it can't be opened or its writer failed."""
     session = Session(directory, first)
-    on_loop, begin = asyncio.get_running_loop().call_soon_threadsafe, _rotation.begin
+    on_loop, begin = asyncio.get_running_loop().call_soon_threadsafe, rotation.begin
 
     def begin_and_tell(*args: Any) -> Any:
         rotation = begin(*args)
@@ -177,7 +178,7 @@ async def main(threads: str, new: str, left: str, begun: str) -> None:
         _aio._pool = OneThread()
         _writer.Thread = lambda name: _aio._pool.thread
     # Frames of a few lines, and temporary files of the same name in every run.
-    _rotation.FRAME_SIZE = 400
+    rotation.FRAME_SIZE = 400
     os.getpid = lambda: 1
     await run(new, 1000, True)
     await run(new, 2000, True)

@@ -1,8 +1,8 @@
 """A process whose disk is cut off: tasks append, the log rotates, a view is saved, a consumer commits.
 
-Arguments: the directory, the round, and the operations of `eventfold._layout` that are to do nothing. Each task's
-events are numbered from 0; task 0 appends batches of three. What is acknowledged is told on standard output, which must
-lie outside the disk.
+Arguments: the directory, the round, and the operations of `eventfold._files.operations` that are to do nothing. Each
+task's events are numbered from 0; task 0 appends batches of three. What is acknowledged is told on standard
+output, which must lie outside the disk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 import sys
 from typing import Any
 
-from eventfold import Event, EventLog, View, _layout
+from eventfold import Event, EventLog, View
+from eventfold._files import operations
 
 TASKS = 12
 BATCH = 3
@@ -58,7 +59,7 @@ async def commit_for_ever(log: EventLog) -> None:
 
 async def main() -> None:
     for name in sys.argv[3:]:
-        setattr(_layout, name, lambda _: None)
+        setattr(operations, name, lambda _: None)
     tell("opening")
     async with EventLog.open(sys.argv[1], views=[counts()], max_log_size=3000) as log:
         appends = (append_for_ever(log, int(sys.argv[2]), task) for task in range(TASKS))

@@ -16,7 +16,8 @@ from tests.crash.disk import Expected, Journal, Op, Recorded, State, States, rea
 from tests.crash.truth import NEW, Opened, Truth, append, check_files, read_now
 from tests.support import event, line
 
-from eventfold import Event, EventLog, SyncMode, View, _archive, _layout, _rotation, _writer, snapshot
+from eventfold import Event, EventLog, SyncMode, View, _writer, snapshot
+from eventfold._files import archive, frames, operations, rotation
 
 COMPAT = Path(__file__).parents[1] / "data" / "compat"
 BATCH = b"".join(line(100 + i, batch=f"{i},3") for i in (1, 2, 3))
@@ -26,10 +27,10 @@ DATA = "data"
 
 def small_frames(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Makes frames so small that a few events are several, and the disk fast."""
-    for module in (_archive, _rotation):
+    for module in (archive, rotation):
         monkeypatch.setattr(module, "FRAME_SIZE", 200)
-    monkeypatch.setattr(_layout, "sync", lambda fd: None)
-    monkeypatch.setattr(_layout, "sync_dir", lambda path: None)
+    monkeypatch.setattr(operations, "sync", lambda fd: None)
+    monkeypatch.setattr(operations, "sync_dir", lambda path: None)
     caplog.set_level(logging.ERROR, "eventfold")
 
 
@@ -193,7 +194,7 @@ def resumed_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
             os.pwrite(fd, data, position)
 
         with monkeypatch.context() as patch, pytest.raises(_StoppedError):
-            patch.setattr(_layout, "write", stop_at_third_frame)
+            patch.setattr(operations, "write", stop_at_third_frame)
             opened.rotate()
         play.add(opened, line(12), BATCH)
 
@@ -232,7 +233,7 @@ def directory_of_the_rust_crate(play: Play, monkeypatch: pytest.MonkeyPatch) -> 
     archive = (COMPAT / "stale_snapshot" / "archive.jsonl.zst").read_bytes()
     log = (COMPAT / "stale_snapshot" / "app.jsonl").read_bytes()
     write_files(play.dir, {"archive.jsonl.zst": archive, "app.jsonl": log})
-    play.truth = Truth(_archive.zstd.decompress(archive) + log)
+    play.truth = Truth(frames.zstd.decompress(archive) + log)
 
     def act(journal: Journal) -> None:
         with Opened(play.dir) as opened:
@@ -249,7 +250,7 @@ def torn_frame_of_the_rust_crate(play: Play, monkeypatch: pytest.MonkeyPatch) ->
         opened.rotate()
         play.add(opened, *map(line, range(4, 9)))
     with (play.dir / "archive.jsonl.zst").open("ab") as archive:
-        archive.write(_archive.zstd.compress(b"".join(map(line, range(4, 9))))[:-20])
+        archive.write(frames.zstd.compress(b"".join(map(line, range(4, 9))))[:-20])
 
     def act(journal: Journal) -> None:
         with Opened(play.dir) as opened:

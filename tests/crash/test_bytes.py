@@ -26,7 +26,8 @@ from tests.fuzz import reference
 from tests.fuzz.targets import Outcome, read
 from tests.support import event
 
-from eventfold import CorruptLogError, EventLog, EventReader, Record, _archive, _layout, _rotation
+from eventfold import CorruptLogError, EventLog, EventReader, Record
+from eventfold._files import archive, operations, rotation
 
 ALL = os.environ.get("EVENTFOLD_BYTES") == "all"
 # Prime to the number of ways in which a byte is changed, so that all of them have their turn.
@@ -80,10 +81,10 @@ class Reads:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Reads:
     """Makes frames so small that a few events are several, the disk fast, and whatever reads without end fail."""
-    for module in (_archive, _rotation):
+    for module in (archive, rotation):
         monkeypatch.setattr(module, "FRAME_SIZE", 200)
-    monkeypatch.setattr(_layout, "sync", lambda fd: None)
-    monkeypatch.setattr(_layout, "sync_dir", lambda path: None)
+    monkeypatch.setattr(operations, "sync", lambda fd: None)
+    monkeypatch.setattr(operations, "sync_dir", lambda path: None)
     caplog.set_level(logging.CRITICAL, "eventfold")
     counted = Reads()
     monkeypatch.setattr(os, "pread", counted.pread)

@@ -16,16 +16,8 @@ from tests.crash.mounts import Disk, Ext4, ext4, tmpfs
 from tests.processes import add_lines
 from tests.support import event, line, numbers, write_log
 
-from eventfold import (
-    CorruptLogError,
-    Event,
-    EventLog,
-    EventReader,
-    EventWriter,
-    View,
-    WriterFailedError,
-    _history,
-)
+from eventfold import CorruptLogError, Event, EventLog, EventReader, EventWriter, View, WriterFailedError
+from eventfold._files import segments
 
 Harm = Callable[[Path], object]
 FOUR = b"".join(line(n) for n in range(4))
@@ -220,7 +212,7 @@ async def test_a_reading_goes_on_in_a_file_that_was_deleted_or_replaced(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has it open."""
-    monkeypatch.setattr(_history, "BLOCK_SIZE", 1000)
+    monkeypatch.setattr(segments, "BLOCK_SIZE", 1000)
     write_log(damaged_dir, *map(line, range(1000)))
     async with aclosing(EventReader(damaged_dir).read_full()) as reading:
         found = [(await anext(reading)).event.data["n"]]
@@ -234,7 +226,7 @@ async def test_a_reading_of_a_file_that_is_cut_ends_with_an_error(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After events that were there, in their order."""
-    monkeypatch.setattr(_history, "BLOCK_SIZE", 1000)
+    monkeypatch.setattr(segments, "BLOCK_SIZE", 1000)
     write_log(damaged_dir, *map(line, range(1000)))
     found = []
     async with aclosing(EventReader(damaged_dir).read_full()) as reading:

@@ -21,7 +21,8 @@ from tests.crash.mounts import Disk, ext4, tmpfs
 from tests.crash.truth import check_archive, read_now
 from tests.support import check_log, event, line, numbers, records, write_log
 
-from eventfold import Event, EventLog, EventReader, View, _rotation, _writer
+from eventfold import Event, EventLog, EventReader, View, _writer
+from eventfold._files import rotation
 
 TASKS = 8
 _dice = random.Random(4)
@@ -150,7 +151,7 @@ async def test_a_rotation_of_many_frames_that_finds_no_space_is_gone_on_with(
     disk: Disk, rotated_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frames that found their place are not lost, and not there twice; no file of no use is left."""
-    monkeypatch.setattr(_rotation, "FRAME_SIZE", 20_000)
+    monkeypatch.setattr(rotation, "FRAME_SIZE", 20_000)
     directory = disk.path / "data"
     async with EventLog.open(directory) as log:
         await log.append(event(0))

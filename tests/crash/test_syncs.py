@@ -49,7 +49,12 @@ class Site(NamedTuple):
 def _is_sync(node: ast.AST, module: str) -> bool:
     if isinstance(node, ast.Attribute):
         return node.attr in NAMES and isinstance(node.ctx, ast.Load)
-    return module == "_layout" and isinstance(node, ast.Name) and node.id in NAMES and isinstance(node.ctx, ast.Load)
+    return (
+        module == "_files.operations"
+        and isinstance(node, ast.Name)
+        and node.id in NAMES
+        and isinstance(node.ctx, ast.Load)
+    )
 
 
 def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
@@ -64,10 +69,11 @@ def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]
 def sites() -> list[Site]:
     """Every place in the package that calls a sync, or hands one over to be called."""
     found = []
-    for path in sorted(PACKAGE.glob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         for function, tree in _functions(ast.parse(path.read_text())):
-            here = [node for node in ast.walk(tree) if _is_sync(node, path.stem)]
-            found += [Site(path.stem, function, number, ast.unparse(node)) for number, node in enumerate(here)]
+            here = [node for node in ast.walk(tree) if _is_sync(node, module)]
+            found += [Site(module, function, number, ast.unparse(node)) for number, node in enumerate(here)]
     return found
 
 
@@ -94,7 +100,7 @@ class Mutation:
     def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         self.met = 0
         module = importlib.import_module(f"eventfold.{site.module}")
-        path = PACKAGE / f"{site.module}.py"
+        path = PACKAGE / f"{site.module.replace('.', '/')}.py"
         tree = ast.parse(path.read_text())
         function = dict(_functions(tree))[site.function]
         node = [node for node in ast.walk(function) if _is_sync(node, site.module)][site.number]

@@ -27,7 +27,8 @@ from tests.crash import faulty_program
 from tests.crash.truth import Opened, append, read
 from tests.support import event, line
 
-from eventfold import Event, EventLog, EventReader, _layout, _rotation
+from eventfold import Event, EventLog, EventReader
+from eventfold._files import operations, rotation
 
 pytestmark = pytest.mark.strace
 
@@ -109,7 +110,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("template")
     for name, frames in (("left", 2), ("begun", 0)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_rotation, "FRAME_SIZE", 150)
+            patch.setattr(rotation, "FRAME_SIZE", 150)
             with Opened(root / name) as opened:
                 for n in range(6):
                     append(opened.active, line(n))
@@ -124,7 +125,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stop_rotation_after(patch: pytest.MonkeyPatch, opened: Opened, frames: int) -> None:
     """Begins a rotation that ends as if the process had been killed in the middle of its next frame."""
-    write, left = _layout.write, [frames]
+    write, left = operations.write, [frames]
 
     def stopping(fd: int, data: bytes, position: int) -> None:
         write(fd, data if left[0] else data[: len(data) // 2], position)
@@ -132,8 +133,8 @@ def stop_rotation_after(patch: pytest.MonkeyPatch, opened: Opened, frames: int) 
             raise KeyboardInterrupt
         left[0] -= 1
 
-    patch.setattr(_layout, "write", stopping)
-    patch.setattr(_layout, "truncate", lambda fd, size: None)
+    patch.setattr(operations, "write", stopping)
+    patch.setattr(operations, "truncate", lambda fd, size: None)
     with pytest.raises(KeyboardInterrupt):
         opened.rotate()
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from tests.support import event, line
 
-from eventfold import EventLog, EventReader, Head, Record, _rotation, line_hash
-from eventfold._active import ActiveLog
-from eventfold._history import Parts
-from eventfold._layout import Layout
+from eventfold import EventLog, EventReader, Head, Record, line_hash
+from eventfold._files import recovery
+from eventfold._files import rotation as rotations
+from eventfold._files.active import ActiveLog
+from eventfold._files.paths import Layout
+from eventfold._files.segments import Parts
 
 try:
     from compression import zstd
@@ -77,7 +79,7 @@ def append(active: ActiveLog, data: bytes, sync: bool = True) -> Head:
 
 def rotate(layout: Layout, active: ActiveLog) -> int:
     """Does a whole rotation, one that was left first; the old file's descriptor."""
-    rotation = _rotation.recover(layout, active.fd) or _rotation.begin(layout, active)
+    rotation = recovery.recover(layout, active.fd) or rotations.begin(layout, active)
     try:
         rotation.archive(active)
         rotation.catch_up(active)
@@ -91,7 +93,7 @@ class Opened:
 
     def __init__(self, directory: Path) -> None:
         self.layout = Layout(directory)
-        self.active, self._old = _rotation.open_log(self.layout, True)
+        self.active, self._old = recovery.open_log(self.layout, True)
 
     def __enter__(self) -> Opened:
         return self

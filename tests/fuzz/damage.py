@@ -8,7 +8,8 @@ from unittest import mock
 
 from tests.support import event, line
 
-from eventfold import EventReader, EventWriter, _archive, _rotation
+from eventfold import EventReader, EventWriter
+from eventfold._files import archive, rotation
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 RECORD_SIZE = 80
@@ -111,7 +112,7 @@ class Archived(NamedTuple):
 
 async def archived(directory: Path) -> Archived:
     """Makes it, with frames of a few lines each."""
-    with mock.patch.object(_archive, "FRAME_SIZE", 150), mock.patch.object(_rotation, "FRAME_SIZE", 150):
+    with mock.patch.object(archive, "FRAME_SIZE", 150), mock.patch.object(rotation, "FRAME_SIZE", 150):
         async with EventWriter.open(directory) as writer:
             for start in (0, 5):
                 for n in range(start, start + 4):

@@ -16,20 +16,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from eventfold import (
-    ConditionalAppendError,
-    Event,
-    EventLog,
-    EventReader,
-    Head,
-    LogClosedError,
-    View,
-    _archive,
-    _layout,
-    _rotation,
-)
+from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, LogClosedError, View
 from eventfold import line_hash as hash_of
-from eventfold._event import encode_line
+from eventfold._codec.encode import encode_line
+from eventfold._files import archive, operations, rotation
 
 EXAMPLES = int(os.environ.get("EVENTFOLD_MODEL_EXAMPLES", "60"))
 STEPS = int(os.environ.get("EVENTFOLD_MODEL_STEPS", "40"))
@@ -169,7 +159,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule(operation=st.sampled_from(["write", "sync", "rename"]), number=st.integers(1, 4), event=events)
     def rotate_on_a_bad_disk(self, operation: str, number: int, event: Event) -> None:
         """A rotation in which the archive's or the new log's file can't be written; appends go on."""
-        original, calls = getattr(_layout, operation), []
+        original, calls = getattr(operations, operation), []
         active = self.log._writer._active
 
         def failing(*args: Any) -> Any:
@@ -179,7 +169,7 @@ class LogMachine(RuleBasedStateMachine):
                     raise OSError("made to fail")
             return original(*args)
 
-        with mock.patch.object(_layout, operation, failing), contextlib.suppress(OSError):
+        with mock.patch.object(operations, operation, failing), contextlib.suppress(OSError):
             self.run(self.log.rotate())
         self.append(event)
 
@@ -243,7 +233,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule(keep=st.integers(1, 6), cut=st.integers(0), event=events)
     def crash_in_a_rotation(self, keep: int, cut: int, event: Event) -> None:
         """The writer dies in a write of a rotation, part of which is on disk, with an event appended after that."""
-        original, calls = _layout.write, []
+        original, calls = operations.write, []
         active = self.log._writer._active
 
         def write(fd: int, data: bytes, position: int) -> None:
@@ -256,18 +246,18 @@ class LogMachine(RuleBasedStateMachine):
             original(fd, data, position)
 
         def unless_dead(name: str) -> Any:
-            operation = getattr(_layout, name)
+            operation = getattr(operations, name)
 
             def guarded(*args: Any) -> Any:
                 if len(calls) >= keep:
                     raise OSError("dead")
                 return operation(*args)
 
-            return mock.patch.object(_layout, name, guarded)
+            return mock.patch.object(operations, name, guarded)
 
         # What is dead undoes nothing.
         with contextlib.ExitStack() as stack:
-            stack.enter_context(mock.patch.object(_layout, "write", write))
+            stack.enter_context(mock.patch.object(operations, "write", write))
             for name in ("truncate", "rename", "unlink"):
                 stack.enter_context(unless_dead(name))
             with contextlib.suppress(OSError):
@@ -312,7 +302,7 @@ class LogMachine(RuleBasedStateMachine):
 
 def test_a_log_holds_what_a_list_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of steps, among them crashes, failing disks, rotations, refreshes and reads by somebody else."""
-    for module in (_archive, _rotation):
+    for module in (archive, rotation):
         monkeypatch.setattr(module, "FRAME_SIZE", 300)
     steps = []
     original = LogMachine.run

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import os
 
-from . import _layout
-from ._errors import LogLockedError, WriterFailedError
-from ._event import Head, line_hash
-from ._history import line_before, whole_end
-from ._layout import Layout
+from .._errors import LogLockedError, WriterFailedError
+from .._event import Head, line_hash
+from . import operations
+from .paths import Layout
+from .segments import line_before, whole_end
 
 logger = logging.getLogger("eventfold")
 
@@ -24,11 +24,11 @@ def open_locked(layout: Layout, lock: bool) -> int:
 
     Raises `LogLockedError` where another writer holds it.
     """
-    _layout.make_dir(layout.dir)
+    operations.make_dir(layout.dir)
     while True:
-        fd = _layout.open_file(layout.log_path, os.O_RDWR | os.O_CREAT)
+        fd = operations.open_file(layout.log_path, os.O_RDWR | os.O_CREAT)
         try:
-            if lock and not _layout.lock(fd):
+            if lock and not operations.lock(fd):
                 raise LogLockedError(layout.log_path)
             # A rotation may have put another file in its place between the opening and the locking.
             if os.path.samestat(os.fstat(fd), os.stat(layout.log_path)):
@@ -77,8 +77,8 @@ class ActiveLog:
                 torn += piece
             earlier = path.read_bytes() if path.exists() else b""
             if not earlier.endswith(torn):  # else a recovery has kept them, and got no further
-                _layout.replace_file(path, earlier + torn)
-            _layout.truncate(self.fd, end)
+                operations.replace_file(path, earlier + torn)
+            operations.truncate(self.fd, end)
             logger.warning(
                 "%s: cut %d bytes of an unfinished write at offset %d and kept them in %s",
                 self._layout.log_path,
@@ -87,7 +87,7 @@ class ActiveLog:
                 path.name,
             )
         # Also where nothing was cut: what a killed process left may be in the page cache only.
-        _layout.sync(self.fd)
+        operations.sync(self.fd)
         if not end:
             return before
         return Head(self.base + end, line_hash(line_before(self.fd, end)[1]))
@@ -111,11 +111,11 @@ class ActiveLog:
         self.check()
         end = self.head.offset - self.base
         try:
-            _layout.write(self.fd, data, end)
+            operations.write(self.fd, data, end)
         except BaseException as error:
             try:
-                _layout.truncate(self.fd, end)
-                _layout.sync(self.fd)
+                operations.truncate(self.fd, end)
+                operations.sync(self.fd)
             except OSError as second:
                 raise WriterFailedError(
                     f"{self._layout.log_path}: writing failed and can't be undone: {second}"
@@ -128,7 +128,7 @@ class ActiveLog:
     def sync(self) -> None:
         """What was committed is on disk when this returns, or `WriterFailedError`."""
         try:
-            _layout.sync(self.fd)
+            operations.sync(self.fd)
         except OSError as error:
             # The kernel may have dropped what it could not write, and would say yes to a second try.
             raise WriterFailedError(f"{self._layout.log_path}: a sync failed: {error}") from error
@@ -138,7 +138,7 @@ class ActiveLog:
         old, self.fd, self.base = self.fd, fd, base
         self._file = _identity(fd)
         try:
-            _layout.sync_dir(self._layout.dir)
+            operations.sync_dir(self._layout.dir)
         except OSError as error:
             os.close(old)
             raise WriterFailedError(f"{self._layout.dir}: a sync failed: {error}") from error

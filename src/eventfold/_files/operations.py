@@ -1,9 +1,9 @@
-"""The names in a data directory, and the one seam for file operations.
+"""The one place for file operations that change something.
 
-Every operation that changes a file, or makes a change last, is a function here, called as `_layout.NAME`, so that a
+Every operation that changes a file, or makes a change last, is a function here, called as `operations.NAME`, so that a
 test can replace it to count, fail or freeze the call. What is only read is read with `os` directly.
 
-Promises: no name that a user gives leads out of its directory; what `replace_file` has written is there whole or not at
+Promise: what `replace_file` has written is there whole or not at
 all, whatever happens meanwhile.
 """
 
@@ -15,71 +15,10 @@ import itertools
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
-_NEXT = re.compile(r"app\.jsonl\.next\.(\d+)\.(\d+)\.(\d+)")
 _WRITE_SIZE = 1024**3  # Linux writes no more than 2 GiB in one call
 _TEMPORARY = re.compile(r"\..*\.(\d+)\.\d+\.tmp")
 _serial = itertools.count()
-
-
-def check_name(kind: str, name: str) -> str:
-    """The name, if it may be that of a view or a consumer; else a `ValueError`."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{kind} name {name!r}: it must be 1 to 128 characters of A-Z a-z 0-9 . _ -, not starting with a dot"
-        )
-    return name
-
-
-class NextFile(NamedTuple):
-    """The file that a rotation has begun; its name says what the log was then (offsets and sizes in bytes)."""
-
-    path: Path
-    base: int
-    size: int
-    archive_size: int
-
-
-class Layout:
-    """Where everything lies in one data directory. Makes no system call but in `next_file`."""
-
-    __slots__ = ("archive_path", "consumers_dir", "dir", "log_path", "views_dir")
-
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.dir = Path(directory)
-        self.log_path = self.dir / "app.jsonl"
-        self.archive_path = self.dir / "archive.jsonl.zst"
-        self.views_dir = self.dir / "views"
-        self.consumers_dir = self.dir / "consumers"
-
-    def __repr__(self) -> str:
-        return f"Layout({str(self.dir)!r})"
-
-    def next_path(self, base: int, size: int, archive_size: int) -> Path:
-        return self.dir / f"app.jsonl.next.{base}.{size}.{archive_size}"
-
-    def next_file(self) -> NextFile | None:
-        """The rotation under way, if one is."""
-        try:
-            names = os.listdir(self.dir)
-        except FileNotFoundError:
-            return None
-        for name in names:
-            if match := _NEXT.fullmatch(name):
-                base, size, archive_size = map(int, match.groups())
-                return NextFile(self.dir / name, base, size, archive_size)
-        return None
-
-    def torn_path(self, offset: int) -> Path:
-        return self.dir / f"app.jsonl.torn.{offset}"
-
-    def snapshot_path(self, view: str) -> Path:
-        return self.views_dir / f"{check_name('view', view)}.snapshot.json"
-
-    def consumer_path(self, consumer: str) -> Path:
-        return self.consumers_dir / f"{check_name('consumer', consumer)}.json"
 
 
 def open_file(path: Path, flags: int) -> int:

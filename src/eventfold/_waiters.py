@@ -12,19 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from ._errors import CorruptLogError, fresh
+from ._codec.lines import SLICE_SIZE, Lines
+from ._errors import fresh
 from ._event import Head
-from ._history import Parts
-from ._layout import Layout
-from ._lines import SLICE_SIZE, Lines
 
 logger = logging.getLogger("eventfold")
 
@@ -32,13 +27,6 @@ LOOK_INTERVAL = 0.25
 _STEP = 2  # milliseconds between two looks at the hints that came in
 # So many waits end in one turn of the loop: those who waited run in the next, and others want to run too.
 _ENDED_AT_ONCE = 200
-
-
-def watch(path: Path, **options: Any) -> Iterator[Any]:
-    """`watchfiles.watch`, imported only by who watches: it takes as long as all the rest."""
-    from watchfiles import watch
-
-    return watch(path, **options)
 
 
 class Scope:
@@ -81,21 +69,26 @@ def _end(waits: list[_Wait], news: Head | Exception) -> None:
         rest[0].loop.call_soon(_end, rest, news)
 
 
-class Directory:
-    """One data directory, as this process sees it. Get it from `directory`."""
+class Waiters:
+    """All that wait for news of one log in this process, and the head that is known of it."""
 
-    def __init__(self, path: str) -> None:
-        self._layout = Layout(path)
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waits: set[_Wait] = set()
         self._interested = 0
-        self._watcher: _Watcher | None = None
+        self._watcher: Any = None
         self.durable_head: Head | None = None
         # The newest lines, if they are few, and the heads before and after them.
         self._newest: tuple[Head, Head, Lines] | None = None
 
-    def __repr__(self) -> str:
-        return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
+    def _lines(self, start: int, end: int, data: bytes) -> Lines:
+        raise NotImplementedError
+
+    def _new_watcher(self) -> Any:
+        raise NotImplementedError
+
+    def _needs_watcher(self) -> bool:
+        return self._interested > 0 and self.durable_head is None
 
     def after_fork(self) -> None:
         """In a forked child: forgets the writer, the watcher and the waits, which are the parent's."""
@@ -127,7 +120,7 @@ class Directory:
         """
         self._newest = None
         if isinstance(news, Head) and known is not None and 0 < len(data) <= SLICE_SIZE:
-            self._newest = known, news, Lines(self._layout.log_path, known.offset, data)
+            self._newest = known, news, self._lines(known.offset, news.offset, data)
         if not self._waits:
             return
         due: dict[asyncio.AbstractEventLoop, list[_Wait]] = {}
@@ -164,9 +157,9 @@ class Directory:
 
     def _mind_the_watcher(self) -> None:
         with self._lock:
-            needed = self._interested > 0 and self.durable_head is None
+            needed = self._needs_watcher()
             if needed and self._watcher is None:
-                self._watcher = _Watcher(self._layout, self.tell)
+                self._watcher = self._new_watcher()
             elif not needed and self._watcher is not None:
                 self._watcher.stop()
                 self._watcher = self._newest = None
@@ -194,105 +187,3 @@ class Directory:
             scope.waits.discard(wait)
             with self._lock:
                 self._waits.discard(wait)
-
-
-class _Watcher:
-    """A thread that looks at a directory whenever something may have happened in it."""
-
-    def __init__(self, layout: Layout, tell: Callable[..., None]) -> None:
-        self._layout = layout
-        self._tell = tell
-        self._stop = threading.Event()
-        self._seen: tuple[int, int, int] | None = None
-        self.head: Head | None = None
-        threading.Thread(target=self._run, name=f"eventfold watcher {layout.dir}", daemon=True).start()
-
-    def stop(self) -> None:
-        """Lets the thread end, which takes it some milliseconds."""
-        self._stop.set()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._look()
-            try:
-                if self._layout.dir.is_dir():
-                    self._watch()
-            except Exception as error:
-                logger.warning("%s can't be watched, and is looked at now and then: %s", self._layout.dir, error)
-            self._stop.wait(LOOK_INTERVAL)
-
-    def _watch(self) -> None:
-        """Looks on every hint and now and then, as long as the directory is the one that it was."""
-        directory = os.stat(self._layout.dir)
-        for _ in watch(
-            self._layout.dir,
-            watch_filter=None,
-            debounce=2 * _STEP,
-            step=_STEP,
-            rust_timeout=int(LOOK_INTERVAL * 1000),
-            yield_on_timeout=True,
-            stop_event=self._stop,
-            recursive=False,
-            raise_interrupt=False,
-        ):
-            self._look()
-            try:
-                if not os.path.samestat(directory, os.stat(self._layout.dir)):
-                    return
-            except FileNotFoundError:
-                return
-
-    def _look(self) -> None:
-        """Tells the head if the active log is another one, or of another size, than at the last look."""
-        try:
-            try:
-                stat = os.stat(self._layout.log_path)
-            except FileNotFoundError:
-                self._seen = None
-                return
-            seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-            if seen != self._seen:
-                with Parts(self._layout) as parts:
-                    known, self.head = self.head, parts.head()
-                    # Read once for all who wait for it.
-                    data = b"" if known is None else _few_lines(parts, known, self.head)
-                self._seen = seen
-                self._tell(self.head, known, data)
-        except (OSError, CorruptLogError) as error:
-            self._tell(error)
-
-
-def _few_lines(parts: Parts, start: Head, end: Head) -> bytes:
-    """The lines from one head to another; nothing where they are many, or not those that stood there."""
-    if not 0 < end.offset - start.offset <= SLICE_SIZE:
-        return b""
-    try:
-        parts.check_line_before(start)
-        return b"".join(lines.data for lines in parts.lines(start.offset, end.offset))
-    except (CorruptLogError, ValueError):
-        return b""
-
-
-_directories: weakref.WeakValueDictionary[str, Directory] = weakref.WeakValueDictionary()
-_directories_lock = threading.Lock()
-
-
-def directory(path: str | os.PathLike[str]) -> Directory:
-    """The one object that stands for a directory in this process, whatever it is called. Looks at the file system."""
-    real = os.path.realpath(path)
-    with _directories_lock:
-        found = _directories.get(real)
-        if found is None:
-            found = _directories[real] = Directory(real)
-        return found
-
-
-def _after_fork() -> None:
-    global _directories_lock
-    _directories_lock = threading.Lock()
-    for found in list(_directories.values()):
-        found.after_fork()
-
-
-# A forked child has neither the writer nor the watcher that its parent had.
-os.register_at_fork(after_in_child=_after_fork)

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from ._archive import Archive
-from ._errors import CorruptLogError
-from ._event import Head, line_hash
-from ._layout import Layout
-from ._lines import Lines, batch_of
+from .._codec.decode import batch_of
+from .._codec.lines import Lines
+from .._errors import CorruptLogError
+from .._event import Head, line_hash
+from .archive import Archive
+from .paths import Layout
 
 # One read from the active log: long enough to make the trip to a thread cheap.
 BLOCK_SIZE = 8 * 1024 * 1024

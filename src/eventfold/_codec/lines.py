@@ -1,0 +1,60 @@
+"""A block of whole lines, which is what travels between an engine and everything above it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+# What is decoded in one go: small enough for the processor's cache and for the event loop's patience.
+SLICE_SIZE = 64 * 1024
+
+
+class Lines(NamedTuple):
+    """Whole lines of one file, and the offset in the whole log at which they begin."""
+
+    path: Path | str
+    start_offset: int
+    data: bytes
+    # (position in `data`, offset) where offsets make a jump, with one for the end; empty where they are just bytes.
+    marks: tuple[tuple[int, int], ...] = ()
+
+    def offset_at(self, position: int) -> int:
+        """The offset in the whole log of a position in `data`."""
+        if not self.marks:
+            return self.start_offset + position
+        at, offset = self.marks[bisect_right(self.marks, (position, 1 << 80)) - 1]
+        return offset + position - at
+
+    def part(self, start: int, end: int) -> Lines:
+        """The lines from one position to another."""
+        first = self.offset_at(start)
+        if not self.marks:
+            return Lines(self.path, first, self.data[start:end])
+        inner = tuple((at - start, offset) for at, offset in self.marks if start < at < end)
+        return Lines(self.path, first, self.data[start:end], ((0, first), *inner, (end - start, self.offset_at(end))))
+
+    def cut(self, size: int = SLICE_SIZE) -> Iterator[Lines]:
+        """The same lines in pieces of about `size` bytes, or of one longer line."""
+        start = 0
+        while start < len(self.data):
+            end = self.data.rfind(b"\n", start, start + size) + 1 or self.data.index(b"\n", start) + 1
+            yield self.part(start, end)
+            start = end
+
+
+def join(pieces: list[Lines]) -> Lines:
+    """Lines that follow each other, as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    first = pieces[0]
+    data = b"".join(lines.data for lines in pieces)
+    if not first.marks:
+        return Lines(first.path, first.start_offset, data)
+    marks: dict[int, int] = {}
+    at = 0
+    for lines in pieces:
+        marks.update((at + position, offset) for position, offset in lines.marks)
+        at += len(lines.data)
+    return Lines(first.path, first.start_offset, data, tuple(marks.items()))

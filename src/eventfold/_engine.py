@@ -1,0 +1,137 @@
+"""The seam between a log and what keeps it: the protocols that an engine fulfils.
+
+An engine gives a `Source` (a log to read), a `Committer` (the same log to append to) and `Documents` (small named
+things beside it, each replaced whole). What travels through the seam is a block of whole lines, never a single event.
+
+An offset is opaque above the seam: a whole number that only grows, 0 before the first event; the end of one event is
+the start of the next. A `Lines` knows which offset belongs to each of its positions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+from ._codec.lines import Lines
+from ._event import Head
+from ._judge import Append
+from ._waiters import Waiters
+
+DocumentKind: TypeAlias = Literal["view", "consumer"]
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+
+
+def check_name(kind: str, name: str) -> str:
+    """The name, if a view or a consumer may have it; else raises `ValueError`. On files it is part of a file's name."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{kind} name {name!r}: it must be 1 to 128 characters of A-Z a-z 0-9 . _ -, not starting with a dot"
+        )
+    return name
+
+
+class Documents(Protocol):
+    """The documents beside a log: the views' snapshots, and the consumers' committed offsets."""
+
+    def location(self, kind: DocumentKind, name: str) -> str | Path:
+        """Where a document is, for messages."""
+
+    async def load(self, kind: DocumentKind, name: str) -> bytes | None:
+        """The document's content; None if there is none."""
+
+    async def store(self, kind: DocumentKind, name: str, data: bytes) -> None:
+        """Replaces the document, atomically; when this returns, it is durable."""
+
+    async def delete(self, kind: DocumentKind, name: str) -> None:
+        """Removes the document; does nothing if there is none."""
+
+    async def names(self, kind: DocumentKind) -> list[str]:
+        """The names of all documents of a kind, sorted."""
+
+
+class Source(Protocol):
+    """One log, to be read."""
+
+    @property
+    def location(self) -> str | Path:
+        """Where the log is, for messages: a path, or an address without its password."""
+
+    @property
+    def documents(self) -> Documents:
+        """The documents beside the log."""
+
+    async def identity(self) -> str:
+        """A string that is equal for two sources of the same log in this process, and only for them."""
+
+    async def waiters(self) -> Waiters:
+        """Those who wait for news of this log in this process: one object for all sources of the log."""
+
+    async def head(self) -> Head:
+        """The offset after the last event, and the hash of its line. In a writer's process, the durable head."""
+
+    async def base(self) -> int:
+        """The offset up to which the log is archived; 0 where the engine has no archive."""
+
+    def blocks(self, start: Head, end: int) -> AsyncGenerator[Lines, None]:
+        """Blocks of whole lines from one offset to another.
+
+        Raises `ValueError` where no line begins at the start, and `CorruptLogError` at damage, after all blocks before
+        it, or where the line before the start does not have the start's hash, unless that is "" (unknown).
+        """
+
+    async def line_hash_before(self, offset: int) -> str:
+        """The hash of the line that ends at an offset above 0. Raises `ValueError` where none ends there."""
+
+    async def aclose(self) -> None:
+        """Lets go of connections; idempotent."""
+
+
+class Commit(NamedTuple):
+    """What became of the appends that were committed together.
+
+    `outcomes` has, for each append, the position in `lines.data` at which its lines begin, or why they were not
+    written. `lines` is what was written, with its offsets; `head` is the head after it.
+    """
+
+    outcomes: list[int | Exception]
+    lines: Lines
+    head: Head
+
+
+class Committer(Protocol):
+    """One log, open for appending. Only one commit is under way at a time."""
+
+    batch_size: int
+    """How many bytes of lines one commit may have; one append that is larger is refused by the engine."""
+
+    @property
+    def source(self) -> Source:
+        """The same log, to be read."""
+
+    @property
+    def head(self) -> Head:
+        """The last durable head that this committer has seen. No I/O."""
+
+    async def commit(self, appends: Sequence[Append]) -> Commit:
+        """Judges the appends in order by the true head, and writes those that hold; durable when this returns.
+
+        Raises `OSError` where nothing was written and the committer can go on, `UnknownOutcomeError` where the lines
+        may or may not be in the log and the committer can go on, `WriterFailedError` where it can't. A cancellation is
+        raised only once the commit has ended.
+        """
+
+    async def aclose(self) -> None:
+        """Finishes what is under way and lets the log go; idempotent."""
+
+
+class Engine(Protocol):
+    """What keeps a log. `EventLog.open` and `EventReader` take one, or an address that names one."""
+
+    def source(self) -> Source:
+        """The log, to be read. No I/O."""
+
+    def open_committer(self, **options: Any) -> Awaitable[Committer]:
+        """Opens the log for appending. Raises `ValueError` for an option that this engine does not have."""

@@ -1,0 +1,180 @@
+"""The archive, read: where it ends, and its lines from an offset on.
+
+Promises: the end is found in one read where the last thing is a record; lines that a record speaks for are verified
+before they are given; memory stays within a few frames, whatever the archive's size. Damage is a `CorruptLogError`
+after everything before it has been given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from .._codec.lines import Lines
+from .._errors import CorruptLogError
+from .._event import Head
+from .frames import (
+    CHECKSUM_FLAG,
+    FRAME_SIZE,
+    ZSTD_MAGIC,
+    DamagedError,
+    Span,
+    Tally,
+    UnfinishedError,
+    pieces,
+    record_before,
+    walk,
+)
+
+
+class Archive:
+    """An archive opened for reading, up to `size` bytes of it. Close it.
+
+    `head` is its end: the offset after its last line, with that line's hash. `end_position` (bytes in the file) is
+    where its last whole frame or record ends; what follows is an unfinished tail, or `damage`, with which the end can't
+    be told. `recorded` tells whether a record speaks for everything up to there.
+    """
+
+    # What walking an archive without a last record has found, since readers would do it again and again.
+    _walked: ClassVar[dict[tuple[int, int, int, int], tuple[Span | None, CorruptLogError | None]]] = {}
+
+    def __init__(self, path: Path, fd: int, size: int) -> None:
+        self.path = path
+        self._fd = fd
+        self.size = size
+        self.damage: CorruptLogError | None = None
+        self._last = record_before(fd, size)
+        if self._last is None and size:
+            self._last, self.damage = self._walk_to_end()
+        last = self._last
+        self.end_position = 0 if last is None else last.after
+        self.recorded = last is None or last.lines_hash is not None
+        self.head = Head(0, "") if last is None else Head(last.end_offset, f"{last.last_hash:016x}")
+
+    def __repr__(self) -> str:
+        return f"<Archive {str(self.path)!r} up to {self.head}>"
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def cut_short(self) -> CorruptLogError | None:
+        """Where no rotation is under way: what is wrong if the archive ends in a frame of ours without its record.
+
+        A crash can't leave that, since a rotation says that it is under way as long as its frames may be torn. The Rust
+        crate's frames, which it may leave torn, and which have no records yet, have no checksum.
+        """
+        position = self.end_position if self.recorded or self._last is None else self._last.position
+        if self.damage is None and position < self.size:
+            begin = os.pread(self._fd, len(ZSTD_MAGIC) + 1, position)
+            if begin[:-1] == ZSTD_MAGIC and begin[-1] & CHECKSUM_FLAG:
+                return CorruptLogError(self.path, self.head.offset, "the file ends in a frame without its record")
+        return None
+
+    def unrecorded(self) -> Span | None:
+        """The frames at the end for which no record speaks yet, with the hash that their record will have."""
+        if self.recorded or self._last is None:
+            return None
+        tally = Tally()
+        for piece, _ in pieces(self._fd, self._last.position, self._last.after):
+            tally.add(piece)
+        return tally.span(self._last.position, self._last.size, self._last.first_offset)
+
+    def lines(self, offset: int) -> Iterator[Lines]:
+        """The lines from `offset` (bytes in the whole log) on, which must be where a line begins, else `ValueError`.
+
+        Raises `CorruptLogError` where the damage begins, after all lines before it.
+        """
+        reached = 0
+        for span in self._spans_from(offset):
+            reached = span.end_offset
+            if reached <= offset:
+                continue
+            for lines in self._span_lines(span):
+                skip = offset - lines.start_offset
+                if skip >= len(lines.data):
+                    continue
+                if skip > 0:
+                    if lines.data[skip - 1 : skip] != b"\n":
+                        raise ValueError(f"offset {offset} is not where a line begins")
+                    lines = Lines(lines.path, offset, lines.data[skip:])
+                yield lines
+        if self.damage is not None:
+            raise self.damage
+        if reached < self.head.offset:
+            raise CorruptLogError(self.path, reached, "a frame or its commit record is damaged here")
+
+    def line_before(self, offset: int) -> bytes:
+        """The line that ends at `offset` (bytes in the whole log, more than 0), without its newline."""
+        for span in self._spans_from(offset - 1):
+            for lines in self._span_lines(span):
+                end = offset - lines.start_offset
+                if end <= len(lines.data):
+                    if lines.data[end - 1 : end] != b"\n":
+                        raise ValueError(f"offset {offset} is not where a line begins")
+                    return lines.data[lines.data.rfind(b"\n", 0, end - 1) + 1 : end - 1]
+        raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
+
+    def _spans_from(self, offset: int) -> Iterator[Span]:
+        """The spans from the one that holds `offset` on."""
+        spans = []
+        span = self._last
+        while span is not None:
+            spans.append(span)
+            if span.first_offset <= offset:
+                yield from reversed(spans)
+                return
+            before = record_before(self._fd, span.position)
+            span = before if before is not None and before.end_offset == span.first_offset else None
+        # A record is damaged, so that only going through everything tells what stands before it.
+        yield from walk(self.path, self._fd, 0, 0, self.size)
+
+    def _walk_to_end(self) -> tuple[Span | None, CorruptLogError | None]:
+        stat = os.fstat(self._fd)
+        key = (stat.st_dev, stat.st_ino, self.size, stat.st_mtime_ns)
+        if key not in self._walked:
+            last = damage = None
+            try:
+                for span in walk(self.path, self._fd, 0, 0, self.size):
+                    last = span
+            except CorruptLogError as error:
+                damage = error
+            while len(self._walked) >= 8:
+                self._walked.pop(next(iter(self._walked)), None)
+            self._walked[key] = last, damage
+        return self._walked[key]
+
+    def _span_lines(self, span: Span) -> Iterator[Lines]:
+        """A span's lines, verified before the first is given."""
+        try:
+            if span.end_offset - span.first_offset <= 2 * FRAME_SIZE:
+                data = b"".join(piece for piece, _ in pieces(self._fd, span.position, span.position + span.size))
+                self._verify(span, [data])
+                yield Lines(self.path, span.first_offset, data)
+                return
+            self._verify(span, (piece for piece, _ in pieces(self._fd, span.position, span.position + span.size)))
+            offset, held = span.first_offset, bytearray()
+            for piece, _ in pieces(self._fd, span.position, span.position + span.size):
+                held += piece
+                end = held.rfind(b"\n") + 1
+                if end >= FRAME_SIZE // 4:
+                    yield Lines(self.path, offset, bytes(held[:end]))
+                    offset += end
+                    del held[:end]
+            if held:
+                yield Lines(self.path, offset, bytes(held))
+        except UnfinishedError:
+            raise CorruptLogError(self.path, span.first_offset, "a frame ends before its end") from None
+        except DamagedError as error:
+            raise CorruptLogError(self.path, span.first_offset, str(error)) from error
+
+    def _verify(self, span: Span, pieces: Iterable[bytes]) -> None:
+        tally = Tally()
+        for piece in pieces:
+            tally.add(piece)
+        found = tally.span(span.position, span.size, span.first_offset)
+        if found != (span if span.lines_hash is not None else span._replace(lines_hash=found.lines_hash)):
+            raise DamagedError("the frames do not hold the lines that their commit record speaks of")
+        if not tally.whole:
+            raise DamagedError("the frames end inside a line")

@@ -1,0 +1,64 @@
+"""The names in a data directory.
+
+Promise: no name that a user gives leads out of its directory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from .._engine import check_name
+
+_NEXT = re.compile(r"app\.jsonl\.next\.(\d+)\.(\d+)\.(\d+)")
+
+
+class NextFile(NamedTuple):
+    """The file that a rotation has begun; its name says what the log was then (offsets and sizes in bytes)."""
+
+    path: Path
+    base: int
+    size: int
+    archive_size: int
+
+
+class Layout:
+    """Where everything lies in one data directory. Makes no system call but in `next_file`."""
+
+    __slots__ = ("archive_path", "consumers_dir", "dir", "log_path", "views_dir")
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.dir = Path(directory)
+        self.log_path = self.dir / "app.jsonl"
+        self.archive_path = self.dir / "archive.jsonl.zst"
+        self.views_dir = self.dir / "views"
+        self.consumers_dir = self.dir / "consumers"
+
+    def __repr__(self) -> str:
+        return f"Layout({str(self.dir)!r})"
+
+    def next_path(self, base: int, size: int, archive_size: int) -> Path:
+        return self.dir / f"app.jsonl.next.{base}.{size}.{archive_size}"
+
+    def next_file(self) -> NextFile | None:
+        """The rotation under way, if one is."""
+        try:
+            names = os.listdir(self.dir)
+        except FileNotFoundError:
+            return None
+        for name in names:
+            if match := _NEXT.fullmatch(name):
+                base, size, archive_size = map(int, match.groups())
+                return NextFile(self.dir / name, base, size, archive_size)
+        return None
+
+    def torn_path(self, offset: int) -> Path:
+        return self.dir / f"app.jsonl.torn.{offset}"
+
+    def snapshot_path(self, view: str) -> Path:
+        return self.views_dir / f"{check_name('view', view)}.snapshot.json"
+
+    def consumer_path(self, consumer: str) -> Path:
+        return self.consumers_dir / f"{check_name('consumer', consumer)}.json"

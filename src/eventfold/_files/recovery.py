@@ -1,0 +1,164 @@
+"""Opening a log for writing: what a crash left is undone or finished before anything is appended.
+
+Promise: nothing is touched where the files contradict each other (`CorruptLogError`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import xxhash
+
+from .._errors import CorruptLogError
+from .._event import Head
+from . import operations
+from .active import ActiveLog, open_locked
+from .archive import Archive
+from .frames import spans_after, write_record
+from .paths import Layout, NextFile
+from .rotation import COPY_SIZE, Rotation
+
+logger = logging.getLogger("eventfold")
+
+
+def recover(layout: Layout, active_fd: int) -> Rotation | None:
+    """What a rotation left that did not get to its end: undone (None), or to be gone on with from step 2.
+
+    Raises `CorruptLogError`, with nothing touched, where the files contradict each other.
+    """
+    left = layout.next_file()
+    if left is None:
+        return None
+    log_size = os.fstat(active_fd).st_size
+    if log_size < left.size:
+        raise CorruptLogError(
+            layout.log_path, left.base + log_size, f"the file ends here, and {left.path.name} says that it went on"
+        )
+    if left.size and os.pread(active_fd, 1, left.size - 1) != b"\n":
+        raise CorruptLogError(
+            layout.log_path, left.base + left.size, f"no line ends here, and {left.path.name} says that one did"
+        )
+    try:
+        archive_fd = operations.open_file(layout.archive_path, os.O_RDWR)
+    except FileNotFoundError:
+        if left.archive_size:
+            raise CorruptLogError(layout.archive_path, 0, f"the file is gone that {left.path.name} speaks of") from None
+        _undo(layout, left)
+        return None
+    try:
+        end = left.archive_size
+        if os.fstat(archive_fd).st_size < end:
+            raise CorruptLogError(layout.archive_path, left.base, f"the file ends before its {end} bytes")
+        for span in spans_after(layout.archive_path, archive_fd, left.archive_size, left.base):
+            _check_archived(layout, active_fd, left, span.first_offset, span.end_offset, span.lines_hash)
+            end = span.after
+        if os.fstat(archive_fd).st_size > end:
+            operations.truncate(archive_fd, end)
+        # Also where nothing was cut: what a killed process wrote may be in the page cache only.
+        operations.sync(archive_fd)
+    finally:
+        os.close(archive_fd)
+    if end == left.archive_size:
+        _undo(layout, left)
+        return None
+    fd = operations.open_file(left.path, os.O_RDWR)
+    try:
+        operations.lock(fd)
+        operations.truncate(fd, 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Rotation(layout, left, fd)
+
+
+def _undo(layout: Layout, left: NextFile) -> None:
+    operations.unlink(left.path)
+    operations.sync_dir(layout.dir)
+
+
+def _check_archived(
+    layout: Layout, active_fd: int, left: NextFile, first: int, end: int, lines_hash: int | None
+) -> None:
+    digest = xxhash.xxh64()
+    at = first - left.base
+    while at < end - left.base <= left.size:
+        data = os.pread(active_fd, min(COPY_SIZE, end - left.base - at), at)
+        if not data:
+            break
+        digest.update(data)
+        at += len(data)
+    if digest.intdigest() != lines_hash:
+        raise CorruptLogError(
+            layout.archive_path,
+            first,
+            f"these lines are not those of {layout.log_path.name}, which were being archived",
+        )
+
+
+def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
+    """The active log, locked and recovered, with a rotation that was under way undone or finished.
+
+    Also gives the descriptors that are to stay locked for a while. Raises `LogLockedError`, `CorruptLogError`.
+    """
+    fd = open_locked(layout, lock)
+    rotation = None
+    try:
+        for directory in (layout.dir, layout.views_dir, layout.consumers_dir):
+            operations.discard_leftovers(directory)
+        operations.sync_dir(layout.dir)
+        rotation = recover(layout, fd)
+        before = _archive_head(layout, rotation is not None)
+        base = before.offset if rotation is None else rotation.base
+        active = ActiveLog(layout, fd, base, before)
+    except BaseException:
+        os.close(fd)
+        if rotation is not None:
+            rotation.close()
+        raise
+    if rotation is None:
+        return active, []
+    try:
+        old = _finish(rotation, active)
+    except BaseException:
+        active.close()
+        raise
+    return active, [] if old is None else [old]
+
+
+def _finish(rotation: Rotation, active: ActiveLog) -> int | None:
+    """Goes on with a recovered rotation; a failure of the disk leaves it for the next one, with a warning."""
+    try:
+        rotation.archive(active)
+        return rotation.switch(active)
+    except OSError as error:
+        logger.warning("%r could not be finished, and will be tried again: %s", rotation, error)
+        return None
+    finally:
+        rotation.close()
+
+
+def _archive_head(layout: Layout, under_way: bool) -> Head:
+    """The archive's end; frames of the Rust crate get their record, an unfinished one is cut."""
+    try:
+        fd = operations.open_file(layout.archive_path, os.O_RDWR)
+    except FileNotFoundError:
+        return Head(0, "")
+    archive = Archive(layout.archive_path, fd, os.fstat(fd).st_size)
+    try:
+        if archive.damage is not None:
+            raise archive.damage
+        if not under_way and (damage := archive.cut_short()):
+            raise damage
+        if not under_way and archive.end_position < archive.size:
+            excess = archive.size - archive.end_position
+            operations.truncate(fd, archive.end_position)
+            logger.warning("%s: cut %d bytes of an unfinished frame", archive.path, excess)
+        # Also where nothing was cut: what a killed process left may be in the page cache only.
+        operations.sync(fd)
+        span = archive.unrecorded()
+        if span is not None:
+            write_record(fd, span)
+        return archive.head
+    finally:
+        archive.close()

@@ -1,0 +1,139 @@
+"""Rotation: the active log's lines move into the archive, and a new active log takes its place.
+
+The steps, and what a crash leaves after each:
+
+1. `begin` creates `app.jsonl.next.<base>.<size>.<archive size>`: nothing has moved, undone on open.
+2. `archive` appends the first `size` bytes of the active log to the archive: undone on open as long as no whole record
+   was added, else finished, since readers may have counted what a record speaks for.
+3. `catch_up` and `switch` copy what came in meanwhile into the new file, which then takes the name `app.jsonl`.
+
+Promises: the two named files together hold everything at every moment; nothing is touched where the files contradict
+each other (`CorruptLogError`); a failure leaves a state from which `recover` goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+from .._errors import CorruptLogError
+from . import operations
+from .active import ActiveLog
+from .archive import Archive
+from .frames import FRAME_SIZE, write_frames
+from .paths import Layout, NextFile
+
+logger = logging.getLogger("eventfold")
+COPY_SIZE = 1024 * 1024
+
+
+class Rotation:
+    """A rotation that has begun: the first `size` bytes of the active log are on their way into the archive."""
+
+    def __init__(self, layout: Layout, next_file: NextFile, fd: int) -> None:
+        self._layout = layout
+        self._next = next_file
+        self._fd = fd
+        self._copied = next_file.size  # how far the active log is archived or in the new file, in its bytes
+
+    def __repr__(self) -> str:
+        return f"<Rotation {self._next.path.name}>"
+
+    @property
+    def base(self) -> int:
+        """The offset (bytes in the whole log) at which the active log begins until the switch."""
+        return self._next.base
+
+    def close(self) -> None:
+        """Leaves the rotation as it stands, to be recovered."""
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def archive(self, active: ActiveLog) -> None:
+        """Step 2. Appends may go on meanwhile."""
+        path, base = self._layout.archive_path, self._next.base
+        if not path.exists():
+            # The first archive appears whole, so that there is never an empty one.
+            temporary = path.with_name(f".{path.name}.tmp")
+            fd = operations.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            try:
+                try:
+                    write_frames(fd, 0, 0, self._chunks(active.fd, 0))
+                finally:
+                    os.close(fd)
+                operations.rename(temporary, path)
+            except BaseException:
+                operations.discard(temporary)
+                raise
+            operations.sync_dir(self._layout.dir)
+            return
+        fd = operations.open_file(path, os.O_RDWR)
+        archive = Archive(path, fd, os.fstat(fd).st_size)
+        try:
+            done = archive.head.offset - base
+            write_frames(fd, archive.end_position, archive.head.offset, self._chunks(active.fd, done))
+        finally:
+            archive.close()
+
+    def _chunks(self, fd: int, start: int) -> Iterator[bytes]:
+        """The whole lines from position `start` on, at most a frame's worth of them or one longer line."""
+        size, end = FRAME_SIZE, self._next.size
+        while start < end:
+            data = os.pread(fd, min(size, end - start), start)
+            # A read that had to be made larger is for one line; those after it go into a frame of their own.
+            whole = (data.rfind(b"\n") if size == FRAME_SIZE else data.find(b"\n")) + 1
+            if whole:
+                yield data[:whole]
+                start += whole
+                size = FRAME_SIZE
+            elif len(data) < size:
+                raise self._cut_short(start)
+            else:
+                size *= 2
+
+    def _cut_short(self, position: int) -> CorruptLogError:
+        reason = "the file was cut or changed while it was being archived: no line goes on and ends here"
+        return CorruptLogError(self._layout.log_path, self._next.base + position, reason)
+
+    def catch_up(self, active: ActiveLog) -> None:
+        """Copies what was appended meanwhile, until little is left for `switch`."""
+        while (end := active.head.offset - active.base) - self._copied > COPY_SIZE:
+            self._copy(active, end)
+
+    def _copy(self, active: ActiveLog, end: int) -> None:
+        while self._copied < end:
+            data = os.pread(active.fd, min(COPY_SIZE, end - self._copied), self._copied)
+            if not data:
+                raise self._cut_short(self._copied)
+            operations.write(self._fd, data, self._copied - self._next.size)
+            self._copied += len(data)
+
+    def switch(self, active: ActiveLog) -> int:
+        """Step 3, with commits paused. Returns the old file's descriptor, which is to stay locked for a while."""
+        active.check()
+        self._copy(active, active.head.offset - active.base)
+        operations.sync(self._fd)
+        operations.rename(self._next.path, self._layout.log_path)
+        fd, self._fd = self._fd, -1
+        return active.replaced_by(fd, self._next.base + self._next.size)
+
+
+def begin(layout: Layout, active: ActiveLog) -> Rotation:
+    """Step 1, with commits paused."""
+    active.check()
+    active.sync()
+    try:
+        archive_size = os.stat(layout.archive_path).st_size
+    except FileNotFoundError:
+        archive_size = 0
+    base, size = active.base, active.head.offset - active.base
+    path = layout.next_path(base, size, archive_size)
+    fd = operations.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        operations.lock(fd)
+        operations.sync_dir(layout.dir)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Rotation(layout, NextFile(path, base, size, archive_size), fd)

@@ -1,0 +1,155 @@
+"""Notices what other processes write: one watcher for all that wait on a directory in this process.
+
+File-system events are only hints: what counts is the file, which is looked at every `LOOK_INTERVAL` seconds as well,
+since events get lost on network mounts and in containers.
+
+Promise: a directory has at most one watcher, and none while nobody waits or while the writer lives in this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .._codec.lines import SLICE_SIZE, Lines
+from .._errors import CorruptLogError
+from .._event import Head
+from .._waiters import Waiters
+from .paths import Layout
+from .segments import Parts
+
+logger = logging.getLogger("eventfold")
+
+LOOK_INTERVAL = 0.25
+_STEP = 2  # milliseconds between two looks at the hints that came in
+
+
+def watch(path: Path, **options: Any) -> Iterator[Any]:
+    """`watchfiles.watch`, imported only by who watches: it takes as long as all the rest."""
+    from watchfiles import watch
+
+    return watch(path, **options)
+
+
+class Directory(Waiters):
+    """One data directory, as this process sees it. Get it from `directory`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._layout = Layout(path)
+
+    def __repr__(self) -> str:
+        return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
+
+    def _lines(self, start: int, end: int, data: bytes) -> Lines:
+        return Lines(self._layout.log_path, start, data)
+
+    def _new_watcher(self) -> Any:
+        return _Watcher(self._layout, self.tell)
+
+
+class _Watcher:
+    """A thread that looks at a directory whenever something may have happened in it."""
+
+    def __init__(self, layout: Layout, tell: Callable[..., None]) -> None:
+        self._layout = layout
+        self._tell = tell
+        self._stop = threading.Event()
+        self._seen: tuple[int, int, int] | None = None
+        self.head: Head | None = None
+        threading.Thread(target=self._run, name=f"eventfold watcher {layout.dir}", daemon=True).start()
+
+    def stop(self) -> None:
+        """Lets the thread end, which takes it some milliseconds."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._look()
+            try:
+                if self._layout.dir.is_dir():
+                    self._watch()
+            except Exception as error:
+                logger.warning("%s can't be watched, and is looked at now and then: %s", self._layout.dir, error)
+            self._stop.wait(LOOK_INTERVAL)
+
+    def _watch(self) -> None:
+        """Looks on every hint and now and then, as long as the directory is the one that it was."""
+        directory = os.stat(self._layout.dir)
+        for _ in watch(
+            self._layout.dir,
+            watch_filter=None,
+            debounce=2 * _STEP,
+            step=_STEP,
+            rust_timeout=int(LOOK_INTERVAL * 1000),
+            yield_on_timeout=True,
+            stop_event=self._stop,
+            recursive=False,
+            raise_interrupt=False,
+        ):
+            self._look()
+            try:
+                if not os.path.samestat(directory, os.stat(self._layout.dir)):
+                    return
+            except FileNotFoundError:
+                return
+
+    def _look(self) -> None:
+        """Tells the head if the active log is another one, or of another size, than at the last look."""
+        try:
+            try:
+                stat = os.stat(self._layout.log_path)
+            except FileNotFoundError:
+                self._seen = None
+                return
+            seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            if seen != self._seen:
+                with Parts(self._layout) as parts:
+                    known, self.head = self.head, parts.head()
+                    # Read once for all who wait for it.
+                    data = b"" if known is None else _few_lines(parts, known, self.head)
+                self._seen = seen
+                self._tell(self.head, known, data)
+        except (OSError, CorruptLogError) as error:
+            self._tell(error)
+
+
+def _few_lines(parts: Parts, start: Head, end: Head) -> bytes:
+    """The lines from one head to another; nothing where they are many, or not those that stood there."""
+    if not 0 < end.offset - start.offset <= SLICE_SIZE:
+        return b""
+    try:
+        parts.check_line_before(start)
+        return b"".join(lines.data for lines in parts.lines(start.offset, end.offset))
+    except (CorruptLogError, ValueError):
+        return b""
+
+
+_directories: weakref.WeakValueDictionary[str, Directory] = weakref.WeakValueDictionary()
+_directories_lock = threading.Lock()
+
+
+def directory(path: str | os.PathLike[str]) -> Directory:
+    """The one object that stands for a directory in this process, whatever it is called. Looks at the file system."""
+    real = os.path.realpath(path)
+    with _directories_lock:
+        found = _directories.get(real)
+        if found is None:
+            found = _directories[real] = Directory(real)
+        return found
+
+
+def _after_fork() -> None:
+    global _directories_lock
+    _directories_lock = threading.Lock()
+    for found in list(_directories.values()):
+        found.after_fork()
+
+
+# A forked child has neither the writer nor the watcher that its parent had.
+os.register_at_fork(after_in_child=_after_fork)
