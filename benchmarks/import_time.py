@@ -1,4 +1,4 @@
-"""How long an import takes in a fresh interpreter, measured inside it, so without the interpreter's start."""
+"""How long an import takes in a copy_error interpreter, measured inside it, so without the interpreter's start."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tables(bench: Bench) -> Iterator[Table]:
 
     yield Table(
         "import",
-        "import in a fresh interpreter",
+        "import in a copy_error interpreter",
         {"time": "ms", "processor": "ms"},
         [
             case("import asyncio alone", "Python", "asyncio"),

@@ -31,7 +31,7 @@ _Done: TypeAlias = Callable[[Any, BaseException | None], None]
 _Calls: TypeAlias = SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None]
 
 
-class Opening(Generic[C]):
+class AsyncOpener(Generic[C]):
     """What an `open` returns: await it for the object, or enter it to have the object closed at the end."""
 
     def __init__(self, open_: Callable[[], Awaitable[C]]) -> None:

@@ -28,7 +28,7 @@ class _Committed(msgspec.Struct):
     hash: str
 
 
-class _Place:
+class _Checkpoint:
     """Where in the log a consumer stands, in memory and on disk."""
 
     def __init__(self, reader: EventReader, name: str, start: int | None) -> None:
@@ -83,7 +83,7 @@ class Consumer:
     """
 
     def __init__(self, reader: EventReader, name: str, *, start: int | None = 0) -> None:
-        self._place = _Place(reader, name, start)
+        self._place = _Checkpoint(reader, name, start)
         self._own: _Iteration | None = None
 
     def __repr__(self) -> str:
@@ -120,7 +120,7 @@ class Consumer:
 class _Iteration:
     """One pass of a consumer. Nobody else may have one of this name as long as somebody holds it."""
 
-    def __init__(self, place: _Place) -> None:
+    def __init__(self, place: _Checkpoint) -> None:
         self._place = place
         self._records: AsyncIterator[Record] | None = None
         self._key: tuple[str, str] | None = None

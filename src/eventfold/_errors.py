@@ -119,7 +119,7 @@ class UnknownViewError(EventfoldError, KeyError):
 _E = TypeVar("_E", bound=BaseException)
 
 
-def fresh(error: _E) -> _E:
+def copy_error(error: _E) -> _E:
     """The same error again, since one that is raised in several tasks gathers all their tracebacks."""
     again = copy.copy(error)
     again.__cause__ = error

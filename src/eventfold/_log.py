@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from ._aio import Opening
+from ._aio import AsyncOpener
 from ._codec.decode import Slice
 from ._consumer import Consumer
 from ._errors import EventfoldError, UnknownViewError
@@ -46,7 +46,7 @@ class EventLog:
         lock: LockMode = LockMode.FLOCK,
         sync: SyncMode = SyncMode.ALWAYS,
         max_event_size: int = 16 * 2**20,
-    ) -> Opening[EventLog]:
+    ) -> AsyncOpener[EventLog]:
         """Opens the directory and brings the views up to date. Await it, or use it in `async with`.
 
         The other options are those of `EventWriter.open`. With `read_only` there is no writer: views, tails and watches
@@ -73,7 +73,7 @@ class EventLog:
                 writer.attach(registered.values())
             return log
 
-        return Opening(open_)
+        return AsyncOpener(open_)
 
     @classmethod
     def builder(cls, dir: str | os.PathLike[str]) -> EventLogBuilder:
@@ -125,7 +125,7 @@ class EventLog:
         view = self._view(name)
         if self._writer_or_none is not None:
             return await view.rebuild(self._reader)
-        await view.fold_anew(self._reader)
+        await view.refold(self._reader)
         return view.state
 
     async def wait_until(self, name: str, offset: int) -> Any:
@@ -147,7 +147,7 @@ class EventLog:
         """
         view = self._view(name)
         seen = None
-        async for _ in self._reader.heads():
+        async for _ in self._reader.head_changes():
             await self._refresh(view)
             if view.folded != seen:
                 seen = view.folded
@@ -291,7 +291,7 @@ class EventLogBuilder:
         self._sync = mode
         return self
 
-    def open(self) -> Opening[EventLog]:
+    def open(self) -> AsyncOpener[EventLog]:
         """Opens the log: see `EventLog.open`."""
         return EventLog.open(
             self._dir, views=self._views, max_log_size=self._max_log_size, lock=self._lock, sync=self._sync

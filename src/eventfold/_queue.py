@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ._errors import AppendConflict, ConditionalAppendError, fresh
+from ._errors import AppendConflict, ConditionalAppendError, copy_error
 from ._event import Head, line_hash
 
 # So many are told in one turn of the loop: whoever waits for an append runs in the next, and others want to run too.
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
         """Gives each append the error."""
         for append in self.appends:
             if not append.future.done():
-                append.future.set_exception(fresh(error))
+                append.future.set_exception(copy_error(error))
 
 
 class Answers:

@@ -200,7 +200,7 @@ class EventReader:
             for piece in decoder.finish():
                 yield piece
 
-    async def heads(self) -> AsyncGenerator[Head, None]:
+    async def head_changes(self) -> AsyncGenerator[Head, None]:
         """The head of now, and then each newer one, until its log is closed; who is slow sees only the latest."""
         place = await self._place()
         with place.watched():
@@ -224,7 +224,7 @@ class EventReader:
         Raises `ValueError` as `read_from` does, and `CorruptLogError` where the log is no longer the one that was read.
         """
         place = None if offset is None else Head(offset, "")
-        async with aclosing(self.heads()) as heads:
+        async with aclosing(self.head_changes()) as heads:
             async for head in heads:
                 if place is None:
                     place = head

@@ -115,11 +115,11 @@ class View(Generic[S]):
 
     async def rebuild(self, reader: EventReader) -> S:
         """Folds the whole log anew, without the snapshot, and replaces that. Raises and is cancelled as `refresh`."""
-        await self.fold_anew(reader)
+        await self.refold(reader)
         await self.save(reader)
         return self._state
 
-    async def fold_anew(self, reader: EventReader) -> None:
+    async def refold(self, reader: EventReader) -> None:
         """The same as `rebuild`, but leaves the snapshot on disk as it is."""
         async with self._lock:
             self._restart()
@@ -220,7 +220,7 @@ class View(Generic[S]):
 
     def _check_reads_back(self, encoded: bytes) -> None:
         state = decode_state(encoded, Any if self._state_type is None else self._state_type)
-        if not _alike(state, self._state):
+        if not _deep_equal(state, self._state):
             raise ValueError("its state would read back as another one; give the view a state_type that fits it")
 
     def _worth_saving(self) -> bool:
@@ -229,20 +229,20 @@ class View(Generic[S]):
         return self.offset - self._saved.offset >= max(SAVE_AFTER, self._saved_size)
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _deep_equal(one: Any, other: Any) -> bool:
     """Whether two states are equal and of the same types all through: a Counter equals a dict, and acts otherwise."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
-        return len(one) == len(other) and all(key in other and _alike(one[key], other[key]) for key in one)
+        return len(one) == len(other) and all(key in other and _deep_equal(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple | deque):
         if isinstance(one, deque) and one.maxlen != other.maxlen:
             return False
-        return len(one) == len(other) and all(map(_alike, one, other))
+        return len(one) == len(other) and all(map(_deep_equal, one, other))
     if isinstance(one, msgspec.Struct):
-        return all(_alike(getattr(one, name), getattr(other, name)) for name in one.__struct_fields__)
+        return all(_deep_equal(getattr(one, name), getattr(other, name)) for name in one.__struct_fields__)
     if is_dataclass(one):
-        return all(_alike(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+        return all(_deep_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
     return bool(one == other)
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ._codec.lines import SLICE_SIZE, Lines
-from ._errors import fresh
+from ._errors import copy_error
 from ._event import Head
 
 logger = logging.getLogger("eventfold")
@@ -56,7 +56,7 @@ class _Wait:
         if self.future.done():
             return
         if isinstance(news, Exception):
-            self.future.set_exception(fresh(news))
+            self.future.set_exception(copy_error(news))
         else:
             self.future.set_result(news)
 
@@ -109,11 +109,11 @@ class Waiters:
         known, self.durable_head = self.durable_head, head
         self._newest = None
         if head is not None:
-            self.tell(head, known, data)
+            self.notify(head, known, data)
         if known is None or head is None:
-            self._mind_the_watcher()
+            self._update_watcher()
 
-    def tell(self, news: Head | Exception, known: Head | None = None, data: bytes = b"") -> None:
+    def notify(self, news: Head | Exception, known: Head | None = None, data: bytes = b"") -> None:
         """Ends the waits that this head, or this failure to find it, is news for. Any thread may call it.
 
         `data` are the lines from the head that was known before up to this one, if they are few.
@@ -147,15 +147,15 @@ class Waiters:
         """Around all that waits: what happens in the directory is noticed meanwhile."""
         with self._lock:
             self._interested += 1
-        self._mind_the_watcher()
+        self._update_watcher()
         try:
             yield
         finally:
             with self._lock:
                 self._interested -= 1
-            self._mind_the_watcher()
+            self._update_watcher()
 
-    def _mind_the_watcher(self) -> None:
+    def _update_watcher(self) -> None:
         with self._lock:
             needed = self._needs_watcher()
             if needed and self._watcher is None:

@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from ._aio import Opening, Thread, in_thread
+from ._aio import AsyncOpener, Thread, in_thread
 from ._codec.encode import encode_line
-from ._errors import EventfoldError, LogClosedError, WriterFailedError, fresh
+from ._errors import EventfoldError, LogClosedError, WriterFailedError, copy_error
 from ._event import AppendResult, Event, Head, line_hash
 from ._files import operations, recovery
 from ._files import rotation as _rotation
@@ -117,7 +117,7 @@ class EventWriter:
         sync: SyncMode = SyncMode.ALWAYS,
         max_log_size: int = 0,
         max_event_size: int = 16 * 2**20,
-    ) -> Opening[EventWriter]:
+    ) -> AsyncOpener[EventWriter]:
         """Opens the directory for writing, which is created if need be. Await it, or use it in `async with`.
 
         What a crash left unfinished is put right first. `max_log_size` is the size in bytes of `app.jsonl` above which
@@ -135,7 +135,7 @@ class EventWriter:
             await writer._start(lock is LockMode.FLOCK)
             return writer
 
-        return Opening(open_)
+        return AsyncOpener(open_)
 
     async def _start(self, lock: bool) -> None:
         opened: list[Any] = []
@@ -259,12 +259,12 @@ class EventWriter:
         if self._closing is not None:
             raise LogClosedError(f"the log in {self._layout.dir} is closed")
         if self._failure is not None:
-            raise fresh(self._failure)
+            raise copy_error(self._failure)
 
     async def _get_place(self) -> None:
         await self._queue.place()
         if self._failure is not None:
-            raise fresh(self._failure)
+            raise copy_error(self._failure)
 
     def _wake(self) -> None:
         if not self._woken and not self._busy:

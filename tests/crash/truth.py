@@ -13,7 +13,7 @@ from eventfold._files import recovery
 from eventfold._files import rotation as rotations
 from eventfold._files.active import ActiveLog
 from eventfold._files.paths import Layout
-from eventfold._files.segments import Parts
+from eventfold._files.segments import LogSegments
 
 try:
     from compression import zstd
@@ -65,7 +65,7 @@ class Truth:
 
 def read_now(directory: Path) -> tuple[Head, bytes]:
     """The head, and all lines up to it, read without a writer and without an event loop."""
-    with Parts(Layout(directory)) as parts:
+    with LogSegments(Layout(directory)) as parts:
         head = parts.head()
         return head, b"".join(lines.data for lines in parts.lines(0, head.offset))
 

@@ -14,7 +14,7 @@ from .._errors import LogLockedError, WriterFailedError
 from .._event import Head, line_hash
 from . import operations
 from .paths import Layout
-from .segments import line_before, whole_end
+from .segments import last_complete_offset, line_before
 
 logger = logging.getLogger("eventfold")
 
@@ -66,7 +66,7 @@ class ActiveLog:
     def _recover(self, before: Head) -> Head:
         """Cuts what a crash left at the end: a line or a batch that was never acknowledged."""
         size = os.fstat(self.fd).st_size
-        end = whole_end(self.fd, size)
+        end = last_complete_offset(self.fd, size)
         if end < size:
             path = self._layout.torn_path(self.base + end)
             torn = bytearray()

@@ -59,7 +59,7 @@ class Archive:
     def close(self) -> None:
         os.close(self._fd)
 
-    def cut_short(self) -> CorruptLogError | None:
+    def missing_record(self) -> CorruptLogError | None:
         """Where no rotation is under way: what is wrong if the archive ends in a frame of ours without its record.
 
         A crash can't leave that, since a rotation says that it is under way as long as its frames may be torn. The Rust

@@ -193,7 +193,7 @@ def walk(path: Path, fd: int, start: int, offset: int, end: int) -> Iterator[Spa
                 raise DamagedError("the frame ends inside a line")
     except UnfinishedError:
         unfinished = start if unrecorded is None else unrecorded.position + unrecorded.size
-        if _goes_on(fd, unfinished, end):
+        if _continues_after(fd, unfinished, end):
             raise CorruptLogError(path, offset, "a frame or its commit record is damaged here") from None
     except DamagedError as error:
         if unrecorded is None or not _is_torn_record(fd, unrecorded, end):
@@ -202,7 +202,7 @@ def walk(path: Path, fd: int, start: int, offset: int, end: int) -> Iterator[Spa
         yield unrecorded._replace(lines_hash=None)
 
 
-def _goes_on(fd: int, position: int, end: int) -> bool:
+def _continues_after(fd: int, position: int, end: int) -> bool:
     """Whether a whole frame or record stands behind what looks like an unfinished one: then that is damaged instead."""
     for start in range(position + 1, end, _READ_SIZE):
         data = os.pread(fd, min(_READ_SIZE + len(_PREFIX) - 1, end - start), start)

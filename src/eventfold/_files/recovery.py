@@ -1,4 +1,4 @@
-"""Opening a log for writing: what a crash left is undone or finished before anything is appended.
+"""AsyncOpener a log for writing: what a crash left is undone or finished before anything is appended.
 
 Promise: nothing is touched where the files contradict each other (`CorruptLogError`).
 """
@@ -148,7 +148,7 @@ def _archive_head(layout: Layout, under_way: bool) -> Head:
     try:
         if archive.damage is not None:
             raise archive.damage
-        if not under_way and (damage := archive.cut_short()):
+        if not under_way and (damage := archive.missing_record()):
             raise damage
         if not under_way and archive.end_position < archive.size:
             excess = archive.size - archive.end_position

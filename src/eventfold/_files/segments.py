@@ -57,7 +57,7 @@ def _last_line_end(fd: int, start: int, end: int) -> int:
         step *= 4
 
 
-def whole_end(fd: int, size: int) -> int:
+def last_complete_offset(fd: int, size: int) -> int:
     """The position in the first `size` bytes of an active log after the last whole line that is in no open batch."""
     end = _last_line_end(fd, 0, size)
     if not end:
@@ -77,7 +77,7 @@ def whole_end(fd: int, size: int) -> int:
     return start
 
 
-class Parts:
+class LogSegments:
     """The archive and the active log as they belong together at one moment. Close it, or use it in a `with`.
 
     `base` is the offset of the active log's first byte. Where `damage` in the archive hides it, only what the archive
@@ -97,7 +97,7 @@ class Parts:
             self.close()
             raise
 
-    def __enter__(self) -> Parts:
+    def __enter__(self) -> LogSegments:
         return self
 
     def __exit__(
@@ -130,7 +130,7 @@ class Parts:
                 archive_size = under_way.archive_size
             if archive_fd is not None:
                 self.archive, archive_fd = Archive(path, archive_fd, archive_size), None
-                if under_way is None and (damage := self.archive.cut_short()):
+                if under_way is None and (damage := self.archive.missing_record()):
                     if os.stat(path).st_size != archive_size:
                         return False  # a recovery has cut the frame off meanwhile
                     self.archive.damage = damage
@@ -161,7 +161,7 @@ class Parts:
         """The end of the last whole line or batch, as the files show it. Raises `damage`."""
         if self.damage is not None:
             raise self.damage
-        end = 0 if self.fd is None else whole_end(self.fd, self.size)
+        end = 0 if self.fd is None else last_complete_offset(self.fd, self.size)
         if self.fd is None or not end:
             return self.archive.head if self.archive is not None else Head(0, "")
         return Head(self.base + end, line_hash(line_before(self.fd, end)[1]))

@@ -12,7 +12,7 @@ from .._codec.lines import Lines
 from .._event import Head
 from . import operations
 from .paths import Layout
-from .segments import Parts
+from .segments import LogSegments
 from .watcher import Directory, directory
 
 
@@ -79,17 +79,17 @@ class FileSource:
 
 
 def _head(layout: Layout) -> Head:
-    with Parts(layout) as parts:
+    with LogSegments(layout) as parts:
         return parts.head()
 
 
 def _base(layout: Layout) -> int:
-    with Parts(layout) as parts:
+    with LogSegments(layout) as parts:
         return parts.base
 
 
 def _line_hash_before(layout: Layout, offset: int) -> str:
-    with Parts(layout) as parts:
+    with LogSegments(layout) as parts:
         return parts.line_hash_before(offset)
 
 
@@ -103,7 +103,7 @@ class _Blocks:
 
     @staticmethod
     def _read(layout: Layout, start: Head, end: int) -> Generator[Lines, None, None]:
-        with Parts(layout) as parts:
+        with LogSegments(layout) as parts:
             if start.line_hash:
                 parts.check_line_before(start)
             yield from parts.lines(start.offset, end)

@@ -21,7 +21,7 @@ from .._errors import CorruptLogError
 from .._event import Head
 from .._waiters import Waiters
 from .paths import Layout
-from .segments import Parts
+from .segments import LogSegments
 
 logger = logging.getLogger("eventfold")
 
@@ -50,15 +50,15 @@ class Directory(Waiters):
         return Lines(self._layout.log_path, start, data)
 
     def _new_watcher(self) -> Any:
-        return _Watcher(self._layout, self.tell)
+        return _Watcher(self._layout, self.notify)
 
 
 class _Watcher:
     """A thread that looks at a directory whenever something may have happened in it."""
 
-    def __init__(self, layout: Layout, tell: Callable[..., None]) -> None:
+    def __init__(self, layout: Layout, notify: Callable[..., None]) -> None:
         self._layout = layout
-        self._tell = tell
+        self._notify = notify
         self._stop = threading.Event()
         self._seen: tuple[int, int, int] | None = None
         self.head: Head | None = None
@@ -109,17 +109,17 @@ class _Watcher:
                 return
             seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
             if seen != self._seen:
-                with Parts(self._layout) as parts:
+                with LogSegments(self._layout) as parts:
                     known, self.head = self.head, parts.head()
                     # Read once for all who wait for it.
-                    data = b"" if known is None else _few_lines(parts, known, self.head)
+                    data = b"" if known is None else _recent_lines(parts, known, self.head)
                 self._seen = seen
-                self._tell(self.head, known, data)
+                self._notify(self.head, known, data)
         except (OSError, CorruptLogError) as error:
-            self._tell(error)
+            self._notify(error)
 
 
-def _few_lines(parts: Parts, start: Head, end: Head) -> bytes:
+def _recent_lines(parts: LogSegments, start: Head, end: Head) -> bytes:
     """The lines from one head to another; nothing where they are many, or not those that stood there."""
     if not 0 < end.offset - start.offset <= SLICE_SIZE:
         return b""

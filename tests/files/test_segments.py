@@ -16,7 +16,7 @@ from eventfold import CorruptLogError, EventReader, EventWriter, Head, line_hash
 from eventfold._files import archive, frames, segments
 from eventfold._files import rotation as rotations
 from eventfold._files.paths import Layout
-from eventfold._files.segments import Parts, line_before, whole_end
+from eventfold._files.segments import LogSegments, last_complete_offset, line_before
 
 
 def lines(start: int, end: int) -> bytes:
@@ -42,7 +42,7 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
 
 def test_a_directory_that_is_not_there_is_an_empty_log(tmp_path: Path) -> None:
     """There is nothing to read, and nothing is made."""
-    with Parts(Layout(tmp_path / "data")) as parts:
+    with LogSegments(Layout(tmp_path / "data")) as parts:
         head, base, found = parts.head(), parts.base, list(parts.lines(0, 0))
 
     assert (head, base, found) == (Head(0, ""), 0, [])
@@ -56,7 +56,7 @@ def test_every_span_of_lines_is_found_wherever_it_lies(opened: Opened) -> None:
     append(opened.active, lines(7, 12))
     whole = lines(0, 12)
     ends = [0, *itertools.accumulate(len(line(n)) for n in range(12))]
-    with Parts(opened.layout) as parts:
+    with LogSegments(opened.layout) as parts:
         for start, end in itertools.combinations(ends, 2):
             found = list(parts.lines(start, end))
 
@@ -72,7 +72,7 @@ def test_the_line_before_any_offset_is_found_wherever_it_lies(opened: Opened) ->
     opened.rotate()
     append(opened.active, lines(7, 12))
     whole = lines(0, 12)
-    with Parts(opened.layout) as parts:
+    with LogSegments(opened.layout) as parts:
         for offset in range(1, len(whole) + 1):
             if whole[offset - 1 : offset] == b"\n":
                 assert parts.line_before(offset) == whole[:offset].splitlines()[-1]
@@ -85,7 +85,7 @@ def test_the_head_of_a_log_that_was_just_rotated_is_the_archives_end(opened: Ope
     """Its hash is that of the last archived line."""
     append(opened.active, lines(0, 7))
     opened.rotate()
-    with Parts(opened.layout) as parts:
+    with LogSegments(opened.layout) as parts:
         head = parts.head()
 
     assert head == Head(len(lines(0, 7)), line_hash(line(6)))
@@ -94,7 +94,7 @@ def test_the_head_of_a_log_that_was_just_rotated_is_the_archives_end(opened: Ope
 def test_what_was_opened_stays_good_while_the_log_is_rotated(opened: Opened) -> None:
     """Who began to read before a rotation reads on in the files of then: nothing is missing, nothing comes twice."""
     append(opened.active, lines(0, 9))
-    with Parts(opened.layout) as parts:
+    with LogSegments(opened.layout) as parts:
         head = parts.head()
         reading = parts.lines(0, head.offset)
         first = next(reading)
@@ -189,7 +189,7 @@ def test_a_rotation_between_any_two_looks_of_a_reader_misleads_it_in_nothing(
                 patch.setattr(os, "fstat", looking(fstat))
                 patch.setattr(Layout, "next_file", lambda self, look=look_for_rotation: look(self))
                 patch.setattr(os, "stat", looking(stat))
-                parts = Parts(opened.layout)
+                parts = LogSegments(opened.layout)
             log.go_on(STEPS)
             with parts:
                 head = parts.head()
@@ -222,7 +222,7 @@ def test_a_log_is_whole_up_to_its_last_line_or_batch(tmp_path: Path, data: bytes
     path.write_bytes(data)
     fd = os.open(path, os.O_RDONLY)
     try:
-        found = whole_end(fd, len(data))
+        found = last_complete_offset(fd, len(data))
     finally:
         os.close(fd)
 
@@ -273,7 +273,7 @@ def test_what_an_archive_lacks_while_a_rotation_is_under_way_is_reported(damaged
     else:
         archive.unlink()
     found = b""
-    with Parts(opened.layout) as parts, pytest.raises(CorruptLogError, match="archive"):
+    with LogSegments(opened.layout) as parts, pytest.raises(CorruptLogError, match="archive"):
         for block in parts.lines(0, len(lines(0, 15))):
             found += block.data
 
