@@ -1,4 +1,4 @@
-"""AsyncOpener a log until a view's state is there, with and without a snapshot of it.
+"""Opening a log until a view's state is there, with and without a snapshot of it.
 
 With a snapshot the time must not depend on how long the log is. The figures are milliseconds.
 """

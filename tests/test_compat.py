@@ -160,7 +160,7 @@ async def test_the_crate_s_torn_tail_is_cut_and_kept(compat: Compat, caplog: pyt
 
 @pytest.mark.parametrize("name", PLAIN)
 async def test_what_the_crate_wrote_is_not_rewritten(compat: Compat, name: str) -> None:
-    """AsyncOpener and closing leaves its whole lines as they are, byte for byte."""
+    """Opening and closing leaves its whole lines as they are, byte for byte."""
     directory = compat(name)
     before = (directory / "app.jsonl").read_bytes()
     async with EventLog.open(directory, views=Folding().views):

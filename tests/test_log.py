@@ -53,7 +53,7 @@ def passes_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return passes
 
 
-# AsyncOpener
+# Opening
 
 
 async def test_a_log_appends_reads_and_folds(data_dir: Path) -> None:

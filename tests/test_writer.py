@@ -1020,7 +1020,7 @@ async def test_readers_do_not_see_what_a_failed_write_left(data_dir: Path, seam:
     assert during == []
 
 
-# AsyncOpener
+# Opening
 
 
 async def test_open_is_awaited_or_entered(data_dir: Path) -> None:
@@ -1037,7 +1037,7 @@ async def test_open_is_awaited_or_entered(data_dir: Path) -> None:
 
 
 async def test_the_directory_is_made_with_those_above_it(tmp_path: Path) -> None:
-    """AsyncOpener a writer needs nothing to be there."""
+    """Opening a writer needs nothing to be there."""
     directory = tmp_path / "a" / "b" / "c"
     async with EventWriter.open(str(directory)) as writer:
         paths = writer.dir, writer.log_path, writer.archive_path, writer.views_dir

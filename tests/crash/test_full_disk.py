@@ -259,7 +259,7 @@ async def test_a_whole_log_is_opened_on_a_full_disk(disk: Disk) -> None:
 
 
 async def test_an_unfinished_end_that_can_not_be_kept_is_not_cut(disk: Disk) -> None:
-    """AsyncOpener is an `OSError` until there is space for it, and changes nothing; readers are not concerned."""
+    """Opening is an `OSError` until there is space for it, and changes nothing; readers are not concerned."""
     directory = disk.path / "data"
     data = write_log(directory, line(1), line(2), b'{"type":"unfinished","data":"' + b"x" * 5000)
     await asyncio.to_thread(disk.fill)

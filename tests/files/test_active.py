@@ -1,4 +1,4 @@
-"""AsyncOpener the active log: what a crash left at its end is cut and kept, damage in its middle is left alone."""
+"""Opening the active log: what a crash left at its end is cut and kept, damage in its middle is left alone."""
 
 from __future__ import annotations
 

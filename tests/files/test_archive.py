@@ -313,7 +313,7 @@ async def test_bytes_that_are_no_archive_are_reported(damaged_dir: Path) -> None
 
 @pytest.mark.parametrize("name", ["rotated", "archive_only", "stale_snapshot"])
 async def test_frames_of_the_rust_crate_get_one_record(compat: Callable[[str], Path], name: str) -> None:
-    """AsyncOpener a writer adds one record that speaks for all of them, and changes nothing before it."""
+    """Opening a writer adds one record that speaks for all of them, and changes nothing before it."""
     directory = compat(name)
     before = (directory / "archive.jsonl.zst").read_bytes()
     was = [(r.start_offset, r.end_offset, r.line_hash) for r in await read(directory)]

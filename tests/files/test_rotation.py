@@ -182,7 +182,7 @@ def replace_log_by_lines_of_another(layout: Layout) -> None:
 async def test_files_that_contradict_each_other_are_not_touched(
     damaged_dir: Path, small_frames: None, contradict: Any
 ) -> None:
-    """AsyncOpener raises an error that says where, leaves every byte as it was, and lets the lock go."""
+    """Opening raises an error that says where, leaves every byte as it was, and lets the lock go."""
     layout = await asyncio.to_thread(leave_rotation, damaged_dir, 2)
     await asyncio.to_thread(contradict, layout)
     before = read_files(damaged_dir)

@@ -1,4 +1,4 @@
-"""AsyncOpener a log for writing: what a crash left is undone or finished before anything is appended.
+"""Opening a log for writing: what a crash left is undone or finished before anything is appended.
 
 Promise: nothing is touched where the files contradict each other (`CorruptLogError`).
 """
