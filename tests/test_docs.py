@@ -1,12 +1,20 @@
-"""The documentation: every block of Python in it runs."""
+"""The documentation: every block of Python in it runs, and every command prints what the page shows.
+
+A block of Python with a title is a file, written where the commands behind it find it. Any other one runs as it would
+in `python -m asyncio`. In a console block, a line that begins with `$ ` is a command, and what follows is its output;
+`...` in it stands for anything.
+"""
 
 from __future__ import annotations
 
 import ast
 import asyncio
 import inspect
+import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +25,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r'^```(python|console)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)\)")
 SECONDS = 20
 
@@ -39,19 +47,37 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 
 def run(page: Path) -> int:
-    """Runs a page's blocks one after the other in one namespace and one event loop; their number."""
+    """Runs a page's blocks one after the other, its Python in one namespace and one event loop; their number."""
     text = page.read_text()
     namespace: dict[str, Any] = {"__name__": "page"}
     blocks = list(BLOCK.finditer(text))
     with asyncio.Runner() as runner:
         for block in blocks:
-            # Blank lines before it, so that a traceback names the page's own line.
-            source = "\n" * text.count("\n", 0, block.start(1)) + block[1]
-            code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-            result = eval(code, namespace)
-            if inspect.iscoroutine(result):
-                runner.run(result)
+            language, title, body = block.groups()
+            if language == "console":
+                check_commands(body)
+            elif title is not None:
+                Path(title).write_text(body)
+            else:
+                # Blank lines before it, so that a traceback names the page's own line.
+                source = "\n" * text.count("\n", 0, block.start(3)) + body
+                code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+                result = eval(code, namespace)
+                if inspect.iscoroutine(result):
+                    runner.run(result)
     return len(blocks)
+
+
+def check_commands(console: str) -> None:
+    """Runs the commands of a console block; each must succeed and print what stands behind it."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "80"}
+    for command in re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]:
+        line, _, expected = command.partition("\n")
+        ran = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, timeout=SECONDS)
+        assert ran.returncode == 0, f"$ {line}\n{ran.stdout}{ran.stderr}"
+        if expected.strip():
+            pattern = ".*".join(re.escape(part.strip()) for part in expected.strip().split("..."))
+            assert re.fullmatch(pattern, ran.stdout.strip(), re.DOTALL), f"$ {line}\n{ran.stdout}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -61,7 +87,7 @@ def test_every_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyt
     with time_limit(SECONDS):
         count = run(page)
 
-    assert count == page.read_text().count("```python")
+    assert count == len(re.findall(r"^```(?:python|console)", page.read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
