@@ -186,7 +186,8 @@ class Waiters:
         try:
             # Whatever was told before the wait was known must be asked for.
             watcher = self._watcher
-            head = self.durable_head or (watcher.head if watcher is not None else None)
+            heads = self.durable_head, None if watcher is None else watcher.head
+            head = max((head for head in heads if head is not None), default=None)
             if scope.closed:
                 return None
             if head is not None and head.offset > offset:
