@@ -16,7 +16,7 @@ import pydantic
 import pytest
 from tests.support import Seam, event, line, numbers, write_log
 
-from eventfold import CorruptLogError, Event, EventReader, EventWriter, ReducerError, SyncMode, View, snapshot
+from eventfold import CorruptLogError, Event, EventReader, EventWriter, Head, ReducerError, SyncMode, View, snapshot
 
 
 @dataclasses.dataclass
@@ -355,13 +355,13 @@ async def test_where_a_view_failed_it_is_after_a_restart(data_dir: Path) -> None
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by the offset of every pass over a log from now on."""
     passes: list[int] = []
-    read_slices = EventReader.read_slices
+    lines = EventReader._lines
 
-    def counted(self: EventReader, offset: int = 0, **options: Any) -> Any:
-        passes.append(offset)
-        return read_slices(self, offset, **options)
+    def counted(self: EventReader, start: Head, end: int | None) -> Any:
+        passes.append(start.offset)
+        return lines(self, start, end)
 
-    monkeypatch.setattr(EventReader, "read_slices", counted)
+    monkeypatch.setattr(EventReader, "_lines", counted)
     return passes
 
 

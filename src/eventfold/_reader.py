@@ -19,6 +19,7 @@ import msgspec
 from ._address import Address, engine_of
 from ._aio import in_thread
 from ._codec.decode import Decoder, Slice
+from ._codec.lines import Lines
 from ._engine import Documents, Source, paths_of
 from ._errors import CorruptLogError, LogClosedError
 from ._event import Head, Record
@@ -34,6 +35,9 @@ class WaitResult(msgspec.Struct, frozen=True):
 
     new_data: bool
     size: int
+
+    def __bool__(self) -> bool:
+        return self.new_data
 
 
 class EventReader:
@@ -191,6 +195,20 @@ class EventReader:
                         since = perf_counter()
             for piece in decoder.finish():
                 yield piece
+
+    async def _lines(self, start: Head, end: int | None) -> AsyncGenerator[Lines, None]:
+        """The lines from a head, whose hash may be unknown (""), to an offset (None: the head of now), undecoded."""
+        last = await self._end(start.offset) if end is None else Head(end, "")
+        if start.offset == last.offset:
+            return
+        newest = (await self._source.waiters()).newest(start, last)
+        if newest is not None:
+            yield newest
+            return
+        async with aclosing(self._source.blocks(start, last.offset)) as blocks:
+            async for block in blocks:
+                for lines in block.cut():
+                    yield lines
 
     async def head_changes(self) -> AsyncGenerator[Head, None]:
         """The head of now, and then each newer one, until its log is closed; who is slow sees only the latest."""
