@@ -5,10 +5,15 @@
         await log.refresh_all()
         print(log.view("todos"))
 
-What `append` returned for is on disk. No database, no infrastructure.
+Once `append` returns, the event is on disk. No database, no infrastructure.
 """
 
+from importlib.metadata import PackageNotFoundError as _NotInstalled
+from importlib.metadata import version as _version
+
 from . import snapshot
+from ._aio import AsyncOpener
+from ._codec.decode import Slice
 from ._consumer import Consumer
 from ._engine import LockMode, SyncMode
 from ._errors import (
@@ -25,7 +30,7 @@ from ._errors import (
     WriterFailedError,
 )
 from ._event import AppendResult, Event, Head, Record, line_hash
-from ._log import EventLog, EventLogBuilder
+from ._log import EventLog, EventLogBuilder, Views
 from ._reader import EventReader, WaitResult
 from ._view import ReduceFn, View
 from ._writer import EventWriter, ViewOps
@@ -34,6 +39,7 @@ from .snapshot import Snapshot
 __all__ = [
     "AppendConflict",
     "AppendResult",
+    "AsyncOpener",
     "ConditionalAppendError",
     "Consumer",
     "CorruptLogError",
@@ -51,14 +57,27 @@ __all__ = [
     "Record",
     "ReduceFn",
     "ReducerError",
+    "Slice",
     "Snapshot",
     "SyncMode",
     "UnknownOutcomeError",
     "UnknownViewError",
     "View",
     "ViewOps",
+    "Views",
     "WaitResult",
     "WriterFailedError",
     "line_hash",
     "snapshot",
 ]
+
+try:
+    __version__ = _version("eventfold")
+except _NotInstalled:  # run from a checkout
+    __version__ = "0"
+
+# People meet these names in messages and in tracebacks: they print as what can be imported.
+for _name in __all__:
+    if getattr(globals()[_name], "__module__", "").startswith("eventfold._"):
+        globals()[_name].__module__ = "eventfold"
+Snapshot.__module__ = "eventfold"

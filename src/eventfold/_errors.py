@@ -1,7 +1,8 @@
 """Every exception that eventfold raises of its own, with its fields.
 
 Promise: whatever goes wrong with a log is an `EventfoldError` or the operating system's own `OSError`; a wrong argument
-is a `ValueError`. Messages name what was wrong and where.
+is a `ValueError`, or a `TypeError` where it is the wrong kind of object. Messages say what was wrong, where, and what
+to do.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ class LogLockedError(EventfoldError):
         self.path = path
 
     def __str__(self) -> str:
-        return f"{os.fspath(self.path)} is locked by another writer"
+        return (
+            f"{os.fspath(self.path)} is locked by another writer: only one may have the log open for writing; "
+            "close that one, or open this with read_only=True to read beside it"
+        )
 
 
 class LogClosedError(EventfoldError):
@@ -110,14 +114,18 @@ class ReducerError(EventfoldError):
 
 
 class UnknownViewError(EventfoldError, KeyError):
-    """No view of that name is registered; `name` is the one asked for."""
+    """No view of that name is registered; `name` is the one asked for, `registered` are the names that there are."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, registered: tuple[str, ...] = ()) -> None:
+        super().__init__(name, registered)
         self.name = name
+        self.registered = registered
 
     def __str__(self) -> str:
-        return f"no view named {self.name!r} is registered"
+        if self.name in self.registered:
+            return f"this View object named {self.name!r} is not registered: another one of that name is"
+        names = ", ".join(map(repr, self.registered)) or "none"
+        return f"no view named {self.name!r} is registered; registered are: {names}"
 
 
 _E = TypeVar("_E", bound=BaseException)
