@@ -24,8 +24,7 @@ PATH = Path("app.jsonl")
 
 def decoded(data: bytes, types: Iterable[str] | None = None, places: bool = True) -> list[Slice]:
     decoder = Decoder(None if types is None else frozenset(types), places=places)
-    pieces = [piece for lines in Lines(PATH, 0, data).cut() for piece in decoder.feed(lines)]
-    return pieces + list(decoder.finish())
+    return [piece for lines in Lines(PATH, 0, data).cut() for piece in decoder.feed(lines)]
 
 
 def records(pieces: Iterable[Slice]) -> list[Record]:
@@ -44,7 +43,6 @@ def test_how_lines_are_cut_into_blocks_changes_nothing(groups: list[tuple[Event,
     data = b"".join(lines)
     decoder = Decoder()
     pieces = [piece for block in Lines(PATH, 7, data).cut(size) for piece in decoder.feed(block)]
-    pieces += decoder.finish()
     places = [(record.start_offset, record.end_offset) for piece in pieces for record in piece.records()]
     ends = [7 + sum(map(len, lines[: i + 1])) for i in range(len(lines))]
 
