@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -220,6 +221,38 @@ async def test_a_tail_ends_when_its_log_is_closed(data_dir: Path, read_only: boo
         found = [await ended for ended in (*waiting, anext(tails[2], None))]
 
     assert found == [None, None, None]
+
+
+async def test_a_tail_gives_the_last_events_before_the_close_of_its_log_ends_it(data_dir: Path) -> None:
+    """Whoever is slow gets all that was acknowledged, and only then comes to the end."""
+    log = await EventLog.open(data_dir)
+    await log.append(event(0))
+    tail = log.tail(0)
+    first = await take(tail, 1)
+    for n in range(1, 4):
+        await log.append(event(n))
+    await log.aclose()
+    rest = [record async for record in tail]
+
+    assert numbers_of(first + rest) == [0, 1, 2, 3]
+
+
+async def test_the_close_of_a_log_ends_tails_in_other_event_loops(data_dir: Path) -> None:
+    """A reader of the log may be used in the loop of another thread, which is woken too."""
+    waiting = threading.Event()
+
+    async def follow(tail: AsyncIterator[Record]) -> list[int]:
+        asyncio.get_running_loop().call_later(0.1, waiting.set)
+        async with asyncio.timeout(5):
+            return [record.event.data["n"] async for record in tail]
+
+    log = await EventLog.open(data_dir)
+    await log.append(event(0))
+    elsewhere = asyncio.create_task(asyncio.to_thread(asyncio.run, follow(log.reader().tail(0))))
+    await asyncio.to_thread(waiting.wait, 10)
+    await log.aclose()
+
+    assert await elsewhere == [0]
 
 
 async def test_a_tail_of_a_closed_log_ends_at_once(data_dir: Path) -> None:

@@ -17,7 +17,7 @@ from .._event import Head, line_hash
 from .paths import Layout
 from .segments import LogSegments, last_complete_offset, line_before
 
-# Two changes within one tick of the file system's clock leave the same times. A tick lasts less than this (nanoseconds).
+# Nanoseconds: longer than any tick of a file system's clock. Two changes within one tick leave the same times.
 _TICK = 50_000_000
 
 _Stat: TypeAlias = tuple[int, int, int, int, int] | None

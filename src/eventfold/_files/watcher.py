@@ -1,9 +1,9 @@
 """Notices what other processes write, for all that wait on a directory in this process.
 
 On Linux one thread waits for the kernel's hints about all directories (`inotify`); elsewhere, and where that fails,
-each directory has a thread that uses `watchfiles`. Hints get lost on network mounts and in containers, so what counts is the
-file, which is also looked at now and then: every `LOOK_INTERVAL` seconds until hints have shown that they come, and
-again once one did not.
+each directory has a thread that uses `watchfiles`. Hints get lost on network mounts and in containers, so what counts
+is the file, which is also looked at now and then: every `LOOK_INTERVAL` seconds until hints have shown that they come,
+and again once one did not.
 
 Promise: a directory has at most one watcher, and none while nobody waits or while the writer lives in this process.
 """
