@@ -84,7 +84,7 @@ class Elsewhere:
 def test_a_log_that_is_not_in_files_has_no_paths(name: str) -> None:
     """The error names the log."""
     source: Any = Elsewhere()
-    reader = EventReader._of(source, Scope())
+    reader = EventReader._of_source(source, Scope())
 
     with pytest.raises(EventfoldError, match="elsewhere://log"):
         getattr(reader, name)

@@ -74,9 +74,6 @@ class FileSource:
         known = directory.durable_head
         return await in_thread(directory.lookup.head) if known is None else known
 
-    async def aclose(self) -> None:
-        """Does nothing: nothing is open."""
-
     async def base(self) -> int:
         return await in_thread(_base, self.layout)
 
