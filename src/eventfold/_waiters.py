@@ -33,24 +33,24 @@ class Scope:
         self.closed = False
         self.final_head: Head | None = None
         self._lock = threading.Lock()
-        self._waits: set[_Wait] = set()
+        self.waits: set[_Wait] = set()
 
     def close(self, final_head: Head | None = None) -> None:
         """Ends all waits, each in its own event loop. Any thread may call it."""
         with self._lock:
             if not self.closed:
                 self.closed, self.final_head = True, final_head
-            waits = list(self._waits)
+            waits = list(self.waits)
         _end_everywhere(waits, None)
 
     def add(self, wait: _Wait) -> None:
         """Registers a wait, which must then look at `closed` itself."""
         with self._lock:
-            self._waits.add(wait)
+            self.waits.add(wait)
 
     def discard(self, wait: _Wait) -> None:
         with self._lock:
-            self._waits.discard(wait)
+            self.waits.discard(wait)
 
 
 class _Wait:

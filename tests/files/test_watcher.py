@@ -291,11 +291,11 @@ async def test_a_directory_that_takes_the_place_of_another_gives_hints(
         first = asyncio.ensure_future(anext(tail))
         await watching()
         await asyncio.sleep(0.05)
-        monkeypatch.setattr(watcher.FileWatcher, "tick", lambda self: None)
+        monkeypatch.setattr(watcher.FileWatcher, "_look_without_hint", lambda self: False)
         write_log(damaged_dir.with_name("another"), line(0))
         damaged_dir.rename(damaged_dir.with_name("away"))
         damaged_dir.with_name("another").rename(damaged_dir)
-        await asyncio.sleep(2 * watcher.LOOK_INTERVAL)
+        await asyncio.sleep(6 * watcher.LOOK_INTERVAL)
         add_lines(damaged_dir, line(1))
         record = await first
 
@@ -383,6 +383,36 @@ async def test_waits_that_follow_each_other_share_one_thread(data_dir: Path, mon
         threads.update(thread.ident for thread in watchers())
 
     assert len(threads) == 1
+
+
+@pytest.mark.skipif(not watcher.USES_INOTIFY, reason="inotify is Linux's")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_a_forked_child_has_nothing_of_the_watching_of_its_parent(data_dir: Path) -> None:
+    """Neither descriptors nor watches: the parent goes on to be woken."""
+    write_log(data_dir, line(0))
+    waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(len(line(0))))
+    await watching()
+    await asyncio.sleep(0.1)
+    pid = os.fork()
+    if not pid:
+        os._exit("anon_inode:inotify" in belongings_of_files())
+    _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+    add_lines(data_dir, line(1))
+    result = await asyncio.wait_for(waiting, 5)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert result.new_data
+
+
+def belongings_of_files() -> list[str]:
+    """What the descriptors of this process lead to."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
+        except FileNotFoundError:  # the one that listed them
+            pass
+    return found
 
 
 async def test_a_damaged_log_is_told_to_those_who_wait(damaged_dir: Path) -> None:

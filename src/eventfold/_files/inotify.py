@@ -35,8 +35,8 @@ class Watched(Protocol):
     def look(self) -> None:
         """Called on a hint, and when the directory is newly watched."""
 
-    def tick(self) -> None:
-        """Called every `TICK` seconds."""
+    def tick(self) -> bool:
+        """Called every `TICK` seconds; whether it was time for a look without a hint."""
 
     def unwatchable(self, error: Exception) -> None:
         """No hints will come from this directory for now; ticks do."""
@@ -52,6 +52,7 @@ class Hub:
         self._lock = threading.Lock()
         self._running = False
         self._wake_fd = -1
+        self._inotify: Any = None
         self._changes: list[tuple[bool, Watched]] = []
 
     def add(self, watched: Watched) -> None:
@@ -108,6 +109,7 @@ class Hub:
                 if add and watched not in removed:
                     watched.watch_alone(error)
             return
+        self._inotify = inotify
         with inotify:
             self._hand_out(inotify, directories)
 
@@ -144,8 +146,8 @@ class Hub:
                     watched.look()
             if monotonic() >= next_tick:
                 for watched, watch in list(directories.items()):
-                    watch.renew(inotify, by_number)
-                    watched.tick()
+                    if watched.tick():
+                        watch.renew(inotify, by_number)
                 next_tick = monotonic() + TICK
 
     def _hinted(self, inotify: Any, directories: dict[Watched, _Watch], by_number: dict[int, Watched]) -> set[Watched]:
@@ -220,9 +222,11 @@ hub = Hub()
 
 def _after_fork() -> None:
     global hub
-    # Dropping the old one closes the child's copies of its descriptors, and takes no watch from the parent.
+    # The child's copies of the descriptors: closing them takes no watch from the parent.
     if hub._running:
         os.close(hub._wake_fd)
+        if hub._inotify is not None:
+            hub._inotify.close()
     hub = Hub()
 
 

@@ -2,8 +2,8 @@
 
 On Linux one thread waits for the kernel's hints about all directories (`inotify`); elsewhere, and where that fails,
 each directory has a thread that uses `watchfiles`. Hints get lost on network mounts and in containers, so what counts
-is the file, which is also looked at now and then: every `LOOK_INTERVAL` seconds until hints have shown that they come,
-and again once one did not.
+is the file, which is also looked at now and then: every second, and every `LOOK_INTERVAL` seconds once a hint did not
+come, until one does.
 
 Promise: a directory has at most one watcher, and none while nobody waits or while the writer lives in this process.
 """
@@ -30,7 +30,7 @@ from .paths import Layout
 logger = logging.getLogger("eventfold")
 
 LOOK_INTERVAL = inotify.TICK
-# So many times rarer are the looks while hints come.
+# How many times rarer the looks are while hints come.
 _RARER = 4
 # Seconds for which looking may fail (no descriptor left, a mount that does not answer) before those who wait are told.
 PATIENCE = 5.0
@@ -76,7 +76,7 @@ class FileWatcher:
         self._notify = notify
         self._stopped = threading.Event()
         self._failing_since: float | None = None
-        self._hints_come = False
+        self._hints_come = True
         self._ticks = 0
         if not USES_INOTIFY:
             self._start_thread()
@@ -97,13 +97,17 @@ class FileWatcher:
         if self._look():
             self._hints_come = True
 
-    def tick(self) -> None:
-        """Looks, but not every time where hints come."""
+    def tick(self) -> bool:
+        """Looks, but not every time unless a hint was missing before."""
         self._ticks += 1
         if self._hints_come and self._failing_since is None and self._ticks % _RARER:
-            return
-        if self._look():
+            return False
+        if self._look_without_hint():
             self._hints_come = False
+        return True
+
+    def _look_without_hint(self) -> bool:
+        return self._look()
 
     def unwatchable(self, error: Exception) -> None:
         """Says so, once for each directory."""
