@@ -12,6 +12,8 @@ from blockbuster import BlockBuster, BlockingError
 from blockbuster.blockbuster import BlockBusterFunction
 from tests.support import Seam, check_log
 
+from eventfold._files import inotify
+
 COMPAT = Path(__file__).parent / "data" / "compat"
 # File operations that blockbuster does not know of itself.
 MORE_BLOCKING_CALLS = (
@@ -54,6 +56,12 @@ def loop_guard(blocking_calls: BlockBuster) -> Iterator[list[str]]:
         finally:
             blocking_calls.deactivate()
     assert not blocked, "the event loop was blocked"
+
+
+@pytest.fixture(autouse=True)
+def watching_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that watches leaves soon after the last wait, so that a test can see it leave."""
+    monkeypatch.setattr(inotify, "KEEP", 0.05)
 
 
 @pytest.fixture

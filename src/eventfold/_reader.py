@@ -1,4 +1,4 @@
-"""`EventReader`: reads one directory's log, waits for more of it, and changes nothing.
+"""`EventReader`: reads one log, waits for more of it, and changes nothing.
 
 Promises: what is read ends at the head as it was when reading began, with whole lines and whole batches; a tail misses
 nothing and repeats nothing, whatever is rotated meanwhile; the event loop is let go on every few milliseconds.
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
@@ -23,7 +24,7 @@ from ._codec.lines import Lines
 from ._engine import Documents, Source, paths_of
 from ._errors import CorruptLogError, LogClosedError
 from ._event import Head, Record
-from ._waiters import Scope, Waiters
+from ._waiters import Scope
 
 # Seconds for which reading holds the event loop at most, before it lets others run.
 _HOLD = 0.002
@@ -89,17 +90,11 @@ class EventReader:
 
     async def identity(self) -> str:
         """Which log this is, within this process."""
-        key: str = await self._source.identity()
-        return key
-
-    async def _place(self) -> Waiters:
-        waits: Waiters = await self._source.waiters()
-        return waits
+        return await self._source.identity()
 
     async def head(self) -> Head:
         """The offset after the last event, and the hash of its line. In the writer's process: of the durable ones."""
-        head: Head = await self._source.head()
-        return head
+        return await self._source.head()
 
     async def has_new_events(self, offset: int) -> bool:
         """Whether events stand behind `offset`.
@@ -116,8 +111,7 @@ class EventReader:
 
     async def base(self) -> int:
         """The offset of the first byte of `app.jsonl`: what stands before it is in the archive."""
-        base: int = await self._source.base()
-        return base
+        return await self._source.base()
 
     async def read_line_hash_before(self, offset: int) -> str | None:
         """The hash of the line that ends at `offset`; None at 0.
@@ -139,10 +133,12 @@ class EventReader:
         """
         async with aclosing(self._slices(Head(offset, ""), await self._end(offset))) as slices:
             async for piece in slices:
+                records = piece.records()
                 since = perf_counter()
-                for count, record in enumerate(piece.records(), 1):
-                    yield record
-                    if count % _RECORDS_PER_LOOK_AT_THE_CLOCK == 0 and perf_counter() - since > _HOLD:
+                while some := list(islice(records, _RECORDS_PER_LOOK_AT_THE_CLOCK)):
+                    for record in some:
+                        yield record
+                    if perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
 
@@ -193,8 +189,6 @@ class EventReader:
                     if perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
-            for piece in decoder.finish():
-                yield piece
 
     async def _lines(self, start: Head, end: int | None) -> AsyncGenerator[Lines, None]:
         """The lines from a head, whose hash may be unknown (""), to an offset (None: the head of now), undecoded."""
@@ -211,22 +205,32 @@ class EventReader:
                     yield lines
 
     async def head_changes(self) -> AsyncGenerator[Head, None]:
-        """The head of now, and then each newer one, until its log is closed; who is slow sees only the latest."""
-        place = await self._place()
-        with place.watched():
-            head: Head | None = await self.head()
-            while head is not None and not self._scope.closed:
+        """The head of now, and then each newer one, until its log is closed; who is slow sees only the latest.
+
+        The last one is the writer's last durable head, where the log was open for writing here.
+        """
+        waiters = await self._source.waiters()
+        if self._scope.closed:
+            return
+        with waiters.watched():
+            head = await self.head()
+            while True:
                 yield head
-                last = head
-                head = await place.wait(last.offset, self._scope, seen=True)
-                if head is not None and head.offset < last.offset:
-                    head = await self.head()  # what was told may have been looked up before `last` was
-                    if head.offset < last.offset:
+                news = await waiters.wait(head.offset, self._scope, seen=True)
+                if news is None:
+                    final = self._scope.final_head
+                    if final is not None and final.offset > head.offset:
+                        yield final
+                    return
+                if news.offset < head.offset:
+                    news = await self.head()  # what was told may have been looked up before `head` was
+                    if news.offset < head.offset:
                         raise CorruptLogError(
                             self._source.location,
-                            head.offset,
-                            f"the log ends here, and it went on to {last.offset}: somebody cut or replaced it",
+                            news.offset,
+                            f"the log ends here, and it went on to {head.offset}: somebody cut or replaced it",
                         )
+                head = news
 
     async def tail(self, offset: int | None = None) -> AsyncIterator[Record]:
         """The events from `offset` (None: the head of now) and then each new one, until its log is closed.
@@ -255,18 +259,18 @@ class EventReader:
         self._scope.close()
 
     async def wait_for_events(self, offset: int, timeout: float | None = None) -> WaitResult:
-        """Waiters until the head lies beyond `offset`, or for `timeout` seconds (None: for as long as it takes).
+        """Waits until the head lies beyond `offset`, or for `timeout` seconds (None: for as long as it takes).
 
         Raises `LogClosedError` when its log is closed, `ValueError` for a negative offset.
         """
         _check_not_negative(offset)
-        place = await self._place()
-        with place.watched():
+        waiters = await self._source.waiters()
+        with waiters.watched():
             head = await self.head()
             if head.offset <= offset:
                 try:
                     async with asyncio.timeout(timeout):
-                        news = await place.wait(offset, self._scope)
+                        news = await waiters.wait(offset, self._scope)
                 except TimeoutError:
                     head = await self.head()
                 else:

@@ -409,7 +409,7 @@ class EventWriter:
             stack.push_async_callback(self._committer.aclose)
             # Before the lock goes, or it could take the place of the next writer's head.
             stack.callback(self._waiters.publish, None)
-            stack.callback(self._scope.close)
+            stack.callback(self._end_reading)
             for view in self._views:
                 stack.push_async_callback(view.save, self.reader())
             self._opened = False
@@ -417,6 +417,10 @@ class EventWriter:
             await self._drained
             while self._rotations:
                 await asyncio.wait(list(self._rotations))
+
+    def _end_reading(self) -> None:
+        # Tails give what was acknowledged before they end.
+        self._scope.close(self.head)
 
     def _abandon(self) -> None:
         if self._opened:

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import msgspec
@@ -24,8 +25,7 @@ PATH = Path("app.jsonl")
 
 def decoded(data: bytes, types: Iterable[str] | None = None, places: bool = True) -> list[Slice]:
     decoder = Decoder(None if types is None else frozenset(types), places=places)
-    pieces = [piece for lines in Lines(PATH, 0, data).cut() for piece in decoder.feed(lines)]
-    return pieces + list(decoder.finish())
+    return [piece for lines in Lines(PATH, 0, data).cut() for piece in decoder.feed(lines)]
 
 
 def records(pieces: Iterable[Slice]) -> list[Record]:
@@ -44,7 +44,6 @@ def test_how_lines_are_cut_into_blocks_changes_nothing(groups: list[tuple[Event,
     data = b"".join(lines)
     decoder = Decoder()
     pieces = [piece for block in Lines(PATH, 7, data).cut(size) for piece in decoder.feed(block)]
-    pieces += decoder.finish()
     places = [(record.start_offset, record.end_offset) for piece in pieces for record in piece.records()]
     ends = [7 + sum(map(len, lines[: i + 1])) for i in range(len(lines))]
 
@@ -53,6 +52,39 @@ def test_how_lines_are_cut_into_blocks_changes_nothing(groups: list[tuple[Event,
     ]
     assert places == list(zip([7, *ends], ends, strict=False))
     assert all(piece.end_offset in ends for piece in pieces)
+
+
+def test_a_batch_longer_than_many_slices_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was decoded is kept until the batch's end comes, instead of being decoded again with it."""
+    count = 5000
+    data = b"".join(encode_line(Event("counted", {"n": n}, ts=1), 2**24, (n + 1, count)) for n in range(count))
+    decode, decoded_bytes = Decoder._decode_at_once, []
+
+    def counted(decoder: Decoder, part: bytes) -> Any:
+        decoded_bytes.append(len(part))
+        return decode(decoder, part)
+
+    monkeypatch.setattr(Decoder, "_decode_at_once", counted)
+    pieces = decoded(data)
+
+    assert [e.data["n"] for piece in pieces for e in piece.events] == list(range(count))
+    assert len(decoded_bytes) > 1
+    assert sum(decoded_bytes) == len(data)
+
+
+@pytest.mark.parametrize("places", [[(1, 2), (1, 2)], [(2, 2)], [(1, 2), (3, 2)], [(1, 0)], [(1, 3), (2, 4)]])
+def test_a_batch_that_breaks_off_after_a_slice_is_reported_where_it_begins(places: list[tuple[int, int]]) -> None:
+    """Also where the lines before it were fed apart; the events before it are given."""
+    first = encode_line(Event("counted", {}, ts=1), 2**24)
+    lines = [encode_line(Event("counted", {}, ts=1), 2**24, place) for place in places]
+    decoder, given, offset = Decoder(), [], 0
+    with pytest.raises(CorruptLogError) as raised:
+        for each in [first, *lines, first]:
+            given += decoder.feed(Lines(PATH, offset, each))
+            offset += len(each)
+
+    assert sum(len(piece.events) for piece in given) == 1
+    assert raised.value.offset == len(first)
 
 
 @given(st.lists(st.tuples(EVENTS, st.integers(1, 3)), max_size=8), st.data())

@@ -9,7 +9,7 @@ Promise: what is given ends with a whole line, and never beyond the head: the en
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -199,8 +199,10 @@ class LogSegments:
             path = self._layout.log_path if offset > self.base else self._layout.archive_path
             raise CorruptLogError(path, offset, "another line ended here before: somebody cut or replaced the log")
 
-    def lines(self, offset: int, end: int) -> Iterator[Lines]:
+    def lines(self, offset: int, end: int, block_size: Callable[[], int] = lambda: BLOCK_SIZE) -> Iterator[Lines]:
         """Blocks of the lines from `offset`, where a line must begin, to `end`, where one must end.
+
+        `block_size` tells before each read from the active log how many bytes it should have.
 
         Raises `ValueError` for an offset inside a line, `CorruptLogError` where damage begins, after all before it.
         """
@@ -222,15 +224,15 @@ class LogSegments:
                 raise CorruptLogError(self._layout.archive_path, reached, reason)
             offset = self.base
         if offset < end:
-            yield from self._active_lines(offset, end)
+            yield from self._active_lines(offset, end, block_size)
 
-    def _active_lines(self, offset: int, end: int) -> Iterator[Lines]:
+    def _active_lines(self, offset: int, end: int, block_size: Callable[[], int]) -> Iterator[Lines]:
         path, base = self._layout.log_path, self.base
         if self.fd is None:
             raise CorruptLogError(path, offset, f"the file is gone, and the log went on to {end}")
         if offset > base and os.pread(self.fd, 1, offset - base - 1) != b"\n":
             raise ValueError(f"offset {offset} is not where a line begins")
-        size = BLOCK_SIZE
+        size = block_size()
         while offset < end:
             start = offset - base
             stop = min(start + size, end - base)
@@ -241,7 +243,7 @@ class LogSegments:
                 if data.endswith(b"\n"):  # else the file was cut just now
                     yield Lines(path, offset, data)
                     offset += len(data)
-                    size = BLOCK_SIZE
+                    size = block_size()
                 continue
             file_end = os.fstat(self.fd).st_size
             if start >= file_end:
