@@ -13,6 +13,7 @@ import os
 from .._errors import LogLockedError, WriterFailedError
 from .._event import Head, line_hash
 from . import operations
+from .base import BaseFile, Generation
 from .paths import Layout
 from .segments import last_complete_offset, line_before
 
@@ -92,6 +93,12 @@ class ActiveLog:
             return before
         return Head(self.base + end, line_hash(line_before(self.fd, end)[1]))
 
+    def restart(self, head: Head) -> None:
+        """Empties the file, whose lines are all in the archive, which ends at `head`."""
+        operations.truncate(self.fd, 0)
+        self.sync()
+        self.base, self.head = head.offset, head
+
     def check(self) -> None:
         """Raises `WriterFailedError` where the file is not the one that was written, or not at its name."""
         end = self.head.offset - self.base
@@ -110,6 +117,9 @@ class ActiveLog:
         """Appends whole lines, after which the head is `head`; with `sync`, on disk when this returns."""
         self.check()
         end = self.head.offset - self.base
+        if not end:
+            first = line_hash(data[: data.index(b"\n")])
+            BaseFile(self._layout.base_path).write(Generation(self.base, self.head.line_hash, first))
         try:
             operations.write(self.fd, data, end)
         except BaseException as error:
