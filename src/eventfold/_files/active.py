@@ -117,13 +117,18 @@ class ActiveLog:
         """Appends whole lines, after which the head is `head`; with `sync`, on disk when this returns."""
         self.check()
         end = self.head.offset - self.base
-        if not end:
-            first = line_hash(data[: data.index(b"\n")])
-            BaseFile(self._layout.base_path).write(Generation(self.base, self.head.line_hash, first))
         try:
-            operations.write(self.fd, data, end)
+            if end:
+                operations.write(self.fd, data, end)
+            else:
+                self._write_first(data)
+        except WriterFailedError:
+            raise
         except BaseException as error:
             try:
+                if not end:
+                    # First, or a crash would leave a base file that speaks of a line which has been cut off.
+                    BaseFile(self._layout.base_path).write(Generation(self.base, self.head.line_hash))
                 operations.truncate(self.fd, end)
                 operations.sync(self.fd)
             except OSError as second:
@@ -134,6 +139,16 @@ class ActiveLog:
         if sync:
             self.sync()
         self.head = head
+
+    def _write_first(self, data: bytes) -> None:
+        """Writes the first lines of this generation, which the base file announces before and confirms afterwards."""
+        base_file = BaseFile(self._layout.base_path)
+        generation = Generation(self.base, self.head.line_hash, line_hash(data[: data.index(b"\n")]))
+        base_file.write(generation)
+        operations.write(self.fd, data, 0)
+        # In every sync mode: the base file must not say that a line was written which a power cut takes away.
+        self.sync()
+        base_file.write(generation._replace(written=True))
 
     def sync(self) -> None:
         """What was committed is on disk when this returns, or `WriterFailedError`."""

@@ -117,7 +117,7 @@ class Archive:
         raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
 
     def position_of(self, offset: int) -> int:
-        """The position in the file (bytes) of the frames that begin at `offset`. Raises `CorruptLogError` if none do."""
+        """The position (bytes in the file) of the frames that begin at `offset`, or `CorruptLogError` if none do."""
         span = next(self._spans_from(offset), None)
         if span is None or span.first_offset != offset:
             raise CorruptLogError(self.path, offset, "no frame begins here, and the active log does")

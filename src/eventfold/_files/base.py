@@ -3,11 +3,13 @@
 The archive's end says it too, until somebody copies the two files at different moments. So this file lists the last
 generations of the active log, one for each rotation, oldest first:
 
-    {"generations": [[BASE, BEFORE, FIRST], …], "checksum": CHECKSUM}
+    {"generations": [[BASE, BEFORE, FIRST, WRITTEN], …], "checksum": CHECKSUM}
 
-BASE is the offset of the generation's first byte, BEFORE the hash of the line before it ("" at 0), and FIRST the hash of
-its first line ("" while it has none); CHECKSUM is the xxh64 of the encoded list. The first line binds a generation to the
-content of `app.jsonl`: it is listed here before it is written there, and the next generation is before the rename.
+BASE is the offset of the generation's first byte, BEFORE the hash of the line before it ("" at 0), and FIRST the hash
+of its first line ("" while it has none). WRITTEN becomes true when that line is on disk, and before its append is
+acknowledged. CHECKSUM is the xxh64 of the encoded list. The first line binds a generation to the content of `app.jsonl`:
+it is listed here before it is written there, and the next generation is before the rename. An active log without a line
+belongs to the newest generation, unless that one's first line has been written.
 
 Promise: the file is replaced atomically, and is durable before what it announces. Two generations with the same first
 line can't be told apart; the one that fits the archive is taken.
@@ -37,7 +39,8 @@ class Generation(NamedTuple):
 
     base: int
     before: str
-    first: str
+    first: str = ""
+    written: bool = False
 
 
 class _File(msgspec.Struct):
@@ -99,8 +102,8 @@ class BaseFile:
         return CorruptLogError(
             self.path,
             0,
-            f"{reason}. It says where app.jsonl begins: delete it if app.jsonl and the archive belong together, and the "
-            "next writer makes it anew",
+            f"{reason}. It says where app.jsonl begins: delete it if app.jsonl and the archive belong together, and "
+            "the next writer makes it anew",
         )
 
     def write(self, generation: Generation) -> None:
@@ -111,9 +114,9 @@ class BaseFile:
 
 
 def find_generations(generations: Sequence[Generation], first: str) -> list[Generation]:
-    """The generations whose first line has this hash, newest first; for "" (no line yet) the newest one of all."""
+    """The generations whose first line has this hash, newest first; for "" (no line yet) the newest, if it has none."""
     if not first:
-        return [generations[-1]]
+        return [] if generations[-1].written else [generations[-1]]
     return [generation for generation in reversed(generations) if generation.first == first]
 
 
@@ -133,8 +136,8 @@ def first_line_hash(fd: int) -> str | None:
 def find_base(layout: Layout, fd: int, archive: Archive | None, under_way: NextFile | None) -> int | None:
     """The offset at which an opened active log begins, by the base file; None where that says nothing.
 
-    Without a rotation under way, a base below the archive's end means that a rotation ended just before its rename: what
-    the archive holds from there on is what the active log begins with.
+    Without a rotation under way, a base below the archive's end means that the archive was copied after a rotation and
+    the active log before its end: what the archive holds from there on is what the active log begins with.
 
     Raises `CorruptLogError` where the files were copied at different moments, so that events are missing between them,
     `ChangedError` where the base file changed meanwhile.
@@ -156,16 +159,19 @@ def find_base(layout: Layout, fd: int, archive: Archive | None, under_way: NextF
         raise CorruptLogError(
             layout.log_path,
             expected,
-            f"its first line is not one that {layout.base_path} knows for any active log: it is not of this log, or the "
-            "files were copied at different moments; copy them again",
+            f"it has no line, and {layout.base_path} lists one: the files were copied at different moments; copy "
+            "them again"
+            if not first
+            else f"its first line is not one that {layout.base_path} lists: the line was changed, or the files were "
+            "copied at different moments; copy them again",
         )
     base = next((generation.base for generation in found if generation.base == expected), found[0].base)
     if base > end if under_way is None else base != under_way.base:
         raise CorruptLogError(
             layout.archive_path,
             min(end, base),
-            f"{layout.archive_path} ends at offset {expected}, and {layout.log_path} begins at offset {base}: they were "
-            "copied at different moments; copy them again",
+            f"{layout.archive_path} ends at offset {expected}, and {layout.log_path} begins at offset {base}: they "
+            "were copied at different moments; copy them again",
         )
     return base
 

@@ -165,8 +165,9 @@ def _find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tup
         if base is None:
             base = head.offset if rotation is None else rotation.base
             before = "" if archive is None or not base else line_hash(archive.line_before(base))
-            BaseFile(layout.base_path).write(Generation(base, before, first_line_hash(active_fd) or ""))
-        # Only now: a record says that the archive's end was not moved by the Rust crate since the base file was written.
+            first = first_line_hash(active_fd) or ""
+            BaseFile(layout.base_path).write(Generation(base, before, first))
+        # Only now: without a record, the Rust crate may have moved the archive's end behind the base file's back.
         if archive is not None and (span := archive.unrecorded()) is not None:
             write_record(archive.fd, span)
         return head, base
@@ -197,6 +198,6 @@ def _finish_copy(layout: Layout, active: ActiveLog, archived: Head) -> Rotation 
         archive.close()
     if active.head.offset > archived.offset:
         return begin_at(layout, active.base, archived.offset - active.base, position)
-    BaseFile(layout.base_path).write(Generation(archived.offset, archived.line_hash, ""))
+    BaseFile(layout.base_path).write(Generation(archived.offset, archived.line_hash))
     active.restart(archived)
     return None

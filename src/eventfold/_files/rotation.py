@@ -124,7 +124,8 @@ class Rotation:
         operations.sync(self._fd)
         base = self._next.base + self._next.size
         before = line_hash(line_before(active.fd, self._next.size)[1])
-        BaseFile(self._layout.base_path).write(Generation(base, before, first_line_hash(self._fd) or ""))
+        first = first_line_hash(self._fd) or ""
+        BaseFile(self._layout.base_path).write(Generation(base, before, first, bool(first)))
         operations.rename(self._next.path, self._layout.log_path)
         fd, self._fd = self._fd, -1
         return active.replaced_by(fd, base)

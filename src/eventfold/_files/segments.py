@@ -160,10 +160,12 @@ class LogSegments:
         if self.fd is not None and self.damage is None:
             try:
                 base = find_base(self._layout, self.fd, self.archive, under_way)
+                if base is not None and base != self.base:
+                    self._skip_archived(base)
             except ChangedError:
                 return False
-            if base is not None and base != self.base:
-                self._skip_archived(base)
+            except CorruptLogError as error:
+                self.damage = error
         return True
 
     def _skip_archived(self, base: int) -> None:
@@ -237,8 +239,9 @@ class LogSegments:
 
         Raises `ValueError` for an offset inside a line, `CorruptLogError` where damage begins, after all before it.
         """
-        if self.archive is not None and self.damage is not None:
-            yield from self.archive.lines(offset)
+        if self.damage is not None:
+            if self.archive is not None:
+                yield from self.archive.lines(offset)
             raise self.damage
         if offset < min(end, self.base):
             reached = 0
