@@ -13,6 +13,7 @@ import os
 from .._errors import LogLockedError, WriterFailedError
 from .._event import Head, line_hash
 from . import operations
+from .base import BaseFile, Generation
 from .paths import Layout
 from .segments import last_complete_offset, line_before
 
@@ -92,6 +93,12 @@ class ActiveLog:
             return before
         return Head(self.base + end, line_hash(line_before(self.fd, end)[1]))
 
+    def restart(self, head: Head) -> None:
+        """Empties the file, whose lines are all in the archive, which ends at `head`."""
+        operations.truncate(self.fd, 0)
+        self.sync()
+        self.base, self.head = head.offset, head
+
     def check(self) -> None:
         """Raises `WriterFailedError` where the file is not the one that was written, or not at its name."""
         end = self.head.offset - self.base
@@ -111,9 +118,17 @@ class ActiveLog:
         self.check()
         end = self.head.offset - self.base
         try:
-            operations.write(self.fd, data, end)
+            if end:
+                operations.write(self.fd, data, end)
+            else:
+                self._write_first(data)
+        except WriterFailedError:
+            raise
         except BaseException as error:
             try:
+                if not end:
+                    # First, or a crash would leave a base file that speaks of a line which has been cut off.
+                    BaseFile(self._layout.base_path).write(Generation(self.base, self.head.line_hash))
                 operations.truncate(self.fd, end)
                 operations.sync(self.fd)
             except OSError as second:
@@ -124,6 +139,16 @@ class ActiveLog:
         if sync:
             self.sync()
         self.head = head
+
+    def _write_first(self, data: bytes) -> None:
+        """Writes the first lines of this generation, which the base file announces before and confirms afterwards."""
+        base_file = BaseFile(self._layout.base_path)
+        generation = Generation(self.base, self.head.line_hash, line_hash(data[: data.index(b"\n")]))
+        base_file.write(generation)
+        operations.write(self.fd, data, 0)
+        # In every sync mode: the base file must not say that a line was written which a power cut takes away.
+        self.sync()
+        base_file.write(generation._replace(written=True))
 
     def sync(self) -> None:
         """What was committed is on disk when this returns, or `WriterFailedError`."""

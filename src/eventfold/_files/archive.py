@@ -42,7 +42,7 @@ class Archive:
 
     def __init__(self, path: Path, fd: int, size: int) -> None:
         self.path = path
-        self._fd = fd
+        self.fd = fd
         self.size = size
         self.damage: CorruptLogError | None = None
         self._last = record_before(fd, size)
@@ -57,7 +57,7 @@ class Archive:
         return f"<Archive {str(self.path)!r} up to {self.head}>"
 
     def close(self) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
 
     def missing_record(self) -> CorruptLogError | None:
         """Where no rotation is under way: what is wrong if the archive ends in a frame of ours without its record.
@@ -67,7 +67,7 @@ class Archive:
         """
         position = self.end_position if self.recorded or self._last is None else self._last.position
         if self.damage is None and position < self.size:
-            begin = os.pread(self._fd, len(ZSTD_MAGIC) + 1, position)
+            begin = os.pread(self.fd, len(ZSTD_MAGIC) + 1, position)
             if begin[:-1] == ZSTD_MAGIC and begin[-1] & CHECKSUM_FLAG:
                 return CorruptLogError(self.path, self.head.offset, "the file ends in a frame without its record")
         return None
@@ -77,7 +77,7 @@ class Archive:
         if self.recorded or self._last is None:
             return None
         tally = Tally()
-        for piece, _ in pieces(self._fd, self._last.position, self._last.after):
+        for piece, _ in pieces(self.fd, self._last.position, self._last.after):
             tally.add(piece)
         return tally.span(self._last.position, self._last.size, self._last.first_offset)
 
@@ -116,6 +116,13 @@ class Archive:
                     return lines.data[lines.data.rfind(b"\n", 0, end - 1) + 1 : end - 1]
         raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
 
+    def position_of(self, offset: int) -> int:
+        """The position (bytes in the file) of the frames that begin at `offset`, or `CorruptLogError` if none do."""
+        span = next(self._spans_from(offset), None)
+        if span is None or span.first_offset != offset:
+            raise CorruptLogError(self.path, offset, "no frame begins here, and the active log does")
+        return span.position
+
     def _spans_from(self, offset: int) -> Iterator[Span]:
         """The spans from the one that holds `offset` on."""
         spans = []
@@ -125,18 +132,18 @@ class Archive:
             if span.first_offset <= offset:
                 yield from reversed(spans)
                 return
-            before = record_before(self._fd, span.position)
+            before = record_before(self.fd, span.position)
             span = before if before is not None and before.end_offset == span.first_offset else None
         # A record is damaged, so that only going through everything tells what stands before it.
-        yield from walk(self.path, self._fd, 0, 0, self.size)
+        yield from walk(self.path, self.fd, 0, 0, self.size)
 
     def _walk_to_end(self) -> tuple[Span | None, CorruptLogError | None]:
-        stat = os.fstat(self._fd)
+        stat = os.fstat(self.fd)
         key = (stat.st_dev, stat.st_ino, self.size, stat.st_mtime_ns)
         if key not in self._walked:
             last = damage = None
             try:
-                for span in walk(self.path, self._fd, 0, 0, self.size):
+                for span in walk(self.path, self.fd, 0, 0, self.size):
                     last = span
             except CorruptLogError as error:
                 damage = error
@@ -149,13 +156,13 @@ class Archive:
         """A span's lines, verified before the first is given."""
         try:
             if span.end_offset - span.first_offset <= 2 * FRAME_SIZE:
-                data = b"".join(piece for piece, _ in pieces(self._fd, span.position, span.position + span.size))
+                data = b"".join(piece for piece, _ in pieces(self.fd, span.position, span.position + span.size))
                 self._verify(span, [data])
                 yield Lines(self.path, span.first_offset, data)
                 return
-            self._verify(span, (piece for piece, _ in pieces(self._fd, span.position, span.position + span.size)))
+            self._verify(span, (piece for piece, _ in pieces(self.fd, span.position, span.position + span.size)))
             offset, held = span.first_offset, bytearray()
-            for piece, _ in pieces(self._fd, span.position, span.position + span.size):
+            for piece, _ in pieces(self.fd, span.position, span.position + span.size):
                 held += piece
                 end = held.rfind(b"\n") + 1
                 if end >= FRAME_SIZE // 4:

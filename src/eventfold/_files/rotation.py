@@ -18,11 +18,14 @@ import os
 from collections.abc import Iterator
 
 from .._errors import CorruptLogError
+from .._event import line_hash
 from . import operations
 from .active import ActiveLog
 from .archive import Archive
+from .base import BaseFile, Generation, first_line_hash
 from .frames import FRAME_SIZE, write_frames
 from .paths import Layout, NextFile
+from .segments import line_before
 
 logger = logging.getLogger("eventfold")
 COPY_SIZE = 1024 * 1024
@@ -39,6 +42,11 @@ class Rotation:
 
     def __repr__(self) -> str:
         return f"<Rotation {self._next.path.name}>"
+
+    @property
+    def next_file(self) -> NextFile:
+        """The file that says that the rotation is under way."""
+        return self._next
 
     @property
     def base(self) -> int:
@@ -114,9 +122,13 @@ class Rotation:
         active.check()
         self._copy(active, active.head.offset - active.base)
         operations.sync(self._fd)
+        base = self._next.base + self._next.size
+        before = line_hash(line_before(active.fd, self._next.size)[1])
+        first = first_line_hash(self._fd) or ""
+        BaseFile(self._layout.base_path).write(Generation(base, before, first, bool(first)))
         operations.rename(self._next.path, self._layout.log_path)
         fd, self._fd = self._fd, -1
-        return active.replaced_by(fd, self._next.base + self._next.size)
+        return active.replaced_by(fd, base)
 
 
 def begin(layout: Layout, active: ActiveLog) -> Rotation:
@@ -127,7 +139,11 @@ def begin(layout: Layout, active: ActiveLog) -> Rotation:
         archive_size = os.stat(layout.archive_path).st_size
     except FileNotFoundError:
         archive_size = 0
-    base, size = active.base, active.head.offset - active.base
+    return begin_at(layout, active.base, active.head.offset - active.base, archive_size)
+
+
+def begin_at(layout: Layout, base: int, size: int, archive_size: int) -> Rotation:
+    """Says that the first `size` bytes of the active log are on their way into the archive, from `archive_size` on."""
     path = layout.next_path(base, size, archive_size)
     fd = operations.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:

@@ -18,6 +18,7 @@ from .._codec.lines import Lines
 from .._errors import CorruptLogError
 from .._event import Head, line_hash
 from .archive import Archive
+from .base import ChangedError, find_base
 from .paths import Layout
 
 # One read from the active log: long enough to make the trip to a thread cheap.
@@ -75,6 +76,20 @@ def last_complete_offset(fd: int, size: int) -> int:
         if batch_of(line) != (index, count):
             return end  # lines out of any order are no torn batch: let whoever reads them say so
     return start
+
+
+def check_archived(layout: Layout, archive: Archive, fd: int, base: int) -> None:
+    """Checks that an active log that begins before the archive's end begins with the archive's lines.
+
+    Its last line that is in the archive must be the archive's line there; raises `CorruptLogError` otherwise.
+    """
+    end = min(archive.head.offset, base + last_complete_offset(fd, os.fstat(fd).st_size))
+    if end == base:
+        return
+    archived = archive.head.line_hash if end == archive.head.offset else line_hash(archive.line_before(end))
+    if os.pread(fd, 1, end - base - 1) != b"\n" or line_hash(line_before(fd, end - base)[1]) != archived:
+        reason = f"another line ends here than in {layout.archive_path}: they are not of the same log"
+        raise CorruptLogError(layout.log_path, end, reason)
 
 
 class LogSegments:
@@ -142,7 +157,27 @@ class LogSegments:
         elif self.archive is not None:
             self.base = self.archive.head.offset
             self.damage = self.archive.damage
+        if self.fd is not None and self.damage is None:
+            try:
+                base = find_base(self._layout, self.fd, self.archive, under_way)
+                if base is not None and base != self.base:
+                    self._skip_archived(base)
+            except ChangedError:
+                return False
+            except CorruptLogError as error:
+                self.damage = error
         return True
+
+    def _skip_archived(self, base: int) -> None:
+        """Takes the files for what a copy of them is whose archive has lines that the active log has too."""
+        assert self.fd is not None
+        assert self.archive is not None
+        check_archived(self._layout, self.archive, self.fd, base)
+        if base + last_complete_offset(self.fd, self.size) <= self.archive.head.offset:
+            os.close(self.fd)
+            self.fd = None
+        else:
+            self.base = base
 
     def _named(self) -> bool:
         """Whether `app.jsonl` still names the file that was opened, or still is not there."""
@@ -206,19 +241,25 @@ class LogSegments:
 
         Raises `ValueError` for an offset inside a line, `CorruptLogError` where damage begins, after all before it.
         """
-        if self.archive is not None and self.damage is not None:
-            yield from self.archive.lines(offset)
+        if self.damage is not None:
+            if self.archive is not None:
+                yield from self.archive.lines(offset)
             raise self.damage
         if offset < min(end, self.base):
             reached = 0
             if self.archive is not None:
+                stop = min(end, self.base)
                 for lines in self.archive.lines(offset):
-                    excess = lines.start_offset + len(lines.data) - end
-                    if excess >= 0:
-                        yield lines._replace(data=lines.data[: len(lines.data) - excess])
-                        return
-                    yield lines
-                reached = self.archive.head.offset
+                    reached = lines.start_offset + len(lines.data)
+                    if reached > stop:
+                        yield lines.part(0, stop - lines.start_offset)
+                        reached = stop
+                    else:
+                        yield lines
+                    if reached == stop:
+                        break
+                if reached == end:
+                    return
             if reached < self.base:
                 reason = f"the archive ends here, and the active log begins at {self.base}"
                 raise CorruptLogError(self._layout.archive_path, reached, reason)
