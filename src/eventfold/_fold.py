@@ -205,6 +205,4 @@ async def fold_together(folds: Iterable[Fold[Any]], reader: EventReader, end: in
             streams = [stream for stream in streams if stream.folds]
             if not streams:
                 break
-    for stream in streams:
-        errors += await stream.take(stream.decoder.finish(), pacer)
     return errors

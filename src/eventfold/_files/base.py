@@ -7,9 +7,9 @@ generations of the active log, one for each rotation, oldest first:
 
 BASE is the offset of the generation's first byte, BEFORE the hash of the line before it ("" at 0), and FIRST the hash
 of its first line ("" while it has none). WRITTEN becomes true when that line is on disk, and before its append is
-acknowledged. CHECKSUM is the xxh64 of the encoded list. The first line binds a generation to the content of `app.jsonl`:
-it is listed here before it is written there, and the next generation is before the rename. An active log without a line
-belongs to the newest generation, unless that one's first line has been written.
+acknowledged. CHECKSUM is the xxh64 of the encoded list. The first line binds a generation to the content of
+`app.jsonl`: it is listed here before it is written there, and the next generation is before the rename. An active log
+without a line belongs to the newest generation, unless that one's first line has been written.
 
 Promise: the file is replaced atomically, and is durable before what it announces. Two generations with the same first
 line can't be told apart; the one that fits the archive is taken.
