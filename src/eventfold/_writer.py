@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ._address import Address, engine_of
-from ._aio import AsyncOpener, UncancellableTask, uninterrupted
+from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
 from ._codec.encode import encode_line
 from ._codec.lines import Lines
 from ._engine import Committer, LockMode, RotatingCommitter, SyncMode, paths_of
@@ -389,8 +389,11 @@ class EventWriter:
 
         It raises nothing that an append or a rotation has raised already. Cancelled, the closing goes on.
         """
-        if self._pid != os.getpid() or self._loop.is_closed():
+        if self._pid != os.getpid():
             self._abandon()
+            return
+        if self._loop.is_closed():
+            await in_thread(self._abandon)
             return
         if self._loop is not asyncio._get_running_loop():
             raise EventfoldError(
