@@ -222,6 +222,20 @@ async def test_a_tail_ends_when_its_log_is_closed(data_dir: Path, read_only: boo
     assert found == [None, None, None]
 
 
+async def test_a_tail_gives_what_was_acknowledged_last_before_it_ends(data_dir: Path) -> None:
+    """It may be behind when its log is closed."""
+    log = await EventLog.open(data_dir)
+    await log.append(event(0))
+    tail = log.tail(0)
+    await take(tail, 1)
+    await log.append_many([event(1), event(2)])
+    await log.aclose()
+    async with asyncio.timeout(5):
+        found = [record async for record in tail]
+
+    assert numbers_of(found) == [1, 2]
+
+
 async def test_a_tail_of_a_closed_log_ends_at_once(data_dir: Path) -> None:
     """Asked for after the close, a tail gives nothing and does not wait."""
     async with EventLog.open(data_dir) as log:

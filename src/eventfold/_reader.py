@@ -193,22 +193,32 @@ class EventReader:
                 yield piece
 
     async def head_changes(self) -> AsyncGenerator[Head, None]:
-        """The head of now, and then each newer one, until its log is closed; who is slow sees only the latest."""
+        """The head of now, and then each newer one, until its log is closed; who is slow sees only the latest.
+
+        The last one is the writer's last durable head, where the log was open for writing here.
+        """
         place = await self._place()
+        if self._scope.closed:
+            return
         with place.watched():
-            head: Head | None = await self.head()
-            while head is not None and not self._scope.closed:
+            head = await self.head()
+            while True:
                 yield head
-                last = head
-                head = await place.wait(last.offset, self._scope, seen=True)
-                if head is not None and head.offset < last.offset:
-                    head = await self.head()  # what was told may have been looked up before `last` was
-                    if head.offset < last.offset:
+                news = await place.wait(head.offset, self._scope, seen=True)
+                if news is None:
+                    final = self._scope.final_head
+                    if final is not None and final.offset > head.offset:
+                        yield final
+                    return
+                if news.offset < head.offset:
+                    news = await self.head()  # what was told may have been looked up before `head` was
+                    if news.offset < head.offset:
                         raise CorruptLogError(
                             self._source.location,
-                            head.offset,
-                            f"the log ends here, and it went on to {last.offset}: somebody cut or replaced it",
+                            news.offset,
+                            f"the log ends here, and it went on to {head.offset}: somebody cut or replaced it",
                         )
+                head = news
 
     async def tail(self, offset: int | None = None) -> AsyncIterator[Record]:
         """The events from `offset` (None: the head of now) and then each new one, until its log is closed.

@@ -28,11 +28,12 @@ class Scope:
 
     def __init__(self) -> None:
         self.closed = False
+        self.final_head: Head | None = None
         self.waits: set[_Wait] = set()
 
-    def close(self) -> None:
-        """Ends all waits. Call it in their event loop."""
-        self.closed = True
+    def close(self, final_head: Head | None = None) -> None:
+        """Ends all waits. Call it in their event loop. `final_head` is the last durable head of a writer."""
+        self.closed, self.final_head = True, final_head
         for wait in self.waits:
             wait.end(None)
 

@@ -411,7 +411,8 @@ class EventWriter:
             stack.push_async_callback(self._committer.aclose)
             # Before the lock goes, or it could take the place of the next writer's head.
             stack.callback(self._waiters.publish, None)
-            stack.callback(self._scope.close)
+            # What was acknowledged last is still given by the tails that end now.
+            stack.callback(lambda: self._scope.close(self._head))
             for view in self._views:
                 stack.push_async_callback(view.save, self.reader())
             self._opened = False
