@@ -85,7 +85,13 @@ class AppendQueue:
 
     def take(self, size: int) -> list[Append]:
         """What nobody has cancelled, up to about so many bytes, but at least one append if there is one."""
-        taken: list[Append] = []
+        if self._size <= size:
+            taken = [append for append in self._appends if not append.future.done()]
+            self._appends.clear()
+            self._size = 0
+            self._give_place()
+            return taken
+        taken = []
         while self._appends:
             append = self._appends[0]
             if not append.future.done():
