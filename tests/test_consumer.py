@@ -338,6 +338,7 @@ async def test_a_place_in_another_log_is_an_error(data_dir: Path, n: int) -> Non
         await log.append(event(0))
         await consume(log.consumer("mailer"), 1)
     data_dir.joinpath("app.jsonl").unlink()
+    data_dir.joinpath("app.jsonl.base").unlink()
     async with EventLog.open(data_dir) as log:
         await log.append(event(n))
         await log.append(event(n))

@@ -136,7 +136,7 @@ class ActiveLog:
                     f"{self._layout.log_path}: writing failed and can't be undone: {second}"
                 ) from error
             raise
-        if sync:
+        if sync and end:
             self.sync()
         self.head = head
 
