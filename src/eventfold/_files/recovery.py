@@ -42,7 +42,7 @@ def recover(layout: Layout, active_fd: int) -> Rotation | None:
             layout.log_path, left.base + left.size, f"no line ends here, and {left.path.name} says that one did"
         )
     try:
-        archive_fd = operations.open_file(layout.archive_path, os.O_RDWR)
+        archive_fd = operations.open_regular(layout.archive_path, os.O_RDWR)
     except FileNotFoundError:
         if left.archive_size:
             raise CorruptLogError(layout.archive_path, 0, f"the file is gone that {left.path.name} speaks of") from None
@@ -64,7 +64,7 @@ def recover(layout: Layout, active_fd: int) -> Rotation | None:
     if end == left.archive_size:
         _undo(layout, left)
         return None
-    fd = operations.open_file(left.path, os.O_RDWR)
+    fd = operations.open_regular(left.path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         operations.lock(fd)
         operations.truncate(fd, 0)
@@ -178,7 +178,7 @@ def _find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tup
 
 def _open_archive(layout: Layout) -> Archive | None:
     try:
-        fd = operations.open_file(layout.archive_path, os.O_RDWR)
+        fd = operations.open_regular(layout.archive_path, os.O_RDWR)
     except FileNotFoundError:
         return None
     return Archive(layout.archive_path, fd, os.fstat(fd).st_size)

@@ -17,6 +17,7 @@ from .._codec.decode import batch_of
 from .._codec.lines import Lines
 from .._errors import CorruptLogError
 from .._event import Head, line_hash
+from . import operations
 from .archive import Archive
 from .base import ChangedError, find_base
 from .paths import Layout
@@ -28,7 +29,7 @@ _STEP_BACK = 4096
 
 def _open_if_there(path: Path) -> int | None:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return operations.open_to_read(path)
     except FileNotFoundError:
         return None
 
