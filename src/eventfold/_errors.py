@@ -45,15 +45,20 @@ class ConditionalAppendError(EventfoldError):
 
 
 class LogLockedError(EventfoldError):
-    """Another writer holds the directory."""
+    """Another writer holds the directory.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path)
+    `path` is the locked file; `pid` the process that holds the lock, None where the system does not tell.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], pid: int | None = None) -> None:
+        super().__init__(path, pid)
         self.path = path
+        self.pid = pid
 
     def __str__(self) -> str:
+        where = "" if self.pid is None else f" in process {self.pid}"
         return (
-            f"{os.fspath(self.path)} is locked by another writer: only one may have the log open for writing; "
+            f"{os.fspath(self.path)} is locked by another writer{where}: only one may have the log open for writing; "
             "close that one, or open this with read_only=True to read beside it"
         )
 

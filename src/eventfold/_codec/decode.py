@@ -229,3 +229,12 @@ def batch_of(line: bytes) -> BatchPlace | None:
         return decode_events.decode(line).batch
     except _BAD_LINE:
         return None
+
+
+def is_event(line: bytes) -> bool:
+    """Whether a line, without its newline, holds an event."""
+    try:
+        decode_events.decode(line)
+    except _BAD_LINE:
+        return False
+    return True

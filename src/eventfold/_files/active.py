@@ -27,10 +27,10 @@ def open_locked(layout: Layout, lock: bool) -> int:
     """
     operations.make_dir(layout.dir)
     while True:
-        fd = operations.open_file(layout.log_path, os.O_RDWR | os.O_CREAT)
+        fd = operations.open_regular(layout.log_path, os.O_RDWR | os.O_CREAT)
         try:
             if lock and not operations.lock(fd):
-                raise LogLockedError(layout.log_path)
+                raise LogLockedError(layout.log_path, operations.lock_holder(fd))
             # A rotation may have put another file in its place between the opening and the locking.
             if os.path.samestat(os.fstat(fd), os.stat(layout.log_path)):
                 return fd

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from .._engine import check_name
 
-_NEXT = re.compile(r"app\.jsonl\.next\.(\d+)\.(\d+)\.(\d+)")
+_NEXT = re.compile(r"app\.jsonl\.next\.(\d{1,19})\.(\d{1,19})\.(\d{1,19})", re.ASCII)
 
 
 class NextFile(NamedTuple):
@@ -30,7 +30,9 @@ class Layout:
     __slots__ = ("archive_path", "base_path", "consumers_dir", "dir", "log_path", "views_dir")
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.dir = Path(directory)
+        path = Path(directory)
+        # Resolved once: a later `os.chdir` moves nothing.
+        self.dir = path if path.is_absolute() else Path(os.getcwd(), path)
         self.log_path = self.dir / "app.jsonl"
         self.base_path = self.dir / "app.jsonl.base"
         self.archive_path = self.dir / "archive.jsonl.zst"

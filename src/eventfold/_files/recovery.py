@@ -10,6 +10,7 @@ import os
 
 import xxhash
 
+from .._codec.decode import is_event
 from .._errors import CorruptLogError
 from .._event import Head, line_hash
 from . import operations
@@ -19,9 +20,10 @@ from .base import BaseFile, Generation, find_base, first_line_hash
 from .frames import spans_after, write_record
 from .paths import Layout, NextFile
 from .rotation import COPY_SIZE, Rotation, begin_at
-from .segments import check_archived
+from .segments import check_archived, last_line_end, line_before
 
 logger = logging.getLogger("eventfold")
+LOOKED_AT = 3  # last lines, of which one must be an event
 
 
 def recover(layout: Layout, active_fd: int) -> Rotation | None:
@@ -42,7 +44,7 @@ def recover(layout: Layout, active_fd: int) -> Rotation | None:
             layout.log_path, left.base + left.size, f"no line ends here, and {left.path.name} says that one did"
         )
     try:
-        archive_fd = operations.open_file(layout.archive_path, os.O_RDWR)
+        archive_fd = operations.open_regular(layout.archive_path, os.O_RDWR)
     except FileNotFoundError:
         if left.archive_size:
             raise CorruptLogError(layout.archive_path, 0, f"the file is gone that {left.path.name} speaks of") from None
@@ -64,7 +66,7 @@ def recover(layout: Layout, active_fd: int) -> Rotation | None:
     if end == left.archive_size:
         _undo(layout, left)
         return None
-    fd = operations.open_file(left.path, os.O_RDWR)
+    fd = operations.open_regular(left.path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         operations.lock(fd)
         operations.truncate(fd, 0)
@@ -106,6 +108,7 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
     fd = open_locked(layout, lock)
     rotation = None
     try:
+        _check_events(layout, fd)
         for directory in (layout.dir, layout.views_dir, layout.consumers_dir):
             operations.discard_leftovers(directory)
         operations.sync_dir(layout.dir)
@@ -127,6 +130,24 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
         active.close()
         raise
     return active, [] if old is None else [old]
+
+
+def _check_events(layout: Layout, fd: int) -> None:
+    """Raises `CorruptLogError`, with nothing touched, where none of the last lines is an event."""
+    at = last_line_end(fd, 0, os.fstat(fd).st_size)
+    if not at:
+        return
+    for _ in range(LOOKED_AT):
+        at, text = line_before(fd, at)
+        if not text.strip() or is_event(text):
+            return
+        if not at:
+            break
+    reason = (
+        "the last lines of the file are no events, so it is no log of eventfold; "
+        "nothing was touched: choose another directory, or move the file away"
+    )
+    raise CorruptLogError(layout.log_path, at, reason)
 
 
 def _finish(rotation: Rotation, active: ActiveLog) -> int | None:
@@ -157,7 +178,11 @@ def _find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tup
         if archive is not None:
             if rotation is None and archive.end_position < archive.size:
                 excess = archive.size - archive.end_position
-                operations.truncate(archive.fd, archive.end_position)
+                if archive.end_position:
+                    operations.truncate(archive.fd, archive.end_position)
+                else:  # an empty archive is none that the Rust crate can read
+                    operations.unlink(archive.path)
+                    operations.sync_dir(layout.dir)
                 logger.warning("%s: cut %d bytes of an unfinished frame", archive.path, excess)
             # Also where nothing was cut: what a killed process left may be in the page cache only.
             operations.sync(archive.fd)
@@ -178,7 +203,7 @@ def _find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tup
 
 def _open_archive(layout: Layout) -> Archive | None:
     try:
-        fd = operations.open_file(layout.archive_path, os.O_RDWR)
+        fd = operations.open_regular(layout.archive_path, os.O_RDWR)
     except FileNotFoundError:
         return None
     return Archive(layout.archive_path, fd, os.fstat(fd).st_size)

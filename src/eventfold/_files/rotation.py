@@ -63,8 +63,8 @@ class Rotation:
         path, base = self._layout.archive_path, self._next.base
         if not path.exists():
             # The first archive appears whole, so that there is never an empty one.
-            temporary = path.with_name(f".{path.name}.tmp")
-            fd = operations.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            temporary = operations.temporary_path(path)
+            fd = operations.create_file(temporary)
             try:
                 try:
                     write_frames(fd, 0, 0, self._chunks(active.fd, 0))
@@ -76,7 +76,7 @@ class Rotation:
                 raise
             operations.sync_dir(self._layout.dir)
             return
-        fd = operations.open_file(path, os.O_RDWR)
+        fd = operations.open_regular(path, os.O_RDWR)
         archive = Archive(path, fd, os.fstat(fd).st_size)
         try:
             done = archive.head.offset - base
@@ -145,7 +145,7 @@ def begin(layout: Layout, active: ActiveLog) -> Rotation:
 def begin_at(layout: Layout, base: int, size: int, archive_size: int) -> Rotation:
     """Says that the first `size` bytes of the active log are on their way into the archive, from `archive_size` on."""
     path = layout.next_path(base, size, archive_size)
-    fd = operations.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    fd = operations.create_file(path)
     try:
         operations.lock(fd)
         operations.sync_dir(layout.dir)

@@ -17,6 +17,7 @@ from .._codec.decode import batch_of
 from .._codec.lines import Lines
 from .._errors import CorruptLogError
 from .._event import Head, line_hash
+from . import operations
 from .archive import Archive
 from .base import ChangedError, find_base
 from .paths import Layout
@@ -28,7 +29,7 @@ _STEP_BACK = 4096
 
 def _open_if_there(path: Path) -> int | None:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return operations.open_to_read(path)
     except FileNotFoundError:
         return None
 
@@ -45,7 +46,7 @@ def line_before(fd: int, end: int) -> tuple[int, bytes]:
         step *= 4
 
 
-def _last_line_end(fd: int, start: int, end: int) -> int:
+def last_line_end(fd: int, start: int, end: int) -> int:
     """The position after the last newline between two positions of a file; `start` if there is none."""
     step = _STEP_BACK
     while True:
@@ -60,7 +61,7 @@ def _last_line_end(fd: int, start: int, end: int) -> int:
 
 def last_complete_offset(fd: int, size: int) -> int:
     """The position in the first `size` bytes of an active log after the last whole line that is in no open batch."""
-    end = _last_line_end(fd, 0, size)
+    end = last_line_end(fd, 0, size)
     if not end:
         return 0
     start, line = line_before(fd, end)
@@ -278,7 +279,7 @@ class LogSegments:
             start = offset - base
             stop = min(start + size, end - base)
             # Where a block ends is looked up first: cutting what was read down to that would copy it.
-            line_end = _last_line_end(self.fd, start, stop)
+            line_end = last_line_end(self.fd, start, stop)
             if line_end > start:
                 data = os.pread(self.fd, line_end - start, start)
                 if data.endswith(b"\n"):  # else the file was cut just now
