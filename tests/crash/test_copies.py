@@ -1,35 +1,26 @@
-"""A directory that is copied while its log rotates: file by file, in any order, each at any moment.
+"""Copies of a directory that are taken file by file while the log is appended to and rotated.
 
-The copy is a prefix of the log with everything that was acknowledged before the copying began, or it is refused by an
-error that names the files. It takes appends only in the first case, and is then still such a prefix with the appends
-behind it.
+Every file may be of another moment. The copy is read as a prefix of the log with everything that was acknowledged
+before the copy began, or it is refused; opening it for writing never makes it worse.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from tests.crash.disk import Files, read_files, scratch_directory, write_files
+from tests.crash.disk import Files, Recorded, kills, read_files, scratch_directory, write_files
+from tests.crash.scenarios import DATA, Play, small_frames
+from tests.crash.truth import NEW, Opened, append, read_now
 from tests.support import event, line, numbers
 
-from eventfold import CorruptLogError, EventLog, EventReader, SyncMode
-from eventfold._files import archive, frames, operations, rotation
+from eventfold import CorruptLogError, EventLog, EventReader
 
 LOG, BASE, ARCHIVE = "app.jsonl", "app.jsonl.base", "archive.jsonl.zst"
-EVENTS_OF_A_GENERATION = 3
-CHANGES = ("open_file", "write", "truncate", "rename", "unlink")
-
-
-class Moment(NamedTuple):
-    """What the directory held after an operation, and how many events were acknowledged by then."""
-
-    files: Files
-    acknowledged: int
 
 
 @pytest.fixture
@@ -38,97 +29,78 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-async def _record(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[Moment]:
-    """Appends and rotates twice; the directory after every operation on a file."""
-    moments: list[Moment] = []
-    acknowledged = 0
+def two_rotations(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """A log that is begun, rotated twice with appends meanwhile, and appended to."""
 
-    def note() -> None:
-        files = {name: data for name, data in read_files(directory).items() if not name.startswith(".")}
-        if not moments or moments[-1] != Moment(files, acknowledged):
-            moments.append(Moment(files, acknowledged))
+    def act(journal: object) -> None:
+        with Opened(play.dir) as opened:
+            play.add(opened, line(0), line(1))
+            opened.rotate()
+            play.add(opened, line(2), line(3))
+            play.journal.before_archive_write.append(lambda: play.add(opened, line(4)))
+            opened.rotate()
+            play.add(opened, line(5))
 
-    with monkeypatch.context() as patch:
-        for module in (archive, rotation, frames):
-            patch.setattr(module, "FRAME_SIZE", 100)
-        patch.setattr(operations, "sync", lambda fd: None)
-        patch.setattr(operations, "sync_dir", lambda path: None)
-        async with EventLog.open(directory, sync=SyncMode.OS) as log:
-            for generation in range(3):
-                for _ in range(EVENTS_OF_A_GENERATION):
-                    await log.append(event(acknowledged))
-                    acknowledged += 1
-                note()
-                if generation == 0:
-                    moments.clear()
-                    note()
-                    for name in CHANGES:
-                        original = getattr(operations, name)
-
-                        def noting(*args: object, original: object = original) -> object:
-                            note()
-                            result = original(*args)  # type: ignore[operator]
-                            note()
-                            return result
-
-                        patch.setattr(operations, name, noting)
-                if generation < 2:
-                    await log.rotate()
-                    note()
-    return moments
+    return play.record(monkeypatch, act)
 
 
-async def _check(copied: Files, acknowledged: int, directory: Path) -> str:
-    """Reads the copy, opens it and appends to it; how it went."""
-    write_files(directory, copied)
-    try:
-        found = await numbers(EventReader(directory))
-    except CorruptLogError:
-        found = None
-    if found is not None:
-        assert found == list(range(len(found)))
-        assert len(found) >= acknowledged
-    before = read_files(directory)
-    try:
-        async with EventLog.open(directory, sync=SyncMode.OS) as log:
-            await log.append(event(1000))
-            opened = await numbers(log)
-    except CorruptLogError:
-        assert read_files(directory) == before
-        return "refused" if found is None else "read only"
-    assert found is not None
-    assert opened == [*found, 1000]
-    assert await numbers(EventReader(directory)) == opened
-    return "whole"
+def copies(recorded: Recorded) -> Iterator[tuple[Files, int]]:
+    """Every different copy, each file of any moment, with what was acknowledged before the first of these moments."""
+    moments: list[tuple[Files, int]] = []
+    for state, _ in kills(recorded):
+        if not moments or moments[-1] != (state.files, state.expected.acknowledged):
+            moments.append((state.files, state.expected.acknowledged))
+    begun = next(i for i, (files, _) in enumerate(moments) if f"{DATA}/app.jsonl.base" in files)
+    moments = moments[begun:]
+    names = sorted({name for files, _ in moments for name in files if not name.endswith(".tmp")})
+    # For each content of each file, the last moment at which it was there: what was acknowledged before any of them
+    # must be in the copy.
+    contents = []
+    for name in names:
+        last: dict[bytes | None, int] = {}
+        for number, (files, _) in enumerate(moments):
+            last[files.get(name)] = number
+        contents.append([(name, data, number) for data, number in last.items()])
+    for choice in itertools.product(*contents):
+        files = {name: data for name, data, _ in choice if data is not None}
+        yield files, moments[min(number for _, _, number in choice)][1]
 
 
-async def test_a_copy_made_in_any_order_is_a_prefix_of_the_log_or_refused(
+def test_a_copy_in_any_order_is_right_or_refused(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    moments = await _record(scratch / "live", monkeypatch)
-    monkeypatch.setattr(operations, "sync", lambda fd: None)
-    monkeypatch.setattr(operations, "sync_dir", lambda path: None)
-    outcomes: dict[str, int] = {}
-    seen: dict[tuple[tuple[str, bytes], ...], int] = {}
-    numbers_of = itertools.count()
-    for at in itertools.product(range(len(moments)), repeat=3):
-        files: Files = {}
-        for name, moment in zip((LOG, BASE, ARCHIVE), at, strict=True):
-            if name in moments[moment].files:
-                files[name] = moments[moment].files[name]
-        if LOG not in files:
-            continue
-        acknowledged = moments[min(at)].acknowledged
-        key = tuple(sorted(files.items()))
-        if seen.get(key, -1) >= acknowledged:
-            continue
-        seen[key] = acknowledged
-        outcome = await _check(files, acknowledged, scratch / str(next(numbers_of)))
-        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    """Each combination of what the files held at any moments of two rotations is read, opened, and read again."""
+    small_frames(monkeypatch, caplog)
+    recorded = two_rotations(Play(scratch / "played"), monkeypatch)
+    truth = recorded.expected.truth
+    read = refused = 0
+    for files, acknowledged in copies(recorded):
+        root = write_files(scratch / "copy", files)
+        directory = root / DATA
+        try:
+            head, data = read_now(directory)
+        except CorruptLogError:
+            refused += 1
+            head, data = None, b""
+        else:
+            read += 1
+            assert truth.data.startswith(data), sorted(files)
+            assert head == truth.head(len(data))
+            assert len(data) >= acknowledged, sorted(files)
+        try:
+            with Opened(directory) as opened:
+                assert head is not None, "what was refused to a reader was opened for writing"
+                assert opened.active.head == head
+                append(opened.active, line(NEW))
+                assert read_now(directory)[1] == data + line(NEW)
+        except CorruptLogError:
+            if head is not None:
+                assert read_now(directory) == (head, data)
+        shutil.rmtree(root)
+    print(f"{read} copies read, {refused} refused")
 
-    assert outcomes["whole"] > 20
-    assert outcomes["refused"] > 20
-    print(len(moments), outcomes)
+    assert read > 100
+    assert refused > 100
 
 
 async def test_a_copy_with_a_gap_names_both_files_and_both_offsets(data_dir: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from .base import BaseFile, Generation, find_base, first_line_hash
 from .frames import spans_after, write_record
 from .paths import Layout, NextFile
 from .rotation import COPY_SIZE, Rotation, begin_at
-from .segments import check_archived, last_line_end, line_before
+from .segments import LogSegments, check_archived, last_line_end, line_before
 
 logger = logging.getLogger("eventfold")
 LOOKED_AT = 3  # last lines, of which one must be an event
@@ -109,6 +109,9 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
     rotation = None
     try:
         _check_events(layout, fd)
+        with LogSegments(layout) as segments:
+            if segments.damage is not None:
+                raise segments.damage
         for directory in (layout.dir, layout.views_dir, layout.consumers_dir):
             operations.discard_leftovers(directory)
         operations.sync_dir(layout.dir)

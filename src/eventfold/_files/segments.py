@@ -20,7 +20,7 @@ from .._event import Head, line_hash
 from . import operations
 from .archive import Archive
 from .base import ChangedError, find_base
-from .paths import Layout
+from .paths import Layout, NextFile
 
 # One read from the active log: long enough to make the trip to a thread cheap.
 BLOCK_SIZE = 8 * 1024 * 1024
@@ -155,6 +155,7 @@ class LogSegments:
                 os.close(archive_fd)
         if under_way is not None:
             self.base = under_way.base
+            self.damage = self._missing_behind(under_way)
         elif self.archive is not None:
             self.base = self.archive.head.offset
             self.damage = self.archive.damage
@@ -168,6 +169,16 @@ class LogSegments:
             except CorruptLogError as error:
                 self.damage = error
         return True
+
+    def _missing_behind(self, under_way: NextFile) -> CorruptLogError | None:
+        """What the files lack that a rotation under way says is there: they were cut, or are a mixed copy."""
+        if self.size < under_way.size:
+            reason = f"the file ends here, and {under_way.path.name} says that it went on"
+            return CorruptLogError(self._layout.log_path, under_way.base + self.size, reason)
+        if self.archive is None and under_way.archive_size:
+            reason = f"the file is gone that {under_way.path.name} speaks of"
+            return CorruptLogError(self._layout.archive_path, 0, reason)
+        return None
 
     def _skip_archived(self, base: int) -> None:
         """Takes the files for what a copy of them is whose archive has lines that the active log has too."""
