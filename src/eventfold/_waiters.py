@@ -1,30 +1,24 @@
-"""What the readers of one directory share in one process: the writer's durable head, and one watcher for all waits.
+"""Those who wait for news of one log in this process: the durable head of its writer, and one watcher for all waits.
 
-Where the writer lives in this process it publishes its head here and so wakes the waiters itself. Where it does not, a
-thread watches the directory while somebody waits. File-system events are only hints: what counts is the file, which is
-looked at every `LOOK_INTERVAL` seconds as well, since events get lost on network mounts and in containers.
+Where the writer lives in this process it publishes its head here and so wakes the waiters itself. Otherwise the
+engine's watcher runs while somebody waits.
 
-Promises: readers in the writer's process are told of durable events only; a directory has at most one watcher, and none
-while nobody waits.
+Promises: readers in the writer's process are told of durable events only; a log has at most one watcher, and none while
+nobody waits.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 
 from ._codec.lines import SLICE_SIZE, Lines
 from ._errors import copy_error
 from ._event import Head
 
-logger = logging.getLogger("eventfold")
-
-LOOK_INTERVAL = 0.25
-_STEP = 2  # milliseconds between two looks at the hints that came in
 # So many waits end in one turn of the loop: those who waited run in the next, and others want to run too.
 _ENDED_AT_ONCE = 200
 
@@ -69,26 +63,41 @@ def _end(waits: list[_Wait], news: Head | Exception) -> None:
         rest[0].loop.call_soon(_end, rest, news)
 
 
-class Waiters:
-    """All that wait for news of one log in this process, and the head that is known of it."""
+class Watcher(Protocol):
+    """What notices that others have appended, and calls `Waiters.notify`."""
 
-    def __init__(self) -> None:
+    @property
+    def head(self) -> Head | None:
+        """The newest head that it has seen; None before the first look."""
+
+    def stop(self) -> None:
+        """Ends the watching; it may go on for some milliseconds. Any thread may call it."""
+
+
+class Waiters:
+    """All that wait for news of one log in this process, and the head that is known of it.
+
+    `new_watcher` makes the engine's watcher, which is there while somebody waits.
+
+    With `watch_beside_writer`, also while a writer lives in this process: on an engine to which others append as well.
+    """
+
+    def __init__(self, new_watcher: Callable[[], Watcher], *, watch_beside_writer: bool = False) -> None:
+        self._new_watcher = new_watcher
+        self._watch_beside_writer = watch_beside_writer
         self._lock = threading.Lock()
         self._waits: set[_Wait] = set()
         self._interested = 0
-        self._watcher: Any = None
+        self._watcher: Watcher | None = None
         self.durable_head: Head | None = None
         # The newest lines, if they are few, and the heads before and after them.
         self._newest: tuple[Head, Head, Lines] | None = None
 
-    def _lines(self, start: int, end: int, data: bytes) -> Lines:
-        raise NotImplementedError
-
-    def _new_watcher(self) -> Any:
-        raise NotImplementedError
+    def __repr__(self) -> str:
+        return f"<Waiters, {len(self._waits)} waiting>"
 
     def _needs_watcher(self) -> bool:
-        return self._interested > 0 and self.durable_head is None
+        return self._interested > 0 and (self.durable_head is None or self._watch_beside_writer)
 
     def after_fork(self) -> None:
         """In a forked child: forgets the writer, the watcher and the waits, which are the parent's."""
@@ -104,23 +113,23 @@ class Waiters:
         same = last == end and first.offset == start.offset and start.line_hash in ("", first.line_hash)
         return lines if same else None
 
-    def publish(self, head: Head | None, data: bytes = b"") -> None:
+    def publish(self, head: Head | None, lines: Lines | None = None) -> None:
         """The writer of this process says what is durable now, and what it wrote last; None says that it is gone."""
         known, self.durable_head = self.durable_head, head
         self._newest = None
         if head is not None:
-            self.notify(head, known, data)
+            self.notify(head, known, lines)
         if known is None or head is None:
             self._update_watcher()
 
-    def notify(self, news: Head | Exception, known: Head | None = None, data: bytes = b"") -> None:
+    def notify(self, news: Head | Exception, known: Head | None = None, lines: Lines | None = None) -> None:
         """Ends the waits that this head, or this failure to find it, is news for. Any thread may call it.
 
-        `data` are the lines from the head that was known before up to this one, if they are few.
+        `lines` are those from the head that was `known` before up to this one.
         """
         self._newest = None
-        if isinstance(news, Head) and known is not None and 0 < len(data) <= SLICE_SIZE:
-            self._newest = known, news, self._lines(known.offset, news.offset, data)
+        if isinstance(news, Head) and known is not None and lines is not None and 0 < len(lines.data) <= SLICE_SIZE:
+            self._newest = known, news, lines
         if not self._waits:
             return
         due: dict[asyncio.AbstractEventLoop, list[_Wait]] = {}
@@ -144,7 +153,7 @@ class Waiters:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Around all that waits: what happens in the directory is noticed meanwhile."""
+        """Around all that waits: what others append is noticed meanwhile."""
         with self._lock:
             self._interested += 1
         self._update_watcher()
@@ -177,7 +186,8 @@ class Waiters:
         try:
             # Whatever was told before the wait was known must be asked for.
             watcher = self._watcher
-            head = self.durable_head or (watcher.head if watcher is not None else None)
+            heads = self.durable_head, None if watcher is None else watcher.head
+            head = max((head for head in heads if head is not None), default=None)
             if scope.closed:
                 return None
             if head is not None and head.offset > offset:

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from ._aio import AsyncOpener, Thread, in_thread
 from ._codec.encode import encode_line
+from ._codec.lines import Lines
 from ._errors import EventfoldError, LogClosedError, WriterFailedError, copy_error
 from ._event import AppendResult, Event, Head, line_hash
 from ._files import operations, recovery
@@ -307,7 +308,8 @@ class EventWriter:
                 self._unsynced = True
                 if self._sync is SyncMode.EVERY_SECOND and self._sync_timer is None:
                     self._sync_timer = self._loop.call_later(SYNC_INTERVAL, self._sync_is_due)
-            self._place.publish(batch.head, batch.data)
+            lines = Lines(self._layout.log_path, batch.head.offset - len(batch.data), batch.data)
+            self._place.publish(batch.head, lines)
             self._answers.add(batch.appends)
             self._rotate_if_large()
         self._wake()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .._codec.lines import SLICE_SIZE, Lines
+from .._codec.lines import SLICE_SIZE, Lines, join
 from .._errors import CorruptLogError
 from .._event import Head
 from .._waiters import Waiters
@@ -40,17 +40,17 @@ class Directory(Waiters):
     """One data directory, as this process sees it. Get it from `directory`."""
 
     def __init__(self, path: str) -> None:
-        super().__init__()
-        self._layout = Layout(path)
+        self._layout = layout = Layout(path)
+        this = weakref.ref(self)
+
+        def notify(*news: Any) -> None:
+            if (directory := this()) is not None:
+                directory.notify(*news)
+
+        super().__init__(lambda: _Watcher(layout, notify))
 
     def __repr__(self) -> str:
         return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
-
-    def _lines(self, start: int, end: int, data: bytes) -> Lines:
-        return Lines(self._layout.log_path, start, data)
-
-    def _new_watcher(self) -> Any:
-        return _Watcher(self._layout, self.notify)
 
 
 class _Watcher:
@@ -112,22 +112,22 @@ class _Watcher:
                 with LogSegments(self._layout) as parts:
                     known, self.head = self.head, parts.head()
                     # Read once for all who wait for it.
-                    data = b"" if known is None else _recent_lines(parts, known, self.head)
+                    lines = None if known is None else _recent_lines(parts, known, self.head)
                 self._seen = seen
-                self._notify(self.head, known, data)
+                self._notify(self.head, known, lines)
         except (OSError, CorruptLogError) as error:
             self._notify(error)
 
 
-def _recent_lines(parts: LogSegments, start: Head, end: Head) -> bytes:
-    """The lines from one head to another; nothing where they are many, or not those that stood there."""
+def _recent_lines(parts: LogSegments, start: Head, end: Head) -> Lines | None:
+    """The lines from one head to another; None where they are many, or not those that stood there."""
     if not 0 < end.offset - start.offset <= SLICE_SIZE:
-        return b""
+        return None
     try:
         parts.check_line_before(start)
-        return b"".join(lines.data for lines in parts.lines(start.offset, end.offset))
+        return join(list(parts.lines(start.offset, end.offset)))
     except (CorruptLogError, ValueError):
-        return b""
+        return None
 
 
 _directories: weakref.WeakValueDictionary[str, Directory] = weakref.WeakValueDictionary()
