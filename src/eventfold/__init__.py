@@ -19,6 +19,7 @@ from ._errors import (
     LogClosedError,
     LogLockedError,
     ReducerError,
+    UnknownOutcomeError,
     UnknownViewError,
     WriterFailedError,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "ReducerError",
     "Snapshot",
     "SyncMode",
+    "UnknownOutcomeError",
     "UnknownViewError",
     "View",
     "ViewOps",

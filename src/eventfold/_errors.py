@@ -69,6 +69,13 @@ class WriterFailedError(EventfoldError):
     """
 
 
+class UnknownOutcomeError(EventfoldError):
+    """The connection to the engine was lost at a moment at which nobody can tell whether the events were written.
+
+    They may or may not be in the log. The writer goes on; read the log to find out, or append again on a condition.
+    """
+
+
 class CorruptLogError(EventfoldError):
     """A file of the log holds something that is no part of a log.
 

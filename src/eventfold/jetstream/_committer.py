@@ -126,13 +126,16 @@ class StreamCommitter:
                 problem = repr(raised)
             if loop.time() >= until:
                 raise UnknownOutcomeError(
-                    f"{connection.location}: no acknowledgement for {settings.timeout:g} s ({problem}): the events may or "
-                    "may not be in the log; read it to find out, or append them again on a condition"
+                    f"{connection.location}: no acknowledgement for {settings.timeout:g} s ({problem}): the events may "
+                    "or may not be in the log; read it to find out, or append them again on a condition"
                 )
             await asyncio.sleep(min(_FIRST_DELAY * attempt, _LAST_DELAY))
 
     async def _own_message(self, expected: int | None, identity: str) -> int | None:
-        """The sequence of an earlier attempt that was written: a server may look at the expectation before the identity."""
+        """The sequence of an earlier attempt, if it was written.
+
+        A server may look at the expected sequence before it looks for a duplicate.
+        """
         if expected is None:
             return None
         message = await self._stream.connection.message(expected + 1)

@@ -1,7 +1,7 @@
 """What a stream must be configured like, so that eventfold can keep its promises on it.
 
-A stream may lose messages by design: through limits, ages, purges, or a retention other than by limits. Such a stream is
-refused, and the error says what to change.
+A stream may lose messages by design: through limits, ages, purges, or a retention other than by limits. Such a stream
+is refused, and the error says what to change.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def check_stream(location: str, subject: str, found: Mapping[str, Any], state: M
             raise EventfoldError(f"{location}: the stream has {name} set, so that it may lose events; remove that")
     if found.get("duplicate_window", 0) < DUPLICATE_WINDOW:
         raise EventfoldError(
-            f"{location}: the stream's duplicate_window is {found.get('duplicate_window', 0)} ns, so that a commit that is "
-            f"sent again may be doubled; set it to at least {DUPLICATE_WINDOW} ns"
+            f"{location}: the stream's duplicate_window is {found.get('duplicate_window', 0)} ns, so that a commit "
+            f"that is sent again may be doubled; set it to at least {DUPLICATE_WINDOW} ns"
         )
     first = state.get("first_seq", 0)
     if state.get("messages") and (first != 1 or state.get("num_deleted")):

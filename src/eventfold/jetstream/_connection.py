@@ -1,7 +1,8 @@
 """One connection to the servers of one stream, shared by all who use that stream in an event loop.
 
-Promises: a request is repeated until it is answered or `timeout` seconds are over; the stream's configuration is checked
-when the connection is made and after each time that it was lost, and what is wrong then is raised by the next request.
+Promises: a request is repeated until it is answered or `timeout` seconds are over; the stream's configuration is
+checked when the connection is made and after each time that it was lost, and what is wrong then is raised by the next
+request.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Connection:
         self._checks: set[asyncio.Task[None]] = set()
 
     async def client(self) -> Client:
-        """The connected client. Raises `OSError` where no server answers, and `EventfoldError` for a stream that is refused."""
+        """The connected client. Raises `OSError` where no server answers, `EventfoldError` for a refused stream."""
         if self._fault is not None:
             raise self._fault
         if self.closed:

@@ -1,8 +1,8 @@
 """Documents in a key-value bucket beside the stream, replaced atomically.
 
 A value of the bucket is smaller than a message, so a document is stored in parts under keys of their own, which are
-written first. The document's key then gets a manifest that names them: that one write makes the document the new one. The
-manifest is written with the revision that was read, so that of two that replace a document at once one is told and
+written first. The document's key then gets a manifest that names them: that one write makes the document the new one.
+The manifest is written with the revision that was read, so that of two that replace a document at once one is told and
 tries again.
 """
 
@@ -109,14 +109,13 @@ class KeyValueDocuments:
         )
 
     async def _manifest(self, key: str) -> tuple[_Manifest | None, int]:
-        """The manifest under a key, and the revision that the next write must name; 0 for a key that was never written."""
+        """The manifest under a key, and the revision that the next write must name; 0 for a new key."""
         bucket = await self._open()
         try:
             entry = await self._retried(bucket.get, key)
-        except KeyDeletedError as error:
-            return None, error.entry.revision or 0
-        except KeyNotFoundError:
-            return None, 0
+        except KeyNotFoundError as error:
+            # A key that was deleted still has the revision of its deletion.
+            return None, 0 if error.entry is None else error.entry.revision
         return msgspec.msgpack.decode(entry.value, type=_Manifest), entry.revision
 
     async def _delete_parts(self, manifest: _Manifest) -> None:

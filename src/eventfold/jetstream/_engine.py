@@ -25,7 +25,8 @@ class JetStream:
         log: The log's name, which is that of the stream and the end of its subject: 1 to 128 of `A-Z a-z 0-9 _ -`.
         replicas: On how many servers a stream that is made here is kept: 1, 3 or 5.
         create: Whether to make the stream and the bucket of documents where they don't exist.
-        timeout: Seconds after which an unanswered call fails: appends with `UnknownOutcomeError`, others with `OSError`.
+        timeout: Seconds after which an unanswered call fails: appends with `UnknownOutcomeError`, others with
+            `OSError`.
         attempt_timeout: Seconds after which one unanswered request is sent again.
         compression: `"none"` or `"s2"`, for a stream that is made here.
         **connect: Further options for `nats.connect`, such as `user_credentials` or `tls`.

@@ -35,7 +35,7 @@ class Stream:
         self.connection = connection
         self._documents = KeyValueDocuments(connection)
         self._known: Head | None = None
-        self._waiters = Waiters(self._new_follower, watch_always=True)
+        self._waiters = Waiters(self._new_follower, watch_beside_writer=True)
         self._users = 0
 
     def __repr__(self) -> str:
@@ -191,5 +191,4 @@ class Stream:
         self._users -= 1
         if self._users <= 0 and not self.connection.closed:
             self.connection.closed = True
-            self._waiters.close()
             await self.connection.aclose()
