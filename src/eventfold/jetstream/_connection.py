@@ -208,7 +208,10 @@ class Connection:
             task.cancel()
         client, self._client = self._client, None
         if client is not None:
-            await client.close()
+            try:
+                await client.close()
+            except (NatsError, OSError) as error:
+                logger.debug("%s: the connection was lost before it was closed: %r", self.location, error)
 
 
 def _code(answer: Mapping[str, Any]) -> int:
