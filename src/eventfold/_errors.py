@@ -70,10 +70,7 @@ class WriterFailedError(EventfoldError):
 
 
 class UnknownOutcomeError(EventfoldError):
-    """The connection to the engine was lost at a moment at which nobody can tell whether the events were written.
-
-    They may or may not be in the log. The writer goes on; read the log to find out, or append again on a condition.
-    """
+    """The connection was lost during a commit: what was appended may or may not be in the log. The writer goes on."""
 
 
 class CorruptLogError(EventfoldError):

@@ -2,8 +2,8 @@
 
 Arguments: the servers' addresses, separated by commas; the worker's name; the number of tasks. Task 0 appends on
 condition that it knows the head. Each outcome is a line on standard output: `acknowledged`, `unknown` or `refused`, the
-task and the number of the event. A task goes on with the next number only when it knows what became of the one before, or
-says that it does not.
+task and the number of the event. A task goes on with the next number only when it knows what became of the one before,
+or says that it does not.
 """
 
 from __future__ import annotations

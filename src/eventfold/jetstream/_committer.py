@@ -18,6 +18,7 @@ import msgspec
 from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 
+from .._aio import UncancellableTask, uninterrupted
 from .._codec.lines import Lines
 from .._engine import Commit
 from .._errors import CorruptLogError, EventfoldError, UnknownOutcomeError
@@ -53,16 +54,7 @@ class StreamCommitter:
 
     async def commit(self, appends: Sequence[Append]) -> Commit:
         """See `Committer.commit`. It raises `OSError` (ENOSPC) where the servers have no room."""
-        work = asyncio.ensure_future(self._commit(appends))
-        cancelled: asyncio.CancelledError | None = None
-        while not work.done():
-            try:
-                await asyncio.wait([work])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
-        return work.result()
+        return await uninterrupted(UncancellableTask(self._commit(appends), "eventfold commit"))
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
         conditional = any(append.expected is not None for append in appends)
@@ -151,3 +143,7 @@ class StreamCommitter:
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+    def abandon(self) -> None:
+        """Leaves the connection alone: it is the parent's, or its event loop has ended."""
+        self._stream.abandon()

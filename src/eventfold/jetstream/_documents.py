@@ -17,7 +17,6 @@ import msgspec
 from nats.errors import Error as NatsError
 from nats.js.errors import (
     APIError,
-    KeyDeletedError,
     KeyNotFoundError,
     KeyWrongLastSequenceError,
     NoKeysError,

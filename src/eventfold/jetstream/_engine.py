@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from .._engine import refuse_options
 from ._committer import StreamCommitter
 from ._connection import Connection, Settings
 from ._stream import Stream
@@ -99,8 +100,7 @@ class JetStream:
             OSError: No server answers.
             EventfoldError: The servers or the stream can't keep the promises; the message says what to change.
         """
-        if options:
-            raise ValueError(f"JetStream has no option {', '.join(sorted(options))}")
+        refuse_options(options, "JetStream")
         stream = self.source()
         try:
             client = await stream.connection.client()

@@ -192,3 +192,7 @@ class Stream:
         if self._users <= 0 and not self.connection.closed:
             self.connection.closed = True
             await self.connection.aclose()
+
+    def abandon(self) -> None:
+        """Forgets the connection without a word to the server."""
+        self.connection.closed = True
