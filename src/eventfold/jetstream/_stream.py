@@ -75,19 +75,23 @@ class Stream:
         return head
 
     async def head(self) -> Head:
-        message = await self.connection.last_message()
-        if message is None:
-            if self._known is not None:
-                raise CorruptLogError(self.location, 0, f"the stream is empty, and it went on to {self._known.offset}")
-            return Head(0, "")
-        if self._known is not None and end_of(message.sequence) < self._known.offset:
-            # A deleted stream that was made anew, or a majority of replicas that lost what they had acknowledged.
-            raise CorruptLogError(
-                self.location,
-                end_of(message.sequence),
-                f"the stream ends here, and it went on to {self._known.offset}",
-            )
-        return self.saw(message.sequence, message.data)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.connection.settings.timeout
+        while True:
+            message = await self.connection.last_message()
+            end = 0 if message is None else end_of(message.sequence)
+            known = self._known
+            if known is None or end >= known.offset:
+                return Head(0, "") if message is None else self.saw(message.sequence, message.data)
+            # A new leader may not have applied yet what the one before acknowledged. If it never does, the stream was
+            # deleted and made anew, or a majority of the replicas lost what they had acknowledged.
+            if loop.time() >= until:
+                raise CorruptLogError(
+                    self.location,
+                    end,
+                    f"the stream ends here, and it went on to {known.offset}: it was replaced or cut",
+                )
+            await asyncio.sleep(_RETRY_DELAY)
 
     async def base(self) -> int:
         return 0
