@@ -1,0 +1,92 @@
+"""Reading a stream: blocks of whole lines whose offsets jump from message to message."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.jetstream.appends import append, line, read
+
+from eventfold import CorruptLogError, Head
+from eventfold._waiters import Scope
+from eventfold.jetstream import JetStream
+from eventfold.jetstream._committer import StreamCommitter
+
+
+async def test_an_empty_stream_has_an_empty_head(committer: StreamCommitter) -> None:
+    assert await committer.source.head() == Head(0, "")
+
+
+async def test_a_block_knows_the_offset_of_each_of_its_lines(committer: StreamCommitter) -> None:
+    await append(committer, 1, 2)
+    await append(committer, 3)
+
+    [block] = [block async for block in committer.source.blocks(Head(0, ""), 2 << 24)]
+
+    size = len(line(1))
+    assert [block.offset_at(i * size) for i in range(4)] == [0, size, 1 << 24, 2 << 24]
+
+
+async def test_reading_begins_and_ends_within_a_message(committer: StreamCommitter) -> None:
+    await append(committer, 1, 2, 3)
+
+    size = len(line(1))
+    assert await read(committer.source, Head(size, ""), 2 * size) == line(2)
+
+
+async def test_many_messages_are_read_in_several_batches(
+    committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventfold.jetstream._stream._MESSAGES", 7)
+    for n in range(30):
+        await append(committer, n)
+
+    assert await read(committer.source) == b"".join(map(line, range(30)))
+
+
+async def test_an_offset_within_a_line_is_refused(committer: StreamCommitter) -> None:
+    await append(committer, 1, 2)
+
+    with pytest.raises(ValueError, match="not where a line begins"):
+        await committer.source.line_hash_before(5)
+
+
+async def test_another_line_before_the_start_is_reported(committer: StreamCommitter) -> None:
+    await append(committer, 1)
+    await append(committer, 2)
+
+    with pytest.raises(CorruptLogError, match="another line"):
+        await read(committer.source, Head(1 << 24, "0" * 16))
+
+
+async def test_a_message_of_another_process_wakes_those_who_wait(engine: JetStream, server: Any) -> None:
+    reading = await JetStream(server.addresses, engine._settings.log).open_committer()
+    writing = await engine.open_committer()
+    waiters = await reading.source.waiters()
+    with waiters.watched():
+        waiting = asyncio.create_task(waiters.wait(0, Scope()))
+        await asyncio.sleep(0.2)
+        head = (await append(writing, 1)).head
+
+        assert await asyncio.wait_for(waiting, 5) == head
+    await reading.aclose()
+    await writing.aclose()
+
+
+async def test_a_document_is_replaced_whole(committer: StreamCommitter) -> None:
+    documents = committer.source.documents
+    for data in (b"first", b"x" * 2_000_000, b"last"):
+        await documents.store("view", "a.b", data)
+        assert await documents.load("view", "a.b") == data
+
+
+async def test_a_document_that_was_deleted_can_be_made_again(committer: StreamCommitter) -> None:
+    documents = committer.source.documents
+    await documents.store("consumer", "mailer", b"1")
+    await documents.delete("consumer", "mailer")
+    assert await documents.load("consumer", "mailer") is None
+    await documents.store("consumer", "mailer", b"2")
+
+    assert await documents.load("consumer", "mailer") == b"2"
+    assert (await documents.names("consumer"), await documents.names("view")) == (["mailer"], [])
