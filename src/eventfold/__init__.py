@@ -31,6 +31,7 @@ from ._errors import (
 )
 from ._event import AppendResult, Event, Head, Record, line_hash
 from ._log import EventLog, EventLogBuilder, Views
+from ._query import Query
 from ._reader import EventReader, WaitResult
 from ._view import ReduceFn, View
 from ._writer import EventWriter, ViewOps
@@ -54,6 +55,7 @@ __all__ = [
     "LockMode",
     "LogClosedError",
     "LogLockedError",
+    "Query",
     "Record",
     "ReduceFn",
     "ReducerError",

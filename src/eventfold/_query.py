@@ -1,0 +1,114 @@
+"""Which events matter: by type and by tags.
+
+The rules are those of the specification at https://dcb.events/specification/: a query has items, any of which may
+match; an item matches an event whose type is one of the item's types, and which has all of the item's tags.
+
+Promise: a query is immutable, and equal to another one with the same items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from ._event import Event
+
+
+class QueryItem(NamedTuple):
+    """One alternative of a query. Empty types stand for any type, empty tags for any tags."""
+
+    types: frozenset[str]
+    tags: frozenset[str]
+
+
+class Query:
+    """Which events matter.
+
+    `Query(types={"order_placed"}, tags={"customer:3"})` matches an event whose type is one of `types` (any type, if
+    there are none) and which has all of `tags`. `a | b` matches what either of them matches; `Query()` matches everything.
+
+    Args:
+        types: Types of events, of which an event must have one.
+        tags: Tags, of which an event must have all.
+
+    Raises:
+        TypeError: A string was given instead of a collection of strings, or something in it is not a string.
+    """
+
+    __slots__ = ("items",)
+
+    items: tuple[QueryItem, ...]
+    """The alternatives, sorted, without doubles."""
+
+    def __init__(self, types: Collection[str] = (), tags: Collection[str] = ()) -> None:
+        object.__setattr__(self, "items", (QueryItem(_strings("types", types), _strings("tags", tags)),))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Query can't be changed: {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a Query can't be changed: {name}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _of, (self.items,)
+
+    def __or__(self, other: Query) -> Query:
+        if not isinstance(other, Query):
+            return NotImplemented
+        return _of({*self.items, *other.items})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Query):
+            return NotImplemented
+        return self.items == other.items
+
+    def __hash__(self) -> int:
+        return hash(self.items)
+
+    def __repr__(self) -> str:
+        return " | ".join(map(_repr, self.items))
+
+    @property
+    def matches_all(self) -> bool:
+        """Whether it matches every event."""
+        return any(not item.types and not item.tags for item in self.items)
+
+    @property
+    def types(self) -> frozenset[str] | None:
+        """The types that an event must have one of; None if any type may match."""
+        if any(not item.types for item in self.items):
+            return None
+        return frozenset().union(*(item.types for item in self.items))
+
+    def matches(self, event: Event) -> bool:
+        """Whether an event is one of those that matter."""
+        return self.matches_keys(event.type, event.tags)
+
+    def matches_keys(self, type: str, tags: Collection[str]) -> bool:
+        """Whether an event of this type and with these tags is one of those that matter."""
+        return any((not types or type in types) and wanted.issubset(tags) for types, wanted in self.items)
+
+
+def _of(items: Collection[QueryItem]) -> Query:
+    query = Query()
+    object.__setattr__(
+        query, "items", tuple(sorted(set(items), key=lambda item: (sorted(item.types), sorted(item.tags))))
+    )
+    return query
+
+
+def _strings(name: str, values: Collection[str]) -> frozenset[str]:
+    if isinstance(values, str):
+        raise TypeError(f"{name} must be a collection of strings, not the string {values!r}: write {{{values!r}}}")
+    strings = frozenset(values)
+    for value in strings:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be strings, not {value!r}")
+    return strings
+
+
+def _repr(item: QueryItem) -> str:
+    parts = [
+        f"{name}={{{', '.join(map(repr, sorted(values)))}}}" for name, values in zip(("types", "tags"), item) if values
+    ]
+    return f"Query({', '.join(parts)})"
