@@ -10,6 +10,7 @@ Once `append` returns, the event is on disk. No database, no infrastructure.
 
 from importlib.metadata import PackageNotFoundError as _NotInstalled
 from importlib.metadata import version as _version
+from typing import get_type_hints as _get_type_hints
 
 from . import snapshot
 from ._aio import AsyncOpener
@@ -78,8 +79,11 @@ try:
 except _NotInstalled:  # run from a checkout
     __version__ = "0"
 
-# People meet these names in messages and in tracebacks: they print as what can be imported.
+# People meet these names in messages and in tracebacks: they print as what can be imported. Annotations are strings,
+# which are looked up in the module that a class claims to be from; so those of fields are resolved before.
 for _name in __all__:
-    if getattr(globals()[_name], "__module__", "").startswith("eventfold._"):
-        globals()[_name].__module__ = "eventfold"
-Snapshot.__module__ = "eventfold"
+    _public = globals()[_name]
+    if getattr(_public, "__module__", "").startswith("eventfold."):
+        if isinstance(_public, type) and "__annotations__" in vars(_public):
+            _public.__annotations__ = {name: _get_type_hints(_public)[name] for name in _public.__annotations__}
+        _public.__module__ = "eventfold"

@@ -25,7 +25,7 @@ class Query:
     """Which events matter.
 
     `Query(types={"order_placed"}, tags={"customer:3"})` matches an event whose type is one of `types` (any type, if
-    there are none) and which has all of `tags`. `a | b` matches what either of them matches; `Query()` matches everything.
+    there are none) and which has all of `tags`. `a | b` matches what either matches; `Query()` matches everything.
 
     Args:
         types: Types of events, of which an event must have one.
@@ -108,7 +108,6 @@ def _strings(name: str, values: Collection[str]) -> frozenset[str]:
 
 
 def _repr(item: QueryItem) -> str:
-    parts = [
-        f"{name}={{{', '.join(map(repr, sorted(values)))}}}" for name, values in zip(("types", "tags"), item) if values
-    ]
+    named = (("types", item.types), ("tags", item.tags))
+    parts = [f"{name}={{{', '.join(map(repr, sorted(values)))}}}" for name, values in named if values]
     return f"Query({', '.join(parts)})"
