@@ -62,7 +62,7 @@ class View(Generic[S]):
 
     Raises:
         ValueError: The name can't be a file's, `event_types` is a string, or given together with `query`.
-        TypeError: `query` is no `Query`; or the reducer is not a plain function, or `initial` takes arguments (were they
+        TypeError: `query` is no `Query`, the reducer not a plain function, or `initial` takes arguments (were they
             swapped?).
     """
 
