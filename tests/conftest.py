@@ -36,6 +36,8 @@ def blocking_calls() -> BlockBuster:
     for function in guard.functions.values():
         # Where log messages go is the program's choice.
         function.can_block_in("logging/__init__.py", {"emit"})
+        # asyncpg looks for ~/.pgpass and certificates when it connects.
+        function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_arguments"})
     # The kernel knows the current directory by heart: a directory's path is made absolute when it is given.
     guard.functions["os.getcwd"].can_block_in("eventfold/_files/paths.py", {"__init__"})
     return guard

@@ -154,7 +154,7 @@ class TableCommitter:
                         ) from error
                     return start
             except (*LOST, *PASSING) as error:
-                maybe_written = maybe_written or not isinstance(error, NotSentError | PASSING)
+                maybe_written = maybe_written or not isinstance(error, (NotSentError, *PASSING))
                 await self._wait(tries, error, maybe_written)
             except asyncpg.PostgresError as error:
                 refusal = session.connections.refusal(error)

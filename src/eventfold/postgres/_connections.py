@@ -66,7 +66,8 @@ class Settings:
         """Equal for settings with which connections can be shared."""
         options = tuple(sorted((name, id(value)) for name, value in self.connect.items()))
         target = self.target if isinstance(self.target, str) else id(self.target)
-        return (target, self.log, self.schema, self.listen_dsn, self.transaction_pooling, options)
+        numbers = (self.timeout, self.attempt_timeout, self.pool_size)
+        return (target, self.log, self.schema, self.listen_dsn, self.transaction_pooling, numbers, options)
 
     @property
     def location(self) -> str:
@@ -98,7 +99,7 @@ class Connections:
     @property
     def _options(self) -> dict[str, Any]:
         settings = self.settings
-        options = {"timeout": settings.attempt_timeout} | settings.connect
+        options = {"timeout": settings.attempt_timeout, "command_timeout": settings.attempt_timeout} | settings.connect
         return options | ({"statement_cache_size": 0} if settings.transaction_pooling else {})
 
     async def _get_pool(self) -> Any:

@@ -95,11 +95,12 @@ def quoted(name: str) -> str:
 
 async def find_schema(connection: Any, settings: Settings) -> tuple[str, int]:
     """The schema with the tables, quoted, and their version; version 0 where there are none yet."""
+    # By queries of the catalog: to_regclass may go by what its process knew before somebody else created the tables.
     schema = settings.schema
     if schema is None:
         schema = await connection.fetchval(
-            "SELECT coalesce((SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = "
-            "to_regclass('eventfold_schema')), quote_ident(current_schema()))"
+            "SELECT coalesce((SELECT relnamespace::regnamespace::text FROM pg_class WHERE relname = 'eventfold_schema' "
+            "AND pg_table_is_visible(oid) LIMIT 1), quote_ident(current_schema()))"
         )
         if schema is None:
             path = await connection.fetchval("SELECT current_setting('search_path')")
@@ -111,7 +112,10 @@ async def find_schema(connection: Any, settings: Settings) -> tuple[str, int]:
         schema = quoted(schema)
         if await connection.fetchval("SELECT to_regnamespace($1)::text", schema) is None:
             raise EventfoldError(f"{settings.location}: there is no schema {schema}: CREATE SCHEMA {schema};")
-    if await connection.fetchval("SELECT to_regclass($1)::text", f"{schema}.eventfold_schema") is None:
+    there = await connection.fetchval(
+        "SELECT true FROM pg_class WHERE relname = 'eventfold_schema' AND relnamespace = to_regnamespace($1)", schema
+    )
+    if not there:
         return schema, 0
     version: int | None = await connection.fetchval(f"SELECT version FROM {schema}.eventfold_schema")  # noqa: S608
     if version is None:
