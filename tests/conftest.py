@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -100,3 +101,13 @@ def seam(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seam]:
     yield grip
     for gate in grip.gates:
         gate.open()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Any]:
+    """A PostgreSQL server, left running; skips where there is none."""
+    pytest.importorskip("asyncpg")
+    from tests.postgres.servers import running_server
+
+    with running_server() as server:
+        yield server

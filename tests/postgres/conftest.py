@@ -9,39 +9,22 @@ import pytest
 
 pytest.importorskip("asyncpg")
 
-from tests.postgres.servers import Server, find_binaries
+from tests.postgres.servers import Server, running_server
 
 _numbers = itertools.count()
 
 
-def _new_server() -> Server:
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("needs PostgreSQL's initdb and postgres: apt-get install postgresql")
-    server = Server(binaries)
-    try:
-        server.create()
-        server.start()
-    except BaseException:
-        server.remove()
-        raise
-    return server
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """One server, left running."""
-    server = _new_server()
-    yield server
-    server.remove()
+@pytest.fixture
+def server(postgres_server: Server) -> Server:
+    """The server that all tests share, left running."""
+    return postgres_server
 
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[Server]:
     """A server that the tests of a module may kill; each leaves it running."""
-    server = _new_server()
-    yield server
-    server.remove()
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture

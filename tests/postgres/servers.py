@@ -11,10 +11,13 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 
 STARTED_WITHIN = 30  # seconds
 
@@ -141,3 +144,18 @@ async def _run(connection: Any, statement: str) -> Any:
 async def in_thread(function: Any) -> None:
     """Calls something that blocks, while the tasks of a test go on."""
     await asyncio.to_thread(function)
+
+
+@contextmanager
+def running_server() -> Iterator[Server]:
+    """A new server; skips the test where this system has no PostgreSQL."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("needs PostgreSQL's initdb and postgres: apt-get install postgresql")
+    server = Server(binaries)
+    try:
+        server.create()
+        server.start()
+        yield server
+    finally:
+        server.remove()
