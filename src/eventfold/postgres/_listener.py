@@ -69,9 +69,9 @@ class Listener:
                 if head != known:
                     lines = None if known is None else await session.recent_lines(known, head)
                     self.head = head
-                    session.waiters.notify(head, known, lines)
+                    session.waiters.notify(head, known, lines, watcher=self)
             except (OSError, EventfoldError) as error:
-                session.waiters.notify(error)
+                session.waiters.notify(error, watcher=self)
             try:
                 async with asyncio.timeout(LOOK_INTERVAL):
                     await self._news.wait()
