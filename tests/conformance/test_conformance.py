@@ -376,16 +376,6 @@ async def test_writers_beside_each_other_lose_nothing(shared: Address) -> None:
     assert [n for n in found if not n % 2] == list(range(0, 400, 2))
 
 
-async def test_what_another_writer_appended_in_between_is_read(shared: Address) -> None:
-    """From where the first one's events ended before."""
-    async with EventLog.open(shared) as one, EventLog.open(shared) as two:
-        result = await one.append(event(0))
-        await two.append(event(1))
-        await one.append(event(2))
-
-        assert await numbers(one, result.end_offset) == [1, 2]
-
-
 async def test_of_writers_who_expect_the_same_head_one_gets_it(shared: Address) -> None:
     """A counter that both raise on a condition has no lost update."""
 

@@ -58,9 +58,9 @@ class Server:
         # Not pytest's directory, which another user may not enter.
         self.directory = Path(tempfile.mkdtemp(prefix="eventfold-postgres-"))
         self._data = self.directory / "data"
-        self._as = _other_user()
-        if self._as:
-            os.chown(self.directory, self._as["user"], self._as["group"])
+        self.other_user = _other_user()
+        if self.other_user:
+            os.chown(self.directory, self.other_user["user"], self.other_user["group"])
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -70,7 +70,11 @@ class Server:
     def create(self) -> None:
         command = [self._binaries / "initdb", "-D", self._data, "-U", "admin", "-A", "trust", "-E", "UTF8"]
         subprocess.run(
-            [*command, "--locale=C", "--no-sync"], check=True, capture_output=True, cwd=self.directory, **self._as
+            [*command, "--locale=C", "--no-sync"],
+            check=True,
+            capture_output=True,
+            cwd=self.directory,
+            **self.other_user,
         )
 
     def start(self) -> None:
@@ -90,7 +94,7 @@ class Server:
                 stderr=log,
                 cwd=self.directory,
                 start_new_session=True,
-                **self._as,
+                **self.other_user,
             )
         until = time.monotonic() + STARTED_WITHIN
         ready = [self._binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
