@@ -72,7 +72,7 @@ async def _measure(address: str, directory: Path, seconds: float, events: int) -
         async def select() -> int:
             decoder, count = msgspec.json.Decoder(PlainEvent), 0
             async with pool.acquire() as connection, connection.transaction():
-                async for row in connection.cursor("SELECT line FROM plain ORDER BY n", prefetch=1000):
+                async for row in connection.cursor("SELECT line FROM plain ORDER BY n"):
                     decoder.decode(row[0])
                     count += 1
             return count
