@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from tests.postgres.servers import Server, free_port
 
-from eventfold import Event, EventLog, EventReader
+from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Query
 from eventfold.postgres import Postgres
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -86,3 +86,28 @@ async def test_a_log_behind_a_pooler_in_transaction_mode(pooler: str, database: 
     await task
 
     assert sorted(seen) == list(range(300))
+
+
+async def test_writers_apart_that_reserve_the_same_seats_get_each_seat_once(database: str) -> None:
+    """A query is judged by what the others appended as well."""
+    engines = [Postgres(database, "seats", timeout=20 + n) for n in range(3)]
+    logs = [await EventLog.open(engine) for engine in engines]
+
+    async def reserve(log: EventLog, seat: int) -> bool:
+        try:
+            await log.append_unless([Event("reserved", {"seat": seat}, tags=(f"seat:{seat}",))], of_seat(seat))
+        except ConditionalAppendError:
+            return False
+        return True
+
+    taken = await asyncio.gather(*(reserve(log, seat) for seat in range(30) for log in logs))
+    found = [record.event.data["seat"] async for record in logs[0].read_full()]
+    for log in logs:
+        await log.aclose()
+
+    assert sum(taken) == 30
+    assert sorted(found) == list(range(30))
+
+
+def of_seat(seat: int) -> Query:
+    return Query(tags={f"seat:{seat}"})

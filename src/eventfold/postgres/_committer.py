@@ -26,7 +26,7 @@ from .._codec.lines import Lines
 from .._engine import Commit
 from .._errors import CorruptLogError, EventfoldError, UnknownOutcomeError
 from .._event import Head
-from .._judge import Append, judge
+from .._judge import Append, judge, lines_needed_from
 from ._connections import LOST, PASSING, NotSentError, Tries
 from ._listener import channel
 from ._schema import last_line_hash, open_log, open_tables
@@ -97,10 +97,14 @@ class TableCommitter:
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
         session = self._session
+        needed = lines_needed_from(appends)
         asked = False
         while True:
             head = session.known_head
-            judgement = judge(appends, head)
+            recent = []
+            if needed is not None and needed < head.offset:
+                recent = [lines async for lines in self._source.blocks(Head(needed, ""), head.offset)]
+            judgement = judge(appends, head, recent)
             if not asked and any(isinstance(outcome, Exception) for outcome in judgement.outcomes):
                 # The conflict may only be with what this process has not seen yet.
                 await session.head()
@@ -109,7 +113,7 @@ class TableCommitter:
             if not judgement.data:
                 return Commit(judgement.outcomes, Lines(self._source.location, head.offset, b""), head)
             conditional = any(
-                append.expected is not None and isinstance(outcome, int)
+                (append.expected is not None or append.condition is not None) and isinstance(outcome, int)
                 for append, outcome in zip(appends, judgement.outcomes, strict=True)
             )
             start = await self._write(judgement.data, head if conditional else None)
