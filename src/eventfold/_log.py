@@ -174,7 +174,7 @@ class EventLog:
             if self._writer_or_none is not None:
                 await self._writer_or_none.aclose()
             else:
-                self._reader.end_waits()
+                await self._reader.aclose()
         finally:
             for view in self._views.values():
                 view._detach(self)
