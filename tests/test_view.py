@@ -664,6 +664,7 @@ async def test_a_snapshot_of_another_query_is_not_used(data_dir: Path, caplog: p
         assert await same.refresh(reader) == [1, 3, 5]
         assert (folded, caplog.text) == ([], "")
         for query, expected in ((Query(tags={"order:0"}), [0, 2, 4]), (None, [0, 1, 2, 3, 4, 5])):
+            await one.rebuild(reader)
             caplog.clear()
             other, _ = view_of(query)
             assert await other.refresh(reader) == expected
