@@ -80,16 +80,17 @@ SIGNATURES: dict[Any, str] = {
     EventWriter.aclose: "(self)",
     EventWriter.reader: "(self)",
     EventReader.__init__: "(self, dir)",
-    EventReader.read_from: "(self, offset=0)",
+    EventReader.read_from: "(self, offset=0, *, query=None, until=None)",
     EventReader.read_full: "(self)",
-    EventReader.tail: "(self, offset=None)",
+    EventReader.tail: "(self, offset=None, *, query=None)",
     EventReader.wait_for_events: "(self, offset, timeout=None)",
     EventReader.has_new_events: "(self, offset)",
     EventReader.head: "(self)",
     EventReader.active_log_size: "(self)",
     EventReader.read_line_hash_before: "(self, offset)",
     View.__init__: (
-        "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None, shares_events=False)"
+        "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None, "
+        "query=None, shares_events=False)"
     ),
     View.refresh: "(self, reader)",
     View.rebuild: "(self, reader)",
@@ -101,11 +102,12 @@ SIGNATURES: dict[Any, str] = {
     EventLog.refresh_all: "(self)",
     EventLog.rebuild: "(self, name)",
     EventLog.watch: "(self, name)",
-    EventLog.read_from: "(self, offset=0)",
-    EventLog.tail: "(self, offset=None)",
+    EventLog.read_from: "(self, offset=0, *, query=None, until=None)",
+    EventLog.tail: "(self, offset=None, *, query=None)",
     EventLog.wait_for_events: "(self, offset, timeout=None)",
     EventLogBuilder.view: (
-        "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None, shares_events=False)"
+        "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None, "
+        "query=None, shares_events=False)"
     ),
     EventLogBuilder.max_log_size: "(self, size)",
     EventLogBuilder.lock_mode: "(self, mode)",

@@ -18,6 +18,7 @@ from eventfold import (
     EventReader,
     Head,
     LogClosedError,
+    Query,
     View,
     line_hash,
 )
@@ -115,6 +116,64 @@ async def test_reading_from_where_no_event_begins_is_an_error(where: Address, sh
         await log.append(event(1))
         with pytest.raises(ValueError):
             await numbers(log, log.head.offset + shift)
+
+
+async def test_reading_ends_where_it_is_told_to(where: Address) -> None:
+    """At the end of any event, also of one in a commit with others."""
+    async with EventLog.open(where) as log:
+        results = await log.append_many([event(0)]) + [await log.append(event(n)) for n in (1, 2)]
+        results += await asyncio.gather(*(log.append(event(n)) for n in (3, 4, 5)))
+        for count, result in enumerate(results, 1):
+            found = [r.event.data["n"] async for r in log.read_from(until=result.end_offset)]
+            assert found == list(range(count))
+
+
+async def test_reading_backwards_gives_the_same_records_in_reverse(where: Address) -> None:
+    """From the head, and from before any event."""
+    async with EventLog.open(where) as log:
+        assert [record async for record in log.read_back()] == []
+        for n in range(0, 30, 6):
+            await log.append(event(n))
+            await log.append_many([event(n + 1), event(n + 2)])
+            await asyncio.gather(*(log.append(event(n + i)) for i in (3, 4, 5)))
+        await log.append(Event("large", {"n": 30, "text": "x" * 600_000}))
+        await log.append(event(31))
+        records = [record async for record in log.read_full()]
+        found = [record async for record in log.read_back()]
+        begun_inside = [[r async for r in log.read_back(records[n].start_offset)] for n in (4, 16, 31)]
+
+    assert found == records[::-1]
+    assert begun_inside == [records[:n][::-1] for n in (4, 16, 31)]
+
+
+async def test_reading_backwards_from_inside_a_line_is_an_error(where: Address) -> None:
+    """It gives nothing, rather than half an event."""
+    async with EventLog.open(where) as log:
+        end = (await log.append(event(0))).end_offset
+        await log.append(event(1))
+        for offset in (5, end + 5):
+            with pytest.raises(ValueError, match="offset"):
+                [record async for record in log.read_back(offset)]
+
+
+async def test_a_query_gives_only_what_it_matches(where: Address) -> None:
+    """Reading, reading backwards, tailing, consuming and folding."""
+    query = Query({"a"}, {"x"}) | Query(tags={"y"})
+    view: View[list[int]] = View("v", lambda state, e: [*state, e.data["n"]], [], query=query)
+    async with EventLog.open(where, views=[view]) as log:
+        for n in range(24):
+            tags = tuple(tag for tag, every in (("x", 3), ("y", 7)) if n % every == 0)
+            await log.append(Event("ab"[n % 2], {"n": n}, tags=tags))
+        found = [r.event.data["n"] async for r in log.read_from(query=query)]
+        back = [r.event.data["n"] async for r in log.read_back(query=query)]
+        tail, consumer = log.tail(0, query=query), log.consumer("c", query=query)
+        tailed = [(await anext(tail)).event.data["n"] for _ in found]
+        consumed = [(await anext(consumer)).event.data["n"] for _ in found]
+        folded = await log.wait_until(view)
+
+    assert found == [0, 6, 7, 12, 14, 18, 21]
+    assert back == found[::-1]
+    assert tailed == consumed == folded == found
 
 
 async def test_the_hash_of_each_line_is_known(where: Address) -> None:

@@ -8,11 +8,12 @@ after everything before it has been given.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from .._codec.lines import Lines
+from .._codec.lines import Lines, join
 from .._errors import CorruptLogError
 from .._event import Head
 from .frames import (
@@ -114,6 +115,26 @@ class Archive:
                     if lines.data[end - 1 : end] != b"\n":
                         raise ValueError(f"offset {offset} is not where a line begins")
                     return lines.data[lines.data.rfind(b"\n", 0, end - 1) + 1 : end - 1]
+        raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
+
+    def block_before(self, offset: int) -> Lines:
+        """The lines that end at `offset` (bytes in the whole log, more than 0), back to where their frames begin.
+
+        In frames larger than ours, it is the last of those lines. Raises `ValueError` where no line ends there.
+        """
+        for span in self._spans_from(offset - 1):
+            if span.end_offset < offset:
+                continue
+            held: deque[Lines] = deque()
+            for lines in self._span_lines(span):
+                held.append(lines)
+                if lines.start_offset + len(lines.data) >= offset:
+                    held[-1] = lines.part(0, offset - lines.start_offset)
+                    if not held[-1].data.endswith(b"\n"):
+                        raise ValueError(f"offset {offset} is not where a line ends")
+                    return join(list(held))
+                while held[-1].start_offset - held[0].start_offset > 2 * FRAME_SIZE:
+                    held.popleft()
         raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
 
     def position_of(self, offset: int) -> int:

@@ -34,6 +34,19 @@ SELECT start, "end", lines FROM (
 """
 
 
+# Bytes of lines that one query fetches at most on the way from the end of the log to its beginning.
+_BLOCK_BACK_SIZE = 256 * 1024
+
+_BLOCK_BACK = """
+SELECT start, "end", lines FROM (
+    SELECT start, "end", lines, sum("end" - start) OVER (ORDER BY start DESC) - ("end" - start) AS behind FROM (
+        SELECT start, "end", lines FROM {schema}.eventfold_commits
+        WHERE log = $1 AND start < $2 ORDER BY start DESC LIMIT $3
+    ) AS previous
+) AS block WHERE behind < $4 ORDER BY start
+"""
+
+
 class Session:
     """What all sources of one log in one event loop share."""
 
@@ -178,6 +191,17 @@ class TableSource:
         if not data.endswith(b"\n"):
             raise ValueError(f"offset {offset} is not where a line begins")
         return last_line_hash(data)
+
+    async def block_before(self, offset: int) -> Lines:
+        """See `Source.block_before`. Raises `OSError`."""
+        rows = await self._fetch(_BLOCK_BACK, offset, _BLOCK_ROWS, _BLOCK_BACK_SIZE)
+        start = rows[0][0] if rows else 0
+        data = self._joined(rows or [], start)[: offset - start]
+        if start + len(data) < offset:
+            raise CorruptLogError(self.location, start + len(data), f"the commits end here, and not at {offset}")
+        if not data.endswith(b"\n"):
+            raise ValueError(f"offset {offset} is not where a line ends")
+        return Lines(self.location, start, data)
 
     async def blocks(self, start: Head, end: int) -> AsyncGenerator[Lines, None]:
         """See `Source.blocks`. Raises `OSError`."""
