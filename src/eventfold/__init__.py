@@ -34,6 +34,7 @@ from ._event import AppendResult, Event, Head, Record, line_hash
 from ._log import EventLog, EventLogBuilder, Views
 from ._query import Query
 from ._reader import EventReader, WaitResult
+from ._signals import end_streams_on_stop
 from ._view import ReduceFn, View
 from ._writer import EventWriter, ViewOps
 from .snapshot import Snapshot
@@ -70,6 +71,7 @@ __all__ = [
     "Views",
     "WaitResult",
     "WriterFailedError",
+    "end_streams_on_stop",
     "line_hash",
     "snapshot",
 ]
