@@ -45,7 +45,7 @@ async def test_what_was_protected_is_revealed_with_the_key(keeper: Privacy) -> N
     original = copy.deepcopy(ADA)
     data = await protected(keeper)
 
-    assert ADA == original
+    assert original == ADA
     assert data["plan"] == "pro"
     assert await keeper.reveal(data) == ADA
 
@@ -156,7 +156,7 @@ async def test_another_key_of_the_subject_is_an_error(keeper: Privacy, tmp_path:
     other = Privacy(DirectoryKeys(tmp_path / "others"))
     await protected(other)
 
-    with pytest.raises(ProtectedDataError, match="customer-7.*'name'.*is it another"):
+    with pytest.raises(ProtectedDataError, match=r"customer-7.*'name'.*is it another"):
         await other.reveal({"name": data["name"]})
 
 
@@ -250,7 +250,7 @@ async def test_a_view_keeps_protected_values_also_in_its_snapshot(keeper: Privac
 
 async def test_a_field_that_is_not_there_is_refused(keeper: Privacy, keys_dir: Path) -> None:
     """A misspelt name would leave the value readable; no key is made."""
-    with pytest.raises(ValueError, match="'nmae'.*name, address, plan"):
+    with pytest.raises(ValueError, match=r"'nmae'.*name, address, plan"):
         await keeper.protect(ADA, "ada", ["nmae"])
 
     assert not keys_dir.exists()
@@ -266,7 +266,7 @@ async def test_data_that_looks_protected_is_refused(keeper: Privacy, value: Any)
 @pytest.mark.parametrize(("subject", "fields"), [("", ["name"]), (7, ["name"]), ("ada", "name")])
 async def test_wrong_arguments_are_refused(keeper: Privacy, subject: Any, fields: Any) -> None:
     """Before anything is stored."""
-    with pytest.raises((ValueError, TypeError), match="subject|fields"):
+    with pytest.raises((ValueError, TypeError), match=r"subject|fields"):
         await keeper.protect(ADA, subject, fields)
 
 

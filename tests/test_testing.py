@@ -160,7 +160,7 @@ def test_an_error_of_the_reducer_names_the_event() -> None:
 
 def test_a_reducer_that_returns_nothing_is_refused() -> None:
     """As by a view, with the event."""
-    with pytest.raises(TypeError, match="returned None.*event 1 of 1"):
+    with pytest.raises(TypeError, match=r"returned None.*event 1 of 1"):
         given(added("a")).fold(lambda state, event: state.append(event), list)  # type: ignore[arg-type, return-value]
 
 
