@@ -16,6 +16,7 @@ from . import snapshot
 from ._aio import AsyncOpener
 from ._codec.decode import Slice
 from ._consumer import Consumer
+from ._copy import copy_log
 from ._engine import LockMode, SyncMode
 from ._errors import (
     AppendConflict,
@@ -71,6 +72,7 @@ __all__ = [
     "Views",
     "WaitResult",
     "WriterFailedError",
+    "copy_log",
     "end_streams_on_stop",
     "line_hash",
     "snapshot",

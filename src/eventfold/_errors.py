@@ -21,17 +21,19 @@ class EventfoldError(Exception):
 class AppendConflict(msgspec.Struct, frozen=True):
     """Why a conditional append was refused: what the caller expected, and what the log's head was.
 
-    Offsets are bytes in the whole log. `actual_hash` is None where the offset already differed.
+    Offsets are bytes in the whole log. `actual_hash` is None where the offset already differed. For a condition on a
+    query, `offset` is that of the first event in the way, and `expected_offset` the one behind which none was to match.
     """
 
     expected_offset: int
     actual_offset: int
     expected_hash: str
     actual_hash: str | None
+    offset: int | None = None
 
 
 class ConditionalAppendError(EventfoldError):
-    """The head was not the one that `append_if` expected. Nothing was written; `conflict` tells both heads."""
+    """The condition of an append did not hold. Nothing was written; `conflict` tells why."""
 
     def __init__(self, conflict: AppendConflict) -> None:
         super().__init__(conflict)
@@ -39,6 +41,8 @@ class ConditionalAppendError(EventfoldError):
 
     def __str__(self) -> str:
         c = self.conflict
+        if c.offset is not None:
+            return f"an event at offset {c.offset} matches, and none at or behind {c.expected_offset} was to"
         if c.actual_hash is None:
             return f"expected the head at offset {c.expected_offset}, but it is at {c.actual_offset}"
         return f"expected line hash {c.expected_hash!r} before offset {c.expected_offset}, but it is {c.actual_hash!r}"

@@ -6,6 +6,7 @@ Promise: nothing here but their composition; what a method promises is what the 
 from __future__ import annotations
 
 import errno
+import inspect
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
@@ -20,8 +21,9 @@ from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
 from ._codec.decode import Slice
 from ._consumer import Consumer
 from ._engine import LockMode, SyncMode
-from ._errors import EventfoldError, ReducerError, UnknownViewError
+from ._errors import ConditionalAppendError, EventfoldError, ReducerError, UnknownViewError
 from ._event import AppendResult, Event, Head, Record
+from ._query import Query
 from ._reader import EventReader, WaitResult
 from ._view import ReduceFn, View, offset_for_the_crate, refresh_each, refresh_together
 from ._writer import EventWriter, ViewOps
@@ -172,7 +174,7 @@ class EventLog:
             if self._writer_or_none is not None:
                 await self._writer_or_none.aclose()
             else:
-                self._reader.end_waits()
+                await self._reader.aclose()
         finally:
             for view in self._views.values():
                 view._detach(self)
@@ -375,6 +377,77 @@ class EventLog:
             EventfoldError: As for `append`, which also says when an `OSError` is raised.
         """
         return await self._writer.append_many(events)
+
+    async def append_unless(self, events: Iterable[Event], query: Query, *, after: int = 0) -> list[AppendResult]:
+        """Appends events, all or none of them, unless an event at or behind an offset matches a query.
+
+        It is judged when its turn comes, against everything before it: nothing can come in between.
+
+        Args:
+            events: What to append.
+            query: Which events are in the way.
+            after: The offset from which on events count: the end of what the decision was based on.
+
+        Returns:
+            Where the events are in the log.
+
+        Raises:
+            ConditionalAppendError: An event is in the way; `conflict.offset` says where. Nothing was written.
+            TypeError: The query is not a `Query`.
+            ValueError: The offset is negative, beyond the head, or not where a line begins.
+
+        Else it raises what `append` raises. Cancelled before its turn, nothing is appended.
+        """
+        return await self._writer.append_unless(events, query, after=after)
+
+    async def decide(
+        self,
+        view: View[S] | str,
+        decide: Callable[[S], Event | Iterable[Event] | None],
+        *,
+        query: Query | None = None,
+        attempts: int = 10,
+    ) -> list[AppendResult]:
+        """Lets a function decide on a view's newest state, and appends what it returns if that still holds.
+
+        Brings the view up to the head, calls `decide(state)`, and appends its events on condition that nothing which
+        matters came in between. Otherwise it tries again, with the newer state.
+
+        Args:
+            view: The registered view, or its name.
+            decide: Takes the state, which it must not change, and returns an event, several, or none; it may raise.
+            query: Which events matter to the decision; without it, any event that came in between.
+            attempts: How often it is tried.
+
+        Returns:
+            Where the events are in the log; empty if `decide` returned none.
+
+        Raises:
+            ConditionalAppendError: The last attempt was in vain, too.
+            UnknownViewError: No such view is registered.
+            ValueError: `attempts` is less than 1.
+
+        Else it raises what `decide`, `wait_until` and `append` raise. Cancelled, the events are in the log or not.
+        """
+        if attempts < 1:
+            raise ValueError(f"attempts must be 1 or more, not {attempts!r}")
+        registered: View[Any] = self._views[view]
+        while True:
+            state = await self.wait_until(registered)
+            offset = registered.offset
+            decided = decide(state)
+            if inspect.iscoroutine(decided):
+                decided.close()
+                raise TypeError(f"{decide!r} is a coroutine function; a decision must be a plain function")
+            events = [decided] if isinstance(decided, Event) else list(decided or ())
+            if not events:
+                return []
+            try:
+                return await self.append_unless(events, Query() if query is None else query, after=offset)
+            except ConditionalAppendError:
+                attempts -= 1
+                if not attempts:
+                    raise
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes. Is cancelled as `append` is.

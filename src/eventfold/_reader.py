@@ -52,6 +52,7 @@ class EventReader:
     def __init__(self, dir: Address) -> None:
         self._source: Source = engine_of(dir).source()
         self._scope = Scope()
+        self._owns_source = True
 
     def __repr__(self) -> str:
         return f"<EventReader of {str(self._source.location)!r}>"
@@ -80,7 +81,7 @@ class EventReader:
     def _of_source(cls, source: Source, scope: Scope) -> EventReader:
         """A reader whose tails and waits end with `scope`."""
         reader = cls.__new__(cls)
-        reader._source, reader._scope = source, scope
+        reader._source, reader._scope, reader._owns_source = source, scope, False
         return reader
 
     @property
@@ -257,6 +258,12 @@ class EventReader:
     def end_waits(self) -> None:
         """Ends the tails and waits of this reader, as when its log is closed."""
         self._scope.close()
+
+    async def aclose(self) -> None:
+        """Ends its tails and waits, and lets go of its connections, where the log's engine has any. Idempotent."""
+        self._scope.close()
+        if self._owns_source:
+            await self._source.aclose()
 
     async def wait_for_events(self, offset: int, timeout: float | None = None) -> WaitResult:
         """Waits until the head lies beyond `offset`, or for `timeout` seconds (None: for as long as it takes).

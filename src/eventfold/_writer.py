@@ -22,12 +22,13 @@ from typing import Any, Protocol
 
 from ._address import Address, engine_of
 from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
-from ._codec.encode import encode_line
+from ._codec.encode import encode_batch, encode_line
 from ._codec.lines import Lines
 from ._engine import Committer, LockMode, RotatingCommitter, SyncMode, paths_of
 from ._errors import EventfoldError, LogClosedError, UnknownOutcomeError, WriterFailedError, copy_error
 from ._event import AppendResult, Event, Head, line_hash
-from ._judge import Append
+from ._judge import Append, Condition, conflict_with
+from ._query import Query
 from ._queue import AppendQueue
 from ._reader import EventReader
 from ._waiters import Scope, Waiters
@@ -212,14 +213,8 @@ class EventWriter:
         self._check_usable()
         if self._queue.full:
             await self._get_place()
-        events = list(events)
-        if not events:
-            return []
-        if len(events) == 1:
-            return await self._queue.put(encode_line(events[0], self._max_event_size))
-        count = len(events)
-        lines = [encode_line(event, self._max_event_size, (i, count)) for i, event in enumerate(events, 1)]
-        return await self._queue.put(b"".join(lines))
+        lines = encode_batch(events, self._max_event_size)
+        return await self._queue.put(b"".join(lines)) if lines else []
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes.
@@ -241,6 +236,42 @@ class EventWriter:
             await self._get_place()
         [result] = await self._queue.put(encode_line(event, self._max_event_size), expected)
         return result
+
+    async def append_unless(self, events: Iterable[Event], query: Query, *, after: int = 0) -> list[AppendResult]:
+        """Appends events, all or none of them, unless an event at or behind an offset matches a query.
+
+        It is judged when its turn comes, against everything before it, in the same batch too.
+
+        Args:
+            events: What to append; none is fine, and still judged.
+            query: Which events are in the way.
+            after: The offset from which on events count: the end of what the decision was based on.
+
+        Returns:
+            Where the events are in the log.
+
+        Raises:
+            ConditionalAppendError: An event is in the way; `conflict.offset` says where. Nothing was written.
+            TypeError: The query is not a `Query`.
+            ValueError: The offset is negative, beyond the head, or not where a line begins.
+
+        Else it raises what `append` raises, and what reading raises. Cancelled before its turn, nothing is appended.
+        """
+        self._check_usable()
+        if not isinstance(query, Query):
+            raise TypeError(f"query must be a Query, not {query!r}")
+        lines = encode_batch(events, self._max_event_size)
+        # Most of the log is looked at here, so that in the turn only the rest is.
+        reader = self.reader()
+        checked = (await reader.head()).offset
+        async for record in reader.read_from(after):
+            if record.start_offset >= checked:
+                break
+            if query.matches(record.event):
+                raise conflict_with(after, checked, record.start_offset)
+        if self._queue.full:
+            await self._get_place()
+        return await self._queue.put(b"".join(lines), condition=Condition(query, after, max(checked, after)))
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():

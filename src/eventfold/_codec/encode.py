@@ -9,6 +9,7 @@ refuses and where it stands.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import isfinite
 from typing import Any
 
@@ -46,6 +47,14 @@ def encode_line(event: Event, max_size: int, batch: tuple[int, int] | None = Non
             fault = f"its line has {len(line) + 1} bytes, and max_event_size is {max_size}"
     which = "this event" if batch is None else f"event {batch[0]} of the batch of {batch[1]}"
     raise InvalidEventError(f"{which} can't be written: {fault}")
+
+
+def encode_batch(events: Iterable[Event], max_size: int) -> list[bytes]:
+    """The lines of events that are in the log all together or not at all. Raises `InvalidEventError`."""
+    events = list(events)
+    if len(events) == 1:
+        return [encode_line(events[0], max_size)]
+    return [encode_line(event, max_size, (i, len(events))) for i, event in enumerate(events, 1)]
 
 
 def _stored(event: Event, batch: tuple[int, int] | None) -> StoredEvent:

@@ -113,6 +113,16 @@ class ActiveLog:
             pass
         raise WriterFailedError(f"{self._layout.log_path} was changed by somebody else: it is {what}")
 
+    def read(self, start: int, end: int) -> bytes:
+        """What was committed between two offsets, of which the first is not before the base."""
+        data = bytearray()
+        while len(data) < end - start:
+            chunk = os.pread(self.fd, end - start - len(data), start - self.base + len(data))
+            if not chunk:
+                raise WriterFailedError(f"{self._layout.log_path} was cut by somebody else")
+            data += chunk
+        return bytes(data)
+
     def commit(self, data: bytes, head: Head, sync: bool) -> None:
         """Appends whole lines, after which the head is `head`; with `sync`, on disk when this returns."""
         self.check()

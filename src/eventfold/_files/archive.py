@@ -156,13 +156,13 @@ class Archive:
         """A span's lines, verified before the first is given."""
         try:
             if span.end_offset - span.first_offset <= 2 * FRAME_SIZE:
-                data = b"".join(piece for piece, _ in pieces(self.fd, span.position, span.position + span.size))
+                data = b"".join(self._claimed_pieces(span))
                 self._verify(span, [data])
                 yield Lines(self.path, span.first_offset, data)
                 return
-            self._verify(span, (piece for piece, _ in pieces(self.fd, span.position, span.position + span.size)))
+            self._verify(span, self._claimed_pieces(span))
             offset, held = span.first_offset, bytearray()
-            for piece, _ in pieces(self.fd, span.position, span.position + span.size):
+            for piece in self._claimed_pieces(span):
                 held += piece
                 end = held.rfind(b"\n") + 1
                 if end >= FRAME_SIZE // 4:
@@ -175,6 +175,15 @@ class Archive:
             raise CorruptLogError(self.path, span.first_offset, "a frame ends before its end") from None
         except DamagedError as error:
             raise CorruptLogError(self.path, span.first_offset, str(error)) from error
+
+    def _claimed_pieces(self, span: Span) -> Iterator[bytes]:
+        """What a span's frames expand to; raises `DamagedError` as soon as that is more than the span has."""
+        left = span.end_offset - span.first_offset
+        for piece, _ in pieces(self.fd, span.position, span.position + span.size):
+            left -= len(piece)
+            if left < 0:
+                raise DamagedError("the frames expand to more than their commit record speaks of")
+            yield piece
 
     def _verify(self, span: Span, pieces: Iterable[bytes]) -> None:
         tally = Tally()

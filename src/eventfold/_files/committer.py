@@ -21,8 +21,9 @@ from .._codec.lines import Lines
 from .._engine import Commit, LockMode, SyncMode
 from .._errors import LogClosedError, WriterFailedError, copy_error
 from .._event import Head
-from .._judge import Append, judge
+from .._judge import Append, judge, lines_needed_from
 from . import operations, recovery, rotation
+from .segments import LogSegments
 from .source import FileSource
 from .watcher import directory
 
@@ -100,12 +101,23 @@ class FileCommitter:
     async def commit(self, appends: Sequence[Append]) -> Commit:
         """See `Committer.commit`."""
         before = self.active.head
-        judgement = judge(appends, before)
+        needed = lines_needed_from(appends)
+        recent = () if needed is None else await self._call(self._lines, needed, before.offset)
+        judgement = judge(appends, before, recent)
         if judgement.data:
             await self._call(self._commit, judgement.data, judgement.head)
             if self._sync_mode is SyncMode.EVERY_SECOND and self._sync_timer is None:
                 self._sync_timer = self._loop.call_later(SYNC_INTERVAL, self._sync_soon)
         return Commit(judgement.outcomes, Lines(self._layout.log_path, before.offset, judgement.data), judgement.head)
+
+    def _lines(self, start: int, end: int) -> list[Lines]:
+        """The newest lines, which are mostly in the page cache still."""
+        if start >= end:
+            return []
+        if start < self.active.base:
+            with LogSegments(self._layout) as segments:
+                return list(segments.lines(start, end))
+        return [Lines(self._layout.log_path, start, self.active.read(start, end))]
 
     def _commit(self, data: bytes, head: Head) -> None:
         always = self._sync_mode is SyncMode.ALWAYS

@@ -194,7 +194,13 @@ def _find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tup
             base = head.offset if rotation is None else rotation.base
             before = "" if archive is None or not base else line_hash(archive.line_before(base))
             first = first_line_hash(active_fd) or ""
-            BaseFile(layout.base_path).write(Generation(base, before, first))
+            try:
+                BaseFile(layout.base_path).write(Generation(base, before, first))
+            except OSError as error:
+                logger.warning(
+                    "%s could not be written, and will be with the next rotation: %s", layout.base_path, error
+                )
+                return head, base
         # Only now: without a record, the Rust crate may have moved the archive's end behind the base file's back.
         if archive is not None and (span := archive.unrecorded()) is not None:
             write_record(archive.fd, span)

@@ -23,7 +23,7 @@ from .._codec.lines import Lines
 from .._engine import Commit
 from .._errors import CorruptLogError, EventfoldError, UnknownOutcomeError
 from .._event import Head
-from .._judge import Append, judge
+from .._judge import Append, judge, lines_needed_from
 from ._offsets import MAX_MESSAGE_SIZE, join_messages, sequence_at
 from ._stream import Stream
 
@@ -57,11 +57,15 @@ class StreamCommitter:
         return await uninterrupted(UncancellableTask(self._commit(appends), "eventfold commit"))
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
-        conditional = any(append.expected is not None for append in appends)
+        conditional = any(append.expected is not None or append.condition is not None for append in appends)
+        needed = lines_needed_from(appends)
         newest_head_known = False
         while True:
             head = self._stream.known_head
-            judgement = judge(appends, head)
+            recent = []
+            if needed is not None and needed < head.offset:
+                recent = [lines async for lines in self._stream.blocks(Head(needed, ""), head.offset)]
+            judgement = judge(appends, head, recent)
             refused = any(isinstance(outcome, Exception) for outcome in judgement.outcomes)
             if refused and not newest_head_known:
                 # The conflict may only be with what this process has not seen yet.
