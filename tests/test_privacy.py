@@ -312,6 +312,15 @@ async def test_a_key_that_can_not_be_stored_is_not_used(
     assert await keeper.reveal(await protected(keeper)) == ADA
 
 
+async def test_what_a_killed_process_left_behind_is_in_nobodys_way(keeper: Privacy, keys_dir: Path) -> None:
+    """It died before its new file was put in place."""
+    await protected(keeper)
+    left = key_file(keys_dir).rename(key_file(keys_dir).with_suffix(".tmp"))
+
+    assert await keeper.reveal(await protected(keeper)) == ADA
+    assert not left.exists()
+
+
 async def test_tasks_that_protect_for_a_new_subject_share_one_key(keys_dir: Path) -> None:
     """Each with a store of its own, as processes have."""
     data = await asyncio.gather(*(protected(Privacy(DirectoryKeys(keys_dir))) for _ in range(20)))

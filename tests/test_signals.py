@@ -127,6 +127,19 @@ async def test_outside_the_main_thread_it_does_nothing(heard: list[int]) -> None
     assert await asyncio.to_thread(asyncio.run, application()) == before
 
 
+def test_a_handler_that_is_called_after_the_end_of_the_loop_does_nothing(heard: list[int]) -> None:
+    """Only the handler from before still hears of it."""
+
+    async def application() -> Any:
+        async with testing.log() as log:
+            with end_streams_on_stop(log):
+                return signal.getsignal(signal.SIGTERM)
+
+    asyncio.run(application())(signal.SIGTERM, None)
+
+    assert heard == [signal.SIGTERM]
+
+
 SCRIPT = """
 import asyncio, sys
 from eventfold import EventLog, end_streams_on_stop
