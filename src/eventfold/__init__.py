@@ -35,6 +35,7 @@ from ._event import AppendResult, Event, Head, Record, line_hash
 from ._log import EventLog, EventLogBuilder, Views
 from ._query import Query
 from ._reader import EventReader, WaitResult
+from ._signals import end_streams_on_stop
 from ._view import ReduceFn, View
 from ._writer import EventWriter, ViewOps
 from .snapshot import Snapshot
@@ -72,6 +73,7 @@ __all__ = [
     "WaitResult",
     "WriterFailedError",
     "copy_log",
+    "end_streams_on_stop",
     "line_hash",
     "snapshot",
 ]

@@ -124,7 +124,8 @@ class EventLog:
                     view._attach(log, log._location)
                 if not read_only:
                     log._writer_or_none = await opening
-                    log._reader = log._writer_or_none.reader()
+                    unused, log._reader = log._reader, log._writer_or_none.reader()
+                    await unused.aclose()
                 await log._catch_up()
             except BaseException as error:
                 await uninterrupted(UncancellableTask(log.aclose(), "eventfold close"))

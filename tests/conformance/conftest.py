@@ -30,9 +30,17 @@ def postgres(request: pytest.FixtureRequest) -> Address:
     return Postgres(server.address(), f"conformance{next(_numbers)}")
 
 
-ENGINES: dict[str, Factory] = {"files": files, "postgres": postgres}
+def jetstream(request: pytest.FixtureRequest) -> Address:
+    """A log on a server that all tests of the session share."""
+    server = request.getfixturevalue("nats_server")
+    from eventfold.jetstream import JetStream
+
+    return JetStream(server.addresses, f"conformance{next(_numbers)}", timeout=10)
+
+
+ENGINES: dict[str, Factory] = {"files": files, "postgres": postgres, "jetstream": jetstream}
 # Those to which several writers append at once.
-SHARED = {"postgres"}
+SHARED = {"jetstream", "postgres"}
 
 
 @pytest.fixture(params=ENGINES)
