@@ -74,7 +74,7 @@ class Rotation:
             except BaseException:
                 operations.discard(temporary)
                 raise
-            operations.sync_dir(self._layout.dir)
+            # The base file, which is replaced before the switch, brings the name to the disk.
             return
         fd = operations.open_regular(path, os.O_RDWR)
         archive = Archive(path, fd, os.fstat(fd).st_size)
