@@ -12,13 +12,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import itertools
+import mmap
 import os
+import random
 import re
 from pathlib import Path
 
 _WRITE_SIZE = 1024**3  # Linux writes no more than 2 GiB in one call
 _TEMPORARY = re.compile(r"\..*\.(\d+)\.\d+\.tmp")
-_serial = itertools.count()
+# It starts anywhere: two containers that share a volume may both have a process 1.
+_serial = itertools.count(random.SystemRandom().getrandbits(40))
 
 
 def open_file(path: Path, flags: int) -> int:
@@ -134,12 +137,31 @@ def lock(fd: int) -> bool:
     return True
 
 
+def lock_shared(fd: int) -> bool:
+    """Takes the shared flock, or turns an exclusive one into it, without waiting; false where it is refused."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for_lock(fd: int) -> None:
+    """Takes the exclusive flock once nobody else holds it, however long that takes."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
 def unlock(fd: int) -> None:
     """Lets the flock go, also where a forked child still has the descriptor. In that child it would be the parent's."""
     try:
         fcntl.flock(fd, fcntl.LOCK_UN)
     except OSError:
         pass  # closing the descriptor does it too, but for the child
+
+
+def write_mapped(memory: mmap.mmap, data: bytes, position: int) -> None:
+    """Changes a mapped file. Makes no system call; a process that is killed meanwhile may have changed part of it."""
+    memory[position : position + len(data)] = data
 
 
 def check_space(fd: int, size: int) -> None:

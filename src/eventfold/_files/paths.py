@@ -27,11 +27,12 @@ class NextFile(NamedTuple):
 class Layout:
     """Where everything lies in one data directory. Makes no system call but in `next_file`."""
 
-    __slots__ = ("archive_path", "consumers_dir", "dir", "log_path", "views_dir")
+    __slots__ = ("archive_path", "consumers_dir", "dir", "lock_path", "log_path", "views_dir")
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.dir = Path(directory)
         self.log_path = self.dir / "app.jsonl"
+        self.lock_path = self.dir / "app.jsonl.lock"
         self.archive_path = self.dir / "archive.jsonl.zst"
         self.views_dir = self.dir / "views"
         self.consumers_dir = self.dir / "consumers"
