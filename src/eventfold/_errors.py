@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -44,14 +45,23 @@ class ConditionalAppendError(EventfoldError):
 
 
 class LogLockedError(EventfoldError):
-    """Another writer holds the directory."""
+    """Another writer holds the directory.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path)
+    `path` is the locked file, `holders` has the ids of the processes that hold it, as far as the system tells.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], holders: Sequence[int] = (), reason: str = "") -> None:
+        super().__init__(path, holders, reason)
         self.path = path
+        self.holders = tuple(holders)
+        self.reason = reason
 
     def __str__(self) -> str:
-        return f"{os.fspath(self.path)} is locked by another writer"
+        who = "another writer"
+        if self.holders:
+            many = len(self.holders) > 1
+            who = f"{'writers in processes' if many else 'a writer in process'} {', '.join(map(str, self.holders))}"
+        return f"{os.fspath(self.path)} is locked by {who}{self.reason and ': '}{self.reason}"
 
 
 class LogClosedError(EventfoldError):

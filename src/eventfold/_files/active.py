@@ -13,6 +13,7 @@ import os
 from .._errors import LogLockedError, WriterFailedError
 from .._event import Head, line_hash
 from . import operations
+from .lock_holders import lock_holders
 from .paths import Layout
 from .segments import last_complete_offset, line_before
 
@@ -29,7 +30,7 @@ def open_locked(layout: Layout, lock: bool) -> int:
         fd = operations.open_file(layout.log_path, os.O_RDWR | os.O_CREAT)
         try:
             if lock and not operations.lock(fd):
-                raise LogLockedError(layout.log_path)
+                raise LogLockedError(layout.log_path, lock_holders(fd))
             # A rotation may have put another file in its place between the opening and the locking.
             if os.path.samestat(os.fstat(fd), os.stat(layout.log_path)):
                 return fd
@@ -41,7 +42,7 @@ def open_locked(layout: Layout, lock: bool) -> int:
         os.close(fd)
 
 
-def _identity(fd: int) -> tuple[int, int]:
+def identity(fd: int) -> tuple[int, int]:
     stat = os.fstat(fd)
     return stat.st_dev, stat.st_ino
 
@@ -52,7 +53,7 @@ class ActiveLog:
     def __init__(self, layout: Layout, fd: int, base: int, before: Head) -> None:
         self._layout = layout
         self.fd = fd
-        self._file = _identity(fd)
+        self._file = identity(fd)
         self.base = base
         self.head = self._recover(before)
 
@@ -64,7 +65,18 @@ class ActiveLog:
         os.close(self.fd)
 
     def _recover(self, before: Head) -> Head:
-        """Cuts what a crash left at the end: a line or a batch that was never acknowledged."""
+        """Cuts what a crash left, and brings the rest to the disk; the head then."""
+        end = self._cut_torn()
+        # Also where nothing was cut: what a killed process left may be in the page cache only.
+        operations.sync(self.fd)
+        return self._head_at(end, before)
+
+    def _head_at(self, end: int, before: Head) -> Head:
+        """The head at a position of the file where a line ends; `before` is the head at its first byte."""
+        return Head(self.base + end, line_hash(line_before(self.fd, end)[1])) if end else before
+
+    def _cut_torn(self) -> int:
+        """Cuts what a crash left at the end, a line or a batch that was never acknowledged; the position there."""
         size = os.fstat(self.fd).st_size
         end = last_complete_offset(self.fd, size)
         if end < size:
@@ -86,11 +98,7 @@ class ActiveLog:
                 self.base + end,
                 path.name,
             )
-        # Also where nothing was cut: what a killed process left may be in the page cache only.
-        operations.sync(self.fd)
-        if not end:
-            return before
-        return Head(self.base + end, line_hash(line_before(self.fd, end)[1]))
+        return end
 
     def check(self) -> None:
         """Raises `WriterFailedError` where the file is not the one that was written, or not at its name."""
@@ -136,7 +144,7 @@ class ActiveLog:
     def replaced_by(self, fd: int, base: int) -> int:
         """Goes on in another file that has taken the name; the descriptor of the one before, still locked."""
         old, self.fd, self.base = self.fd, fd, base
-        self._file = _identity(fd)
+        self._file = identity(fd)
         try:
             operations.sync_dir(self._layout.dir)
         except OSError as error:

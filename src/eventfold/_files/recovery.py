@@ -22,8 +22,10 @@ from .rotation import COPY_SIZE, Rotation
 logger = logging.getLogger("eventfold")
 
 
-def recover(layout: Layout, active_fd: int) -> Rotation | None:
+def recover(layout: Layout, active_fd: int, locked: int | None = None) -> Rotation | None:
     """What a rotation left that did not get to its end: undone (None), or to be gone on with from step 2.
+
+    `locked` is a descriptor of the rotation's file whose lock is held already; a rotation that is given owns it.
 
     Raises `CorruptLogError`, with nothing touched, where the files contradict each other.
     """
@@ -62,12 +64,14 @@ def recover(layout: Layout, active_fd: int) -> Rotation | None:
     if end == left.archive_size:
         _undo(layout, left)
         return None
-    fd = operations.open_file(left.path, os.O_RDWR)
+    fd = operations.open_file(left.path, os.O_RDWR) if locked is None else locked
     try:
-        operations.lock(fd)
+        if locked is None:
+            operations.lock(fd)
         operations.truncate(fd, 0)
     except BaseException:
-        os.close(fd)
+        if locked is None:
+            os.close(fd)
         raise
     return Rotation(layout, left, fd)
 
@@ -108,7 +112,7 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
             operations.discard_leftovers(directory)
         operations.sync_dir(layout.dir)
         rotation = recover(layout, fd)
-        before = _archive_head(layout, rotation is not None)
+        before = archive_head(layout, rotation is not None)
         base = before.offset if rotation is None else rotation.base
         active = ActiveLog(layout, fd, base, before)
     except BaseException:
@@ -138,7 +142,7 @@ def _finish(rotation: Rotation, active: ActiveLog) -> int | None:
         rotation.close()
 
 
-def _archive_head(layout: Layout, under_way: bool) -> Head:
+def archive_head(layout: Layout, under_way: bool) -> Head:
     """The archive's end; frames of the Rust crate get their record, an unfinished one is cut."""
     try:
         fd = operations.open_file(layout.archive_path, os.O_RDWR)

@@ -17,7 +17,7 @@ import logging
 import os
 from collections.abc import Iterator
 
-from .._errors import CorruptLogError
+from .._errors import CorruptLogError, LogLockedError
 from . import operations
 from .active import ActiveLog
 from .archive import Archive
@@ -108,6 +108,11 @@ class Rotation:
                 raise self._cut_short(self._copied)
             operations.write(self._fd, data, self._copied - self._next.size)
             self._copied += len(data)
+
+    def share(self) -> None:
+        """Turns the lock on the new file into a shared one, for writers that share the directory."""
+        if not operations.lock_shared(self._fd):
+            raise LogLockedError(self._next.path)
 
     def switch(self, active: ActiveLog) -> int:
         """Step 3, with commits paused. Returns the old file's descriptor, which is to stay locked for a while."""
