@@ -6,7 +6,7 @@ import os
 
 
 def lock_holders(fd: int) -> list[int]:
-    """The ids of the processes that hold a flock on a file, as far as the system tells: not those of other containers."""
+    """The ids of the processes that hold a flock on a file, as far as the system tells: none of other containers."""
     try:
         with open("/proc/locks", encoding="ascii") as file:
             table = file.read()

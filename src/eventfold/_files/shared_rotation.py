@@ -1,10 +1,10 @@
 """Opening and rotating a log that several writers share.
 
-The exclusive lock on the rotation's file `app.jsonl.next.*` is the claim on the archive: who has it rotates, or recovers
-a rotation whose writer is dead. It is only asked for by somebody who has the turn, and kept without the turn while the
-archive is written, so that appends go on.
+The exclusive lock on the rotation's file, `app.jsonl.next.*`, is the claim on the archive: who has it rotates, or
+recovers a rotation whose writer is dead. It is only asked for by somebody who has the turn, and kept without the turn
+while the archive is written, so that appends go on.
 
-Promise: a rotation that was left behind is undone or finished by whoever comes next; one that is under way is left alone.
+Promise: a rotation that was left behind is undone or finished by whoever comes next; one under way is left alone.
 """
 
 from __future__ import annotations

@@ -132,12 +132,12 @@ class Turn:
 
     def _take(self) -> None:
         if self._given_up:
-            raise TurnGivenUpError(self._gave_up())
+            raise TurnGivenUpError(self.why_given_up())
         if operations.lock(self.fd):
             return
         with self._state:
             if self._given_up:
-                raise TurnGivenUpError(self._gave_up())
+                raise TurnGivenUpError(self.why_given_up())
             self._waiting_since = time.monotonic()
         try:
             operations.wait_for_lock(self.fd)
@@ -146,10 +146,7 @@ class Turn:
                 self._waiting_since = None
         if self._given_up:
             operations.unlock(self.fd)
-            raise TurnGivenUpError(self._gave_up())
-
-    def _gave_up(self) -> str:
-        return f"{self.path}: the turn to write was held by {self._holder_name()}, and is no longer waited for"
+            raise TurnGivenUpError(self.why_given_up())
 
     def _check_file(self) -> None:
         """Once the flock is held: only the file that has the name says whose turn it is."""
@@ -246,6 +243,15 @@ class Turn:
         with self._state:
             self._given_up = True
             return self._waiting_since is not None
+
+    def why_given_up(self) -> str:
+        """What to tell those whose calls needed the turn."""
+        return f"{self.path}: the turn to write was held by {self._holder_name()}, and is no longer waited for"
+
+    def waited_for(self) -> float:
+        """For how many seconds a thread has stood waiting now; 0 where none does."""
+        since = self._waiting_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def warn_if_stuck(self) -> None:
         """Logs a warning, once, where the turn has been waited for longer than `STUCK_AFTER` seconds."""

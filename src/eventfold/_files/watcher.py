@@ -47,6 +47,7 @@ class Directory(Waiters):
             if (directory := this()) is not None:
                 directory.notify(*news)
 
+        self._shared_heads: list[Callable[[], Head | None]] = []
         super().__init__(lambda: _Watcher(layout, notify))
 
     def __repr__(self) -> str:
