@@ -61,5 +61,9 @@ class Layout:
     def snapshot_path(self, view: str) -> Path:
         return self.views_dir / f"{check_name('view', view)}.snapshot.json"
 
+    def document_lock_path(self, document: Path) -> Path:
+        """The file whose lock says who reads under a consumer's name, or saves a view's snapshot."""
+        return document.with_name(f".{document.name}.lock")
+
     def consumer_path(self, consumer: str) -> Path:
         return self.consumers_dir / f"{check_name('consumer', consumer)}.json"

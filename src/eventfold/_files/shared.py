@@ -96,7 +96,7 @@ class SharedCommitter(FileCommitter):
             turn.close()
             raise
         self._opened = True
-        self.source.directory.add_durable_head(turn.durable_head)
+        self.source.directory.add_shared_head(turn.durable_head)
         if self._rotation is not None:
             self._finish_left_rotation(self._rotation)
 
@@ -266,7 +266,7 @@ class SharedCommitter(FileCommitter):
 
     def _release(self) -> None:
         if self._opened:
-            self.source.directory.remove_durable_head(self._turn.durable_head)
+            self.source.directory.remove_shared_head(self._turn.durable_head)
         super()._release()
         if self._turn is not None:
             self._turn.close()

@@ -47,19 +47,51 @@ class Directory(Waiters):
             if (directory := this()) is not None:
                 directory.notify(*news)
 
-        self._shared_heads: list[Callable[[], Head | None]] = []
-        super().__init__(lambda: _Watcher(layout, notify))
+        def shared_head() -> Head | None:
+            return None if (directory := this()) is None else directory._shared_head()
+
+        self._shared_heads: tuple[Callable[[], Head | None], ...] = ()
+        super().__init__(lambda: _Watcher(layout, notify, shared_head))
 
     def __repr__(self) -> str:
         return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
+
+    @property
+    def durable_head(self) -> Head | None:
+        """The durable head, where a writer of this process tells it: with shared writers, that of all processes."""
+        return self._shared_head() or self._published
+
+    def _shared_head(self) -> Head | None:
+        heads = [head for tell in self._shared_heads if (head := tell()) is not None]
+        return max(heads, default=None)
+
+    def add_shared_head(self, tell: Callable[[], Head | None]) -> None:
+        """A writer of this process shares the log with others, and `tell` says what of all of theirs is durable."""
+        self._shared_heads = (*self._shared_heads, tell)
+        self._watch_beside_writer = True
+        self._update_watcher()
+
+    def remove_shared_head(self, tell: Callable[[], Head | None]) -> None:
+        """That writer is gone."""
+        self._shared_heads = tuple(other for other in self._shared_heads if other != tell)
+        self._watch_beside_writer = bool(self._shared_heads)
+        self._update_watcher()
+
+    def after_fork(self) -> None:
+        """See `Waiters.after_fork`."""
+        super().after_fork()
+        self._shared_heads, self._watch_beside_writer = (), False
 
 
 class _Watcher:
     """A thread that looks at a directory whenever something may have happened in it."""
 
-    def __init__(self, layout: Layout, notify: Callable[..., None]) -> None:
+    def __init__(
+        self, layout: Layout, notify: Callable[..., None], shared_head: Callable[[], Head | None] = lambda: None
+    ) -> None:
         self._layout = layout
         self._notify = notify
+        self._shared_head = shared_head
         self._stop = threading.Event()
         self._seen: tuple[int, int, int] | None = None
         self.head: Head | None = None
@@ -103,6 +135,9 @@ class _Watcher:
     def _look(self) -> None:
         """Tells the head if the active log is another one, or of another size, than at the last look."""
         try:
+            if (durable := self._shared_head()) is not None:
+                self._look_at_shared(durable)
+                return
             try:
                 stat = os.stat(self._layout.log_path)
             except FileNotFoundError:
@@ -118,6 +153,16 @@ class _Watcher:
                 self._notify(self.head, known, lines)
         except (OSError, CorruptLogError) as error:
             self._notify(error)
+
+    def _look_at_shared(self, durable: Head) -> None:
+        """The same where a writer of this process knows what is durable: what is in the file may not be yet."""
+        if durable != self.head:
+            known, self.head = self.head, durable
+            lines = None
+            if known is not None and 0 < durable.offset - known.offset <= SLICE_SIZE:
+                with LogSegments(self._layout) as parts:
+                    lines = _recent_lines(parts, known, durable)
+            self._notify(durable, known, lines)
 
 
 def _recent_lines(parts: LogSegments, start: Head, end: Head) -> Lines | None:
