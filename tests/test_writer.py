@@ -32,11 +32,10 @@ from eventfold import (
     SyncMode,
     WriterFailedError,
     _queue,
-    _writer,
     line_hash,
 )
 from eventfold._codec.encode import encode_line
-from eventfold._files import operations
+from eventfold._files import committer, operations
 
 
 async def started(*calls: Any) -> list[asyncio.Task[Any]]:
@@ -669,7 +668,7 @@ async def test_with_the_mode_every_second_a_sync_follows_by_itself(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
 ) -> None:
     """Nobody need append for what was appended to be synced."""
-    monkeypatch.setattr(_writer, "SYNC_INTERVAL", 0.05)
+    monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.05)
     synced = threading.Event()
 
     def noted(sync: Any, fd: int) -> None:
@@ -690,7 +689,7 @@ async def test_with_the_mode_every_second_a_failed_sync_ends_the_writer(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
 ) -> None:
     """The calls had returned already; the next one hears of it."""
-    monkeypatch.setattr(_writer, "SYNC_INTERVAL", 0.0)
+    monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
     async with EventWriter.open(damaged_dir, sync=SyncMode.EVERY_SECOND) as writer:
         seam.fail("sync")
         gate = seam.freeze("sync")

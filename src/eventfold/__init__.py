@@ -10,6 +10,7 @@ What `append` returned for is on disk. No database, no infrastructure.
 
 from . import snapshot
 from ._consumer import Consumer
+from ._engine import LockMode, SyncMode
 from ._errors import (
     AppendConflict,
     ConditionalAppendError,
@@ -19,6 +20,7 @@ from ._errors import (
     LogClosedError,
     LogLockedError,
     ReducerError,
+    UnknownOutcomeError,
     UnknownViewError,
     WriterFailedError,
 )
@@ -26,7 +28,7 @@ from ._event import AppendResult, Event, Head, Record, line_hash
 from ._log import EventLog, EventLogBuilder
 from ._reader import EventReader, WaitResult
 from ._view import ReduceFn, View
-from ._writer import EventWriter, LockMode, SyncMode, ViewOps
+from ._writer import EventWriter, ViewOps
 from .snapshot import Snapshot
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "ReducerError",
     "Snapshot",
     "SyncMode",
+    "UnknownOutcomeError",
     "UnknownViewError",
     "View",
     "ViewOps",

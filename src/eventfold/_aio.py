@@ -1,22 +1,24 @@
-"""Two small pieces of asyncio that the other modules share: opening, and the hop to a thread.
+"""Small pieces of asyncio that the other modules share: opening, the hop to a thread, and tasks that finish.
 
-Promise: what `in_thread` has begun is over when it returns or raises, also when its caller is cancelled, so that a
-lock held around it covers the file work.
+Promise: what a thread has begun is over before its caller goes on, whether that caller is cancelled by asyncio or by
+an anyio cancel scope, so that a lock or a descriptor held around the call covers all of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
-from collections import deque
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextvars import Context
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
-from weakref import ref
+
+import anyio
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,8 +29,7 @@ class _Closable(Protocol):
 
 
 C = TypeVar("C", bound=_Closable)
-_Done: TypeAlias = Callable[[Any, BaseException | None], None]
-_Calls: TypeAlias = SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None]
+_Call: TypeAlias = tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]]
 
 
 class AsyncOpener(Generic[C]):
@@ -47,7 +48,26 @@ class AsyncOpener(Generic[C]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._opened.aclose()
+        # A cancelled anyio scope would cut the closing short again and again.
+        with anyio.CancelScope(shield=True):
+            await self._opened.aclose()
+
+
+class UncancellableTask(asyncio.Task[T]):
+    """A task that finishes what it began: cancelling it does nothing.
+
+    `asyncio.run` cancels every task at its end, and so do the shutdown recipes of many programs, while other tasks
+    still wait for what this one does. Only for work that ends on its own. It starts in the next turn of the loop, also
+    where tasks are eager.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], name: str) -> None:
+        # An empty context, so that it keeps alive nothing of whoever happened to start it.
+        super().__init__(coroutine, loop=asyncio.get_running_loop(), name=name, context=Context())
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Does nothing."""
+        return False
 
 
 _pool: ThreadPoolExecutor
@@ -70,74 +90,95 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 
 
 def start_in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Begins a call of a blocking function in a thread. Await it with `uninterrupted`."""
-    return asyncio.get_running_loop().run_in_executor(_pool, function)
+    """Begins a call of a blocking function in a thread. Await it with `uninterrupted`.
+
+    Raises `OSError` where no thread can be started; the function is not called then, also not later.
+    """
+    future: futures.Future[T] = futures.Future()
+    try:
+        _pool.submit(_call, future, function)
+    except RuntimeError as error:
+        # The pool queues a call before it starts a thread for it: another of its threads may take it, or have it.
+        if future.cancel():
+            raise _no_thread(error) from error
+    return asyncio.wrap_future(future)
+
+
+def _call(future: futures.Future[T], function: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def _no_thread(error: RuntimeError) -> OSError:
+    return OSError(errno.ENOMEM, f"no thread can be started for file work ({error}): raise the process's limits")
 
 
 async def uninterrupted(future: asyncio.Future[T]) -> T:
     """The future's result; a cancellation is raised, but only when the future is done."""
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
+    if isinstance(asyncio.current_task(), UncancellableTask):
+        return await future
+    try:
+        if not future.done():
             await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
+    except asyncio.CancelledError:
+        # anyio delivers a cancellation in every turn of the loop until its scope is left: the shield stops that.
+        with anyio.CancelScope(shield=True):
+            while not future.done():
+                try:
+                    await asyncio.wait([future])
+                except asyncio.CancelledError:
+                    pass  # the first one is raised below
         if not future.cancelled():
             future.exception()
-        raise cancelled
+        raise
     return future.result()
 
 
 class Thread:
     """One thread that does one call after the other: the shortest way from the loop to the disk and back.
 
-    What is to be done with an outcome is kept on the loop's side, so that a call under way keeps nobody alive.
+    It keeps nobody alive but for the calls that it has. Raises `OSError` where no thread can be started.
     """
 
     def __init__(self, name: str) -> None:
-        self._calls: _Calls = SimpleQueue()
-        self._done: deque[_Done] = deque()
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        threading.Thread(target=_make, args=(self._calls, self._loop, ref(self)), name=name, daemon=True).start()
+        thread = threading.Thread(target=_make, args=(self._calls, self._loop), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise _no_thread(error) from error
 
     def call(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """A future for the call's result. Cancelling it does not keep the call from being made."""
+        """Has the call made; the future for its result, to be awaited with `uninterrupted`."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self.begin(partial(_settle, future), function, *args)
+        self._calls.put((future, function, args))
         return future
-
-    def begin(self, done: _Done, function: Callable[..., Any], *args: Any) -> None:
-        """Has the call made, after which the loop calls `done` with its result and None, or None and its error."""
-        self._done.append(done)
-        self._calls.put((function, args))
 
     def end(self) -> None:
         """Lets the thread end after the calls that it has."""
         self._calls.put(None)
 
-    def _finish(self, result: Any, error: BaseException | None) -> None:
-        self._done.popleft()(result, error)
 
-
-def _make(calls: _Calls, loop: asyncio.AbstractEventLoop, thread: ref[Thread]) -> None:
+def _make(calls: SimpleQueue[_Call | None], loop: asyncio.AbstractEventLoop) -> None:
     """What the thread does."""
     while (call := calls.get()) is not None:
-        function, args = call
+        future, function, args = call
         try:
             result, error = function(*args), None
         except BaseException as raised:
             result, error = None, raised
         try:
-            loop.call_soon_threadsafe(_finish, thread, result, error)
+            loop.call_soon_threadsafe(_settle, future, result, error)
         except RuntimeError:  # the loop was closed meanwhile: nobody waits for the result
             pass
-        del call, function, args, result, error
-
-
-def _finish(thread: ref[Thread], result: Any, error: BaseException | None) -> None:
-    if (alive := thread()) is not None:
-        alive._finish(result, error)
+        del call, future, function, args, result, error
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
@@ -145,5 +186,7 @@ def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | Non
         return
     if error is None:
         future.set_result(result)
+    elif isinstance(error, StopIteration):  # which a future refuses
+        future.set_exception(RuntimeError("a call in a thread raised StopIteration"))
     else:
         future.set_exception(error)

@@ -9,17 +9,39 @@ the start of the next. A `Lines` knows which offset belongs to each of its posit
 
 from __future__ import annotations
 
+import enum
 import re
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from ._codec.lines import Lines
+from ._errors import EventfoldError
 from ._event import Head
 from ._judge import Append
 from ._waiters import Waiters
 
 DocumentKind: TypeAlias = Literal["view", "consumer"]
+
+
+class LockMode(enum.Enum):
+    """How the writer of a log in files keeps others out: `FLOCK`, an exclusive flock on `app.jsonl`, or `NONE`."""
+
+    FLOCK = "flock"
+    NONE = "none"
+
+
+class SyncMode(enum.Enum):
+    """When an append to a log in files is on disk.
+
+    `ALWAYS`: before it returns; `EVERY_SECOND`: a second later; `OS`: when the system writes it. With the last two, a
+    power cut loses what was not synced yet; a killed process loses nothing.
+    """
+
+    ALWAYS = "always"
+    EVERY_SECOND = "every_second"
+    OS = "os"
+
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
@@ -124,14 +146,66 @@ class Committer(Protocol):
         """
 
     async def aclose(self) -> None:
-        """Finishes what is under way and lets the log go; idempotent."""
+        """Finishes what is under way and lets the log go; idempotent.
+
+        Raises `WriterFailedError` where what was acknowledged could not be made durable; the log is let go all the
+        same.
+        """
+
+    def abandon(self) -> None:
+        """Lets go at once of all that this process has open, without an event loop and without waiting; idempotent.
+
+        For a forked child, which must leave the parent's lock and connections as they are, and for a committer whose
+        event loop has ended.
+        """
 
 
+@runtime_checkable
+class RotatingCommitter(Protocol):
+    """A committer that can move what it has into an archive."""
+
+    @property
+    def rotation_is_due(self) -> bool:
+        """Whether the log has grown beyond the size at which it is to be rotated on its own. No I/O."""
+
+    async def rotate(self) -> None:
+        """Moves the whole log into the archive, while commits go on.
+
+        Raises `OSError`, with nothing lost: the next rotation goes on where this one stopped; `CorruptLogError`;
+        `WriterFailedError` where the committer can't go on.
+        """
+
+
+@runtime_checkable
+class Paths(Protocol):
+    """Where a log in files lies."""
+
+    dir: Path
+    log_path: Path
+    archive_path: Path
+    views_dir: Path
+
+
+def paths_of(source: Source) -> Paths:
+    """The paths of a log in files. Raises `EventfoldError` for a log that another engine keeps."""
+    layout = getattr(source, "layout", None)
+    if not isinstance(layout, Paths):
+        raise EventfoldError(f"{source.location} is not a directory of files: it has no paths")
+    return layout
+
+
+def refuse_options(options: Mapping[str, Any], engine: str) -> None:
+    """For an engine without options of its own at `open_committer`: raises `ValueError` if there are any."""
+    if options:
+        raise ValueError(f"{', '.join(sorted(options))}: only a log in files has this option, not one in {engine}")
+
+
+@runtime_checkable
 class Engine(Protocol):
     """What keeps a log. `EventLog.open` and `EventReader` take one, or an address that names one."""
 
     def source(self) -> Source:
         """The log, to be read. No I/O."""
 
-    def open_committer(self, **options: Any) -> Awaitable[Committer]:
+    def open_committer(self, *args: Any, **options: Any) -> Awaitable[Committer]:
         """Opens the log for appending. Raises `ValueError` for an option that this engine does not have."""

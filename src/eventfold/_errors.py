@@ -79,6 +79,10 @@ class WriterFailedError(EventfoldError):
     """
 
 
+class UnknownOutcomeError(EventfoldError):
+    """The connection was lost during a commit: what was appended may or may not be in the log. The writer goes on."""
+
+
 class CorruptLogError(EventfoldError):
     """A file of the log holds something that is no part of a log.
 

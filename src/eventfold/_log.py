@@ -5,20 +5,21 @@ Promise: nothing here but their composition; what a method promises is what the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from ._aio import AsyncOpener
+from ._address import Address
+from ._aio import AsyncOpener, UncancellableTask, uninterrupted
 from ._codec.decode import Slice
 from ._consumer import Consumer
+from ._engine import LockMode, SyncMode
 from ._errors import EventfoldError, UnknownViewError
 from ._event import AppendResult, Event, Head, Record
 from ._reader import EventReader, WaitResult
 from ._view import ReduceFn, View, refresh_together
-from ._writer import EventWriter, LockMode, SyncMode, ViewOps
+from ._writer import EventWriter, ViewOps
 
 S = TypeVar("S")
 
@@ -38,7 +39,7 @@ class EventLog:
     @classmethod
     def open(
         cls,
-        dir: str | os.PathLike[str],
+        dir: Address,
         *,
         views: Iterable[View[Any]] = (),
         read_only: bool = False,
@@ -67,7 +68,7 @@ class EventLog:
             try:
                 await log.refresh_all()
             except BaseException:
-                await log.aclose()
+                await uninterrupted(UncancellableTask(log.aclose(), "eventfold close"))
                 raise
             if writer is not None:
                 writer.attach(registered.values())
@@ -76,7 +77,7 @@ class EventLog:
         return AsyncOpener(open_)
 
     @classmethod
-    def builder(cls, dir: str | os.PathLike[str]) -> EventLogBuilder:
+    def builder(cls, dir: Address) -> EventLogBuilder:
         """The same, said step by step."""
         return EventLogBuilder(dir)
 
@@ -250,7 +251,7 @@ class EventLog:
 class EventLogBuilder:
     """The options of `EventLog.open`, one call each; every call returns the builder."""
 
-    def __init__(self, dir: str | os.PathLike[str]) -> None:
+    def __init__(self, dir: Address) -> None:
         self._dir = dir
         self._views: list[View[Any]] = []
         self._max_log_size = 0
@@ -258,7 +259,7 @@ class EventLogBuilder:
         self._sync = SyncMode.ALWAYS
 
     def __repr__(self) -> str:
-        return f"<EventLogBuilder of {os.fspath(self._dir)!r}>"
+        return f"<EventLogBuilder of {str(self._dir)!r}>"
 
     def view(
         self,

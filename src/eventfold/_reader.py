@@ -16,14 +16,12 @@ from time import perf_counter
 
 import msgspec
 
+from ._address import Address, engine_of
 from ._aio import in_thread
 from ._codec.decode import Decoder, Slice
-from ._engine import Documents
+from ._engine import Documents, Source, paths_of
 from ._errors import CorruptLogError, LogClosedError
 from ._event import Head, Record
-from ._files.paths import Layout
-from ._files.source import FileSource
-from ._files.watcher import Directory
 from ._waiters import Scope, Waiters
 
 # Seconds for which reading holds the event loop at most, before it lets others run.
@@ -46,8 +44,8 @@ class EventReader:
     leaves nothing behind.
     """
 
-    def __init__(self, dir: str | os.PathLike[str]) -> None:
-        self._source = FileSource(dir)
+    def __init__(self, dir: Address) -> None:
+        self._source: Source = engine_of(dir).source()
         self._scope = Scope()
 
     def __repr__(self) -> str:
@@ -56,32 +54,26 @@ class EventReader:
     @property
     def dir(self) -> Path:
         """The data directory."""
-        return self._source.layout.dir
+        return paths_of(self._source).dir
 
     @property
     def log_path(self) -> Path:
         """The active log, `app.jsonl`; it may not exist yet."""
-        return self._source.layout.log_path
+        return paths_of(self._source).log_path
 
     @property
     def archive_path(self) -> Path:
         """The archive, `archive.jsonl.zst`; it may not exist yet."""
-        return self._source.layout.archive_path
+        return paths_of(self._source).archive_path
 
     @property
     def views_dir(self) -> Path:
         """Where the snapshots are; it may not exist yet."""
-        return self._source.layout.views_dir
+        return paths_of(self._source).views_dir
 
     @classmethod
-    def _of(cls, layout: Layout, place: Directory, scope: Scope) -> EventReader:
+    def _of_source(cls, source: Source, scope: Scope) -> EventReader:
         """A reader whose tails and waits end with `scope`."""
-        reader = cls(layout.dir)
-        reader._source.directory, reader._scope = place, scope
-        return reader
-
-    @classmethod
-    def _of_source(cls, source: FileSource, scope: Scope) -> EventReader:
         reader = cls.__new__(cls)
         reader._source, reader._scope = source, scope
         return reader
@@ -116,7 +108,7 @@ class EventReader:
 
     async def active_log_size(self) -> int:
         """The size of `app.jsonl` in bytes; 0 if there is none."""
-        return await in_thread(_file_size, self._source.layout.log_path)
+        return await in_thread(_file_size, paths_of(self._source).log_path)
 
     async def base(self) -> int:
         """The offset of the first byte of `app.jsonl`: what stands before it is in the archive."""

@@ -1,66 +1,47 @@
-"""`EventWriter`: the exclusive writer of one directory.
+"""`EventWriter`: appends to one log, whatever engine keeps it.
 
-An append decides everything synchronously (its line, its place in the queue) and then waits. Whenever the writer's
-thread is free, it gets what has queued up, joined into one buffer, to be written and synced in one trip; then the
-appends are resolved in order: group commit. Those callbacks (`_go_on`, `_committed`, `_synced`) change the writer's
-state without ever waiting in between.
+An append decides everything synchronously (its line, its position in the queue) and then waits. One task, `_run`, takes
+what has queued up, has it committed in one go by the engine's `Committer`, and resolves the appends in order: group
+commit. The task lives while there is work, and the next append starts it again.
 
-Promises: what `append` returned for is on disk (as far as the sync mode says); appends stand in the log in the order
-in which they were called; an append cancelled before its batch was taken is not in the log, one cancelled later is;
-after a failure that leaves the file unknown nothing more is accepted.
+Promises: once `append` returns, the event is in the log, as durable as the engine says; appends are in the log in the
+order in which they were called; an append cancelled before its batch was taken is not in the log, one cancelled later
+is; after a failure that leaves the log unknown nothing more is accepted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from functools import partial
+from contextlib import AsyncExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from ._aio import AsyncOpener, Thread, in_thread
+from ._address import Address, engine_of
+from ._aio import AsyncOpener, UncancellableTask, uninterrupted
 from ._codec.encode import encode_line
 from ._codec.lines import Lines
-from ._errors import EventfoldError, LogClosedError, WriterFailedError, copy_error
+from ._engine import Committer, LockMode, RotatingCommitter, SyncMode, paths_of
+from ._errors import EventfoldError, LogClosedError, UnknownOutcomeError, WriterFailedError, copy_error
 from ._event import AppendResult, Event, Head, line_hash
-from ._files import operations, recovery
-from ._files import rotation as _rotation
-from ._files.active import ActiveLog
-from ._files.paths import Layout
-from ._files.watcher import directory
-from ._queue import Answers, AppendQueue, Batch
+from ._judge import Append
+from ._queue import AppendQueue
 from ._reader import EventReader
-from ._waiters import Scope
+from ._waiters import Scope, Waiters
 
 logger = logging.getLogger("eventfold")
 
-SYNC_INTERVAL = 1.0
-# Seconds for which a rotated file stays locked: somebody may have opened it and be about to lock it.
-KEEP_LOCKED = 60.0
-# Seconds before a rotation that failed is tried again by itself; each further failure doubles them, up to the last.
+# So many appends are resolved in one turn of the loop: whoever waits for one runs in the next, and others want to run
+# too.
+RESOLVED_AT_ONCE = 500
+# Seconds before a rotation that failed on its own is tried again; each further failure doubles them, up to the last.
 RETRY_INTERVAL, LAST_RETRY_INTERVAL = 1.0, 60.0
-
-
-class LockMode(enum.Enum):
-    """How a writer keeps others out: `FLOCK`, an exclusive flock on `app.jsonl`, or `NONE`, not at all."""
-
-    FLOCK = "flock"
-    NONE = "none"
-
-
-class SyncMode(enum.Enum):
-    """When an append is on disk: `ALWAYS` before it returns, `EVERY_SECOND` a second later, `OS` when the system likes.
-
-    With the last two, a power cut loses what was not synced yet; a killed process loses nothing.
-    """
-
-    ALWAYS = "always"
-    EVERY_SECOND = "every_second"
-    OS = "os"
+# The most bytes of a line that can be asked for: the system reads and writes no more than 2 GiB in one call.
+MAX_EVENT_SIZE = 2**30
 
 
 class ViewOps(Protocol):
@@ -80,85 +61,78 @@ class ViewOps(Protocol):
 
 
 class EventWriter:
-    """The writer of one directory. Open it with `EventWriter.open`; it belongs to that event loop and process."""
+    """The writer of one log. Open it with `EventWriter.open`; it belongs to that event loop and process."""
 
-    def __init__(self, layout: Layout, sync: SyncMode, max_log_size: int, max_event_size: int) -> None:
-        self._layout = layout
-        self._sync = sync
-        self._max_log_size = max_log_size
+    def __init__(self, committer: Committer, waiters: Waiters, max_event_size: int) -> None:
+        self._committer = committer
+        self._source = committer.source
+        self._waiters = waiters
         self._max_event_size = max_event_size
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._scope = Scope()
-        self._queue = AppendQueue(self._wake)
-        # Those who are told run first, so that what they append at once is in the next batch.
-        self._answers = Answers(self._wake)
-        self._busy = True  # whether the thread has a commit or a sync to do
-        self._woken = False  # whether `_go_on` is about to be called
-        self._unsynced = False
-        self._sync_timer: asyncio.TimerHandle | None = None
-        self._sync_due = False
+        self._queue = AppendQueue(self._changed)
+        self._task: UncancellableTask[None] | None = None
         self._failure: EventfoldError | None = None
-        self._closing: asyncio.Task[None] | None = None
-        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._closing: UncancellableTask[None] | None = None
+        self._drained: asyncio.Future[None] = self._loop.create_future()
         self._rotating = asyncio.Lock()
         self._rotations: set[asyncio.Task[None]] = set()
         self._no_rotation_before = 0.0
         self._retry_interval = RETRY_INTERVAL
         self._views: Sequence[ViewOps] = ()
-        self._old_files: dict[int, asyncio.TimerHandle] = {}
-        self._opened = False
+        self._head = committer.head
+        self._opened = True
+        waiters.publish(self._head)
+        self._rotate_if_due()
 
     @classmethod
     def open(
         cls,
-        dir: str | os.PathLike[str],
+        dir: Address,
         *,
         lock: LockMode = LockMode.FLOCK,
         sync: SyncMode = SyncMode.ALWAYS,
         max_log_size: int = 0,
         max_event_size: int = 16 * 2**20,
     ) -> AsyncOpener[EventWriter]:
-        """Opens the directory for writing, which is created if need be. Await it, or use it in `async with`.
+        """Opens a log for appending. Await it, or use it in `async with`.
 
-        What a crash left unfinished is put right first. `max_log_size` is the size in bytes of `app.jsonl` above which
-        it is rotated by itself (0: never), `max_event_size` the most bytes that a line may have.
+        What a crash left unfinished is put right first. A directory is created if need be.
 
-        Raises `LogLockedError` where another writer has it open, `CorruptLogError` where the files contradict each
-        other, `OSError`. Cancelled, it opens nothing.
+        Args:
+            dir: The log: a directory, an address such as `postgresql://host/db`, or an engine.
+            lock: How other writers are kept out. For files only.
+            sync: When an append is on disk. For files only.
+            max_log_size: The size in bytes of `app.jsonl` from which it is rotated on its own; 0 for never. For files
+                only.
+            max_event_size: The most bytes that a line may have, at most 1 GiB.
+
+        Raises:
+            LogLockedError: Another writer has it open.
+            CorruptLogError: The files contradict each other.
+            OSError: The system refused.
+            ValueError: An argument is wrong, or the engine does not have an option.
+
+        Cancelled, it opens nothing.
         """
         _check_size("max_log_size", max_log_size, 0)
-        _check_size("max_event_size", max_event_size, 1)
-        lock, sync = LockMode(lock), SyncMode(sync)
+        _check_size("max_event_size", max_event_size, 1, MAX_EVENT_SIZE)
+        options = {"lock": LockMode(lock), "sync": SyncMode(sync), "max_log_size": max_log_size}
+        defaults = {"lock": LockMode.FLOCK, "sync": SyncMode.ALWAYS, "max_log_size": 0}
+        engine = engine_of(dir)
+        # An engine has options of its own, which the defaults must not overrule.
+        given = {name: value for name, value in options.items() if value != defaults[name]}
 
         async def open_() -> EventWriter:
-            writer = cls(Layout(dir), sync, max_log_size, max_event_size)
-            await writer._start(lock is LockMode.FLOCK)
-            return writer
+            committer = await engine.open_committer(**given)
+            try:
+                return cls(committer, await committer.source.waiters(), max_event_size)
+            except BaseException:
+                await uninterrupted(UncancellableTask(committer.aclose(), "eventfold close"))
+                raise
 
         return AsyncOpener(open_)
-
-    async def _start(self, lock: bool) -> None:
-        opened: list[Any] = []
-        try:
-            await in_thread(lambda: opened.extend(recovery.open_log(self._layout, lock)))
-            place = await in_thread(directory, self._layout.dir)
-        except BaseException:
-            if opened:
-                for fd in opened[1]:
-                    os.close(fd)
-                opened[0].close()
-            raise
-        self._active: ActiveLog = opened[0]
-        self._place = place
-        for fd in opened[1]:
-            self._keep_locked(fd)
-        self._head: Head = self._active.head
-        self._thread = Thread(f"eventfold writer {self._layout.dir}")
-        self._opened = True
-        self._place.publish(self._head)
-        self._busy = False
-        self._rotate_if_large()
 
     def __repr__(self) -> str:
         if self._failure is not None:
@@ -167,33 +141,33 @@ class EventWriter:
             state = "closed"
         else:
             state = f"{len(self._queue)} queued"
-        return f"<EventWriter of {str(self._layout.dir)!r}, {state}>"
+        return f"<EventWriter of {str(self._source.location)!r}, {state}>"
 
     def __del__(self) -> None:
-        if not self._opened or self._pid != os.getpid():
-            return
-        warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
-        self._release()
+        if getattr(self, "_opened", False) and self._pid == os.getpid():
+            self._waiters.publish(None)
+            self._committer.abandon()
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
 
     @property
     def dir(self) -> Path:
-        """The data directory."""
-        return self._layout.dir
+        """The data directory. Raises `EventfoldError` for a log that is not in files, as all paths do."""
+        return paths_of(self._source).dir
 
     @property
     def log_path(self) -> Path:
         """The active log, `app.jsonl`."""
-        return self._layout.log_path
+        return paths_of(self._source).log_path
 
     @property
     def archive_path(self) -> Path:
         """The archive, `archive.jsonl.zst`; it may not exist yet."""
-        return self._layout.archive_path
+        return paths_of(self._source).archive_path
 
     @property
     def views_dir(self) -> Path:
         """Where the snapshots are; it may not exist yet."""
-        return self._layout.views_dir
+        return paths_of(self._source).views_dir
 
     @property
     def head(self) -> Head:
@@ -205,60 +179,81 @@ class EventWriter:
         self._views = list(views)
 
     def reader(self) -> EventReader:
-        """A reader of this directory, whose tails and waits end when this writer is closed."""
-        return EventReader._of(self._layout, self._place, self._scope)
+        """A reader of this log, whose tails and waits end when this writer is closed."""
+        return EventReader._of_source(self._source, self._scope)
+
+    # Appending
 
     async def append(self, event: Event) -> AppendResult:
         """Appends one event.
 
-        Raises `InvalidEventError`, `OSError` where it could not be written (it is not in the log then, and the writer
-        goes on), `WriterFailedError`, `LogClosedError`, and `EventfoldError` in a forked child. Cancelled while it
-        waits in the queue, the event is not in the log; cancelled later, it is.
+        Returns:
+            Where the event is in the log. It is durable by then, as far as the sync mode says.
+
+        Raises:
+            InvalidEventError: The event can't be written as a line that reads back the same.
+            OSError: It could not be written: it is not in the log, and the writer goes on.
+            UnknownOutcomeError: It may or may not be in the log, and the writer goes on.
+            WriterFailedError: It may or may not be in the log, and the writer must be opened again.
+            LogClosedError: The writer was closed.
+            EventfoldError: It was called in a forked child, or in another event loop than the writer's.
+
+        Cancelled while it waits in the queue, the event is not in the log; cancelled later, it is.
         """
         self._check_usable()
         if self._queue.full:
             await self._get_place()
-        line = encode_line(event, self._max_event_size)
-        return _result(await self._queue.put(line), line)
+        [result] = await self._queue.put(encode_line(event, self._max_event_size))
+        return result
 
     async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
-        """Appends several events, all or none of them, also after a crash. Raises as `append` does."""
+        """Appends several events, all or none of them, also after a crash. Raises what `append` raises."""
         self._check_usable()
         if self._queue.full:
             await self._get_place()
         events = list(events)
-        if len(events) < 2:
-            lines = [encode_line(event, self._max_event_size) for event in events]
-        else:
-            count = len(events)
-            lines = [encode_line(event, self._max_event_size, (i, count)) for i, event in enumerate(events, 1)]
-        if not lines:
+        if not events:
             return []
-        start = await self._queue.put(b"".join(lines))
-        results = []
-        for line in lines:
-            results.append(_result(start, line))
-            start += len(line)
-        return results
+        if len(events) == 1:
+            return await self._queue.put(encode_line(events[0], self._max_event_size))
+        count = len(events)
+        lines = [encode_line(event, self._max_event_size, (i, count)) for i, event in enumerate(events, 1)]
+        return await self._queue.put(b"".join(lines))
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes.
 
-        Raises `ConditionalAppendError` if it is not, and nothing is written; else as `append` does.
+        Args:
+            event: What to append.
+            expected_offset: The offset at which the log must end.
+            expected_hash: The hash of the line before it; "" for an empty log.
+
+        Raises:
+            ConditionalAppendError: The head is another one; nothing was written.
+            ValueError: The offset or the hash is not of the right type.
+
+        Else it raises what `append` raises.
         """
         self._check_usable()
+        expected = _check_expected(expected_offset, expected_hash)
         if self._queue.full:
             await self._get_place()
-        line = encode_line(event, self._max_event_size)
-        return _result(await self._queue.put(line, Head(expected_offset, expected_hash or "")), line)
+        [result] = await self._queue.put(encode_line(event, self._max_event_size), expected)
+        return result
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
             raise EventfoldError(
-                f"the writer of {self._layout.dir} belongs to process {self._pid}, which opened it, not to a fork of it"
+                f"the writer of {self._source.location} belongs to process {self._pid}, which opened it, not to a fork "
+                "of it: open the log after the fork"
+            )
+        if self._loop is not asyncio._get_running_loop():
+            raise EventfoldError(
+                f"the writer of {self._source.location} belongs to the event loop that opened it, not to this one: "
+                "call it there, with asyncio.run_coroutine_threadsafe(log.append(event), loop) from another thread"
             )
         if self._closing is not None:
-            raise LogClosedError(f"the log in {self._layout.dir} is closed")
+            raise LogClosedError(f"the log in {self._source.location} is closed")
         if self._failure is not None:
             raise copy_error(self._failure)
 
@@ -267,179 +262,198 @@ class EventWriter:
         if self._failure is not None:
             raise copy_error(self._failure)
 
-    def _wake(self) -> None:
-        if not self._woken and not self._busy:
-            self._woken = True
-            self._loop.call_soon(self._go_on)
+    # The one task
 
-    def _go_on(self) -> None:
-        """Gives the thread what is to be done next."""
-        self._woken = False
-        if self._busy or self._failure is not None:
-            return
-        ending = self._closing is not None and self._queue.idle
-        if self._unsynced and (self._sync_due or ending):
-            self._busy, self._unsynced, self._sync_due = True, False, False
-            if self._sync_timer is not None:
-                self._sync_timer.cancel()
-            self._sync_timer = None
-            self._thread.begin(self._synced, self._active.sync)
-        elif self._queue:
-            batch = self._queue.take(self._head)
-            if batch.data:
-                self._busy = True
-                always = self._sync is SyncMode.ALWAYS
-                self._thread.begin(partial(self._committed, batch), self._active.commit, batch.data, batch.head, always)
-            else:  # nothing but conflicts, and appends that were cancelled
-                self._answers.add(batch.appends)
-        elif ending and not self._answers and not self._ended.done():
-            self._ended.set_result(None)
+    def _changed(self) -> None:
+        """Starts the task if there is work for it, and notices when a closing writer has none any more."""
+        if self._task is None and len(self._queue):
+            self._task = UncancellableTask(self._run(), "eventfold writer")
+        elif self._closing is not None and self._task is None and self._queue.idle and not self._drained.done():
+            self._drained.set_result(None)
 
-    def _committed(self, batch: Batch, result: None, error: BaseException | None) -> None:
-        """Tells each append of a batch what became of it."""
-        self._busy = False
-        if isinstance(error, OSError):
-            batch.fail(error)
-        elif error is not None:
-            batch.fail(self._fail(error))
-        else:
-            self._head = batch.head
-            if self._sync is not SyncMode.ALWAYS:
-                self._unsynced = True
-                if self._sync is SyncMode.EVERY_SECOND and self._sync_timer is None:
-                    self._sync_timer = self._loop.call_later(SYNC_INTERVAL, self._sync_is_due)
-            lines = Lines(self._layout.log_path, batch.head.offset - len(batch.data), batch.data)
-            self._place.publish(batch.head, lines)
-            self._answers.add(batch.appends)
-            self._rotate_if_large()
-        self._wake()
-
-    def _sync_is_due(self) -> None:
-        self._sync_due = True
-        self._wake()
-
-    def _synced(self, result: None, error: BaseException | None) -> None:
-        self._busy = False
-        if error is not None:
+    async def _run(self) -> None:
+        """Commits what has queued up, batch by batch, and resolves the appends, until there are none."""
+        batch: list[Append] = []
+        try:
+            while batch := self._queue.take(self._committer.batch_size):
+                outcomes = iter(await self._commit(batch))
+                appends = iter(batch)
+                while some := list(islice(appends, RESOLVED_AT_ONCE)):
+                    for append, outcome in zip(some, outcomes, strict=False):
+                        _resolve(append, outcome)
+                    # Those that were resolved run now: what they append at once is in the next batch.
+                    await asyncio.sleep(0)
+        except BaseException as error:
             self._fail(error)
-        self._wake()
+            for append in batch:
+                _resolve(append, self._failure or error)
+            raise
+        finally:
+            self._task = None
+            self._changed()
+
+    async def _commit(self, batch: Sequence[Append]) -> Iterable[_Outcome]:
+        """What became of each append of the batch."""
+        if self._failure is not None:
+            return [self._failure] * len(batch)
+        try:
+            commit = await self._committer.commit(batch)
+            if commit.lines.data:
+                self._head = commit.head
+                self._waiters.publish(commit.head, commit.lines)
+                self._rotate_if_due()
+        except (OSError, UnknownOutcomeError) as error:
+            return [error] * len(batch)
+        except Exception as error:
+            return [self._fail(error)] * len(batch)
+        lines = commit.lines
+        return [outcome if isinstance(outcome, Exception) else (lines, outcome) for outcome in commit.outcomes]
 
     def _fail(self, error: BaseException) -> EventfoldError:
         """After this nothing is accepted any more, and all that wait get the error."""
-        if not isinstance(error, EventfoldError):
-            cause, error = error, WriterFailedError(f"the writer failed: {error!r}")
-            error.__cause__ = cause
         if self._failure is None:
-            self._failure = error
-            self._queue.take(self._head).fail(error)
-            self._queue.give_places(all_of_them=True)
-            if not self._ended.done():
-                self._ended.set_result(None)
-        return error
+            if isinstance(error, EventfoldError):
+                self._failure = error
+            else:
+                logger.error("the writer of %s failed", self._source.location, exc_info=error)
+                self._failure = WriterFailedError(f"the writer failed: {error!r}")
+            if self._task is None:
+                self._task = UncancellableTask(self._run(), "eventfold writer")
+        return self._failure
+
+    # Rotation
 
     async def rotate(self, views: Iterable[ViewOps] = ()) -> None:
         """Moves the whole active log into the archive, and rewrites the snapshots of `views`. Appends go on meanwhile.
 
-        Raises `OSError` where the disk fails, with nothing lost: the next rotation goes on where this one stopped; also
-        `CorruptLogError`, and what `append` raises for a writer that can't be used. Cancelled, the rotation goes on.
+        Raises:
+            OSError: The disk failed; nothing is lost, and the next rotation goes on where this one stopped.
+            CorruptLogError: The files contradict each other.
+            EventfoldError: The log is not in files, or the writer can't be used: see `append`.
+
+        Cancelled, the rotation goes on.
         """
         self._check_usable()
-        await asyncio.shield(self._start_rotation(list(views)))
+        if not isinstance(self._committer, RotatingCommitter):
+            raise EventfoldError(f"{self._source.location} can't be rotated: only a log in files can")
+        task = self._start_rotation(self._committer, list(views))
+        await asyncio.wait([task])
+        task.result()
 
-    def _start_rotation(self, views: Iterable[ViewOps]) -> asyncio.Task[None]:
-        task = self._loop.create_task(self._rotate(views), name="eventfold rotation")
+    def _start_rotation(self, committer: RotatingCommitter, views: Iterable[ViewOps]) -> asyncio.Task[None]:
+        task = UncancellableTask(self._rotate(committer, views), "eventfold rotation")
         self._rotations.add(task)
         task.add_done_callback(self._rotations.discard)
         return task
 
-    def _rotate_if_large(self) -> None:
-        size = self._head.offset - self._active.base
-        due = self._max_log_size and size >= self._max_log_size and self._loop.time() >= self._no_rotation_before
-        if due and not self._rotations:
-            self._start_rotation(self._views).add_done_callback(self._rotated_by_itself)
-
-    def _rotated_by_itself(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is None:
-            self._retry_interval = RETRY_INTERVAL
-        else:
-            self._no_rotation_before = self._loop.time() + self._retry_interval
-            self._retry_interval = min(2 * self._retry_interval, LAST_RETRY_INTERVAL)
-            logger.warning("%s could not be rotated, and will be later: %s", self.log_path, error)
-
-    async def _rotate(self, views: Iterable[ViewOps]) -> None:
-        layout, active = self._layout, self._active
+    async def _rotate(self, committer: RotatingCommitter, views: Iterable[ViewOps]) -> None:
         async with self._rotating:
             try:
-                rotation = await in_thread(recovery.recover, layout, active.fd)
-                if rotation is not None:
-                    await self._finish(rotation)
-                if self._head.offset > active.base:
-                    await self._finish(await self._thread.call(_rotation.begin, layout, active))
+                await committer.rotate()
             except WriterFailedError as error:
                 self._fail(error)
                 raise
             for view in views:
                 await view.save(self.reader())
 
-    async def _finish(self, rotation: _rotation.Rotation) -> None:
-        active = self._active
-        try:
-            await in_thread(rotation.archive, active)
-            await in_thread(rotation.catch_up, active)
-            # In the thread that commits: so no commit comes in between.
-            self._keep_locked(await self._thread.call(rotation.switch, active))
-        finally:
-            rotation.close()
+    def _rotate_if_due(self) -> None:
+        committer = self._committer
+        if (
+            isinstance(committer, RotatingCommitter)
+            and committer.rotation_is_due
+            and not self._rotations
+            and self._loop.time() >= self._no_rotation_before
+        ):
+            self._start_rotation(committer, self._views).add_done_callback(self._rotated_on_its_own)
 
-    def _keep_locked(self, fd: int) -> None:
-        self._old_files[fd] = self._loop.call_later(KEEP_LOCKED, self._close_old_file, fd)
+    def _rotated_on_its_own(self, task: asyncio.Task[None]) -> None:
+        error = task.exception()
+        if error is None:
+            self._retry_interval = RETRY_INTERVAL
+        else:
+            self._no_rotation_before = self._loop.time() + self._retry_interval
+            self._retry_interval = min(2 * self._retry_interval, LAST_RETRY_INTERVAL)
+            logger.warning("%s could not be rotated, and will be later: %s", self._source.location, error)
 
-    def _close_old_file(self, fd: int) -> None:
-        del self._old_files[fd]
-        os.close(fd)
+    # Closing
 
     async def aclose(self) -> None:
-        """Refuses new appends, finishes those that were called, and a rotation, and lets the lock go.
+        """Refuses new appends, finishes those that were called, and a rotation, and lets the lock go. Idempotent.
 
-        Raises nothing that an append or a rotation has raised already. Cancelled, the closing goes on. In a forked
-        child it only closes the child's descriptors: the log stays the parent's.
+        The lock goes whatever else fails. In a forked child it only closes the child's descriptors: the log stays the
+        parent's.
+
+        Raises:
+            WriterFailedError: What was acknowledged before it was durable could not be made durable.
+            OSError: A snapshot could not be saved.
+            EventfoldError: It was called in another event loop than the writer's.
+
+        It raises nothing that an append or a rotation has raised already. Cancelled, the closing goes on.
         """
-        if self._pid != os.getpid():
-            self._release()
+        if self._pid != os.getpid() or self._loop.is_closed():
+            self._abandon()
             return
+        if self._loop is not asyncio._get_running_loop():
+            raise EventfoldError(
+                f"the writer of {self._source.location} belongs to the event loop that opened it: close it there"
+            )
         if self._closing is None:
-            self._closing = self._loop.create_task(self._close(), name="eventfold close")
-        await asyncio.shield(self._closing)
+            self._closing = UncancellableTask(self._close(), "eventfold close")
+        await asyncio.wait([self._closing])
+        if (error := self._closing.exception()) is not None:
+            raise copy_error(error)
 
     async def _close(self) -> None:
-        self._wake()
-        await self._ended
-        if self._rotations:
-            await asyncio.wait(list(self._rotations))
-        for view in self._views:
-            await view.save(self.reader())
-        self._scope.close()
-        await self._thread.call(self._release)
+        # Whatever one of these raises, those below it are done: the last to be entered comes first.
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._committer.aclose)
+            # Before the lock goes, or it could take the place of the next writer's head.
+            stack.callback(self._waiters.publish, None)
+            stack.callback(self._scope.close)
+            for view in self._views:
+                stack.push_async_callback(view.save, self.reader())
+            self._opened = False
+            self._changed()
+            await self._drained
+            while self._rotations:
+                await asyncio.wait(list(self._rotations))
 
-    def _release(self) -> None:
+    def _abandon(self) -> None:
         if self._opened:
             self._opened = False
-            self._place.publish(None)
             if self._pid == os.getpid():
-                operations.unlock(self._active.fd)
-            for fd, timer in self._old_files.items():
-                timer.cancel()
-                os.close(fd)
-            self._old_files.clear()
-            self._active.close()
-            self._thread.end()
+                self._waiters.publish(None)
+            self._committer.abandon()
 
 
-def _result(start: int, line: bytes) -> AppendResult:
-    return AppendResult(start, start + len(line), line_hash(line))
+_Outcome = tuple[Lines, int] | BaseException
 
 
-def _check_size(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of {least} or more, in bytes, not {value!r}")
+def _resolve(append: Append, outcome: _Outcome) -> None:
+    """Gives an append its results, or why it has none."""
+    if append.future.done():  # cancelled meanwhile: nobody waits for them
+        return
+    if isinstance(outcome, BaseException):
+        # A copy, since an error that is raised in several tasks gathers all their tracebacks.
+        append.future.set_exception(copy_error(outcome))
+        return
+    lines, position = outcome
+    results = []
+    for line in append.data.splitlines(keepends=True):
+        start, position = position, position + len(line)
+        results.append(AppendResult(lines.offset_at(start), lines.offset_at(position), line_hash(line)))
+    append.future.set_result(results)
+
+
+def _check_expected(offset: int, line_hash: str | None) -> Head:
+    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+        raise ValueError(f"expected_offset must be an integer of 0 or more, not {offset!r}")
+    if not isinstance(line_hash, str | None):
+        raise ValueError(f"expected_hash must be the hash of a line, or empty, not {line_hash!r}")
+    return Head(offset, line_hash or "")
+
+
+def _check_size(name: str, value: int, least: int, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        limits = f"{least} or more" if most is None else f"{least} to {most}"
+        raise ValueError(f"{name} must be an integer of {limits}, in bytes, not {value!r}")

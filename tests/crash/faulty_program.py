@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from eventfold import ConditionalAppendError, Event, EventLog, View, WriterFailedError, _aio, _writer
-from eventfold._files import rotation
+from eventfold import ConditionalAppendError, Event, EventLog, View, WriterFailedError, _aio
+from eventfold._files import committer, rotation
 
 # Where each of many threads has a call that fails, a session may fail as often as there are threads.
 TRIES = 12
@@ -138,7 +138,7 @@ async def run(directory: str, first: int, all_of_it: bool) -> None:
         on_loop(session.begun.set)
         return rotation
 
-    _writer._rotation.begin = begin_and_tell
+    rotation.begin = begin_and_tell
     try:
         for _ in range(TRIES):
             tell("open", directory)
@@ -149,7 +149,7 @@ async def run(directory: str, first: int, all_of_it: bool) -> None:
                 tell("failed", repr(error))
         raise RuntimeError("the log could not be opened")
     finally:
-        _writer._rotation.begin = begin
+        rotation.begin = begin
 
 
 class OneThread(Executor):
@@ -176,7 +176,7 @@ async def main(threads: str, new: str, left: str, begun: str) -> None:
     if threads == "one":
         # All system calls on the files are made one after the other, so that each can be told by its number.
         _aio._pool = OneThread()
-        _writer.Thread = lambda name: _aio._pool.thread
+        committer.Thread = lambda name: _aio._pool.thread
     # Frames of a few lines, and temporary files of the same name in every run.
     rotation.FRAME_SIZE = 400
     os.getpid = lambda: 1

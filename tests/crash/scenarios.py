@@ -16,8 +16,8 @@ from tests.crash.disk import Expected, Journal, Op, Recorded, State, States, rea
 from tests.crash.truth import NEW, Opened, Truth, append, check_files, read_now
 from tests.support import event, line
 
-from eventfold import Event, EventLog, SyncMode, View, _writer, snapshot
-from eventfold._files import archive, frames, operations, rotation
+from eventfold import Event, EventLog, SyncMode, View, snapshot
+from eventfold._files import archive, committer, frames, operations, rotation
 
 COMPAT = Path(__file__).parents[1] / "data" / "compat"
 BATCH = b"".join(line(100 + i, batch=f"{i},3") for i in (1, 2, 3))
@@ -299,7 +299,7 @@ def whole_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 def lazily_synced_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """A log that is synced now and then, and when it is closed."""
-    monkeypatch.setattr(_writer, "SYNC_INTERVAL", 0.0)
+    monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
 
     async def use(journal: Journal, mode: SyncMode, numbers: range) -> None:
         async with EventLog.open(play.dir, sync=mode) as log:

@@ -19,7 +19,7 @@ from tests.crash.truth import Opened, append, read_now, zstd
 from tests.support import Gate, Seam, event, line, numbers, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, LogLockedError, WriterFailedError, _writer
-from eventfold._files import archive, operations, rotation
+from eventfold._files import archive, committer, operations, rotation
 from eventfold._files.paths import Layout
 
 
@@ -277,7 +277,7 @@ async def test_appends_do_not_wait_for_the_archive(data_dir: Path, seam: Seam) -
     """While the archive can't be written, appends are acknowledged and read; the rotation then takes them over."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
-        active = log._writer._active
+        active = log._writer._committer.active
         gate = Gate()
         seam.gates.append(gate)
 
@@ -315,7 +315,7 @@ async def test_a_rotation_that_fails_harms_no_append_and_the_next_goes_on(
         await log.rotate()
         for n in range(5, 25):
             await log.append(event(n))
-        active, calls = log._writer._active, itertools.count(1)
+        active, calls = log._writer._committer.active, itertools.count(1)
         original = getattr(operations, operation)
 
         def failing(*args: Any) -> Any:
@@ -346,7 +346,7 @@ async def test_a_rotation_that_fails_by_itself_is_a_warning_and_is_tried_again(
     """Appends are acknowledged while the archive's disk is full, and the log is rotated once it is not."""
     monkeypatch.setattr(_writer, "RETRY_INTERVAL", 0.0)
     async with EventLog.open(data_dir, max_log_size=5 * SIZE) as log:
-        original, active, failures = operations.write, log._writer._active, []
+        original, active, failures = operations.write, log._writer._committer.active, []
 
         def full(fd: int, data: bytes, position: int) -> None:
             if fd != active.fd:
@@ -441,13 +441,13 @@ async def test_nobody_else_gets_the_log_during_or_after_a_rotation(data_dir: Pat
 
 async def test_the_old_file_is_let_go_after_a_while(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays locked for as long as somebody might be about to lock it, not for ever."""
-    monkeypatch.setattr(_writer, "KEEP_LOCKED", 0.0)
+    monkeypatch.setattr(committer, "KEEP_LOCKED", 0.0)
     async with EventLog.open(data_dir) as log:
         await log.append(event(1))
         held_open = os.open(log.log_path, os.O_RDWR)
         try:
             await log.rotate()
-            while log._writer._old_files:
+            while log._writer._committer._old_files:
                 await asyncio.sleep(0)
             fcntl.flock(held_open, fcntl.LOCK_EX | fcntl.LOCK_NB)
         finally:

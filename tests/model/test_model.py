@@ -160,7 +160,7 @@ class LogMachine(RuleBasedStateMachine):
     def rotate_on_a_bad_disk(self, operation: str, number: int, event: Event) -> None:
         """A rotation in which the archive's or the new log's file can't be written; appends go on."""
         original, calls = getattr(operations, operation), []
-        active = self.log._writer._active
+        active = self.log._writer._committer.active
 
         def failing(*args: Any) -> Any:
             if operation == "rename" or args[0] != active.fd:
@@ -234,7 +234,7 @@ class LogMachine(RuleBasedStateMachine):
     def crash_in_a_rotation(self, keep: int, cut: int, event: Event) -> None:
         """The writer dies in a write of a rotation, part of which is on disk, with an event appended after that."""
         original, calls = operations.write, []
-        active = self.log._writer._active
+        active = self.log._writer._committer.active
 
         def write(fd: int, data: bytes, position: int) -> None:
             if fd != active.fd:
@@ -275,7 +275,7 @@ class LogMachine(RuleBasedStateMachine):
             if writer._rotations:
                 await asyncio.wait(list(writer._rotations))
             writer._fail(LogClosedError("the process was killed"))
-            await asyncio.to_thread(writer._release)
+            await asyncio.to_thread(writer._abandon)
 
         self.run(kill())
 

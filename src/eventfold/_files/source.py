@@ -64,6 +64,9 @@ class FileSource:
     async def line_hash_before(self, offset: int) -> str:
         return await in_thread(_line_hash_before, self.layout, offset)
 
+    async def aclose(self) -> None:
+        """Nothing is held open between two calls."""
+
     async def blocks(self, start: Head, end: int) -> AsyncGenerator[Lines, None]:
         blocks = _Blocks(self.layout, start, end)
         ahead = start_in_thread(blocks.next)

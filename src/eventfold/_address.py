@@ -1,0 +1,61 @@
+"""Which engine keeps a log: what `EventLog.open` and `EventReader` are given names it.
+
+Promise: an address whose engine is not there is an error, never a directory of that name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib import import_module
+from typing import Any, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+from ._engine import Engine
+from ._errors import EventfoldError
+from ._files.engine import Files
+
+# A directory, an address, or an engine.
+Address: TypeAlias = str | os.PathLike[str] | Engine
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# The module, the class in it, and the extra of this package that brings what it needs.
+_POSTGRES = ("eventfold.postgres", "Postgres", "postgres")
+_JETSTREAM = ("eventfold.jetstream", "JetStream", "nats")
+_ENGINES = {"postgresql": _POSTGRES, "postgres": _POSTGRES, "nats": _JETSTREAM, "tls": _JETSTREAM}
+
+
+def engine_of(where: Address) -> Engine:
+    """The engine of a directory's path, of an address such as `postgresql://host/db`, or the engine itself.
+
+    Raises `ValueError` for an address that no engine has, and `EventfoldError` where the engine's packages are missing.
+    """
+    if isinstance(where, str):
+        scheme = _SCHEME.match(where)
+        return Files(where) if scheme is None else _engine_at(where, scheme[1].lower())
+    if isinstance(where, os.PathLike):
+        return Files(where)
+    if isinstance(where, Engine):
+        return where
+    raise ValueError(f"a log is named by a directory, an address or an engine, not by {where!r}")
+
+
+def _engine_at(address: str, scheme: str) -> Engine:
+    # An address may have a password: messages name its scheme only.
+    if scheme == "file":
+        parts = urlsplit(address)
+        if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
+            raise ValueError(f"a file:// address is file:///PATH, not {address!r}")
+        return Files(unquote(parts.path))
+    if scheme not in _ENGINES:
+        known = ", ".join(f"{name}://" for name in ("file", *_ENGINES))
+        raise ValueError(f"no engine keeps a log at {scheme}://: known are {known} and a directory's path")
+    module, name, extra = _ENGINES[scheme]
+    try:
+        engine: Any = getattr(import_module(module), name)
+    except ImportError as error:
+        raise EventfoldError(
+            f"a log at {scheme}:// needs packages that are not installed: pip install 'eventfold[{extra}]' ({error})"
+        ) from error
+    result: Engine = engine(address)
+    return result

@@ -1,0 +1,51 @@
+"""A directory of plain files as an `Engine`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .._engine import LockMode, SyncMode
+from .committer import FileCommitter
+from .source import FileSource
+
+
+class Files:
+    """A log in files, with the options that it is to be opened with for appending.
+
+    `max_log_size` is the size in bytes of `app.jsonl` from which it is rotated on its own (0: never).
+    """
+
+    def __init__(
+        self,
+        dir: str | os.PathLike[str],
+        *,
+        lock: LockMode = LockMode.FLOCK,
+        sync: SyncMode = SyncMode.ALWAYS,
+        max_log_size: int = 0,
+    ) -> None:
+        self._dir = Path(dir)
+        self._lock = LockMode(lock)
+        self._sync = SyncMode(sync)
+        self._max_log_size = max_log_size
+
+    def __repr__(self) -> str:
+        return f"Files({str(self._dir)!r})"
+
+    def source(self) -> FileSource:
+        """The log, to be read. No I/O."""
+        return FileSource(self._dir)
+
+    async def open_committer(
+        self, *, lock: LockMode | None = None, sync: SyncMode | None = None, max_log_size: int | None = None
+    ) -> FileCommitter:
+        """Opens the directory for appending; what is given here comes before what the engine was made with.
+
+        Raises `LogLockedError`, `CorruptLogError`, `OSError`. Cancelled, it opens nothing.
+        """
+        return await FileCommitter.open(
+            self.source(),
+            self._lock if lock is None else lock,
+            self._sync if sync is None else sync,
+            self._max_log_size if max_log_size is None else max_log_size,
+        )
