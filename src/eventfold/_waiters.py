@@ -133,9 +133,10 @@ class Waiters:
         `lines` are those from the head that was `known` before up to this one.
         """
         self._newest = None
-        if isinstance(news, Head) and known is not None and lines is not None and 0 < len(lines.data) <= SLICE_SIZE:
-            if known.offset == lines.start_offset:  # else others have appended in between
-                self._newest = known, news, lines
+        few = lines is not None and 0 < len(lines.data) <= SLICE_SIZE
+        # They begin elsewhere where others have appended in between.
+        if few and isinstance(news, Head) and known is not None and lines and known.offset == lines.start_offset:
+            self._newest = known, news, lines
         if not self._waits:
             return
         due: dict[asyncio.AbstractEventLoop, list[_Wait]] = {}

@@ -144,7 +144,7 @@ class FileCommitter:
         """Whether the active log has `max_log_size` bytes or more."""
         return 0 < self._max_log_size <= self.active.head.offset - self.active.base
 
-    async def rotate(self) -> None:
+    async def rotate(self, *, if_due: bool = False) -> None:
         """See `RotatingCommitter.rotate`. Cancelled, it ends after the step that is under way."""
         async with self._rotating:
             try:

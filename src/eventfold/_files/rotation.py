@@ -47,8 +47,9 @@ class Rotation:
 
     def close(self) -> None:
         """Leaves the rotation as it stands, to be recovered."""
-        if self._fd >= 0:
-            os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def archive(self, active: ActiveLog) -> None:
         """Step 2. Appends may go on meanwhile."""

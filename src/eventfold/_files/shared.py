@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import ref
 
 from .._aio import Thread, uninterrupted
@@ -27,6 +27,7 @@ from .._event import Head
 from .._judge import Append, Judgement
 from . import operations, shared_rotation
 from .committer import KEEP_LOCKED, KEPT_FILES, SYNC_INTERVAL, FileCommitter
+from .rotation import Rotation
 from .shared_log import SharedLog
 from .source import FileSource
 from .turn import STUCK_AFTER, Turn
@@ -40,6 +41,8 @@ T = TypeVar("T")
 KEEP_UP_INTERVAL = 1.0
 # Seconds between two looks whether another process still rotates.
 ROTATION_POLL_INTERVAL = 0.05
+# Seconds between two looks of a closing log whether the turn is stuck.
+GIVE_UP_POLL_INTERVAL = 0.1
 _SYNC_MODES = list(SyncMode)
 
 
@@ -53,7 +56,7 @@ class SharedCommitter(FileCommitter):
         self._turn: Turn | None = None
         self._gave_up = False
         self._closing = False
-        self._calls: set[asyncio.Future[object]] = set()
+        self._calls: set[asyncio.Future[Any]] = set()
         self._keep_up_timer: asyncio.TimerHandle | None = None
         self._no_rotation_before = 0.0
 
@@ -100,9 +103,9 @@ class SharedCommitter(FileCommitter):
         if self._rotation is not None:
             self._finish_left_rotation(self._rotation)
 
-    def _finish_left_rotation(self, left: object) -> None:
+    def _finish_left_rotation(self, left: Rotation) -> None:
         try:
-            self._rotation.archive(self.active)
+            left.archive(self.active)
             self._switch()
         except OSError as error:
             logger.warning("%r could not be finished, and will be tried again: %s", left, error)
@@ -189,7 +192,7 @@ class SharedCommitter(FileCommitter):
         return self._turn is not None and self._turn.give_up()
 
     def begin_closing(self) -> None:
-        """See `Committer.begin_closing`."""
+        """See `SharedTurn.begin_closing`."""
         self._closing = True
         self._give_up_if_stuck()
 
@@ -197,17 +200,18 @@ class SharedCommitter(FileCommitter):
         if self._closed or self._gave_up or self._turn is None:
             return
         if self._turn.waited_for() < STUCK_AFTER:
-            this = ref(self)
-            self._loop.call_later(0.1, lambda: (committer := this()) is not None and committer._give_up_if_stuck())
+            self._loop.call_later(GIVE_UP_POLL_INTERVAL, self._give_up_if_stuck)
             return
         self._turn.warn_if_stuck()
         if self._stop_waiting():
             self._fail_calls()
 
     def _fail_calls(self) -> None:
+        """Those who wait for the thread are told; it may stand there for ever."""
+        why = f"the log in {self._layout.dir} is closed" if self._turn is None else self._turn.why_given_up()
         for call in self._calls:
             if not call.done():
-                call.set_exception(WriterFailedError(self._turn.why_given_up()))
+                call.set_exception(WriterFailedError(why))
 
     # Rotation
 
@@ -216,13 +220,17 @@ class SharedCommitter(FileCommitter):
         """Whether the active log has `max_log_size` bytes or more, and nobody else was rotating it just now."""
         return super().rotation_is_due and monotonic() >= self._no_rotation_before
 
-    async def rotate(self) -> None:
+    async def rotate(self, *, if_due: bool = False) -> None:
         """See `RotatingCommitter.rotate`. Where another process is at it, waits until that one has ended."""
-        goal = self.head.offset
+        # On its own, a rotation is not worth it for the few lines that another one has left.
+        goal = self.active.base + 1 if if_due else self.head.offset
         async with self._rotating:
             try:
                 while not self._closing:
                     if not await self._call(self._unless_failed, self._begin_shared_rotation, goal):
+                        if if_due:
+                            self._no_rotation_before = monotonic() + ROTATION_POLL_INTERVAL
+                            break
                         await asyncio.sleep(ROTATION_POLL_INTERVAL)
                     elif self._rotation is None:
                         break
@@ -265,7 +273,7 @@ class SharedCommitter(FileCommitter):
             await uninterrupted(closing)
 
     def _release(self) -> None:
-        if self._opened:
+        if self._opened and self.source.directory is not None and self._turn is not None:
             self.source.directory.remove_shared_head(self._turn.durable_head)
         super()._release()
         if self._turn is not None:

@@ -9,8 +9,8 @@ Promise: a rotation that was left behind is undone or finished by whoever comes 
 
 from __future__ import annotations
 
-import logging
 import os
+import weakref
 
 from .._errors import LogLockedError
 from .._event import Head
@@ -21,7 +21,7 @@ from .rotation import Rotation
 from .shared_log import SharedLog, open_shared_lock
 from .turn import Turn
 
-logger = logging.getLogger("eventfold")
+_claims: weakref.WeakSet[Rotation] = weakref.WeakSet()
 
 
 def open_shared(layout: Layout, turn: Turn, sync_mode: int) -> tuple[SharedLog, Rotation | None]:
@@ -47,7 +47,8 @@ def open_shared(layout: Layout, turn: Turn, sync_mode: int) -> tuple[SharedLog, 
                 left = None if left_behind is None else left
             # While a rotation is under way the active log is not empty, so nobody asks for the hash before it.
             before = recovery.archive_head(layout, False) if left is None else Head(left.base, "")
-            return SharedLog(layout, fd, turn, sync_mode, before.offset, before), left_behind
+            log = SharedLog(layout, fd, turn, sync_mode, before.offset, before)
+            return log, _remember(left_behind)
         except BaseException:
             os.close(fd)
             if left_behind is not None:
@@ -103,7 +104,7 @@ def begin(layout: Layout, log: SharedLog, goal: int) -> Rotation | None:
                 return None
             left = layout.next_file()
             if left is None:
-                return rotation.begin(layout, log)
+                return _remember(rotation.begin(layout, log))
             claim = _claim(left)
             if claim is None:
                 if left.path.exists():
@@ -119,7 +120,7 @@ def begin(layout: Layout, log: SharedLog, goal: int) -> Rotation | None:
             os.close(claim)
             raise
         if (found := _recover(layout, log.fd, claim)) is not None:
-            return found
+            return _remember(found)
 
 
 def _is_named(fd: int, left: NextFile) -> bool:
@@ -136,3 +137,18 @@ def switch(left: Rotation, log: SharedLog) -> int:
         log.check()
         left.share()
         return left.switch(log)
+
+
+def _remember(begun: Rotation | None) -> Rotation | None:
+    if begun is not None:
+        _claims.add(begun)
+    return begun
+
+
+def _after_fork() -> None:
+    for begun in list(_claims):
+        begun.close()
+
+
+# A forked child would keep its parent's claim, also once the parent is dead.
+os.register_at_fork(after_in_child=_after_fork)
