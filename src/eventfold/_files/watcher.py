@@ -112,7 +112,7 @@ class FileWatcher:
         self._shared_head = shared_head
         self.dir = layout.dir
         # Shared writers touch the lock file once what they wrote is durable.
-        self.names = (layout.log_path.name, layout.lock_path.name)
+        self.names: tuple[str, ...] = (layout.log_path.name, layout.lock_path.name)
         self.head: Head | None = None
         self._lookup = lookup
         self._notify = notify
