@@ -1,9 +1,9 @@
 """A program that lets a writer die, or fail, at each of its file operations in turn, beside another writer or alone.
 
 Run it as `python -m tests.crash.shared_deaths SCENARIO HOW PEER DIRECTORY`, with PEER as "beside" or "alone". It has no
-threads and no event loop, so that it can fork: the child does the scenario and tells what was acknowledged, until it ends before, or in the middle of, its
-nth operation ("die", "half"), or gets an `OSError` from it ("fail"). Then the parent goes on, and checks what is there.
-It ends with status 0, and prints how many operations there were.
+threads and no event loop, so that it can fork: the child does the scenario and tells what was acknowledged, until it
+ends before, or in the middle of, its nth operation ("die", "half"), or gets an `OSError` from it ("fail"). Then the
+parent goes on, and checks what is there. It ends with status 0, and prints how many operations there were.
 """
 
 from __future__ import annotations
