@@ -31,9 +31,11 @@ from ._errors import (
     WriterFailedError,
 )
 from ._event import AppendResult, Event, Head, Record, line_hash
+from ._info import FilesInfo, LogInfo, PlaceInfo
 from ._log import EventLog, EventLogBuilder, Views
 from ._query import Query
 from ._reader import EventReader, WaitResult
+from ._verify import Problem, VerifyReport, verify
 from ._view import ReduceFn, View
 from ._writer import EventWriter, ViewOps
 from .snapshot import Snapshot
@@ -51,11 +53,15 @@ __all__ = [
     "EventReader",
     "EventWriter",
     "EventfoldError",
+    "FilesInfo",
     "Head",
     "InvalidEventError",
     "LockMode",
     "LogClosedError",
+    "LogInfo",
     "LogLockedError",
+    "PlaceInfo",
+    "Problem",
     "Query",
     "Record",
     "ReduceFn",
@@ -65,6 +71,7 @@ __all__ = [
     "SyncMode",
     "UnknownOutcomeError",
     "UnknownViewError",
+    "VerifyReport",
     "View",
     "ViewOps",
     "Views",
@@ -72,6 +79,7 @@ __all__ = [
     "WriterFailedError",
     "line_hash",
     "snapshot",
+    "verify",
 ]
 
 try:
