@@ -123,7 +123,7 @@ def _count(segments: LogSegments) -> int | None:
         return None
     events = 0
     if archive is not None:
-        events = sum(span.events for span in archive.spans())
+        events = sum(span.events for span in archive.spans_from(0))
     if segments.fd is not None:
         for start in range(0, segments.size, _READ_SIZE):
             events += os.pread(segments.fd, _READ_SIZE, start).count(b"\n")

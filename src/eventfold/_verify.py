@@ -123,7 +123,7 @@ def _add(problems: list[Problem], error: CorruptLogError) -> None:
 def _frames(layout: Layout) -> int:
     try:
         with LogSegments(layout) as segments:
-            return 0 if segments.archive is None else sum(1 for _ in segments.archive.spans())
+            return 0 if segments.archive is None else sum(1 for _ in segments.archive.spans_from(0))
     except CorruptLogError:
         return 0
 

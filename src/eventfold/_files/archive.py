@@ -87,7 +87,7 @@ class Archive:
         Raises `CorruptLogError` where the damage begins, after all lines before it.
         """
         reached = 0
-        for span in self._spans_from(offset):
+        for span in self.spans_from(offset):
             reached = span.end_offset
             if reached <= offset:
                 continue
@@ -107,7 +107,7 @@ class Archive:
 
     def line_before(self, offset: int) -> bytes:
         """The line that ends at `offset` (bytes in the whole log, more than 0), without its newline."""
-        for span in self._spans_from(offset - 1):
+        for span in self.spans_from(offset - 1):
             for lines in self._span_lines(span):
                 end = offset - lines.start_offset
                 if end <= len(lines.data):
@@ -116,19 +116,15 @@ class Archive:
                     return lines.data[lines.data.rfind(b"\n", 0, end - 1) + 1 : end - 1]
         raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
 
-    def spans(self) -> Iterator[Span]:
-        """All spans, by their records where those are whole; `CorruptLogError` where damage begins."""
-        return self._spans_from(0)
-
     def position_of(self, offset: int) -> int:
         """The position (bytes in the file) of the frames that begin at `offset`, or `CorruptLogError` if none do."""
-        span = next(self._spans_from(offset), None)
+        span = next(self.spans_from(offset), None)
         if span is None or span.first_offset != offset:
             raise CorruptLogError(self.path, offset, "no frame begins here, and the active log does")
         return span.position
 
-    def _spans_from(self, offset: int) -> Iterator[Span]:
-        """The spans from the one that holds `offset` on."""
+    def spans_from(self, offset: int) -> Iterator[Span]:
+        """The spans from the one that holds `offset` on, by their records; where one is damaged, by decoding all."""
         spans = []
         span = self._last
         while span is not None:
