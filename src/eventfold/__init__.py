@@ -16,6 +16,7 @@ from . import snapshot
 from ._aio import AsyncOpener
 from ._codec.decode import Slice
 from ._consumer import Consumer
+from ._copy import copy_log
 from ._engine import LockMode, SyncMode
 from ._errors import (
     AppendConflict,
@@ -35,6 +36,7 @@ from ._info import FilesInfo, LogInfo, PlaceInfo
 from ._log import EventLog, EventLogBuilder, Views
 from ._query import Query
 from ._reader import EventReader, WaitResult
+from ._signals import end_streams_on_stop
 from ._verify import Problem, VerifyReport, verify
 from ._view import ReduceFn, View
 from ._writer import EventWriter, ViewOps
@@ -77,6 +79,8 @@ __all__ = [
     "Views",
     "WaitResult",
     "WriterFailedError",
+    "copy_log",
+    "end_streams_on_stop",
     "line_hash",
     "snapshot",
     "verify",

@@ -180,7 +180,7 @@ class _Copying:
         if archive is None or older.end_position > archive.end_position:
             raise self._of_another_log()
         if older.recorded:
-            for one, other in zip_longest(older.spans_from(0), archive.spans_from(0)):
+            for one, other in zip_longest(older.spans(), archive.spans()):
                 if one is None:
                     break
                 if one != other:
@@ -234,7 +234,7 @@ class _Copying:
         """Extends the copy's archive, one frame with its record after the other, so that it ends with a whole one."""
         if self._archive_fd is None:
             self._archive_fd = operations.create_file(self._copy.archive_path)
-        ends = [span.after for span in archive.spans_from(0) if span.after > start]
+        ends = [span.after for span in archive.spans() if span.after > start]
         at = start
         for end in ends:
             while at < end:

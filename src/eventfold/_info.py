@@ -95,7 +95,7 @@ async def _view(reader: EventReader, name: str, head: Head) -> PlaceInfo:
 
 async def _consumer(reader: EventReader, name: str, head: Head) -> PlaceInfo:
     try:
-        offset = await _Checkpoint(reader, name, 0).last_commit()
+        offset = await _Checkpoint(reader, name, 0, None).last_commit()
     except CorruptLogError as error:
         return PlaceInfo(name, None, None, error.reason)
     return _place(name, offset or 0, head)
@@ -123,7 +123,7 @@ def _count(segments: LogSegments) -> int | None:
         return None
     events = 0
     if archive is not None:
-        events = sum(span.events for span in archive.spans_from(0))
+        events = sum(span.events for span in archive.spans())
     if segments.fd is not None:
         for start in range(0, segments.size, _READ_SIZE):
             events += os.pread(segments.fd, _READ_SIZE, start).count(b"\n")

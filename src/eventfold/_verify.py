@@ -104,7 +104,7 @@ async def verify(
             await _check_snapshot(reader, name, by_name.get(name), problems)
         for name in consumers:
             try:
-                await _Checkpoint(reader, name, 0).last_commit()
+                await _Checkpoint(reader, name, 0, None).last_commit()
             except CorruptLogError as error:
                 _add(problems, error)
     return VerifyReport(location, events, size, frames, len(snapshots), len(consumers), tuple(problems))
@@ -123,7 +123,7 @@ def _add(problems: list[Problem], error: CorruptLogError) -> None:
 def _frames(layout: Layout) -> int:
     try:
         with LogSegments(layout) as segments:
-            return 0 if segments.archive is None else sum(1 for _ in segments.archive.spans_from(0))
+            return 0 if segments.archive is None else sum(1 for _ in segments.archive.spans())
     except CorruptLogError:
         return 0
 

@@ -178,7 +178,14 @@ class Waiters:
             if watcher is not None and watcher is not self._watcher:
                 return
             self._newest = None
-            if isinstance(news, Head) and known is not None and lines is not None and 0 < len(lines.data) <= SLICE_SIZE:
+            if (
+                isinstance(news, Head)
+                and known is not None
+                and lines is not None
+                and 0 < len(lines.data) <= SLICE_SIZE
+                # Where others append too, something may stand between what was known and these lines.
+                and lines.start_offset == known.offset
+            ):
                 self._newest = known, news, lines
             waits = [wait for wait in self._waits if wait.is_news(news)]
         if waits:

@@ -94,9 +94,11 @@ class ActiveLog:
         return Head(self.base + end, line_hash(line_before(self.fd, end)[1]))
 
     def restart(self, head: Head) -> None:
-        """Empties the file, whose lines are all in the archive, which ends at `head`."""
+        """Empties the file, whose lines are all in the archive, which ends at `head`.
+
+        The sync of its first line covers this; a power cut before that leaves lines that are in the archive.
+        """
         operations.truncate(self.fd, 0)
-        self.sync()
         self.base, self.head = head.offset, head
 
     def check(self) -> None:

@@ -183,9 +183,8 @@ def _find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tup
                 excess = archive.size - archive.end_position
                 if archive.end_position:
                     operations.truncate(archive.fd, archive.end_position)
-                else:  # an empty archive is none that the Rust crate can read
+                else:  # the Rust crate can't read an empty archive; should this get lost, it is removed again
                     operations.unlink(archive.path)
-                    operations.sync_dir(layout.dir)
                 logger.warning("%s: cut %d bytes of an unfinished frame", archive.path, excess)
             # Also where nothing was cut: what a killed process left may be in the page cache only.
             operations.sync(archive.fd)

@@ -65,16 +65,11 @@ async def cat(
         return
     async with reading(where) as reader:
         show = printer(format)
-        shown = 0
         if count is not None:
-            stop = (await reader.head()).offset if end is None else end
-            for record in await last(reader, count, stop, wanted):
-                if record.start_offset >= start:
-                    show(record)
-                    shown += 1
-                    if shown == limit:
-                        return
+            for record in (await last(reader, count, start, end, wanted))[:limit]:
+                show(record)
             return
+        shown = 0
         events: Any = between(reader, start, end, wanted)
         async with aclosing(events):
             async for record in events:
@@ -92,7 +87,7 @@ async def tail(
         show = printer(format)
         head = (await reader.head()).offset
         if start is None:
-            for record in await last(reader, count, head, wanted):
+            for record in await last(reader, count, 0, head, wanted):
                 show(record)
             start = head
         if not follow:
