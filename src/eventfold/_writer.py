@@ -264,11 +264,8 @@ class EventWriter:
         # Most of the log is looked at here, so that in the turn only the rest is.
         reader = self.reader()
         checked = (await reader.head()).offset
-        async for record in reader.read_from(after):
-            if record.start_offset >= checked:
-                break
-            if query.matches(record.event):
-                raise conflict_with(after, checked, record.start_offset)
+        async for record in reader.read_from(after, query=query, until=max(checked, after)):
+            raise conflict_with(after, checked, record.start_offset)
         if self._queue.full:
             await self._get_place()
         return await self._queue.put(b"".join(lines), condition=Condition(query, after, max(checked, after)))
