@@ -14,6 +14,7 @@ from typing import get_type_hints as _get_type_hints
 
 from . import snapshot
 from ._aio import AsyncOpener
+from ._catalog import Catalog
 from ._codec.decode import Slice
 from ._consumer import Consumer
 from ._engine import LockMode, SyncMode
@@ -26,6 +27,7 @@ from ._errors import (
     LogClosedError,
     LogLockedError,
     ReducerError,
+    SchemaError,
     UnknownOutcomeError,
     UnknownViewError,
     WriterFailedError,
@@ -42,6 +44,7 @@ __all__ = [
     "AppendConflict",
     "AppendResult",
     "AsyncOpener",
+    "Catalog",
     "ConditionalAppendError",
     "Consumer",
     "CorruptLogError",
@@ -60,6 +63,7 @@ __all__ = [
     "Record",
     "ReduceFn",
     "ReducerError",
+    "SchemaError",
     "Slice",
     "Snapshot",
     "SyncMode",

@@ -19,6 +19,7 @@ import msgspec
 
 from ._address import Address, engine_of
 from ._aio import in_thread
+from ._catalog import Typing
 from ._codec.decode import Decoder, Slice
 from ._codec.lines import Lines
 from ._engine import Documents, Source, paths_of
@@ -48,6 +49,9 @@ class EventReader:
     Every method may raise `OSError`, and `CorruptLogError` where the files hold what is no log. Cancelling any of them
     leaves nothing behind.
     """
+
+    # What makes the events of a log with a catalog typed.
+    _typing: Typing | None = None
 
     def __init__(self, dir: Address) -> None:
         self._source: Source = engine_of(dir).source()
@@ -176,10 +180,10 @@ class EventReader:
         newest = (await self._source.waiters()).newest(start, end)
         if newest is not None:
             # In memory: no trip to the disk for everybody who waited for it.
-            for piece in Decoder(types, places=places).feed(newest):
+            for piece in self._decoder(types, places=places).feed(newest):
                 yield piece
             return
-        decoder = Decoder(types, places=places)
+        decoder = self._decoder(types, places=places)
         async with aclosing(self._source.blocks(start, end.offset)) as blocks:
             since = perf_counter()
             async for block in blocks:
@@ -189,6 +193,12 @@ class EventReader:
                     if perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
+
+    def _decoder(self, types: Collection[str] | None, *, places: bool) -> Decoder:
+        """What decodes the lines of this log for whoever reads it."""
+        if self._typing is not None:
+            return self._typing.decoder(types, places=places)
+        return Decoder(types, places=places)
 
     async def _lines(self, start: Head, end: int | None) -> AsyncGenerator[Lines, None]:
         """The lines from a head, whose hash may be unknown (""), to an offset (None: the head of now), undecoded."""
