@@ -504,6 +504,20 @@ async def test_a_reducer_matches_on_classes(tmp_path: Path) -> None:
         assert log.view("owed") == {"7": 0, "8": 5}
 
 
+async def test_objects_are_read_backwards_and_by_tags(tmp_path: Path) -> None:
+    """The events of a line too, the last one first; a query of types finds what upcasters make."""
+    write(tmp_path, line("order_paid", '{"order":1}'), line("order_closed", '{"order":2}'))
+    async with EventLog.open(tmp_path, catalog=orders()) as log:
+        await log.append(OrderPlaced(7, 1, "EUR"))
+        types = [record.event.type async for record in log.read_back()]
+        paid = [record.event.data async for record in log.read_back(query=Query({"order_paid"}))]
+        tagged = [record.event.data async for record in log.read_from(query=Query(tags={"order:7"}))]
+
+    assert types == ["order_placed", "noted", "order_closed", "order_paid", "order_paid"]
+    assert paid == [OrderPaid(2), OrderPaid(1)]
+    assert tagged == [OrderPlaced(7, 1, "EUR")]
+
+
 async def test_a_refresh_cancelled_within_the_events_of_a_line_folds_none_of_them_twice(tmp_path: Path) -> None:
     """A view stands between lines whenever others can run."""
     write(tmp_path, *[line("order_closed", f'{{"order":{n}}}') for n in range(20)])

@@ -14,7 +14,7 @@ import pytest
 from tests.processes import at_rest, back_to, other_writer
 from tests.support import Seam, event, settle
 
-from eventfold import Consumer, CorruptLogError, EventfoldError, EventLog, EventReader, Record
+from eventfold import Consumer, CorruptLogError, EventfoldError, EventLog, EventReader, Query, Record
 
 
 async def consume(consumer: Consumer, count: int, *, commit: bool = True) -> list[Record]:
@@ -440,3 +440,24 @@ async def test_a_consumer_that_is_dropped_lets_its_files_go_at_once(data_dir: Pa
         gc.enable()
 
     assert left == before
+
+
+async def test_a_consumer_with_a_query_gives_what_matches(data_dir: Path) -> None:
+    """A commit covers all before it, matched or not: it goes on after that with the next that matches."""
+    query = Query({"a"}) | Query(tags={"x"})
+    async with EventLog.open(data_dir) as log:
+        await log.append_many([event(n, "abc"[n % 3], tags=("x",) if n == 4 else ()) for n in range(9)])
+        given = []
+        async for record in log.consumer("mailer", query=query):
+            given.append(record.event.data["n"])
+            await log.consumer("mailer").commit(record)
+            if len(given) == 3:
+                break
+        async for record in log.consumer("mailer", query=query):
+            given.append(record.event.data["n"])
+            break
+        async for record in log.consumer("mailer"):
+            given.append(record.event.data["n"])
+            break
+
+    assert given == [0, 3, 4, 6, 5]

@@ -68,6 +68,7 @@ NAMES = [
     "Views",
     "WaitResult",
     "WriterFailedError",
+    "end_streams_on_stop",
     "line_hash",
     "snapshot",
 ]
@@ -81,16 +82,17 @@ SIGNATURES: dict[Any, str] = {
     EventWriter.aclose: "(self)",
     EventWriter.reader: "(self)",
     EventReader.__init__: "(self, dir)",
-    EventReader.read_from: "(self, offset=0)",
+    EventReader.read_from: "(self, offset=0, *, query=None, until=None)",
     EventReader.read_full: "(self)",
-    EventReader.tail: "(self, offset=None)",
+    EventReader.tail: "(self, offset=None, *, query=None)",
     EventReader.wait_for_events: "(self, offset, timeout=None)",
     EventReader.has_new_events: "(self, offset)",
     EventReader.head: "(self)",
     EventReader.active_log_size: "(self)",
     EventReader.read_line_hash_before: "(self, offset)",
     View.__init__: (
-        "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None, shares_events=False)"
+        "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None, "
+        "query=None, shares_events=False)"
     ),
     View.refresh: "(self, reader)",
     View.rebuild: "(self, reader)",
@@ -102,11 +104,12 @@ SIGNATURES: dict[Any, str] = {
     EventLog.refresh_all: "(self)",
     EventLog.rebuild: "(self, name)",
     EventLog.watch: "(self, name)",
-    EventLog.read_from: "(self, offset=0)",
-    EventLog.tail: "(self, offset=None)",
+    EventLog.read_from: "(self, offset=0, *, query=None, until=None)",
+    EventLog.tail: "(self, offset=None, *, query=None)",
     EventLog.wait_for_events: "(self, offset, timeout=None)",
     EventLogBuilder.view: (
-        "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None, shares_events=False)"
+        "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None, "
+        "query=None, shares_events=False)"
     ),
     EventLogBuilder.max_log_size: "(self, size)",
     EventLogBuilder.lock_mode: "(self, mode)",
@@ -287,7 +290,8 @@ def test_every_public_name_says_what_it_is(thing: Any) -> None:
 
 def test_importing_eventfold_imports_no_optional_package() -> None:
     """Those who don't use pydantic or attrs don't pay for them."""
-    script = "import eventfold, sys; print([m for m in ('pydantic', 'attr', 'attrs', 'pytest') if m in sys.modules])"
+    optional = ("asyncpg", "nats", "pydantic", "attr", "attrs", "pytest", "cryptography")
+    script = f"import eventfold, sys; print([m for m in {optional} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"

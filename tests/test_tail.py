@@ -14,7 +14,7 @@ import pytest
 from tests.processes import add_lines, at_rest, back_to, belongings, other_writer
 from tests.support import Seam, event, line, settle, write_log
 
-from eventfold import CorruptLogError, EventLog, EventReader, Record, SyncMode
+from eventfold import CorruptLogError, EventLog, EventReader, Query, Record, SyncMode
 
 
 async def take(tail: AsyncIterator[Record], count: int) -> list[Record]:
@@ -447,3 +447,32 @@ async def test_a_hundred_tails_each_give_everything(data_dir: Path) -> None:
         found = await asyncio.gather(*tails)
 
     assert [numbers_of(records) for records in found] == [list(range(20))] * 100
+
+
+async def test_a_tail_with_a_query_gives_what_matches(data_dir: Path) -> None:
+    """Old events and new ones; what does not match is passed over, in batches too."""
+    query = Query({"a"}, {"x"})
+    async with EventLog.open(data_dir) as log:
+        await log.append_many([event(0, "a", tags=("x",)), event(1, "a"), event(2, "b", tags=("x",))])
+        async with aclosing(log.tail(0, query=query)) as tail:  # type: ignore[type-var]
+            first = await take(tail, 1)
+            waiting = asyncio.create_task(take(tail, 2))
+            await settle()
+            for n in range(3, 9):
+                await log.append(event(n, "ab"[n % 2], tags=("x",) if n > 4 else ()))
+            rest = await waiting
+
+    assert numbers_of(first + rest) == [0, 6, 8]
+
+
+async def test_a_tail_with_a_query_does_not_end_where_nothing_matches(data_dir: Path) -> None:
+    """It waits until something does."""
+    async with EventLog.open(data_dir) as log:
+        waiting = asyncio.create_task(take(log.tail(query=Query(tags={"x"})), 1))
+        await settle()
+        for n in range(20):
+            await log.append(event(n))
+        assert not waiting.done()
+        await log.append(event(20, tags=("x",)))
+
+        assert numbers_of(await waiting) == [20]

@@ -17,6 +17,7 @@ from ._aio import AsyncOpener
 from ._catalog import Catalog
 from ._codec.decode import Slice
 from ._consumer import Consumer
+from ._copy import copy_log
 from ._engine import LockMode, SyncMode
 from ._errors import (
     AppendConflict,
@@ -36,6 +37,7 @@ from ._event import AppendResult, Event, Head, Record, line_hash
 from ._log import EventLog, EventLogBuilder, Views
 from ._query import Query
 from ._reader import EventReader, WaitResult
+from ._signals import end_streams_on_stop
 from ._view import ReduceFn, View
 from ._writer import EventWriter, ViewOps
 from .snapshot import Snapshot
@@ -74,6 +76,8 @@ __all__ = [
     "Views",
     "WaitResult",
     "WriterFailedError",
+    "copy_log",
+    "end_streams_on_stop",
     "line_hash",
     "snapshot",
 ]

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from msgspec.structs import force_setattr
 
+from ._codec.backwards import BackwardsDecoder
 from ._codec.decode import Decoder, Slice
 from ._codec.lines import Lines
 from ._codec.stored import StoredEvent
 from ._errors import InvalidEventError, SchemaError
 from ._event import Event, PartialRecord, Record
+from ._query import Query
 
 logger = logging.getLogger("eventfold")
 
@@ -203,9 +205,19 @@ class Catalog:
         schema.check_data(event.data)
         return event if schema.version == 1 else _of_version(event, event.data, schema.version)
 
-    def sources(self, types: Collection[str] | None) -> Collection[str] | None:
-        """The types of lines that events of these types may come from: an upcaster may give events of any type."""
-        return None if types is None else {*types, *self._upcasters}
+    def sources(self, query: Query | None) -> Query | None:
+        """What selects the lines that matching events may come from: an upcaster may give events of any type."""
+        if query is None:
+            return None
+        for item in query.items:
+            if item.types and self._upcasters:
+                query |= Query(item.types.union(self._upcasters), item.tags)
+        return query
+
+    def is_current(self, event: StoredEvent) -> bool:
+        """Whether an event's data needs no upcaster."""
+        schema = self._by_type.get(event.type)
+        return schema is None or schema.version == event.version
 
     def upcasted(self, type: str, data: Any, version: int) -> list[tuple[str, Any, int]]:
         """The events (type, object or plain data, version) that one on a line becomes. Raises `_MismatchError`."""
@@ -251,9 +263,31 @@ class Typing(NamedTuple):
     catalog: Catalog
     on_mismatch: OnMismatch
 
-    def decoder(self, types: Collection[str] | None, *, places: bool) -> Decoder:
+    def decoder(self, query: Query | None, *, places: bool) -> Decoder:
         """A decoder whose events have objects as their data."""
-        return _TypedDecoder(self, types, places=places)
+        return _TypedDecoder(self, query, places=places)
+
+    def backwards_decoder(self, query: Query | None) -> BackwardsDecoder:
+        """The same, for the newest events first."""
+        return _TypedBackwardsDecoder(self, query)
+
+    def events_of(self, event: StoredEvent, wanted: Query | None) -> tuple[StoredEvent, ...]:
+        """The events that one on a line becomes, as far as they are wanted. Raises `_MismatchError`."""
+        if wanted is not None and not wanted.matches(event) and self.catalog.is_current(event):
+            return ()
+        converted = self.catalog.upcasted(event.type, event.data, event.version)
+        return tuple(
+            msgspec.structs.replace(event, type=type, data=data, version=version)
+            for type, data, version in converted
+            if wanted is None or wanted.matches_keys(type, event.tags)
+        )
+
+    def mismatch(self, mismatch: _MismatchError, event: Event, offset: int) -> None:
+        """Raises `SchemaError`, or logs a warning where such events are skipped."""
+        error = SchemaError(offset, event.type, mismatch.field, mismatch.reason)
+        if self.on_mismatch == "raise":
+            raise error from mismatch
+        logger.warning("an event is passed over: %s", error)
 
 
 class _MismatchError(Exception):
@@ -397,19 +431,22 @@ class _TypedSlice(Slice):
 
     __slots__ = ("_events_of_lines",)
 
-    def __init__(
-        self, lines: Lines, events_of_lines: list[tuple[StoredEvent, ...]], types: frozenset[str] | None
-    ) -> None:
-        super().__init__(lines, [], [event for events in events_of_lines for event in events], types)
+    def __init__(self, lines: Lines, events_of_lines: list[tuple[StoredEvent, ...]], query: Query | None) -> None:
+        super().__init__(lines, [], [event for events in events_of_lines for event in events], query)
         self._events_of_lines = events_of_lines
 
     def records(self) -> Iterator[Record]:
         for line in Slice(self._lines, self._events_of_lines, []).records():
             events: Any = line.event  # all of them, not one
-            for event in events[:-1]:
-                yield PartialRecord(event, line.start_offset, line.end_offset, line._line)
-            for event in events[-1:]:
-                yield Record(event, line.start_offset, line.end_offset, line._line)
+            yield from _records_of(line, events)
+
+
+def _records_of(line: Record, events: tuple[StoredEvent, ...]) -> list[Record]:
+    """The events of one line with its place."""
+    kinds = [PartialRecord] * (len(events) - 1) + [Record]
+    return [
+        kind(event, line.start_offset, line.end_offset, line._line) for kind, event in zip(kinds, events, strict=False)
+    ]
 
 
 class _TypedDecoder(Decoder):
@@ -418,32 +455,28 @@ class _TypedDecoder(Decoder):
     Raises `SchemaError` at the first event that does not fit, after giving all before it, or passes it over.
     """
 
-    def __init__(self, typing: Typing, types: Collection[str] | None, *, places: bool) -> None:
-        sources = typing.catalog.sources(types)
+    def __init__(self, typing: Typing, query: Query | None, *, places: bool) -> None:
+        sources = typing.catalog.sources(query)
         super().__init__(sources, places=places)
-        self._catalog = typing.catalog
-        self._skips = typing.on_mismatch == "skip"
-        self._wanted = None if types is None else frozenset(types)
-        self._is_wider = sources is not None and len(sources) > len(self._wanted or ())
+        self._typing = typing
+        self._wanted = None if query is None or query.matches_all else query
+        self._is_wider = sources != query
 
     def feed(self, lines: Lines) -> Iterator[Slice]:
         for piece in super().feed(lines):
             if not piece.events or (self._wants(piece.events) and self._convert_all(piece.events)):
-                yield self._narrowed(piece)
+                piece.query = self._wanted
+                yield piece
             else:
                 yield from self._convert_each(piece)
 
-    def _narrowed(self, piece: Slice) -> Slice:
-        piece.types = self._wanted
-        return piece
-
     def _wants(self, events: list[StoredEvent]) -> bool:
         wanted = self._wanted
-        return wanted is None or not self._is_wider or all([event.type in wanted for event in events])  # noqa: C419
+        return wanted is None or not self._is_wider or all(map(wanted.matches, events))
 
     def _convert_all(self, events: list[StoredEvent]) -> bool:
         """Converts the data of all events, or of none, where one needs more than that."""
-        schemas = self._catalog._by_type
+        schemas = self._typing.catalog._by_type
         typed: list[tuple[StoredEvent, Any]] = []
         try:
             for event in events:
@@ -461,37 +494,39 @@ class _TypedDecoder(Decoder):
     def _convert_each(self, piece: Slice) -> Iterator[Slice]:
         """The patient way, for events of older versions, and such as don't fit."""
         found: list[Any] = piece._found
+        lines = piece._lines
         events_of_lines: list[tuple[StoredEvent, ...]] = []
         for event in found:
-            if not isinstance(event, StoredEvent):
-                events_of_lines.append(())
-                continue
-            try:
-                events_of_lines.append(self._convert(event))
-            except _MismatchError as mismatch:
-                lines = piece._lines
-                data = lines.data
-                before = len(data) - len(data.split(b"\n", len(events_of_lines))[-1])
-                error = SchemaError(lines.offset_at(before), event.type, mismatch.field, mismatch.reason)
-                if not self._skips:
-                    if before:
-                        yield _TypedSlice(lines.part(0, before), events_of_lines, self._wanted)
-                    raise error from mismatch
-                logger.warning("an event is passed over: %s", error)
-                events_of_lines.append(())
-        yield _TypedSlice(piece._lines, events_of_lines, self._wanted)
+            events: tuple[StoredEvent, ...] = ()
+            if isinstance(event, StoredEvent):
+                try:
+                    events = self._typing.events_of(event, self._wanted)
+                except _MismatchError as mismatch:
+                    before = len(lines.data) - len(lines.data.split(b"\n", len(events_of_lines))[-1])
+                    try:
+                        self._typing.mismatch(mismatch, event, lines.offset_at(before))
+                    except SchemaError:
+                        if before:
+                            yield _TypedSlice(lines.part(0, before), events_of_lines, self._wanted)
+                        raise
+            events_of_lines.append(events)
+        yield _TypedSlice(lines, events_of_lines, self._wanted)
 
-    def _convert(self, event: StoredEvent) -> tuple[StoredEvent, ...]:
-        schema = self._catalog._by_type.get(event.type)
-        if (
-            self._wanted is not None
-            and event.type not in self._wanted
-            and (schema is None or schema.version == event.version)
-        ):
-            return ()
-        converted = self._catalog.upcasted(event.type, event.data, event.version)
-        return tuple(
-            msgspec.structs.replace(event, type=type, data=data, version=version)
-            for type, data, version in converted
-            if self._wanted is None or type in self._wanted
-        )
+
+class _TypedBackwardsDecoder(BackwardsDecoder):
+    """Does what `_TypedDecoder` does, the newest first."""
+
+    def __init__(self, typing: Typing, query: Query | None) -> None:
+        super().__init__(typing.catalog.sources(query))
+        self._typing = typing
+        self._wanted = None if query is None or query.matches_all else query
+
+    def feed(self, lines: Lines) -> Iterator[Record]:
+        for record in super().feed(lines):
+            event: Any = record.event
+            try:
+                events = self._typing.events_of(event, self._wanted)
+            except _MismatchError as mismatch:
+                self._typing.mismatch(mismatch, event, record.start_offset)
+            else:
+                yield from reversed(_records_of(record, events))

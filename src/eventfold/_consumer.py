@@ -18,6 +18,7 @@ import msgspec
 from ._engine import check_name
 from ._errors import CorruptLogError, EventfoldError
 from ._event import PartialRecord, Record
+from ._query import Query, query_of
 from ._reader import EventReader
 
 
@@ -31,10 +32,11 @@ class _Committed(msgspec.Struct):
 class _Checkpoint:
     """Where in the log a consumer stands, on disk; what counts is the file, which others may have written since."""
 
-    def __init__(self, reader: EventReader, name: str, start: int | None) -> None:
+    def __init__(self, reader: EventReader, name: str, start: int | None, query: Query | None) -> None:
         self.reader = reader
         self.name = name
         self.start = start
+        self.query = query_of(query, None)
         self.committed: int | None = None  # for messages only
         check_name("consumer", name)
         self._path = reader.documents.location("consumer", name)
@@ -95,11 +97,12 @@ class Consumer:
     """An async iterator over the records after the last committed one, and then over each new one.
 
     Each `async for` begins after the last commit; it ends when the log is closed. Only one at a time may run for a name
-    in a process. Offsets are bytes in the whole log.
+    in a process. Offsets are bytes in the whole log. With a `query`, it gives only events that it matches; the query is
+    not kept on disk, and a commit covers all that stands before it in the log, matched or not.
     """
 
-    def __init__(self, reader: EventReader, name: str, *, start: int | None = 0) -> None:
-        self._place = _Checkpoint(reader, name, start)
+    def __init__(self, reader: EventReader, name: str, *, start: int | None = 0, query: Query | None = None) -> None:
+        self._place = _Checkpoint(reader, name, start, query)
         self._own: _Iteration | None = None
 
     def __repr__(self) -> str:
@@ -179,7 +182,7 @@ class _Iteration:
         except BaseException:
             self._end()
             raise
-        return place.reader.tail(place.start if committed is None else committed)
+        return place.reader.tail(place.start if committed is None else committed, query=place.query)
 
     def _end(self) -> None:
         if self._key is not None and _running.get(self._key) is self:

@@ -25,9 +25,14 @@ DocumentKind: TypeAlias = Literal["view", "consumer"]
 
 
 class LockMode(enum.Enum):
-    """How the writer of a log in files keeps others out: `FLOCK`, an exclusive flock on `app.jsonl`, or `NONE`."""
+    """How the writer of a log in files keeps others out.
+
+    `FLOCK`: by an exclusive flock on `app.jsonl`. `SHARED`: it keeps out exclusive writers only, and any number of
+    processes of one machine write together, all with one `SyncMode`. `NONE`: not at all.
+    """
 
     FLOCK = "flock"
+    SHARED = "shared"
     NONE = "none"
 
 
@@ -104,6 +109,12 @@ class Source(Protocol):
         it, or where the line before the start does not have the start's hash, unless that is "" (unknown).
         """
 
+    async def block_before(self, offset: int) -> Lines:
+        """A block of whole lines, at least one, that ends at an offset above 0 and up to the head; not a large one.
+
+        Raises `ValueError` where no line ends there, and `CorruptLogError` at damage.
+        """
+
     async def line_hash_before(self, offset: int) -> str:
         """The hash of the line that ends at an offset above 0. Raises `ValueError` where none ends there."""
 
@@ -168,12 +179,22 @@ class RotatingCommitter(Protocol):
     def rotation_is_due(self) -> bool:
         """Whether the log has grown beyond the size at which it is to be rotated on its own. No I/O."""
 
-    async def rotate(self) -> None:
+    async def rotate(self, *, if_due: bool = False) -> None:
         """Moves the whole log into the archive, while commits go on.
+
+        With `if_due`, does nothing where that is not due any more, or is being done by another process.
 
         Raises `OSError`, with nothing lost: the next rotation goes on where this one stopped; `CorruptLogError`;
         `WriterFailedError` where the committer can't go on.
         """
+
+
+@runtime_checkable
+class SharedTurn(Protocol):
+    """A committer whose commits may have to wait for another process, for as long as that one is stopped."""
+
+    def begin_closing(self) -> None:
+        """The log is about to be closed: commits that wait for a process that is stopped are to fail."""
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ may have left half changed is marked as suspect; the event loop is let go on eve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
 from itertools import islice
 from operator import length_hint
@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from ._codec.decode import Slice
 from ._errors import CorruptLogError, ReducerError, SchemaError
 from ._event import Event, Head
+from ._query import Query, types_alone
 from ._reader import EventReader
 
 S = TypeVar("S")
@@ -58,13 +59,13 @@ class Fold(Generic[S]):
         name: str,
         reducer: Callable[[S, Event], S],
         state: S,
-        types: Collection[str] | None,
+        query: Query | None,
         *,
         takes_none: bool,
         shares_events: bool,
     ) -> None:
         self.name = name
-        self.types = None if types is None else frozenset(types)
+        self.query = None if query is None or query.matches_all else query
         self.shares_events = shares_events
         self.state = state
         self.place = Head(0, "")
@@ -87,9 +88,11 @@ class Fold(Generic[S]):
         keeps what was folded.
         """
         events: list[Any] = piece.events
-        if self.types is not None and self.types != piece.types:
-            events = [event for event in events if event.type in self.types]
-        starts = _Starts(piece, self.types)
+        matches = None
+        if self.query is not None and self.query != piece.query:
+            matches = _matcher(self.query)
+            events = list(filter(matches, events))
+        starts = _Starts(piece, matches)
         reducer, state, count, done = self._reducer, self.state, len(events), 0
         now = perf_counter()
         while done < count:
@@ -140,11 +143,17 @@ class Fold(Generic[S]):
             raise ReducerError(self.error.view, self.error.offset) from self.error.__cause__
 
 
+def _matcher(query: Query) -> Callable[[Event], bool]:
+    """Tells whether a query matches an event; faster than the query itself where only types matter."""
+    types = types_alone(query)
+    return query.matches if types is None else lambda event: event.type in types
+
+
 class _Starts:
     """Where the events of a slice begin in the log; looked up in order, and only when asked for."""
 
-    def __init__(self, piece: Slice, types: frozenset[str] | None) -> None:
-        self._records = (record for record in piece.records() if types is None or record.event.type in types)
+    def __init__(self, piece: Slice, matches: Callable[[Event], bool] | None) -> None:
+        self._records = (record for record in piece.records() if matches is None or matches(record.event))
         self._index = self._start = -1
         self._begins_a_line = True
 
@@ -167,10 +176,10 @@ class _Stream:
 
     def __init__(self, folds: list[Fold[Any]], reader: EventReader) -> None:
         self.folds = folds
-        types: set[str] | None = set()
-        for fold in folds:
-            types = None if types is None or fold.types is None else types | fold.types
-        self.decoder = reader._decoder(types, places=False)
+        query = folds[0].query
+        for fold in folds[1:]:
+            query = None if query is None or fold.query is None else query | fold.query
+        self.decoder = reader._decoder(query, places=False)
 
     async def take(self, slices: Iterator[Slice], pacer: Pacer) -> list[Exception]:
         """Gives the slices to all folds, and drops those whose reducer raises; the errors."""
@@ -204,7 +213,7 @@ async def fold_together(folds: Iterable[Fold[Any]], reader: EventReader, end: in
         groups = [shared] if shared else []
     else:
         # An event that does not fit its class is to hold up only those that want events of its type.
-        groups = [[fold for fold in shared if fold.types == types] for types in {fold.types for fold in shared}]
+        groups = [[fold for fold in shared if fold.query == query] for query in {fold.query for fold in shared}]
     streams += [_Stream(group, reader) for group in groups]
     errors: list[Exception] = []
     pacer = Pacer()

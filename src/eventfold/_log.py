@@ -133,7 +133,8 @@ class EventLog:
                     view._attach(log, log._location)
                 if not read_only:
                     log._writer_or_none = await opening
-                    log._reader = log._writer_or_none.reader()
+                    unused, log._reader = log._reader, log._writer_or_none.reader()
+                    await unused.aclose()
                 log._catalog, log._reader._typing = catalog, typing
                 await log._catch_up()
             except BaseException as error:
@@ -184,7 +185,7 @@ class EventLog:
             if self._writer_or_none is not None:
                 await self._writer_or_none.aclose()
             else:
-                self._reader.end_waits()
+                await self._reader.aclose()
         finally:
             for view in self._views.values():
                 view._detach(self)
@@ -540,31 +541,56 @@ class EventLog:
 
     # The reader's
 
-    def read_from(self, offset: int = 0) -> AsyncIterator[Record]:
+    def read_from(
+        self, offset: int = 0, *, query: Query | None = None, until: int | None = None
+    ) -> AsyncIterator[Record]:
         """The events from `offset` up to the head as it is when reading begins.
 
         Args:
             offset: Where to begin, in bytes of the whole log; a line must begin there.
+            query: Which events to give; None for all.
+            until: Where to end, in bytes of the whole log; a line must end there. Beyond the head, or None: the head.
 
         Raises:
-            ValueError: The offset is negative, beyond the head, or not where a line begins.
+            ValueError: The offset is negative, beyond the head, or not where a line begins; `until` lies before it, or
+                inside a line.
             CorruptLogError: The log is damaged; raised after all events before the damage.
             OSError: The log could not be read.
         """
-        return self._reader.read_from(offset)
+        return self._reader.read_from(offset, query=query, until=until)
+
+    def read_back(self, offset: int | None = None, *, query: Query | None = None) -> AsyncIterator[Record]:
+        """The events before `offset`, the newest first; it begins at once, however large the log is.
+
+        Args:
+            offset: Where to begin, in bytes of the whole log; a line must end there. None for the head of now.
+            query: Which events to give; None for all.
+
+        Raises:
+            ValueError: The offset is negative, beyond the head, or not where a line ends.
+            CorruptLogError: The log is damaged; raised after all events behind the damage.
+            OSError: The log could not be read.
+        """
+        return self._reader.read_back(offset, query=query)
 
     def read_full(self) -> AsyncIterator[Record]:
         """All events up to the head as it is when reading begins; raises what `read_from` does."""
         return self._reader.read_full()
 
     def read_slices(
-        self, offset: int = 0, *, types: Collection[str] | None = None, after: str = ""
+        self,
+        offset: int = 0,
+        *,
+        query: Query | None = None,
+        types: Collection[str] | None = None,
+        after: str = "",
     ) -> AsyncGenerator[Slice, None]:
         """The same events as `read_from`, some hundred at a time and several times as fast.
 
         Args:
             offset: Where to begin, in bytes of the whole log; a line must begin there.
-            types: The only types to decode and give; None for all. Of other lines only the shape is checked.
+            query: Which events to give; None for all. Of a line that can't hold one only the shape is checked.
+            types: Short for a query of these types alone (empty: no event).
             after: The hash of the line that ended at `offset` when it was read, if known: another log that has taken
                 its place since is a `CorruptLogError`.
 
@@ -573,32 +599,34 @@ class EventLog:
             CorruptLogError: The log is damaged; raised after all events before the damage.
             OSError: The log could not be read.
         """
-        return self._reader.read_slices(offset, types=types, after=after)
+        return self._reader.read_slices(offset, query=query, types=types, after=after)
 
-    def tail(self, offset: int | None = None) -> AsyncIterator[Record]:
+    def tail(self, offset: int | None = None, *, query: Query | None = None) -> AsyncIterator[Record]:
         """The events from `offset`, then each new one, until the log is closed. Cancelling it leaves nothing behind.
 
         Args:
             offset: Where to begin, in bytes of the whole log; None for the head of now.
+            query: Which events to give; None for all.
 
         Raises:
             ValueError: The offset is negative, beyond the head, or not where a line begins.
             CorruptLogError: The log is damaged, or no longer the one that was read.
             OSError: The log could not be read.
         """
-        return self._reader.tail(offset)
+        return self._reader.tail(offset, query=query)
 
-    def consumer(self, name: str, *, start: int | None = 0) -> Consumer:
+    def consumer(self, name: str, *, start: int | None = 0, query: Query | None = None) -> Consumer:
         """A named reader whose committed offset is kept on disk.
 
         Args:
             name: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot.
             start: Where it begins without a commit yet, in bytes of the whole log; None for the head of now.
+            query: Which events to give; None for all. It is not kept on disk.
 
         Raises:
             ValueError: The name can't be a file's.
         """
-        return Consumer(self._reader, name, start=start)
+        return Consumer(self._reader, name, start=start, query=query)
 
     async def wait_for_events(self, offset: int, timeout: float | None = None) -> WaitResult:
         """Waits until the head lies beyond `offset`. Cancelling it leaves nothing behind.
@@ -667,6 +695,7 @@ class EventLogBuilder:
         state_type: Any = None,
         version: int | str = 0,
         event_types: Collection[str] | None = None,
+        query: Query | None = None,
         shares_events: bool = False,
     ) -> EventLogBuilder:
         """Registers a view; the arguments are those of `View`."""
@@ -677,6 +706,7 @@ class EventLogBuilder:
             state_type=state_type,
             version=version,
             event_types=event_types,
+            query=query,
             shares_events=shares_events,
         )
         self._views.append(view)

@@ -66,7 +66,7 @@ class Query:
         return hash(self.items)
 
     def __repr__(self) -> str:
-        return " | ".join(map(_repr, self.items))
+        return " | ".join(map(_repr, self.items)) or "<Query that matches no event>"
 
     @property
     def matches_all(self) -> bool:
@@ -87,6 +87,26 @@ class Query:
     def matches_keys(self, type: str, tags: Collection[str]) -> bool:
         """Whether an event of this type and with these tags is one of those that matter."""
         return any((not types or type in types) and wanted.issubset(tags) for types, wanted in self.items)
+
+
+def query_of(query: Query | None, types: Collection[str] | None) -> Query | None:
+    """A query, or the short form of one: the types of which an event must have one (None: any; empty: no event at all).
+
+    Raises `ValueError` if both are given, `TypeError` for what is neither.
+    """
+    if query is not None and not isinstance(query, Query):
+        raise TypeError(f"query must be a Query, such as Query(types={{'order_placed'}}), not {query!r}")
+    if types is None:
+        return query
+    if query is not None:
+        raise ValueError("types were given and a query too: write the types into the query")
+    types = _strings("types", types)
+    return Query(types) if types else _of(())
+
+
+def types_alone(query: Query) -> frozenset[str] | None:
+    """The types that an event must have one of, where only types matter; None where tags do, or any type may match."""
+    return None if any(item.tags for item in query.items) else query.types
 
 
 def _of(items: Collection[QueryItem]) -> Query:

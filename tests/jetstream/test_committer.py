@@ -116,7 +116,7 @@ async def test_a_writer_goes_on_when_its_server_is_back(own_servers: Any) -> Non
 
 async def test_a_commit_that_is_too_large_for_a_message_is_refused(committer: StreamCommitter) -> None:
     with pytest.raises(OSError, match="bytes"):
-        await committer.commit([pending(1, size=2 * 2**20)])
+        await committer.commit([pending(1, size=9 * 2**20)])
 
     await append(committer, 2)
     assert await read(committer.source) == line(2)

@@ -90,3 +90,31 @@ async def test_a_document_that_was_deleted_can_be_made_again(committer: StreamCo
 
     assert await documents.load("consumer", "mailer") == b"2"
     assert (await documents.names("consumer"), await documents.names("view")) == (["mailer"], [])
+
+
+async def test_blocks_before_an_offset_join_to_the_whole(
+    committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the end to the beginning, some messages at a time, or one where they are large."""
+    for n in range(20):
+        await append(committer, 2 * n, 2 * n + 1)
+    for messages_back, most_bytes in ((1000, 2**21), (7, 2**21), (7, 1)):
+        monkeypatch.setattr("eventfold.jetstream._stream._MESSAGES_BACK", messages_back)
+        monkeypatch.setattr("eventfold.jetstream._stream._BYTES", most_bytes)
+        offset, data = committer.head.offset, b""
+        while offset:
+            block = await committer.source.block_before(offset)
+            assert block.offset_at(len(block.data)) == offset
+            offset, data = block.start_offset, block.data + data
+
+        assert data == b"".join(map(line, range(40)))
+
+
+async def test_a_block_ends_within_a_message_where_a_line_does(committer: StreamCommitter) -> None:
+    await append(committer, 1)
+    await append(committer, 2, 3)
+
+    size = len(line(2))
+    assert (await committer.source.block_before((1 << 24) + size)).data == line(1) + line(2)
+    with pytest.raises(ValueError, match="not where a line ends"):
+        await committer.source.block_before((1 << 24) + 5)

@@ -1,13 +1,13 @@
 """Lines back into events: the decoder, and the slices of a log that it gives.
 
 Promises: `Decoder` gives every event that it is fed, or says where the first bad line begins after giving all before
-it; it never gives part of a batch. With a selection of types the lines of other types are not decoded, but each is JSON
-with that type, on a line of its own (its text may be no UTF-8).
+it; it never gives part of a batch. With a query, lines that it can't match by their type, or by the text of its tags,
+are not decoded, but each is JSON with a type, on a line of its own (its text may be no UTF-8).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import accumulate, repeat
 
@@ -15,11 +15,12 @@ import msgspec
 
 from .._errors import CorruptLogError
 from .._event import Record, line_hash
+from .._query import Query
 from .lines import Lines, join
-from .selection import BatchPlace, Found, decode_events, selection
+from .selection import BatchPlace, Found, decode_events, decode_line, place_of, selection
 from .stored import StoredEvent
 
-_BAD_LINE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+BAD_LINE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _BROKEN: BatchPlace = (0, 0)
 # The places in batches up to this size are kept.
 _SMALL_BATCH = 256
@@ -28,18 +29,17 @@ _SMALL_BATCH = 256
 class Slice:
     """Events that stand in the log one after the other, decoded together; offsets are bytes in the whole log.
 
-    With a selection, `events` are only those of its `types`; the offsets are those of all that was looked at.
+    With a `query` (None: every event), `events` are only those that it matches; the offsets are those of all that was
+    looked at.
     """
 
-    __slots__ = ("_found", "_lines", "end_offset", "events", "start_offset", "types")
+    __slots__ = ("_found", "_lines", "end_offset", "events", "query", "start_offset")
 
-    def __init__(
-        self, lines: Lines, found: Found, events: list[StoredEvent], types: frozenset[str] | None = None
-    ) -> None:
+    def __init__(self, lines: Lines, found: Found, events: list[StoredEvent], query: Query | None = None) -> None:
         self._lines = lines
         self._found = found
         self.events = events
-        self.types = types
+        self.query = query
         self.start_offset = lines.start_offset
         self.end_offset = lines.offset_at(len(lines.data))
 
@@ -53,7 +53,7 @@ class Slice:
         ends = accumulate(map((1).__add__, map(len, lines)), initial=0 if self._lines.marks else self.start_offset)
         offsets = list(map(self._lines.offset_at, ends)) if self._lines.marks else list(ends)
         records = map(Record, self._found, offsets, offsets[1:], lines)
-        if self.types is None:
+        if self.query is None:
             return records
         return (record for record in records if isinstance(record.event, StoredEvent))
 
@@ -65,15 +65,15 @@ class Slice:
 
 
 class Decoder:
-    """Turns the lines of a log, fed in order, into slices of events; with `types`, only events of those types.
+    """Turns the lines of a log, fed in order, into slices of events; with a `query`, only those that it matches.
 
     With `places`, a slice can give records; without, only its events are sure, which is faster to tell. Reading may
     begin inside a batch: its rest is then given.
     """
 
-    def __init__(self, types: Collection[str] | None = None, *, places: bool = True) -> None:
-        self._types = None if types is None else frozenset(types)
-        self._selection = None if self._types is None else selection(self._types)
+    def __init__(self, query: Query | None = None, *, places: bool = True) -> None:
+        self._query = None if query is None or query.matches_all else query
+        self._selection = None if self._query is None else selection(self._query)
         self._places = places
         self._nothing_given = True
         # A batch whose end is still to come: its lines up to now, what they hold, and the place of the next one.
@@ -119,13 +119,13 @@ class Decoder:
             events = found if self._selection is None else _wanted(found)
         self._nothing_given = self._nothing_given and not found
         if found:
-            yield Slice(lines, found, events, self._types)
+            yield Slice(lines, found, events, self._query)
 
     def _decode_at_once(self, data: bytes) -> Found | None:
         """One object for each line, or None if that is not what the lines hold (a blank line counts too)."""
         try:
             found: Found = (self._selection or decode_events).decode_lines(data)
-        except _BAD_LINE:
+        except BAD_LINE:
             return None
         # As many newlines as objects; counted so because that is several times as fast as `count`.
         return found if len(found) == len(data) - len(data.replace(b"\n", b"")) else None
@@ -147,17 +147,17 @@ class Decoder:
                     at = end
                     continue
             try:
-                event = decode_events.decode(data[at:end])
-            except _BAD_LINE as error:
+                event = decode_line(data[at:end])
+            except BAD_LINE as error:
                 raise CorruptLogError(path, lines.offset_at(at), f"no event: {error}") from error
-            due = _due_after(event.batch, due, self._nothing_given and at == first)
+            due = _due_after(place_of(event.batch), due, self._nothing_given and at == first)
             if due is _BROKEN:
                 raise CorruptLogError(path, lines.offset_at(first), "a batch breaks off here")
             found.append(event if self._selection is None else self._selection.look(event))
             at = end
             if due is None:
                 self._nothing_given = False
-                yield Slice(lines.part(first, end), found, _wanted(found), self._types)
+                yield Slice(lines.part(first, end), found, _wanted(found), self._query)
                 found = []
         if due is not None:
             self._held, self._held_found, self._due = [lines.part(first, len(data))], found, due
@@ -216,8 +216,6 @@ def _due_after(batch: BatchPlace | None, due: BatchPlace | None, may_begin_insid
     index, size = batch
     if batch != due and (due is not None or (index != 1 and not may_begin_inside)):
         return _BROKEN
-    if not 1 <= index <= size:
-        return _BROKEN
     return None if index == size else (index + 1, size)
 
 
@@ -226,15 +224,15 @@ def batch_of(line: bytes) -> BatchPlace | None:
     if b'"batch"' not in line:
         return None
     try:
-        return decode_events.decode(line).batch
-    except _BAD_LINE:
+        return place_of(decode_events.decode(line).batch)
+    except BAD_LINE:
         return None
 
 
 def is_event(line: bytes) -> bool:
     """Whether a line, without its newline, holds an event."""
     try:
-        decode_events.decode(line)
-    except _BAD_LINE:
+        decode_line(line)
+    except BAD_LINE:
         return False
     return True

@@ -25,6 +25,8 @@ from .paths import Layout, NextFile
 # One read from the active log: long enough to make the trip to a thread cheap.
 BLOCK_SIZE = 8 * 1024 * 1024
 _STEP_BACK = 4096
+# One such read from the end of the active log towards its beginning.
+_BLOCK_BACK = 64 * 1024
 
 
 def _open_if_there(path: Path) -> int | None:
@@ -226,6 +228,32 @@ class LogSegments:
         if self.fd is None or os.pread(self.fd, 1, end - 1) != b"\n":
             raise ValueError(f"offset {offset} is not where a line begins")
         return line_before(self.fd, end)[1]
+
+    def block_before(self, offset: int) -> Lines:
+        """The whole lines that end at `offset` (bytes in the whole log, more than 0): some, or one that is longer.
+
+        Raises `ValueError` where no line ends there, `CorruptLogError` for a block that is damaged.
+        """
+        if self.archive is not None and offset <= self.base:
+            return self.archive.block_before(offset)
+        if self.damage is not None:
+            raise self.damage
+        path, end = self._layout.log_path, offset - self.base
+        if self.fd is None or end <= 0:
+            raise CorruptLogError(path, offset, "the file is gone, and the log went on to here")
+        step = _BLOCK_BACK
+        while True:
+            start = max(0, end - step)
+            data = os.pread(self.fd, end - start, start)
+            if len(data) != end - start:
+                raise CorruptLogError(path, self.base + start + len(data), f"the file ends here, and not at {offset}")
+            if not data.endswith(b"\n"):
+                raise ValueError(f"offset {offset} is not where a line ends")
+            # What stands before the first newline may be a part of a line.
+            begin = data.index(b"\n") + 1 if start else 0
+            if begin < len(data):
+                return Lines(path, self.base + start + begin, data[begin:])
+            step *= 4
 
     def line_hash_before(self, offset: int) -> str:
         """The hash of that line; at the archive's end its record tells."""

@@ -77,6 +77,9 @@ class FileSource:
     async def base(self) -> int:
         return await in_thread(_base, self.layout)
 
+    async def block_before(self, offset: int) -> Lines:
+        return await in_thread(_block_before, self.layout, offset)
+
     async def line_hash_before(self, offset: int) -> str:
         return await in_thread(_line_hash_before, self.layout, offset)
 
@@ -106,6 +109,11 @@ class FileSource:
 def _base(layout: Layout) -> int:
     with LogSegments(layout) as parts:
         return parts.base
+
+
+def _block_before(layout: Layout, offset: int) -> Lines:
+    with LogSegments(layout) as parts:
+        return parts.block_before(offset)
 
 
 def _line_hash_before(layout: Layout, offset: int) -> str:

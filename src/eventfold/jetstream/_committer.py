@@ -43,6 +43,7 @@ class StreamCommitter:
         self.batch_size = min(max_payload, MAX_MESSAGE_SIZE) - _HEADERS_SIZE
         self._prefix = uuid.uuid4().hex
         self._count = 0
+        self._closed = False
 
     @property
     def source(self) -> Stream:
@@ -146,7 +147,9 @@ class StreamCommitter:
         return CorruptLogError(self._stream.location, self.head.offset, description)
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        if not self._closed:
+            self._closed = True
+            await self._stream.aclose()
 
     def abandon(self) -> None:
         """Leaves the connection alone: it is the parent's, or its event loop has ended."""

@@ -212,6 +212,9 @@ class Connection:
                 await client.close()
             except (NatsError, OSError) as error:
                 logger.debug("%s: the connection was lost before it was closed: %r", self.location, error)
+                # The library stops at the lost connection, and leaves the socket open.
+                if (transport := client._transport) is not None:
+                    transport.close()  # type: ignore[no-untyped-call]
 
 
 def _code(answer: Mapping[str, Any]) -> int:

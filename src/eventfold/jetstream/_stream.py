@@ -25,6 +25,7 @@ from ._follower import Follower
 from ._offsets import end_of, join_messages, last_line_hash, position_at, sequence_at, start_of
 
 _MESSAGES, _BYTES = 2000, 2 * 2**20  # of one read
+_MESSAGES_BACK = 64  # of one read from the end of the log towards its beginning
 _RETRY_DELAY = 0.02  # seconds
 
 
@@ -107,6 +108,20 @@ class Stream:
         if position and (position >= len(data) or data[position - 1 : position] != b"\n"):
             raise ValueError(f"offset {offset} is not where a line begins")
         return last_line_hash(data[:position] if position else data)
+
+    async def block_before(self, offset: int) -> Lines:
+        last, position = sequence_at(offset - 1), position_at(offset)
+        first = max(1, last - _MESSAGES_BACK + 1)
+        messages = await self._read(first, last)
+        if len(messages) < last - first + 1:  # they are large: the last one will do
+            first, messages = last, await self._read(last, last)
+        block = join_messages(self.location, first, messages)
+        if position:
+            size = len(messages[-1])
+            if position > size or messages[-1][position - 1 : position] != b"\n":
+                raise ValueError(f"offset {offset} is not where a line ends")
+            block = block.part(0, len(block.data) - size + position)
+        return block
 
     async def blocks(self, start: Head, end: int) -> AsyncGenerator[Lines, None]:
         if start.offset and (position_at(start.offset) or start.line_hash):
