@@ -308,11 +308,12 @@ class _Schema:
         self.cls = cls
         self.tags = tags
         self.name: str = cls.__qualname__
+        self.is_model = _is_model(cls)
 
     def check(self) -> None:
         """Raises `TypeError` if msgspec can't decode into the class, or its annotations name what does not exist."""
         try:
-            if not _is_model(self.cls):
+            if not self.is_model:
                 msgspec.json.Decoder(self.cls, dec_hook=_decode_other)
         except (TypeError, NameError) as error:
             raise TypeError(
@@ -340,7 +341,7 @@ class _Schema:
     def decode(self, data: Any) -> Any:
         """The object that the data is. Raises `_MismatchError`."""
         try:
-            if _is_model(self.cls):
+            if self.is_model:
                 return _decode_other(self.cls, data)
             return msgspec.convert(data, self.cls, str_keys=True, dec_hook=_decode_other)
         except msgspec.ValidationError as error:
