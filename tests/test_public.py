@@ -50,11 +50,15 @@ NAMES = [
     "EventReader",
     "EventWriter",
     "EventfoldError",
+    "FilesInfo",
     "Head",
     "InvalidEventError",
     "LockMode",
     "LogClosedError",
+    "LogInfo",
     "LogLockedError",
+    "PlaceInfo",
+    "Problem",
     "Record",
     "ReduceFn",
     "ReducerError",
@@ -62,6 +66,7 @@ NAMES = [
     "Snapshot",
     "SyncMode",
     "UnknownViewError",
+    "VerifyReport",
     "View",
     "ViewOps",
     "Views",
@@ -70,6 +75,7 @@ NAMES = [
     "end_streams_on_stop",
     "line_hash",
     "snapshot",
+    "verify",
 ]
 
 SIGNATURES: dict[Any, str] = {
