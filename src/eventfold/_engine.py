@@ -25,9 +25,14 @@ DocumentKind: TypeAlias = Literal["view", "consumer"]
 
 
 class LockMode(enum.Enum):
-    """How the writer of a log in files keeps others out: `FLOCK`, an exclusive flock on `app.jsonl`, or `NONE`."""
+    """How the writer of a log in files keeps others out.
+
+    `FLOCK`: by an exclusive flock on `app.jsonl`. `SHARED`: it keeps out exclusive writers only, and any number of
+    processes of one machine write together, all with one `SyncMode`. `NONE`: not at all.
+    """
 
     FLOCK = "flock"
+    SHARED = "shared"
     NONE = "none"
 
 
@@ -72,6 +77,21 @@ class Documents(Protocol):
 
     async def names(self, kind: DocumentKind) -> list[str]:
         """The names of all documents of a kind, sorted."""
+
+
+class Claim(Protocol):
+    """A right that one process at a time has; it ends with the process."""
+
+    def release(self) -> None:
+        """Gives it up; idempotent, and never blocks."""
+
+
+@runtime_checkable
+class ClaimableDocuments(Protocol):
+    """Documents under whose names one process at a time may read."""
+
+    async def claim(self, kind: DocumentKind, name: str) -> Claim | None:
+        """The right to read under a name; None while another process has it."""
 
 
 class Source(Protocol):
@@ -174,12 +194,22 @@ class RotatingCommitter(Protocol):
     def rotation_is_due(self) -> bool:
         """Whether the log has grown beyond the size at which it is to be rotated on its own. No I/O."""
 
-    async def rotate(self) -> None:
+    async def rotate(self, *, if_due: bool = False) -> None:
         """Moves the whole log into the archive, while commits go on.
+
+        With `if_due`, does nothing where that is not due any more, or is being done by another process.
 
         Raises `OSError`, with nothing lost: the next rotation goes on where this one stopped; `CorruptLogError`;
         `WriterFailedError` where the committer can't go on.
         """
+
+
+@runtime_checkable
+class SharedTurn(Protocol):
+    """A committer whose commits may have to wait for another process, for as long as that one is stopped."""
+
+    def begin_closing(self) -> None:
+        """The log is about to be closed: commits that wait for a process that is stopped are to fail."""
 
 
 @runtime_checkable

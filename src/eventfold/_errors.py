@@ -51,20 +51,23 @@ class ConditionalAppendError(EventfoldError):
 class LogLockedError(EventfoldError):
     """Another writer holds the directory.
 
-    `path` is the locked file; `pid` the process that holds the lock, None where the system does not tell.
+    `path` is the locked file; `pid` a process that holds the lock, None where the system does not tell; `reason` says
+    more where there is more to say.
     """
 
-    def __init__(self, path: str | os.PathLike[str], pid: int | None = None) -> None:
-        super().__init__(path, pid)
+    def __init__(self, path: str | os.PathLike[str], pid: int | None = None, reason: str = "") -> None:
+        super().__init__(path, pid, reason)
         self.path = path
         self.pid = pid
+        self.reason = reason
 
     def __str__(self) -> str:
         where = "" if self.pid is None else f" in process {self.pid}"
-        return (
-            f"{os.fspath(self.path)} is locked by another writer{where}: only one may have the log open for writing; "
-            "close that one, or open this with read_only=True to read beside it"
+        reason = self.reason or (
+            "only one may have the log open for writing, unless all open it with LockMode.SHARED; close that one, or "
+            "open this with read_only=True to read beside it"
         )
+        return f"{os.fspath(self.path)} is locked by another writer{where}: {reason}"
 
 
 class LogClosedError(EventfoldError):

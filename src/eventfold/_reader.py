@@ -191,10 +191,13 @@ class EventReader:
         while place:
             block = await self._source.block_before(place)
             place = block.start_offset
-            records = decoder.feed(block)
             since = perf_counter()
-            for record in records:
-                yield record
+            for lines in block.cut_back():
+                for number, record in enumerate(decoder.feed(lines), 1):
+                    yield record
+                    if not number % _RECORDS_PER_LOOK_AT_THE_CLOCK and perf_counter() - since > _HOLD:
+                        await asyncio.sleep(0)
+                        since = perf_counter()
                 if perf_counter() - since > _HOLD:
                     await asyncio.sleep(0)
                     since = perf_counter()

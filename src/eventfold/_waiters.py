@@ -127,21 +127,26 @@ class Waiters:
         self._waits: set[_Wait] = set()
         self._interested = 0
         self._watcher: Watcher | None = None
-        self.durable_head: Head | None = None
+        self._published: Head | None = None
         # The newest lines, if they are few, and the heads before and after them.
         self._newest: tuple[Head, Head, Lines] | None = None
 
     def __repr__(self) -> str:
         return f"<Waiters, {len(self._waits)} waiting>"
 
+    @property
+    def durable_head(self) -> Head | None:
+        """The durable head, where a writer of this process tells it."""
+        return self._published
+
     def _needs_watcher(self) -> bool:
-        return self._interested > 0 and (self.durable_head is None or self._watch_beside_writer)
+        return self._interested > 0 and (self._published is None or self._watch_beside_writer)
 
     def after_fork(self) -> None:
         """In a forked child: forgets the writer, the watcher and the waits, which are the parent's."""
         self._lock = threading.Lock()
         self._waits, self._interested = set(), 0
-        self._watcher = self.durable_head = self._newest = None
+        self._watcher = self._published = self._newest = None
 
     def newest(self, start: Head, end: Head) -> Lines | None:
         """The lines between two heads, if they are what came in last; the hash of the first may be unknown ("")."""
@@ -153,7 +158,7 @@ class Waiters:
 
     def publish(self, head: Head | None, lines: Lines | None = None) -> None:
         """The writer of this process says what is durable now, and what it wrote last; None says that it is gone."""
-        known, self.durable_head = self.durable_head, head
+        known, self._published = self._published, head
         if known is None or head is None:
             # Before anybody is told: a watcher that looks just now must not tell what is not durable.
             self._newest = None

@@ -24,7 +24,7 @@ from ._address import Address, engine_of
 from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
 from ._codec.encode import encode_batch, encode_line
 from ._codec.lines import Lines
-from ._engine import Committer, LockMode, RotatingCommitter, SyncMode, paths_of
+from ._engine import Committer, LockMode, RotatingCommitter, SharedTurn, SyncMode, paths_of
 from ._errors import EventfoldError, LogClosedError, UnknownOutcomeError, WriterFailedError, copy_error
 from ._event import AppendResult, Event, Head, line_hash
 from ._judge import Append, Condition, conflict_with
@@ -173,7 +173,12 @@ class EventWriter:
 
     @property
     def head(self) -> Head:
-        """The durable head: the offset after the last event that was acknowledged, and the hash of its line."""
+        """The durable head: the offset after the last event that was acknowledged, and the hash of its line.
+
+        With `LockMode.SHARED`, whichever process appended it. Once closed, the last one that was seen.
+        """
+        if self._opened:
+            self._head = self._waiters.durable_head or self._head
         return self._head
 
     def attach(self, views: Iterable[ViewOps]) -> None:
@@ -367,16 +372,18 @@ class EventWriter:
         await asyncio.wait([task])
         task.result()
 
-    def _start_rotation(self, committer: RotatingCommitter, views: Iterable[ViewOps]) -> asyncio.Task[None]:
-        task = UncancellableTask(self._rotate(committer, views), "eventfold rotation")
+    def _start_rotation(
+        self, committer: RotatingCommitter, views: Iterable[ViewOps], if_due: bool = False
+    ) -> asyncio.Task[None]:
+        task = UncancellableTask(self._rotate(committer, views, if_due), "eventfold rotation")
         self._rotations.add(task)
         task.add_done_callback(self._rotations.discard)
         return task
 
-    async def _rotate(self, committer: RotatingCommitter, views: Iterable[ViewOps]) -> None:
+    async def _rotate(self, committer: RotatingCommitter, views: Iterable[ViewOps], if_due: bool) -> None:
         async with self._rotating:
             try:
-                await committer.rotate()
+                await committer.rotate(if_due=if_due)
             except WriterFailedError as error:
                 self._fail(error)
                 raise
@@ -391,7 +398,7 @@ class EventWriter:
             and not self._rotations
             and self._loop.time() >= self._no_rotation_before
         ):
-            self._start_rotation(committer, self._views).add_done_callback(self._rotated_on_its_own)
+            self._start_rotation(committer, self._views, if_due=True).add_done_callback(self._rotated_on_its_own)
 
     def _rotated_on_its_own(self, task: asyncio.Task[None]) -> None:
         error = task.exception()
@@ -442,7 +449,9 @@ class EventWriter:
             stack.callback(self._end_reading)
             for view in self._views:
                 stack.push_async_callback(view.save, self.reader())
-            self._opened = False
+            self._head, self._opened = self.head, False
+            if isinstance(self._committer, SharedTurn):
+                self._committer.begin_closing()
             self._changed()
             await self._drained
             while self._rotations:

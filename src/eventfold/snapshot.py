@@ -4,8 +4,8 @@ A snapshot is a JSON object with the keys `state`, `offset`, `hash`, `position`,
 and, for a view that does not fold every event, `query`. The first three are the Rust crate's and mean what they mean to
 it: `offset` and `hash` are the place in the active log, and the hash of the line before it. `position` and
 `position_hash` are the same in the whole log; `checksum` is the xxh64 of the encoded state. `query` says which events
-were folded: a list of alternatives, each an object such as `{"types": ["added", "removed"]}`. The Rust crate passes
-over what it does not know.
+were folded: a list of alternatives, each an object such as `{"types": ["added", "removed"], "tags": ["list:3"]}`. The
+Rust crate passes over what it does not know.
 
 Promises: a snapshot is replaced atomically; what `load` gives has the state that was saved, byte for byte.
 """

@@ -19,6 +19,7 @@ from tests.generated import EVENTS, exactly
 
 from eventfold import CorruptLogError, Event, Record
 from eventfold._codec import selection
+from eventfold._codec.backwards import BackwardsDecoder
 from eventfold._codec.decode import Decoder, Lines, Slice
 from eventfold._codec.encode import encode_line
 from eventfold._query import Query, query_of
@@ -278,3 +279,28 @@ def test_a_key_that_looks_like_ours_changes_no_type() -> None:
 
     assert [e.type for piece in decoded(line, ["a"]) for e in piece.events] == ["a"]
     assert [e.type for piece in decoded(line, ["b"]) for e in piece.events] == []
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b"]), st.lists(TAGS, unique=True, max_size=2), st.integers(1, 4))),
+    st.none() | QUERIES,
+    st.integers(1, 300),
+)
+@settings(max_examples=150, deadline=None)
+def test_lines_decoded_backwards_are_the_same_in_reverse(
+    groups: list[tuple[str, list[str], int]], query: Query | None, size: int
+) -> None:
+    """Whatever the size of the pieces that are fed, in batches too, and with any query."""
+    lines = [
+        encode_line(Event(type, i, ts=1, tags=tuple(tags)), 2**24, None if count == 1 else (i, count))
+        for type, tags, count in groups
+        for i in range(1, count + 1)
+    ]
+    block = Lines(PATH, 0, b"".join(lines))
+    forwards = [r for r in records(decoded(block.data)) if query is None or query.matches(r.event)]
+    decoder = BackwardsDecoder(query)
+    pieces = list(block.cut_back(size))
+
+    assert [record for piece in pieces for record in decoder.feed(piece)] == forwards[::-1]
+    assert b"".join(piece.data for piece in reversed(pieces)) == block.data
+    assert all(len(piece.data) <= size or piece.data.count(b"\n") == 1 for piece in pieces)

@@ -12,13 +12,13 @@ from .._errors import CorruptLogError
 from .._event import Record
 from .._query import Query
 from .decode import BAD_LINE
-from .lines import SLICE_SIZE, Lines
+from .lines import Lines
 from .selection import BatchPlace, Found, decode_events, decode_line, place_of, selection
 from .stored import StoredEvent
 
 
 class BackwardsDecoder:
-    """Turns blocks of lines, fed from the end of a log to its beginning, into records, the newest first.
+    """Turns lines, fed from the end of a log to its beginning, into records, the newest first.
 
     Reading may begin inside a batch: what stands before that place in it is then given.
     """
@@ -31,21 +31,16 @@ class BackwardsDecoder:
         self._due: BatchPlace | None = None
 
     def feed(self, lines: Lines) -> Iterator[Record]:
-        """The records of a block that ends where the one before began.
+        """The records of lines that end where those before began.
 
         Raises `CorruptLogError` at a line that holds no event, or that is not in the batch that it must be in.
         """
-        end = len(lines.data)
-        while end:
-            # About as much as is decoded at once when reading forwards.
-            begin = lines.data.rfind(b"\n", 0, max(0, end - SLICE_SIZE)) + 1
-            yield from self._part(lines.part(begin, end))
-            end = begin
-
-    def _part(self, lines: Lines) -> Iterator[Record]:
         texts = lines.data.split(b"\n")
         texts.pop()  # what follows the last newline: nothing
         found = self._decode_at_once(lines.data, len(texts))
+        if found is not None and self._due is None and not any(line.worth_a_look for line in found):
+            self._nothing_seen = False
+            return
         end = len(lines.data)
         for number in range(len(texts) - 1, -1, -1):
             text = texts[number]

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import os
 
+from .._codec.lines import Lines
 from .._errors import LogLockedError, WriterFailedError
 from .._event import Head, line_hash
 from . import operations
 from .base import BaseFile, Generation
 from .paths import Layout
-from .segments import last_complete_offset, line_before
+from .segments import LogSegments, last_complete_offset, line_before
 
 logger = logging.getLogger("eventfold")
 
@@ -42,7 +43,7 @@ def open_locked(layout: Layout, lock: bool) -> int:
         os.close(fd)
 
 
-def _identity(fd: int) -> tuple[int, int]:
+def identity(fd: int) -> tuple[int, int]:
     stat = os.fstat(fd)
     return stat.st_dev, stat.st_ino
 
@@ -53,7 +54,7 @@ class ActiveLog:
     def __init__(self, layout: Layout, fd: int, base: int, before: Head) -> None:
         self._layout = layout
         self.fd = fd
-        self._file = _identity(fd)
+        self._file = identity(fd)
         self.base = base
         self.head = self._recover(before)
 
@@ -65,7 +66,18 @@ class ActiveLog:
         os.close(self.fd)
 
     def _recover(self, before: Head) -> Head:
-        """Cuts what a crash left at the end: a line or a batch that was never acknowledged."""
+        """Cuts what a crash left, and brings the rest to the disk; the head then."""
+        end = self._cut_torn()
+        # Also where nothing was cut: what a killed process left may be in the page cache only.
+        operations.sync(self.fd)
+        return self._head_at(end, before)
+
+    def _head_at(self, end: int, before: Head) -> Head:
+        """The head at a position of the file where a line ends; `before` is the head at its first byte."""
+        return Head(self.base + end, line_hash(line_before(self.fd, end)[1])) if end else before
+
+    def _cut_torn(self) -> int:
+        """Cuts what a crash left at the end, a line or a batch that was never acknowledged; the position there."""
         size = os.fstat(self.fd).st_size
         end = last_complete_offset(self.fd, size)
         if end < size:
@@ -87,11 +99,7 @@ class ActiveLog:
                 self.base + end,
                 path.name,
             )
-        # Also where nothing was cut: what a killed process left may be in the page cache only.
-        operations.sync(self.fd)
-        if not end:
-            return before
-        return Head(self.base + end, line_hash(line_before(self.fd, end)[1]))
+        return end
 
     def restart(self, head: Head) -> None:
         """Empties the file, whose lines are all in the archive, which ends at `head`.
@@ -115,8 +123,17 @@ class ActiveLog:
             pass
         raise WriterFailedError(f"{self._layout.log_path} was changed by somebody else: it is {what}")
 
-    def read(self, start: int, end: int) -> bytes:
-        """What was committed between two offsets, of which the first is not before the base."""
+    def lines(self, start: int) -> list[Lines]:
+        """The lines from an offset to the head, which are mostly in the page cache still."""
+        end = self.head.offset
+        if start >= end:
+            return []
+        if start < self.base:
+            with LogSegments(self._layout) as segments:
+                return list(segments.lines(start, end))
+        return [Lines(self._layout.log_path, start, self._read(start, end))]
+
+    def _read(self, start: int, end: int) -> bytes:
         data = bytearray()
         while len(data) < end - start:
             chunk = os.pread(self.fd, end - start - len(data), start - self.base + len(data))
@@ -173,7 +190,7 @@ class ActiveLog:
     def replaced_by(self, fd: int, base: int) -> int:
         """Goes on in another file that has taken the name; the descriptor of the one before, still locked."""
         old, self.fd, self.base = self.fd, fd, base
-        self._file = _identity(fd)
+        self._file = identity(fd)
         try:
             operations.sync_dir(self._layout.dir)
         except OSError as error:

@@ -23,7 +23,6 @@ from .._errors import LogClosedError, WriterFailedError, copy_error
 from .._event import Head
 from .._judge import Append, judge, lines_needed_from
 from . import operations, recovery, rotation
-from .segments import LogSegments
 from .source import FileSource
 from .watcher import directory
 
@@ -102,22 +101,13 @@ class FileCommitter:
         """See `Committer.commit`."""
         before = self.active.head
         needed = lines_needed_from(appends)
-        recent = () if needed is None else await self._call(self._lines, needed, before.offset)
+        recent = () if needed is None else await self._call(self.active.lines, needed)
         judgement = judge(appends, before, recent)
         if judgement.data:
             await self._call(self._commit, judgement.data, judgement.head)
             if self._sync_mode is SyncMode.EVERY_SECOND and self._sync_timer is None:
                 self._sync_timer = self._loop.call_later(SYNC_INTERVAL, self._sync_soon)
         return Commit(judgement.outcomes, Lines(self._layout.log_path, before.offset, judgement.data), judgement.head)
-
-    def _lines(self, start: int, end: int) -> list[Lines]:
-        """The newest lines, which are mostly in the page cache still."""
-        if start >= end:
-            return []
-        if start < self.active.base:
-            with LogSegments(self._layout) as segments:
-                return list(segments.lines(start, end))
-        return [Lines(self._layout.log_path, start, self.active.read(start, end))]
 
     def _commit(self, data: bytes, head: Head) -> None:
         always = self._sync_mode is SyncMode.ALWAYS
@@ -156,7 +146,7 @@ class FileCommitter:
         """Whether the active log has `max_log_size` bytes or more."""
         return 0 < self._max_log_size <= self.active.head.offset - self.active.base
 
-    async def rotate(self) -> None:
+    async def rotate(self, *, if_due: bool = False) -> None:
         """See `RotatingCommitter.rotate`. Cancelled, it ends after the step that is under way."""
         async with self._rotating:
             try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .._engine import LockMode, SyncMode
 from .committer import FileCommitter
+from .shared import SharedCommitter
 from .source import FileSource
 
 
@@ -38,14 +39,16 @@ class Files:
 
     async def open_committer(
         self, *, lock: LockMode | None = None, sync: SyncMode | None = None, max_log_size: int | None = None
-    ) -> FileCommitter:
+    ) -> FileCommitter | SharedCommitter:
         """Opens the directory for appending; what is given here comes before what the engine was made with.
 
         Raises `LogLockedError`, `CorruptLogError`, `OSError`. Cancelled, it opens nothing.
         """
-        return await FileCommitter.open(
+        lock = self._lock if lock is None else lock
+        committer = SharedCommitter if lock is LockMode.SHARED else FileCommitter
+        return await committer.open(
             self.source(),
-            self._lock if lock is None else lock,
+            lock,
             self._sync if sync is None else sync,
             self._max_log_size if max_log_size is None else max_log_size,
         )

@@ -29,7 +29,7 @@ class Watched(Protocol):
     """Who is to be told that something may have happened in a directory. All is called in the hub's thread."""
 
     dir: Path
-    name: str
+    names: tuple[str, ...]
     """The file in the directory that matters."""
 
     def look(self) -> None:
@@ -164,7 +164,7 @@ class Hub:
             if mask & (flags.IGNORED | flags.DELETE_SELF | flags.MOVE_SELF):
                 directories[watched].renew(inotify, by_number)
                 hinted.add(watched)
-            elif name == watched.name:
+            elif name in watched.names:
                 hinted.add(watched)
         return hinted
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import re
 import stat
@@ -177,6 +178,20 @@ def lock(fd: int) -> bool:
     return True
 
 
+def lock_shared(fd: int) -> bool:
+    """Takes the shared flock, or turns an exclusive one into it, without waiting; false where it is refused."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for_lock(fd: int) -> None:
+    """Takes the exclusive flock once nobody else holds it, however long that takes."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
 def lock_holder(fd: int) -> int | None:
     """The process that holds the flock on this file, as far as the system tells (Linux, same pid namespace)."""
     status = os.fstat(fd)
@@ -198,6 +213,11 @@ def unlock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)
     except OSError:
         pass  # closing the descriptor does it too, but for the child
+
+
+def write_mapped(memory: mmap.mmap, data: bytes, position: int) -> None:
+    """Changes a mapped file. Makes no system call; a process that is killed meanwhile may have changed part of it."""
+    memory[position : position + len(data)] = data
 
 
 def check_space(fd: int, size: int) -> None:

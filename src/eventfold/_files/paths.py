@@ -28,7 +28,7 @@ class NextFile(NamedTuple):
 class Layout:
     """Where everything lies in one data directory. Makes no system call but in `next_file`."""
 
-    __slots__ = ("archive_path", "base_path", "consumers_dir", "dir", "log_path", "views_dir")
+    __slots__ = ("archive_path", "base_path", "consumers_dir", "dir", "lock_path", "log_path", "views_dir")
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         path = Path(directory)
@@ -36,6 +36,7 @@ class Layout:
         self.dir = path if path.is_absolute() else Path(os.getcwd(), path)
         self.log_path = self.dir / "app.jsonl"
         self.base_path = self.dir / "app.jsonl.base"
+        self.lock_path = self.dir / "app.jsonl.lock"
         self.archive_path = self.dir / "archive.jsonl.zst"
         self.views_dir = self.dir / "views"
         self.consumers_dir = self.dir / "consumers"
@@ -66,6 +67,10 @@ class Layout:
 
     def snapshot_path(self, view: str) -> Path:
         return self.views_dir / f"{check_name('view', view)}.snapshot.json"
+
+    def document_lock_path(self, document: Path) -> Path:
+        """The file whose lock says who reads under a consumer's name, or saves a view's snapshot."""
+        return document.with_name(f".{document.name}.lock")
 
     def consumer_path(self, consumer: str) -> Path:
         return self.consumers_dir / f"{check_name('consumer', consumer)}.json"

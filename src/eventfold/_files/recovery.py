@@ -26,8 +26,10 @@ logger = logging.getLogger("eventfold")
 LOOKED_AT = 3  # last lines, of which one must be an event
 
 
-def recover(layout: Layout, active_fd: int) -> Rotation | None:
+def recover(layout: Layout, active_fd: int, locked: int | None = None) -> Rotation | None:
     """What a rotation left that did not get to its end: undone (None), or to be gone on with from step 2.
+
+    `locked` is a descriptor of the rotation's file whose lock is held already; a rotation that is given owns it.
 
     Raises `CorruptLogError`, with nothing touched, where the files contradict each other.
     """
@@ -66,12 +68,14 @@ def recover(layout: Layout, active_fd: int) -> Rotation | None:
     if end == left.archive_size:
         _undo(layout, left)
         return None
-    fd = operations.open_regular(left.path, os.O_RDWR | os.O_NOFOLLOW)
+    fd = operations.open_regular(left.path, os.O_RDWR | os.O_NOFOLLOW) if locked is None else locked
     try:
-        operations.lock(fd)
+        if locked is None:
+            operations.lock(fd)
         operations.truncate(fd, 0)
     except BaseException:
-        os.close(fd)
+        if locked is None:
+            os.close(fd)
         raise
     return Rotation(layout, left, fd)
 
@@ -108,7 +112,7 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
     fd = open_locked(layout, lock)
     rotation = None
     try:
-        _check_events(layout, fd)
+        check_events(layout, fd)
         with LogSegments(layout) as segments:
             if segments.damage is not None:
                 raise segments.damage
@@ -116,10 +120,10 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
             operations.discard_leftovers(directory)
         operations.sync_dir(layout.dir)
         rotation = recover(layout, fd)
-        before, base = _find_ends(layout, fd, rotation)
+        before, base = find_ends(layout, fd, rotation)
         active = ActiveLog(layout, fd, base, before)
         if rotation is None and base < before.offset:
-            rotation = _finish_copy(layout, active, before)
+            rotation = finish_copy(layout, active, before)
     except BaseException:
         os.close(fd)
         if rotation is not None:
@@ -135,7 +139,7 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
     return active, [] if old is None else [old]
 
 
-def _check_events(layout: Layout, fd: int) -> None:
+def check_events(layout: Layout, fd: int) -> None:
     """Raises `CorruptLogError`, with nothing touched, where none of the last lines is an event."""
     at = last_line_end(fd, 0, os.fstat(fd).st_size)
     if not at:
@@ -165,7 +169,7 @@ def _finish(rotation: Rotation, active: ActiveLog) -> int | None:
         rotation.close()
 
 
-def _find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tuple[Head, int]:
+def find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tuple[Head, int]:
     """The archive's end, and where the active log begins, which the base file says from now on.
 
     Frames of the Rust crate get their record, an unfinished one is cut.
@@ -217,7 +221,7 @@ def _open_archive(layout: Layout) -> Archive | None:
     return Archive(layout.archive_path, fd, os.fstat(fd).st_size)
 
 
-def _finish_copy(layout: Layout, active: ActiveLog, archived: Head) -> Rotation | None:
+def finish_copy(layout: Layout, active: ActiveLog, archived: Head) -> Rotation | None:
     """Goes on with a copy of which the archive was copied after a rotation, and the active log before its end.
 
     The lines that both have are left to the archive.

@@ -17,7 +17,7 @@ import logging
 import os
 from collections.abc import Iterator
 
-from .._errors import CorruptLogError
+from .._errors import CorruptLogError, LogLockedError
 from .._event import line_hash
 from . import operations
 from .active import ActiveLog
@@ -55,8 +55,9 @@ class Rotation:
 
     def close(self) -> None:
         """Leaves the rotation as it stands, to be recovered."""
-        if self._fd >= 0:
-            os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def archive(self, active: ActiveLog) -> None:
         """Step 2. Appends may go on meanwhile."""
@@ -74,7 +75,7 @@ class Rotation:
             except BaseException:
                 operations.discard(temporary)
                 raise
-            operations.sync_dir(self._layout.dir)
+            # The base file, which is replaced before the switch, brings the name to the disk.
             return
         fd = operations.open_regular(path, os.O_RDWR)
         archive = Archive(path, fd, os.fstat(fd).st_size)
@@ -116,6 +117,11 @@ class Rotation:
                 raise self._cut_short(self._copied)
             operations.write(self._fd, data, self._copied - self._next.size)
             self._copied += len(data)
+
+    def share(self) -> None:
+        """Turns the lock on the new file into a shared one, for writers that share the directory."""
+        if not operations.lock_shared(self._fd):
+            raise LogLockedError(self._next.path)
 
     def switch(self, active: ActiveLog) -> int:
         """Step 3, with commits paused. Returns the old file's descriptor, which is to stay locked for a while."""

@@ -20,12 +20,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from .._codec.lines import SLICE_SIZE, Lines, join
 from .._errors import CorruptLogError
 from .._event import Head
 from .._waiters import Waiters
 from . import inotify
 from .heads import HeadLookup
 from .paths import Layout
+from .segments import LogSegments
 
 logger = logging.getLogger("eventfold")
 
@@ -60,17 +62,57 @@ class Directory(Waiters):
             if (directory := this()) is not None:
                 directory.notify(*news, watcher=watcher)
 
-        super().__init__(lambda: FileWatcher(layout, lookup.copy(), notify))
+        def shared_head() -> Head | None:
+            return None if (directory := this()) is None else directory._shared_head()
+
+        self._shared_heads: tuple[Callable[[], Head | None], ...] = ()
+        super().__init__(lambda: FileWatcher(layout, lookup.copy(), notify, shared_head))
 
     def __repr__(self) -> str:
         return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
+
+    @property
+    def durable_head(self) -> Head | None:
+        """The durable head, where a writer of this process tells it: with shared writers, that of all processes."""
+        return self._shared_head() or self._published
+
+    def _shared_head(self) -> Head | None:
+        heads = [head for tell in self._shared_heads if (head := tell()) is not None]
+        return max(heads, default=None)
+
+    def add_shared_head(self, tell: Callable[[], Head | None]) -> None:
+        """A writer of this process shares the log with others, and `tell` says what of all of theirs is durable."""
+        self._shared_heads = (*self._shared_heads, tell)
+        self._watch_beside_writer = True
+        self._update_watcher()
+
+    def remove_shared_head(self, tell: Callable[[], Head | None]) -> None:
+        """That writer is gone."""
+        self._shared_heads = tuple(other for other in self._shared_heads if other != tell)
+        self._watch_beside_writer = bool(self._shared_heads)
+        self._update_watcher()
+
+    def after_fork(self) -> None:
+        """See `Waiters.after_fork`."""
+        super().after_fork()
+        self._shared_heads, self._watch_beside_writer = (), False
 
 
 class FileWatcher:
     """Looks at a directory whenever something may have happened in it, and tells the head when it has changed."""
 
-    def __init__(self, layout: Layout, lookup: HeadLookup, notify: Callable[..., None]) -> None:
-        self.dir, self.name = layout.dir, layout.log_path.name
+    def __init__(
+        self,
+        layout: Layout,
+        lookup: HeadLookup,
+        notify: Callable[..., None],
+        shared_head: Callable[[], Head | None] = lambda: None,
+    ) -> None:
+        self._layout = layout
+        self._shared_head = shared_head
+        self.dir = layout.dir
+        # Shared writers touch the lock file once what they wrote is durable.
+        self.names: tuple[str, ...] = (layout.log_path.name, layout.lock_path.name)
         self.head: Head | None = None
         self._lookup = lookup
         self._notify = notify
@@ -160,6 +202,8 @@ class FileWatcher:
         if self._stopped.is_set():
             return False
         try:
+            if (durable := self._shared_head()) is not None:
+                return self._look_at_shared(durable)
             change = self._lookup.change()
         except CorruptLogError as error:
             self._notify(error, watcher=self)
@@ -177,6 +221,27 @@ class FileWatcher:
         self.head = change.head
         self._notify(change.head, change.known, change.lines, watcher=self)
         return True
+
+    def _look_at_shared(self, durable: Head) -> bool:
+        """The same where a writer of this process knows what is durable: what is in the file may not be yet."""
+        if durable == self.head:
+            return False
+        known, self.head = self.head, durable
+        lines = None
+        if known is not None and 0 < durable.offset - known.offset <= SLICE_SIZE:
+            with LogSegments(self._layout) as segments:
+                lines = _lines_between(segments, known, durable)
+        self._notify(durable, known, lines, watcher=self)
+        return True
+
+
+def _lines_between(segments: LogSegments, start: Head, end: Head) -> Lines | None:
+    """The lines from one head to another; None where they are not those that stood there."""
+    try:
+        segments.check_line_before(start)
+        return join(list(segments.lines(start.offset, end.offset)))
+    except (CorruptLogError, ValueError):
+        return None
 
 
 _directories: weakref.WeakValueDictionary[str, Directory] = weakref.WeakValueDictionary()

@@ -1,0 +1,280 @@
+"""A directory of plain files as a `Committer` of one of several processes that write together.
+
+It differs from the exclusive committer in three ways: a commit is judged in the thread, once it has the turn; another
+process may rotate; and the turn may be held by a process that is stopped. Nobody can take it away from that process,
+but whoever waits for it can give up: cancelling an opening does, and so does closing.
+
+Promises: what `commit` promises holds for everybody's commits together; a rotation by another process is followed
+within a second or so, also where nothing is appended; while the turn is stuck, a warning says who holds it, and the
+log can be closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, TypeVar
+from weakref import ref
+
+from .._aio import Thread, uninterrupted
+from .._codec.lines import Lines
+from .._engine import Commit, LockMode, SyncMode
+from .._errors import LogClosedError, LogLockedError, WriterFailedError, copy_error
+from .._event import Head
+from .._judge import Append, Judgement
+from . import operations, shared_rotation
+from .committer import KEEP_LOCKED, KEPT_FILES, SYNC_INTERVAL, FileCommitter
+from .rotation import Rotation
+from .shared_log import SharedLog
+from .source import FileSource
+from .turn import STUCK_AFTER, Turn
+from .watcher import directory
+
+logger = logging.getLogger("eventfold")
+
+T = TypeVar("T")
+
+# Seconds between two looks whether another process has rotated.
+KEEP_UP_INTERVAL = 1.0
+# Seconds between two looks whether another process still rotates.
+ROTATION_POLL_INTERVAL = 0.05
+# Seconds between two looks of a closing log whether the turn is stuck.
+GIVE_UP_POLL_INTERVAL = 0.1
+_SYNC_MODES = list(SyncMode)
+
+
+class SharedCommitter(FileCommitter):
+    """The committer of one of several processes. Get it from `open`; it belongs to that event loop and process."""
+
+    active: SharedLog
+
+    def __init__(self, source: FileSource, thread: Thread, sync: SyncMode, max_log_size: int) -> None:
+        super().__init__(source, thread, sync, max_log_size)
+        self._turn: Turn | None = None
+        self._gave_up = False
+        self._closing = False
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._keep_up_timer: asyncio.TimerHandle | None = None
+        self._no_rotation_before = 0.0
+
+    @classmethod
+    async def open(cls, source: FileSource, lock: LockMode, sync: SyncMode, max_log_size: int) -> SharedCommitter:
+        """Opens the directory, after putting right what a crash left unfinished.
+
+        Raises `LogLockedError` where an exclusive writer has it open, or shared ones with another sync mode,
+        `CorruptLogError`, `OSError`. Cancelled, it opens nothing, also while the turn is stuck.
+        """
+        committer = cls(source, Thread(f"eventfold writer {source.layout.dir}"), sync, max_log_size)
+        opening = committer._thread.call(committer._open, True)
+        try:
+            while not opening.done():
+                await asyncio.wait([opening], timeout=STUCK_AFTER)
+                committer._warn_if_stuck()
+            opening.result()
+        except BaseException:
+            released = committer._thread.call(committer._release)
+            if not committer._stop_waiting():
+                await uninterrupted(released)
+            if opening.done() and not opening.cancelled():
+                opening.exception()
+            raise
+        committer._close_old_files_later()
+        committer._keep_up_later()
+        return committer
+
+    def _open(self, lock: bool) -> None:
+        self.source.directory = directory(self._layout.dir)
+        operations.make_dir(self._layout.dir)
+        turn = self._turn = Turn(self._layout)
+        try:
+            if self._gave_up:
+                turn.give_up()
+            self.active, self._rotation = shared_rotation.open_shared(
+                self._layout, turn, _SYNC_MODES.index(self._sync_mode)
+            )
+        except BaseException:
+            turn.close()
+            raise
+        self._opened = True
+        self.source.directory.add_shared_head(turn.durable_head)
+        if self._rotation is not None:
+            self._finish_left_rotation(self._rotation)
+
+    def _finish_left_rotation(self, left: Rotation) -> None:
+        try:
+            left.archive(self.active)
+            self._switch()
+        except OSError as error:
+            logger.warning("%r could not be finished, and will be tried again: %s", left, error)
+        finally:
+            self._leave_rotation()
+
+    def __repr__(self) -> str:
+        return f"<SharedCommitter of {str(self._layout.dir)!r}>"
+
+    async def _call(self, function: Callable[..., T], *args: object) -> T:
+        if self._closed:
+            raise LogClosedError(f"the log in {self._layout.dir} is closed")
+        call = self._thread.call(function, *args)
+        self._calls.add(call)
+        if self._gave_up:
+            self._fail_calls()
+        try:
+            return await uninterrupted(call)
+        finally:
+            self._calls.discard(call)
+
+    @property
+    def head(self) -> Head:
+        """The end of what all writers have brought to the disk, as far as they have said so. No I/O."""
+        durable = None if self._turn is None else self._turn.durable_head()
+        return self.active.head if durable is None else durable
+
+    async def commit(self, appends: Sequence[Append]) -> Commit:
+        """See `Committer.commit`."""
+        before, judgement = await self._call(self._unless_failed, self._commit_in_turn, appends)
+        if judgement.data and self._sync_mode is SyncMode.EVERY_SECOND and self._sync_timer is None:
+            self._sync_timer = self._loop.call_later(SYNC_INTERVAL, self._sync_soon)
+        return Commit(judgement.outcomes, Lines(self._layout.log_path, before.offset, judgement.data), judgement.head)
+
+    def _commit_in_turn(self, appends: Sequence[Append]) -> tuple[Head, Judgement]:
+        always = self._sync_mode is SyncMode.ALWAYS
+        try:
+            before, judgement = self.active.commit_judged(appends, always)
+        except LogLockedError as error:
+            # An exclusive writer came in between, when no shared one had the new active log open: it will go some day.
+            head = self.active.head
+            return head, Judgement([copy_error(error) for _ in appends], b"", head)
+        self._unsynced = self._unsynced or (not always and bool(judgement.data))
+        return before, judgement
+
+    # Keeping up with the others
+
+    def _keep_up_later(self) -> None:
+        this = ref(self)
+
+        def keep_up() -> None:
+            if (committer := this()) is not None and not committer._closed:
+                committer._keep_up()
+                committer._keep_up_later()
+
+        self._keep_up_timer = self._loop.call_later(KEEP_UP_INTERVAL, keep_up)
+
+    def _keep_up(self) -> None:
+        self._warn_if_stuck()
+        if not self._calls:  # else the thread is busy, and a commit keeps up by itself
+            self._thread.call(self._keep_up_in_thread).add_done_callback(asyncio.Future.exception)
+
+    def _keep_up_in_thread(self) -> None:
+        try:
+            self._unless_failed(self._keep_up_in_turn)
+        except OSError:
+            pass  # the next commit says it
+
+    def _keep_up_in_turn(self) -> None:
+        try:
+            self.active.keep_up()
+        except LogLockedError:
+            pass  # the next commit says it
+
+    # A turn that is stuck
+
+    def _warn_if_stuck(self) -> None:
+        if self._turn is not None:
+            self._turn.warn_if_stuck()
+
+    def _stop_waiting(self) -> bool:
+        """Lets nobody wait for the turn any longer; whether the thread stands waiting, and can't be waited for."""
+        self._gave_up = True
+        return self._turn is not None and self._turn.give_up()
+
+    def begin_closing(self) -> None:
+        """See `SharedTurn.begin_closing`."""
+        self._closing = True
+        self._give_up_if_stuck()
+
+    def _give_up_if_stuck(self) -> None:
+        if self._closed or self._gave_up or self._turn is None:
+            return
+        if self._turn.waited_for() < STUCK_AFTER:
+            self._loop.call_later(GIVE_UP_POLL_INTERVAL, self._give_up_if_stuck)
+            return
+        self._turn.warn_if_stuck()
+        if self._stop_waiting():
+            self._fail_calls()
+
+    def _fail_calls(self) -> None:
+        """Those who wait for the thread are told; it may stand there for ever."""
+        why = f"the log in {self._layout.dir} is closed" if self._turn is None else self._turn.why_given_up()
+        for call in self._calls:
+            if not call.done():
+                call.set_exception(WriterFailedError(why))
+
+    # Rotation
+
+    @property
+    def rotation_is_due(self) -> bool:
+        """Whether the active log has `max_log_size` bytes or more, and nobody else was rotating it just now."""
+        return super().rotation_is_due and monotonic() >= self._no_rotation_before
+
+    async def rotate(self, *, if_due: bool = False) -> None:
+        """See `RotatingCommitter.rotate`. Where another process is at it, waits until that one has ended."""
+        # On its own, a rotation is not worth it for the few lines that another one has left.
+        goal = self.active.base + 1 if if_due else self.head.offset
+        async with self._rotating:
+            try:
+                while not self._closing:
+                    if not await self._call(self._unless_failed, self._begin_shared_rotation, goal):
+                        if if_due:
+                            self._no_rotation_before = monotonic() + ROTATION_POLL_INTERVAL
+                            break
+                        await asyncio.sleep(ROTATION_POLL_INTERVAL)
+                    elif self._rotation is None:
+                        break
+                    else:
+                        await self._finish_rotation()
+            finally:
+                await self._call(self._leave_rotation)
+
+    def _begin_shared_rotation(self, goal: int) -> bool:
+        """False where another process is at it."""
+        try:
+            self._rotation = shared_rotation.begin(self._layout, self.active, goal)
+        except shared_rotation.OtherRotatesError:
+            return False
+        return True
+
+    def _switch(self) -> None:
+        assert self._rotation is not None
+        self._old_files.append((shared_rotation.switch(self._rotation, self.active), monotonic() + KEEP_LOCKED))
+        self._rotation = None
+        if len(self._old_files) > KEPT_FILES:
+            os.close(self._old_files.popleft()[0])
+
+    # Closing
+
+    async def aclose(self) -> None:
+        """See `Committer.aclose`. A turn that is stuck is given up: what is open is closed once it is free."""
+        self.begin_closing()
+        async with self._rotating:
+            if self._closed:
+                return
+            for timer in (self._sync_timer, self._old_files_timer, self._keep_up_timer):
+                if timer is not None:
+                    timer.cancel()
+            closing = self._thread.call(self._close)
+            self._closed = True
+            self._calls.add(closing)
+            if self._gave_up:
+                self._fail_calls()
+            await uninterrupted(closing)
+
+    def _release(self) -> None:
+        if self._opened and self.source.directory is not None and self._turn is not None:
+            self.source.directory.remove_shared_head(self._turn.durable_head)
+        super()._release()
+        if self._turn is not None:
+            self._turn.close()

@@ -1,0 +1,320 @@
+"""The turn of shared writers, and the mark in its file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.support import Seam
+
+from eventfold import CorruptLogError, WriterFailedError
+from eventfold._event import Head
+from eventfold._files import turn as turn_module
+from eventfold._files.paths import Layout
+from eventfold._files.turn import FILE_SIZE, Mark, Turn, TurnGivenUpError
+
+ONE = Mark(Head(10, "0123456789abcdef"), Head(5, "00000000000000aa"))
+TWO = Mark(Head(30, "fedcba9876543210"), Head(20, "00000000000000bb"), failed=True, sync_mode=2)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path)
+
+
+@pytest.fixture
+def new_turn(layout: Layout) -> Iterator[Callable[[], Turn]]:
+    made: list[Turn] = []
+
+    def make() -> Turn:
+        made.append(Turn(layout))
+        return made[-1]
+
+    yield make
+    for turn in made:
+        turn.close()
+
+
+def in_thread(function: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_mark_is_read_as_it_was_written_by_any_process_that_has_the_file_open(new_turn: Callable[[], Turn]) -> None:
+    writer, reader = new_turn(), new_turn()
+    with reader:
+        assert reader.read_mark() is None
+    for mark in (ONE, TWO, ONE._replace(written=Head(0, ""), durable=Head(0, ""))):
+        with writer:
+            writer.write_mark(mark)
+        assert reader.read_mark() == mark
+
+
+def test_the_lock_file_has_its_whole_size_on_the_disk_once_the_turn_was_held(
+    new_turn: Callable[[], Turn], layout: Layout
+) -> None:
+    with new_turn():
+        assert layout.lock_path.stat().st_size == FILE_SIZE
+        assert layout.lock_path.stat().st_blocks * 512 >= FILE_SIZE
+
+
+@pytest.mark.parametrize("earlier", [1, 2, 3])
+def test_a_death_after_any_byte_of_a_mark_leaves_the_one_before(
+    new_turn: Callable[[], Turn], monkeypatch: pytest.MonkeyPatch, earlier: int
+) -> None:
+    """Whichever of the two versions was to be replaced."""
+    turn = new_turn()
+    with turn:
+        for offset in range(earlier):
+            turn.write_mark(ONE._replace(written=Head(100 + offset, "00000000000000cc")))
+        before = turn.read_mark()
+        size = turn_module._VERSION_SIZE
+        for count in range(size):
+
+            def cut_short(memory: memoryview, data: bytes, position: int, count: int = count) -> None:
+                memory[position : position + count] = data[:count]
+
+            with monkeypatch.context() as patch:
+                patch.setattr(turn_module.operations, "write_mapped", cut_short)
+                turn.write_mark(TWO)
+            # All but the last byte can't differ from the whole only where that byte happens to be the same.
+            assert turn.read_mark() in ((before, TWO) if count == size - 1 else (before,))
+        turn.write_mark(TWO)
+        assert turn.read_mark() == TWO
+
+
+@pytest.mark.parametrize("position", range(turn_module._MARK_END))
+def test_no_changed_byte_makes_a_mark_of_another_meaning(
+    new_turn: Callable[[], Turn], layout: Layout, position: int
+) -> None:
+    turn = new_turn()
+    with turn:
+        turn.write_mark(ONE)
+        turn.write_mark(TWO)
+    with layout.lock_path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 0x55]))
+    assert turn.read_mark() in (ONE, TWO)
+
+
+def test_only_one_has_the_turn(new_turn: Callable[[], Turn]) -> None:
+    one, other = new_turn(), new_turn()
+    order: list[str] = []
+
+    def wait() -> None:
+        with other:
+            order.append("other")
+
+    with one:
+        thread = in_thread(wait)
+        until(lambda: other.waited_for() > 0)
+        order.append("one")
+    thread.join(10)
+    assert order == ["one", "other"]
+
+
+def test_the_kernel_gives_on_the_turn_of_a_process_that_dies(new_turn: Callable[[], Turn], layout: Layout) -> None:
+    turn = new_turn()
+    with Holder(layout) as process:
+        thread = in_thread(lambda: turn.__enter__())
+        until(lambda: turn.waited_for() > 0)
+        process.kill()
+        thread.join(10)
+        assert turn.held
+
+
+class Holder:
+    """Another process that has the turn."""
+
+    def __init__(self, layout: Layout, code: str = "") -> None:
+        script = (
+            "import sys, time\n"
+            "from eventfold._files.paths import Layout\n"
+            "from eventfold._files.turn import Turn\n"
+            "turn = Turn(Layout(sys.argv[1]))\n"
+            "turn.__enter__()\n"
+            f"{code}\n"
+            "print('held', flush=True)\n"
+            "time.sleep(60)\n"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script, str(layout.dir)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> subprocess.Popen[str]:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "held\n"
+        return self.process
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        with self.process:
+            pass
+
+
+def test_a_turn_held_for_too_long_is_warned_of_once_with_the_id_of_its_process(
+    new_turn: Callable[[], Turn],
+    layout: Layout,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(turn_module, "STUCK_AFTER", 0.05)
+    turn = new_turn()
+    with Holder(layout) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        thread = in_thread(lambda: turn.__enter__())
+        until(lambda: turn.waited_for() > 0.05)
+        turn.warn_if_stuck()
+        turn.warn_if_stuck()
+        assert len(caplog.messages) == 1
+        assert f"process {process.pid}" in caplog.text
+        os.kill(process.pid, signal.SIGCONT)
+        process.kill()
+        thread.join(10)
+        assert turn.waited_for() == 0
+
+
+def test_waiting_for_the_turn_can_be_given_up_and_whoever_gets_it_then_gives_it_back(
+    new_turn: Callable[[], Turn], layout: Layout
+) -> None:
+    one, other, third = new_turn(), new_turn(), new_turn()
+    raised: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            other.__enter__()
+        except TurnGivenUpError as error:
+            raised.append(error)
+
+    with one:
+        thread = in_thread(wait)
+        until(lambda: other.waited_for() > 0)
+        assert other.give_up()
+    thread.join(10)
+    assert f"process {os.getpid()}" in str(raised[0])
+    with third:
+        pass
+    with pytest.raises(TurnGivenUpError):
+        other.__enter__()
+    assert not one.give_up(), "nobody stood waiting there"
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_lock_file_that_was_deleted_ends_the_writer_and_a_new_one_begins_anew(
+    new_turn: Callable[[], Turn], layout: Layout, replace: bool
+) -> None:
+    turn = new_turn()
+    with turn:
+        turn.write_mark(ONE)
+    layout.lock_path.unlink()
+    newer = new_turn() if replace else None
+    with pytest.raises(WriterFailedError, match="deleted or replaced"):
+        turn.__enter__()
+    with newer or new_turn() as newer:
+        assert newer.read_mark() is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, FILE_SIZE - 1])
+def test_a_lock_file_that_was_cut_short_is_made_whole_again_and_its_mark_may_be_gone(
+    new_turn: Callable[[], Turn], layout: Layout, size: int
+) -> None:
+    """Reading a mapping behind the file's end would end the process with a SIGBUS."""
+    turn = new_turn()
+    with turn:
+        turn.write_mark(ONE)
+    turn.own_durable = Head(7, "00000000000000dd")
+    os.truncate(layout.lock_path, size)
+    assert turn.read_mark() is None
+    assert turn.durable_head() == Head(7, "00000000000000dd")
+    with turn:
+        assert turn.read_mark() in (None, ONE)
+        turn.write_mark(TWO)
+    assert layout.lock_path.stat().st_size == FILE_SIZE
+    assert turn.read_mark() == TWO
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"\xff" * FILE_SIZE, b"EVTMARK\1" * 512, bytes(10 * FILE_SIZE)])
+def test_what_somebody_planted_is_no_mark(new_turn: Callable[[], Turn], layout: Layout, content: bytes) -> None:
+    layout.lock_path.write_bytes(content)
+    turn = new_turn()
+    with turn:
+        assert turn.read_mark() is None
+        turn.write_mark(ONE)
+        assert turn.read_mark() == ONE
+
+
+def test_what_is_no_file_is_refused_with_its_path(layout: Layout) -> None:
+    os.mkfifo(layout.lock_path)
+    with pytest.raises(CorruptLogError, match=r"app\.jsonl\.lock.*no regular file"):
+        Turn(layout)
+    layout.lock_path.unlink()
+    layout.lock_path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        Turn(layout)
+
+
+def test_a_full_disk_is_an_error_of_whoever_wanted_the_turn_and_the_turn_is_free(
+    new_turn: Callable[[], Turn], seam: Seam
+) -> None:
+    turn = new_turn()
+    seam.fail("write")
+    with pytest.raises(OSError, match="made to fail"):
+        turn.__enter__()
+    with new_turn():
+        pass
+    with turn:
+        pass
+
+
+def test_a_forked_child_does_not_keep_the_turn_of_its_parent(new_turn: Callable[[], Turn], layout: Layout) -> None:
+    """Not through the file, and not through the mapping, which has a descriptor of its own."""
+    # The child lives until its standard input ends, which is when this test lets go of the parent's.
+    fork = (
+        "from eventfold._files.turn import Mark\n"
+        "turn.write_mark(Mark((0, ''), (0, '')))\n"
+        "if not __import__('os').fork():\n"
+        "    sys.stdin.read()\n"
+        "    sys.exit()\n"
+    )
+    turn = new_turn()
+    with Holder(layout, fork) as process:
+        thread = in_thread(lambda: turn.__enter__())
+        until(lambda: turn.waited_for() > 0)
+        process.kill()
+        thread.join(5)
+        assert turn.held
+
+
+async def test_reading_the_durable_head_does_not_block_the_event_loop(new_turn: Callable[[], Turn]) -> None:
+    """The guard of the event loop sees to it."""
+    turn = await asyncio.to_thread(new_turn)
+
+    def write() -> None:
+        with turn:
+            turn.write_mark(ONE)
+
+    await asyncio.to_thread(write)
+    assert turn.durable_head() == ONE.durable
+    await asyncio.to_thread(turn.close)
+    assert turn.durable_head() is None
