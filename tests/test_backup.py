@@ -243,9 +243,27 @@ async def test_a_copy_of_another_log_is_left_as_it_is(tmp_path: Path) -> None:
             await log.rotate()
     async with EventLog.open(tmp_path / "one") as log:
         before = contents(tmp_path / "other")
-        with pytest.raises(EventfoldError, match="not an older copy"):
+        with pytest.raises(EventfoldError, match="no older copy"):
             await log.backup(tmp_path / "other")
     assert contents(tmp_path / "other") == before
+
+
+async def test_a_copy_that_has_gone_on_by_itself_is_left_as_it_is(tmp_path: Path) -> None:
+    """Its events would be lost."""
+    source, copy = tmp_path / "log", tmp_path / "copy"
+    async with EventLog.open(source) as log:
+        await add(log, 3)
+        await log.rotate()
+        await log.backup(copy)
+        async with EventLog.open(copy) as other:
+            await other.append(Event("added", "there"))
+        before = contents(copy)
+        await add(log, 3)
+
+        with pytest.raises(EventfoldError, match="has events that are not in"):
+            await log.backup(copy)
+
+    assert contents(copy) == before
 
 
 async def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:

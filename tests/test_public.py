@@ -51,11 +51,15 @@ NAMES = [
     "EventReader",
     "EventWriter",
     "EventfoldError",
+    "FilesInfo",
     "Head",
     "InvalidEventError",
     "LockMode",
     "LogClosedError",
+    "LogInfo",
     "LogLockedError",
+    "PlaceInfo",
+    "Problem",
     "Record",
     "ReduceFn",
     "ReducerError",
@@ -63,6 +67,7 @@ NAMES = [
     "Snapshot",
     "SyncMode",
     "UnknownViewError",
+    "VerifyReport",
     "View",
     "ViewOps",
     "Views",
@@ -71,6 +76,7 @@ NAMES = [
     "end_streams_on_stop",
     "line_hash",
     "snapshot",
+    "verify",
 ]
 
 SIGNATURES: dict[Any, str] = {

@@ -148,6 +148,7 @@ class _Copying:
         operations.make_dir(self._copy.dir)
         if self._copy.log_path.exists():
             self._lock = open_locked(self._copy, True)
+        self._check_older(segments)
         archive_size = 0 if segments.archive is None else segments.archive.end_position
         start = self._older_archive(segments.archive)
         active_size = 0 if segments.fd is None else self.end.offset - segments.base
@@ -163,6 +164,19 @@ class _Copying:
         self.done += size
         return True
 
+    def _check_older(self, segments: LogSegments) -> None:
+        """Raises `EventfoldError` where the copy ends with an event that is not in the log."""
+        with LogSegments(self._copy) as older:
+            if older.damage is not None:
+                return  # the end of its archive is torn, or the rest of this tells what is wrong
+            try:
+                segments.check_line_before(older.head())
+            except CorruptLogError as error:
+                raise EventfoldError(
+                    f"{self._copy.dir} has events that are not in {self._source.dir}, so it is no older copy of it: "
+                    "choose another directory"
+                ) from error
+
     def _older_archive(self, archive: Archive | None) -> int:
         """How much of the archive the copy has; opens the copy's. Raises `EventfoldError` if it is of another log."""
         if self._copy.next_file() is not None:
@@ -171,12 +185,11 @@ class _Copying:
             fd = operations.open_regular(self._copy.archive_path, os.O_RDWR)
         except FileNotFoundError:
             return 0
-        older = Archive(self._copy.archive_path, fd, os.fstat(fd).st_size)
         self._archive_fd = fd  # and so it is closed with the rest
+        self._archive_end = os.fstat(fd).st_size
+        older = Archive(self._copy.archive_path, fd, self._archive_end)
         if older.damage is not None:
-            self._archive_end = older.size
             raise older.damage
-        self._archive_end = older.end_position
         if archive is None or older.end_position > archive.end_position:
             raise self._of_another_log()
         if older.recorded:
@@ -193,10 +206,10 @@ class _Copying:
                     raise self._of_another_log()
         if older.size > older.end_position:
             operations.truncate(fd, older.end_position)
+        self._archive_end = older.end_position
         return older.end_position
 
     def _of_another_log(self) -> EventfoldError:
-        self._archive_end = os.stat(self._copy.archive_path).st_size
         return EventfoldError(
             f"{self._copy.archive_path} is not an older copy of {self._source.archive_path}: choose another directory"
         )
