@@ -1,0 +1,183 @@
+"""Processes that write together, killed while they append and rotate every few kilobytes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from tests.crash.truth import check_archive, read, read_now
+
+from eventfold import Event, EventLog, LockMode, Record
+
+SCRIPT = Path(__file__).with_name("shared_writer.py")
+ROUNDS = int(os.environ.get("EVENTFOLD_SHARED_ROUNDS", "10"))
+# After so many rounds a new directory is begun, so that what is read again and again stays small.
+ROUNDS_PER_DIRECTORY = 5
+PROCESSES = 4
+
+Told = tuple[int, int, int, int, int]
+
+
+class Process:
+    """One writer, and what it has told."""
+
+    def __init__(self, directory: Path, round: int, number: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(directory), str(round), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+        )
+        self._told = bytearray()
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+        self._errors = bytearray()
+        self._error_thread = threading.Thread(target=self._listen_to_errors)
+        self._error_thread.start()
+
+    def _listen(self) -> None:
+        while piece := self._process.stdout.read(4096):
+            self._told += piece
+
+    def _listen_to_errors(self) -> None:
+        while piece := self._process.stderr.read(4096):
+            self._errors += piece
+
+    @property
+    def count(self) -> int:
+        return self._told.count(b"\n")
+
+    def acknowledges(self, more: int) -> float:
+        """Waits until so many more events were acknowledged; how many seconds the first of them took."""
+        begun, first, goal = time.monotonic(), 0.0, self.count + more
+        while self.count < goal:
+            assert self._process.poll() is None, self._errors.decode()
+            assert time.monotonic() < begun + 30, f"nothing was acknowledged: {self._errors.decode()}"
+            if not first and self.count > goal - more:
+                first = time.monotonic() - begun
+            time.sleep(0.001)
+        return first
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._end()
+
+    def close(self) -> None:
+        """Lets it close its log."""
+        self._process.stdin.close()
+        self._end()
+        assert self._process.returncode == 0, self._errors.decode()
+
+    def _end(self) -> None:
+        self._thread.join()
+        self._error_thread.join()
+        with self._process:
+            pass
+
+    def told(self) -> list[Told]:
+        *lines, _ = self._told.decode().split("\n")
+        return [tuple(map(int, line.split())) for line in lines]
+
+
+def check_round(records: list[Record], acknowledged: list[Told]) -> None:
+    """Asserts that every acknowledged event is where it was said to be, and each task's are there once, in order."""
+    by_end = {record.end_offset: record.event.data for record in records}
+    counts: dict[tuple[int, int, int], int] = defaultdict(int)
+    for record in records:
+        data = record.event.data
+        if "task" in data:
+            key = data["round"], data["process"], data["task"]
+            assert data["n"] == counts[key]
+            counts[key] += 1
+    for round, process, task, n, end in acknowledged:
+        data = by_end[end]
+        assert (data["round"], data["process"], data["task"], data["n"]) == (round, process, task, n)
+    assert all(count % 3 == 0 for (_, _, task), count in counts.items() if task == 0)
+
+
+async def test_killed_writers_lose_nothing_and_the_others_go_on(tmp_path: Path) -> None:
+    """One, several or all of four are killed; others come in their place; all that was acknowledged is there, once."""
+    dice = random.Random(int(os.environ.get("EVENTFOLD_SHARED_SEED", "8")))
+    told: list[Told] = []
+    total = kills = left_rotating = rotated = 0
+    slowest = 0.0
+    directory = tmp_path / "data"
+    for round in range(ROUNDS):
+        if round % ROUNDS_PER_DIRECTORY == 0:
+            shutil.rmtree(directory, ignore_errors=True)
+            told = []
+        slowest = max(slowest, await asyncio.to_thread(one_round, directory, round, dice, told))
+        kills += PROCESSES
+        total += len(told)
+        left_rotating += any(directory.glob("app.jsonl.next.*"))
+        before = await read(directory)
+        check_round(before, told)
+        async with EventLog.open(directory, lock=LockMode.SHARED) as log:
+            after = await read(directory)
+            result = await log.append(Event("reopened", {"round": round}))
+            assert log.head.offset == result.end_offset
+            await log.rotate()
+            check_archive(directory, (await asyncio.to_thread(read_now, directory))[1])
+        assert not any(directory.glob("app.jsonl.next.*"))
+        assert [(r.end_offset, r.line_hash) for r in after] == [(r.end_offset, r.line_hash) for r in before]
+        rotated += (directory / "archive.jsonl.zst").exists()
+    print(f"{ROUNDS} rounds, {total} events looked for, {left_rotating} rotations left, slowest {slowest:.3f} s")
+    assert rotated == ROUNDS
+
+
+def one_round(directory: Path, round: int, dice: random.Random, told: list[Told]) -> float:
+    """Four writers, of whom some are killed and replaced; how long survivors needed for their next acknowledgement."""
+    processes = [Process(directory, round, number) for number in range(PROCESSES)]
+    ended: list[Process] = []
+    slowest = 0.0
+    try:
+        for process in processes:
+            process.acknowledges(1)
+        time.sleep(dice.random() * 0.2)
+        victims = dice.sample(processes, dice.choice([1, 1, 2, 3, PROCESSES]))
+        for victim in victims:
+            victim.kill()
+            processes.remove(victim)
+            ended.append(victim)
+        for survivor in processes:
+            slowest = max(slowest, survivor.acknowledges(20))
+        if dice.random() < 0.7:
+            processes.append(Process(directory, round, PROCESSES))
+            processes[-1].acknowledges(1)
+        while processes:
+            process = processes.pop(dice.randrange(len(processes)))
+            ended.append(process)
+            if dice.random() < 0.5:
+                process.kill()
+            else:
+                process.close()
+    finally:
+        for process in processes:
+            process.kill()
+    for process in ended:
+        told += process.told()
+    return slowest
+
+
+@pytest.mark.parametrize("peer", ["beside", "alone"])
+@pytest.mark.parametrize("how", ["die", "half", "fail"])
+@pytest.mark.parametrize("scenario", ["commits", "rotates", "undoes", "finishes"])
+def test_a_writer_may_end_at_any_operation_of_a_commit_a_rotation_or_an_opening(
+    tmp_path: Path, scenario: str, how: str, peer: str
+) -> None:
+    """Killed before one or in the middle of it, the mark's too, or by an error of the system."""
+    command = [sys.executable, "-m", "tests.crash.shared_deaths", scenario, how, peer, str(tmp_path / "data")]
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 40
