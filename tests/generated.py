@@ -24,9 +24,10 @@ EVENTS = st.builds(
     id=st.none() | TEXT,
     actor=st.none() | TEXT,
     meta=JSON,
+    tags=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), max_size=3, unique=True).map(tuple),
 )
 
 
 def exactly(value: Event) -> str:
     """An event so that 1, 1.0 and True differ, 0.0 and -0.0 too, and the order of keys counts."""
-    return repr((value.type, value.data, value.ts, value.id, value.actor, value.meta))
+    return repr((value.type, value.data, value.ts, value.id, value.actor, value.meta, value.tags))

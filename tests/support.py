@@ -13,6 +13,7 @@ import pytest
 
 from eventfold import Event, EventReader, Record, line_hash
 from eventfold._files import operations
+from eventfold._files.base import BaseFile, Generation
 
 START = 1_700_000_000
 
@@ -88,16 +89,36 @@ class Gate:
 
 
 class Seam:
-    """Replaces operations of `eventfold._files.operations` by ones that are counted, fail or stand still."""
+    """Replaces operations of `eventfold._files.operations` by ones that are counted, fail or stand still.
+
+    Those with which the base file is replaced go on as they are, since it is that file only before the first line.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
+        self._replacing_base = threading.local()
         self.gates: list[Gate] = []
+        original = BaseFile.write
+
+        def write(file: BaseFile, generation: Generation) -> None:
+            self._replacing_base.now = True
+            try:
+                original(file, generation)
+            finally:
+                self._replacing_base.now = False
+
+        monkeypatch.setattr(BaseFile, "write", write)
 
     def replace(self, name: str, wrap: Callable[..., Any]) -> None:
         """Puts `wrap(original, *args)` in the place of the operation `name`."""
         original = getattr(operations, name)
-        self._monkeypatch.setattr(operations, name, lambda *args: wrap(original, *args))
+
+        def replacement(*args: Any) -> Any:
+            if getattr(self._replacing_base, "now", False):
+                return original(*args)
+            return wrap(original, *args)
+
+        self._monkeypatch.setattr(operations, name, replacement)
 
     def count(self, name: str) -> list[tuple[Any, ...]]:
         """A list that grows by the arguments of every call from now on."""

@@ -14,7 +14,7 @@ import pytest
 from tests.processes import at_rest, back_to, other_writer
 from tests.support import Seam, event, settle
 
-from eventfold import Consumer, CorruptLogError, EventfoldError, EventLog, EventReader, Record
+from eventfold import Consumer, CorruptLogError, EventfoldError, EventLog, EventReader, Query, Record
 
 
 async def consume(consumer: Consumer, count: int, *, commit: bool = True) -> list[Record]:
@@ -163,6 +163,65 @@ async def test_an_older_record_is_refused_after_a_restart_too(data_dir: Path) ->
             await log.consumer("mailer").commit(records[0])
 
 
+async def test_a_commit_never_goes_back_behind_that_of_another_consumer_object(data_dir: Path) -> None:
+    """One after the other, of one name: the older object goes by the file, not by what it committed itself."""
+    await fill(data_dir, 3)
+    async with EventLog.open(data_dir) as log:
+        older = log.consumer("mailer")
+        records = await consume(older, 1)
+        records += await consume(log.consumer("mailer"), 2)
+        before = place(data_dir)
+        with pytest.raises(ValueError, match="can't go back"):
+            await older.commit(records[1])
+
+        assert place(data_dir) == before
+
+
+async def test_a_commit_never_goes_back_behind_a_cancelled_one(data_dir: Path, seam: Seam) -> None:
+    """A cancelled commit may be made all the same, and then it counts."""
+    await fill(data_dir, 3)
+    async with EventLog.open(data_dir) as log:
+        consumer = log.consumer("mailer")
+        records = await consume(consumer, 3, commit=False)
+        await consumer.commit(records[0])
+        gate = seam.freeze("rename")
+        commit = asyncio.create_task(consumer.commit(records[2]))
+        await gate.reached()
+        commit.cancel()
+        gate.open()
+        with suppress(asyncio.CancelledError):
+            await commit
+        made = place(data_dir)
+        with pytest.raises(ValueError, match="can't go back"):
+            await consumer.commit(records[1])
+
+        assert made["offset"] == records[2].end_offset
+        assert place(data_dir) == made
+
+
+async def test_concurrent_commits_of_two_consumer_objects_leave_the_newest(data_dir: Path) -> None:
+    """Whichever comes last: an older one is refused, and the file never goes back."""
+    await fill(data_dir, 2)
+    async with EventLog.open(data_dir) as log:
+        one, other = log.consumer("mailer"), Consumer(EventReader(data_dir), "mailer")
+        records = await consume(one, 2, commit=False)
+        await asyncio.gather(other.commit(records[1]), one.commit(records[0]), return_exceptions=True)
+
+        assert place(data_dir)["offset"] == records[1].end_offset
+
+
+@pytest.mark.parametrize("wrong", ["event", "offset"])
+async def test_a_commit_of_no_record_says_what_to_do(data_dir: Path, wrong: str) -> None:
+    """`commit(record.event)` and `commit(record.end_offset)` are what one tries first."""
+    await fill(data_dir, 1)
+    async with EventLog.open(data_dir) as log:
+        consumer = log.consumer("mailer")
+        [record] = await consume(consumer, 1, commit=False)
+        given: Any = record.event if wrong == "event" else record.end_offset
+        with pytest.raises(TypeError, match="takes the Record"):
+            await consumer.commit(given)
+
+
 async def test_committing_a_record_twice_writes_once(data_dir: Path, seam: Seam) -> None:
     """The second commit has nothing to do."""
     await fill(data_dir, 1)
@@ -279,6 +338,7 @@ async def test_a_place_in_another_log_is_an_error(data_dir: Path, n: int) -> Non
         await log.append(event(0))
         await consume(log.consumer("mailer"), 1)
     data_dir.joinpath("app.jsonl").unlink()
+    data_dir.joinpath("app.jsonl.base").unlink()
     async with EventLog.open(data_dir) as log:
         await log.append(event(n))
         await log.append(event(n))
@@ -380,3 +440,24 @@ async def test_a_consumer_that_is_dropped_lets_its_files_go_at_once(data_dir: Pa
         gc.enable()
 
     assert left == before
+
+
+async def test_a_consumer_with_a_query_gives_what_matches(data_dir: Path) -> None:
+    """A commit covers all before it, matched or not: it goes on after that with the next that matches."""
+    query = Query({"a"}) | Query(tags={"x"})
+    async with EventLog.open(data_dir) as log:
+        await log.append_many([event(n, "abc"[n % 3], tags=("x",) if n == 4 else ()) for n in range(9)])
+        given = []
+        async for record in log.consumer("mailer", query=query):
+            given.append(record.event.data["n"])
+            await log.consumer("mailer").commit(record)
+            if len(given) == 3:
+                break
+        async for record in log.consumer("mailer", query=query):
+            given.append(record.event.data["n"])
+            break
+        async for record in log.consumer("mailer"):
+            given.append(record.event.data["n"])
+            break
+
+    assert given == [0, 3, 4, 6, 5]

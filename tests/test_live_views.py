@@ -158,7 +158,7 @@ async def test_a_reducer_that_raises_ends_the_watch_with_its_error(data_dir: Pat
             await until(states, "never")
 
         assert caught.value.offset == good.end_offset
-        assert log.view("sum") == 1
+        assert log.views["sum"].state == 1
 
 
 @pytest.mark.parametrize("ask", ["view", "watch", "wait_until"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.support import Seam, event, line, numbers, records, settle, write_log
 
 from eventfold import (
     ConditionalAppendError,
+    CorruptLogError,
     Event,
     EventfoldError,
     EventLog,
@@ -43,13 +45,13 @@ def views() -> list[View[Any]]:
 def passes_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by the offset of every pass over a log from now on."""
     passes: list[int] = []
-    read_slices = EventReader.read_slices
+    lines = EventReader._lines
 
-    def counted(self: EventReader, offset: int = 0, **options: Any) -> Any:
-        passes.append(offset)
-        return read_slices(self, offset, **options)
+    def counted(self: EventReader, start: Head, end: int | None) -> Any:
+        passes.append(start.offset)
+        return lines(self, start, end)
 
-    monkeypatch.setattr(EventReader, "read_slices", counted)
+    monkeypatch.setattr(EventReader, "_lines", counted)
     return passes
 
 
@@ -165,25 +167,49 @@ async def test_a_view_that_fails_holds_up_no_other(data_dir: Path) -> None:
         results = await log.append_many([event(n) for n in range(6)])
         with pytest.raises(ReducerError, match="fails") as caught:
             await log.refresh_all()
-        states = log.view("fails"), log.view("count")
+        with pytest.raises(ReducerError, match="fails") as asked:
+            log.view("fails")
+        states = log.views["fails"].state, log.view("count")
 
     assert states == (3, 6)
+    assert asked.value.offset == results[3].start_offset
     assert caught.value.offset == results[3].start_offset
 
 
-async def test_an_opening_that_fails_leaves_nothing_locked(data_dir: Path) -> None:
-    """A reducer that raises at once closes the writer again."""
-    write_log(data_dir, line(0))
+async def test_an_opening_that_fails_leaves_nothing_locked(damaged_dir: Path) -> None:
+    """Damage that a view meets closes the writer again, and its views can be registered with another log."""
+    data = write_log(damaged_dir, line(0), b"damage\n", line(1))
+    made = views()
+    with pytest.raises(CorruptLogError):
+        await EventLog.open(damaged_dir, views=made)
+    (damaged_dir / "app.jsonl").write_bytes(data.replace(b"damage", b"      "))
+    async with EventLog.open(damaged_dir, views=made) as log:
+        found = await numbers(log)
+
+    assert found == [0, 1]
+
+
+async def test_a_reducer_that_raises_does_not_keep_the_log_from_opening(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other views are up to date; the error comes from the view that has it, and goes with the next version."""
 
     def fail(state: int, event: Event) -> int:
         raise RuntimeError("no")
 
-    with pytest.raises(ReducerError):
-        await EventLog.open(data_dir, views=[View("v", fail, 0)])
-    async with EventLog.open(data_dir) as log:
-        found = await numbers(log)
+    write_log(data_dir, line(0))
+    with caplog.at_level(logging.WARNING, "eventfold"):
+        async with EventLog.open(data_dir, views=[View("v", fail, 0), View("count", count, 0)]) as log:
+            await log.append(event(1))
+            state = await log.wait_until("count")
+            for ask in (log.refresh_all, lambda: log.wait_until("v"), lambda: log.wait_until("v", 0)):
+                with pytest.raises(ReducerError, match="'v'"):
+                    await ask()
+            with pytest.raises(ReducerError, match="'v'"):
+                log.view("v")
 
-    assert found == [0]
+    assert state == 2
+    assert "'v' is not up to date" in caplog.text
 
 
 async def test_two_views_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -294,8 +320,9 @@ async def test_the_builder_opens_the_same_log(data_dir: Path) -> None:
 async def test_the_builder_s_modes_are_those_of_the_writer(data_dir: Path, seam: Seam) -> None:
     """No lock and no syncs, where these were asked for."""
     log = await EventLog.builder(data_dir).lock_mode(LockMode.NONE).sync_mode(SyncMode.OS).open()
+    await log.append(event(0))  # the first line of a new active log is synced in every mode
     syncs = seam.count("sync")
-    await log.append(event(0))
+    await log.append(event(1))
     cost = len(syncs)
     async with EventLog.open(data_dir, lock=LockMode.NONE):
         pass
@@ -490,3 +517,154 @@ async def test_closing_a_read_only_log_ends_its_watches(data_dir: Path) -> None:
     states = await asyncio.wait_for(task, 10)
 
     assert states == [1]
+
+
+# What people meet first
+
+
+async def test_awaiting_the_log_in_async_with_works_too(data_dir: Path) -> None:
+    """`async with await EventLog.open(d)` closes the log at the end, as without the await."""
+    async with await EventLog.open(data_dir, views=views()) as log:
+        await log.append(event(0))
+    with pytest.raises(LogClosedError):
+        await log.append(event(1))
+
+
+def test_the_constructor_says_how_to_open_a_log(data_dir: Path) -> None:
+    """`EventLog(d)` is the first thing that one tries."""
+    with pytest.raises(TypeError, match=r"await EventLog\.open"):
+        EventLog(data_dir)
+
+
+def test_a_forgotten_await_is_named(data_dir: Path) -> None:
+    """Whatever is asked of a log that is not open yet."""
+    with pytest.raises(AttributeError, match="await"):
+        EventLog.open(data_dir).append(event(0))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [View("v", count, 0), {"v": View("v", count, 0)}, [count], "v", 5],
+    ids=["view", "dict", "function", "str", "int"],
+)
+def test_views_that_are_no_list_of_views_are_refused(data_dir: Path, wrong: Any) -> None:
+    """Before anything is opened, and the message shows what was given."""
+    with pytest.raises(TypeError, match="views must be a list of View objects"):
+        EventLog.open(data_dir, views=wrong)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path, read_only: bool) -> None:
+    """People give the path of `app.jsonl`."""
+    (tmp_path / "app.jsonl").write_bytes(line(0))
+    with pytest.raises(NotADirectoryError, match="this is a file") as caught:
+        await EventLog.open(tmp_path / "app.jsonl", read_only=read_only, views=views())
+
+    assert caught.value.filename == str(tmp_path / "app.jsonl")
+
+
+async def test_one_view_in_two_logs_is_refused(tmp_path: Path) -> None:
+    """The message names the view and both logs; the first goes on."""
+    view = View("v", count, 0)
+    async with EventLog.open(tmp_path / "one", views=[view]) as log:
+        with pytest.raises(EventfoldError, match=r"'v'.*two.*one"):
+            await EventLog.open(tmp_path / "two", views=[view])
+        await log.append(event(0))
+        state = await log.wait_until(view)
+
+    assert state == 1
+
+
+async def test_a_view_can_move_to_another_log_once_the_first_is_closed(tmp_path: Path) -> None:
+    """It begins anew there."""
+    view = View("v", count, 0)
+    states = []
+    for name, events in (("one", 3), ("two", 1)):
+        async with EventLog.open(tmp_path / name, views=[view]) as log:
+            await log.append_many([event(n) for n in range(events)])
+            states.append(await log.wait_until(view))
+
+    assert states == [3, 1]
+
+
+async def test_an_unknown_view_is_told_the_names_there_are(data_dir: Path) -> None:
+    """Also one that has the name of another."""
+    async with EventLog.open(data_dir, views=views()) as log:
+        with pytest.raises(UnknownViewError, match="'count', 'numbers'"):
+            log.view("numbrs")
+        with pytest.raises(UnknownViewError, match="another one"):
+            log.view(View("count", count, 0))
+
+
+async def test_a_locked_log_says_what_to_do(data_dir: Path) -> None:
+    """Read beside the writer."""
+    async with EventLog.open(data_dir):
+        with pytest.raises(LogLockedError, match="read_only=True"):
+            await EventLog.open(data_dir)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_waiting_without_an_offset_gives_the_state_of_now(data_dir: Path, read_only: bool) -> None:
+    """Everything that was appended before the call."""
+    async with EventLog.open(data_dir, views=views()) as log:
+        await log.append_many([event(0), event(1)])
+        if not read_only:
+            state = await log.wait_until("numbers")
+        else:
+            async with EventLog.open(data_dir, read_only=True, views=views()) as reading:
+                await log.append(event(2))
+                state = await reading.wait_until("numbers")
+
+    assert state == ([0, 1, 2] if read_only else [0, 1])
+
+
+async def test_a_view_object_may_stand_for_its_name(data_dir: Path) -> None:
+    """Wherever a name is asked for."""
+    made = views()
+    async with EventLog.open(data_dir, views=made) as log:
+        await log.append(event(0))
+        found = [await log.wait_until(made[0]), log.view(made[0]), await log.rebuild(made[0])]
+        watching = log.watch(made[0])
+        found.append(await anext(watching))
+        await watching.aclose()
+
+        assert log.views[made[1]] is made[1]
+    assert found == [1, 1, 1, 1]
+
+
+# Rotating
+
+
+async def test_rotating_brings_the_views_up_to_date_first(data_dir: Path) -> None:
+    """Their snapshots stand where the active log begins."""
+    async with EventLog.open(data_dir, views=views()) as log:
+        await log.append(event(0))
+        await log.rotate()
+        head, state = log.head.offset, log.views["count"].state
+        saved = json.loads((data_dir / "views" / "count.snapshot.json").read_bytes())
+
+    assert state == 1
+    assert (saved["state"], saved["position"], saved["offset"], saved["hash"]) == (1, head, 0, "")
+
+
+@pytest.mark.parametrize("by_itself", [False, True])
+async def test_a_snapshot_that_is_not_registered_does_not_mislead_the_rust_crate(
+    data_dir: Path, by_itself: bool
+) -> None:
+    """After a rotation its offset in the active log is beyond any file; to us it is as good as before."""
+    async with EventLog.open(data_dir, views=views()) as log:
+        await log.append(event(0))
+        await log.refresh_all()
+    path = data_dir / "views" / "count.snapshot.json"
+    before = json.loads(path.read_bytes())
+    async with EventLog.open(data_dir, max_log_size=1 if by_itself else 0) as log:
+        await log.append(event(1))
+        if not by_itself:
+            await log.rotate()
+    after = json.loads(path.read_bytes())
+    async with EventLog.open(data_dir, views=views()) as log:
+        state = log.view("count")
+
+    assert before["offset"] == before["position"]
+    assert after == {**before, "offset": 2**63 - 1, "hash": ""}
+    assert state == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import pickle
 import subprocess
@@ -40,6 +41,7 @@ from eventfold import (
 NAMES = [
     "AppendConflict",
     "AppendResult",
+    "AsyncOpener",
     "ConditionalAppendError",
     "CorruptLogError",
     "Event",
@@ -56,13 +58,16 @@ NAMES = [
     "Record",
     "ReduceFn",
     "ReducerError",
+    "Slice",
     "Snapshot",
     "SyncMode",
     "UnknownViewError",
     "View",
     "ViewOps",
+    "Views",
     "WaitResult",
     "WriterFailedError",
+    "end_streams_on_stop",
     "line_hash",
     "snapshot",
 ]
@@ -76,15 +81,18 @@ SIGNATURES: dict[Any, str] = {
     EventWriter.aclose: "(self)",
     EventWriter.reader: "(self)",
     EventReader.__init__: "(self, dir)",
-    EventReader.read_from: "(self, offset=0)",
+    EventReader.read_from: "(self, offset=0, *, query=None, until=None)",
     EventReader.read_full: "(self)",
-    EventReader.tail: "(self, offset=None)",
+    EventReader.tail: "(self, offset=None, *, query=None)",
     EventReader.wait_for_events: "(self, offset, timeout=None)",
     EventReader.has_new_events: "(self, offset)",
     EventReader.head: "(self)",
     EventReader.active_log_size: "(self)",
     EventReader.read_line_hash_before: "(self, offset)",
-    View.__init__: "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None)",
+    View.__init__: (
+        "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None, "
+        "query=None, shares_events=False)"
+    ),
     View.refresh: "(self, reader)",
     View.rebuild: "(self, reader)",
     EventLog.builder: "(dir)",
@@ -95,10 +103,13 @@ SIGNATURES: dict[Any, str] = {
     EventLog.refresh_all: "(self)",
     EventLog.rebuild: "(self, name)",
     EventLog.watch: "(self, name)",
-    EventLog.read_from: "(self, offset=0)",
-    EventLog.tail: "(self, offset=None)",
+    EventLog.read_from: "(self, offset=0, *, query=None, until=None)",
+    EventLog.tail: "(self, offset=None, *, query=None)",
     EventLog.wait_for_events: "(self, offset, timeout=None)",
-    EventLogBuilder.view: "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None)",
+    EventLogBuilder.view: (
+        "(self, name, reducer, initial, *, state_type=None, version=0, event_types=None, "
+        "query=None, shares_events=False)"
+    ),
     EventLogBuilder.max_log_size: "(self, size)",
     EventLogBuilder.lock_mode: "(self, mode)",
     EventLogBuilder.sync_mode: "(self, mode)",
@@ -278,7 +289,35 @@ def test_every_public_name_says_what_it_is(thing: Any) -> None:
 
 def test_importing_eventfold_imports_no_optional_package() -> None:
     """Those who don't use pydantic or attrs don't pay for them."""
-    script = "import eventfold, sys; print([m for m in ('pydantic', 'attr', 'attrs', 'pytest') if m in sys.modules])"
+    optional = ("asyncpg", "nats", "pydantic", "attr", "attrs", "pytest", "cryptography")
+    script = f"import eventfold, sys; print([m for m in {optional} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("ReduceFn", "snapshot")])
+def test_the_public_names_print_as_what_can_be_imported(name: str) -> None:
+    """Messages and tracebacks say `eventfold.X`, not in which module it happens to be defined."""
+    assert getattr(eventfold, name).__module__ == "eventfold"
+
+
+def test_the_snapshot_module_exports_its_own_names_only() -> None:
+    """What it imports, and what the other modules use of it, is not public."""
+    assert sorted(eventfold.snapshot.__all__) == ["Snapshot", "delete", "load", "save"]
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    """From its metadata; a checkout that is not installed has none."""
+    try:
+        installed = importlib.metadata.version("eventfold")
+    except importlib.metadata.PackageNotFoundError:
+        installed = "0"
+
+    assert eventfold.__version__ == installed
+
+
+def test_a_wait_result_is_true_where_new_events_came() -> None:
+    """So that `if await log.wait_for_events(offset, timeout):` means what it says."""
+    assert WaitResult(True, 5)
+    assert not WaitResult(False, 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from eventfold import (
     EventWriter,
     Head,
     LogClosedError,
+    Query,
+    Record,
     SyncMode,
     WaitResult,
     line_hash,
 )
+from eventfold._codec.lines import Lines
+from eventfold._files.segments import LogSegments
 
 BAD_LINES = {
     "no JSON": b"not json\n",
@@ -28,7 +33,6 @@ BAD_LINES = {
     "a string": b'"a"\n',
     "null": b"null\n",
     "no type": b'{"data":{},"ts":1}\n',
-    "an empty type": b'{"type":"","data":{},"ts":1}\n',
     "a type that is no string": b'{"type":1,"data":{},"ts":1}\n',
     "no data": b'{"type":"a","ts":1}\n',
     "no ts": b'{"type":"a","data":{}}\n',
@@ -41,10 +45,7 @@ BAD_LINES = {
     "bad UTF-8": b'{"type":"a","data":{"x":"\xff"},"ts":1}\n',
     "NUL bytes": b"\0\0\0\0\n",
     "something behind the object": b'{"type":"a","data":{},"ts":1} x\n',
-    "a batch of one too many": line(1, batch="3,2"),
     "a batch from its middle": line(1, batch="2,2"),
-    "a batch number of 0": line(1, batch="0,2"),
-    "a batch that is no pair": b'{"type":"a","data":{},"ts":1,"batch":5}\n',
 }
 
 
@@ -80,6 +81,18 @@ async def test_a_bad_line_far_into_the_log_is_found_at_its_offset(damaged_dir: P
 
     assert len(found) == 30_000
     assert error.offset == len(good)
+
+
+@pytest.mark.parametrize(
+    "key", ['"type":""', '"type":"a","batch":[3,2]', '"type":"a","batch":[0,2]', '"type":"a","batch":"x"']
+)
+async def test_what_another_program_may_write_is_read(damaged_dir: Path, key: str) -> None:
+    """An empty type, and a `batch` that is no place in one: such an event stands alone."""
+    write_log(damaged_dir, line(0), f'{{{key},"data":{{"n":1}},"ts":1}}\n'.encode(), line(2), line(3, batch="1,1"))
+    reader = EventReader(damaged_dir)
+
+    assert await numbers(reader) == [0, 1, 2, 3]
+    assert [r.event.data["n"] async for r in reader.read_back()] == [3, 2, 1, 0]
 
 
 async def test_blank_lines_are_passed_over(damaged_dir: Path) -> None:
@@ -427,3 +440,244 @@ async def test_a_record_tells_the_event_s_own_time(data_dir: Path) -> None:
     [record] = await records(EventReader(data_dir))
 
     assert record.event.ts == START + 3
+
+
+# Only some of the events, and to an offset
+
+
+async def tagged_log(writer: EventWriter) -> list[Event]:
+    """A log of events with tags, some in batches; the events."""
+    made = [Event("ab"[n % 2], {"n": n}, ts=START, tags=(f"order:{n % 5}", f"customer:{n % 3}")) for n in range(60)]
+    for n in range(0, 60, 4):
+        await writer.append(made[n])
+        await writer.append_many(made[n + 1 : n + 4])
+    return made
+
+
+QUERY = Query({"a"}, {"order:3"}) | Query(tags={"order:1", "customer:2"})
+
+
+async def test_a_query_leaves_out_what_it_does_not_match(data_dir: Path) -> None:
+    """In records and in slices, with the same places as when everything is read; from the archive too."""
+    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
+        made = await tagged_log(writer)
+        for _ in range(2):
+            reader = EventReader(data_dir)
+            expected = [record for record in await records(reader) if QUERY.matches(record.event)]
+
+            assert [record async for record in reader.read_from(query=QUERY)] == expected
+            assert [e async for piece in reader.read_slices(query=QUERY) for e in piece.events] == [
+                e for e in made if QUERY.matches(e)
+            ]
+            assert expected
+            await writer.rotate()
+
+
+async def test_types_are_short_for_a_query_in_slices(data_dir: Path) -> None:
+    """Both together are refused, since nobody could tell what that means."""
+    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
+        await tagged_log(writer)
+        reader = writer.reader()
+        short = [e async for piece in reader.read_slices(types=["a"]) for e in piece.events]
+        long = [e async for piece in reader.read_slices(query=Query({"a"})) for e in piece.events]
+
+        assert short == long
+        assert len(short) == 30
+        with pytest.raises(ValueError, match="types"):
+            await anext(reader.read_slices(query=Query({"a"}), types=["a"]))
+
+
+async def test_what_is_no_query_is_refused(data_dir: Path) -> None:
+    """A set of types would be taken for one easily."""
+    reader = EventReader(data_dir)
+    for reading in (reader.read_from, reader.tail, reader.read_back):
+        with pytest.raises(TypeError, match="query must be a Query"):
+            await anext(reading(0, query={"a"}))  # type: ignore[call-arg,operator,type-var]
+
+
+async def test_reading_ends_at_until(data_dir: Path) -> None:
+    """The event that begins there is not given; beyond the head, the head counts."""
+    async with EventWriter.open(data_dir) as writer:
+        results = [await writer.append(event(n)) for n in range(4)]
+        reader = writer.reader()
+        ends = [0, *(result.end_offset for result in results), 10**9]
+        found = [len([r async for r in reader.read_from(until=end)]) for end in ends]
+        between = [r.event.data["n"] async for r in reader.read_from(ends[1], until=ends[3])]
+
+    assert found == [0, 1, 2, 3, 4, 4]
+    assert between == [1, 2]
+
+
+async def test_a_batch_beyond_until_is_left_out_whole(data_dir: Path) -> None:
+    """No part of a batch is given at the end."""
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(0))
+        batch = await writer.append_many([event(1), event(2)])
+        found = [r.event.data["n"] async for r in writer.reader().read_from(until=batch[0].end_offset)]
+
+    assert found == [0]
+
+
+async def test_an_until_that_is_no_end_is_refused(data_dir: Path) -> None:
+    """Inside a line, before the offset, or no offset at all."""
+    async with EventWriter.open(data_dir) as writer:
+        results = [await writer.append(event(n)) for n in range(2)]
+        reader = writer.reader()
+        for offset, until in ((0, 5), (results[0].end_offset, 0), (0, -1), (0, True)):
+            with pytest.raises(ValueError, match=r"until|offset"):
+                await anext(reader.read_from(offset, until=until))
+
+
+# Backwards
+
+
+async def backwards(reader: EventReader, offset: int | None = None, query: Query | None = None) -> list[Record]:
+    return [record async for record in reader.read_back(offset, query=query)]
+
+
+async def test_reading_backwards_gives_the_same_records_in_reverse(data_dir: Path) -> None:
+    """Batches too; from the active log, from the archive, and from both."""
+    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
+        assert await backwards(writer.reader()) == []
+        for _ in range(3):
+            await tagged_log(writer)
+            forwards = await records(EventReader(data_dir))
+            found = await backwards(EventReader(data_dir))
+
+            assert found == forwards[::-1]
+            assert [r.line_hash for r in found] == [r.line_hash for r in forwards[::-1]]
+            await writer.rotate()
+            assert await backwards(EventReader(data_dir)) == forwards[::-1]
+            selected = await backwards(EventReader(data_dir), query=QUERY)
+            assert selected == [r for r in forwards[::-1] if QUERY.matches(r.event)]
+
+
+async def test_reading_backwards_begins_before_any_line(data_dir: Path) -> None:
+    """From each event's end offset, what stands before it."""
+    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
+        await tagged_log(writer)
+        await writer.rotate()
+        await tagged_log(writer)
+        forwards = await records(writer.reader())
+        for count in range(0, len(forwards), 7):
+            assert await backwards(writer.reader(), forwards[count].start_offset) == forwards[:count][::-1]
+
+
+async def test_lines_longer_than_a_block_are_read_backwards(data_dir: Path) -> None:
+    """However long they are, and whatever stands around them."""
+    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
+        for n, size in enumerate([10, 65_000, 70_000, 1, 300_000, 2_000_000, 5]):
+            await writer.append(Event("a", {"n": n, "text": "x" * size}))
+        forwards = await records(writer.reader())
+
+        assert await backwards(writer.reader()) == forwards[::-1]
+
+
+async def test_a_torn_batch_at_the_end_is_not_read_backwards(damaged_dir: Path) -> None:
+    """It is not in the log."""
+    write_log(damaged_dir, line(0), line(1, batch="1,3"), line(2, batch="2,3"), b'{"type"')
+
+    assert [r.event.data["n"] for r in await backwards(EventReader(damaged_dir))] == [0]
+
+
+async def test_the_newest_event_of_a_large_log_is_read_without_the_rest(
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes one block from the end, and each further block is read when it is its turn."""
+    write_log(damaged_dir, b"".join(line(n) for n in range(50_000)))
+    read_block, sizes = LogSegments.block_before, []
+
+    def counted(segments: LogSegments, offset: int) -> Lines:
+        block = read_block(segments, offset)
+        sizes.append(len(block.data))
+        return block
+
+    monkeypatch.setattr(LogSegments, "block_before", counted)
+    async with aclosing(EventReader(damaged_dir).read_back()) as reading:
+        newest = await anext(reading)
+        blocks_for_one = len(sizes)
+        rest = [record.event.data["n"] async for record in reading]
+
+    assert newest.event.data["n"] == 49_999
+    assert blocks_for_one == 1
+    assert rest == list(range(49_998, -1, -1))
+    assert max(sizes) <= 64 * 1024
+
+
+@pytest.mark.parametrize("place", [0, 1, 5_000])
+async def test_damage_ends_reading_backwards_after_all_behind_it(damaged_dir: Path, place: int) -> None:
+    """The error tells the bad line's offset."""
+    lines = [line(n) for n in range(6000)]
+    write_log(damaged_dir, *lines[:place], b"bad\n", *lines[place:])
+    found = []
+    with pytest.raises(CorruptLogError) as caught:
+        async for record in EventReader(damaged_dir).read_back():
+            found.append(record.event.data["n"])
+
+    assert found == list(range(5999, place - 1, -1))
+    assert caught.value.offset == sum(map(len, lines[:place]))
+
+
+@pytest.mark.parametrize(
+    "places",
+    [["1,2"], ["2,2"], ["1,3", "3,3"], ["1,2", ""], ["", "2,2"], ["1,2", "1,2", "2,2"], ["2,3", "3,3"]],
+)
+async def test_a_batch_that_is_not_whole_ends_reading_backwards(damaged_dir: Path, places: list[str]) -> None:
+    """As it does when reading forwards, unless reading forwards begins inside it."""
+    write_log(damaged_dir, line(0), *(line(n, batch=place) for n, place in enumerate(places, 1)), line(9))
+    found = []
+    with pytest.raises(CorruptLogError, match="a batch breaks off here"):
+        async for record in EventReader(damaged_dir).read_back():
+            found.append(record.event.data["n"])
+
+    assert found[:1] == [9]
+
+
+async def test_blank_lines_are_passed_over_backwards(damaged_dir: Path) -> None:
+    """They count in the offsets."""
+    write_log(damaged_dir, b"\n", line(0), b"\n \t\n", line(1), b"\r\n", line(2))
+    reader = EventReader(damaged_dir)
+
+    assert await backwards(reader) == (await records(reader))[::-1]
+
+
+async def test_damage_in_the_archive_ends_reading_backwards(damaged_dir: Path) -> None:
+    """All that was rotated later is given."""
+    async with EventWriter.open(damaged_dir, sync=SyncMode.OS) as writer:
+        for n in range(3):
+            await writer.append_many([event(10 * n + i) for i in range(10)])
+            await writer.rotate()
+    archive = bytearray((damaged_dir / "archive.jsonl.zst").read_bytes())
+    archive[30] ^= 0xFF  # in the first frame
+    (damaged_dir / "archive.jsonl.zst").write_bytes(archive)
+    found = []
+    with pytest.raises(CorruptLogError):
+        async for record in EventReader(damaged_dir).read_back():
+            found.append(record.event.data["n"])
+
+    assert found == list(range(29, 9, -1))
+
+
+async def test_an_offset_that_is_no_end_is_refused_backwards(data_dir: Path) -> None:
+    """Negative, beyond the head, or inside a line, in the active log and in the archive."""
+    async with EventWriter.open(data_dir) as writer:
+        head = (await writer.append(event(0))).end_offset
+        for _ in range(2):
+            for offset in (-1, head + 1, 5):
+                with pytest.raises(ValueError, match="offset"):
+                    await backwards(EventReader(data_dir), offset)
+            await writer.rotate()
+
+
+async def test_a_rotation_does_not_disturb_reading_backwards(data_dir: Path) -> None:
+    """What was to be read next may have gone to the archive meanwhile."""
+    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
+        await writer.append_many([Event("a", {"n": n, "text": "x" * 1000}) for n in range(500)])
+        found = []
+        async for record in writer.reader().read_back():
+            found.append(record.event.data["n"])
+            if len(found) == 10:
+                await writer.append(event(1000))
+                await writer.rotate()
+
+    assert found == list(range(499, -1, -1))

@@ -97,6 +97,52 @@ async def test_another_version_means_a_rebuild(
     assert f"version {asked!r}" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("saved", "asked"), [(["a"], ["a", "b"]), (["a", "b"], ["a"]), (None, ["a"]), (["a"], None), ([], ["a"])]
+)
+async def test_other_event_types_mean_a_rebuild(
+    data_dir: Path, caplog: pytest.LogCaptureFixture, saved: list[str] | None, asked: list[str] | None
+) -> None:
+    """Also without another version: the snapshot never saw those events, or saw others. The warning tells both."""
+
+    def view(types: list[str] | None) -> View[list[str]]:
+        return View("v", lambda state, event: [*state, event.type], list, event_types=types)
+
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append_many([event(n, "abc"[n]) for n in range(3)])
+        first = view(saved)
+        await first.refresh(writer.reader())
+        await first.save(writer.reader())
+        with caplog.at_level(logging.WARNING, "eventfold"):
+            state = await view(asked).refresh(writer.reader())
+
+    assert state == ["a", "b", "c"] if asked is None else state == asked
+    assert "it was made of" in caplog.text
+    assert "the view selects" in caplog.text
+
+
+async def test_a_snapshot_tells_what_it_was_made_of(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The types, sorted; the same ones in another order are the same, and the snapshot is believed."""
+    calls = 0
+
+    def reduce(state: int, event: Event) -> int:
+        nonlocal calls
+        calls += 1
+        return state + 1
+
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(0, "a"))
+        for types in (("b", "a"), ("a", "b")):
+            view = View("v", reduce, 0, event_types=types)
+            await view.refresh(writer.reader())
+            await view.save(writer.reader())
+    found = json.loads((data_dir / "views" / "v.snapshot.json").read_bytes())
+
+    assert found["query"] == [{"types": ["a", "b"]}]
+    assert calls == 1
+    assert caplog.records == []
+
+
 def edited(**changes: Any) -> Callable[[bytes], bytes]:
     """A change of keys; None takes the key out."""
 
@@ -148,6 +194,7 @@ async def test_a_damaged_snapshot_means_a_rebuild_and_a_warning(
     assert len(messages) == 1
     assert "view 'v' is rebuilt" in messages[0]
     assert messages[0].rpartition(": ")[2]
+    assert case != "a state that does not decode" or "can't be decoded into int" in messages[0]
     assert path.read_bytes() == good
 
 

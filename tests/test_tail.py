@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -12,7 +14,7 @@ import pytest
 from tests.processes import add_lines, at_rest, back_to, belongings, other_writer
 from tests.support import Seam, event, line, settle, write_log
 
-from eventfold import CorruptLogError, EventLog, EventReader, Record, SyncMode
+from eventfold import CorruptLogError, EventLog, EventReader, Query, Record, SyncMode
 
 
 async def take(tail: AsyncIterator[Record], count: int) -> list[Record]:
@@ -184,7 +186,7 @@ async def test_a_tail_from_before_the_directory_existed_hears_a_writer_of_its_ow
     """A reader made by itself and a log opened later in the same process belong to one directory."""
     async with aclosing(EventReader(data_dir).tail()) as tail:
         first = asyncio.ensure_future(take(tail, 1))
-        await settle()
+        await asyncio.sleep(0.2)  # the head of now is looked up in a thread
         async with EventLog.open(data_dir) as log:
             await log.append(event(7))
 
@@ -220,6 +222,71 @@ async def test_a_tail_ends_when_its_log_is_closed(data_dir: Path, read_only: boo
         found = [await ended for ended in (*waiting, anext(tails[2], None))]
 
     assert found == [None, None, None]
+
+
+async def test_a_tail_gives_the_last_events_before_the_close_of_its_log_ends_it(data_dir: Path) -> None:
+    """Whoever is slow gets all that was acknowledged, and only then comes to the end."""
+    log = await EventLog.open(data_dir)
+    await log.append(event(0))
+    tail = log.tail(0)
+    first = await take(tail, 1)
+    for n in range(1, 4):
+        await log.append(event(n))
+    await log.aclose()
+    rest = [record async for record in tail]
+
+    assert numbers_of(first + rest) == [0, 1, 2, 3]
+
+
+async def test_the_close_of_a_log_ends_tails_in_other_event_loops(data_dir: Path) -> None:
+    """A reader of the log may be used in the loop of another thread, which is woken too."""
+    waiting = threading.Event()
+
+    async def follow(tail: AsyncIterator[Record]) -> list[int]:
+        asyncio.get_running_loop().call_later(0.1, waiting.set)
+        async with asyncio.timeout(30):  # wakes the loop on its own, long after this test has failed
+            return [record.event.data["n"] async for record in tail]
+
+    log = await EventLog.open(data_dir)
+    await log.append(event(0))
+    elsewhere = asyncio.create_task(asyncio.to_thread(asyncio.run, follow(log.reader().tail(0))))
+    await asyncio.to_thread(waiting.wait, 10)
+    await log.aclose()
+
+    assert await asyncio.wait_for(asyncio.shield(elsewhere), 5) == [0]
+
+
+LAGGING = """
+import asyncio, resource, sys
+from eventfold import EventReader
+
+async def main():
+    tails = [EventReader(sys.argv[1]).tail(0) for _ in range(100)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for tail in tails:
+        await anext(tail)
+    await asyncio.sleep(0.5)
+    for tail in tails:
+        await anext(tail)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    for tail in tails:
+        await tail.aclose()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_hundred_tails_that_lag_need_little_memory(data_dir: Path) -> None:
+    """Clients that come back after a while, all at once: less than a megabyte each, in a process of their own."""
+    padding = "x" * 1000
+    write_log(data_dir, *(line(n).replace(b'"counted"', f'"{padding}"'.encode()) for n in range(30_000)))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LAGGING, str(data_dir), stdout=asyncio.subprocess.PIPE
+    )
+    grown, _ = await process.communicate()
+    await asyncio.sleep(0)
+
+    assert int(grown) * (1 if sys.platform == "darwin" else 1024) < 100_000_000
 
 
 async def test_a_tail_of_a_closed_log_ends_at_once(data_dir: Path) -> None:
@@ -380,3 +447,32 @@ async def test_a_hundred_tails_each_give_everything(data_dir: Path) -> None:
         found = await asyncio.gather(*tails)
 
     assert [numbers_of(records) for records in found] == [list(range(20))] * 100
+
+
+async def test_a_tail_with_a_query_gives_what_matches(data_dir: Path) -> None:
+    """Old events and new ones; what does not match is passed over, in batches too."""
+    query = Query({"a"}, {"x"})
+    async with EventLog.open(data_dir) as log:
+        await log.append_many([event(0, "a", tags=("x",)), event(1, "a"), event(2, "b", tags=("x",))])
+        async with aclosing(log.tail(0, query=query)) as tail:  # type: ignore[type-var]
+            first = await take(tail, 1)
+            waiting = asyncio.create_task(take(tail, 2))
+            await settle()
+            for n in range(3, 9):
+                await log.append(event(n, "ab"[n % 2], tags=("x",) if n > 4 else ()))
+            rest = await waiting
+
+    assert numbers_of(first + rest) == [0, 6, 8]
+
+
+async def test_a_tail_with_a_query_does_not_end_where_nothing_matches(data_dir: Path) -> None:
+    """It waits until something does."""
+    async with EventLog.open(data_dir) as log:
+        waiting = asyncio.create_task(take(log.tail(query=Query(tags={"x"})), 1))
+        await settle()
+        for n in range(20):
+            await log.append(event(n))
+        assert not waiting.done()
+        await log.append(event(20, tags=("x",)))
+
+        assert numbers_of(await waiting) == [20]

@@ -16,7 +16,19 @@ import pydantic
 import pytest
 from tests.support import Seam, event, line, numbers, write_log
 
-from eventfold import CorruptLogError, Event, EventReader, EventWriter, ReducerError, SyncMode, View, snapshot
+from eventfold import (
+    CorruptLogError,
+    Event,
+    EventReader,
+    EventWriter,
+    Head,
+    Query,
+    ReducerError,
+    SyncMode,
+    View,
+    snapshot,
+)
+from eventfold._view import refresh_together
 
 
 @dataclasses.dataclass
@@ -355,13 +367,13 @@ async def test_where_a_view_failed_it_is_after_a_restart(data_dir: Path) -> None
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by the offset of every pass over a log from now on."""
     passes: list[int] = []
-    read_slices = EventReader.read_slices
+    lines = EventReader._lines
 
-    def counted(self: EventReader, offset: int = 0, **options: Any) -> Any:
-        passes.append(offset)
-        return read_slices(self, offset, **options)
+    def counted(self: EventReader, start: Head, end: int | None) -> Any:
+        passes.append(start.offset)
+        return lines(self, start, end)
 
-    monkeypatch.setattr(EventReader, "read_slices", counted)
+    monkeypatch.setattr(EventReader, "_lines", counted)
     return passes
 
 
@@ -597,3 +609,88 @@ async def test_rebuild_folds_the_whole_log_and_replaces_the_snapshot(data_dir: P
     assert saved is not None
     assert saved.state == 400
     assert len(found) == 4
+
+
+# Queries
+
+
+async def test_only_what_the_query_matches_is_folded(data_dir: Path) -> None:
+    """By tags and by types, alone and together with other views in one pass; the offset goes on to the head."""
+    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
+        made = [event(n, "ab"[n % 2], tags=(f"order:{n % 3}", f"customer:{n % 5}")) for n in range(300)]
+        await writer.append_many(made[:150])
+        for each in made[150:]:
+            await writer.append(each)
+        head = writer.head
+    queries = {
+        "tag": Query(tags={"order:1"}),
+        "tags": Query(tags={"order:1", "customer:2"}),
+        "both": Query({"a"}, {"order:1"}),
+        "either": Query({"a"}) | Query(tags={"customer:4"}),
+        "type": Query({"b"}),
+        "everything": Query(),
+    }
+    for shares in (False, True):
+        views: list[View[list[int]]] = [
+            View(name, lambda s, e: [*s, e.data["n"]], [], query=query, shares_events=shares)
+            for name, query in queries.items()
+        ]
+        reader = EventReader(data_dir)
+        await refresh_together(views, reader, save=False)
+
+        for view in views:
+            assert view.state == [e.data["n"] for e in made if queries[view.name].matches(e)]
+            assert view.offset == head.offset
+
+
+async def test_a_snapshot_of_another_query_is_not_used(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The view is rebuilt, and a warning says what the snapshot was made of; the same query goes on from it."""
+
+    def view_of(query: Query | None) -> tuple[View[list[int]], list[int]]:
+        folded: list[int] = []
+
+        def reduce(state: list[int], event: Event) -> list[int]:
+            folded.append(event.data["n"])
+            return [*state, event.data["n"]]
+
+        return View("v", reduce, [], query=query), folded
+
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append_many([event(n, tags=(f"order:{n % 2}",)) for n in range(6)])
+        reader = writer.reader()
+        one, _ = view_of(Query(tags={"order:1"}))
+        assert await one.rebuild(reader) == [1, 3, 5]
+        same, folded = view_of(Query(tags={"order:1"}))
+        assert await same.refresh(reader) == [1, 3, 5]
+        assert (folded, caplog.text) == ([], "")
+        for query, expected in ((Query(tags={"order:0"}), [0, 2, 4]), (None, [0, 1, 2, 3, 4, 5])):
+            await one.rebuild(reader)
+            caplog.clear()
+            other, _ = view_of(query)
+            assert await other.refresh(reader) == expected
+            assert "order:1" in caplog.text
+
+
+def test_event_types_are_short_for_a_query() -> None:
+    """Both at once are refused, since nobody could tell what that means."""
+    short: View[int] = View("v", lambda s, e: s, 0, event_types={"a"})
+    long: View[int] = View("v", lambda s, e: s, 0, query=Query({"a"}))
+
+    assert short.query == long.query == Query({"a"})
+    assert short.event_types == long.event_types == {"a"}
+    with pytest.raises(ValueError, match="event_types and query"):
+        View("v", lambda s, e: s, 0, event_types={"a"}, query=Query({"a"}))
+    with pytest.raises(TypeError, match="query must be a Query"):
+        View("v", lambda s, e: s, 0, query={"a"})  # type: ignore[arg-type]
+
+
+async def test_the_reducers_failure_tells_the_event_among_those_that_match(data_dir: Path) -> None:
+    """The offset is that of the event in the log."""
+    async with EventWriter.open(data_dir) as writer:
+        results = [await writer.append(event(n, tags=(f"order:{n % 2}",))) for n in range(10)]
+        view = View("v", fails_at(7), [], query=Query(tags={"order:1"}))
+        with pytest.raises(ReducerError) as caught:
+            await view.refresh(writer.reader())
+
+    assert caught.value.offset == results[7].start_offset
+    assert view.state == [1, 3, 5]

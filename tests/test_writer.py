@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import errno
 import gc
+import itertools
 import os
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from eventfold import (
     SyncMode,
     WriterFailedError,
     _queue,
+    _writer,
     line_hash,
 )
 from eventfold._codec.encode import encode_line
@@ -654,8 +657,9 @@ async def test_a_log_that_was_deleted_ends_the_writer(damaged_dir: Path) -> None
 async def test_with_the_mode_os_appends_are_not_synced_until_the_close(data_dir: Path, seam: Seam) -> None:
     """The system writes them when it likes; the close makes them last."""
     writer = await EventWriter.open(data_dir, sync=SyncMode.OS)
+    await writer.append(event(0))  # the first line of a new active log is synced in every mode
     syncs = seam.count("sync")
-    for n in range(5):
+    for n in range(1, 5):
         await writer.append(event(n))
     before = len(syncs)
     await writer.aclose()
@@ -676,8 +680,11 @@ async def test_with_the_mode_every_second_a_sync_follows_by_itself(
         synced.set()
 
     async with EventWriter.open(data_dir, sync=SyncMode.EVERY_SECOND) as writer:
+        await writer.append(event(0))  # the first line of a new active log is synced in every mode
+        while writer._committer._unsynced:
+            await asyncio.sleep(0.01)
         seam.replace("sync", noted)
-        await asyncio.gather(*(writer.append(event(n)) for n in range(5)))
+        await asyncio.gather(*(writer.append(event(n)) for n in range(1, 5)))
         before = synced.is_set()
         followed = await asyncio.to_thread(synced.wait, 10)
 
@@ -691,6 +698,9 @@ async def test_with_the_mode_every_second_a_failed_sync_ends_the_writer(
     """The calls had returned already; the next one hears of it."""
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
     async with EventWriter.open(damaged_dir, sync=SyncMode.EVERY_SECOND) as writer:
+        await writer.append(event(0))  # the first line of a new active log is synced in every mode
+        while writer._committer._unsynced:
+            await asyncio.sleep(0.01)
         seam.fail("sync")
         gate = seam.freeze("sync")
         await writer.append(event(1))
@@ -1085,3 +1095,148 @@ async def test_the_line_that_is_written_is_the_one_of_the_codec(data_dir: Path) 
 
     assert data == encode_line(original, 2**20)
     assert result.line_hash == record.line_hash == line_hash(data)
+
+
+# Nothing leaves the writer stuck
+
+
+@pytest.mark.parametrize("expected", [(-1, ""), (True, ""), ("0", ""), (None, ""), (0, 7), (0, b"")])
+async def test_a_condition_of_the_wrong_type_is_refused_in_its_own_call(data_dir: Path, expected: Any) -> None:
+    """Nothing is queued, and nobody else hears of it."""
+    async with EventWriter.open(data_dir) as writer:
+        with pytest.raises(ValueError, match="expected_"):
+            await writer.append_if(event(1), *expected)
+        await writer.append(event(2))
+
+
+async def test_an_error_nobody_thought_of_ends_the_writer_instead_of_leaving_it_stuck(
+    damaged_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those who wait get `WriterFailedError`, and the close ends."""
+
+    class Offset(int):
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("not equal to anything")
+
+        __hash__ = int.__hash__
+
+    async with asyncio.timeout(10):
+        async with EventWriter.open(damaged_dir) as writer:
+            results = await asyncio.gather(
+                writer.append_if(event(1), Offset(0), ""), writer.append(event(2)), return_exceptions=True
+            )
+            with pytest.raises(WriterFailedError, match="not equal to anything"):
+                await writer.append(event(3))
+
+    assert [type(result) for result in results] == [WriterFailedError] * 2
+
+
+async def test_an_append_behind_a_switch_whose_sync_failed_is_not_acknowledged(damaged_dir: Path, seam: Seam) -> None:
+    """The failure is known in the thread that commits, before the event loop hears of it."""
+    writer = await EventWriter.open(damaged_dir)
+    await writer.append(event(1))
+    await writer.rotate()
+    await writer.append(event(2))
+    gate = seam.freeze("rename")
+    rotation = asyncio.create_task(writer.rotate())
+    await gate.reached()
+    [append] = await started(writer.append(event(3)))
+    seam.fail("sync_dir")
+    gate.open()
+    await asyncio.wait([rotation, append])
+    await writer.aclose()
+
+    assert isinstance(rotation.exception(), WriterFailedError)
+    assert isinstance(append.exception(), WriterFailedError)
+
+
+async def test_thousands_that_wait_for_a_place_take_turns_at_a_constant_cost(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled or not, nobody is looked for among the others."""
+    monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
+
+    class Turns(deque[Any]):
+        def remove(self, value: Any) -> None:
+            raise AssertionError("a place is looked for")
+
+    async with EventWriter.open(data_dir) as writer:
+        writer._queue._turns = Turns()
+        tasks = await started(*(writer.append(event(n)) for n in range(2000)))
+        for task in tasks[1::2]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        found = await numbers(writer.reader())
+
+    assert found == list(range(0, 2000, 2))
+
+
+async def test_a_large_batch_of_appends_is_failed_in_portions(damaged_dir: Path, seam: Seam) -> None:
+    """Others run between them."""
+    async with EventWriter.open(damaged_dir) as writer:
+        seam.fail("sync")
+        loop = asyncio.get_running_loop()
+        failed_in_one_turn: list[int] = []
+        tasks = await started(*(writer.append(event(n)) for n in range(3000)))
+
+        def look() -> None:
+            failed_in_one_turn.append(sum(task.done() for task in tasks))
+            if failed_in_one_turn[-1] < len(tasks):
+                loop.call_soon(look)
+
+        look()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+
+    steps = [b - a for a, b in itertools.pairwise(failed_in_one_turn)]
+    assert {type(result) for result in results} == {WriterFailedError}
+    assert max(steps) <= 2 * _writer.RESOLVED_AT_ONCE
+
+
+async def test_the_error_of_a_failed_writer_does_not_grow(damaged_dir: Path, seam: Seam) -> None:
+    """However often it is raised, it has the same few tracebacks and causes."""
+
+    def size(error: BaseException | None) -> tuple[int, int]:
+        causes = frames = 0
+        while error is not None:
+            causes += 1
+            trace = error.__traceback__
+            while trace is not None:
+                frames, trace = frames + 1, trace.tb_next
+            error = error.__cause__
+        return causes, frames
+
+    async with EventWriter.open(damaged_dir) as writer:
+        seam.fail("sync")
+        with pytest.raises(WriterFailedError):
+            await writer.append(event(1))
+        sizes = set()
+        for _ in range(50):
+            with pytest.raises(WriterFailedError) as caught:
+                await writer.append(event(2))
+            sizes.add(size(caught.value))
+
+    assert len(sizes) == 1
+
+
+def test_lines_that_no_system_call_can_read_can_not_be_asked_for(tmp_path: Path) -> None:
+    """A line of more than 1 GiB is refused when the log is opened, not when it is too late."""
+    with pytest.raises(ValueError, match="max_event_size must be an integer of 1 to 1073741824"):
+        EventWriter.open(tmp_path, max_event_size=2**31)
+
+
+async def test_a_close_that_can_t_save_a_view_lets_the_lock_go(data_dir: Path) -> None:
+    """The error is raised once everything is closed, as often as somebody closes, and no larger each time."""
+
+    class Broken:
+        name, offset = "broken", 0
+
+        async def save(self, reader: EventReader) -> None:
+            raise OSError("made to fail")
+
+    writer = await EventWriter.open(data_dir)
+    writer.attach([Broken(), Broken()])  # type: ignore[list-item]
+    for _ in range(2):
+        with pytest.raises(OSError, match="made to fail"):
+            await writer.aclose()
+    async with EventWriter.open(data_dir) as again:
+        await again.append(event(1))

@@ -8,10 +8,8 @@ same, and answers a POST with 503 and the writer's process.
 
 import asyncio
 import os
-import signal
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +17,7 @@ from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from eventfold import ConditionalAppendError, Event, EventLog, LogClosedError, LogLockedError, View
+from eventfold import ConditionalAppendError, Event, EventLog, LogClosedError, LogLockedError, View, end_streams_on_stop
 
 DATA = Path(os.environ.get("EVENTFOLD_DATA", "todo-data"))
 WRITER = DATA / "writer.pid"
@@ -41,31 +39,11 @@ async def open_log() -> tuple[EventLog, bool]:
     return log, True
 
 
-@contextmanager
-def on_stop(call: Callable[[], None]) -> Iterator[None]:
-    """Calls it when the server is told to stop: uvicorn waits for open streams before it ends the lifespan."""
-    if threading.current_thread() is not threading.main_thread():  # under a test client, which gets no signals
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    servers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number, frame):
-        loop.call_soon_threadsafe(call)
-        servers[number](number, frame)
-
-    for number in servers:
-        signal.signal(number, stop)
-    yield
-    for number, handler in servers.items():
-        signal.signal(number, handler)
-
-
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict]:
     log, writes = await open_log()
     try:
-        with on_stop(log.reader().end_waits):
+        with end_streams_on_stop(log):  # uvicorn waits for open streams before it ends the lifespan
             yield {"log": log, "writes": writes}
     finally:
         await log.aclose()

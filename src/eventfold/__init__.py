@@ -5,11 +5,18 @@
         await log.refresh_all()
         print(log.view("todos"))
 
-What `append` returned for is on disk. No database, no infrastructure.
+Once `append` returns, the event is on disk. No database, no infrastructure.
 """
 
+from importlib.metadata import PackageNotFoundError as _NotInstalled
+from importlib.metadata import version as _version
+from typing import get_type_hints as _get_type_hints
+
 from . import snapshot
+from ._aio import AsyncOpener
+from ._codec.decode import Slice
 from ._consumer import Consumer
+from ._copy import copy_log
 from ._engine import LockMode, SyncMode
 from ._errors import (
     AppendConflict,
@@ -25,8 +32,10 @@ from ._errors import (
     WriterFailedError,
 )
 from ._event import AppendResult, Event, Head, Record, line_hash
-from ._log import EventLog, EventLogBuilder
+from ._log import EventLog, EventLogBuilder, Views
+from ._query import Query
 from ._reader import EventReader, WaitResult
+from ._signals import end_streams_on_stop
 from ._view import ReduceFn, View
 from ._writer import EventWriter, ViewOps
 from .snapshot import Snapshot
@@ -34,6 +43,7 @@ from .snapshot import Snapshot
 __all__ = [
     "AppendConflict",
     "AppendResult",
+    "AsyncOpener",
     "ConditionalAppendError",
     "Consumer",
     "CorruptLogError",
@@ -48,17 +58,36 @@ __all__ = [
     "LockMode",
     "LogClosedError",
     "LogLockedError",
+    "Query",
     "Record",
     "ReduceFn",
     "ReducerError",
+    "Slice",
     "Snapshot",
     "SyncMode",
     "UnknownOutcomeError",
     "UnknownViewError",
     "View",
     "ViewOps",
+    "Views",
     "WaitResult",
     "WriterFailedError",
+    "copy_log",
+    "end_streams_on_stop",
     "line_hash",
     "snapshot",
 ]
+
+try:
+    __version__ = _version("eventfold")
+except _NotInstalled:  # run from a checkout
+    __version__ = "0"
+
+# People meet these names in messages and in tracebacks: they print as what can be imported. Annotations are strings,
+# which are looked up in the module that a class claims to be from; so those of fields are resolved before.
+for _name in __all__:
+    _public = globals()[_name]
+    if getattr(_public, "__module__", "").startswith("eventfold."):
+        if isinstance(_public, type) and "__annotations__" in vars(_public):
+            _public.__annotations__ = {name: _get_type_hints(_public)[name] for name in _public.__annotations__}
+        _public.__module__ = "eventfold"

@@ -57,5 +57,5 @@ def _engine_at(address: str, scheme: str) -> Engine:
         raise EventfoldError(
             f"a log at {scheme}:// needs packages that are not installed: pip install 'eventfold[{extra}]' ({error})"
         ) from error
-    result: Engine = engine(address)
+    result: Engine = engine.from_address(address)
     return result

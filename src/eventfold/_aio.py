@@ -41,6 +41,11 @@ class AsyncOpener(Generic[C]):
     def __await__(self) -> Generator[Any, None, C]:
         return self._open().__await__()
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"nothing is open yet, so there is no {name!r}: write `await ...open(...)` or `async with ...open(...) as`"
+        )
+
     async def __aenter__(self) -> C:
         self._opened = await self._open()
         return self._opened

@@ -18,6 +18,7 @@ import msgspec
 from ._engine import check_name
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Record
+from ._query import Query, query_of
 from ._reader import EventReader
 
 
@@ -29,19 +30,20 @@ class _Committed(msgspec.Struct):
 
 
 class _Checkpoint:
-    """Where in the log a consumer stands, in memory and on disk."""
+    """Where in the log a consumer stands, on disk; what counts is the file, which others may have written since."""
 
-    def __init__(self, reader: EventReader, name: str, start: int | None) -> None:
+    def __init__(self, reader: EventReader, name: str, start: int | None, query: Query | None) -> None:
         self.reader = reader
         self.name = name
         self.start = start
-        self.committed: int | None = None
+        self.query = query_of(query, None)
+        self.committed: int | None = None  # for messages only
         check_name("consumer", name)
         self._path = reader.documents.location("consumer", name)
-        self._lock = asyncio.Lock()
+        self._known = b""  # a content of the file that is known to be of this log
 
     async def commit(self, record: Record) -> None:
-        async with self._lock:
+        async with await self._lock():
             committed = await self.last_commit()
             if committed is not None and record.end_offset < committed:
                 raise ValueError(
@@ -50,19 +52,27 @@ class _Checkpoint:
                 )
             if record.end_offset != committed:
                 data = msgspec.json.encode(_Committed(record.end_offset, record.line_hash))
+                # Cancelled, this is over before the lock is released.
                 await self.reader.documents.store("consumer", self.name, data)
-                self.committed = record.end_offset
+                self.committed, self._known = record.end_offset, data
+
+    async def _lock(self) -> asyncio.Lock:
+        """What all consumers of this name in this event loop hold while they commit."""
+        key = (await self.reader.identity(), self.name, id(asyncio.get_running_loop()))
+        return _locks.setdefault(key, asyncio.Lock())
 
     async def last_commit(self) -> int | None:
         """The offset of the last commit; None if there is none. Raises `CorruptLogError` if it is not in this log."""
-        if self.committed is None:
-            data = await self.reader.documents.load("consumer", self.name)
-            if data is None:
-                return None
-            try:
-                place = msgspec.json.decode(data, type=_Committed)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise CorruptLogError(self._path, 0, f"this is no consumer's place: {error}") from error
+        data = await self.reader.documents.load("consumer", self.name)
+        if data is None:
+            return None
+        try:
+            place = msgspec.json.decode(data, type=_Committed)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise CorruptLogError(
+                self._path, 0, f"this is not a consumer's committed offset: {error}; remove the file to start again"
+            ) from error
+        if data != self._known:
             try:
                 found = await self.reader.read_line_hash_before(place.offset)
             except ValueError as error:
@@ -71,19 +81,20 @@ class _Checkpoint:
                 raise CorruptLogError(
                     self._path, place.offset, "its place is not in this log: another line stands before it"
                 )
-            self.committed = place.offset
-        return self.committed
+        self.committed, self._known = place.offset, data
+        return place.offset
 
 
 class Consumer:
     """An async iterator over the records after the last committed one, and then over each new one.
 
     Each `async for` begins after the last commit; it ends when the log is closed. Only one at a time may run for a name
-    in a process. Offsets are bytes in the whole log.
+    in a process. Offsets are bytes in the whole log. With a `query`, it gives only events that it matches; the query is
+    not kept on disk, and a commit covers all that stands before it in the log, matched or not.
     """
 
-    def __init__(self, reader: EventReader, name: str, *, start: int | None = 0) -> None:
-        self._place = _Checkpoint(reader, name, start)
+    def __init__(self, reader: EventReader, name: str, *, start: int | None = 0, query: Query | None = None) -> None:
+        self._place = _Checkpoint(reader, name, start, query)
         self._own: _Iteration | None = None
 
     def __repr__(self) -> str:
@@ -109,11 +120,24 @@ class Consumer:
             raise
 
     async def commit(self, record: Record) -> None:
-        """Makes the record the last that is done with; when this returns, it is so on disk.
+        """Makes the record the last that is done with; once this returns, that is on disk.
 
-        Raises `ValueError` for a record before the last committed one, and `OSError`. Cancelled, the commit is made or
-        not.
+        Cancelled, the commit is made or not; a later one of an older record is refused if it was.
+
+        Args:
+            record: The record that the consumer gave; it covers all records before it.
+
+        Raises:
+            ValueError: The record stands before the last committed one, whoever committed that.
+            TypeError: This is not a `Record`.
+            CorruptLogError: The committed offset on disk is not in this log.
+            OSError: The offset could not be read or written; the one before counts on.
         """
+        if not isinstance(record, Record):
+            raise TypeError(
+                f"commit takes the Record that the consumer gave, not {type(record).__name__}: {record!r}; "
+                "write `async for record in consumer: ...; await consumer.commit(record)`"
+            )
         await self._place.commit(record)
 
 
@@ -150,7 +174,7 @@ class _Iteration:
         except BaseException:
             self._end()
             raise
-        return place.reader.tail(place.start if committed is None else committed)
+        return place.reader.tail(place.start if committed is None else committed, query=place.query)
 
     def _end(self) -> None:
         if self._key is not None and _running.get(self._key) is self:
@@ -158,3 +182,4 @@ class _Iteration:
 
 
 _running: weakref.WeakValueDictionary[tuple[str, str], _Iteration] = weakref.WeakValueDictionary()
+_locks: weakref.WeakValueDictionary[tuple[str, str, int], asyncio.Lock] = weakref.WeakValueDictionary()

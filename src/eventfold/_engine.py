@@ -109,6 +109,12 @@ class Source(Protocol):
         it, or where the line before the start does not have the start's hash, unless that is "" (unknown).
         """
 
+    async def block_before(self, offset: int) -> Lines:
+        """A block of whole lines, at least one, that ends at an offset above 0 and up to the head; not a large one.
+
+        Raises `ValueError` where no line ends there, and `CorruptLogError` at damage.
+        """
+
     async def line_hash_before(self, offset: int) -> str:
         """The hash of the line that ends at an offset above 0. Raises `ValueError` where none ends there."""
 

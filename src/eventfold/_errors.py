@@ -1,14 +1,14 @@
 """Every exception that eventfold raises of its own, with its fields.
 
 Promise: whatever goes wrong with a log is an `EventfoldError` or the operating system's own `OSError`; a wrong argument
-is a `ValueError`. Messages name what was wrong and where.
+is a `ValueError`, or a `TypeError` where it is the wrong kind of object. Messages say what was wrong, where, and what
+to do.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -21,17 +21,19 @@ class EventfoldError(Exception):
 class AppendConflict(msgspec.Struct, frozen=True):
     """Why a conditional append was refused: what the caller expected, and what the log's head was.
 
-    Offsets are bytes in the whole log. `actual_hash` is None where the offset already differed.
+    Offsets are bytes in the whole log. `actual_hash` is None where the offset already differed. For a condition on a
+    query, `offset` is that of the first event in the way, and `expected_offset` the one behind which none was to match.
     """
 
     expected_offset: int
     actual_offset: int
     expected_hash: str
     actual_hash: str | None
+    offset: int | None = None
 
 
 class ConditionalAppendError(EventfoldError):
-    """The head was not the one that `append_if` expected. Nothing was written; `conflict` tells both heads."""
+    """The condition of an append did not hold. Nothing was written; `conflict` tells why."""
 
     def __init__(self, conflict: AppendConflict) -> None:
         super().__init__(conflict)
@@ -39,6 +41,8 @@ class ConditionalAppendError(EventfoldError):
 
     def __str__(self) -> str:
         c = self.conflict
+        if c.offset is not None:
+            return f"an event at offset {c.offset} matches, and none at or behind {c.expected_offset} was to"
         if c.actual_hash is None:
             return f"expected the head at offset {c.expected_offset}, but it is at {c.actual_offset}"
         return f"expected line hash {c.expected_hash!r} before offset {c.expected_offset}, but it is {c.actual_hash!r}"
@@ -47,21 +51,23 @@ class ConditionalAppendError(EventfoldError):
 class LogLockedError(EventfoldError):
     """Another writer holds the directory.
 
-    `path` is the locked file, `holders` has the ids of the processes that hold it, as far as the system tells.
+    `path` is the locked file; `pid` a process that holds the lock, None where the system does not tell; `reason` says
+    more where there is more to say.
     """
 
-    def __init__(self, path: str | os.PathLike[str], holders: Sequence[int] = (), reason: str = "") -> None:
-        super().__init__(path, holders, reason)
+    def __init__(self, path: str | os.PathLike[str], pid: int | None = None, reason: str = "") -> None:
+        super().__init__(path, pid, reason)
         self.path = path
-        self.holders = tuple(holders)
+        self.pid = pid
         self.reason = reason
 
     def __str__(self) -> str:
-        who = "another writer"
-        if self.holders:
-            many = len(self.holders) > 1
-            who = f"{'writers in processes' if many else 'a writer in process'} {', '.join(map(str, self.holders))}"
-        return f"{os.fspath(self.path)} is locked by {who}{self.reason and ': '}{self.reason}"
+        where = "" if self.pid is None else f" in process {self.pid}"
+        reason = self.reason or (
+            "only one may have the log open for writing, unless all open it with LockMode.SHARED; close that one, or "
+            "open this with read_only=True to read beside it"
+        )
+        return f"{os.fspath(self.path)} is locked by another writer{where}: {reason}"
 
 
 class LogClosedError(EventfoldError):
@@ -120,14 +126,18 @@ class ReducerError(EventfoldError):
 
 
 class UnknownViewError(EventfoldError, KeyError):
-    """No view of that name is registered; `name` is the one asked for."""
+    """No view of that name is registered; `name` is the one asked for, `registered` are the names that there are."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, registered: tuple[str, ...] = ()) -> None:
+        super().__init__(name, registered)
         self.name = name
+        self.registered = registered
 
     def __str__(self) -> str:
-        return f"no view named {self.name!r} is registered"
+        if self.name in self.registered:
+            return f"this View object named {self.name!r} is not registered: another one of that name is"
+        names = ", ".join(map(repr, self.registered)) or "none"
+        return f"no view named {self.name!r} is registered; registered are: {names}"
 
 
 _E = TypeVar("_E", bound=BaseException)

@@ -52,13 +52,15 @@ class Event(_TypeAndData, frozen=True, eq=False, kw_only=True, omit_defaults=Tru
     """Something that happened: an immutable record, equal to another by value.
 
     `type` says what kind of event it is; `data` and `meta` are any JSON values; `ts` is in whole seconds since the Unix
-    epoch, now if not given. The values are checked when the event is appended.
+    epoch, now if not given. `tags` are strings by which the event can be found and conditions can be stated, such as
+    `order:7`. The values are checked when the event is appended.
     """
 
     ts: int = msgspec.field(default_factory=_now)
     id: str | None = None
     actor: str | None = None
     meta: Any = None
+    tags: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Event):
@@ -70,12 +72,18 @@ class Event(_TypeAndData, frozen=True, eq=False, kw_only=True, omit_defaults=Tru
             and self.id == other.id
             and self.actor == other.actor
             and self.meta == other.meta
+            and self.tags == other.tags
         )
 
     def __repr__(self) -> str:
         options = "".join(
             f", {name}={value!r}"
-            for name, value in (("id", self.id), ("actor", self.actor), ("meta", self.meta))
+            for name, value in (
+                ("id", self.id),
+                ("actor", self.actor),
+                ("meta", self.meta),
+                ("tags", self.tags or None),
+            )
             if value is not None
         )
         return f"Event({self.type!r}, {self.data!r}, ts={self.ts!r}{options})"

@@ -1,4 +1,4 @@
-"""Decides which appends of a batch hold, by the head as it is when their turn comes.
+"""Decides which appends of a batch hold, by the log as it is when their turn comes.
 
 An engine calls this at the one moment at which nothing can come in between: with the turn, the row lock or the expected
 sequence in its hand. Pure: no I/O.
@@ -9,17 +9,30 @@ Promise: each append is judged as if all before it in the batch were in the log 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from ._codec.lines import Lines
 from ._errors import AppendConflict, ConditionalAppendError
 from ._event import AppendResult, Head, line_hash
+from ._query import Query
+
+
+class Condition(NamedTuple):
+    """No event at or behind the offset `after` may match the query.
+
+    What stands before `checked` has been looked at already; from there on it is judged in the turn.
+    """
+
+    query: Query
+    after: int
+    checked: int
 
 
 class Append(msgspec.Struct, eq=False, gc=False):
-    """One call that waits to be committed: its whole lines, and the condition under which they may be written.
+    """One call that waits to be committed: its whole lines, and what must hold for them to be written.
 
     `expected` is the head that it needs, None for any.
     """
@@ -27,6 +40,7 @@ class Append(msgspec.Struct, eq=False, gc=False):
     data: bytes
     future: asyncio.Future[list[AppendResult]]
     expected: Head | None = None
+    condition: Condition | None = None
 
 
 class Judgement(NamedTuple):
@@ -37,21 +51,111 @@ class Judgement(NamedTuple):
     head: Head
 
 
-def judge(appends: Sequence[Append], head: Head) -> Judgement:
-    """Judges the appends in order, the first by `head`. The resulting head assumes offsets that count bytes."""
+def lines_needed_from(appends: Iterable[Append]) -> int | None:
+    """The offset from which on `judge` needs the lines of the log; None where no append has a query."""
+    return min((append.condition.checked for append in appends if append.condition is not None), default=None)
+
+
+def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -> Judgement:
+    """Judges the appends in order, the first by `head`.
+
+    `recent` are the lines from `lines_needed_from(appends)` up to the head. The resulting head assumes offsets that
+    count bytes.
+    """
     outcomes: list[int | Exception] = []
     accepted: list[bytes] = []
     position = 0
+    matcher = _Matcher() if any(append.condition is not None for append in appends) else None
+    if matcher is not None:
+        for lines in recent:
+            matcher.add(lines)
     for append in appends:
         if append.expected is not None:
             now = _head_after(head, accepted, position)
             if append.expected != now:
                 outcomes.append(_conflict(append.expected, now))
                 continue
+        if append.condition is not None and matcher is not None:
+            found = matcher.first_match(append.condition.query, append.condition.checked)
+            if found is not None:
+                outcomes.append(conflict_with(append.condition.after, head.offset + position, found))
+                continue
         outcomes.append(position)
+        if matcher is not None:
+            matcher.add(Lines("", head.offset + position, append.data))
         position += len(append.data)
         accepted.append(append.data)
     return Judgement(outcomes, b"".join(accepted), _head_after(head, accepted, position))
+
+
+def conflict_with(after: int, head: int, offset: int) -> ConditionalAppendError:
+    """The error for an event at `offset` that is in the way of a condition on what stands behind `after`."""
+    return ConditionalAppendError(AppendConflict(after, head, "", None, offset))
+
+
+class _Keys(msgspec.Struct, gc=False):
+    """What a query looks at in a line."""
+
+    type: str
+    tags: tuple[str, ...] = ()
+
+
+_decoder = msgspec.json.Decoder(_Keys)
+_NO_EVENT = _Keys("")
+
+
+def _keys_of(data: bytes, texts: Sequence[bytes]) -> list[_Keys]:
+    try:
+        found = _decoder.decode_lines(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        found = []
+    # Otherwise there is a blank line, or one that is not an event: whoever reads it reports that, and no query matches.
+    return found if len(found) == len(texts) else [_keys(text) for text in texts]
+
+
+def _keys(text: bytes) -> _Keys:
+    try:
+        return _decoder.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _NO_EVENT
+
+
+class _Matcher:
+    """The newest events by type and by tag, so that a thousand conditions don't look at a thousand events each."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[int, _Keys]] = []
+        self._by_key: dict[tuple[str, str], list[tuple[int, _Keys]]] = {}
+
+    def add(self, lines: Lines) -> None:
+        position = 0
+        texts = lines.data.split(b"\n")[:-1]
+        for text, keys in zip(texts, _keys_of(lines.data, texts), strict=True):
+            found = lines.offset_at(position), keys
+            position += len(text) + 1
+            self._all.append(found)
+            self._by_key.setdefault(("type", keys.type), []).append(found)
+            for tag in keys.tags:
+                self._by_key.setdefault(("tag", tag), []).append(found)
+
+    def first_match(self, query: Query, offset: int) -> int | None:
+        """The offset of the first event at or behind an offset that matches; None if none does."""
+        matches = [
+            start
+            for types, tags in query.items
+            for candidates in self._candidates(types, tags)
+            for start, keys in candidates
+            if start >= offset and (not types or keys.type in types) and tags.issubset(keys.tags)
+        ]
+        return min(matches, default=None)
+
+    def _candidates(self, types: frozenset[str], tags: frozenset[str]) -> list[list[tuple[int, _Keys]]]:
+        """The fewest events among which all are that an item of a query matches."""
+        if tags:
+            return [min((self._by_key.get(("tag", tag), []) for tag in tags), key=len)]
+        if types:
+            return [self._by_key.get(("type", type), []) for type in types]
+        return [self._all]
 
 
 def _head_after(head: Head, accepted: list[bytes], size: int) -> Head:

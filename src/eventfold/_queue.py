@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ._event import AppendResult, Head
-from ._judge import Append
+from ._judge import Append, Condition
 
 # Bytes of lines that may wait; whoever comes then waits for a place before its event is encoded.
 QUEUE_SIZE = 16 * 2**20
@@ -74,10 +74,12 @@ class AppendQueue:
                 self._given = True
                 turn.set_result(None)
 
-    def put(self, data: bytes, expected: Head | None = None) -> asyncio.Future[list[AppendResult]]:
+    def put(
+        self, data: bytes, expected: Head | None = None, condition: Condition | None = None
+    ) -> asyncio.Future[list[AppendResult]]:
         """Adds an append of whole lines; the future for where they are in the log."""
         future: asyncio.Future[list[AppendResult]] = self._loop.create_future()
-        self._appends.append(Append(data, future, expected))
+        self._appends.append(Append(data, future, expected, condition))
         self._size += len(data)
         if len(self._appends) == 1:
             self._changed()
@@ -85,7 +87,13 @@ class AppendQueue:
 
     def take(self, size: int) -> list[Append]:
         """What nobody has cancelled, up to about so many bytes, but at least one append if there is one."""
-        taken: list[Append] = []
+        if self._size <= size:
+            taken = [append for append in self._appends if not append.future.done()]
+            self._appends.clear()
+            self._size = 0
+            self._give_place()
+            return taken
+        taken = []
         while self._appends:
             append = self._appends[0]
             if not append.future.done():

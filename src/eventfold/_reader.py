@@ -1,4 +1,4 @@
-"""`EventReader`: reads one directory's log, waits for more of it, and changes nothing.
+"""`EventReader`: reads one log, waits for more of it, and changes nothing.
 
 Promises: what is read ends at the head as it was when reading began, with whole lines and whole batches; a tail misses
 nothing and repeats nothing, whatever is rotated meanwhile; the event loop is let go on every few milliseconds.
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
@@ -18,11 +19,14 @@ import msgspec
 
 from ._address import Address, engine_of
 from ._aio import in_thread
+from ._codec.backwards import BackwardsDecoder
 from ._codec.decode import Decoder, Slice
+from ._codec.lines import Lines
 from ._engine import Documents, Source, paths_of
 from ._errors import CorruptLogError, LogClosedError
 from ._event import Head, Record
-from ._waiters import Scope, Waiters
+from ._query import Query, query_of
+from ._waiters import Scope
 
 # Seconds for which reading holds the event loop at most, before it lets others run.
 _HOLD = 0.002
@@ -34,6 +38,9 @@ class WaitResult(msgspec.Struct, frozen=True):
 
     new_data: bool
     size: int
+
+    def __bool__(self) -> bool:
+        return self.new_data
 
 
 class EventReader:
@@ -47,6 +54,7 @@ class EventReader:
     def __init__(self, dir: Address) -> None:
         self._source: Source = engine_of(dir).source()
         self._scope = Scope()
+        self._owns_source = True
 
     def __repr__(self) -> str:
         return f"<EventReader of {str(self._source.location)!r}>"
@@ -75,7 +83,7 @@ class EventReader:
     def _of_source(cls, source: Source, scope: Scope) -> EventReader:
         """A reader whose tails and waits end with `scope`."""
         reader = cls.__new__(cls)
-        reader._source, reader._scope = source, scope
+        reader._source, reader._scope, reader._owns_source = source, scope, False
         return reader
 
     @property
@@ -85,17 +93,11 @@ class EventReader:
 
     async def identity(self) -> str:
         """Which log this is, within this process."""
-        key: str = await self._source.identity()
-        return key
-
-    async def _place(self) -> Waiters:
-        waits: Waiters = await self._source.waiters()
-        return waits
+        return await self._source.identity()
 
     async def head(self) -> Head:
         """The offset after the last event, and the hash of its line. In the writer's process: of the durable ones."""
-        head: Head = await self._source.head()
-        return head
+        return await self._source.head()
 
     async def has_new_events(self, offset: int) -> bool:
         """Whether events stand behind `offset`.
@@ -112,8 +114,7 @@ class EventReader:
 
     async def base(self) -> int:
         """The offset of the first byte of `app.jsonl`: what stands before it is in the archive."""
-        base: int = await self._source.base()
-        return base
+        return await self._source.base()
 
     async def read_line_hash_before(self, offset: int) -> str | None:
         """The hash of the line that ends at `offset`; None at 0.
@@ -127,35 +128,93 @@ class EventReader:
         """All events up to the head of now; see `read_from`."""
         return self.read_from(0)
 
-    async def read_from(self, offset: int = 0) -> AsyncIterator[Record]:
-        """The events from `offset`, where a line must begin, up to the head of now.
+    async def read_from(
+        self, offset: int = 0, *, query: Query | None = None, until: int | None = None
+    ) -> AsyncIterator[Record]:
+        """The events from `offset`, where a line must begin, up to the head of now, or up to `until` before that.
 
-        Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins, and
-        `CorruptLogError` at damage, after all events before it.
+        With a `query`, only events that it matches. With `until`, an offset where a line must end, nothing that ends
+        behind it is given; a batch that goes on beyond it is left out whole.
+
+        Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins, and for an
+        `until` before `offset` or inside a line; `CorruptLogError` at damage, after all events before it.
         """
-        async with aclosing(self._slices(Head(offset, ""), await self._end(offset))) as slices:
+        end = await self._end(offset)
+        if until is not None:
+            end = await self._until(offset, until, end)
+        async with aclosing(self._slices(Head(offset, ""), end, query_of(query, None))) as slices:
             async for piece in slices:
+                records = piece.records()
                 since = perf_counter()
-                for count, record in enumerate(piece.records(), 1):
-                    yield record
-                    if count % _RECORDS_PER_LOOK_AT_THE_CLOCK == 0 and perf_counter() - since > _HOLD:
+                while some := list(islice(records, _RECORDS_PER_LOOK_AT_THE_CLOCK)):
+                    for record in some:
+                        yield record
+                    if perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
 
     async def read_slices(
-        self, offset: int = 0, *, types: Collection[str] | None = None, after: str = ""
+        self,
+        offset: int = 0,
+        *,
+        query: Query | None = None,
+        types: Collection[str] | None = None,
+        after: str = "",
     ) -> AsyncGenerator[Slice, None]:
         """The same events as `read_from`, some hundred at a time and several times as fast.
 
-        With `types`, only events of those types are decoded and given; of the other lines only the shape is checked.
+        With a `query`, only events that it matches are given; where a line can't hold one, only its shape is checked.
+        `types` is short for a query of these types alone (empty: no event), and can't be given together with one.
         With `after`, the hash of the line that ended at `offset` when it was read, another log that has taken its place
         since is a `CorruptLogError`. A slice has `events`, `start_offset`, `end_offset`, and `records()`, which gives
         each event its place.
         """
+        query = query_of(query, types)
         end = await self._end(offset)
-        async with aclosing(self._slices(Head(offset, after), end, types, places=False)) as slices:
+        async with aclosing(self._slices(Head(offset, after), end, query, places=False)) as slices:
             async for piece in slices:
                 yield piece
+
+    async def read_back(self, offset: int | None = None, *, query: Query | None = None) -> AsyncIterator[Record]:
+        """The events before `offset` (None: the head of now), where a line must end; the newest first.
+
+        It begins at once and takes little memory, however large the log is. With a `query`, only events that it
+        matches.
+
+        Raises `ValueError` for an offset that is negative, beyond the head, or not where a line ends, and
+        `CorruptLogError` at damage, after all events behind it; also where a batch turns out not to be whole.
+        """
+        decoder = BackwardsDecoder(query_of(query, None))
+        head = await self.head()
+        place = head.offset if offset is None else offset
+        _check_offset(place, head)
+        while place:
+            block = await self._source.block_before(place)
+            place = block.start_offset
+            since = perf_counter()
+            for lines in block.cut_back():
+                for number, record in enumerate(decoder.feed(lines), 1):
+                    yield record
+                    if not number % _RECORDS_PER_LOOK_AT_THE_CLOCK and perf_counter() - since > _HOLD:
+                        await asyncio.sleep(0)
+                        since = perf_counter()
+                if perf_counter() - since > _HOLD:
+                    await asyncio.sleep(0)
+                    since = perf_counter()
+
+    async def _until(self, offset: int, until: int, end: Head) -> Head:
+        """Where reading is to end that is to end at `until`, or at `end` before that."""
+        _check_not_negative(until)
+        if until < offset:
+            raise ValueError(f"until is {until}, which is before offset {offset}, where reading begins")
+        if until >= end.offset:
+            return end
+        if until > offset:
+            try:
+                await self._source.line_hash_before(until)
+            except ValueError as error:
+                raise ValueError(f"until is {until}, where no line ends") from error
+        return Head(until, "")
 
     async def _end(self, offset: int) -> Head:
         """Where reading from `offset` is to end: at the head, or where it meets the damage that hides the head."""
@@ -168,7 +227,7 @@ class EventReader:
         return head
 
     async def _slices(
-        self, start: Head, end: Head, types: Collection[str] | None = None, *, places: bool = True
+        self, start: Head, end: Head, query: Query | None = None, *, places: bool = True
     ) -> AsyncGenerator[Slice, None]:
         """What stands between two heads; the hash of the first may be unknown ("")."""
         if start.offset == end.offset:
@@ -176,10 +235,10 @@ class EventReader:
         newest = (await self._source.waiters()).newest(start, end)
         if newest is not None:
             # In memory: no trip to the disk for everybody who waited for it.
-            for piece in Decoder(types, places=places).feed(newest):
+            for piece in Decoder(query, places=places).feed(newest):
                 yield piece
             return
-        decoder = Decoder(types, places=places)
+        decoder = Decoder(query, places=places)
         async with aclosing(self._source.blocks(start, end.offset)) as blocks:
             since = perf_counter()
             async for block in blocks:
@@ -189,39 +248,64 @@ class EventReader:
                     if perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
-            for piece in decoder.finish():
-                yield piece
+
+    async def _lines(self, start: Head, end: int | None) -> AsyncGenerator[Lines, None]:
+        """The lines from a head, whose hash may be unknown (""), to an offset (None: the head of now), undecoded."""
+        last = await self._end(start.offset) if end is None else Head(end, "")
+        if start.offset == last.offset:
+            return
+        newest = (await self._source.waiters()).newest(start, last)
+        if newest is not None:
+            yield newest
+            return
+        async with aclosing(self._source.blocks(start, last.offset)) as blocks:
+            async for block in blocks:
+                for lines in block.cut():
+                    yield lines
 
     async def head_changes(self) -> AsyncGenerator[Head, None]:
-        """The head of now, and then each newer one, until its log is closed; who is slow sees only the latest."""
-        place = await self._place()
-        with place.watched():
-            head: Head | None = await self.head()
-            while head is not None and not self._scope.closed:
+        """The head of now, and then each newer one, until its log is closed; who is slow sees only the latest.
+
+        The last one is the writer's last durable head, where the log was open for writing here.
+        """
+        waiters = await self._source.waiters()
+        if self._scope.closed:
+            return
+        with waiters.watched():
+            head = await self.head()
+            while True:
                 yield head
-                last = head
-                head = await place.wait(last.offset, self._scope, seen=True)
-                if head is not None and head.offset < last.offset:
-                    head = await self.head()  # what was told may have been looked up before `last` was
-                    if head.offset < last.offset:
+                news = await waiters.wait(head.offset, self._scope, seen=True)
+                if news is None:
+                    final = self._scope.final_head
+                    if final is not None and final.offset > head.offset:
+                        yield final
+                    return
+                if news.offset < head.offset:
+                    news = await self.head()  # what was told may have been looked up before `head` was
+                    if news.offset < head.offset:
                         raise CorruptLogError(
                             self._source.location,
-                            head.offset,
-                            f"the log ends here, and it went on to {last.offset}: somebody cut or replaced it",
+                            news.offset,
+                            f"the log ends here, and it went on to {head.offset}: somebody cut or replaced it",
                         )
+                head = news
 
-    async def tail(self, offset: int | None = None) -> AsyncIterator[Record]:
+    async def tail(self, offset: int | None = None, *, query: Query | None = None) -> AsyncIterator[Record]:
         """The events from `offset` (None: the head of now) and then each new one, until its log is closed.
+
+        With a `query`, only events that it matches.
 
         Raises `ValueError` as `read_from` does, and `CorruptLogError` where the log is no longer the one that was read.
         """
+        query = query_of(query, None)
         place = None if offset is None else Head(offset, "")
         async with aclosing(self.head_changes()) as heads:
             async for head in heads:
                 if place is None:
                     place = head
                 _check_offset(place.offset, head)
-                async with aclosing(self._slices(place, head)) as slices:
+                async with aclosing(self._slices(place, head, query)) as slices:
                     async for piece in slices:
                         for record in piece.records():
                             yield record
@@ -236,19 +320,25 @@ class EventReader:
         """Ends the tails and waits of this reader, as when its log is closed."""
         self._scope.close()
 
+    async def aclose(self) -> None:
+        """Ends its tails and waits, and lets go of its connections, where the log's engine has any. Idempotent."""
+        self._scope.close()
+        if self._owns_source:
+            await self._source.aclose()
+
     async def wait_for_events(self, offset: int, timeout: float | None = None) -> WaitResult:
-        """Waiters until the head lies beyond `offset`, or for `timeout` seconds (None: for as long as it takes).
+        """Waits until the head lies beyond `offset`, or for `timeout` seconds (None: for as long as it takes).
 
         Raises `LogClosedError` when its log is closed, `ValueError` for a negative offset.
         """
         _check_not_negative(offset)
-        place = await self._place()
-        with place.watched():
+        waiters = await self._source.waiters()
+        with waiters.watched():
             head = await self.head()
             if head.offset <= offset:
                 try:
                     async with asyncio.timeout(timeout):
-                        news = await place.wait(offset, self._scope)
+                        news = await waiters.wait(offset, self._scope)
                 except TimeoutError:
                     head = await self.head()
                 else:

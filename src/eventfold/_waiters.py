@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -24,17 +24,33 @@ _ENDED_AT_ONCE = 200
 
 
 class Scope:
-    """The waits that end together, because the log that they belong to is closed."""
+    """The waits that end together, because the log that they belong to is closed.
+
+    `final_head` is the last durable head of the writer that was closed: tails give what stands before it, then end.
+    """
 
     def __init__(self) -> None:
         self.closed = False
+        self.final_head: Head | None = None
+        self._lock = threading.Lock()
         self.waits: set[_Wait] = set()
 
-    def close(self) -> None:
-        """Ends all waits. Call it in their event loop."""
-        self.closed = True
-        for wait in self.waits:
-            wait.end(None)
+    def close(self, final_head: Head | None = None) -> None:
+        """Ends all waits, each in its own event loop. Any thread may call it."""
+        with self._lock:
+            if not self.closed:
+                self.closed, self.final_head = True, final_head
+            waits = list(self.waits)
+        _end_everywhere(waits, None)
+
+    def add(self, wait: _Wait) -> None:
+        """Registers a wait, which must then look at `closed` itself."""
+        with self._lock:
+            self.waits.add(wait)
+
+    def discard(self, wait: _Wait) -> None:
+        with self._lock:
+            self.waits.discard(wait)
 
 
 class _Wait:
@@ -46,6 +62,12 @@ class _Wait:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Head | None] = self.loop.create_future()
 
+    def is_news(self, news: Head | Exception) -> bool:
+        """Whether this ends the wait."""
+        if isinstance(news, Exception):
+            return True
+        return self.offset < news.offset or (self.seen and self.offset > news.offset)
+
     def end(self, news: Head | Exception | None) -> None:
         if self.future.done():
             return
@@ -55,7 +77,23 @@ class _Wait:
             self.future.set_result(news)
 
 
-def _end(waits: list[_Wait], news: Head | Exception) -> None:
+def _end_everywhere(waits: Iterable[_Wait], news: Head | Exception | None) -> None:
+    """Ends waits of any event loops, from any thread."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Wait]] = {}
+    for wait in waits:
+        by_loop.setdefault(wait.loop, []).append(wait)
+    here = asyncio._get_running_loop()
+    for loop, its_waits in by_loop.items():
+        if loop is here:
+            _end(its_waits, news)
+            continue
+        try:
+            loop.call_soon_threadsafe(_end, its_waits, news)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            pass
+
+
+def _end(waits: list[_Wait], news: Head | Exception | None) -> None:
     """Ends the waits of one loop, in that loop."""
     for wait in waits[:_ENDED_AT_ONCE]:
         wait.end(news)
@@ -121,42 +159,42 @@ class Waiters:
     def publish(self, head: Head | None, lines: Lines | None = None) -> None:
         """The writer of this process says what is durable now, and what it wrote last; None says that it is gone."""
         known, self._published = self._published, head
-        self._newest = None
+        if known is None or head is None:
+            # Before anybody is told: a watcher that looks just now must not tell what is not durable.
+            self._newest = None
+            self._update_watcher()
         if head is not None:
             self.notify(head, known, lines)
-        if known is None or head is None:
-            self._update_watcher()
 
-    def notify(self, news: Head | Exception, known: Head | None = None, lines: Lines | None = None) -> None:
+    def notify(
+        self,
+        news: Head | Exception,
+        known: Head | None = None,
+        lines: Lines | None = None,
+        *,
+        watcher: Watcher | None = None,
+    ) -> None:
         """Ends the waits that this head, or this failure to find it, is news for. Any thread may call it.
 
-        `lines` are those from the head that was `known` before up to this one.
+        `lines` are those from the head that was `known` before up to this one. A `watcher` names itself: what it saw
+        does not count if it was stopped meanwhile, since a writer that has begun here may not have synced that yet.
         """
-        self._newest = None
-        few = lines is not None and 0 < len(lines.data) <= SLICE_SIZE
-        # They begin elsewhere where others have appended in between.
-        if few and isinstance(news, Head) and known is not None and lines and known.offset == lines.start_offset:
-            self._newest = known, news, lines
-        if not self._waits:
-            return
-        due: dict[asyncio.AbstractEventLoop, list[_Wait]] = {}
         with self._lock:
-            for wait in self._waits:
-                if (
-                    isinstance(news, Exception)
-                    or wait.offset < news.offset
-                    or (wait.seen and wait.offset > news.offset)
-                ):
-                    due.setdefault(wait.loop, []).append(wait)
-        here = asyncio._get_running_loop()
-        for loop, waits in due.items():
-            if loop is here:
-                _end(waits, news)
-                continue
-            try:
-                loop.call_soon_threadsafe(_end, waits, news)
-            except RuntimeError:  # the loop is closed: nobody waits any more
-                pass
+            if watcher is not None and watcher is not self._watcher:
+                return
+            self._newest = None
+            if (
+                isinstance(news, Head)
+                and known is not None
+                and lines is not None
+                and 0 < len(lines.data) <= SLICE_SIZE
+                # Where others append too, something may stand between what was known and these lines.
+                and lines.start_offset == known.offset
+            ):
+                self._newest = known, news, lines
+            waits = [wait for wait in self._waits if wait.is_news(news)]
+        if waits:
+            _end_everywhere(waits, news)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -189,7 +227,7 @@ class Waiters:
         wait = _Wait(offset, seen)
         with self._lock:
             self._waits.add(wait)
-        scope.waits.add(wait)
+        scope.add(wait)
         try:
             # Whatever was told before the wait was known must be asked for.
             watcher = self._watcher
@@ -201,6 +239,6 @@ class Waiters:
                 return head
             return await wait.future
         finally:
-            scope.waits.discard(wait)
+            scope.discard(wait)
             with self._lock:
                 self._waits.discard(wait)

@@ -17,18 +17,18 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from ._address import Address, engine_of
-from ._aio import AsyncOpener, UncancellableTask, uninterrupted
-from ._codec.encode import encode_line
+from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
+from ._codec.encode import encode_batch, encode_line
 from ._codec.lines import Lines
 from ._engine import Committer, LockMode, RotatingCommitter, SharedTurn, SyncMode, paths_of
 from ._errors import EventfoldError, LogClosedError, UnknownOutcomeError, WriterFailedError, copy_error
 from ._event import AppendResult, Event, Head, line_hash
-from ._judge import Append
+from ._judge import Append, Condition, conflict_with
+from ._query import Query
 from ._queue import AppendQueue
 from ._reader import EventReader
 from ._waiters import Scope, Waiters
@@ -65,6 +65,8 @@ class EventWriter:
 
     def __init__(self, committer: Committer, waiters: Waiters, max_event_size: int) -> None:
         self._committer = committer
+        # Looked up once: it takes as long as all the rest of a commit.
+        self._rotating_committer = committer if isinstance(committer, RotatingCommitter) else None
         self._source = committer.source
         self._waiters = waiters
         self._max_event_size = max_event_size
@@ -216,14 +218,8 @@ class EventWriter:
         self._check_usable()
         if self._queue.full:
             await self._get_place()
-        events = list(events)
-        if not events:
-            return []
-        if len(events) == 1:
-            return await self._queue.put(encode_line(events[0], self._max_event_size))
-        count = len(events)
-        lines = [encode_line(event, self._max_event_size, (i, count)) for i, event in enumerate(events, 1)]
-        return await self._queue.put(b"".join(lines))
+        lines = encode_batch(events, self._max_event_size)
+        return await self._queue.put(b"".join(lines)) if lines else []
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes.
@@ -245,6 +241,39 @@ class EventWriter:
             await self._get_place()
         [result] = await self._queue.put(encode_line(event, self._max_event_size), expected)
         return result
+
+    async def append_unless(self, events: Iterable[Event], query: Query, *, after: int = 0) -> list[AppendResult]:
+        """Appends events, all or none of them, unless an event at or behind an offset matches a query.
+
+        It is judged when its turn comes, against everything before it, in the same batch too.
+
+        Args:
+            events: What to append; none is fine, and still judged.
+            query: Which events are in the way.
+            after: The offset from which on events count: the end of what the decision was based on.
+
+        Returns:
+            Where the events are in the log.
+
+        Raises:
+            ConditionalAppendError: An event is in the way; `conflict.offset` says where. Nothing was written.
+            TypeError: The query is not a `Query`.
+            ValueError: The offset is negative, beyond the head, or not where a line begins.
+
+        Else it raises what `append` raises, and what reading raises. Cancelled before its turn, nothing is appended.
+        """
+        self._check_usable()
+        if not isinstance(query, Query):
+            raise TypeError(f"query must be a Query, not {query!r}")
+        lines = encode_batch(events, self._max_event_size)
+        # Most of the log is looked at here, so that in the turn only the rest is.
+        reader = self.reader()
+        checked = (await reader.head()).offset
+        async for record in reader.read_from(after, query=query, until=max(checked, after)):
+            raise conflict_with(after, checked, record.start_offset)
+        if self._queue.full:
+            await self._get_place()
+        return await self._queue.put(b"".join(lines), condition=Condition(query, after, max(checked, after)))
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
@@ -281,26 +310,25 @@ class EventWriter:
         batch: list[Append] = []
         try:
             while batch := self._queue.take(self._committer.batch_size):
-                outcomes = iter(await self._commit(batch))
-                appends = iter(batch)
-                while some := list(islice(appends, RESOLVED_AT_ONCE)):
-                    for append, outcome in zip(some, outcomes, strict=False):
-                        _resolve(append, outcome)
+                outcomes, lines = await self._commit(batch)
+                for start in range(0, len(batch), RESOLVED_AT_ONCE):
+                    for i in range(start, min(start + RESOLVED_AT_ONCE, len(batch))):
+                        _resolve(batch[i], outcomes[i], lines)
                     # Those that were resolved run now: what they append at once is in the next batch.
                     await asyncio.sleep(0)
         except BaseException as error:
             self._fail(error)
             for append in batch:
-                _resolve(append, self._failure or error)
+                _resolve(append, self._failure or error, None)
             raise
         finally:
             self._task = None
             self._changed()
 
-    async def _commit(self, batch: Sequence[Append]) -> Iterable[_Outcome]:
-        """What became of each append of the batch."""
+    async def _commit(self, batch: Sequence[Append]) -> tuple[Sequence[int | BaseException], Lines | None]:
+        """What became of each append of the batch, and the lines that were written."""
         if self._failure is not None:
-            return [self._failure] * len(batch)
+            return [self._failure] * len(batch), None
         try:
             commit = await self._committer.commit(batch)
             if commit.lines.data:
@@ -308,11 +336,10 @@ class EventWriter:
                 self._waiters.publish(commit.head, commit.lines)
                 self._rotate_if_due()
         except (OSError, UnknownOutcomeError) as error:
-            return [error] * len(batch)
+            return [error] * len(batch), None
         except Exception as error:
-            return [self._fail(error)] * len(batch)
-        lines = commit.lines
-        return [outcome if isinstance(outcome, Exception) else (lines, outcome) for outcome in commit.outcomes]
+            return [self._fail(error)] * len(batch), None
+        return commit.outcomes, commit.lines
 
     def _fail(self, error: BaseException) -> EventfoldError:
         """After this nothing is accepted any more, and all that wait get the error."""
@@ -339,9 +366,9 @@ class EventWriter:
         Cancelled, the rotation goes on.
         """
         self._check_usable()
-        if not isinstance(self._committer, RotatingCommitter):
+        if self._rotating_committer is None:
             raise EventfoldError(f"{self._source.location} can't be rotated: only a log in files can")
-        task = self._start_rotation(self._committer, list(views))
+        task = self._start_rotation(self._rotating_committer, list(views))
         await asyncio.wait([task])
         task.result()
 
@@ -364,9 +391,9 @@ class EventWriter:
                 await view.save(self.reader())
 
     def _rotate_if_due(self) -> None:
-        committer = self._committer
+        committer = self._rotating_committer
         if (
-            isinstance(committer, RotatingCommitter)
+            committer is not None
             and committer.rotation_is_due
             and not self._rotations
             and self._loop.time() >= self._no_rotation_before
@@ -397,8 +424,11 @@ class EventWriter:
 
         It raises nothing that an append or a rotation has raised already. Cancelled, the closing goes on.
         """
-        if self._pid != os.getpid() or self._loop.is_closed():
+        if self._pid != os.getpid():
             self._abandon()
+            return
+        if self._loop.is_closed():
+            await in_thread(self._abandon)
             return
         if self._loop is not asyncio._get_running_loop():
             raise EventfoldError(
@@ -416,7 +446,7 @@ class EventWriter:
             stack.push_async_callback(self._committer.aclose)
             # Before the lock goes, or it could take the place of the next writer's head.
             stack.callback(self._waiters.publish, None)
-            stack.callback(self._scope.close)
+            stack.callback(self._end_reading)
             for view in self._views:
                 stack.push_async_callback(view.save, self.reader())
             self._head, self._opened = self.head, False
@@ -427,6 +457,10 @@ class EventWriter:
             while self._rotations:
                 await asyncio.wait(list(self._rotations))
 
+    def _end_reading(self) -> None:
+        # Tails give what was acknowledged before they end.
+        self._scope.close(self.head)
+
     def _abandon(self) -> None:
         if self._opened:
             self._opened = False
@@ -435,22 +469,21 @@ class EventWriter:
             self._committer.abandon()
 
 
-_Outcome = tuple[Lines, int] | BaseException
-
-
-def _resolve(append: Append, outcome: _Outcome) -> None:
-    """Gives an append its results, or why it has none."""
+def _resolve(append: Append, outcome: int | BaseException, lines: Lines | None) -> None:
+    """Gives an append its results, by the position of its first line in `lines`, or why it has none."""
     if append.future.done():  # cancelled meanwhile: nobody waits for them
         return
     if isinstance(outcome, BaseException):
         # A copy, since an error that is raised in several tasks gathers all their tracebacks.
         append.future.set_exception(copy_error(outcome))
         return
-    lines, position = outcome
-    results = []
-    for line in append.data.splitlines(keepends=True):
-        start, position = position, position + len(line)
-        results.append(AppendResult(lines.offset_at(start), lines.offset_at(position), line_hash(line)))
+    assert lines is not None
+    data, results = append.data, []
+    at, end = 0, data.find(b"\n") + 1
+    while end:
+        line = data[at:end]
+        results.append(AppendResult(lines.offset_at(outcome + at), lines.offset_at(outcome + end), line_hash(line)))
+        at, end = end, data.find(b"\n", end) + 1
     append.future.set_result(results)
 
 

@@ -1,9 +1,11 @@
 """A view's state on disk, with the place in the log that it stands for.
 
-A snapshot is a JSON object with the keys `state`, `offset`, `hash`, `position`, `position_hash`, `version` and
-`checksum`. The first three are the Rust crate's and mean what they mean to it: `offset` and `hash` are the place in the
-active log, and the hash of the line before it. `position` and `position_hash` are the same in the whole log; `checksum`
-is the xxh64 of the encoded state. The Rust crate passes over what it does not know.
+A snapshot is a JSON object with the keys `state`, `offset`, `hash`, `position`, `position_hash`, `version`, `checksum`
+and, for a view that does not fold every event, `query`. The first three are the Rust crate's and mean what they mean to
+it: `offset` and `hash` are the place in the active log, and the hash of the line before it. `position` and
+`position_hash` are the same in the whole log; `checksum` is the xxh64 of the encoded state. `query` says which events
+were folded: a list of alternatives, each an object such as `{"types": ["added", "removed"], "tags": ["list:3"]}`. The
+Rust crate passes over what it does not know.
 
 Promises: a snapshot is replaced atomically; what `load` gives has the state that was saved, byte for byte.
 """
@@ -24,6 +26,8 @@ from ._files import operations
 
 logger = logging.getLogger("eventfold")
 
+__all__ = ["Snapshot", "delete", "load", "save"]
+
 # An `offset` beyond any file: the Rust crate then rebuilds its view.
 NOWHERE = 2**63 - 1
 
@@ -32,7 +36,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """A state, and where in the log it stands.
 
     `offset` (bytes in the active log) and `hash` are what the Rust crate goes by; `position` (bytes in the whole log)
-    and `position_hash` what we do, None in a snapshot that the crate wrote. `version` is the view's.
+    and `position_hash` what we do, None in a snapshot that the crate wrote. `version` is the view's; `query` says which
+    events were folded, None for all.
     """
 
     state: Any
@@ -41,6 +46,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     position: int | None = None
     position_hash: str | None = None
     version: int | str = 0
+    query: Any = None
 
 
 class _File(msgspec.Struct, omit_defaults=True):
@@ -53,6 +59,7 @@ class _File(msgspec.Struct, omit_defaults=True):
     position_hash: str | None = None
     version: int | str | None = None
     checksum: str | None = None
+    query: Any = None
 
 
 class BadSnapshotError(ValueError):
@@ -95,6 +102,7 @@ def encode(snapshot: Snapshot, state: bytes) -> bytes:
             snapshot.position_hash,
             snapshot.version,
             line_hash(state),
+            snapshot.query,
         )
     )
 
@@ -120,7 +128,7 @@ def parse(data: bytes) -> Snapshot:
     state = bytes(file.state)
     if file.position is not None and (file.checksum is None or file.checksum != line_hash(state)):
         raise BadSnapshotError("it is damaged: its checksum does not fit its state")
-    return Snapshot(state, file.offset, file.hash, file.position, file.position_hash, file.version or 0)
+    return Snapshot(state, file.offset, file.hash, file.position, file.position_hash, file.version or 0, file.query)
 
 
 async def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:

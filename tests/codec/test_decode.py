@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterable
+from functools import reduce
+from operator import or_
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import msgspec
@@ -16,16 +19,19 @@ from tests.generated import EVENTS, exactly
 
 from eventfold import CorruptLogError, Event, Record
 from eventfold._codec import selection
+from eventfold._codec.backwards import BackwardsDecoder
 from eventfold._codec.decode import Decoder, Lines, Slice
 from eventfold._codec.encode import encode_line
+from eventfold._query import Query, query_of
 
 PATH = Path("app.jsonl")
 
 
-def decoded(data: bytes, types: Iterable[str] | None = None, places: bool = True) -> list[Slice]:
-    decoder = Decoder(None if types is None else frozenset(types), places=places)
-    pieces = [piece for lines in Lines(PATH, 0, data).cut() for piece in decoder.feed(lines)]
-    return pieces + list(decoder.finish())
+def decoded(
+    data: bytes, types: Iterable[str] | None = None, places: bool = True, query: Query | None = None
+) -> list[Slice]:
+    decoder = Decoder(query_of(query, None if types is None else frozenset(types)), places=places)
+    return [piece for lines in Lines(PATH, 0, data).cut() for piece in decoder.feed(lines)]
 
 
 def records(pieces: Iterable[Slice]) -> list[Record]:
@@ -44,7 +50,6 @@ def test_how_lines_are_cut_into_blocks_changes_nothing(groups: list[tuple[Event,
     data = b"".join(lines)
     decoder = Decoder()
     pieces = [piece for block in Lines(PATH, 7, data).cut(size) for piece in decoder.feed(block)]
-    pieces += decoder.finish()
     places = [(record.start_offset, record.end_offset) for piece in pieces for record in piece.records()]
     ends = [7 + sum(map(len, lines[: i + 1])) for i in range(len(lines))]
 
@@ -53,6 +58,39 @@ def test_how_lines_are_cut_into_blocks_changes_nothing(groups: list[tuple[Event,
     ]
     assert places == list(zip([7, *ends], ends, strict=False))
     assert all(piece.end_offset in ends for piece in pieces)
+
+
+def test_a_batch_longer_than_many_slices_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was decoded is kept until the batch's end comes, instead of being decoded again with it."""
+    count = 5000
+    data = b"".join(encode_line(Event("counted", {"n": n}, ts=1), 2**24, (n + 1, count)) for n in range(count))
+    decode, decoded_bytes = Decoder._decode_at_once, []
+
+    def counted(decoder: Decoder, part: bytes) -> Any:
+        decoded_bytes.append(len(part))
+        return decode(decoder, part)
+
+    monkeypatch.setattr(Decoder, "_decode_at_once", counted)
+    pieces = decoded(data)
+
+    assert [e.data["n"] for piece in pieces for e in piece.events] == list(range(count))
+    assert len(decoded_bytes) > 1
+    assert sum(decoded_bytes) == len(data)
+
+
+@pytest.mark.parametrize("places", [[(1, 2), (1, 2)], [(2, 2)], [(1, 2), (3, 2)], [(1, 2), (1, 0)], [(1, 3), (2, 4)]])
+def test_a_batch_that_breaks_off_after_a_slice_is_reported_where_it_begins(places: list[tuple[int, int]]) -> None:
+    """Also where the lines before it were fed apart; the events before it are given."""
+    first = encode_line(Event("counted", {}, ts=1), 2**24)
+    lines = [encode_line(Event("counted", {}, ts=1), 2**24, place) for place in places]
+    decoder, given, offset = Decoder(), [], 0
+    with pytest.raises(CorruptLogError) as raised:
+        for each in [first, *lines, first]:
+            given += decoder.feed(Lines(PATH, offset, each))
+            offset += len(each)
+
+    assert sum(len(piece.events) for piece in given) == 1
+    assert raised.value.offset == len(first)
 
 
 @given(st.lists(st.tuples(EVENTS, st.integers(1, 3)), max_size=8), st.data())
@@ -78,7 +116,7 @@ def test_a_selection_finds_its_events_among_any_number_of_types(most: int) -> No
     """Also where there are more types than it tells apart, and where new ones turn up on the way."""
     lines = [encode_line(Event(f"type {i % 10}", i, ts=1), 2**24) for i in range(200)]
     with mock.patch.object(selection, "_MOST_TYPES", most):
-        decoder = Decoder({f"type {most % 7}", "never"}, places=False)
+        decoder = Decoder(Query({f"type {most % 7}", "never"}), places=False)
         found = [
             e.data
             for i in range(0, 200, 7)
@@ -87,6 +125,90 @@ def test_a_selection_finds_its_events_among_any_number_of_types(most: int) -> No
         ]
 
     assert found == list(range(most % 7, 200, 10))
+
+
+TAGS = st.sampled_from(["order:7", "order:77", "ä", 'say "hi"', "back\\slash", "tab\t"])
+QUERIES = st.lists(
+    st.builds(Query, st.sets(st.sampled_from(["a", "b", ""])), st.sets(TAGS, max_size=2)), min_size=1, max_size=3
+).map(lambda queries: reduce(or_, queries))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "c"]), st.lists(TAGS, unique=True, max_size=3), st.integers(1, 3), st.booleans()
+        ),
+        max_size=12,
+    ),
+    QUERIES,
+    st.integers(1, 400),
+    st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_query_gives_what_is_left_of_all_events(
+    groups: list[tuple[str, list[str], int, bool]], query: Query, size: int, places: bool
+) -> None:
+    """The same events at the same places, however the tags are written, in batches too, and no others."""
+    lines = []
+    for type, tags, count, escaped in groups:
+        for i in range(1, count + 1):
+            each = encode_line(Event(type, i, ts=1, tags=tuple(tags)), 2**24, None if count == 1 else (i, count))
+            lines.append(each.replace(b"order", b"\\u006frder") if escaped else each)
+    everything = records(decoded(b"".join(lines)))
+    decoder = Decoder(query, places=places)
+    selected = [piece for part in Lines(PATH, 0, b"".join(lines)).cut(size) for piece in decoder.feed(part)]
+    expected = [r for r in everything if query.matches(r.event)]
+
+    assert [e for piece in selected for e in piece.events] == [r.event for r in expected]
+    assert not places or records(selected) == expected
+    assert sum(piece.end_offset - piece.start_offset for piece in selected) == sum(map(len, lines))
+
+
+def test_a_line_whose_text_has_no_wanted_tag_is_not_decoded() -> None:
+    """Its text may be no UTF-8, then: nobody looks at it."""
+    line = b'{"type":"a","data":"\xff","ts":1,"tags":["order:77"]}\n'
+
+    assert [piece.events for piece in decoded(line, query=Query(tags={"order:7"}))] == [[]]
+    with pytest.raises(CorruptLogError):
+        decoded(line, query=Query(tags={"order:77"}))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    ["0", "1.5", '"1,2"', "{}", "[]", "[0,5]", "[3,2]", "[-1,2]", "[1,2,3]", '["a","b"]', "[1.5,2]", "true", "null"],
+)
+@pytest.mark.parametrize(
+    "query", [None, Query({"a"}), Query({"b"}), Query(tags={"t"}), Query({"b"}) | Query(tags={"t"})]
+)
+@pytest.mark.parametrize("places", [True, False])
+def test_a_batch_that_is_no_place_in_one_is_no_batch(batch: str, query: Query | None, places: bool) -> None:
+    """Another program may use that key for something of its own: the event stands alone."""
+    data = f'{{"type":"a","data":1,"ts":1,"tags":["t"],"batch":{batch}}}\n'.encode() * 2
+    around = encode_line(Event("b", 2, ts=1), 2**24)
+    found = [e.data for piece in decoded(around + data + around, query=query, places=places) for e in piece.events]
+    wanted = {1} if query is None or query.matches(Event("a", tags=("t",))) else set()
+    wanted |= {2} if query is None or query.matches(Event("b")) else set()
+
+    assert found == [n for n in (2, 1, 1, 2) if n in wanted]
+
+
+@pytest.mark.parametrize("batch", ["0", "[0,5]"])
+def test_a_batch_is_broken_by_an_event_whose_batch_is_no_place_in_one(batch: str) -> None:
+    """It stands alone, so it is none of the batch that was open."""
+    data = (
+        b'{"type":"a","data":1,"ts":1,"batch":[1,2]}\n' + f'{{"type":"a","data":1,"ts":1,"batch":{batch}}}\n'.encode()
+    )
+
+    with pytest.raises(CorruptLogError, match="a batch breaks off here"):
+        decoded(data)
+
+
+@pytest.mark.parametrize("types", [None, [""], ["a"]])
+def test_an_event_may_have_an_empty_type(types: list[str] | None) -> None:
+    """The Rust crate writes them."""
+    line = b'{"type":"","data":{},"ts":1}\n'
+
+    assert [e.type for piece in decoded(line, types) for e in piece.events] == ([] if types == ["a"] else [""])
 
 
 def test_an_empty_selection_gives_nothing_and_still_looks_at_the_lines() -> None:
@@ -105,7 +227,6 @@ def test_an_empty_selection_gives_nothing_and_still_looks_at_the_lines() -> None
         b"no event\n",
         b'{"type":"a","data":{"x":1},"ts":1\n',
         b'{"type":"a","data":{"x":1},"ts":1}{"type":"a","data":{},"ts":1}\n',
-        b'{"type":"","data":{},"ts":1}\n',
         b'{"data":{},"ts":1}\n',
         b'{"type":7,"data":{},"ts":1}\n',
         b'["a"]\n',
@@ -117,7 +238,7 @@ def test_an_empty_selection_gives_nothing_and_still_looks_at_the_lines() -> None
 def test_a_bad_line_is_found_whatever_is_wanted(line: bytes, wanted: list[str], places: bool) -> None:
     """Lines of other types are passed over, but not what is no line of any type; all before it is given."""
     good = encode_line(Event("a", ts=1), 2**24) + encode_line(Event("b", ts=1), 2**24)
-    decoder = Decoder(wanted, places=places)
+    decoder = Decoder(query_of(None, wanted), places=places)
     given = []
     with pytest.raises(CorruptLogError) as caught:
         for piece in decoder.feed(Lines(PATH, 0, good + line + good)):
@@ -158,3 +279,28 @@ def test_a_key_that_looks_like_ours_changes_no_type() -> None:
 
     assert [e.type for piece in decoded(line, ["a"]) for e in piece.events] == ["a"]
     assert [e.type for piece in decoded(line, ["b"]) for e in piece.events] == []
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b"]), st.lists(TAGS, unique=True, max_size=2), st.integers(1, 4))),
+    st.none() | QUERIES,
+    st.integers(1, 300),
+)
+@settings(max_examples=150, deadline=None)
+def test_lines_decoded_backwards_are_the_same_in_reverse(
+    groups: list[tuple[str, list[str], int]], query: Query | None, size: int
+) -> None:
+    """Whatever the size of the pieces that are fed, in batches too, and with any query."""
+    lines = [
+        encode_line(Event(type, i, ts=1, tags=tuple(tags)), 2**24, None if count == 1 else (i, count))
+        for type, tags, count in groups
+        for i in range(1, count + 1)
+    ]
+    block = Lines(PATH, 0, b"".join(lines))
+    forwards = [r for r in records(decoded(block.data)) if query is None or query.matches(r.event)]
+    decoder = BackwardsDecoder(query)
+    pieces = list(block.cut_back(size))
+
+    assert [record for piece in pieces for record in decoder.feed(piece)] == forwards[::-1]
+    assert b"".join(piece.data for piece in reversed(pieces)) == block.data
+    assert all(len(piece.data) <= size or piece.data.count(b"\n") == 1 for piece in pieces)

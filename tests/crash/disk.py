@@ -26,7 +26,7 @@ from eventfold._files import operations
 Files = dict[str, bytes]
 ARCHIVE = "archive.jsonl.zst"
 LOG = "app.jsonl"
-_SERIAL = re.compile(r"\.\d+\.\d+\.tmp$")
+_RANDOM = re.compile(r"\.[0-9a-f]{16}\.tmp$")
 
 
 class Op(NamedTuple):
@@ -329,7 +329,7 @@ class _Disk:
 
 
 def _key(state: State) -> Any:
-    files = frozenset((_SERIAL.sub("", name), data) for name, data in state.files.items())
+    files = frozenset((_RANDOM.sub("", name), data) for name, data in state.files.items())
     expected = state.expected
     return files, expected.truth.data, expected.acknowledged, tuple(expected.kept.items())
 

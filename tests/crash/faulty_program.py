@@ -9,6 +9,7 @@ in the log, `refused KEYS`, or `unknown KEYS`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -177,6 +178,12 @@ async def main(threads: str, new: str, left: str, begun: str) -> None:
         # All system calls on the files are made one after the other, so that each can be told by its number.
         _aio._pool = OneThread()
         committer.Thread = lambda name: _aio._pool.thread
+    else:
+        # A call fails once in each thread: with a thread for each try no log could ever be opened.
+        writers = itertools.cycle([_aio.Thread(f"writer {n}") for n in range(3)])
+        for _ in range(3):
+            next(writers).end = lambda: None
+        committer.Thread = lambda name: next(writers)
     # Frames of a few lines, and temporary files of the same name in every run.
     rotation.FRAME_SIZE = 400
     os.getpid = lambda: 1

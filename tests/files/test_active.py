@@ -82,7 +82,7 @@ async def test_a_whole_log_is_opened_without_a_word(data_dir: Path, caplog: pyte
             head = writer.head
 
     assert head == Head(len(data), line_hash(line(3, batch="2,2")))
-    assert [path.name for path in data_dir.iterdir()] == ["app.jsonl"]
+    assert sorted(path.name for path in data_dir.iterdir()) == ["app.jsonl", "app.jsonl.base"]
     assert caplog.records == []
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,10 +21,10 @@ BAD_NAMES = ["", ".", "..", ".hidden", "a/b", "../a", "a b", "a\n", "a\0", "ä",
 @pytest.mark.parametrize("name", GOOD_NAMES)
 def test_a_name_of_allowed_characters_is_taken(name: str) -> None:
     """Names of 1 to 128 of `A-Z a-z 0-9 . _ -` become file names."""
-    layout = Layout("data")
+    layout = Layout("/data")
 
-    assert layout.snapshot_path(name) == Path("data/views", f"{name}.snapshot.json")
-    assert layout.consumer_path(name) == Path("data/consumers", f"{name}.json")
+    assert layout.snapshot_path(name) == Path("/data/views", f"{name}.snapshot.json")
+    assert layout.consumer_path(name) == Path("/data/consumers", f"{name}.json")
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -49,13 +47,13 @@ def test_a_view_with_such_a_name_is_refused(name: str) -> None:
 
 def test_the_files_have_the_names_of_the_format() -> None:
     """Other programs find the files under these names."""
-    layout = Layout("data")
+    layout = Layout("/data")
 
-    assert layout.log_path == Path("data/app.jsonl")
-    assert layout.archive_path == Path("data/archive.jsonl.zst")
-    assert layout.views_dir == Path("data/views")
-    assert layout.torn_path(12) == Path("data/app.jsonl.torn.12")
-    assert layout.next_path(1, 2, 3) == Path("data/app.jsonl.next.1.2.3")
+    assert layout.log_path == Path("/data/app.jsonl")
+    assert layout.archive_path == Path("/data/archive.jsonl.zst")
+    assert layout.views_dir == Path("/data/views")
+    assert layout.torn_path(12) == Path("/data/app.jsonl.torn.12")
+    assert layout.next_path(1, 2, 3) == Path("/data/app.jsonl.next.1.2.3")
 
 
 def test_a_rotation_under_way_is_known_by_its_files_name(tmp_path: Path) -> None:
@@ -186,15 +184,53 @@ async def test_the_guard_sees_every_file_operation_on_the_loop(
     loop_guard.clear()
 
 
-def test_temporary_files_of_killed_processes_are_removed_and_no_others(tmp_path: Path) -> None:
-    """Those of a process that lives may be about to be renamed."""
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        ended.wait()
-    left = {f".a.json.{ended.pid}.0.tmp", f".a.json.{2**70}.0.tmp.x", f"a.json.{ended.pid}.0.tmp", "a.json"}
-    kept = {f".a.json.{os.getpid()}.0.tmp", *left} - {f".a.json.{ended.pid}.0.tmp"}
-    for name in left | kept:
+def test_temporary_files_that_nobody_wrote_to_for_an_hour_are_removed_and_no_others(tmp_path: Path) -> None:
+    """A process in another pid namespace may be about to rename a younger one: its id says nothing here."""
+    old = {f".a.json.{'0f' * 8}.tmp", ".a.json.1.0.tmp", ".archive.jsonl.zst.tmp"}
+    young = {f".a.json.{'f0' * 8}.tmp", f".a.json.{2**70}.0.tmp"}
+    others = {f".a.json.{'0f' * 8}.tmp.x", f"a.json.{'0f' * 8}.tmp", "a.json"}
+    for name in old | young | others:
         tmp_path.joinpath(name).touch()
+        if name not in young:
+            os.utime(tmp_path / name, (0, 0))
     operations.discard_leftovers(tmp_path)
     operations.discard_leftovers(tmp_path / "not there")
 
-    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert {path.name for path in tmp_path.iterdir()} == young | others
+
+
+def test_a_temporary_file_has_a_name_that_was_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's first process has the same id at every start, and a killed one may have left its file."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    names = {operations.temporary_path(tmp_path / "a.json") for _ in range(100)}
+
+    assert len(names) == 100
+
+
+def test_a_new_file_does_not_go_where_a_planted_link_leads(tmp_path: Path) -> None:
+    """Neither to a file that is there nor to one that is not."""
+    (tmp_path / "there").touch()
+    for target in ("there", "not there"):
+        (tmp_path / f"to {target}").symlink_to(tmp_path / target)
+        with pytest.raises(FileExistsError):
+            operations.create_file(tmp_path / f"to {target}")
+
+    assert not (tmp_path / "not there").exists()
+
+
+def test_a_pipe_in_the_place_of_a_file_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    """Opening one for reading waits for somebody to open it for writing."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        operations.open_to_read(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        operations.open_regular(tmp_path / "pipe", os.O_RDWR)
+
+
+def test_a_relative_directory_is_resolved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changing the working directory later does not move the log."""
+    monkeypatch.chdir(tmp_path)
+    layout = Layout("data")
+    monkeypatch.chdir("/")
+
+    assert layout.log_path == tmp_path / "data" / "app.jsonl"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -19,7 +21,8 @@ from tests.processes import add_lines, at_rest, back_to, other_writer, watchers
 from tests.support import Seam, event, line, settle, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, LogClosedError, SyncMode
-from eventfold._files import watcher
+from eventfold._files import inotify, watcher
+from eventfold._files.heads import Change, HeadLookup
 
 
 async def watching(count: int = 1) -> None:
@@ -53,6 +56,7 @@ async def test_a_thousand_tails_of_a_directory_have_one_watcher(data_dir: Path) 
 
 async def test_nobody_watches_while_the_writer_lives_in_the_process(data_dir: Path) -> None:
     """The writer wakes the waiters itself, so no thread looks at the file system; once it is gone, one does."""
+    await watching(0)
     reader = EventReader(data_dir)
     async with EventLog.open(data_dir) as log:
         waiting = asyncio.ensure_future(reader.wait_for_events(0))
@@ -90,17 +94,19 @@ async def test_the_watcher_begins_with_the_first_wait_and_ends_with_the_last(dat
 
 
 async def test_waiting_takes_no_thread_from_anyios_limiter(data_dir: Path) -> None:
-    """Fifty directories watched at once would exhaust its forty threads; they take none."""
+    """Fifty directories watched at once would exhaust its forty threads; they take none, and share one of ours."""
     directories = [data_dir / str(number) for number in range(50)]
     waits = [asyncio.create_task(EventReader(path).wait_for_events(0)) for path in directories]
-    await watching(50)
+    await settle()
+    await asyncio.sleep(0.1)
+    meanwhile = len(watchers())
     borrowed = current_default_thread_limiter().borrowed_tokens
     for wait in waits:
         wait.cancel()
     await asyncio.wait(waits)
     await watching(0)
 
-    assert borrowed == 0
+    assert (borrowed, meanwhile) == (0, 1 if watcher.USES_INOTIFY else 50)
 
 
 async def test_a_wait_for_what_is_there_returns_at_once(data_dir: Path) -> None:
@@ -201,9 +207,18 @@ def lose_all_hints(
             yield set()
 
 
-async def test_new_events_are_found_where_all_hints_get_lost(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is looked at now and then, so that nobody waits for ever."""
+@pytest.fixture(params=["inotify", "watchfiles"])
+def hints_get_lost(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount whose events get lost, for either source of hints."""
+    if request.param == "inotify" and not watcher.USES_INOTIFY:
+        pytest.skip("inotify is Linux's")
+    monkeypatch.setattr(watcher, "USES_INOTIFY", request.param == "inotify")
     monkeypatch.setattr(watcher, "watch", lose_all_hints)
+    monkeypatch.setattr(inotify.Hub, "_hinted", lambda *args: set())
+
+
+async def test_new_events_are_found_where_all_hints_get_lost(data_dir: Path, hints_get_lost: None) -> None:
+    """The file is looked at now and then, so that nobody waits for ever."""
     write_log(data_dir, line(0))
     async with aclosing(EventReader(data_dir).tail(0)) as tail:
         await anext(tail)
@@ -216,27 +231,30 @@ async def test_new_events_are_found_where_all_hints_get_lost(data_dir: Path, mon
 async def test_new_events_are_found_where_watching_fails(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Out of inotify instances, say: a warning tells, and the file is looked at now and then."""
+    """Out of inotify instances, say: one warning tells, and the file is looked at now and then."""
 
     def fail(*args: Any, **options: Any) -> Iterator[set]:
         raise OSError("no instances left")
 
     monkeypatch.setattr(watcher, "watch", fail)
+    monkeypatch.setattr("inotify_simple.INotify", fail)
     write_log(data_dir, line(0))
     with caplog.at_level(logging.WARNING, "eventfold"):
         async with aclosing(EventReader(data_dir).tail(0)) as tail:
             await anext(tail)
             add_lines(data_dir, line(1))
             record = await asyncio.wait_for(anext(tail), 5)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(tail), 3 * watcher.LOOK_INTERVAL)
 
     assert record.event.data["n"] == 1
-    assert "no instances left" in caplog.text
+    assert caplog.text.count("no instances left") == 1
 
 
 async def test_a_directory_that_takes_the_place_of_another_is_watched(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Moved away and made anew, its events are found, and its own hints are heard from then on."""
+    """Moved away and made anew, its events are found, and `watchfiles` watches the new one from then on."""
     watched: list[int] = []
 
     def watch(path: Path, **options: Any) -> Iterator[Any]:
@@ -244,6 +262,7 @@ async def test_a_directory_that_takes_the_place_of_another_is_watched(
         return watchfiles.watch(path, **options)
 
     monkeypatch.setattr(watcher, "watch", watch)
+    monkeypatch.setattr(watcher, "USES_INOTIFY", False)
     write_log(damaged_dir, line(0))
     async with aclosing(EventReader(damaged_dir).tail(0)) as tail, asyncio.timeout(10):
         await anext(tail)
@@ -259,6 +278,141 @@ async def test_a_directory_that_takes_the_place_of_another_is_watched(
 
     assert record.event.data["n"] == 1
     assert watched[-1] == damaged_dir.stat().st_ino
+
+
+@pytest.mark.skipif(not watcher.USES_INOTIFY, reason="inotify is Linux's")
+async def test_a_directory_that_takes_the_place_of_another_gives_hints(
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moved away and made anew, its own hints are heard: the looks without a hint are left out here."""
+    write_log(damaged_dir, line(0))
+    async with aclosing(EventReader(damaged_dir).tail(0)) as tail, asyncio.timeout(10):
+        await anext(tail)
+        first = asyncio.ensure_future(anext(tail))
+        await watching()
+        await asyncio.sleep(0.05)
+        monkeypatch.setattr(watcher.FileWatcher, "_look_without_hint", lambda self: False)
+        write_log(damaged_dir.with_name("another"), line(0))
+        damaged_dir.rename(damaged_dir.with_name("away"))
+        damaged_dir.with_name("another").rename(damaged_dir)
+        await asyncio.sleep(6 * watcher.LOOK_INTERVAL)
+        add_lines(damaged_dir, line(1))
+        record = await first
+
+    assert record.event.data["n"] == 1
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.EIO])
+async def test_a_failure_that_passes_ends_no_wait(data_dir: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    """Out of descriptors for a moment: the watcher looks again, and whoever waits learns nothing of it."""
+    write_log(data_dir, line(0))
+    change, failures = HeadLookup.change, 0
+
+    def fail_twice(lookup: HeadLookup) -> Change | None:
+        nonlocal failures
+        if failures < 2:
+            failures += 1
+            raise OSError(error, os.strerror(error))
+        return change(lookup)
+
+    waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(len(line(0))))
+    await watching()
+    await asyncio.sleep(0.1)
+    monkeypatch.setattr(HeadLookup, "change", fail_twice)
+    add_lines(data_dir, line(1))
+    result = await asyncio.wait_for(waiting, 5)
+
+    assert (result.new_data, failures) == (True, 2)
+
+
+async def test_a_failure_that_lasts_is_told_to_those_who_wait(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some seconds a wait raises what keeps the watcher from looking."""
+    monkeypatch.setattr(watcher, "PATIENCE", 0.5)
+    write_log(data_dir, line(0))
+
+    def fail(lookup: HeadLookup) -> Change | None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(len(line(0))))
+    await watching()
+    monkeypatch.setattr(HeadLookup, "change", fail)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_watcher_that_was_stopped_while_it_looked_tells_nothing(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
+) -> None:
+    """It may have seen what a writer that has begun here meanwhile has written, and not synced yet."""
+    write_log(data_dir, line(0))
+    change, looking, look_on = HeadLookup.change, threading.Event(), threading.Event()
+
+    def look_slowly(lookup: HeadLookup) -> Change | None:
+        looking.set()
+        look_on.wait(10)
+        return change(lookup)
+
+    waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(len(line(0))))
+    await watching()
+    monkeypatch.setattr(HeadLookup, "change", look_slowly)
+    await asyncio.to_thread(looking.wait, 10)
+    async with EventLog.open(data_dir) as log:
+        gate = seam.freeze("sync")
+        append = asyncio.ensure_future(log.append(event(1)))
+        await gate.reached()
+        look_on.set()
+        await asyncio.sleep(0.1)
+        told_early = waiting.done()
+        gate.open()
+        await append
+        result = await waiting
+
+    assert not told_early
+    assert result.new_data
+
+
+@pytest.mark.skipif(not watcher.USES_INOTIFY, reason="elsewhere each directory has its thread")
+async def test_waits_that_follow_each_other_share_one_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread stays for a while, so that a client that asks again and again does not start one each time."""
+    monkeypatch.setattr(inotify, "KEEP", 0.5)
+    write_log(data_dir, line(0))
+    reader, threads = EventReader(data_dir), set()
+    for _ in range(5):
+        await reader.wait_for_events(len(line(0)), timeout=0.01)
+        threads.update(thread.ident for thread in watchers())
+
+    assert len(threads) == 1
+
+
+@pytest.mark.skipif(not watcher.USES_INOTIFY, reason="inotify is Linux's")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_a_forked_child_has_nothing_of_the_watching_of_its_parent(data_dir: Path) -> None:
+    """Neither descriptors nor watches: the parent goes on to be woken."""
+    write_log(data_dir, line(0))
+    waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(len(line(0))))
+    await watching()
+    await asyncio.sleep(0.1)
+    pid = os.fork()
+    if not pid:
+        os._exit("anon_inode:inotify" in belongings_of_files())
+    _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+    add_lines(data_dir, line(1))
+    result = await asyncio.wait_for(waiting, 5)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert result.new_data
+
+
+def belongings_of_files() -> list[str]:
+    """What the descriptors of this process lead to."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
+        except FileNotFoundError:  # the one that listed them
+            pass
+    return found
 
 
 async def test_a_damaged_log_is_told_to_those_who_wait(damaged_dir: Path) -> None:
@@ -291,6 +445,7 @@ async def test_two_names_of_a_directory_share_one_watcher(data_dir: Path) -> Non
 
 async def test_a_writer_wakes_who_waits_under_another_name_of_its_directory(data_dir: Path) -> None:
     """The append is delivered without the file system's help."""
+    await watching(0)
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
         link = data_dir.with_name("link")
         link.symlink_to(data_dir)

@@ -1,9 +1,10 @@
 """What the lines of a log mean, told slowly: one `json.loads` a line, and the documented rules one after the other.
 
-A line is an event if it is a JSON object whose `type` is a string that is not empty, whose `data` is any JSON value and
-whose `ts` is an integer of 0 or more. `id` and `actor` are strings or null, `meta` is any JSON value, `batch` is null
-or two integers; other keys are passed over, and so are blank lines. The lines of a batch stand together, in order and
-whole; one that the end of the log breaks off is no part of it yet.
+A line is an event if it is a JSON object whose `type` is a string, whose `data` is any JSON value and whose `ts` is an
+integer of 0 or more. `id` and `actor` are strings or null, `meta` is any JSON value, `tags` is a list of strings,
+`version` an integer; `batch` is any JSON value, of which only two integers `[i, n]` with i from 1 to n mean something;
+other keys are passed over, and so are blank lines. The lines of a batch stand together, in order and whole; one that
+the end of the log breaks off is no part of it yet.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from eventfold import Event
 
-_KEYS = {"type", "data", "ts", "id", "actor", "meta", "batch"}
+_KEYS = {"type", "data", "ts", "id", "actor", "meta", "tags", "version", "batch"}
 
 
 class UnsureError(Exception):
@@ -61,13 +62,15 @@ def _is_int(value: Any) -> bool:
 
 def _check(key: str, value: Any) -> None:
     if key == "type":
-        good = isinstance(value, str) and value != ""
+        good = isinstance(value, str)
     elif key == "ts":
         good = _is_int(value) and value >= 0
     elif key in ("id", "actor"):
         good = value is None or isinstance(value, str)
-    elif key == "batch":
-        good = value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_int, value)))
+    elif key == "tags":
+        good = isinstance(value, list) and all(isinstance(tag, str) for tag in value)
+    elif key == "version":
+        good = _is_int(value)
     else:
         good = True
     if not good:
@@ -102,7 +105,14 @@ def parse(line: bytes) -> tuple[Event, tuple[int, int] | None]:
     if unsure:
         raise UnsureError
     batch = fields.pop("batch", None)
-    return Event(fields.pop("type"), fields.pop("data"), **fields), None if batch is None else tuple(batch)
+    fields.pop("version", None)
+    fields["tags"] = tuple(fields.pop("tags", ()))
+    place = (batch[0], batch[1]) if _is_place(batch) else None
+    return Event(fields.pop("type"), fields.pop("data"), **fields), place
+
+
+def _is_place(batch: Any) -> bool:
+    return isinstance(batch, list) and len(batch) == 2 and all(map(_is_int, batch)) and 1 <= batch[0] <= batch[1]
 
 
 def read(data: bytes, start: int = 0) -> Reading:
@@ -125,7 +135,7 @@ def read(data: bytes, start: int = 0) -> Reading:
             elif pending:
                 broken = line.batch != expected
             else:  # reading may begin inside a batch
-                broken = not 1 <= line.batch[0] <= line.batch[1] or (line.batch[0] > 1 and bool(lines))
+                broken = line.batch[0] > 1 and bool(lines)
             if broken:
                 return Reading(lines, first, head)
             pending.append(line)

@@ -1,6 +1,7 @@
-"""Event to line: compact JSON and a newline, keys in the order `type`, `data`, `ts`, `id`, `actor`, `meta`, `batch`.
+"""Event to line: compact JSON and a newline, keys in the order `type`, `data`, `ts`, `id`, `actor`, `meta`, `tags`,
+`version`, `batch`.
 
-The format is that of the Rust crate eventfold 0.2.0; `batch` is ours, and the crate passes over it.
+The format is that of the Rust crate eventfold 0.2.0, which passes over `tags`, `version` and `batch`.
 
 Promise: `encode_line` gives only lines that read back as they went in, here and in the Rust crate, and names what it
 refuses and where it stands.
@@ -8,6 +9,7 @@ refuses and where it stands.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import isfinite
 from typing import Any
 
@@ -47,6 +49,14 @@ def encode_line(event: Event, max_size: int, batch: tuple[int, int] | None = Non
     raise InvalidEventError(f"{which} can't be written: {fault}")
 
 
+def encode_batch(events: Iterable[Event], max_size: int) -> list[bytes]:
+    """The lines of events that are in the log all together or not at all. Raises `InvalidEventError`."""
+    events = list(events)
+    if len(events) == 1:
+        return [encode_line(events[0], max_size)]
+    return [encode_line(event, max_size, (i, len(events))) for i, event in enumerate(events, 1)]
+
+
 def _stored(event: Event, batch: tuple[int, int] | None) -> StoredEvent:
     return StoredEvent(
         type=event.type,
@@ -55,6 +65,7 @@ def _stored(event: Event, batch: tuple[int, int] | None) -> StoredEvent:
         id=event.id,
         actor=event.actor,
         meta=event.meta,
+        tags=event.tags,
         batch=batch,
     )
 
@@ -70,6 +81,7 @@ def _is_plain(event: Event) -> bool:
         or (event.id is not None and type(event.id) is not str)
         or (event.actor is not None and type(event.actor) is not str)
         or event.meta is not None
+        or event.tags != ()
         or type(event.data) is not dict
     ):
         return False
@@ -92,6 +104,8 @@ def _event_fault(event: Event, text: bool = False) -> str | None:
         return f"id must be a string, not {event.id!r}"
     if not isinstance(event.actor, _OPTIONAL_TEXT):
         return f"actor must be a string, not {event.actor!r}"
+    if wrong_tags := _tags_fault(event.tags):
+        return f"tags: {wrong_tags}"
     if text:
         for name in ("type", "id", "actor"):
             if _has_surrogate(getattr(event, name) or ""):
@@ -100,6 +114,19 @@ def _event_fault(event: Event, text: bool = False) -> str | None:
         return f"data{fault[0]}: {fault[1]}"
     if event.meta is not None and (fault := _fault(event.meta, 2, text)):
         return f"meta{fault[0]}: {fault[1]}"
+    return None
+
+
+def _tags_fault(tags: Any) -> str | None:
+    if not isinstance(tags, tuple):
+        return f"they must be a tuple of strings, not {tags!r}"
+    for tag in tags:
+        if not isinstance(tag, str) or not tag:
+            return f"a tag must be a string that is not empty, not {tag!r}"
+        if _has_surrogate(tag):
+            return f"a lone surrogate in {tag!r}"
+    if len(set(tags)) < len(tags):
+        return f"there are doubles in {tags!r}"
     return None
 
 

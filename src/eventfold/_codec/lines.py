@@ -43,6 +43,17 @@ class Lines(NamedTuple):
             yield self.part(start, end)
             start = end
 
+    def cut_back(self, size: int = SLICE_SIZE) -> Iterator[Lines]:
+        """The same as `cut`, from the last piece to the first."""
+        end = len(self.data)
+        while end > size:
+            # A piece ends with a newline of its own, which is not one that it begins after.
+            start = self.data.find(b"\n", end - size, end - 1) + 1 or self.data.rfind(b"\n", 0, end - 1) + 1
+            yield self.part(start, end)
+            end = start
+        if end:
+            yield self.part(0, end)
+
 
 def join(pieces: list[Lines]) -> Lines:
     """Lines that follow each other, as one."""

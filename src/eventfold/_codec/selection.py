@@ -1,12 +1,13 @@
-"""Decodes the lines of some event types only; of the others it looks at no more than it must."""
+"""Decodes the lines of the events that a query selects; of the others it looks at no more than it must."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeAlias, Union
+from typing import Any, Literal, Protocol, TypeAlias, Union
 
 import msgspec
 
+from .._query import Query, types_alone
 from .stored import StoredEvent
 
 # How many types a selection tells apart; in a log with more of them it decodes every line.
@@ -29,14 +30,51 @@ Found: TypeAlias = list[Any]  # of StoredEvent and _Passed, one for each line
 
 
 class _JustType(msgspec.Struct, gc=False):
-    type: Annotated[str, msgspec.Meta(min_length=1)]
+    type: str
+
+
+class _PassedLine(_Passed, kw_only=True, frozen=True, gc=False):
+    """The same, of any type; that it has one is checked."""
+
+    type: str
+
+
+class _AnyBatch(StoredEvent, frozen=True, eq=False, kw_only=True, omit_defaults=True, gc=False):
+    """An event whose `batch` is no place in a batch: others may use that key for something of their own."""
+
+    batch: Any = None
 
 
 decode_events = msgspec.json.Decoder(StoredEvent)
+_decode_any_batch = msgspec.json.Decoder(_AnyBatch).decode
 _types = msgspec.json.Decoder(_JustType)
+_pass_lines = msgspec.json.Decoder(_PassedLine).decode_lines
 
 
-class _Selection:
+def decode_line(line: bytes) -> StoredEvent:
+    """The event of one line. Raises what `msgspec` raises where it holds none."""
+    try:
+        return decode_events.decode(line)
+    except msgspec.ValidationError:
+        return _decode_any_batch(line)
+
+
+def place_of(batch: Any) -> BatchPlace | None:
+    """The place in a batch, if the value of the key `batch` is one."""
+    return batch if isinstance(batch, tuple) and 1 <= batch[0] <= batch[1] else None
+
+
+class Selection(Protocol):
+    """Decodes lines, of which it gives an event only for those that are wanted."""
+
+    def decode_lines(self, data: bytes) -> Found:
+        """One object for each line. Raises what `msgspec` raises for a line that is none."""
+
+    def look(self, event: StoredEvent) -> Any:
+        """The event if it is wanted, else what stands for one that is not."""
+
+
+class _ByType:
     """Decodes the events of some types in one pass over the lines of all.
 
     To `msgspec` the lines are a union of structs that is tagged by `type`, in which the types that are not wanted have
@@ -89,4 +127,54 @@ def _passed_struct(type: str) -> Any:
     return msgspec.defstruct("_Passed", [], bases=(_Passed,), tag_field="type", tag=type, frozen=True, gc=False)
 
 
-selection = lru_cache(maxsize=128)(_Selection)
+class _Filter:
+    """Decodes what may be wanted by its type, and looks at the tags of that."""
+
+    def __init__(self, query: Query) -> None:
+        self._query = query
+        self._decode_lines = decode_events.decode_lines if query.types is None else _by_type(query.types).decode_lines
+
+    def decode_lines(self, data: bytes) -> Found:
+        return [self.look(line) if isinstance(line, StoredEvent) else line for line in self._decode_lines(data)]
+
+    def look(self, event: StoredEvent) -> StoredEvent | _Passed:
+        return event if self._query.matches_keys(event.type, event.tags) else _Passed(event.batch)
+
+
+class _ByTag(_Filter):
+    """For a query of which every item has tags: decodes only lines in whose text one of these stands.
+
+    A tag may be written with escapes, so a line with a backslash is decoded too.
+    """
+
+    def __init__(self, query: Query) -> None:
+        super().__init__(query)
+        # One tag of each item: the longest, which is likely to be the rarest.
+        self._texts = {msgspec.json.encode(max(item.tags, key=lambda tag: (len(tag), tag))) for item in query.items}
+
+    def decode_lines(self, data: bytes) -> Found:
+        found: Found = _pass_lines(data)
+        if not self._may_be_in(data):
+            return found
+        lines = data.split(b"\n")
+        if len(lines) != len(found) + 1:
+            raise msgspec.ValidationError("there are more or fewer objects than lines")
+        for number, line in enumerate(lines):
+            if self._may_be_in(line):
+                found[number] = self.look(decode_events.decode(line))
+        return found
+
+    def _may_be_in(self, data: bytes) -> bool:
+        return b"\\" in data or any(text in data for text in self._texts)
+
+
+_by_type = lru_cache(maxsize=128)(_ByType)
+
+
+@lru_cache(maxsize=128)
+def selection(query: Query) -> Selection:
+    """What selects the events that a query matches; the query does not match everything."""
+    types = types_alone(query)
+    if types is not None:
+        return _by_type(types)
+    return _ByTag(query) if all(item.tags for item in query.items) else _Filter(query)

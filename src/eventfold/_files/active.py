@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import os
 
+from .._codec.lines import Lines
 from .._errors import LogLockedError, WriterFailedError
 from .._event import Head, line_hash
 from . import operations
-from .lock_holders import lock_holders
+from .base import BaseFile, Generation
 from .paths import Layout
-from .segments import last_complete_offset, line_before
+from .segments import LogSegments, last_complete_offset, line_before
 
 logger = logging.getLogger("eventfold")
 
@@ -27,10 +28,10 @@ def open_locked(layout: Layout, lock: bool) -> int:
     """
     operations.make_dir(layout.dir)
     while True:
-        fd = operations.open_file(layout.log_path, os.O_RDWR | os.O_CREAT)
+        fd = operations.open_regular(layout.log_path, os.O_RDWR | os.O_CREAT)
         try:
             if lock and not operations.lock(fd):
-                raise LogLockedError(layout.log_path, lock_holders(fd))
+                raise LogLockedError(layout.log_path, operations.lock_holder(fd))
             # A rotation may have put another file in its place between the opening and the locking.
             if os.path.samestat(os.fstat(fd), os.stat(layout.log_path)):
                 return fd
@@ -100,6 +101,14 @@ class ActiveLog:
             )
         return end
 
+    def restart(self, head: Head) -> None:
+        """Empties the file, whose lines are all in the archive, which ends at `head`.
+
+        The sync of its first line covers this; a power cut before that leaves lines that are in the archive.
+        """
+        operations.truncate(self.fd, 0)
+        self.base, self.head = head.offset, head
+
     def check(self) -> None:
         """Raises `WriterFailedError` where the file is not the one that was written, or not at its name."""
         end = self.head.offset - self.base
@@ -114,14 +123,41 @@ class ActiveLog:
             pass
         raise WriterFailedError(f"{self._layout.log_path} was changed by somebody else: it is {what}")
 
+    def lines(self, start: int) -> list[Lines]:
+        """The lines from an offset to the head, which are mostly in the page cache still."""
+        end = self.head.offset
+        if start >= end:
+            return []
+        if start < self.base:
+            with LogSegments(self._layout) as segments:
+                return list(segments.lines(start, end))
+        return [Lines(self._layout.log_path, start, self._read(start, end))]
+
+    def _read(self, start: int, end: int) -> bytes:
+        data = bytearray()
+        while len(data) < end - start:
+            chunk = os.pread(self.fd, end - start - len(data), start - self.base + len(data))
+            if not chunk:
+                raise WriterFailedError(f"{self._layout.log_path} was cut by somebody else")
+            data += chunk
+        return bytes(data)
+
     def commit(self, data: bytes, head: Head, sync: bool) -> None:
         """Appends whole lines, after which the head is `head`; with `sync`, on disk when this returns."""
         self.check()
         end = self.head.offset - self.base
         try:
-            operations.write(self.fd, data, end)
+            if end:
+                operations.write(self.fd, data, end)
+            else:
+                self._write_first(data)
+        except WriterFailedError:
+            raise
         except BaseException as error:
             try:
+                if not end:
+                    # First, or a crash would leave a base file that speaks of a line which has been cut off.
+                    BaseFile(self._layout.base_path).write(Generation(self.base, self.head.line_hash))
                 operations.truncate(self.fd, end)
                 operations.sync(self.fd)
             except OSError as second:
@@ -129,9 +165,19 @@ class ActiveLog:
                     f"{self._layout.log_path}: writing failed and can't be undone: {second}"
                 ) from error
             raise
-        if sync:
+        if sync and end:
             self.sync()
         self.head = head
+
+    def _write_first(self, data: bytes) -> None:
+        """Writes the first lines of this generation, which the base file announces before and confirms afterwards."""
+        base_file = BaseFile(self._layout.base_path)
+        generation = Generation(self.base, self.head.line_hash, line_hash(data[: data.index(b"\n")]))
+        base_file.write(generation)
+        operations.write(self.fd, data, 0)
+        # In every sync mode: the base file must not say that a line was written which a power cut takes away.
+        self.sync()
+        base_file.write(generation._replace(written=True))
 
     def sync(self) -> None:
         """What was committed is on disk when this returns, or `WriterFailedError`."""

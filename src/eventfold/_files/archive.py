@@ -8,11 +8,12 @@ after everything before it has been given.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from .._codec.lines import Lines
+from .._codec.lines import Lines, join
 from .._errors import CorruptLogError
 from .._event import Head
 from .frames import (
@@ -42,7 +43,7 @@ class Archive:
 
     def __init__(self, path: Path, fd: int, size: int) -> None:
         self.path = path
-        self._fd = fd
+        self.fd = fd
         self.size = size
         self.damage: CorruptLogError | None = None
         self._last = record_before(fd, size)
@@ -57,7 +58,7 @@ class Archive:
         return f"<Archive {str(self.path)!r} up to {self.head}>"
 
     def close(self) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
 
     def missing_record(self) -> CorruptLogError | None:
         """Where no rotation is under way: what is wrong if the archive ends in a frame of ours without its record.
@@ -67,7 +68,7 @@ class Archive:
         """
         position = self.end_position if self.recorded or self._last is None else self._last.position
         if self.damage is None and position < self.size:
-            begin = os.pread(self._fd, len(ZSTD_MAGIC) + 1, position)
+            begin = os.pread(self.fd, len(ZSTD_MAGIC) + 1, position)
             if begin[:-1] == ZSTD_MAGIC and begin[-1] & CHECKSUM_FLAG:
                 return CorruptLogError(self.path, self.head.offset, "the file ends in a frame without its record")
         return None
@@ -77,7 +78,7 @@ class Archive:
         if self.recorded or self._last is None:
             return None
         tally = Tally()
-        for piece, _ in pieces(self._fd, self._last.position, self._last.after):
+        for piece, _ in pieces(self.fd, self._last.position, self._last.after):
             tally.add(piece)
         return tally.span(self._last.position, self._last.size, self._last.first_offset)
 
@@ -116,6 +117,33 @@ class Archive:
                     return lines.data[lines.data.rfind(b"\n", 0, end - 1) + 1 : end - 1]
         raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
 
+    def block_before(self, offset: int) -> Lines:
+        """The lines that end at `offset` (bytes in the whole log, more than 0), back to where their frames begin.
+
+        In frames larger than ours, it is the last of those lines. Raises `ValueError` where no line ends there.
+        """
+        for span in self._spans_from(offset - 1):
+            if span.end_offset < offset:
+                continue
+            held: deque[Lines] = deque()
+            for lines in self._span_lines(span):
+                held.append(lines)
+                if lines.start_offset + len(lines.data) >= offset:
+                    held[-1] = lines.part(0, offset - lines.start_offset)
+                    if not held[-1].data.endswith(b"\n"):
+                        raise ValueError(f"offset {offset} is not where a line ends")
+                    return join(list(held))
+                while held[-1].start_offset - held[0].start_offset > 2 * FRAME_SIZE:
+                    held.popleft()
+        raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
+
+    def position_of(self, offset: int) -> int:
+        """The position (bytes in the file) of the frames that begin at `offset`, or `CorruptLogError` if none do."""
+        span = next(self._spans_from(offset), None)
+        if span is None or span.first_offset != offset:
+            raise CorruptLogError(self.path, offset, "no frame begins here, and the active log does")
+        return span.position
+
     def _spans_from(self, offset: int) -> Iterator[Span]:
         """The spans from the one that holds `offset` on."""
         spans = []
@@ -125,18 +153,18 @@ class Archive:
             if span.first_offset <= offset:
                 yield from reversed(spans)
                 return
-            before = record_before(self._fd, span.position)
+            before = record_before(self.fd, span.position)
             span = before if before is not None and before.end_offset == span.first_offset else None
         # A record is damaged, so that only going through everything tells what stands before it.
-        yield from walk(self.path, self._fd, 0, 0, self.size)
+        yield from walk(self.path, self.fd, 0, 0, self.size)
 
     def _walk_to_end(self) -> tuple[Span | None, CorruptLogError | None]:
-        stat = os.fstat(self._fd)
+        stat = os.fstat(self.fd)
         key = (stat.st_dev, stat.st_ino, self.size, stat.st_mtime_ns)
         if key not in self._walked:
             last = damage = None
             try:
-                for span in walk(self.path, self._fd, 0, 0, self.size):
+                for span in walk(self.path, self.fd, 0, 0, self.size):
                     last = span
             except CorruptLogError as error:
                 damage = error
@@ -149,13 +177,13 @@ class Archive:
         """A span's lines, verified before the first is given."""
         try:
             if span.end_offset - span.first_offset <= 2 * FRAME_SIZE:
-                data = b"".join(piece for piece, _ in pieces(self._fd, span.position, span.position + span.size))
+                data = b"".join(self._claimed_pieces(span))
                 self._verify(span, [data])
                 yield Lines(self.path, span.first_offset, data)
                 return
-            self._verify(span, (piece for piece, _ in pieces(self._fd, span.position, span.position + span.size)))
+            self._verify(span, self._claimed_pieces(span))
             offset, held = span.first_offset, bytearray()
-            for piece, _ in pieces(self._fd, span.position, span.position + span.size):
+            for piece in self._claimed_pieces(span):
                 held += piece
                 end = held.rfind(b"\n") + 1
                 if end >= FRAME_SIZE // 4:
@@ -168,6 +196,15 @@ class Archive:
             raise CorruptLogError(self.path, span.first_offset, "a frame ends before its end") from None
         except DamagedError as error:
             raise CorruptLogError(self.path, span.first_offset, str(error)) from error
+
+    def _claimed_pieces(self, span: Span) -> Iterator[bytes]:
+        """What a span's frames expand to; raises `DamagedError` as soon as that is more than the span has."""
+        left = span.end_offset - span.first_offset
+        for piece, _ in pieces(self.fd, span.position, span.position + span.size):
+            left -= len(piece)
+            if left < 0:
+                raise DamagedError("the frames expand to more than their commit record speaks of")
+            yield piece
 
     def _verify(self, span: Span, pieces: Iterable[bytes]) -> None:
         tally = Tally()

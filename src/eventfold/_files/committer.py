@@ -21,7 +21,7 @@ from .._codec.lines import Lines
 from .._engine import Commit, LockMode, SyncMode
 from .._errors import LogClosedError, WriterFailedError, copy_error
 from .._event import Head
-from .._judge import Append, judge
+from .._judge import Append, judge, lines_needed_from
 from . import operations, recovery, rotation
 from .source import FileSource
 from .watcher import directory
@@ -100,7 +100,9 @@ class FileCommitter:
     async def commit(self, appends: Sequence[Append]) -> Commit:
         """See `Committer.commit`."""
         before = self.active.head
-        judgement = judge(appends, before)
+        needed = lines_needed_from(appends)
+        recent = () if needed is None else await self._call(self.active.lines, needed)
+        judgement = judge(appends, before, recent)
         if judgement.data:
             await self._call(self._commit, judgement.data, judgement.head)
             if self._sync_mode is SyncMode.EVERY_SECOND and self._sync_timer is None:

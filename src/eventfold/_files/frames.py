@@ -33,6 +33,8 @@ else:
 
 FRAME_SIZE = 4 * 1024 * 1024
 _READ_SIZE = 256 * 1024
+_SEARCH_SIZE = 256 * 2**20
+_CANDIDATE_SIZE = 4096  # what a look at a candidate costs at least, in the same measure
 _VERSION = 1
 _BODY = struct.Struct("<II8sIIQQQQQQ")
 _HASH = struct.Struct("<Q")
@@ -203,29 +205,42 @@ def walk(path: Path, fd: int, start: int, offset: int, end: int) -> Iterator[Spa
 
 
 def _continues_after(fd: int, position: int, end: int) -> bool:
-    """Whether a whole frame or record stands behind what looks like an unfinished one: then that is damaged instead."""
+    """Whether a whole frame or record stands behind what looks like an unfinished one: then that is damaged instead.
+
+    Planted bytes could make each look at one of many candidates take long, so that all of them together may expand to
+    `_SEARCH_SIZE` bytes. What needs more is taken for damage too, since damage is reported and never cut off.
+    """
+    left = _SEARCH_SIZE
     for start in range(position + 1, end, _READ_SIZE):
         data = os.pread(fd, min(_READ_SIZE + len(_PREFIX) - 1, end - start), start)
         for magic in (_PREFIX, ZSTD_MAGIC):
             at = data.find(magic)
             while at >= 0:
-                if _is_whole(fd, start + at, end):
+                whole, size = _is_whole(fd, start + at, end, left)
+                left -= max(size, _CANDIDATE_SIZE)
+                if whole or left <= 0:
                     return True
                 at = data.find(magic, at + 1)
     return False
 
 
-def _is_whole(fd: int, position: int, end: int) -> bool:
-    """Whether a frame that holds whole lines, or a record, begins here."""
-    last = b""
+def _is_whole(fd: int, position: int, end: int, limit: int) -> tuple[bool, int]:
+    """Whether a frame that holds whole lines, or a record, begins here; and to how many bytes it expanded.
+
+    It looks no further than `limit` bytes.
+    """
+    last, size = b"", 0
     try:
         for piece, after in pieces(fd, position, end):
             if after:
-                return last.endswith(b"\n") or record_before(fd, after) is not None
+                return last.endswith(b"\n") or record_before(fd, after) is not None, size
             last = piece
+            size += len(piece)
+            if size >= limit:
+                break
     except (UnfinishedError, DamagedError):
         pass
-    return False
+    return False, size
 
 
 def _is_torn_record(fd: int, span: Span, end: int) -> bool:

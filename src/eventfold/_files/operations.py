@@ -11,22 +11,65 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import itertools
 import mmap
 import os
-import random
 import re
+import stat
+import time
 from pathlib import Path
 
 _WRITE_SIZE = 1024**3  # Linux writes no more than 2 GiB in one call
-_TEMPORARY = re.compile(r"\..*\.(\d+)\.\d+\.tmp")
-# It starts anywhere: two containers that share a volume may both have a process 1.
-_serial = itertools.count(random.SystemRandom().getrandbits(40))
+# Earlier versions put the process and a serial number there instead, and nothing for the archive.
+_TEMPORARY = re.compile(r"\..+\.(?:[0-9a-f]{16}|\d+\.\d+|zst)\.tmp")
+# Seconds after which a temporary file that nobody wrote to belongs to nobody: its process was killed.
+LEFTOVER_AGE = 3600.0
 
 
 def open_file(path: Path, flags: int) -> int:
     """A new descriptor; `flags` as for `os.open`."""
     return os.open(path, flags | os.O_CLOEXEC, 0o666)
+
+
+def create_file(path: Path) -> int:
+    """A new descriptor of a file that must not be there yet, not even as a link."""
+    return open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+
+
+def open_regular(path: Path, flags: int) -> int:
+    """A new descriptor of a regular file; whatever else has the name is an `OSError`, and never waited for."""
+    return _regular(path, open_file(path, flags | os.O_NONBLOCK))
+
+
+def open_to_read(path: Path) -> int:
+    """The same for reading only, which changes nothing."""
+    return _regular(path, os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+def _regular(path: Path, fd: int) -> int:
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return fd
+    os.close(fd)
+    number, text = (errno.EISDIR, "Is a directory") if stat.S_ISDIR(mode) else (errno.EINVAL, "not a regular file")
+    raise OSError(number, text, os.fspath(path))
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """What a regular file holds; `OSError` for more than `most` bytes."""
+    fd = open_to_read(path)
+    with os.fdopen(fd, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"more than {most} bytes", os.fspath(path))
+    return data
+
+
+def temporary_path(path: Path) -> Path:
+    """A name beside `path` that nobody else has or guesses, for what will take its place.
+
+    Process ids and serial numbers are no such names: both begin anew with each start of a container.
+    """
+    return path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
 
 
 def write(fd: int, data: bytes, position: int) -> None:
@@ -92,8 +135,8 @@ def sync_dir(path: Path) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Makes `data` the file's content, atomically and for good: temporary file, sync, rename, sync of the directory."""
     make_dir(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_serial)}.tmp")
-    fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    temporary = temporary_path(path)
+    fd = create_file(temporary)
     try:
         try:
             write(fd, data, 0)
@@ -108,24 +151,22 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def discard_leftovers(directory: Path) -> None:
-    """Removes the temporary files of `replace_file` whose process is no more: it was killed."""
+    """Removes the temporary files that nobody has written to for an hour: their process was killed.
+
+    Whether that process lives can't be asked, since it may be in another pid namespace.
+    """
     try:
         names = os.listdir(directory)
     except OSError:
         return
     for name in names:
-        if (match := _TEMPORARY.fullmatch(name)) and not _is_alive(int(match[1])):
-            discard(directory / name)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass
-    return True
+        if _TEMPORARY.fullmatch(name):
+            try:
+                age = time.time() - os.lstat(directory / name).st_mtime
+            except OSError:
+                continue
+            if age > LEFTOVER_AGE:
+                discard(directory / name)
 
 
 def lock(fd: int) -> bool:
@@ -149,6 +190,21 @@ def lock_shared(fd: int) -> bool:
 def wait_for_lock(fd: int) -> None:
     """Takes the exclusive flock once nobody else holds it, however long that takes."""
     fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def lock_holder(fd: int) -> int | None:
+    """The process that holds the flock on this file, as far as the system tells (Linux, same pid namespace)."""
+    status = os.fstat(fd)
+    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        with open("/proc/locks", encoding="ascii") as locks:
+            for line in locks:
+                words = line.split()
+                if len(words) >= 6 and words[1] == "FLOCK" and words[5] == file and int(words[4]) > 0:
+                    return int(words[4])
+    except (OSError, ValueError):
+        pass
+    return None
 
 
 def unlock(fd: int) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .._engine import check_name
+from .._errors import CorruptLogError
 
-_NEXT = re.compile(r"app\.jsonl\.next\.(\d+)\.(\d+)\.(\d+)")
+_NEXT = re.compile(r"app\.jsonl\.next\.(\d{1,19})\.(\d{1,19})\.(\d{1,19})", re.ASCII)
 
 
 class NextFile(NamedTuple):
@@ -27,11 +28,14 @@ class NextFile(NamedTuple):
 class Layout:
     """Where everything lies in one data directory. Makes no system call but in `next_file`."""
 
-    __slots__ = ("archive_path", "consumers_dir", "dir", "lock_path", "log_path", "views_dir")
+    __slots__ = ("archive_path", "base_path", "consumers_dir", "dir", "lock_path", "log_path", "views_dir")
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.dir = Path(directory)
+        path = Path(directory)
+        # Resolved once: a later `os.chdir` moves nothing.
+        self.dir = path if path.is_absolute() else Path(os.getcwd(), path)
         self.log_path = self.dir / "app.jsonl"
+        self.base_path = self.dir / "app.jsonl.base"
         self.lock_path = self.dir / "app.jsonl.lock"
         self.archive_path = self.dir / "archive.jsonl.zst"
         self.views_dir = self.dir / "views"
@@ -44,16 +48,19 @@ class Layout:
         return self.dir / f"app.jsonl.next.{base}.{size}.{archive_size}"
 
     def next_file(self) -> NextFile | None:
-        """The rotation under way, if one is."""
+        """The rotation under way, if one is. Raises `CorruptLogError` where the directory has files of two of them."""
         try:
             names = os.listdir(self.dir)
         except FileNotFoundError:
             return None
-        for name in names:
-            if match := _NEXT.fullmatch(name):
-                base, size, archive_size = map(int, match.groups())
-                return NextFile(self.dir / name, base, size, archive_size)
-        return None
+        found = [match for name in names if (match := _NEXT.fullmatch(name))]
+        if not found:
+            return None
+        if len(found) > 1:
+            listed = " and ".join(sorted(match[0] for match in found))
+            raise CorruptLogError(self.log_path, 0, f"there are {listed}: the files were copied at different moments")
+        base, size, archive_size = map(int, found[0].groups())
+        return NextFile(self.dir / found[0][0], base, size, archive_size)
 
     def torn_path(self, offset: int) -> Path:
         return self.dir / f"app.jsonl.torn.{offset}"

@@ -10,16 +10,20 @@ import os
 
 import xxhash
 
+from .._codec.decode import is_event
 from .._errors import CorruptLogError
-from .._event import Head
+from .._event import Head, line_hash
 from . import operations
 from .active import ActiveLog, open_locked
 from .archive import Archive
+from .base import BaseFile, Generation, find_base, first_line_hash
 from .frames import spans_after, write_record
 from .paths import Layout, NextFile
-from .rotation import COPY_SIZE, Rotation
+from .rotation import COPY_SIZE, Rotation, begin_at
+from .segments import LogSegments, check_archived, last_line_end, line_before
 
 logger = logging.getLogger("eventfold")
+LOOKED_AT = 3  # last lines, of which one must be an event
 
 
 def recover(layout: Layout, active_fd: int, locked: int | None = None) -> Rotation | None:
@@ -42,7 +46,7 @@ def recover(layout: Layout, active_fd: int, locked: int | None = None) -> Rotati
             layout.log_path, left.base + left.size, f"no line ends here, and {left.path.name} says that one did"
         )
     try:
-        archive_fd = operations.open_file(layout.archive_path, os.O_RDWR)
+        archive_fd = operations.open_regular(layout.archive_path, os.O_RDWR)
     except FileNotFoundError:
         if left.archive_size:
             raise CorruptLogError(layout.archive_path, 0, f"the file is gone that {left.path.name} speaks of") from None
@@ -64,7 +68,7 @@ def recover(layout: Layout, active_fd: int, locked: int | None = None) -> Rotati
     if end == left.archive_size:
         _undo(layout, left)
         return None
-    fd = operations.open_file(left.path, os.O_RDWR) if locked is None else locked
+    fd = operations.open_regular(left.path, os.O_RDWR | os.O_NOFOLLOW) if locked is None else locked
     try:
         if locked is None:
             operations.lock(fd)
@@ -108,13 +112,18 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
     fd = open_locked(layout, lock)
     rotation = None
     try:
+        check_events(layout, fd)
+        with LogSegments(layout) as segments:
+            if segments.damage is not None:
+                raise segments.damage
         for directory in (layout.dir, layout.views_dir, layout.consumers_dir):
             operations.discard_leftovers(directory)
         operations.sync_dir(layout.dir)
         rotation = recover(layout, fd)
-        before = archive_head(layout, rotation is not None)
-        base = before.offset if rotation is None else rotation.base
+        before, base = find_ends(layout, fd, rotation)
         active = ActiveLog(layout, fd, base, before)
+        if rotation is None and base < before.offset:
+            rotation = finish_copy(layout, active, before)
     except BaseException:
         os.close(fd)
         if rotation is not None:
@@ -130,6 +139,24 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
     return active, [] if old is None else [old]
 
 
+def check_events(layout: Layout, fd: int) -> None:
+    """Raises `CorruptLogError`, with nothing touched, where none of the last lines is an event."""
+    at = last_line_end(fd, 0, os.fstat(fd).st_size)
+    if not at:
+        return
+    for _ in range(LOOKED_AT):
+        at, text = line_before(fd, at)
+        if not text.strip() or is_event(text):
+            return
+        if not at:
+            break
+    reason = (
+        "the last lines of the file are no events, so it is no log of eventfold; "
+        "nothing was touched: choose another directory, or move the file away"
+    )
+    raise CorruptLogError(layout.log_path, at, reason)
+
+
 def _finish(rotation: Rotation, active: ActiveLog) -> int | None:
     """Goes on with a recovered rotation; a failure of the disk leaves it for the next one, with a warning."""
     try:
@@ -142,27 +169,72 @@ def _finish(rotation: Rotation, active: ActiveLog) -> int | None:
         rotation.close()
 
 
-def archive_head(layout: Layout, under_way: bool) -> Head:
-    """The archive's end; frames of the Rust crate get their record, an unfinished one is cut."""
+def find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tuple[Head, int]:
+    """The archive's end, and where the active log begins, which the base file says from now on.
+
+    Frames of the Rust crate get their record, an unfinished one is cut.
+    """
+    archive = _open_archive(layout)
     try:
-        fd = operations.open_file(layout.archive_path, os.O_RDWR)
+        if archive is not None:
+            if archive.damage is not None:
+                raise archive.damage
+            if rotation is None and (damage := archive.missing_record()):
+                raise damage
+        base = find_base(layout, active_fd, archive, None if rotation is None else rotation.next_file)
+        if archive is not None:
+            if rotation is None and archive.end_position < archive.size:
+                excess = archive.size - archive.end_position
+                if archive.end_position:
+                    operations.truncate(archive.fd, archive.end_position)
+                else:  # the Rust crate can't read an empty archive; should this get lost, it is removed again
+                    operations.unlink(archive.path)
+                logger.warning("%s: cut %d bytes of an unfinished frame", archive.path, excess)
+            # Also where nothing was cut: what a killed process left may be in the page cache only.
+            operations.sync(archive.fd)
+        head = Head(0, "") if archive is None else archive.head
+        if base is None:
+            base = head.offset if rotation is None else rotation.base
+            before = "" if archive is None or not base else line_hash(archive.line_before(base))
+            first = first_line_hash(active_fd) or ""
+            try:
+                BaseFile(layout.base_path).write(Generation(base, before, first))
+            except OSError as error:
+                logger.warning(
+                    "%s could not be written, and will be with the next rotation: %s", layout.base_path, error
+                )
+                return head, base
+        # Only now: without a record, the Rust crate may have moved the archive's end behind the base file's back.
+        if archive is not None and (span := archive.unrecorded()) is not None:
+            write_record(archive.fd, span)
+        return head, base
+    finally:
+        if archive is not None:
+            archive.close()
+
+
+def _open_archive(layout: Layout) -> Archive | None:
+    try:
+        fd = operations.open_regular(layout.archive_path, os.O_RDWR)
     except FileNotFoundError:
-        return Head(0, "")
-    archive = Archive(layout.archive_path, fd, os.fstat(fd).st_size)
+        return None
+    return Archive(layout.archive_path, fd, os.fstat(fd).st_size)
+
+
+def finish_copy(layout: Layout, active: ActiveLog, archived: Head) -> Rotation | None:
+    """Goes on with a copy of which the archive was copied after a rotation, and the active log before its end.
+
+    The lines that both have are left to the archive.
+    """
+    archive = _open_archive(layout)
+    assert archive is not None
     try:
-        if archive.damage is not None:
-            raise archive.damage
-        if not under_way and (damage := archive.missing_record()):
-            raise damage
-        if not under_way and archive.end_position < archive.size:
-            excess = archive.size - archive.end_position
-            operations.truncate(fd, archive.end_position)
-            logger.warning("%s: cut %d bytes of an unfinished frame", archive.path, excess)
-        # Also where nothing was cut: what a killed process left may be in the page cache only.
-        operations.sync(fd)
-        span = archive.unrecorded()
-        if span is not None:
-            write_record(fd, span)
-        return archive.head
+        check_archived(layout, archive, active.fd, active.base)
+        position = archive.position_of(active.base)
     finally:
         archive.close()
+    if active.head.offset > archived.offset:
+        return begin_at(layout, active.base, archived.offset - active.base, position)
+    BaseFile(layout.base_path).write(Generation(archived.offset, archived.line_hash))
+    active.restart(archived)
+    return None

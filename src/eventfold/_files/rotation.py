@@ -18,11 +18,14 @@ import os
 from collections.abc import Iterator
 
 from .._errors import CorruptLogError, LogLockedError
+from .._event import line_hash
 from . import operations
 from .active import ActiveLog
 from .archive import Archive
+from .base import BaseFile, Generation, first_line_hash
 from .frames import FRAME_SIZE, write_frames
 from .paths import Layout, NextFile
+from .segments import line_before
 
 logger = logging.getLogger("eventfold")
 COPY_SIZE = 1024 * 1024
@@ -41,6 +44,11 @@ class Rotation:
         return f"<Rotation {self._next.path.name}>"
 
     @property
+    def next_file(self) -> NextFile:
+        """The file that says that the rotation is under way."""
+        return self._next
+
+    @property
     def base(self) -> int:
         """The offset (bytes in the whole log) at which the active log begins until the switch."""
         return self._next.base
@@ -56,8 +64,8 @@ class Rotation:
         path, base = self._layout.archive_path, self._next.base
         if not path.exists():
             # The first archive appears whole, so that there is never an empty one.
-            temporary = path.with_name(f".{path.name}.tmp")
-            fd = operations.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            temporary = operations.temporary_path(path)
+            fd = operations.create_file(temporary)
             try:
                 try:
                     write_frames(fd, 0, 0, self._chunks(active.fd, 0))
@@ -67,9 +75,9 @@ class Rotation:
             except BaseException:
                 operations.discard(temporary)
                 raise
-            operations.sync_dir(self._layout.dir)
+            # The base file, which is replaced before the switch, brings the name to the disk.
             return
-        fd = operations.open_file(path, os.O_RDWR)
+        fd = operations.open_regular(path, os.O_RDWR)
         archive = Archive(path, fd, os.fstat(fd).st_size)
         try:
             done = archive.head.offset - base
@@ -120,9 +128,13 @@ class Rotation:
         active.check()
         self._copy(active, active.head.offset - active.base)
         operations.sync(self._fd)
+        base = self._next.base + self._next.size
+        before = line_hash(line_before(active.fd, self._next.size)[1])
+        first = first_line_hash(self._fd) or ""
+        BaseFile(self._layout.base_path).write(Generation(base, before, first, bool(first)))
         operations.rename(self._next.path, self._layout.log_path)
         fd, self._fd = self._fd, -1
-        return active.replaced_by(fd, self._next.base + self._next.size)
+        return active.replaced_by(fd, base)
 
 
 def begin(layout: Layout, active: ActiveLog) -> Rotation:
@@ -133,9 +145,13 @@ def begin(layout: Layout, active: ActiveLog) -> Rotation:
         archive_size = os.stat(layout.archive_path).st_size
     except FileNotFoundError:
         archive_size = 0
-    base, size = active.base, active.head.offset - active.base
+    return begin_at(layout, active.base, active.head.offset - active.base, archive_size)
+
+
+def begin_at(layout: Layout, base: int, size: int, archive_size: int) -> Rotation:
+    """Says that the first `size` bytes of the active log are on their way into the archive, from `archive_size` on."""
     path = layout.next_path(base, size, archive_size)
-    fd = operations.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    fd = operations.create_file(path)
     try:
         operations.lock(fd)
         operations.sync_dir(layout.dir)

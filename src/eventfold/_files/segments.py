@@ -9,7 +9,7 @@ Promise: what is given ends with a whole line, and never beyond the head: the en
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -17,17 +17,21 @@ from .._codec.decode import batch_of
 from .._codec.lines import Lines
 from .._errors import CorruptLogError
 from .._event import Head, line_hash
+from . import operations
 from .archive import Archive
-from .paths import Layout
+from .base import ChangedError, find_base
+from .paths import Layout, NextFile
 
 # One read from the active log: long enough to make the trip to a thread cheap.
 BLOCK_SIZE = 8 * 1024 * 1024
 _STEP_BACK = 4096
+# One such read from the end of the active log towards its beginning.
+_BLOCK_BACK = 64 * 1024
 
 
 def _open_if_there(path: Path) -> int | None:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return operations.open_to_read(path)
     except FileNotFoundError:
         return None
 
@@ -44,7 +48,7 @@ def line_before(fd: int, end: int) -> tuple[int, bytes]:
         step *= 4
 
 
-def _last_line_end(fd: int, start: int, end: int) -> int:
+def last_line_end(fd: int, start: int, end: int) -> int:
     """The position after the last newline between two positions of a file; `start` if there is none."""
     step = _STEP_BACK
     while True:
@@ -59,7 +63,7 @@ def _last_line_end(fd: int, start: int, end: int) -> int:
 
 def last_complete_offset(fd: int, size: int) -> int:
     """The position in the first `size` bytes of an active log after the last whole line that is in no open batch."""
-    end = _last_line_end(fd, 0, size)
+    end = last_line_end(fd, 0, size)
     if not end:
         return 0
     start, line = line_before(fd, end)
@@ -75,6 +79,20 @@ def last_complete_offset(fd: int, size: int) -> int:
         if batch_of(line) != (index, count):
             return end  # lines out of any order are no torn batch: let whoever reads them say so
     return start
+
+
+def check_archived(layout: Layout, archive: Archive, fd: int, base: int) -> None:
+    """Checks that an active log that begins before the archive's end begins with the archive's lines.
+
+    Its last line that is in the archive must be the archive's line there; raises `CorruptLogError` otherwise.
+    """
+    end = min(archive.head.offset, base + last_complete_offset(fd, os.fstat(fd).st_size))
+    if end == base:
+        return
+    archived = archive.head.line_hash if end == archive.head.offset else line_hash(archive.line_before(end))
+    if os.pread(fd, 1, end - base - 1) != b"\n" or line_hash(line_before(fd, end - base)[1]) != archived:
+        reason = f"another line ends here than in {layout.archive_path}: they are not of the same log"
+        raise CorruptLogError(layout.log_path, end, reason)
 
 
 class LogSegments:
@@ -139,10 +157,41 @@ class LogSegments:
                 os.close(archive_fd)
         if under_way is not None:
             self.base = under_way.base
+            self.damage = self._missing_behind(under_way)
         elif self.archive is not None:
             self.base = self.archive.head.offset
             self.damage = self.archive.damage
+        if self.fd is not None and self.damage is None:
+            try:
+                base = find_base(self._layout, self.fd, self.archive, under_way)
+                if base is not None and base != self.base:
+                    self._skip_archived(base)
+            except ChangedError:
+                return False
+            except CorruptLogError as error:
+                self.damage = error
         return True
+
+    def _missing_behind(self, under_way: NextFile) -> CorruptLogError | None:
+        """What the files lack that a rotation under way says is there: they were cut, or are a mixed copy."""
+        if self.size < under_way.size:
+            reason = f"the file ends here, and {under_way.path.name} says that it went on"
+            return CorruptLogError(self._layout.log_path, under_way.base + self.size, reason)
+        if self.archive is None and under_way.archive_size:
+            reason = f"the file is gone that {under_way.path.name} speaks of"
+            return CorruptLogError(self._layout.archive_path, 0, reason)
+        return None
+
+    def _skip_archived(self, base: int) -> None:
+        """Takes the files for what a copy of them is whose archive has lines that the active log has too."""
+        assert self.fd is not None
+        assert self.archive is not None
+        check_archived(self._layout, self.archive, self.fd, base)
+        if base + last_complete_offset(self.fd, self.size) <= self.archive.head.offset:
+            os.close(self.fd)
+            self.fd = None
+        else:
+            self.base = base
 
     def _named(self) -> bool:
         """Whether `app.jsonl` still names the file that was opened, or still is not there."""
@@ -180,6 +229,32 @@ class LogSegments:
             raise ValueError(f"offset {offset} is not where a line begins")
         return line_before(self.fd, end)[1]
 
+    def block_before(self, offset: int) -> Lines:
+        """The whole lines that end at `offset` (bytes in the whole log, more than 0): some, or one that is longer.
+
+        Raises `ValueError` where no line ends there, `CorruptLogError` for a block that is damaged.
+        """
+        if self.archive is not None and offset <= self.base:
+            return self.archive.block_before(offset)
+        if self.damage is not None:
+            raise self.damage
+        path, end = self._layout.log_path, offset - self.base
+        if self.fd is None or end <= 0:
+            raise CorruptLogError(path, offset, "the file is gone, and the log went on to here")
+        step = _BLOCK_BACK
+        while True:
+            start = max(0, end - step)
+            data = os.pread(self.fd, end - start, start)
+            if len(data) != end - start:
+                raise CorruptLogError(path, self.base + start + len(data), f"the file ends here, and not at {offset}")
+            if not data.endswith(b"\n"):
+                raise ValueError(f"offset {offset} is not where a line ends")
+            # What stands before the first newline may be a part of a line.
+            begin = data.index(b"\n") + 1 if start else 0
+            if begin < len(data):
+                return Lines(path, self.base + start + begin, data[begin:])
+            step *= 4
+
     def line_hash_before(self, offset: int) -> str:
         """The hash of that line; at the archive's end its record tells."""
         if self.archive is not None and offset == self.archive.head.offset == self.base:
@@ -199,49 +274,57 @@ class LogSegments:
             path = self._layout.log_path if offset > self.base else self._layout.archive_path
             raise CorruptLogError(path, offset, "another line ended here before: somebody cut or replaced the log")
 
-    def lines(self, offset: int, end: int) -> Iterator[Lines]:
+    def lines(self, offset: int, end: int, block_size: Callable[[], int] = lambda: BLOCK_SIZE) -> Iterator[Lines]:
         """Blocks of the lines from `offset`, where a line must begin, to `end`, where one must end.
+
+        `block_size` tells before each read from the active log how many bytes it should have.
 
         Raises `ValueError` for an offset inside a line, `CorruptLogError` where damage begins, after all before it.
         """
-        if self.archive is not None and self.damage is not None:
-            yield from self.archive.lines(offset)
+        if self.damage is not None:
+            if self.archive is not None:
+                yield from self.archive.lines(offset)
             raise self.damage
         if offset < min(end, self.base):
             reached = 0
             if self.archive is not None:
+                stop = min(end, self.base)
                 for lines in self.archive.lines(offset):
-                    excess = lines.start_offset + len(lines.data) - end
-                    if excess >= 0:
-                        yield lines._replace(data=lines.data[: len(lines.data) - excess])
-                        return
-                    yield lines
-                reached = self.archive.head.offset
+                    reached = lines.start_offset + len(lines.data)
+                    if reached > stop:
+                        yield lines.part(0, stop - lines.start_offset)
+                        reached = stop
+                    else:
+                        yield lines
+                    if reached == stop:
+                        break
+                if reached == end:
+                    return
             if reached < self.base:
                 reason = f"the archive ends here, and the active log begins at {self.base}"
                 raise CorruptLogError(self._layout.archive_path, reached, reason)
             offset = self.base
         if offset < end:
-            yield from self._active_lines(offset, end)
+            yield from self._active_lines(offset, end, block_size)
 
-    def _active_lines(self, offset: int, end: int) -> Iterator[Lines]:
+    def _active_lines(self, offset: int, end: int, block_size: Callable[[], int]) -> Iterator[Lines]:
         path, base = self._layout.log_path, self.base
         if self.fd is None:
             raise CorruptLogError(path, offset, f"the file is gone, and the log went on to {end}")
         if offset > base and os.pread(self.fd, 1, offset - base - 1) != b"\n":
             raise ValueError(f"offset {offset} is not where a line begins")
-        size = BLOCK_SIZE
+        size = block_size()
         while offset < end:
             start = offset - base
             stop = min(start + size, end - base)
             # Where a block ends is looked up first: cutting what was read down to that would copy it.
-            line_end = _last_line_end(self.fd, start, stop)
+            line_end = last_line_end(self.fd, start, stop)
             if line_end > start:
                 data = os.pread(self.fd, line_end - start, start)
                 if data.endswith(b"\n"):  # else the file was cut just now
                     yield Lines(path, offset, data)
                     offset += len(data)
-                    size = BLOCK_SIZE
+                    size = block_size()
                 continue
             file_end = os.fstat(self.fd).st_size
             if start >= file_end:

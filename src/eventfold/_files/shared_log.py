@@ -17,10 +17,10 @@ from contextlib import nullcontext
 
 from .._errors import EventfoldError, LogLockedError, WriterFailedError
 from .._event import Head
-from .._judge import Append, Judgement, judge
+from .._judge import Append, Judgement, judge, lines_needed_from
 from . import operations
 from .active import ActiveLog, identity
-from .lock_holders import lock_holders
+from .base import BaseFile, Generation
 from .paths import Layout
 from .segments import LogSegments
 from .turn import Mark, Turn
@@ -36,11 +36,11 @@ def open_shared_lock(layout: Layout) -> tuple[int, bool]:
 
     Only in one's turn, in which nobody can replace the file. Raises `LogLockedError` where an exclusive writer has it.
     """
-    fd = operations.open_file(layout.log_path, os.O_RDWR | os.O_CREAT)
+    fd = operations.open_regular(layout.log_path, os.O_RDWR | os.O_CREAT)
     try:
         alone = operations.lock(fd)
         if not operations.lock_shared(fd):
-            raise LogLockedError(layout.log_path, lock_holders(fd))
+            raise LogLockedError(layout.log_path, operations.lock_holder(fd))
         if not os.path.samestat(os.fstat(fd), os.stat(layout.log_path)):
             raise WriterFailedError(f"{layout.log_path} was replaced by a program that does not take turns")
     except BaseException:
@@ -58,9 +58,13 @@ class SharedLog(ActiveLog):
         self._sync_mode = sync_mode
         self._name = os.fspath(layout.log_path)
         super().__init__(layout, fd, base, before)
-        turn.own_durable = self.head
-        turn.write_mark(self._mark(self.head, self.head))
+        self.mark_head()
         _open_logs.add(self)
+
+    def mark_head(self) -> None:
+        """Says in the mark that the log ends at `head`, durably. Call it in one's turn."""
+        self.turn.own_durable = self.head
+        self.turn.write_mark(self._mark(self.head, self.head))
 
     def _mark(self, written: Head, durable: Head, failed: bool = False) -> Mark:
         return Mark(written, durable, failed, self._sync_mode)
@@ -166,9 +170,17 @@ class SharedLog(ActiveLog):
     def _write(self, data: bytes, head: Head) -> None:
         end = self.head.offset - self.base
         try:
-            operations.write(self.fd, data, end)
+            if end:
+                operations.write(self.fd, data, end)
+            else:
+                self._write_first(data)
+        except WriterFailedError:
+            raise
         except BaseException as error:
             try:
+                if not end:
+                    # First, or a crash would leave a base file that speaks of a line which has been cut off.
+                    BaseFile(self._layout.base_path).write(Generation(self.base, self.head.line_hash))
                 operations.truncate(self.fd, end)
                 self.sync()
             except (OSError, WriterFailedError) as second:
@@ -203,7 +215,8 @@ class SharedLog(ActiveLog):
         with self.turn:
             self.check()
             before, file = self.head, self.fd
-            judgement = judge(appends, before)
+            needed = lines_needed_from(appends)
+            judgement = judge(appends, before, () if needed is None else self.lines(needed))
             if judgement.data:
                 self._write(judgement.data, judgement.head)
             mark = self.turn.read_mark()

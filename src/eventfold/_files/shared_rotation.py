@@ -15,9 +15,9 @@ import weakref
 from .._errors import LogLockedError
 from .._event import Head
 from . import operations, recovery, rotation
-from .lock_holders import lock_holders
 from .paths import Layout, NextFile
 from .rotation import Rotation
+from .segments import LogSegments
 from .shared_log import SharedLog, open_shared_lock
 from .turn import Turn
 
@@ -34,6 +34,10 @@ def open_shared(layout: Layout, turn: Turn, sync_mode: int) -> tuple[SharedLog, 
         fd, alone = open_shared_lock(layout)
         left_behind = None
         try:
+            recovery.check_events(layout, fd)
+            with LogSegments(layout) as segments:
+                if segments.damage is not None:
+                    raise segments.damage
             if alone:
                 # Else a temporary file may belong to a process of another container, whose id means nothing here.
                 for directory in (layout.dir, layout.views_dir, layout.consumers_dir):
@@ -45,9 +49,14 @@ def open_shared(layout: Layout, turn: Turn, sync_mode: int) -> tuple[SharedLog, 
             if left is not None and (claim := _claim(left)) is not None:
                 left_behind = _recover(layout, fd, claim)
                 left = None if left_behind is None else left
-            # While a rotation is under way the active log is not empty, so nobody asks for the hash before it.
-            before = recovery.archive_head(layout, False) if left is None else Head(left.base, "")
-            log = SharedLog(layout, fd, turn, sync_mode, before.offset, before)
+            if left is not None and left_behind is None:
+                # A peer rotates: the active log is not empty, so nobody asks for the hash before it.
+                return SharedLog(layout, fd, turn, sync_mode, left.base, Head(left.base, "")), None
+            before, base = recovery.find_ends(layout, fd, left_behind)
+            log = SharedLog(layout, fd, turn, sync_mode, base, before)
+            if left_behind is None and base < before.offset:
+                left_behind = recovery.finish_copy(layout, log, before)
+                log.mark_head()
             return log, _remember(left_behind)
         except BaseException:
             os.close(fd)
@@ -59,7 +68,9 @@ def open_shared(layout: Layout, turn: Turn, sync_mode: int) -> tuple[SharedLog, 
 def _check_sync_mode(layout: Layout, fd: int, turn: Turn, sync_mode: int) -> None:
     mark = turn.read_mark()
     if mark is not None and mark.sync_mode != sync_mode:
-        raise LogLockedError(layout.log_path, lock_holders(fd), "all that share a log need the same sync mode")
+        raise LogLockedError(
+            layout.log_path, operations.lock_holder(fd), "all that share a log need the same sync mode"
+        )
 
 
 def _claim(left: NextFile) -> int | None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
+import errno
 import os
+import stat
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
+from time import monotonic
 
 from .._aio import in_thread, start_in_thread, uninterrupted
 from .._codec.lines import Lines
 from .._event import Head
 from . import operations
 from .paths import Layout
-from .segments import LogSegments
+from .segments import BLOCK_SIZE, LogSegments
 from .watcher import Directory, directory
+
+# The first block of a reading, in bytes. Later ones are up to `BLOCK_SIZE`.
+_FIRST_BLOCK_SIZE = 64 * 1024
+# Seconds for one block: below the one, the next may be larger; above the other, it begins small again.
+_QUICK, _SLOW = 0.1, 1.0
 
 
 class FileDocuments:
+    """The documents beside a log in files: `views/NAME.snapshot.json` and `consumers/NAME.json`."""
+
     def __init__(self, layout: Layout) -> None:
         self._paths = {"view": layout.snapshot_path, "consumer": layout.consumer_path}
 
@@ -24,7 +33,11 @@ class FileDocuments:
         return self._paths[kind](name)
 
     async def load(self, kind: str, name: str) -> bytes | None:
-        return await in_thread(_read, self.location(kind, name))
+        """The file's content. When cancelled, it leaves the thread to end on its own, since reading changes nothing."""
+        from aiofiles.os import wrap
+
+        content: bytes | None = await wrap(_read)(self.location(kind, name))
+        return content
 
     async def store(self, kind: str, name: str, data: bytes) -> None:
         await in_thread(operations.replace_file, self.location(kind, name), data)
@@ -37,6 +50,8 @@ class FileDocuments:
 
 
 class FileSource:
+    """The log in one directory of plain files. Making one does nothing; it holds nothing open between calls."""
+
     def __init__(self, dir: str | os.PathLike[str]) -> None:
         self.layout = Layout(dir)
         self.documents = FileDocuments(self.layout)
@@ -55,11 +70,15 @@ class FileSource:
         return self.directory
 
     async def head(self) -> Head:
-        known = (self.directory or await self.waiters()).durable_head
-        return await in_thread(_head, self.layout) if known is None else known
+        directory = self.directory or await self.waiters()
+        known = directory.durable_head
+        return await in_thread(directory.lookup.head) if known is None else known
 
     async def base(self) -> int:
         return await in_thread(_base, self.layout)
+
+    async def block_before(self, offset: int) -> Lines:
+        return await in_thread(_block_before, self.layout, offset)
 
     async def line_hash_before(self, offset: int) -> str:
         return await in_thread(_line_hash_before, self.layout, offset)
@@ -68,27 +87,33 @@ class FileSource:
         """Nothing is held open between two calls."""
 
     async def blocks(self, start: Head, end: int) -> AsyncGenerator[Lines, None]:
+        """See `Source`. Holds the files open, and one block besides the one that it gave, until it is closed."""
         blocks = _Blocks(self.layout, start, end)
         ahead = start_in_thread(blocks.next)
         try:
             while (block := await uninterrupted(ahead)) is not None:
                 # The next block is read, and decompressed, while this one is decoded.
                 ahead = start_in_thread(blocks.next)
+                given = monotonic()
                 yield block
+                blocks.keep_up(monotonic() - given)
         finally:
-            if not ahead.done():
-                await asyncio.wait([ahead])
-            blocks.close()
-
-
-def _head(layout: Layout) -> Head:
-    with LogSegments(layout) as parts:
-        return parts.head()
+            try:
+                await uninterrupted(ahead)
+            except Exception:  # noqa: S110
+                pass  # raised above, or nobody asks for that block any more
+            finally:
+                blocks.close()
 
 
 def _base(layout: Layout) -> int:
     with LogSegments(layout) as parts:
         return parts.base
+
+
+def _block_before(layout: Layout, offset: int) -> Lines:
+    with LogSegments(layout) as parts:
+        return parts.block_before(offset)
 
 
 def _line_hash_before(layout: Layout, offset: int) -> str:
@@ -97,19 +122,29 @@ def _line_hash_before(layout: Layout, offset: int) -> str:
 
 
 class _Blocks:
-    """The blocks from one offset to another, one a call; holds files open until the last one, or until closed."""
+    """The blocks from one offset to another, one a call; holds files open until the last one, or until closed.
+
+    Blocks are small at first and grow while their reader keeps up, so that many slow readers need little memory.
+    """
 
     def __init__(self, layout: Layout, start: Head, end: int) -> None:
         self._end = end
         self._at_end = False
+        self._size = _FIRST_BLOCK_SIZE
         self._blocks = self._read(layout, start, end)
 
-    @staticmethod
-    def _read(layout: Layout, start: Head, end: int) -> Generator[Lines, None, None]:
+    def _read(self, layout: Layout, start: Head, end: int) -> Generator[Lines, None, None]:
         with LogSegments(layout) as parts:
             if start.line_hash:
                 parts.check_line_before(start)
-            yield from parts.lines(start.offset, end)
+            yield from parts.lines(start.offset, end, lambda: self._size)
+
+    def keep_up(self, seconds: float) -> None:
+        """Says how long the reader took for a block, which tells how large the next ones may be."""
+        if seconds < _QUICK:
+            self._size = min(2 * self._size, BLOCK_SIZE)
+        elif seconds > _SLOW:
+            self._size = _FIRST_BLOCK_SIZE
 
     def next(self) -> Lines | None:
         if self._at_end:
@@ -135,6 +170,11 @@ def _names(example: Path) -> list[str]:
 
 def _read(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        # Whatever somebody has put there: opening a pipe must not wait for its other end.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file; move it away", str(path))
+        return file.read()

@@ -1,7 +1,9 @@
-"""Notices what other processes write: one watcher for all that wait on a directory in this process.
+"""Notices what other processes write, for all that wait on a directory in this process.
 
-File-system events are only hints: what counts is the file, which is looked at every `LOOK_INTERVAL` seconds as well,
-since events get lost on network mounts and in containers.
+On Linux one thread waits for the kernel's hints about all directories (`inotify`); elsewhere, and where that fails,
+each directory has a thread that uses `watchfiles`. Hints get lost on network mounts and in containers, so what counts
+is the file, which is also looked at now and then: every second, and every `LOOK_INTERVAL` seconds once a hint did not
+come, until one does.
 
 Promise: a directory has at most one watcher, and none while nobody waits or while the writer lives in this process.
 """
@@ -10,23 +12,35 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from .._codec.lines import SLICE_SIZE, Lines, join
 from .._errors import CorruptLogError
 from .._event import Head
 from .._waiters import Waiters
+from . import inotify
+from .heads import HeadLookup
 from .paths import Layout
 from .segments import LogSegments
 
 logger = logging.getLogger("eventfold")
 
-LOOK_INTERVAL = 0.25
+LOOK_INTERVAL = inotify.TICK
+# How many times rarer the looks are while hints come.
+_RARER = 4
+# Seconds for which looking may fail (no descriptor left, a mount that does not answer) before those who wait are told.
+PATIENCE = 5.0
 _STEP = 2  # milliseconds between two looks at the hints that came in
+USES_INOTIFY = sys.platform == "linux"
+
+# The directories whose watching has failed and about which a warning was logged.
+_warned: set[Path] = set()
 
 
 def watch(path: Path, **options: Any) -> Iterator[Any]:
@@ -41,17 +55,18 @@ class Directory(Waiters):
 
     def __init__(self, path: str) -> None:
         self._layout = layout = Layout(path)
-        this = weakref.ref(self)
+        self.lookup = HeadLookup(layout)
+        lookup, this = self.lookup, weakref.ref(self)
 
-        def notify(*news: Any) -> None:
+        def notify(*news: Any, watcher: FileWatcher) -> None:
             if (directory := this()) is not None:
-                directory.notify(*news)
+                directory.notify(*news, watcher=watcher)
 
         def shared_head() -> Head | None:
             return None if (directory := this()) is None else directory._shared_head()
 
         self._shared_heads: tuple[Callable[[], Head | None], ...] = ()
-        super().__init__(lambda: _Watcher(layout, notify, shared_head))
+        super().__init__(lambda: FileWatcher(layout, lookup.copy(), notify, shared_head))
 
     def __repr__(self) -> str:
         return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
@@ -83,95 +98,148 @@ class Directory(Waiters):
         self._shared_heads, self._watch_beside_writer = (), False
 
 
-class _Watcher:
-    """A thread that looks at a directory whenever something may have happened in it."""
+class FileWatcher:
+    """Looks at a directory whenever something may have happened in it, and tells the head when it has changed."""
 
     def __init__(
-        self, layout: Layout, notify: Callable[..., None], shared_head: Callable[[], Head | None] = lambda: None
+        self,
+        layout: Layout,
+        lookup: HeadLookup,
+        notify: Callable[..., None],
+        shared_head: Callable[[], Head | None] = lambda: None,
     ) -> None:
         self._layout = layout
-        self._notify = notify
         self._shared_head = shared_head
-        self._stop = threading.Event()
-        self._seen: tuple[int, int, int] | None = None
+        self.dir = layout.dir
+        # Shared writers touch the lock file once what they wrote is durable.
+        self.names: tuple[str, ...] = (layout.log_path.name, layout.lock_path.name)
         self.head: Head | None = None
-        threading.Thread(target=self._run, name=f"eventfold watcher {layout.dir}", daemon=True).start()
+        self._lookup = lookup
+        self._notify = notify
+        self._stopped = threading.Event()
+        self._failing_since: float | None = None
+        self._hints_come = True
+        self._ticks = 0
+        if not USES_INOTIFY:
+            self._start_thread()
+            return
+        try:
+            inotify.hub.add(self)
+        except OSError as error:
+            self.watch_alone(error)
 
     def stop(self) -> None:
-        """Lets the thread end, which takes it some milliseconds."""
-        self._stop.set()
+        """Ends the watching; a look that is under way may go on for some milliseconds."""
+        self._stopped.set()
+        if USES_INOTIFY:
+            inotify.hub.remove(self)
+
+    def look(self) -> None:
+        """A hint came: looks at the files."""
+        if self._look():
+            self._hints_come = True
+
+    def tick(self) -> bool:
+        """Looks, but not every time unless a hint was missing before."""
+        self._ticks += 1
+        if self._hints_come and self._failing_since is None and self._ticks % _RARER:
+            return False
+        if self._look_without_hint():
+            self._hints_come = False
+        return True
+
+    def _look_without_hint(self) -> bool:
+        return self._look()
+
+    def unwatchable(self, error: Exception) -> None:
+        """Says so, once for each directory."""
+        self._hints_come = False
+        if self.dir not in _warned:
+            _warned.add(self.dir)
+            logger.warning("%s can't be watched, and is looked at every %s s: %s", self.dir, LOOK_INTERVAL, error)
+
+    def watch_alone(self, error: Exception) -> None:
+        """Goes on without inotify."""
+        logger.debug("inotify can't be used for %s: %s", self.dir, error)
+        self._start_thread()
+
+    def _start_thread(self) -> None:
+        threading.Thread(target=self._run, name=f"eventfold watcher {self.dir}", daemon=True).start()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._stopped.is_set():
             self._look()
             try:
-                if self._layout.dir.is_dir():
+                if self.dir.is_dir():
                     self._watch()
             except Exception as error:
-                logger.warning("%s can't be watched, and is looked at now and then: %s", self._layout.dir, error)
-            self._stop.wait(LOOK_INTERVAL)
+                self.unwatchable(error)
+            self._stopped.wait(LOOK_INTERVAL)
 
     def _watch(self) -> None:
         """Looks on every hint and now and then, as long as the directory is the one that it was."""
-        directory = os.stat(self._layout.dir)
+        directory = os.stat(self.dir)
         for _ in watch(
-            self._layout.dir,
+            self.dir,
             watch_filter=None,
             debounce=2 * _STEP,
             step=_STEP,
             rust_timeout=int(LOOK_INTERVAL * 1000),
             yield_on_timeout=True,
-            stop_event=self._stop,
+            stop_event=self._stopped,
             recursive=False,
             raise_interrupt=False,
         ):
             self._look()
             try:
-                if not os.path.samestat(directory, os.stat(self._layout.dir)):
+                if not os.path.samestat(directory, os.stat(self.dir)):
                     return
             except FileNotFoundError:
                 return
 
-    def _look(self) -> None:
-        """Tells the head if the active log is another one, or of another size, than at the last look."""
+    def _look(self) -> bool:
+        """Tells the head if it has changed since the last look, or what has kept it from being found for long."""
+        if self._stopped.is_set():
+            return False
         try:
             if (durable := self._shared_head()) is not None:
-                self._look_at_shared(durable)
-                return
-            try:
-                stat = os.stat(self._layout.log_path)
-            except FileNotFoundError:
-                self._seen = None
-                return
-            seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-            if seen != self._seen:
-                with LogSegments(self._layout) as parts:
-                    known, self.head = self.head, parts.head()
-                    # Read once for all who wait for it.
-                    lines = None if known is None else _recent_lines(parts, known, self.head)
-                self._seen = seen
-                self._notify(self.head, known, lines)
-        except (OSError, CorruptLogError) as error:
-            self._notify(error)
+                return self._look_at_shared(durable)
+            change = self._lookup.change()
+        except CorruptLogError as error:
+            self._notify(error, watcher=self)
+            return False
+        except OSError as error:
+            # Most of these pass: too many open files, say. Whoever waits is told only of one that lasts.
+            now = monotonic()
+            self._failing_since = self._failing_since or now
+            if now - self._failing_since >= PATIENCE:
+                self._notify(error, watcher=self)
+            return False
+        self._failing_since = None
+        if change is None:
+            return False
+        self.head = change.head
+        self._notify(change.head, change.known, change.lines, watcher=self)
+        return True
 
-    def _look_at_shared(self, durable: Head) -> None:
+    def _look_at_shared(self, durable: Head) -> bool:
         """The same where a writer of this process knows what is durable: what is in the file may not be yet."""
-        if durable != self.head:
-            known, self.head = self.head, durable
-            lines = None
-            if known is not None and 0 < durable.offset - known.offset <= SLICE_SIZE:
-                with LogSegments(self._layout) as parts:
-                    lines = _recent_lines(parts, known, durable)
-            self._notify(durable, known, lines)
+        if durable == self.head:
+            return False
+        known, self.head = self.head, durable
+        lines = None
+        if known is not None and 0 < durable.offset - known.offset <= SLICE_SIZE:
+            with LogSegments(self._layout) as segments:
+                lines = _lines_between(segments, known, durable)
+        self._notify(durable, known, lines, watcher=self)
+        return True
 
 
-def _recent_lines(parts: LogSegments, start: Head, end: Head) -> Lines | None:
-    """The lines from one head to another; None where they are many, or not those that stood there."""
-    if not 0 < end.offset - start.offset <= SLICE_SIZE:
-        return None
+def _lines_between(segments: LogSegments, start: Head, end: Head) -> Lines | None:
+    """The lines from one head to another; None where they are not those that stood there."""
     try:
-        parts.check_line_before(start)
-        return join(list(parts.lines(start.offset, end.offset)))
+        segments.check_line_before(start)
+        return join(list(segments.lines(start.offset, end.offset)))
     except (CorruptLogError, ValueError):
         return None
 

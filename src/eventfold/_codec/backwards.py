@@ -1,0 +1,87 @@
+"""Lines back into events, the newest first.
+
+Promise: `BackwardsDecoder` gives every event of the lines that it is fed that a query matches, or says where a bad line
+begins after giving all that stand behind it; so too where a batch is not whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .._errors import CorruptLogError
+from .._event import Record
+from .._query import Query
+from .decode import BAD_LINE
+from .lines import Lines
+from .selection import BatchPlace, Found, decode_events, decode_line, place_of, selection
+from .stored import StoredEvent
+
+
+class BackwardsDecoder:
+    """Turns lines, fed from the end of a log to its beginning, into records, the newest first.
+
+    Reading may begin inside a batch: what stands before that place in it is then given.
+    """
+
+    def __init__(self, query: Query | None = None) -> None:
+        self._selection = None if query is None or query.matches_all else selection(query)
+        self._nothing_seen = True
+        # The place in its batch that the next line, which stands before the last one, must have; None for any batch's
+        # end, or none.
+        self._due: BatchPlace | None = None
+
+    def feed(self, lines: Lines) -> Iterator[Record]:
+        """The records of lines that end where those before began.
+
+        Raises `CorruptLogError` at a line that holds no event, or that is not in the batch that it must be in.
+        """
+        texts = lines.data.split(b"\n")
+        texts.pop()  # what follows the last newline: nothing
+        found = self._decode_at_once(lines.data, len(texts))
+        if found is not None and self._due is None and not any(line.worth_a_look for line in found):
+            self._nothing_seen = False
+            return
+        end = len(lines.data)
+        for number in range(len(texts) - 1, -1, -1):
+            text = texts[number]
+            begin = end - len(text) - 1
+            if found is not None:
+                line = found[number]
+            elif text.strip():
+                try:
+                    line = decode_line(text)
+                except BAD_LINE as error:
+                    raise CorruptLogError(lines.path, lines.offset_at(begin), f"no event: {error}") from error
+                if self._selection is not None:
+                    line = self._selection.look(line)
+            else:
+                line = None
+            if line is not None:
+                self._follow(place_of(line.batch), lines, begin)
+                if isinstance(line, StoredEvent):
+                    yield Record(line, lines.offset_at(begin), lines.offset_at(end), text)
+            elif self._due is not None:
+                raise CorruptLogError(lines.path, lines.offset_at(begin), "a batch breaks off here")
+            end = begin
+
+    def _decode_at_once(self, data: bytes, count: int) -> Found | None:
+        """One object for each line, or None if the lines must be looked at one by one."""
+        if not (data.startswith(b"{") and data.count(b"}\n{") == count - 1):
+            return None
+        try:
+            found: Found = (self._selection or decode_events).decode_lines(data)
+        except BAD_LINE:
+            return None
+        return found if len(found) == count else None
+
+    def _follow(self, place: BatchPlace | None, lines: Lines, begin: int) -> None:
+        due, first = self._due, self._nothing_seen
+        self._nothing_seen = False
+        if place is None:
+            broken, self._due = due is not None, None
+        else:
+            index, size = place
+            broken = place != due if due is not None else not first and index != size
+            self._due = (index - 1, size) if index > 1 else None
+        if broken or (self._due is not None and not lines.offset_at(begin)):
+            raise CorruptLogError(lines.path, lines.offset_at(begin), "a batch breaks off here")

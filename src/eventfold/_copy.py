@@ -1,0 +1,151 @@
+"""`copy_log`: a log with its snapshots and consumers, from one engine to another.
+
+Lines go over as they are, so that offsets and hashes stay the same and every snapshot and consumer goes on where it
+was. Only between engines whose offsets count bytes: directories and PostgreSQL.
+
+Promises: what the target has already is never changed; a copy that broke off is taken up again by the next call; the
+target never ends inside a batch; at the end both logs have been read and compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import xxhash
+
+from ._address import Address, engine_of
+from ._aio import UncancellableTask, uninterrupted
+from ._codec.decode import batch_of
+from ._engine import Committer, DocumentKind, Source
+from ._errors import CorruptLogError, EventfoldError
+from ._event import Head
+from ._judge import Append
+
+_KINDS: tuple[DocumentKind, ...] = ("view", "consumer")
+_COMMIT_SIZE = 4 * 2**20  # bytes
+
+
+async def copy_log(source: Address, target: Address) -> Head:
+    """Copies a log, its snapshots and its consumers' places to where no other log is.
+
+    The source may be in use: what is appended meanwhile is copied by the next call. Nobody else may append to the
+    target.
+
+    Args:
+        source: The log: a directory, an address, or an engine.
+        target: Where the copy is to be; created if need be. It may have the beginning of the same log already, which
+            is what a copy that broke off leaves.
+
+    Returns:
+        The head of the copy: the source's at the beginning of the copying.
+
+    Raises:
+        EventfoldError: The target has another log, or one that goes on beyond the source; or one of the two has offsets
+            that don't count bytes.
+        CorruptLogError: The source is damaged, or the copy does not have the same lines.
+        OSError: The system or a server refused.
+        ValueError: An address names no engine.
+
+    Cancelled, it leaves a part of the copy, which the next call takes up.
+    """
+    original = engine_of(source).source()
+    try:
+        committer = await engine_of(target).open_committer()
+        try:
+            # The documents first: what they stand for is then before the head.
+            documents = [
+                (kind, name, await original.documents.load(kind, name))
+                for kind in _KINDS
+                for name in await original.documents.names(kind)
+            ]
+            head = await original.head()
+            await _check_beginning(original, committer, head)
+            await _copy_lines(original, committer, head)
+            await _compare(original, committer.source, head)
+            for kind, name, data in documents:
+                if data is not None:
+                    await committer.source.documents.store(kind, name, data)
+        finally:
+            await uninterrupted(UncancellableTask(committer.aclose(), "eventfold close"))
+    finally:
+        await uninterrupted(UncancellableTask(original.aclose(), "eventfold close"))
+    return head
+
+
+async def _check_beginning(source: Source, committer: Committer, head: Head) -> None:
+    """Makes sure that the target has nothing but the beginning of the source."""
+    there = committer.head
+    if there.offset > head.offset:
+        raise EventfoldError(
+            f"{committer.source.location} ends at offset {there.offset}, and {source.location} at {head.offset}: the "
+            "target has more than the source; copy to another place"
+        )
+    if there.offset:
+        try:
+            found = await source.line_hash_before(there.offset)
+        except ValueError:
+            found = ""
+        if found != there.line_hash:
+            raise EventfoldError(
+                f"{committer.source.location} has another log than {source.location}: copy to another place"
+            )
+
+
+async def _copy_lines(source: Source, committer: Committer, head: Head) -> None:
+    start = committer.head
+    if start.offset == head.offset:
+        return
+    pending = b""
+    async with aclosing(source.blocks(start, head.offset)) as blocks:
+        async for block in blocks:
+            if block.marks:
+                raise EventfoldError(f"{source.location} has offsets that don't count bytes: it can't be copied")
+            pending += block.data
+            if len(pending) >= _COMMIT_SIZE and (end := _end_of_batches(pending)):
+                await _commit(committer, pending[:end])
+                pending = pending[end:]
+    if pending:
+        await _commit(committer, pending)
+    if committer.head != head:
+        raise CorruptLogError(
+            source.location, committer.head.offset, f"the copy ends here, and the log was to go on to {head.offset}"
+        )
+
+
+def _end_of_batches(data: bytes) -> int:
+    """The position in whole lines after the last one that is in no open batch."""
+    last = data.rfind(b"\n", 0, -1) + 1
+    batch = batch_of(data[last:])
+    if batch is None or batch[0] == batch[1]:
+        return len(data)
+    end = len(data)
+    for _ in range(batch[0]):
+        end = data.rfind(b"\n", 0, max(end - 1, 0)) + 1
+    return end
+
+
+async def _commit(committer: Committer, data: bytes) -> None:
+    head = committer.head
+    commit = await committer.commit([Append(data, asyncio.get_running_loop().create_future(), head)])
+    [outcome] = commit.outcomes
+    if isinstance(outcome, Exception):
+        raise EventfoldError(f"somebody else appends to {committer.source.location}: {outcome}") from outcome
+    if commit.head.offset != head.offset + len(data):
+        raise EventfoldError(
+            f"{committer.source.location} has offsets that don't count bytes: nothing can be copied there"
+        )
+
+
+async def _compare(source: Source, copy: Source, head: Head) -> None:
+    if head.offset and await _digest(source, head) != await _digest(copy, head):
+        raise CorruptLogError(copy.location, 0, f"the copy does not have the same lines as {source.location}")
+
+
+async def _digest(source: Source, head: Head) -> tuple[int, str]:
+    digest, size = xxhash.xxh3_128(), 0
+    async with aclosing(source.blocks(Head(0, ""), head.offset)) as blocks:
+        async for block in blocks:
+            digest.update(block.data)
+            size += len(block.data)
+    return size, digest.hexdigest()

@@ -1,0 +1,141 @@
+"""Finds the head of a directory's files, and looks into them again only when they have changed.
+
+Promise: a head that is remembered is given only while the active log and the archive are, by all that `stat` tells,
+the files that it was found in, and were last changed long enough before for a later change to show.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from time import time_ns
+from typing import NamedTuple, TypeAlias
+
+from .._codec.lines import SLICE_SIZE, Lines, join
+from .._errors import CorruptLogError
+from .._event import Head, line_hash
+from .paths import Layout
+from .segments import LogSegments, last_complete_offset, line_before
+
+# Nanoseconds: longer than any tick of a file system's clock. Two changes within one tick leave the same times.
+_TICK = 50_000_000
+
+_Stat: TypeAlias = tuple[int, int, int, int, int] | None
+
+
+class _Known(NamedTuple):
+    """The head that was found in files of this state, and the offset of the active log's first byte."""
+
+    log: _Stat
+    archive: _Stat
+    base: int
+    head: Head
+    settled: bool
+
+
+class Change(NamedTuple):
+    """A head that is not the last one, and the lines between the two where they are few; `known` is that last one."""
+
+    head: Head
+    known: Head | None
+    lines: Lines | None
+
+
+def _stat(path: Path) -> _Stat:
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+class HeadLookup:
+    """The head of one directory, as this process last found it. Makes blocking calls."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._known: _Known | None = None
+
+    def copy(self) -> HeadLookup:
+        """Another one, which knows what this one does: its first change is the one after that."""
+        other = HeadLookup(self._layout)
+        other._known = self._known
+        return other
+
+    def head(self) -> Head:
+        """The head of now. Raises `OSError` and `CorruptLogError`."""
+        log, archive = self._state()
+        known = self._known
+        if known is not None and known.settled and known.log == log and known.archive == archive:
+            return known.head
+        with LogSegments(self._layout) as parts:
+            head = parts.head()
+            self._remember(log, archive, parts.base, head)
+        return head
+
+    def change(self) -> Change | None:
+        """The head if the files have changed since the last call; None if not, or if there is no active log."""
+        log, archive = self._state()
+        known = self._known
+        if log is None:
+            self._known = None
+            return None
+        if known is not None and known.log == log and known.archive == archive:
+            return None
+        if known is not None and known.archive == archive:
+            grown = self._grown(known, log)
+            if grown is not None:
+                self._known = _Known(log, archive, known.base, grown.head, False)
+                return grown
+        with LogSegments(self._layout) as parts:
+            head = parts.head()
+            before = None if known is None else known.head
+            lines = None if before is None else _lines_between(parts, before, head)
+            self._known = _Known(log, archive, parts.base, head, False)
+        return Change(head, before, lines)
+
+    def _state(self) -> tuple[_Stat, _Stat]:
+        return _stat(self._layout.log_path), _stat(self._layout.archive_path)
+
+    def _remember(self, log: _Stat, archive: _Stat, base: int, head: Head) -> None:
+        changed = max(0 if stat is None else max(stat[3:]) for stat in (log, archive))
+        settled = changed < time_ns() - _TICK and self._state() == (log, archive)
+        self._known = _Known(log, archive, base, head, settled)
+
+    def _grown(self, known: _Known, log: _Stat) -> Change | None:
+        """What was added to the active log that was there already; None where that is not all that has happened."""
+        start = known.head.offset - known.base
+        if log is None or known.log is None or log[:2] != known.log[:2] or not 0 < log[2] - start <= SLICE_SIZE:
+            return None
+        try:
+            fd = os.open(self._layout.log_path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            stat = os.fstat(fd)
+            if (stat.st_dev, stat.st_ino) != log[:2] or (
+                start and line_hash(line_before(fd, start)[1]) != known.head.line_hash
+            ):
+                return None
+            end = last_complete_offset(fd, log[2])
+            if end <= start:
+                return None
+            data = os.pread(fd, end - start, start)
+        finally:
+            os.close(fd)
+        if len(data) != end - start or not data.endswith(b"\n"):
+            return None
+        last = data[data.rfind(b"\n", 0, -1) + 1 :]
+        head = Head(known.base + end, line_hash(last))
+        return Change(head, known.head, Lines(self._layout.log_path, known.head.offset, data))
+
+
+def _lines_between(parts: LogSegments, start: Head, end: Head) -> Lines | None:
+    """The lines from one head to another; None where they are many, or not those that stood there."""
+    if not 0 < end.offset - start.offset <= SLICE_SIZE:
+        return None
+    try:
+        parts.check_line_before(start)
+        return join(list(parts.lines(start.offset, end.offset)))
+    except (CorruptLogError, ValueError):
+        return None

@@ -1,0 +1,30 @@
+"""The pytest plugin: the fixture `eventfold_log`. Only pytest imports this module, through its entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import EventLog, SyncMode, View
+
+
+@pytest.fixture
+def eventfold_log(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[EventLog]]:
+    """Opens logs below the test's `tmp_path`: `async with eventfold_log(views=[view]) as log:`.
+
+    It takes the options of `EventLog.open`, and `name`, that of the directory: the same name in the same test opens the
+    same log again. `sync` is `SyncMode.OS` if not given. pytest keeps the directories of the last runs, so that the log
+    of a test that failed can be looked at. Works with every plugin for async tests.
+    """
+
+    def open_log(
+        name: str = "eventfold", *, views: Iterable[View[Any]] = (), **options: Any
+    ) -> AbstractAsyncContextManager[EventLog]:
+        options.setdefault("sync", SyncMode.OS)
+        return EventLog.open(tmp_path / name, views=views, **options)
+
+    return open_log

@@ -1,0 +1,133 @@
+"""Which events matter: by type and by tags.
+
+The rules are those of the specification at https://dcb.events/specification/: a query has items, any of which may
+match; an item matches an event whose type is one of the item's types, and which has all of the item's tags.
+
+Promise: a query is immutable, and equal to another one with the same items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from ._event import Event
+
+
+class QueryItem(NamedTuple):
+    """One alternative of a query. Empty types stand for any type, empty tags for any tags."""
+
+    types: frozenset[str]
+    tags: frozenset[str]
+
+
+class Query:
+    """Which events matter.
+
+    `Query(types={"order_placed"}, tags={"customer:3"})` matches an event whose type is one of `types` (any type, if
+    there are none) and which has all of `tags`. `a | b` matches what either matches; `Query()` matches everything.
+
+    Args:
+        types: Types of events, of which an event must have one.
+        tags: Tags, of which an event must have all.
+
+    Raises:
+        TypeError: A string was given instead of a collection of strings, or something in it is not a string.
+    """
+
+    __slots__ = ("items",)
+
+    items: tuple[QueryItem, ...]
+    """The alternatives, sorted, without doubles."""
+
+    def __init__(self, types: Collection[str] = (), tags: Collection[str] = ()) -> None:
+        object.__setattr__(self, "items", (QueryItem(_strings("types", types), _strings("tags", tags)),))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Query can't be changed: {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a Query can't be changed: {name}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _of, (self.items,)
+
+    def __or__(self, other: Query) -> Query:
+        if not isinstance(other, Query):
+            return NotImplemented
+        return _of({*self.items, *other.items})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Query):
+            return NotImplemented
+        return self.items == other.items
+
+    def __hash__(self) -> int:
+        return hash(self.items)
+
+    def __repr__(self) -> str:
+        return " | ".join(map(_repr, self.items)) or "<Query that matches no event>"
+
+    @property
+    def matches_all(self) -> bool:
+        """Whether it matches every event."""
+        return any(not item.types and not item.tags for item in self.items)
+
+    @property
+    def types(self) -> frozenset[str] | None:
+        """The types that an event must have one of; None if any type may match."""
+        if any(not item.types for item in self.items):
+            return None
+        return frozenset().union(*(item.types for item in self.items))
+
+    def matches(self, event: Event) -> bool:
+        """Whether an event is one of those that matter."""
+        return self.matches_keys(event.type, event.tags)
+
+    def matches_keys(self, type: str, tags: Collection[str]) -> bool:
+        """Whether an event of this type and with these tags is one of those that matter."""
+        return any((not types or type in types) and wanted.issubset(tags) for types, wanted in self.items)
+
+
+def query_of(query: Query | None, types: Collection[str] | None) -> Query | None:
+    """A query, or the short form of one: the types of which an event must have one (None: any; empty: no event at all).
+
+    Raises `ValueError` if both are given, `TypeError` for what is neither.
+    """
+    if query is not None and not isinstance(query, Query):
+        raise TypeError(f"query must be a Query, such as Query(types={{'order_placed'}}), not {query!r}")
+    if types is None:
+        return query
+    if query is not None:
+        raise ValueError("types were given and a query too: write the types into the query")
+    types = _strings("types", types)
+    return Query(types) if types else _of(())
+
+
+def types_alone(query: Query) -> frozenset[str] | None:
+    """The types that an event must have one of, where only types matter; None where tags do, or any type may match."""
+    return None if any(item.tags for item in query.items) else query.types
+
+
+def _of(items: Collection[QueryItem]) -> Query:
+    query = Query()
+    object.__setattr__(
+        query, "items", tuple(sorted(set(items), key=lambda item: (sorted(item.types), sorted(item.tags))))
+    )
+    return query
+
+
+def _strings(name: str, values: Collection[str]) -> frozenset[str]:
+    if isinstance(values, str):
+        raise TypeError(f"{name} must be a collection of strings, not the string {values!r}: write {{{values!r}}}")
+    strings = frozenset(values)
+    for value in strings:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be strings, not {value!r}")
+    return strings
+
+
+def _repr(item: QueryItem) -> str:
+    named = (("types", item.types), ("tags", item.tags))
+    parts = [f"{name}={{{', '.join(map(repr, sorted(values)))}}}" for name, values in named if values]
+    return f"Query({', '.join(parts)})"

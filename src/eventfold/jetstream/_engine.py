@@ -1,0 +1,121 @@
+"""`JetStream`: which stream on which servers keeps a log, and how to reach them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from .._engine import refuse_options
+from ._committer import StreamCommitter
+from ._connection import Connection, Settings
+from ._stream import Stream
+
+_LOG_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_streams: dict[tuple[asyncio.AbstractEventLoop, Settings], Stream] = {}
+
+
+class JetStream:
+    """A log in a JetStream stream; give it to `EventLog.open` or `EventReader`.
+
+    Args:
+        servers: One address or several, such as `nats://host:4222`. The first one that answers is used, and another one
+            when it is lost.
+        log: The log's name, which is that of the stream and the end of its subject: 1 to 128 of `A-Z a-z 0-9 _ -`.
+        replicas: On how many servers a stream that is made here is kept: 1, 3 or 5.
+        create: Whether to make the stream and the bucket of documents where they don't exist.
+        timeout: Seconds after which an unanswered call fails: appends with `UnknownOutcomeError`, others with
+            `OSError`.
+        attempt_timeout: Seconds after which one unanswered request is sent again.
+        compression: `"none"` or `"s2"`, for a stream that is made here.
+        **connect: Further options for `nats.connect`, such as `user_credentials` or `tls`.
+
+    Raises:
+        ValueError: A name or a number that can't be used.
+    """
+
+    def __init__(
+        self,
+        servers: str | Sequence[str],
+        log: str,
+        *,
+        replicas: int = 1,
+        create: bool = True,
+        timeout: float = 30.0,
+        attempt_timeout: float = 2.0,
+        compression: str = "none",
+        **connect: Any,
+    ) -> None:
+        if not isinstance(log, str) or not _LOG_NAME.fullmatch(log):
+            raise ValueError(f"log name {log!r}: it must be 1 to 128 characters of A-Z a-z 0-9 _ -")
+        if replicas not in (1, 3, 5):
+            raise ValueError(f"replicas must be 1, 3 or 5, not {replicas!r}")
+        addresses = (servers,) if isinstance(servers, str) else tuple(servers)
+        if not addresses:
+            raise ValueError("servers must name at least one address")
+        self._settings = Settings(
+            addresses, log, replicas, create, timeout, attempt_timeout, compression, _Options(connect)
+        )
+
+    @classmethod
+    def from_address(cls, address: str) -> JetStream:
+        """The engine that an address names: `nats://host1:4222,host2:4222/LOG`, with `?replicas=3` if need be.
+
+        Raises:
+            ValueError: The address names no host or no log, or has an option that doesn't exist.
+        """
+        parts = urlsplit(address)
+        log = unquote(parts.path.strip("/"))
+        if not parts.netloc or not log:
+            raise ValueError(f"{address!r} must look like nats://host:4222/log")
+        user, _, hosts = parts.netloc.rpartition("@")
+        options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        replicas = int(options.pop("replicas", "1"))
+        if options:
+            raise ValueError(f"unknown options in {address!r}: {', '.join(sorted(options))}")
+        prefix = f"{parts.scheme}://{user}@" if user else f"{parts.scheme}://"
+        return cls([prefix + host for host in hosts.split(",")], log, replicas=replicas)
+
+    def __repr__(self) -> str:
+        return f"<JetStream {self._settings.location}>"
+
+    def source(self) -> Stream:
+        """The log, to be read. Call it in the event loop that reads. No I/O."""
+        key = (asyncio.get_running_loop(), self._settings)
+        for other, stream in list(_streams.items()):
+            if other[0].is_closed() or stream.connection.closed:
+                del _streams[other]
+        if key not in _streams:
+            _streams[key] = Stream(Connection(self._settings))
+        _streams[key].acquire()
+        return _streams[key]
+
+    async def open_committer(self, **options: Any) -> StreamCommitter:
+        """Opens the log for appending; makes or checks the stream.
+
+        Raises:
+            ValueError: An option that this engine does not have.
+            OSError: No server answers.
+            EventfoldError: The servers or the stream can't keep the promises; the message says what to change.
+        """
+        refuse_options(options, "JetStream")
+        stream = self.source()
+        try:
+            client = await stream.connection.client()
+            await stream.head()
+        except BaseException:
+            await stream.aclose()
+            raise
+        return StreamCommitter(stream, client.max_payload)
+
+
+class _Options(dict[str, Any]):
+    """Options of `nats.connect`, which count as equal only if they are the same object."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self) if self else 0
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (not self and isinstance(other, _Options) and not other)

@@ -1,0 +1,116 @@
+"""Notices new messages while somebody waits: one ordered consumer for all who wait in this process.
+
+The consumer is made anew on a gap, on a missed heartbeat and after a reconnect, each time from the head that was seen
+last, so that nothing is missed. The client library's own ordered consumer does not notice all of these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from typing import TYPE_CHECKING
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from .._errors import EventfoldError
+from .._event import Head
+from ._offsets import sequence_at
+
+if TYPE_CHECKING:
+    from ._stream import Stream
+
+logger = logging.getLogger("eventfold")
+
+_HEARTBEAT = 1.0  # seconds
+_RETRY_DELAY = 0.1
+_IDLE_HEARTBEAT_STATUS = "100"
+
+
+class Follower:
+    """A watcher, as `Waiters` asks for one. Make it in the event loop of its stream."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="eventfold follower")
+
+    @property
+    def head(self) -> Head | None:
+        """The newest head that was seen."""
+        return self._stream.known_head
+
+    def stop(self) -> None:
+        """Ends the following. Call it in the stream's event loop."""
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._stream.head()
+                await self._follow()
+            except EventfoldError as error:
+                (await self._stream.waiters()).notify(error)
+                return
+            except (NatsError, OSError, TimeoutError) as error:
+                logger.info("%s is followed anew: %r", self._stream.location, error)
+                await asyncio.sleep(_RETRY_DELAY)
+
+    async def _follow(self) -> None:
+        """Gives on each new message; returns when one was missed."""
+        connection = self._stream.connection
+        client = await connection.client()
+        messages: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox, name = client.new_inbox(), f"eventfold-{uuid.uuid4().hex}"
+        subscription = await client.subscribe(inbox, cb=messages.put)
+        try:
+            sequence = sequence_at(self._stream.known_head.offset) - 1
+            answer = await connection.request(
+                f"$JS.API.CONSUMER.CREATE.{connection.settings.stream}.{name}",
+                {
+                    "stream_name": connection.settings.stream,
+                    "config": {
+                        "name": name,
+                        "deliver_subject": inbox,
+                        "deliver_policy": "by_start_sequence",
+                        "opt_start_seq": sequence + 1,
+                        "ack_policy": "none",
+                        "max_deliver": 1,
+                        "flow_control": True,
+                        "idle_heartbeat": int(_HEARTBEAT * 1e9),
+                        "mem_storage": True,
+                        "num_replicas": 1,
+                        "inactive_threshold": 30 * 10**9,
+                    },
+                },
+            )
+            if "error" in answer:
+                await connection.check()
+                raise OSError(f"no consumer can be made: {answer['error']['description']}")
+            while True:
+                async with asyncio.timeout(3 * _HEARTBEAT):
+                    message = await messages.get()
+                headers = message.headers or {}
+                if headers.get("Status") == _IDLE_HEARTBEAT_STATUS:
+                    if message.reply:  # a flow control request
+                        await client.publish(message.reply)
+                    elif int(headers.get("Nats-Last-Stream", sequence)) > sequence and messages.empty():
+                        return
+                    continue
+                # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<consumer sequence>.<time>.<pending>, and more
+                # tokens in front where the stream is in a domain.
+                if int(message.reply.split(".")[-4]) != sequence + 1:
+                    return
+                sequence += 1
+                self._stream.saw(sequence, message.data)
+        finally:
+            await self._forget(client, subscription, name)
+
+    async def _forget(self, client: Client, subscription: object, name: str) -> None:
+        try:
+            await subscription.unsubscribe()  # type: ignore[attr-defined]
+            if client.is_connected:
+                await client.publish(f"$JS.API.CONSUMER.DELETE.{self._stream.connection.settings.stream}.{name}")
+        except NatsError:
+            pass  # the server forgets it by itself after the inactive threshold

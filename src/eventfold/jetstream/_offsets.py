@@ -1,0 +1,51 @@
+"""Where an event is in a stream: `(sequence - 1) << 24 | byte in the message`.
+
+A message is one group commit: one or more whole lines. The end of a message is the start of the next one, so the offset
+after the last line of message `n` is `n << 24`. A message is smaller than 16 MiB, so that the byte always fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .._codec.lines import Lines
+from .._event import line_hash
+
+POSITION_BITS = 24
+MAX_MESSAGE_SIZE = (1 << POSITION_BITS) - 1
+
+
+def start_of(sequence: int) -> int:
+    """The offset at which a message begins."""
+    return (sequence - 1) << POSITION_BITS
+
+
+def end_of(sequence: int) -> int:
+    """The offset at which a message ends, and the next one begins."""
+    return sequence << POSITION_BITS
+
+
+def sequence_at(offset: int) -> int:
+    """The sequence of the message that an offset is in, or that begins there."""
+    return (offset >> POSITION_BITS) + 1
+
+
+def position_at(offset: int) -> int:
+    """The byte within its message; 0 at the start of one."""
+    return offset & MAX_MESSAGE_SIZE
+
+
+def join_messages(location: str, first: int, messages: Sequence[bytes], skip: int = 0) -> Lines:
+    """The lines of messages that follow each other, from byte `skip` of the first one on."""
+    start = start_of(first) + skip
+    data = b"".join(messages)[skip:]
+    marks, position = [(0, start)], -skip
+    for sequence, message in enumerate(messages, first):
+        position += len(message)
+        marks.append((position, end_of(sequence)))
+    return Lines(location, start, data, tuple(marks))
+
+
+def last_line_hash(data: bytes) -> str:
+    """The hash of the last line of a message."""
+    return line_hash(data[data.rfind(b"\n", 0, -1) + 1 :])

@@ -1,0 +1,237 @@
+"""Connections to one database: a pool, statements that are tried again, and what the server's errors mean.
+
+Promise: a statement that is run through `retried` either has an answer, or raises `OSError` after the timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from .._errors import EventfoldError, LogClosedError
+
+T = TypeVar("T")
+
+# Seconds before a lost connection is tried again; each further try doubles them, up to the last.
+FIRST_DELAY, LAST_DELAY = 0.02, 1.0
+
+# The answer to what was sent is missing: the server may have done it, or do it yet.
+LOST = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+# The server has done nothing, and may do it at the next try.
+PASSING = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TooManyConnectionsError,
+)
+
+
+class NotSentError(OSError):
+    """No connection could be had: nothing was sent to the server."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What `Postgres` was made with; see there."""
+
+    target: Any
+    log: str
+    schema: str | None
+    timeout: float
+    attempt_timeout: float
+    listen_dsn: str | None
+    transaction_pooling: bool
+    pool_size: int
+    connect: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for settings with which connections can be shared."""
+        options = tuple(sorted((name, id(value)) for name, value in self.connect.items()))
+        target = self.target if isinstance(self.target, str) else id(self.target)
+        numbers = (self.timeout, self.attempt_timeout, self.pool_size)
+        return (target, self.log, self.schema, self.listen_dsn, self.transaction_pooling, numbers, options)
+
+    @property
+    def location(self) -> str:
+        """Where the log is, without the password."""
+        if not isinstance(self.target, str):
+            return f"postgresql:?log={self.log}"
+        parts = urlsplit(self.target)
+        user, at, host = parts.netloc.rpartition("@")
+        return f"postgresql://{user.partition(':')[0]}{at}{host}{parts.path}?log={self.log}"
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
+    """A connection of our own pool, which is never left in a state that must be reset by a statement."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
+class Connections:
+    """A pool for one event loop; with a pool of the application, that one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._pool: Any = None if isinstance(settings.target, str) else settings.target
+        self._owned = self._pool is None
+        self._connecting = asyncio.Lock()
+        self.closed = False
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        settings = self.settings
+        options = {"timeout": settings.attempt_timeout, "command_timeout": settings.attempt_timeout} | settings.connect
+        return options | ({"statement_cache_size": 0} if settings.transaction_pooling else {})
+
+    async def _get_pool(self) -> Any:
+        if self.closed:
+            raise LogClosedError(f"the log in {self.settings.location} is closed")
+        if self._pool is None:
+            async with self._connecting:
+                if self._pool is None:
+                    self._pool = await asyncpg.create_pool(
+                        self.settings.target,
+                        min_size=0,
+                        max_size=self.settings.pool_size,
+                        connection_class=_Connection,
+                        **self._options,
+                    )
+        return self._pool
+
+    async def run(self, call: Callable[[Any], Awaitable[T]], *, transaction: bool = False) -> T:
+        """Makes one call with a connection, once. Raises `NotSentError` where there is no connection.
+
+        With `transaction`, or behind a pooler, the call is made in a transaction of its own.
+        """
+        try:
+            pool = await self._get_pool()
+            connection = await pool.acquire(timeout=self.settings.attempt_timeout)
+        except asyncpg.exceptions.ClientConfigurationError as error:
+            raise ValueError(f"{self.settings.location}: {error}") from error
+        except LOST as error:
+            if self.closed:
+                raise LogClosedError(f"the log in {self.settings.location} is closed") from error
+            raise NotSentError(errno.ECONNREFUSED, f"no connection: {error}", self.settings.location) from error
+        except PASSING:
+            raise
+        except asyncpg.PostgresError as error:
+            raise EventfoldError(f"{self.settings.location}: the server refuses the connection: {error}") from error
+        try:
+            if transaction or self.settings.transaction_pooling:
+                async with connection.transaction():
+                    return await call(connection)
+            return await call(connection)
+        except LOST:
+            # Whatever the server still does with it, nobody must wait for it here.
+            connection.terminate()
+            raise
+        finally:
+            try:
+                await pool.release(connection)
+            except LOST:
+                connection.terminate()
+
+    async def retried(self, call: Callable[[Any], Awaitable[T]], *, transaction: bool = False) -> T:
+        """Makes a call that may be made twice, until it is answered.
+
+        Raises `OSError` after the timeout, `PermissionError`, and `EventfoldError` for what no further try would mend.
+        """
+        tries = Tries(self)
+        while True:
+            try:
+                return await self.run(call, transaction=transaction)
+            except (*LOST, *PASSING) as error:
+                await tries.wait(error)
+            except asyncpg.PostgresError as error:
+                raise self.refusal(error) from error
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncGenerator[Any, None]:
+        """A connection that listens: one of its own, or one of the application's pool."""
+        settings = self.settings
+        if settings.listen_dsn is None and not self._owned:
+            async with self._pool.acquire(timeout=settings.attempt_timeout) as connection:
+                yield connection
+            return
+        connection = await asyncpg.connect(settings.listen_dsn or settings.target, **self._options)
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    async def forget_connections(self) -> None:
+        """Connects anew for whatever is run next: the server may be another one by now."""
+        if self._pool is not None:
+            await self._pool.expire_connections()
+
+    def refusal(self, error: asyncpg.PostgresError) -> Exception:
+        """What an answer of the server means to the caller: nothing was done."""
+        location = self.settings.location
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            return PermissionError(errno.EPERM, f"{error}: grant it to the role that connects", location)
+        if isinstance(error, asyncpg.QueryCanceledError | asyncpg.LockNotAvailableError):
+            return OSError(
+                errno.ETIMEDOUT, f"{error}: raise statement_timeout and lock_timeout for this role", location
+            )
+        if isinstance(error, asyncpg.DiskFullError):
+            return OSError(errno.ENOSPC, str(error), location)
+        if isinstance(error, asyncpg.InsufficientResourcesError):
+            return OSError(errno.EAGAIN, str(error), location)
+        if isinstance(
+            error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError | asyncpg.DatatypeMismatchError
+        ):
+            return EventfoldError(
+                f"{location}: the tables are not as eventfold made them, somebody altered them: {error}"
+            )
+        return EventfoldError(f"{location}: {error} ({type(error).__name__}, SQLSTATE {error.sqlstate})")
+
+    async def aclose(self) -> None:
+        """Closes the pool, if it is ours. What is under way is finished for as long as an attempt may last."""
+        self.closed = True
+        if self._owned and self._pool is not None:
+            pool, self._pool = self._pool, None
+            try:
+                async with asyncio.timeout(self.settings.attempt_timeout):
+                    await pool.close()
+            except (*LOST, asyncpg.PostgresError):
+                pool.terminate()
+
+
+class Tries:
+    """Waits between the tries of one call, longer each time, until the timeout."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._loop = asyncio.get_running_loop()
+        self._until = self._loop.time() + connections.settings.timeout
+        self._delay = FIRST_DELAY
+
+    async def wait(self, error: BaseException) -> None:
+        """Waits for the next try. Raises `OSError` with the last error after the timeout."""
+        settings = self._connections.settings
+        if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            await self._connections.forget_connections()
+        if self._loop.time() + self._delay >= self._until:
+            number = errno.EROFS if isinstance(error, asyncpg.ReadOnlySQLTransactionError) else errno.ETIMEDOUT
+            raise OSError(number, f"no success for {settings.timeout:g} s: {error}", settings.location) from error
+        await asyncio.sleep(self._delay)
+        self._delay = min(2 * self._delay, LAST_DELAY)

@@ -1,0 +1,104 @@
+"""`Postgres`: which log in which database, and how to reach it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from .._engine import refuse_options
+from ._committer import TableCommitter
+from ._connections import Settings
+from ._source import TableSource
+
+_LOG_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Postgres:
+    """A log in a PostgreSQL database; give it to `EventLog.open` or `EventReader`.
+
+    Args:
+        dsn_or_pool: Where the database is, as `asyncpg.connect` takes it, or an `asyncpg.Pool` of the application. A
+            pool stays the application's: it is neither configured nor closed here. One of its connections is kept
+            while somebody waits for events, unless there is a `listen_dsn`.
+        log: The log's name in the database: 1 to 128 of `A-Z a-z 0-9 . _ -`.
+        schema: The schema of the tables; None for the one in which the server's search path finds them.
+        timeout: Seconds for which a lost connection is tried anew. After them an append raises
+            `UnknownOutcomeError`, or `OSError` if it was never sent; everything else raises `OSError`.
+        attempt_timeout: Seconds after which an unanswered statement counts as lost.
+        listen_dsn: Where to listen for notifications instead, for a pooler that can't: PgBouncer in transaction mode.
+        transaction_pooling: Whether a pooler in transaction mode stands in front of the server. No statement is then
+            prepared beyond its transaction.
+        pool_size: How many connections are opened at most; without meaning for a pool of the application.
+        **connect: Further options for `asyncpg.connect`, such as `ssl` or `target_session_attrs`.
+
+    Raises:
+        ValueError: A name or a number that can't be used.
+    """
+
+    def __init__(
+        self,
+        dsn_or_pool: Any,
+        log: str,
+        *,
+        schema: str | None = None,
+        timeout: float = 30.0,
+        attempt_timeout: float = 10.0,
+        listen_dsn: str | None = None,
+        transaction_pooling: bool = False,
+        pool_size: int = 4,
+        **connect: Any,
+    ) -> None:
+        if not isinstance(log, str) or not _LOG_NAME.fullmatch(log):
+            raise ValueError(f"log name {log!r}: it must be 1 to 128 characters of A-Z a-z 0-9 . _ -")
+        if timeout <= 0 or attempt_timeout <= 0:
+            raise ValueError("timeout and attempt_timeout must be more than 0 seconds")
+        if pool_size < 2:
+            raise ValueError(f"pool_size must be 2 or more, not {pool_size!r}")
+        if not isinstance(dsn_or_pool, str) and connect:
+            raise ValueError(f"{', '.join(sorted(connect))}: the pool was connected without these options")
+        self._settings = Settings(
+            dsn_or_pool, log, schema, timeout, attempt_timeout, listen_dsn, transaction_pooling, pool_size, connect
+        )
+
+    @classmethod
+    def from_address(cls, address: str) -> Postgres:
+        """The engine that an address names: `postgresql://user@host/db?log=orders`.
+
+        Of the query, `log` and `schema` are taken; everything else, such as `sslmode`, is for `asyncpg.connect`.
+
+        Raises:
+            ValueError: The address names no log.
+        """
+        parts = urlsplit(address)
+        ours: dict[str, str] = {}
+        others = []
+        for name, value in parse_qsl(parts.query, keep_blank_values=True):
+            if name in ("log", "schema"):
+                ours[name] = value
+            else:
+                others.append((name, value))
+        if "log" not in ours:
+            raise ValueError("the address names no log: add ?log=NAME to it, as in postgresql://host/db?log=orders")
+        dsn = urlunsplit(parts._replace(query=urlencode(others)))
+        return cls(dsn, ours["log"], schema=ours.get("schema"))
+
+    def __repr__(self) -> str:
+        return f"<Postgres {self._settings.location}>"
+
+    def source(self) -> TableSource:
+        """The log, to be read; it belongs to the event loops in which it is used. No I/O."""
+        return TableSource(self._settings)
+
+    async def open_committer(self, **options: Any) -> TableCommitter:
+        """Opens the log for appending; creates the tables and the log, or migrates them, where need be.
+
+        Raises:
+            ValueError: An option that this engine does not have.
+            OSError: The server can't be reached.
+            EventfoldError: The database can't keep the promises, or the role may not; the message says what to change.
+
+        Cancelled, it opens nothing; the tables may have been created.
+        """
+        refuse_options(options, "PostgreSQL")
+        return await TableCommitter.open(self.source())

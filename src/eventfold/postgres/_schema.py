@@ -1,0 +1,247 @@
+"""The tables of the engine: how they are created, migrated and checked.
+
+`eventfold_logs` has one row for each log, with its head; `eventfold_commits` one for each group commit; and
+`eventfold_documents` one for each snapshot and each consumer's place. Whoever appends locks the log's row, which puts
+all writers of a log into one order.
+
+Promises: two processes that open at once don't create or migrate the tables twice; a role that may not do it is told
+the SQL to run.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import asyncpg
+
+from .._errors import CorruptLogError, EventfoldError
+from .._event import Head, line_hash
+from ._connections import Settings
+
+# What leads from one version to the next. A version that was released is never changed.
+MIGRATIONS = (
+    """
+CREATE TABLE {schema}.eventfold_schema (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    version integer NOT NULL
+);
+CREATE TABLE {schema}.eventfold_logs (
+    log integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name text NOT NULL UNIQUE,
+    identity uuid NOT NULL,
+    "offset" bigint NOT NULL DEFAULT 0,
+    hash text NOT NULL DEFAULT ''
+) WITH (fillfactor = 50);
+CREATE TABLE {schema}.eventfold_commits (
+    log integer NOT NULL,
+    start bigint NOT NULL,
+    "end" bigint NOT NULL,
+    id uuid NOT NULL,
+    lines bytea NOT NULL,
+    PRIMARY KEY (log, start),
+    CONSTRAINT eventfold_commits_id UNIQUE (log, id)
+);
+ALTER TABLE {schema}.eventfold_commits ALTER lines SET STORAGE EXTERNAL;
+CREATE TABLE {schema}.eventfold_documents (
+    log integer NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    data bytea NOT NULL,
+    PRIMARY KEY (log, kind, name)
+);
+INSERT INTO {schema}.eventfold_schema (version) VALUES (1);
+""",
+)
+VERSION = len(MIGRATIONS)
+
+_COLUMNS = {
+    ("eventfold_logs", "log", "integer"),
+    ("eventfold_logs", "name", "text"),
+    ("eventfold_logs", "identity", "uuid"),
+    ("eventfold_logs", "offset", "bigint"),
+    ("eventfold_logs", "hash", "text"),
+    ("eventfold_commits", "log", "integer"),
+    ("eventfold_commits", "start", "bigint"),
+    ("eventfold_commits", "end", "bigint"),
+    ("eventfold_commits", "id", "uuid"),
+    ("eventfold_commits", "lines", "bytea"),
+    ("eventfold_documents", "log", "integer"),
+    ("eventfold_documents", "kind", "text"),
+    ("eventfold_documents", "name", "text"),
+    ("eventfold_documents", "data", "bytea"),
+}
+_CONSTRAINTS = {
+    "eventfold_logs_pkey",
+    "eventfold_logs_name_key",
+    "eventfold_commits_pkey",
+    "eventfold_commits_id",
+    "eventfold_documents_pkey",
+}
+_PRIVILEGES = {
+    "eventfold_schema": "SELECT",
+    "eventfold_logs": "SELECT, INSERT, UPDATE",
+    "eventfold_commits": "SELECT, INSERT",
+    "eventfold_documents": "SELECT, INSERT, UPDATE, DELETE",
+}
+# Any number that no other program is likely to lock.
+_MIGRATION_LOCK = 0x6576656E74666F6C
+
+
+def quoted(name: str) -> str:
+    """A name as it stands in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+async def find_schema(connection: Any, settings: Settings) -> tuple[str, int]:
+    """The schema with the tables, quoted, and their version; version 0 where there are none yet."""
+    # By queries of the catalog: to_regclass may go by what its process knew before somebody else created the tables.
+    schema = settings.schema
+    if schema is None:
+        schema = await connection.fetchval(
+            "SELECT coalesce((SELECT relnamespace::regnamespace::text FROM pg_class WHERE relname = 'eventfold_schema' "
+            "AND pg_table_is_visible(oid) LIMIT 1), quote_ident(current_schema()))"
+        )
+        if schema is None:
+            path = await connection.fetchval("SELECT current_setting('search_path')")
+            raise EventfoldError(
+                f"{settings.location}: the search path ({path}) names no schema that exists: create one, or name one "
+                "with ?schema=NAME"
+            )
+    else:
+        schema = quoted(schema)
+        if await connection.fetchval("SELECT to_regnamespace($1)::text", schema) is None:
+            raise EventfoldError(f"{settings.location}: there is no schema {schema}: CREATE SCHEMA {schema};")
+    there = await connection.fetchval(
+        "SELECT true FROM pg_class WHERE relname = 'eventfold_schema' AND relnamespace = to_regnamespace($1)", schema
+    )
+    if not there:
+        return schema, 0
+    version: int | None = await connection.fetchval(f"SELECT version FROM {schema}.eventfold_schema")  # noqa: S608
+    if version is None:
+        raise EventfoldError(f"{settings.location}: {schema}.eventfold_schema is empty: somebody altered it")
+    if version > VERSION:
+        raise EventfoldError(
+            f"{settings.location}: its tables are of version {version}, and this eventfold knows {VERSION}: upgrade "
+            "eventfold"
+        )
+    return schema, version
+
+
+def migration(schema: str, version: int) -> str:
+    """The SQL that leads from a version to the present one."""
+    steps = [step.format(schema=schema) for step in MIGRATIONS[version:]]
+    if version:
+        steps.append(f"UPDATE {schema}.eventfold_schema SET version = {VERSION};")  # noqa: S608
+    return "".join(steps)
+
+
+async def open_tables(connection: Any, settings: Settings) -> str:
+    """Makes sure, in a transaction, that the tables are there and as they should be; the schema, quoted.
+
+    Raises `EventfoldError` that says what to change.
+    """
+    await _check_server(connection, settings)
+    schema, version = await find_schema(connection, settings)
+    if version < VERSION:
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
+        # Somebody else may have migrated before this one had the lock.
+        schema, version = await find_schema(connection, settings)
+        if version < VERSION:
+            statements = migration(schema, version)
+            try:
+                await connection.execute(statements)
+            except asyncpg.InsufficientPrivilegeError as error:
+                raise EventfoldError(
+                    f"{settings.location}: this role may not create or migrate the tables ({error}). Have a role that "
+                    f"may run this:\n{statements}{_grants(schema, 'ROLE')}"
+                ) from error
+    await _check_tables(connection, settings, schema)
+    return schema
+
+
+def _grants(schema: str, role: str) -> str:
+    return "".join(f"GRANT {what} ON {schema}.{table} TO {role};\n" for table, what in _PRIVILEGES.items())
+
+
+async def _check_server(connection: Any, settings: Settings) -> None:
+    row = await connection.fetchrow(
+        "SELECT pg_is_in_recovery() AS standby, current_setting('transaction_read_only') = 'on' AS read_only, "
+        "current_setting('synchronous_commit') AS synchronous, current_setting('fsync') AS fsync, "
+        "current_setting('server_version_num')::int AS version, current_user AS role"
+    )
+    if row["version"] < 120000:
+        raise EventfoldError(f"{settings.location}: eventfold needs PostgreSQL 12 or later")
+    if row["standby"] or row["read_only"]:
+        why = "it is a standby" if row["standby"] else "default_transaction_read_only is on"
+        raise EventfoldError(
+            f"{settings.location}: the server is read-only ({why}): connect to the primary, name several hosts with "
+            "target_session_attrs=read-write, or open the log read-only"
+        )
+    if row["synchronous"] == "off" or row["fsync"] == "off":
+        name = "fsync" if row["fsync"] == "off" else "synchronous_commit"
+        raise EventfoldError(
+            f"{settings.location}: {name} is off, so an append would return before it is durable: turn it on"
+            + (f" (ALTER ROLE {quoted(row['role'])} SET synchronous_commit = on)" if name != "fsync" else "")
+        )
+
+
+async def _check_tables(connection: Any, settings: Settings, schema: str) -> None:
+    rows = await connection.fetch(
+        "SELECT c.relname::text AS table, a.attname::text AS column, format_type(a.atttypid, NULL) AS type "
+        "FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
+        "WHERE c.relnamespace = to_regnamespace($1) AND a.attnum > 0 AND NOT a.attisdropped",
+        schema,
+    )
+    missing = [f"column {t}.{c} of type {k}" for t, c, k in sorted(_COLUMNS - {tuple(row) for row in rows})]
+    names = await connection.fetch(
+        "SELECT conname::text FROM pg_constraint WHERE connamespace = to_regnamespace($1)", schema
+    )
+    missing += [f"constraint {name}" for name in sorted(_CONSTRAINTS - {row[0] for row in names})]
+    if missing:
+        raise EventfoldError(
+            f"{settings.location}: the tables in {schema} are not as eventfold made them, somebody altered them. "
+            f"Missing: {', '.join(missing)}"
+        )
+    for table, privileges in _PRIVILEGES.items():
+        for privilege in privileges.split(", "):
+            if not await connection.fetchval("SELECT has_table_privilege($1, $2)", f"{schema}.{table}", privilege):
+                role = quoted(await connection.fetchval("SELECT current_user::text"))
+                raise EventfoldError(
+                    f"{settings.location}: this role may not {privilege} on {schema}.{table}. Have its owner run "
+                    f"this:\n{_grants(schema, role)}"
+                )
+
+
+async def open_log(connection: Any, settings: Settings, schema: str) -> None:
+    """Creates the log if there is none of that name; checks its head against its last commit.
+
+    Raises `CorruptLogError` where they contradict each other.
+    """
+    await connection.execute(
+        f"INSERT INTO {schema}.eventfold_logs (name, identity) SELECT $1, $2 "  # noqa: S608
+        f"WHERE NOT EXISTS (SELECT FROM {schema}.eventfold_logs WHERE name = $1) ON CONFLICT DO NOTHING",
+        settings.log,
+        uuid.uuid4(),
+    )
+    row = await connection.fetchrow(
+        f'SELECT l."offset", l.hash, c."end", c.lines FROM {schema}.eventfold_logs l LEFT JOIN LATERAL '  # noqa: S608
+        f'(SELECT "end", lines FROM {schema}.eventfold_commits WHERE log = l.log ORDER BY start DESC LIMIT 1) c '
+        "ON true WHERE l.name = $1",
+        settings.log,
+    )
+    head, last = Head(row[0], row[1]), Head(0, "")
+    if row[2] is not None:
+        last = Head(row[2], last_line_hash(row[3]))
+    if head != last:
+        raise CorruptLogError(
+            settings.location,
+            min(head.offset, last.offset),
+            f"{schema}.eventfold_logs says that the log ends at {head.offset} with {head.line_hash!r}, and its last "
+            f"commit ends at {last.offset} with {last.line_hash!r}: somebody changed one of them",
+        )
+
+
+def last_line_hash(data: bytes) -> str:
+    """The hash of the last of whole lines."""
+    return line_hash(data[data.rfind(b"\n", 0, -1) + 1 :])

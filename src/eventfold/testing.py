@@ -1,0 +1,242 @@
+"""Help for the tests of applications: a log that is gone afterwards, and given/when/then for reducers and decisions.
+
+Promises: the log is a real one in a temporary directory, only not synced to disk; events are given to reducers as they
+would come from a log, encoded and decoded again; an assertion that fails shows the difference. Needs no test framework;
+under pytest there is also the fixture `eventfold_log`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import difflib
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import asynccontextmanager
+from pprint import pformat
+from types import CoroutineType
+from typing import Any, Generic, TypeVar
+
+import anyio
+import msgspec
+
+from . import Event, EventLog, SyncMode, View
+
+__all__ = ["Folded", "Given", "Outcome", "given", "log"]
+
+S = TypeVar("S")
+E = TypeVar("E", bound=BaseException)
+
+
+@asynccontextmanager
+async def log(*, views: Iterable[View[Any]] = (), **options: Any) -> AsyncIterator[EventLog]:
+    """An open log in a new temporary directory, which is removed at the end, also after an error or a cancellation.
+
+    Args:
+        views: The views to register.
+        options: Those of `EventLog.open`; `sync` is `SyncMode.OS` if not given, since nothing is to outlive the test.
+
+    Yields:
+        The log. Its directory is `log.dir`, where a test can open a second log or reader.
+
+    Raises:
+        EventfoldError: As for `EventLog.open`, as all other errors.
+    """
+    options.setdefault("sync", SyncMode.OS)
+    directory = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="eventfold-")
+    try:
+        async with EventLog.open(directory.name, views=views, **options) as opened:
+            yield opened
+    finally:
+        with anyio.CancelScope(shield=True):
+            await asyncio.shield(asyncio.to_thread(directory.cleanup))
+
+
+def given(*events: Event) -> Given:
+    """What has happened before: the beginning of a test.
+
+        given(added("milk")).fold(reduce_todos, list).gives(["milk"])
+        given(added("milk")).fold(reduce_todos, list).when(adding("tea")).then(added("tea"))
+        given(added("milk")).fold(reduce_todos, list).when(adding("milk")).raises(AlreadyThere)
+
+    Args:
+        events: The events in their order; none for an empty log.
+
+    Raises:
+        TypeError: One of them is no `Event`, or holds something that JSON has not.
+    """
+    return Given(events)
+
+
+class Given:
+    """Events that have happened; made by `given`."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self.events = _as_events(events, "given() takes")
+
+    def fold(self, reducer: Callable[[S, Event], S], initial: S | Callable[[], S]) -> Folded[S]:
+        """Folds the events, each one as it would come from a log.
+
+        Args:
+            reducer: A plain function of the state and an event that returns the new state.
+            initial: The state before the first event, which is copied, or a callable that makes it; as for `View`.
+
+        Returns:
+            The state, to check or to decide on.
+
+        Raises:
+            TypeError: The reducer returned None or a coroutine instead of the new state.
+            Exception: What the reducer raised, with a note that names the event.
+        """
+        first: Any = initial() if callable(initial) else copy.deepcopy(initial)
+        state: Any = first
+        for number, event in enumerate(self.events, 1):
+            where = f"event {number} of {len(self.events)}: {event!r}"
+            try:
+                state = reducer(state, _as_from_a_log(event))
+            except Exception as error:
+                error.add_note(f"while the reducer folded {where}")
+                raise
+            if type(state) is CoroutineType:
+                state.close()
+                raise TypeError("the reducer returned a coroutine: it must be a plain function, not an async one")
+            if state is None and first is not None:
+                raise TypeError(f"the reducer returned None: it must return the new state; it folded {where}")
+        return Folded(state)
+
+
+class Folded(Generic[S]):
+    """A state that events were folded into; made by `Given.fold`."""
+
+    def __init__(self, state: S) -> None:
+        self.state = state
+
+    def gives(self, expected: S) -> None:
+        """Asserts that the state is equal to `expected`; the message shows the difference."""
+        __tracebackhide__ = True
+        if self.state != expected:
+            raise AssertionError(f"the state is another one\n{_difference(expected, self.state)}")
+
+    def when(self, decide: Callable[[S], Event | Iterable[Event] | None]) -> Outcome:
+        """Takes a decision on the state, at once.
+
+        Args:
+            decide: A plain function of the state that returns an event, several or none, or raises.
+
+        Returns:
+            What came of it. Check it with `then` or `raises`: until then an error is only kept.
+
+        Raises:
+            TypeError: `decide` returned something else.
+        """
+        try:
+            decided: Any = decide(self.state)
+            if not isinstance(decided, Event | None) and isinstance(decided, Iterable):
+                decided = list(decided)  # a generator decides only now
+        except Exception as error:
+            return Outcome((), error)
+        if type(decided) is CoroutineType:
+            decided.close()
+            raise TypeError("decide returned a coroutine: it must be a plain function, not an async one")
+        if decided is None:
+            decided = ()
+        elif isinstance(decided, Event) or not isinstance(decided, list):
+            decided = (decided,)
+        return Outcome(_as_events(decided, "decide must return"), None)
+
+
+class Outcome:
+    """What came of a decision; made by `Folded.when`."""
+
+    def __init__(self, events: tuple[Event, ...], error: Exception | None) -> None:
+        self._events = events
+        self._error = error
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The events that were decided on. Raises what `decide` raised."""
+        if self._error is not None:
+            raise self._error
+        return self._events
+
+    def then(self, *events: Event, ignore: Collection[str] = ("ts",)) -> None:
+        """Asserts that exactly these events were decided on, in this order; the message shows the difference.
+
+        Args:
+            events: The expected events; none if nothing is to be written.
+            ignore: The fields of events that are not compared: the time, unless you give others.
+
+        Raises:
+            AssertionError: It was decided otherwise, or an error was raised, which is the cause.
+            ValueError: `ignore` names a field that events don't have.
+        """
+        __tracebackhide__ = True
+        ignore = {ignore} if isinstance(ignore, str) else set(ignore)
+        unknown = sorted(ignore - set(Event.__struct_fields__))
+        if unknown:
+            raise ValueError(f"ignore must name fields of Event ({', '.join(Event.__struct_fields__)}), not {unknown}")
+        expected = [_fields(event, ignore) for event in _as_events(events, "then() takes")]
+        if self._error is not None:
+            raise AssertionError(f"expected {len(expected)} events, but decide raised {self._error!r}") from self._error
+        actual = [_fields(event, ignore) for event in self._events]
+        if actual != expected:
+            raise AssertionError(f"decided on other events\n{_difference(expected, actual)}")
+
+    def raises(self, error: type[E] | tuple[type[E], ...], *, match: str | None = None) -> E:
+        """Asserts that the decision was refused.
+
+        Args:
+            error: The class of the error, or several.
+            match: A regular expression that is searched for in the error's message.
+
+        Returns:
+            The error.
+
+        Raises:
+            AssertionError: Events were decided on, or another error was raised, which is the cause.
+        """
+        __tracebackhide__ = True
+        classes = error if isinstance(error, tuple) else (error,)
+        names = " or ".join(each.__name__ for each in classes)
+        if self._error is None:
+            decided = pformat([_fields(event, ("ts",)) for event in self._events], width=100, sort_dicts=False)
+            raise AssertionError(f"expected {names}, but decide raised nothing and returned\n{decided}")
+        if not isinstance(self._error, classes):
+            raise AssertionError(f"expected {names}, but decide raised {self._error!r}") from self._error
+        if match is not None and not re.search(match, str(self._error)):
+            raise AssertionError(f"the message does not match {match!r}: {str(self._error)!r}") from self._error
+        return self._error
+
+
+def _as_events(events: Iterable[Any], what: str) -> tuple[Event, ...]:
+    events = tuple(events)
+    for event in events:
+        if not isinstance(event, Event):
+            raise TypeError(f"{what} events, not {event!r}")
+        _as_from_a_log(event)
+    return events
+
+
+def _as_from_a_log(event: Event) -> Event:
+    """A new event that was encoded and decoded, so that what a reducer changes in it is changed nowhere else."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(event), type=Event)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"no log takes {event!r}: {error}") from error
+
+
+def _fields(event: Event, ignore: Collection[str]) -> dict[str, Any]:
+    """What is compared of an event: its fields, without those that have no value."""
+    from_a_log = _as_from_a_log(event)
+    values = {name: getattr(from_a_log, name) for name in Event.__struct_fields__ if name not in ignore}
+    return {name: value for name, value in values.items() if value is not None and value != ()}
+
+
+def _difference(expected: object, actual: object) -> str:
+    """Both, line by line: `-` is missing, `+` is too much."""
+    before, after = (pformat(value, width=60, sort_dicts=False).splitlines() for value in (expected, actual))
+    if before == after:
+        return f"both print as {actual!r}, but they are not equal ({type(expected)} and {type(actual)})"
+    lines = difflib.unified_diff(before, after, "expected", "actual", n=10**6, lineterm="")
+    return "\n".join(line for line in lines if not line.startswith("@@"))

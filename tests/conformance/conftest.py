@@ -1,0 +1,55 @@
+"""The engines that must pass: one factory each, which gives a new log. To add an engine, add a factory to `ENGINES`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from eventfold._address import Address
+
+_numbers = itertools.count()
+# What `EventLog.open` is given: a log that does not exist yet.
+Factory: TypeAlias = Callable[[pytest.FixtureRequest], Address]
+
+
+def files(request: pytest.FixtureRequest) -> Address:
+    """A directory."""
+    path: Path = request.getfixturevalue("tmp_path")
+    return path / f"log{next(_numbers)}"
+
+
+def postgres(request: pytest.FixtureRequest) -> Address:
+    """A log in a database that all tests of the session share."""
+    server = request.getfixturevalue("postgres_server")
+    from eventfold.postgres import Postgres
+
+    return Postgres(server.address(), f"conformance{next(_numbers)}")
+
+
+def jetstream(request: pytest.FixtureRequest) -> Address:
+    """A log on a server that all tests of the session share."""
+    server = request.getfixturevalue("nats_server")
+    from eventfold.jetstream import JetStream
+
+    return JetStream(server.addresses, f"conformance{next(_numbers)}", timeout=10)
+
+
+ENGINES: dict[str, Factory] = {"files": files, "postgres": postgres, "jetstream": jetstream}
+# Those to which several writers append at once.
+SHARED = {"jetstream", "postgres"}
+
+
+@pytest.fixture(params=ENGINES)
+def where(request: pytest.FixtureRequest) -> Address:
+    """A log that does not exist yet, on each engine."""
+    return ENGINES[request.param](request)
+
+
+@pytest.fixture(params=sorted(SHARED))
+def shared(request: pytest.FixtureRequest) -> Address:
+    """The same, on each engine to which several writers append at once."""
+    return ENGINES[request.param](request)

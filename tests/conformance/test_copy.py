@@ -1,0 +1,125 @@
+"""A log is copied from one engine to another, and the program goes on there as if nothing had happened."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.conformance.conftest import ENGINES
+
+from eventfold import Event, EventfoldError, EventLog, EventReader, Head, Record, View, copy_log
+from eventfold._address import Address
+
+# Those whose offsets count bytes.
+BYTES = ["files", "postgres"]
+
+
+def total(state: int, event: Any) -> int:
+    return state + int(event.data["n"])
+
+
+def never(state: int, event: Any) -> int:
+    raise AssertionError("the snapshot was not used")
+
+
+async def records(where: Address) -> list[Record]:
+    reader = EventReader(where)
+    try:
+        return [record async for record in reader.read_full()]
+    finally:
+        await reader.aclose()
+
+
+@pytest.fixture(params=[(one, other) for one in BYTES for other in BYTES], ids="-".join)
+def ends(request: pytest.FixtureRequest) -> tuple[Address, Address]:
+    """A source and a target that don't exist yet."""
+    one, other = request.param
+    return ENGINES[one](request), ENGINES[other](request)
+
+
+async def fill(where: Address, count: int = 20) -> Head:
+    async with EventLog.open(where, views=[View("total", total, 0)]) as log:
+        await log.append_many([Event("a", {"n": n}) for n in range(count)])
+        await log.append(Event("a", {"n": 1}))
+        await log.refresh_all()
+        consumer = log.consumer("mailer")
+        async for record in consumer:
+            await consumer.commit(record)
+            break
+        return log.head
+
+
+async def test_a_copy_has_the_same_offsets_hashes_snapshots_and_consumers(ends: tuple[Address, Address]) -> None:
+    """Each record is the same; the view goes on from its snapshot, and the consumer after its last commit."""
+    source, target = ends
+    head = await fill(source)
+
+    assert await copy_log(source, target) == head
+    assert await records(target) == await records(source)
+    async with EventLog.open(target, views=[View("total", never, 0)]) as log:
+        assert log.view("total") == 191
+        async for record in log.consumer("mailer"):
+            assert record.event.data["n"] == 1
+            break
+        await log.append(Event("a", {"n": 5}))
+
+
+async def test_a_copy_takes_up_what_was_appended_since(ends: tuple[Address, Address]) -> None:
+    """Once more, it changes nothing."""
+    source, target = ends
+    await fill(source)
+    await copy_log(source, target)
+    head = await fill(source)
+
+    assert await copy_log(source, target) == head
+    assert await copy_log(source, target) == head
+    assert await records(target) == await records(source)
+
+
+async def test_a_copy_that_was_cancelled_is_taken_up_again(
+    ends: tuple[Address, Address], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After any number of commits; the target never ends inside a batch."""
+    from eventfold import _copy
+
+    monkeypatch.setattr(_copy, "_COMMIT_SIZE", 1)
+    source, target = ends
+    async with EventLog.open(source) as log:
+        for n in range(200):
+            await log.append_many([Event("a", {"n": n, "text": "x" * 20_000}) for _ in range(n % 5 + 1)])
+    for delay in (0.01, 0.03, 0.06):
+        task = asyncio.create_task(copy_log(source, target))
+        await asyncio.sleep(delay)
+        task.cancel()
+        await asyncio.wait([task])
+    await copy_log(source, target)
+
+    assert await records(target) == await records(source)
+
+
+async def test_a_copy_onto_another_log_is_refused(ends: tuple[Address, Address]) -> None:
+    """Whether it is shorter or longer; it is left as it was."""
+    source, target = ends
+    await fill(source)
+    async with EventLog.open(target) as log:
+        await log.append(Event("another"))
+    with pytest.raises(EventfoldError, match="another log"):
+        await copy_log(source, target)
+    with pytest.raises(EventfoldError, match="the target has more than the source"):
+        await copy_log(target, source)
+
+    assert len(await records(target)) == 1
+
+
+async def test_an_archived_log_is_copied_whole(tmp_path: Any, request: pytest.FixtureRequest) -> None:
+    """What is in the archive and what is behind it, and back again."""
+    target = ENGINES["postgres"](request)
+    async with EventLog.open(tmp_path / "data") as log:
+        await log.append_many([Event("a", {"n": n}) for n in range(10)])
+        await log.rotate()
+        await log.append(Event("a", {"n": 10}))
+    await copy_log(tmp_path / "data", target)
+    await copy_log(target, tmp_path / "back")
+
+    assert await records(tmp_path / "data") == await records(target) == await records(tmp_path / "back")

@@ -1,0 +1,40 @@
+"""What is looked at, and put right, before a directory is opened for writing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.crash.disk import read_files
+from tests.crash.truth import Opened, append, zstd
+from tests.support import line, write_log
+
+from eventfold import CorruptLogError, LogLockedError
+
+
+def test_a_file_of_json_lines_that_are_no_events_is_not_opened_for_writing(tmp_path: Path) -> None:
+    """Somebody else's file of the same name is left as it is."""
+    data = write_log(tmp_path / "data", b'{"level":"info"}\n' * 5, b'{"lev')
+    with pytest.raises(CorruptLogError, match="no events"):
+        Opened(tmp_path / "data")
+
+    assert read_files(tmp_path / "data") == {"app.jsonl": data}
+
+
+def test_a_first_frame_that_the_rust_crate_left_torn_is_removed_with_its_file(tmp_path: Path) -> None:
+    """An empty archive is none that the crate can read."""
+    write_log(tmp_path / "data", line(0))
+    (tmp_path / "data" / "archive.jsonl.zst").write_bytes(zstd.compress(line(0))[:-5])
+    with Opened(tmp_path / "data") as opened:
+        append(opened.active, line(1))
+
+    assert not (tmp_path / "data" / "archive.jsonl.zst").exists()
+
+
+def test_a_locked_log_says_what_to_do(tmp_path: Path) -> None:
+    """And who holds it, where the system tells."""
+    with Opened(tmp_path / "data"), pytest.raises(LogLockedError, match="read_only=True") as caught:
+        Opened(tmp_path / "data")
+
+    assert caught.value.pid in (None, os.getpid())

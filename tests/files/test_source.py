@@ -1,0 +1,90 @@
+"""A directory as a source: what is looked into again and what is not, and what may stand where a document is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support import line, write_log
+
+from eventfold import EventfoldError, EventReader
+from eventfold._files import heads
+from eventfold._files.paths import Layout
+from eventfold._files.segments import LogSegments
+from eventfold._files.source import FileDocuments
+from eventfold._waiters import Scope
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Layout]:
+    """Each time that files were opened to find the head, their layout is added."""
+    opened: list[Layout] = []
+
+    class Counted(LogSegments):
+        def __init__(self, layout: Layout) -> None:
+            opened.append(layout)
+            super().__init__(layout)
+
+    monkeypatch.setattr(heads, "LogSegments", Counted)
+    return opened
+
+
+async def test_files_that_have_not_changed_are_not_opened_for_the_head(
+    data_dir: Path, looks: list[Layout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking for the head again and again costs a look at the files' sizes and times."""
+    monkeypatch.setattr(heads, "_TICK", -(10**9))
+    write_log(data_dir, line(0))
+    readers = EventReader(data_dir), EventReader(data_dir)
+    found = [(await readers[n % 2].head()).offset for n in range(10)]
+    write_log(data_dir, line(0), line(1))
+    then = (await readers[0].head()).offset
+
+    assert found == [len(line(0))] * 10
+    assert then == len(line(0) + line(1))
+    assert len(looks) == 2
+
+
+async def test_files_that_were_changed_just_now_are_opened_again(data_dir: Path, looks: list[Layout]) -> None:
+    """A change that comes within the same tick of the clock, of the same size, would leave no trace in them."""
+    first = write_log(data_dir, line(0))
+    reader = EventReader(data_dir)
+    before = await reader.head()
+    stat = os.stat(reader.log_path)
+    with reader.log_path.open("r+b") as file:
+        file.write(line(1))
+    os.utime(reader.log_path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = await reader.head()
+
+    assert len(line(1)) == len(first)
+    assert after.offset == before.offset
+    assert after.line_hash != before.line_hash
+    assert len(looks) == 2
+
+
+async def test_a_pipe_where_a_document_should_be_is_an_error(data_dir: Path) -> None:
+    """Opening it does not wait for somebody who writes into it."""
+    layout = Layout(data_dir)
+    layout.views_dir.mkdir(parents=True)
+    os.mkfifo(layout.snapshot_path("planted"))
+
+    with pytest.raises(OSError, match="not a regular file"):
+        await FileDocuments(layout).load("view", "planted")
+
+
+class Elsewhere:
+    """A source that keeps no files."""
+
+    location = "elsewhere://log"
+
+
+@pytest.mark.parametrize("name", ["dir", "log_path", "archive_path", "views_dir"])
+def test_a_log_that_is_not_in_files_has_no_paths(name: str) -> None:
+    """The error names the log."""
+    source: Any = Elsewhere()
+    reader = EventReader._of_source(source, Scope())
+
+    with pytest.raises(EventfoldError, match="elsewhere://log"):
+        getattr(reader, name)

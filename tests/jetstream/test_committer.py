@@ -1,0 +1,122 @@
+"""Commits to a stream: one message for all that wait, judged by the true head, once however often it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+from tests.jetstream.appends import append, line, pending, read
+from tests.jetstream.servers import Servers
+
+from eventfold import ConditionalAppendError, Head, UnknownOutcomeError
+from eventfold.jetstream import JetStream
+from eventfold.jetstream._committer import StreamCommitter
+
+
+async def test_what_waits_together_becomes_one_message(committer: StreamCommitter) -> None:
+    first, second = await append(committer, 1, 2, 3), await append(committer, 4)
+
+    assert (first.head.offset, second.head.offset) == (1 << 24, 2 << 24)
+    assert await read(committer.source) == b"".join(map(line, (1, 2, 3, 4)))
+
+
+async def test_an_append_on_the_head_of_another_process_is_refused_once_that_is_known(engine: JetStream) -> None:
+    one, other = await engine.open_committer(), await engine.open_committer()
+    seen = (await append(one, 1)).head
+    await append(other, 2)
+
+    late = await one.commit([pending(3, seen)])
+
+    assert isinstance(late.outcomes[0], ConditionalAppendError)
+    assert await read(one.source) == line(1) + line(2)
+    await one.aclose()
+    await other.aclose()
+
+
+async def test_counters_of_two_processes_lose_no_update(server: Servers) -> None:
+    """Each reads the head and appends on condition that it is still the head, again and again."""
+    engines = [JetStream(server.addresses, "counter", attempt_timeout=2.0 + i / 10) for i in range(2)]
+    committers = [await engine.open_committer() for engine in engines]
+
+    async def count(committer: StreamCommitter) -> None:
+        done = 0
+        while done < 20:
+            head = await committer.source.head()
+            outcome = (await committer.commit([pending(done, head)])).outcomes[0]
+            done += not isinstance(outcome, Exception)
+
+    await asyncio.gather(*map(count, committers))
+
+    assert (await read(committers[0].source)).count(b"\n") == 40
+    for committer in committers:
+        await committer.aclose()
+
+
+async def test_a_condition_behind_a_refused_append_of_the_same_batch_holds(committer: StreamCommitter) -> None:
+    head = (await append(committer, 1)).head
+
+    commit = await committer.commit([pending(2, Head(5, "no")), pending(3, head), pending(4, head)])
+
+    assert [isinstance(outcome, Exception) for outcome in commit.outcomes] == [True, False, True]
+    assert await read(committer.source) == line(1) + line(3)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+async def test_a_commit_whose_acknowledgement_is_lost_is_written_once(
+    committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch, conditional: bool
+) -> None:
+    """It is sent again, and the server or the committer recognizes it."""
+    head = (await append(committer, 1)).head
+    original, lost = Client.request, []
+
+    async def lose_first(self: Client, subject: str, *arguments: Any, **options: Any) -> Any:
+        answer = await original(self, subject, *arguments, **options)
+        if subject.startswith("eventfold.") and not lost:
+            lost.append(answer)
+            raise TimeoutError
+        return answer
+
+    monkeypatch.setattr(Client, "request", lose_first)
+    commit = await committer.commit([pending(2, head if conditional else None)])
+
+    assert lost
+    assert commit.outcomes == [0]
+    assert commit.head.offset == 2 << 24
+    assert await read(committer.source) == line(1) + line(2)
+
+
+async def test_an_append_without_an_answer_has_an_unknown_outcome(own_servers: Any) -> None:
+    servers = own_servers()
+    committer = await JetStream(servers.addresses, "log", timeout=1, attempt_timeout=0.3).open_committer()
+    await append(committer, 1)
+    servers.kill()
+
+    with pytest.raises(UnknownOutcomeError, match="may or may not be in the log"):
+        await append(committer, 2)
+
+    await committer.aclose()
+
+
+async def test_a_writer_goes_on_when_its_server_is_back(own_servers: Any) -> None:
+    servers = own_servers()
+    committer = await JetStream(servers.addresses, "log", attempt_timeout=0.3).open_committer()
+    await append(committer, 1)
+    servers.kill()
+    waiting = asyncio.create_task(append(committer, 2))
+    await asyncio.sleep(0.5)
+    servers.start()
+
+    await waiting
+
+    assert await read(committer.source) == line(1) + line(2)
+    await committer.aclose()
+
+
+async def test_a_commit_that_is_too_large_for_a_message_is_refused(committer: StreamCommitter) -> None:
+    with pytest.raises(OSError, match="bytes"):
+        await committer.commit([pending(1, size=9 * 2**20)])
+
+    await append(committer, 2)
+    assert await read(committer.source) == line(2)

@@ -1,0 +1,111 @@
+"""A stream that could lose events is refused, with what to change; so is one that has lost some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from nats.js.api import StreamConfig
+from tests.jetstream.appends import append
+
+from eventfold import CorruptLogError, EventfoldError
+from eventfold.jetstream import JetStream
+from eventfold.jetstream._committer import StreamCommitter
+from eventfold.jetstream._configuration import check_server
+
+SAFE: dict[str, Any] = {
+    "storage": "file",
+    "deny_delete": True,
+    "deny_purge": True,
+    "allow_direct": True,
+    "duplicate_window": 120,
+}
+
+
+def _stream(engine: JetStream, **changes: Any) -> StreamConfig:
+    name = engine._settings.log
+    return StreamConfig(name=name, **{"subjects": [f"eventfold.{name}"]} | SAFE | changes)
+
+
+async def test_a_stream_that_somebody_made_with_the_right_settings_is_used(engine: JetStream, client: Any) -> None:
+    await client.add_stream(_stream(engine))
+
+    committer = await engine.open_committer()
+    await append(committer, 1)
+    await committer.aclose()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"max_msgs": 10}, "max_msgs"),
+        ({"max_bytes": 10**6}, "max_bytes"),
+        ({"max_age": 600}, "max_age"),
+        ({"max_msgs_per_subject": 5}, "max_msgs_per_subject"),
+        ({"retention": "interest"}, "retention"),
+        ({"storage": "memory"}, "storage"),
+        ({"deny_delete": False}, "deny_delete"),
+        ({"deny_purge": False}, "deny_purge"),
+        ({"allow_direct": False}, "allow_direct"),
+        ({"duplicate_window": 1}, "duplicate_window"),
+        ({"allow_msg_ttl": True}, "allow_msg_ttl"),
+        ({"subjects": ["eventfold.others.>"]}, "subjects"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_stream_that_may_lose_events_is_refused_by_name(
+    engine: JetStream, client: Any, changes: dict[str, Any], named: str
+) -> None:
+    await client.add_stream(_stream(engine, **changes))
+
+    with pytest.raises(EventfoldError, match=named):
+        await engine.open_committer()
+
+
+async def test_a_stream_whose_first_messages_are_gone_is_reported(engine: JetStream, client: Any) -> None:
+    await client.add_stream(_stream(engine, deny_purge=False, first_seq=5))
+    await client.publish(f"eventfold.{engine._settings.log}", b'{"type":"a","data":{},"ts":1}\n')
+
+    with pytest.raises((CorruptLogError, EventfoldError)):
+        await engine.open_committer()
+
+
+async def test_an_old_server_is_refused() -> None:
+    with pytest.raises(EventfoldError, match=r"2\.10\.22 is too old"):
+        check_server("nats://host/log", (2, 10), "2.10.22")
+
+
+async def test_a_stream_that_is_not_to_be_made_must_be_there(engine: JetStream) -> None:
+    settings = engine._settings
+    missing = JetStream(settings.servers, settings.log, create=False)
+
+    with pytest.raises(EventfoldError, match="there is no stream"):
+        await missing.open_committer()
+
+
+async def test_a_stream_that_is_deleted_under_a_writer_is_an_error(committer: StreamCommitter, client: Any) -> None:
+    await append(committer, 1)
+    await client.delete_stream(committer.source.connection.settings.log)
+
+    with pytest.raises(EventfoldError):
+        await committer.source.head()
+
+
+@pytest.mark.parametrize("log", ["", "a.b", "a b", "a>", "x" * 129, 7])
+def test_a_log_needs_a_name_that_a_stream_can_have(log: Any) -> None:
+    with pytest.raises(ValueError, match="log name"):
+        JetStream("nats://127.0.0.1", log)
+
+
+def test_an_address_names_the_servers_and_the_log() -> None:
+    engine = JetStream.from_address("nats://ann:secret@h1:4222,h2:4222/orders?replicas=3")
+
+    assert engine._settings.servers == ("nats://ann:secret@h1:4222", "nats://ann:secret@h2:4222")
+    assert (engine._settings.log, engine._settings.replicas) == ("orders", 3)
+    assert "secret" not in repr(engine)
+
+
+@pytest.mark.parametrize("address", ["nats://host", "nats:///log", "nats://host/log?copies=3"])
+def test_an_address_that_lacks_something_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="nats://"):
+        JetStream.from_address(address)

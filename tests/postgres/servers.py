@@ -1,0 +1,165 @@
+"""A real PostgreSQL server from the system's binaries, with a data directory of its own, that a test may harm."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+STARTED_WITHIN = 30  # seconds
+
+
+def find_binaries() -> Path | None:
+    """The directory of the newest `initdb` and `postgres` of this system."""
+    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
+    if found:
+        return max(found, key=lambda path: int(path.parent.name))
+    initdb = shutil.which("initdb")
+    return Path(initdb).resolve().parent if initdb else None
+
+
+def _other_user() -> dict[str, Any]:
+    """How to start a process: as somebody else where this one is root's, whom the server refuses."""
+    if os.geteuid() != 0:
+        return {}
+    try:
+        entry = pwd.getpwnam("postgres")
+    except KeyError:
+        entry = pwd.getpwnam("nobody")
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+class Server:
+    """One server on the loopback address, whose superuser is `admin`."""
+
+    def __init__(self, binaries: Path) -> None:
+        self._binaries = binaries
+        # Not pytest's directory, which another user may not enter.
+        self.directory = Path(tempfile.mkdtemp(prefix="eventfold-postgres-"))
+        self._data = self.directory / "data"
+        self.other_user = _other_user()
+        if self.other_user:
+            os.chown(self.directory, self.other_user["user"], self.other_user["group"])
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def address(self, database: str = "postgres", user: str = "admin") -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def create(self) -> None:
+        command = [self._binaries / "initdb", "-D", self._data, "-U", "admin", "-A", "trust", "-E", "UTF8"]
+        subprocess.run(
+            [*command, "--locale=C", "--no-sync"],
+            check=True,
+            capture_output=True,
+            cwd=self.directory,
+            **self.other_user,
+        )
+
+    def start(self) -> None:
+        """Starts the server and waits until it answers."""
+        options = {
+            "port": self.port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": self.directory,
+            "max_connections": 50,
+            "shared_buffers": "16MB",
+        }
+        arguments = [f"-c{name}={value}" for name, value in options.items()]
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._binaries / "postgres", "-D", self._data, *arguments],
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                start_new_session=True,
+                **self.other_user,
+            )
+        until = time.monotonic() + STARTED_WITHIN
+        ready = [self._binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        while subprocess.run(ready, check=False).returncode:
+            if time.monotonic() > until or self._process.poll() is not None:
+                raise TimeoutError(f"the server did not start: {(self.directory / 'log').read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stops the server as an administrator does; its clients are disconnected."""
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """Kills the server's first process; those of its connections follow it."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: int) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+            self._process.wait(STARTED_WITHIN)
+
+    def restart_after_kill(self) -> None:
+        """Starts it once the processes that a kill left behind have gone."""
+        for _ in range(100):
+            try:
+                self.start()
+                return
+            except TimeoutError:
+                time.sleep(0.1)
+        raise TimeoutError("the server did not start again after it was killed")
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    async def execute(self, statement: str, *arguments: Any, database: str = "postgres", user: str = "admin") -> Any:
+        """Runs a statement on a connection of its own; its rows."""
+        connection = await asyncpg.connect(self.address(database, user))
+        try:
+            return await (connection.fetch(statement, *arguments) if arguments else _run(connection, statement))
+        finally:
+            await connection.close()
+
+
+async def _run(connection: Any, statement: str) -> Any:
+    if statement.lstrip().upper().startswith("SELECT"):
+        return await connection.fetch(statement)
+    return await connection.execute(statement)
+
+
+async def in_thread(function: Any) -> None:
+    """Calls something that blocks, while the tasks of a test go on."""
+    await asyncio.to_thread(function)
+
+
+@contextmanager
+def running_server() -> Iterator[Server]:
+    """A new server; skips the test where this system has no PostgreSQL."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("needs PostgreSQL's initdb and postgres: apt-get install postgresql")
+    server = Server(binaries)
+    try:
+        server.create()
+        server.start()
+        yield server
+    finally:
+        server.remove()

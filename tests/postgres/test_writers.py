@@ -1,0 +1,113 @@
+"""Writers that share nothing but the database, as in several processes and behind a pooler."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from tests.postgres.servers import Server, free_port
+
+from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Query
+from eventfold.postgres import Postgres
+
+PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+async def test_what_another_writer_appended_in_between_is_read(database: str) -> None:
+    """From where the first one's events ended before."""
+    engines = [Postgres(database, "orders", timeout=seconds) for seconds in (20, 30)]  # no connections are shared
+    async with EventLog.open(engines[0]) as one, EventLog.open(engines[1]) as two:
+        result = await one.append(Event("a", {"n": 0}))
+        await two.append(Event("a", {"n": 1}))
+        await one.append(Event("a", {"n": 2}))
+
+        assert [record.event.data["n"] async for record in one.read_from(result.end_offset)] == [1, 2]
+
+
+@pytest.fixture
+async def pooler(server: Server, database: str) -> AsyncIterator[str]:
+    """The database's address through PgBouncer in transaction mode, which has two connections for all."""
+    if PGBOUNCER is None:
+        pytest.skip("needs pgbouncer: apt-get install pgbouncer")
+    port, name = free_port(), database.rpartition("/")[2]
+    directory = server.directory / f"pooler-{port}"
+    directory.mkdir(mode=0o755)
+    users = directory / "users"
+    users.write_text('"admin" ""\n')
+    configuration = directory / "pgbouncer.ini"
+    configuration.write_text(
+        f"[databases]\n{name} = host=127.0.0.1 port={server.port} user=admin\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\n"
+        f"auth_file = {users}\npool_mode = transaction\ndefault_pool_size = 2\n"
+    )
+    process = subprocess.Popen(
+        [PGBOUNCER, "-q", configuration], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **server.other_user
+    )
+    try:
+        address = f"postgresql://admin@127.0.0.1:{port}/{name}"
+        for _ in range(200):
+            try:
+                await (await asyncpg.connect(address, statement_cache_size=0)).close()
+                break
+            except OSError:
+                await asyncio.sleep(0.02)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def test_a_log_behind_a_pooler_in_transaction_mode(pooler: str, database: str) -> None:
+    """Ten writers share two connections, whichever; a tail listens past the pooler."""
+    engines = [
+        Postgres(pooler, "orders", transaction_pooling=True, listen_dsn=database, timeout=20 + n) for n in range(10)
+    ]
+    logs = [await EventLog.open(engine) for engine in engines]
+    seen: list[int] = []
+    reader = EventReader(engines[0])
+
+    async def tail() -> None:
+        async for record in reader.tail(0):
+            seen.append(record.event.data["n"])
+
+    task = asyncio.create_task(tail())
+    await asyncio.gather(*(logs[n % 10].append(Event("a", {"n": n})) for n in range(300)))
+    async with asyncio.timeout(10):
+        while len(seen) < 300:
+            await asyncio.sleep(0.01)
+    for log in logs:
+        await log.aclose()
+    await reader.aclose()
+    await task
+
+    assert sorted(seen) == list(range(300))
+
+
+async def test_writers_apart_that_reserve_the_same_seats_get_each_seat_once(database: str) -> None:
+    """A query is judged by what the others appended as well."""
+    engines = [Postgres(database, "seats", timeout=20 + n) for n in range(3)]
+    logs = [await EventLog.open(engine) for engine in engines]
+
+    async def reserve(log: EventLog, seat: int) -> bool:
+        try:
+            await log.append_unless([Event("reserved", {"seat": seat}, tags=(f"seat:{seat}",))], of_seat(seat))
+        except ConditionalAppendError:
+            return False
+        return True
+
+    taken = await asyncio.gather(*(reserve(log, seat) for seat in range(30) for log in logs))
+    found = [record.event.data["seat"] async for record in logs[0].read_full()]
+    for log in logs:
+        await log.aclose()
+
+    assert sum(taken) == 30
+    assert sorted(found) == list(range(30))
+
+
+def of_seat(seat: int) -> Query:
+    return Query(tags={f"seat:{seat}"})

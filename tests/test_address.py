@@ -1,0 +1,70 @@
+"""Which engine a log's name names."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support import event
+
+from eventfold import EventfoldError, EventLog, EventReader, EventWriter, SyncMode
+from eventfold._address import engine_of
+from eventfold._files.engine import Files
+
+
+@pytest.mark.parametrize("name", ["{dir}", "file://{dir}", "file://localhost{dir}", "FILE://{dir}"])
+async def test_a_path_and_a_file_address_name_a_directory(data_dir: Path, name: str) -> None:
+    """A string without a scheme is a path, whatever else stands in it."""
+    async with EventLog.open(name.format(dir=data_dir)) as log:
+        await log.append(event(1))
+
+    assert (data_dir / "app.jsonl").exists()
+    assert (await EventReader(data_dir).head()).offset > 0
+
+
+@pytest.mark.parametrize("address", ["redis://host/0", "http://host", "file://host/data", "file://"])
+def test_an_address_without_an_engine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """It never becomes a directory of that name."""
+    monkeypatch.chdir(tmp_path)
+    for open_ in (EventReader, EventWriter.open, EventLog.open):
+        with pytest.raises(ValueError, match="://"):
+            open_(address)
+
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("address", "extra"),
+    [("postgresql://me:secret@host/db", "postgres"), ("postgres://host/db", "postgres"), ("nats://host/log", "nats")],
+)
+def test_an_engine_that_is_not_installed_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, address: str, extra: str
+) -> None:
+    """The message has the command, and no password."""
+    for module in ("eventfold.postgres", "eventfold.jetstream"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EventfoldError, match=rf"pip install 'eventfold\[{extra}\]'") as caught:
+        engine_of(address)
+
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", [None, 7, b"data", object()])
+def test_what_names_no_log_is_refused(where: Any) -> None:
+    """Neither a path nor an address nor an engine."""
+    with pytest.raises(ValueError, match="a directory, an address or an engine"):
+        engine_of(where)
+
+
+async def test_an_engine_keeps_the_options_that_it_was_made_with(data_dir: Path) -> None:
+    """The defaults of `open` do not overrule them; what is given there does."""
+    engine = Files(data_dir, sync=SyncMode.OS, max_log_size=10**6)
+    async with EventWriter.open(engine) as kept:
+        of_the_engine = kept._committer._sync_mode, kept._committer._max_log_size  # type: ignore[attr-defined]
+    async with EventWriter.open(engine, sync=SyncMode.EVERY_SECOND) as given:
+        overruled = given._committer._sync_mode  # type: ignore[attr-defined]
+
+    assert of_the_engine == (SyncMode.OS, 10**6)
+    assert overruled is SyncMode.EVERY_SECOND

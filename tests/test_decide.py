@@ -1,0 +1,268 @@
+"""Conditions on a query, and decisions: what is appended rests on what was seen, whatever comes in between."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support import Seam, event, numbers, settle
+
+from eventfold import ConditionalAppendError, Event, EventLog, InvalidEventError, Query, SyncMode, View
+
+
+def seat(number: int, n: int = 0, type: str = "reserved") -> Event:
+    return Event(type, {"n": n}, ts=1, tags=(f"seat:{number}", "room:1"))
+
+
+def of_seat(number: int) -> Query:
+    return Query(tags={f"seat:{number}"})
+
+
+# append_unless
+
+
+async def test_events_are_appended_where_nothing_matches(data_dir: Path) -> None:
+    async with EventLog.open(data_dir) as log:
+        await log.append(seat(1))
+        results = await log.append_unless([seat(2), seat(2)], of_seat(2))
+
+        assert [result.end_offset for result in results] == [results[1].start_offset, log.head.offset]
+
+
+async def test_an_event_that_matches_is_in_the_way_and_named(data_dir: Path) -> None:
+    async with EventLog.open(data_dir) as log:
+        await log.append(seat(1))
+        first = await log.append(seat(2))
+        await log.append(seat(2))
+        with pytest.raises(ConditionalAppendError) as caught:
+            await log.append_unless([seat(2)], of_seat(2))
+
+        assert caught.value.conflict.offset == first.start_offset
+        assert str(first.start_offset) in str(caught.value)
+        assert len(await numbers(log)) == 3
+
+
+async def test_events_before_the_offset_do_not_count(data_dir: Path) -> None:
+    async with EventLog.open(data_dir) as log:
+        first = await log.append(seat(2))
+        await log.append_unless([seat(2)], of_seat(2), after=first.end_offset)
+        with pytest.raises(ConditionalAppendError):
+            await log.append_unless([seat(2)], of_seat(2), after=first.end_offset)
+
+
+@pytest.mark.parametrize(
+    ("query", "in_the_way"),
+    [
+        (Query(), True),
+        (Query(types={"reserved"}), True),
+        (Query(types={"released"}), False),
+        (Query(tags={"seat:1", "room:1"}), True),
+        (Query(tags={"seat:1", "room:2"}), False),
+        (Query(types={"released"}, tags={"seat:1"}), False),
+        (Query(types={"released"}) | Query(tags={"seat:1"}), True),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("together", [True, False], ids=["in one batch", "one after the other"])
+async def test_the_rules_hold_in_the_log_and_in_the_same_batch(
+    data_dir: Path, query: Query, in_the_way: bool, together: bool
+) -> None:
+    async with EventLog.open(data_dir) as log:
+        if together:
+            first, second = await asyncio.gather(
+                log.append(seat(1)), log.append_unless([seat(9)], query), return_exceptions=True
+            )
+            assert not isinstance(first, BaseException)
+        else:
+            await log.append(seat(1))
+            [second] = await asyncio.gather(log.append_unless([seat(9)], query), return_exceptions=True)
+
+        assert isinstance(second, ConditionalAppendError) == in_the_way
+
+
+async def test_of_a_thousand_who_want_the_same_one_gets_it(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
+        outcomes = await asyncio.gather(
+            *(log.append_unless([seat(n % 10, n)], of_seat(n % 10)) for n in range(1000)), return_exceptions=True
+        )
+
+        refused = sum(isinstance(outcome, ConditionalAppendError) for outcome in outcomes)
+        assert refused == 990
+        assert sorted(await numbers(log)) == list(range(10))
+
+
+async def test_what_comes_in_while_the_old_log_is_looked_at_is_judged_in_the_turn(data_dir: Path, seam: Seam) -> None:
+    """The append waits behind a commit that is under way and brings the event that is in the way."""
+    async with EventLog.open(data_dir) as log:
+        await log.append(seat(1))
+        gate = seam.freeze("write")
+        first = asyncio.create_task(log.append(seat(2)))
+        await gate.reached()
+        second = asyncio.create_task(log.append_unless([seat(2)], of_seat(2)))
+        await settle()
+        gate.open()
+        await first
+
+        with pytest.raises(ConditionalAppendError):
+            await second
+
+
+async def test_a_condition_looks_into_the_archive_too(data_dir: Path) -> None:
+    async with EventLog.open(data_dir) as log:
+        await log.append(seat(1))
+        await log.rotate()
+        with pytest.raises(ConditionalAppendError):
+            await log.append_unless([seat(1)], of_seat(1))
+        await log.append_unless([seat(2)], of_seat(2))
+    async with EventLog.open(data_dir) as log:
+        with pytest.raises(ConditionalAppendError):
+            await log.append_unless([seat(2)], of_seat(2))
+
+
+async def test_wrong_arguments_are_refused_by_name(data_dir: Path) -> None:
+    async with EventLog.open(data_dir) as log:
+        await log.append(event(1))
+        wrong: Any = {"seat:1"}
+        with pytest.raises(TypeError, match="query must be a Query"):
+            await log.append_unless([seat(1)], wrong)
+        with pytest.raises(ValueError, match="beyond the head"):
+            await log.append_unless([seat(1)], of_seat(1), after=10**6)
+        with pytest.raises(InvalidEventError, match="event 2 of the batch of 2"):
+            await log.append_unless([seat(1), Event("")], of_seat(1))
+
+        assert await numbers(log) == [1]
+
+
+async def test_conditions_agree_with_a_list(data_dir: Path) -> None:
+    """Random events, conditions and rotations, against a model that looks at every event."""
+    choice = random.Random(7)
+    model: list[Event] = []
+    ends = [0]
+    async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
+        for n in range(400):
+            new = Event(choice.choice("abc"), {"n": n}, ts=1, tags=tuple(choice.sample("xyz", choice.randrange(3))))
+            query = Query(choice.sample("abc", choice.randrange(2)), choice.sample("xyz", choice.randrange(3)))
+            seen = choice.randrange(max(0, len(model) - 6), len(model) + 1)
+            in_the_way = next((ends[i] for i in range(seen, len(model)) if query.matches(model[i])), None)
+            if in_the_way is None:
+                [result] = await log.append_unless([new], query, after=ends[seen])
+                model.append(new)
+                ends.append(result.end_offset)
+            else:
+                with pytest.raises(ConditionalAppendError) as caught:
+                    await log.append_unless([new], query, after=ends[seen])
+                assert caught.value.conflict.offset == in_the_way
+            if choice.random() < 0.03:
+                await log.rotate()
+
+        assert [record.event async for record in log.read_full()] == model
+    assert len(model) > 50
+
+
+# decide
+
+
+def count(state: Counter[str], event: Event) -> Counter[str]:
+    state[event.tags[0]] += 1
+    return state
+
+
+def counts() -> View[Counter[str]]:
+    return View("counts", count, Counter)
+
+
+async def test_two_hundred_tasks_that_decide_on_fifty_entities_lose_no_update(data_dir: Path) -> None:
+    """Each appends the number that its entity has so far: no number comes twice."""
+    view = counts()
+    async with EventLog.open(data_dir, views=[view], sync=SyncMode.OS) as log:
+
+        def next_number(entity: str) -> Any:
+            return lambda state: Event("counted", {"entity": entity, "n": state[entity]}, tags=(entity,))
+
+        await asyncio.gather(
+            *(log.decide(view, next_number(f"e:{n % 50}"), query=Query(tags={f"e:{n % 50}"})) for n in range(200))
+        )
+        found = Counter([(r.event.data["entity"], r.event.data["n"]) async for r in log.read_full()])
+
+    assert set(found) == {(f"e:{entity}", n) for entity in range(50) for n in range(4)}
+    assert set(found.values()) == {1}
+
+
+async def test_without_a_query_any_event_in_between_counts(data_dir: Path) -> None:
+    view = counts()
+    async with EventLog.open(data_dir, views=[view]) as log:
+        tried = []
+
+        def decide(state: Counter[str]) -> Event:
+            tried.append(state.total())
+            return Event("decided", tags=("a",))
+
+        await asyncio.gather(log.append(Event("other", tags=("b",))), log.decide(view, decide))
+
+        assert tried in ([0, 1], [1])
+
+
+async def test_a_decision_may_be_several_events_or_none(data_dir: Path) -> None:
+    view = counts()
+    async with EventLog.open(data_dir, views=[view]) as log:
+        several = await log.decide("counts", lambda state: [Event("x", tags=("a",)), Event("y", tags=("a",))])
+        none = await log.decide(view, lambda state: None)
+
+        assert (len(several), none) == (2, [])
+        assert (await log.wait_until(view))["a"] == 2
+
+
+async def test_what_a_decision_raises_is_raised_and_nothing_is_appended(data_dir: Path) -> None:
+    view = counts()
+    async with EventLog.open(data_dir, views=[view]) as log:
+
+        def refuse(state: Counter[str]) -> Event:
+            raise LookupError("no such seat")
+
+        with pytest.raises(LookupError, match="no such seat"):
+            await log.decide(view, refuse)
+
+        assert log.head.offset == 0
+
+
+async def test_after_the_last_attempt_the_conflict_is_raised(data_dir: Path) -> None:
+    view = counts()
+    async with EventLog.open(data_dir, views=[view]) as log:
+        tried = []
+        others = []
+
+        def decide(state: Counter[str]) -> Event:
+            tried.append(1)
+            others.append(asyncio.ensure_future(log.append(Event("other", tags=("a",)))))
+            return Event("decided", tags=("a",))
+
+        # What the decision itself starts is appended before its own event, each time.
+        real = log.append_unless
+
+        async def late(*arguments: Any, **options: Any) -> Any:
+            await others[-1]
+            return await real(*arguments, **options)
+
+        log.append_unless = late  # type: ignore[method-assign]
+        with pytest.raises(ConditionalAppendError):
+            await log.decide(view, decide, attempts=3)
+
+    assert len(tried) == 3
+
+
+async def test_a_decision_must_be_a_plain_function(data_dir: Path) -> None:
+    view = counts()
+
+    async def decide(state: Counter[str]) -> Event:
+        return Event("x")
+
+    wrong: Any = decide
+    async with EventLog.open(data_dir, views=[view]) as log:
+        with pytest.raises(TypeError, match="must be a plain function"):
+            await log.decide(view, wrong)
+        with pytest.raises(ValueError, match="attempts"):
+            await log.decide(view, lambda state: None, attempts=0)

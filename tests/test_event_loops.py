@@ -1,0 +1,233 @@
+"""One program in several event loops, with eager tasks, uvloop, few descriptors, no threads, and at a loop's end."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support import Seam, event, numbers, settle
+
+from eventfold import Event, EventfoldError, EventLog, EventReader, EventWriter, View
+
+PROGRAM = """
+import asyncio, sys
+from eventfold import Event, EventLog, View
+
+async def main(directory):
+    async with EventLog.open(directory, views=[View("count", lambda n, event: n + 1, 0)], max_log_size=2000) as log:
+        for round in range(5):
+            await asyncio.gather(*(log.append(Event("a", {"n": n})) for n in range(20)))
+            await log.append_many([Event("b"), Event("c")])
+        await log.append_if(Event("d"), *log.head)
+        await log.refresh_all()
+        await log.rotate()
+        print(log.view("count"))
+"""
+RUNS = {
+    "plain": "asyncio.run(main(sys.argv[1]))",
+    "eager": "async def eager(d):\n"
+    "    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)\n"
+    "    await main(d)\n"
+    "asyncio.run(eager(sys.argv[1]))",
+    "uvloop": "import uvloop\nuvloop.run(main(sys.argv[1]))",
+    "anyio": "import anyio\nanyio.run(main, sys.argv[1])",
+}
+
+
+def run(script: str, directory: Path, *flags: str, shell: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *flags, "-c", script, str(directory)]
+    if shell:
+        command = ["sh", "-c", f'{shell}; exec "$@"', "sh", *command]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_the_same_program_runs_in_every_kind_of_loop(tmp_path: Path, kind: str) -> None:
+    """Without a warning in development mode."""
+    if kind == "eager" and sys.version_info < (3, 12):
+        pytest.skip("eager tasks came with Python 3.12")
+    if kind == "uvloop":
+        pytest.importorskip("uvloop")
+    flags = ("-X", "dev", "-W", "error") if kind in ("plain", "eager") else ()
+    done = run(PROGRAM + RUNS[kind], tmp_path / "data", *flags)
+    # On a busy machine the development mode tells of slow steps.
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+
+    assert (done.stdout, said) == ("111\n", [])
+
+
+def test_a_few_descriptors_are_enough(tmp_path: Path) -> None:
+    """Small logs that are rotated again and again keep a few old files open, not all of a minute."""
+    script = PROGRAM.replace("range(5)", "range(100)").replace("2000", "1") + RUNS["plain"]
+    done = run(script, tmp_path / "data", shell="ulimit -n 64")
+
+    assert (done.stdout, done.stderr) == ("2201\n", "")
+
+
+# Ends of loops
+
+
+def test_an_append_in_the_clean_up_of_a_cancelled_task_is_made(tmp_path: Path) -> None:
+    """When `asyncio.run` cancels all that is left, the writer's task goes on for those who still append."""
+    appended: list[int] = []
+
+    async def worker(log: EventLog) -> None:
+        try:
+            while True:
+                await log.append(event(0))
+        finally:
+            await log.append(event(1))
+            await log.append_many([event(2), event(3)])
+            appended.append(log.head.offset)
+            await log.aclose()
+
+    async def main() -> None:
+        log = await EventLog.open(tmp_path)
+        tasks.append(asyncio.create_task(worker(log)))
+        await asyncio.sleep(0.02)
+
+    tasks: list[Any] = []
+    asyncio.run(main())
+    found = asyncio.run(numbers(EventReader(tmp_path)))
+
+    assert appended
+    assert found[-3:] == [1, 2, 3]
+
+
+def test_a_rotation_that_the_end_of_a_loop_cancels_is_finished(tmp_path: Path, seam: Seam) -> None:
+    """The switch waits in the thread while everything is cancelled: no file is closed under it."""
+
+    async def main() -> None:
+        log = await EventLog.open(tmp_path)
+        await log.append(event(0))
+        gate = seam.freeze("rename")
+        rotation = asyncio.create_task(log.rotate())
+        await gate.reached()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await settle()
+        assert rotation.done()
+        gate.open()
+        await log.append(event(1))
+        await log.aclose()
+
+    asyncio.run(main())
+
+    assert asyncio.run(numbers(EventReader(tmp_path))) == [0, 1]
+    assert not list(tmp_path.glob("app.jsonl.next.*"))
+
+
+# Other loops
+
+
+async def test_an_append_from_another_loop_is_refused_before_anything_is_queued(data_dir: Path) -> None:
+    """The error says what to do, and nothing of it is in the log."""
+    async with EventWriter.open(data_dir) as writer:
+
+        def elsewhere() -> list[BaseException]:
+            async def calls() -> list[Any]:
+                made = [writer.append(event(1)), writer.append_many([event(2)]), writer.append_if(event(3), 0, "")]
+                return await asyncio.gather(*made, writer.rotate(), writer.aclose(), return_exceptions=True)
+
+            return asyncio.run(calls())
+
+        errors = await asyncio.to_thread(elsewhere)
+        await writer.append(event(4))
+        found = await numbers(writer.reader())
+
+    assert [type(error) for error in errors] == [EventfoldError] * 5
+    assert "run_coroutine_threadsafe" in str(errors[0])
+    assert found == [4]
+
+
+def test_a_writer_whose_loop_has_ended_can_be_closed_in_another(tmp_path: Path) -> None:
+    """The lock goes."""
+    writers: list[EventWriter] = []
+
+    async def main() -> None:
+        writers.append(await EventWriter.open(tmp_path))
+        await writers[0].append(event(1))
+
+    async def close_and_reopen() -> list[int]:
+        await writers[0].aclose()
+        async with EventWriter.open(tmp_path) as writer:
+            await writer.append(event(2))
+            return await numbers(writer.reader())
+
+    asyncio.run(main())
+
+    assert asyncio.run(close_and_reopen()) == [1, 2]
+
+
+# No threads
+
+
+def no_thread(self: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_an_opening_without_a_thread_opens_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raises `OSError`, and the log can be opened once there are threads again."""
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(OSError, match="no thread can be started"):
+            await EventWriter.open(data_dir)
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+
+
+async def test_a_close_without_a_thread_lets_the_lock_go(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer has a thread of its own; what needs another one fails, and is told after that."""
+
+    class Unsaved:
+        name, offset = "unsaved", 0
+
+        async def save(self, reader: EventReader) -> None:
+            raise OSError("no thread can be started")
+
+    writer = await EventWriter.open(data_dir)
+    await writer.append(event(1))
+    writer.attach([Unsaved()])  # type: ignore[list-item]
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(OSError, match="no thread"):
+            await writer.aclose()
+    async with EventWriter.open(data_dir) as again:
+        await again.append(event(2))
+
+
+async def test_a_call_that_found_no_thread_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool has queued it by then; whoever runs it later would change files that are somebody else's."""
+    from eventfold import _aio
+
+    monkeypatch.setattr(_aio, "_pool", _aio.ThreadPoolExecutor(2))
+    made: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(OSError, match="no thread can be started"):
+            await _aio.in_thread(made.append, 1)
+    await _aio.in_thread(made.append, 2)
+    await _aio.in_thread(made.append, 3)
+    _aio._pool.shutdown()
+
+    assert made == [2, 3]
+
+
+def test_the_views_of_a_log_in_two_loops_one_after_the_other(tmp_path: Path) -> None:
+    """Each `asyncio.run` opens the log anew."""
+
+    def count(state: int, event: Event) -> int:
+        return state + 1
+
+    async def main() -> int:
+        async with EventLog.open(tmp_path, views=[View("count", count, 0)]) as log:
+            await log.append(event(1))
+            await log.refresh_all()
+            return int(log.view("count"))
+
+    assert [asyncio.run(main()) for _ in range(3)] == [1, 2, 3]

@@ -1,0 +1,138 @@
+"""Queries: the rules by which an event matters or does not, one by one."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from functools import reduce
+from operator import or_
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventfold import Event, Query
+from eventfold._query import query_of, types_alone
+
+TYPES, TAGS = ["a", "b", "c"], ["x", "y", "z"]
+ITEMS = st.lists(st.tuples(st.sets(st.sampled_from(TYPES)), st.sets(st.sampled_from(TAGS))), min_size=1, max_size=4)
+EVENTS = st.builds(
+    lambda name, tags: Event(name, ts=1, tags=tuple(tags)),
+    st.sampled_from([*TYPES, "d"]),
+    st.lists(st.sampled_from([*TAGS, "w"]), unique=True),
+)
+
+
+def made(type: str, *tags: str) -> Event:
+    return Event(type, ts=1, tags=tags)
+
+
+def test_a_query_of_nothing_matches_every_event() -> None:
+    """Neither types nor tags are asked for."""
+    assert Query().matches(made("a"))
+    assert Query().matches(made("", "x"))
+    assert Query().matches_all
+
+
+def test_an_event_must_have_one_of_the_types() -> None:
+    """Any of them will do."""
+    query = Query(types={"a", "b"})
+
+    assert [query.matches(made(type)) for type in "abc"] == [True, True, False]
+
+
+def test_an_event_must_have_all_of_the_tags() -> None:
+    """It may have more; a part of a tag is not the tag."""
+    query = Query(tags={"order:7", "customer:3"})
+
+    assert query.matches(made("a", "customer:3", "order:7", "more"))
+    assert not query.matches(made("a", "order:7"))
+    assert not query.matches(made("a", "order:77", "customer:3"))
+    assert not query.matches(made("a"))
+
+
+def test_types_and_tags_must_both_fit() -> None:
+    """One of the types, and all of the tags."""
+    query = Query(types={"a"}, tags={"x"})
+
+    assert query.matches(made("a", "x"))
+    assert not query.matches(made("a", "y"))
+    assert not query.matches(made("b", "x"))
+
+
+def test_of_two_queries_one_must_match() -> None:
+    """The types of one and the tags of the other are no match."""
+    query = Query({"a"}, {"x"}) | Query({"b"}, {"y"})
+
+    assert query.matches(made("a", "x"))
+    assert query.matches(made("b", "y"))
+    assert not query.matches(made("a", "y"))
+    assert not query.matches(made("b", "x"))
+
+
+@given(ITEMS, EVENTS)
+def test_a_query_matches_as_the_rules_say(items: list[tuple[set[str], set[str]]], event: Event) -> None:
+    """For any alternatives and any event; its `types` are those without which nothing matches."""
+    query = reduce(or_, (Query(types, tags) for types, tags in items))
+    expected = any((not types or event.type in types) and tags <= set(event.tags) for types, tags in items)
+
+    assert query.matches(event) == expected
+    assert not expected or query.types is None or event.type in query.types
+    assert not query.matches_all or expected
+    alone = types_alone(query)
+    assert alone is None or (event.type in alone) == expected
+
+
+def test_queries_are_equal_whatever_the_order() -> None:
+    """Of types, of tags, of alternatives; doubles do not count."""
+    one = Query(["a", "b"], ["x", "y"]) | Query({"c"})
+    other = Query({"c"}) | Query(("b", "a", "a"), ("y", "x")) | Query({"c"})
+
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != Query({"c"})
+    assert one != "a"
+
+
+def test_a_query_cannot_be_changed() -> None:
+    """It is a key in caches."""
+    query = Query({"a"})
+    with pytest.raises(AttributeError):
+        query.items = ()
+    with pytest.raises(AttributeError):
+        del query.items
+
+
+def test_a_query_can_be_copied_and_pickled() -> None:
+    """Also one with alternatives."""
+    query = Query({"a"}, {"x"}) | Query(tags={"y"})
+
+    assert pickle.loads(pickle.dumps(query)) == copy.deepcopy(query) == query
+
+
+def test_a_query_prints_as_it_is_written() -> None:
+    """In an error message, say."""
+    query = Query({"b", "a"}, {"x"}) | Query(tags={"y"})
+
+    assert repr(query) == "Query(tags={'y'}) | Query(types={'a', 'b'}, tags={'x'})"
+    assert repr(Query()) == "Query()"
+
+
+@pytest.mark.parametrize("wrong", [{"types": "abc"}, {"tags": "abc"}, {"types": {1}}, {"tags": [None]}])
+def test_a_string_is_no_collection_and_only_strings_are_in_one(wrong: dict[str, Any]) -> None:
+    """`Query(types="abc")` would mean three one-letter types."""
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        Query(**wrong)
+
+
+def test_no_types_in_the_short_form_are_no_events() -> None:
+    """As opposed to a query without types."""
+    nothing = query_of(None, [])
+
+    assert nothing is not None
+    assert not nothing.matches(made("a"))
+    assert not nothing.matches_all
+    assert "no event" in repr(nothing)
+    assert nothing | Query({"a"}) == Query({"a"})
+    assert query_of(None, None) is None

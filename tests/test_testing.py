@@ -1,0 +1,290 @@
+"""`eventfold.testing`: what it gives to the tests of applications, and the messages with which those tests fail."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from tests.support import event
+
+from eventfold import Event, EventLog, EventReader, LogLockedError, View, testing
+from eventfold.testing import given
+
+ROOT = Path(__file__).parents[1]
+
+
+class FullError(Exception):
+    """The list takes no more."""
+
+
+def added(text: str, **options: Any) -> Event:
+    return Event("added", {"text": text}, **options)
+
+
+def reduce(state: list[str], event: Event) -> list[str]:
+    state.append(event.data["text"])
+    return state
+
+
+def add(text: str) -> Any:
+    def decide(todos: list[str]) -> Event | None:
+        if len(todos) == 2:
+            raise FullError(f"no room for {text}")
+        return None if text in todos else added(text)
+
+    return decide
+
+
+async def test_a_log_for_a_test_keeps_what_is_appended_and_its_views() -> None:
+    """It is an ordinary log, with the options of one."""
+    async with testing.log(views=[View("todos", reduce, list)], max_log_size=200) as log:
+        for n in range(10):
+            await log.append(added(str(n)))
+
+        assert await log.wait_until("todos", log.head.offset) == [str(n) for n in range(10)]
+        assert log.archive_path.exists()
+
+
+async def test_a_log_for_a_test_is_locked_and_read_as_any_other() -> None:
+    """The same behaviour, for other logs and readers in its directory."""
+    async with testing.log() as log:
+        await log.append(event(1))
+        with pytest.raises(LogLockedError):
+            await EventLog.open(log.dir)
+
+        assert (await EventReader(log.dir).head()) == log.head
+
+
+async def test_two_logs_for_tests_are_apart() -> None:
+    """Each one has a directory of its own."""
+    async with testing.log() as one, testing.log() as other:
+        await one.append(event(1))
+
+        assert other.head.offset == 0
+
+
+async def test_the_directory_is_removed_at_the_end() -> None:
+    """Also where the test failed."""
+    with pytest.raises(FullError):
+        async with testing.log() as log:
+            await log.append(event(1))
+            raise FullError
+    assert not log.dir.exists()
+
+
+async def test_the_directory_is_removed_when_the_test_is_cancelled() -> None:
+    """By an anyio scope, which cancels every await that follows."""
+    with anyio.CancelScope() as scope:
+        async with testing.log() as log:
+            scope.cancel()
+            await asyncio.sleep(10)
+
+    assert scope.cancelled_caught
+    assert not log.dir.exists()
+
+
+async def test_an_option_that_is_wrong_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is that of `EventLog.open`."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(ValueError, match="max_event_size"):
+        async with testing.log(max_event_size=-1):
+            pass
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_events_are_folded_into_a_state() -> None:
+    """From a value or from what makes one."""
+    assert given(added("a"), added("b")).fold(reduce, list).state == ["a", "b"]
+    assert given(added("b")).fold(reduce, ["a"]).state == ["a", "b"]
+    given(added("a")).fold(reduce, list).gives(["a"])
+
+
+def test_the_initial_value_is_not_changed() -> None:
+    """Each fold begins with a copy."""
+    initial: list[str] = []
+    given(added("a")).fold(reduce, initial)
+
+    assert initial == []
+
+
+def test_a_reducer_gets_what_a_log_would_give_it() -> None:
+    """Tuples are lists, and what it changes in an event is changed nowhere else."""
+
+    def greedy(state: list[Any], event: Event) -> list[Any]:
+        event.data["items"].append("more")
+        return [*state, event.data["items"]]
+
+    bought = Event("bought", {"items": ("milk",)})
+
+    assert given(bought).fold(greedy, list).state == [["milk", "more"]]
+    assert bought.data == {"items": ("milk",)}
+
+
+def test_a_state_that_differs_is_shown_line_by_line() -> None:
+    """What is missing with a minus, what is too much with a plus."""
+    with pytest.raises(AssertionError) as caught:
+        given(added("a" * 40), added("b" * 40)).fold(reduce, list).gives(["a" * 40, "c" * 40])
+
+    assert f"\n-['{'c' * 40}" not in str(caught.value)
+    assert f"\n- '{'c' * 40}']" in str(caught.value)
+    assert f"\n+ '{'b' * 40}']" in str(caught.value)
+
+
+def test_states_that_differ_but_print_alike_are_named_by_their_types() -> None:
+    """A difference without a visible one would leave the reader alone."""
+
+    class Odd:
+        def __repr__(self) -> str:
+            return "odd"
+
+    with pytest.raises(AssertionError, match="both print as odd"):
+        given().fold(lambda state, event: state, Odd).gives(Odd())
+
+
+def test_an_error_of_the_reducer_names_the_event() -> None:
+    """The error itself comes through, with a note."""
+    with pytest.raises(KeyError) as caught:
+        given(added("a"), Event("added", {})).fold(reduce, list)
+
+    assert "event 2 of 2: Event('added', {}" in caught.value.__notes__[0]
+
+
+def test_a_reducer_that_returns_nothing_is_refused() -> None:
+    """As by a view, with the event."""
+    with pytest.raises(TypeError, match=r"returned None.*event 1 of 1"):
+        given(added("a")).fold(lambda state, event: state.append(event), list)  # type: ignore[arg-type, return-value]
+
+
+def test_a_decision_is_compared_with_the_expected_events() -> None:
+    """One, several, or none; the time is that of the test and does not count."""
+    given().fold(reduce, list).when(add("a")).then(added("a", ts=5))
+    given(added("a")).fold(reduce, list).when(add("a")).then()
+    given().fold(reduce, list).when(lambda todos: [added("a"), added("b")]).then(added("a"), added("b"))
+
+
+def test_a_decision_may_be_a_generator() -> None:
+    """It runs at once, so that its errors are seen."""
+
+    def two(todos: list[str]) -> Iterator[Event]:
+        yield added("a")
+        yield added("b")
+
+    given().fold(reduce, list).when(two).then(added("a"), added("b"))
+
+
+def test_the_time_is_compared_if_it_is_asked_for() -> None:
+    """`ignore` says what is not compared."""
+    outcome = given().fold(reduce, list).when(lambda todos: added("a", ts=1, id="x"))
+
+    outcome.then(added("a", ts=1), ignore=["id"])
+    with pytest.raises(AssertionError, match=r"\+.*'ts': 1"):
+        outcome.then(added("a", ts=2, id="x"), ignore=())
+    with pytest.raises(ValueError, match="'time'"):
+        outcome.then(added("a"), ignore=["time"])
+
+
+def test_other_events_than_expected_are_shown_line_by_line() -> None:
+    """With the fields that differ."""
+    with pytest.raises(AssertionError) as caught:
+        given().fold(reduce, list).when(add("b")).then(added("a"))
+
+    assert "-[{'type': 'added', 'data': {'text': 'a'}}]" in str(caught.value)
+    assert "+[{'type': 'added', 'data': {'text': 'b'}}]" in str(caught.value)
+
+
+def test_a_decision_that_is_refused_raises_the_expected_error() -> None:
+    """The error can be looked at."""
+    refused = given(added("a"), added("b")).fold(reduce, list).when(add("c"))
+
+    assert str(refused.raises(FullError)) == "no room for c"
+    assert isinstance(refused.raises((KeyError, FullError), match="room"), FullError)
+    with pytest.raises(AssertionError, match="does not match 'space'"):
+        refused.raises(FullError, match="space")
+
+
+def test_an_unexpected_error_fails_the_test_and_is_its_cause() -> None:
+    """Where events or another error were expected."""
+    refused = given(added("a"), added("b")).fold(reduce, list).when(add("c"))
+    for check in (lambda: refused.then(added("c")), lambda: refused.raises(KeyError)):
+        with pytest.raises(AssertionError, match="FullError") as caught:
+            check()
+
+        assert isinstance(caught.value.__cause__, FullError)
+    with pytest.raises(FullError):
+        _ = refused.events
+
+
+def test_an_expected_error_that_does_not_come_shows_what_came() -> None:
+    """The events that were decided on instead."""
+    with pytest.raises(AssertionError, match=r"(?s)expected FullError.*'text': 'a'"):
+        given().fold(reduce, list).when(add("a")).raises(FullError)
+
+
+async def decide_later(todos: list[str]) -> None: ...
+
+
+@pytest.mark.parametrize("decide", [lambda todos: "added", lambda todos: 5, decide_later])
+def test_a_decision_that_is_no_event_is_refused(decide: Any) -> None:
+    """So that a coroutine or a string is not taken for nothing."""
+    with pytest.raises(TypeError, match="decide"):
+        given().fold(reduce, list).when(decide)
+
+
+@pytest.mark.parametrize("wrong", ["added", Event("added", {"when": object()})])
+def test_what_no_log_takes_is_not_given(wrong: Any) -> None:
+    """The message has it."""
+    with pytest.raises(TypeError, match="added"):
+        given(wrong)
+
+
+TESTS = """
+import pytest
+from eventfold import Event
+
+@pytest.mark.asyncio
+async def test_reopened(eventfold_log, tmp_path):
+    async with eventfold_log(max_log_size=1000) as log:
+        await log.append(Event("a", {}))
+        assert log.dir.parent == tmp_path
+    async with eventfold_log() as log, eventfold_log("other") as other:
+        assert [record.event.type async for record in log.read_full()] == ["a"]
+        assert other.head.offset == 0
+
+def test_fails():
+    from eventfold.testing import given
+    given().fold(lambda state, event: state, list).gives(["milk"])
+"""
+
+
+def test_pytest_finds_the_fixture_through_the_entry_point(tmp_path: Path) -> None:
+    """In a project that has eventfold installed and imports nothing for it; a failed test shows the difference."""
+    plugins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["pytest11"]
+    installed = tmp_path / "site" / "eventfold-0.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: eventfold\nVersion: 0\n")
+    (installed / "entry_points.txt").write_text(
+        "[pytest11]\n" + "".join(f"{name} = {module}\n" for name, module in plugins.items())
+    )
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "test_todos.py").write_text(TESTS)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(project), str(project)],
+        env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{installed.parent}"},
+        cwd=project,
+        capture_output=True,
+        text=True,
+    )
+
+    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    assert "-['milk']" in done.stdout
+    assert "testing.py" not in done.stdout
