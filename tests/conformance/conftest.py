@@ -9,7 +9,9 @@ from typing import TypeAlias
 
 import pytest
 
+from eventfold import LockMode
 from eventfold._address import Address
+from eventfold._files.engine import Files
 
 _numbers = itertools.count()
 # What `EventLog.open` is given: a log that does not exist yet.
@@ -20,6 +22,12 @@ def files(request: pytest.FixtureRequest) -> Address:
     """A directory."""
     path: Path = request.getfixturevalue("tmp_path")
     return path / f"log{next(_numbers)}"
+
+
+def files_shared(request: pytest.FixtureRequest) -> Address:
+    """A directory that several writers share."""
+    path: Path = request.getfixturevalue("tmp_path")
+    return Files(path / f"log{next(_numbers)}", lock=LockMode.SHARED)
 
 
 def postgres(request: pytest.FixtureRequest) -> Address:
@@ -38,9 +46,14 @@ def jetstream(request: pytest.FixtureRequest) -> Address:
     return JetStream(server.addresses, f"conformance{next(_numbers)}", timeout=10)
 
 
-ENGINES: dict[str, Factory] = {"files": files, "postgres": postgres, "jetstream": jetstream}
+ENGINES: dict[str, Factory] = {
+    "files": files,
+    "files_shared": files_shared,
+    "postgres": postgres,
+    "jetstream": jetstream,
+}
 # Those to which several writers append at once.
-SHARED = {"jetstream", "postgres"}
+SHARED = {"files_shared", "jetstream", "postgres"}
 
 
 @pytest.fixture(params=ENGINES)
