@@ -270,7 +270,12 @@ class SharedCommitter(FileCommitter):
             self._calls.add(closing)
             if self._gave_up:
                 self._fail_calls()
-            await uninterrupted(closing)
+            try:
+                await uninterrupted(closing)
+            except WriterFailedError:
+                # Given up: what waited has been told, and all that was acknowledged is on disk unless it says so here.
+                if self._unsynced or not self._gave_up:
+                    raise
 
     def _release(self) -> None:
         if self._opened and self.source.directory is not None and self._turn is not None:
