@@ -226,6 +226,24 @@ async def test_a_log_can_be_closed_while_a_stopped_process_has_the_turn(
         assert await numbers(log) == [0]
 
 
+async def test_an_idle_log_that_wants_to_follow_a_rotation_can_be_closed_while_the_turn_is_stuck(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "STUCK_AFTER", 0.1)
+    monkeypatch.setattr(turn, "STUCK_AFTER", 0.1)
+    idle = await EventLog.open(data_dir, lock=SHARED)
+    async with EventLog.open(data_dir, lock=SHARED) as other:
+        await other.append(event(0))
+        await other.rotate()
+    process = await hold_the_turn(data_dir)
+    try:
+        idle._writer._committer._keep_up()
+        async with asyncio.timeout(10):
+            await idle.aclose()
+    finally:
+        end(process)
+
+
 async def test_an_opening_that_waits_for_the_turn_can_be_cancelled(data_dir: Path) -> None:
     async with EventLog.open(data_dir, lock=SHARED) as log:
         await log.append(event(0))

@@ -197,7 +197,7 @@ class SharedCommitter(FileCommitter):
         self._give_up_if_stuck()
 
     def _give_up_if_stuck(self) -> None:
-        if self._closed or self._gave_up or self._turn is None:
+        if not self._opened or self._gave_up or self._turn is None:
             return
         if self._turn.waited_for() < STUCK_AFTER:
             self._loop.call_later(GIVE_UP_POLL_INTERVAL, self._give_up_if_stuck)
