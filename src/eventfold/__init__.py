@@ -32,10 +32,12 @@ from ._errors import (
     WriterFailedError,
 )
 from ._event import AppendResult, Event, Head, Record, line_hash
+from ._info import FilesInfo, LogInfo, PlaceInfo
 from ._log import EventLog, EventLogBuilder, Views
 from ._query import Query
 from ._reader import EventReader, WaitResult
 from ._signals import end_streams_on_stop
+from ._verify import Problem, VerifyReport, verify
 from ._view import ReduceFn, View
 from ._writer import EventWriter, ViewOps
 from .snapshot import Snapshot
@@ -53,11 +55,15 @@ __all__ = [
     "EventReader",
     "EventWriter",
     "EventfoldError",
+    "FilesInfo",
     "Head",
     "InvalidEventError",
     "LockMode",
     "LogClosedError",
+    "LogInfo",
     "LogLockedError",
+    "PlaceInfo",
+    "Problem",
     "Query",
     "Record",
     "ReduceFn",
@@ -67,6 +73,7 @@ __all__ = [
     "SyncMode",
     "UnknownOutcomeError",
     "UnknownViewError",
+    "VerifyReport",
     "View",
     "ViewOps",
     "Views",
@@ -76,6 +83,7 @@ __all__ = [
     "end_streams_on_stop",
     "line_hash",
     "snapshot",
+    "verify",
 ]
 
 try:

@@ -18,13 +18,16 @@ import msgspec
 
 from ._address import Address
 from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
+from ._backup import backup
 from ._codec.decode import Slice
 from ._consumer import Consumer
 from ._engine import LockMode, SyncMode
 from ._errors import ConditionalAppendError, EventfoldError, ReducerError, UnknownViewError
 from ._event import AppendResult, Event, Head, Record
+from ._info import LogInfo, info
 from ._query import Query
 from ._reader import EventReader, WaitResult
+from ._verify import state_at
 from ._view import ReduceFn, View, offset_for_the_crate, refresh_each, refresh_together
 from ._writer import EventWriter, ViewOps
 from .snapshot import NOWHERE, BadSnapshotError, encode, parse
@@ -625,6 +628,57 @@ class EventLog:
             OSError: The log could not be read.
         """
         return await self._reader.read_line_hash_before(offset)
+
+    # For whoever operates it
+
+    async def info(self) -> LogInfo:
+        """The log at a glance: head, sizes, views and consumers with their lag, who holds the lock.
+
+        Raises:
+            CorruptLogError: The head can't be told.
+            OSError: The log could not be read.
+        """
+        return await info(self._reader)
+
+    async def backup(self, dir: str | os.PathLike[str], progress: Callable[[int, int], object] | None = None) -> Head:
+        """Copies the log, while it goes on, so that the copy opens at once; an older copy is brought up to date.
+
+        Cancelled, it stops soon, and leaves what was there, or a copy of a part of the log; copy again to finish it.
+
+        Args:
+            dir: The directory of the copy: not there yet, empty, or an older copy of this log.
+            progress: Is called again and again with the bytes copied and the bytes that are to be copied.
+
+        Returns:
+            The head of the copy.
+
+        Raises:
+            EventfoldError: The log is not kept in files, or `dir` holds something else than an older copy of it.
+            LogLockedError: The copy is open for writing.
+            CorruptLogError: The log or the copy is damaged.
+            OSError: A file could not be read or written.
+        """
+        return await backup(self._reader, dir, progress)
+
+    @overload
+    async def state_at(self, name: View[S], offset: int) -> S: ...
+    @overload
+    async def state_at(self, name: str, offset: int) -> Any: ...
+    async def state_at(self, name: str | View[Any], offset: int) -> Any:
+        """What the state of a view was at an earlier offset, folded anew; the view stays as it is.
+
+        Args:
+            name: The view's name, or the `View` object, which gives the result its type.
+            offset: In bytes of the whole log; everything before it is folded.
+
+        Raises:
+            UnknownViewError: No such view is registered.
+            ValueError: The offset is negative, beyond the head, or not where a line begins.
+            ReducerError: The reducer raised.
+            CorruptLogError: The log is damaged.
+            OSError: The log could not be read.
+        """
+        return await state_at(self._reader, self._views[name], offset)
 
 
 class EventLogBuilder:

@@ -137,6 +137,10 @@ class Archive:
                     held.popleft()
         raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
 
+    def spans(self) -> Iterator[Span]:
+        """All spans, by their records; where one of those is damaged, by decoding everything."""
+        return self._spans_from(0)
+
     def position_of(self, offset: int) -> int:
         """The position (bytes in the file) of the frames that begin at `offset`, or `CorruptLogError` if none do."""
         span = next(self._spans_from(offset), None)

@@ -1,0 +1,308 @@
+"""Copying a live log so that the copy opens at once; a copy that is there already is brought up to date.
+
+The archive and the active log are opened together, as they belong together at that moment, and are copied up to the
+head of then: what was opened stays good, whatever is appended or rotated meanwhile. The copy gets a base file of its
+own, which says where its active log begins.
+
+The order matters where the copy is there already: first the archive is extended, which makes the older `app.jsonl`
+begin with lines that the archive has; then the base file lists what comes; then `app.jsonl` is replaced. After each of
+these the copy can be opened. Only a frame that a power cut or a kill has torn can't be: the next backup cuts it off.
+
+Promises: the copy has every event before the head of when the copying began, and no other; an archive that was copied
+is never written again, only extended.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from itertools import zip_longest
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from ._aio import in_thread
+from ._engine import Paths
+from ._errors import CorruptLogError, EventfoldError
+from ._event import Head, line_hash
+from ._files import operations
+from ._files.active import open_locked
+from ._files.archive import Archive
+from ._files.base import BaseFile, Generation, first_line_hash
+from ._files.paths import Layout
+from ._files.segments import LogSegments, line_before
+from ._reader import EventReader
+from ._view import offset_for_the_crate
+from .snapshot import BadSnapshotError, encode, parse
+
+Progress: TypeAlias = Callable[[int, int], object]
+
+_PIECE = 4 * 2**20
+
+
+async def backup(reader: EventReader, target: str | os.PathLike[str], progress: Progress | None = None) -> Head:
+    """Copies a log in files to a directory, or brings the copy there up to date.
+
+    Snapshots and consumers' offsets that stand within the copied log are copied too. Cancelled, it stops after the
+    piece that is under way, and the copy is an older one; copy again to finish it.
+
+    Args:
+        reader: A reader of the log.
+        target: The directory of the copy: not there yet, empty, or an older copy of this log.
+        progress: Is called again and again with the bytes copied and the bytes that are to be copied.
+
+    Returns:
+        The head of the copy.
+
+    Raises:
+        EventfoldError: The log is not kept in files, or `target` holds something else than an older copy of it.
+        LogLockedError: The copy is open for writing.
+        CorruptLogError: The log, or the copy, is damaged.
+        OSError: A file could not be read or written.
+    """
+    paths = getattr(reader._source, "layout", None)
+    if not isinstance(paths, Paths):
+        raise EventfoldError(
+            f"{reader._source.location} is not kept in files: back it up with the tools of its server, or export it"
+        )
+    source, copy = Layout(paths.dir), Layout(target)
+    await in_thread(_check_target, source, copy)
+    head = await reader.head()
+    copying = _Copying(source, copy, head)
+    try:
+        await in_thread(copying.begin)
+        while await in_thread(copying.step):
+            if progress is not None:
+                progress(copying.done, copying.total)
+        await in_thread(copying.finish)
+        head, base = copying.end, copying.base
+    finally:
+        await in_thread(copying.close)
+    if progress is not None:
+        progress(copying.total, copying.total)
+    await _copy_documents(reader, EventReader(copy.dir), head, base)
+    return head
+
+
+def _check_target(source: Layout, copy: Layout) -> None:
+    one, other = Path(os.path.realpath(source.dir)), Path(os.path.realpath(copy.dir))
+    if one == other or one in other.parents or other in one.parents:
+        raise EventfoldError(f"{copy.dir} and {source.dir} lie in each other: choose a directory apart from the log")
+    if not one.is_dir():
+        raise EventfoldError(f"there is no log in {source.dir}")
+    try:
+        names = os.listdir(other)
+    except FileNotFoundError:
+        return
+    ours = {copy.log_path.name, copy.archive_path.name}
+    if names and not ours.intersection(names):
+        raise EventfoldError(f"{copy.dir} holds something else than a copy of a log: choose an empty directory")
+
+
+class _Copying:
+    """One copying of the archive and the active log; every method blocks, and runs in a thread. Close it."""
+
+    def __init__(self, source: Layout, copy: Layout, head: Head) -> None:
+        self._source, self._copy = source, copy
+        self.end = head
+        self.base = 0
+        self.done = self.total = 0
+        self._segments: LogSegments | None = None
+        self._lock: int | None = None
+        self._archive_fd: int | None = None
+        self._archive_end = 0  # up to where the copy's archive holds whole spans
+        self._temporary: Path | None = None
+        self._pieces: Generator[int, None, None] | None = None
+
+    def close(self) -> None:
+        """Lets all files go; what was not finished is cut off again."""
+        if self._pieces is not None:
+            self._pieces.close()
+        if self._segments is not None:
+            self._segments.close()
+        if self._archive_fd is not None:
+            try:
+                if os.fstat(self._archive_fd).st_size > self._archive_end:
+                    operations.truncate(self._archive_fd, self._archive_end)
+            finally:
+                os.close(self._archive_fd)
+                self._archive_fd = None
+        if self._temporary is not None:
+            operations.discard(self._temporary)
+            self._temporary = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def begin(self) -> None:
+        """Opens both, and finds what is to be copied."""
+        self._segments = segments = LogSegments(self._source)
+        if segments.damage is not None:
+            raise segments.damage
+        self.base = segments.base
+        if self.end.offset < segments.base:
+            # A rotation came between: what it archived was durable.
+            assert segments.archive is not None
+            self.end = segments.archive.head
+        operations.make_dir(self._copy.dir)
+        if self._copy.log_path.exists():
+            self._lock = open_locked(self._copy, True)
+        archive_size = 0 if segments.archive is None else segments.archive.end_position
+        start = self._older_archive(segments.archive)
+        active_size = 0 if segments.fd is None else self.end.offset - segments.base
+        self.total = archive_size - start + active_size
+        self._pieces = self._copy_all(start, active_size)
+
+    def step(self) -> bool:
+        """Copies a piece; false when nothing is left."""
+        assert self._pieces is not None
+        size = next(self._pieces, None)
+        if size is None:
+            return False
+        self.done += size
+        return True
+
+    def _older_archive(self, archive: Archive | None) -> int:
+        """How much of the archive the copy has; opens the copy's. Raises `EventfoldError` if it is of another log."""
+        if self._copy.next_file() is not None:
+            raise EventfoldError(f"{self._copy.dir} has a rotation under way, so it is in use as a log of its own")
+        try:
+            fd = operations.open_regular(self._copy.archive_path, os.O_RDWR)
+        except FileNotFoundError:
+            return 0
+        older = Archive(self._copy.archive_path, fd, os.fstat(fd).st_size)
+        self._archive_fd = fd  # and so it is closed with the rest
+        if older.damage is not None:
+            self._archive_end = older.size
+            raise older.damage
+        self._archive_end = older.end_position
+        if archive is None or older.end_position > archive.end_position:
+            raise self._of_another_log()
+        if older.recorded:
+            for one, other in zip_longest(older.spans(), archive.spans()):
+                if one is None:
+                    break
+                if one != other:
+                    raise self._of_another_log()
+        else:
+            # Frames of the Rust crate, which tell nothing about themselves.
+            for start in range(0, older.end_position, _PIECE):
+                size = min(_PIECE, older.end_position - start)
+                if os.pread(fd, size, start) != os.pread(archive.fd, size, start):
+                    raise self._of_another_log()
+        if older.size > older.end_position:
+            operations.truncate(fd, older.end_position)
+        return older.end_position
+
+    def _of_another_log(self) -> EventfoldError:
+        self._archive_end = os.stat(self._copy.archive_path).st_size
+        return EventfoldError(
+            f"{self._copy.archive_path} is not an older copy of {self._source.archive_path}: choose another directory"
+        )
+
+    def _copy_all(self, start: int, active_size: int) -> Generator[int, None, None]:
+        segments = self._segments
+        assert segments is not None
+        if segments.archive is not None and segments.archive.end_position > start:
+            yield from self._copy_archive(segments.archive, start)
+        self._temporary = operations.temporary_path(self._copy.log_path)
+        fd = operations.create_file(self._temporary)
+        try:
+            at = 0
+            while at < active_size:
+                assert segments.fd is not None
+                data = os.pread(segments.fd, min(_PIECE, active_size - at), at)
+                if not data:
+                    reason = "the file was cut while it was being copied"
+                    raise CorruptLogError(self._source.log_path, segments.base + at, reason)
+                operations.write(fd, data, at)
+                at += len(data)
+                yield len(data)
+            self._check_end(fd, active_size)
+            operations.sync(fd)
+        finally:
+            os.close(fd)
+
+    def _check_end(self, fd: int, size: int) -> None:
+        """Checks that what was copied ends with the line that was the last when the head was looked up."""
+        if size and (os.pread(fd, 1, size - 1) != b"\n" or line_hash(line_before(fd, size)[1]) != self.end.line_hash):
+            reason = "the file was cut or replaced while it was being copied; copy it again"
+            raise CorruptLogError(self._source.log_path, self.end.offset, reason)
+
+    def _copy_archive(self, archive: Archive, start: int) -> Generator[int, None, None]:
+        """Extends the copy's archive, one frame with its record after the other, so that it ends with a whole one."""
+        if self._archive_fd is None:
+            self._archive_fd = operations.create_file(self._copy.archive_path)
+        ends = [span.after for span in archive.spans() if span.after > start]
+        at = start
+        for end in ends:
+            while at < end:
+                data = os.pread(archive.fd, min(_PIECE, end - at), at)
+                if not data:
+                    raise CorruptLogError(archive.path, 0, "the file was cut while it was being copied")
+                operations.write(self._archive_fd, data, at)
+                at += len(data)
+                yield len(data)
+            operations.sync(self._archive_fd)
+            self._archive_end = end
+        operations.sync_dir(self._copy.dir)
+
+    def finish(self) -> None:
+        """Makes the copied active log that of the copy."""
+        assert self._temporary is not None
+        assert self._segments is not None
+        fd = operations.open_to_read(self._temporary)
+        try:
+            first = first_line_hash(fd) or ""
+        finally:
+            os.close(fd)
+        before = self._segments.line_hash_before(self.base) if self.base else ""
+        base_file = BaseFile(self._copy.base_path)
+        # Not yet as written: until the rename, app.jsonl may be one without a line.
+        base_file.write(Generation(self.base, before, first))
+        operations.rename(self._temporary, self._copy.log_path)
+        self._temporary = None
+        operations.sync_dir(self._copy.dir)
+        if first:
+            base_file.write(Generation(self.base, before, first, written=True))
+
+
+async def _copy_documents(reader: EventReader, copy: EventReader, head: Head, base: int) -> None:
+    """Copies the snapshots and the consumers' offsets that stand within the copied log."""
+    for name in await reader.documents.names("view"):
+        data = await reader.documents.load("view", name)
+        try:
+            found = None if data is None else parse(data)
+        except BadSnapshotError:
+            continue
+        if found is None or found.position is None or not await _within(reader, found.position, found.position_hash):
+            continue
+        if found.position <= head.offset:
+            offset = offset_for_the_crate(found.position, base)
+            known = found.position_hash if 0 < offset <= head.offset else None
+            moved = msgspec.structs.replace(found, state=None, offset=offset, hash=known or "")
+            await copy.documents.store("view", name, encode(moved, found.state))
+    for name in await reader.documents.names("consumer"):
+        data = await reader.documents.load("consumer", name)
+        try:
+            place = None if data is None else msgspec.json.decode(data, type=_Place)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+        if data is None or place is None or place.offset > head.offset:
+            continue
+        if await _within(reader, place.offset, place.hash):
+            await copy.documents.store("consumer", name, data)
+
+
+class _Place(msgspec.Struct):
+    offset: int
+    hash: str
+
+
+async def _within(reader: EventReader, offset: int, expected: str | None) -> bool:
+    """Whether a line with this hash ends at an offset of the log."""
+    try:
+        return (await reader.read_line_hash_before(offset) or "") == (expected or "")
+    except ValueError:
+        return False

@@ -1,0 +1,171 @@
+"""Verifying a log: everything is read once, and whatever does not fit is told with its file and offset.
+
+Promise: nothing is changed; memory stays within some blocks, whatever the log's size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from ._address import Address
+from ._aio import in_thread
+from ._consumer import _Checkpoint
+from ._engine import Paths
+from ._errors import CorruptLogError, ReducerError
+from ._event import Head
+from ._files.paths import Layout
+from ._files.segments import LogSegments
+from ._fold import fold_together
+from ._reader import EventReader
+from ._state import difference
+from ._view import View
+from .snapshot import BadSnapshotError, Snapshot, parse
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Something that does not fit: the file (or document), the offset in the whole log (bytes), and what is wrong."""
+
+    path: str
+    offset: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, offset {self.offset}: {self.reason}"
+
+
+class VerifyReport(msgspec.Struct, frozen=True):
+    """What `verify` found. `size` is in bytes of lines, `frames` counts the frames of the archive with their records.
+
+    `events` and `size` count what stands before the first damage in the log. `snapshots` and `consumers` are the
+    numbers of those that were looked at.
+    """
+
+    location: str
+    events: int
+    size: int
+    frames: int
+    snapshots: int
+    consumers: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+async def verify(
+    source: Address, *, views: Iterable[View[Any]] = (), progress: Callable[[int, int], object] | None = None
+) -> VerifyReport:
+    """Reads a whole log, live or not, and tells what is wrong with it.
+
+    The archive's frames are compared with their records, every line is decoded, the base file must fit, and snapshots
+    and consumers must stand at a line of this log. Reading the log ends at its first damage. Cancelled, it leaves
+    nothing behind.
+
+    Args:
+        source: The data directory, an address or an engine.
+        views: Views whose snapshots are compared with a replay of the log. They may be registered with an open log.
+        progress: Is called again and again with the bytes read and the bytes that there are.
+
+    Raises:
+        OSError: A file could not be read.
+    """
+    reader = EventReader(source)
+    location = str(reader._source.location)
+    problems: list[Problem] = []
+    try:
+        head: Head | None = await reader.head()
+    except CorruptLogError as error:
+        head = None
+        problems.append(_problem(error))
+    events = size = 0
+    try:
+        async with aclosing(reader.read_slices()) as slices:
+            async for piece in slices:
+                events += len(piece.events)
+                size = piece.end_offset
+                if progress is not None:
+                    progress(size, max(size, 0 if head is None else head.offset))
+    except CorruptLogError as error:
+        _add(problems, error)
+    paths = getattr(reader._source, "layout", None)
+    frames = await in_thread(_frames, Layout(paths.dir)) if isinstance(paths, Paths) else 0
+    snapshots = await reader.documents.names("view")
+    consumers = await reader.documents.names("consumer")
+    if head is not None:  # else nothing can be looked up in the log
+        by_name = {view.name: view for view in views}
+        for name in snapshots:
+            await _check_snapshot(reader, name, by_name.get(name), problems)
+        for name in consumers:
+            try:
+                await _Checkpoint(reader, name, 0, None).last_commit()
+            except CorruptLogError as error:
+                _add(problems, error)
+    return VerifyReport(location, events, size, frames, len(snapshots), len(consumers), tuple(problems))
+
+
+def _problem(error: CorruptLogError) -> Problem:
+    return Problem(error.file, error.offset, error.reason)
+
+
+def _add(problems: list[Problem], error: CorruptLogError) -> None:
+    """Adds a damage, unless it is the one that another look has found."""
+    if _problem(error) not in problems:
+        problems.append(_problem(error))
+
+
+def _frames(layout: Layout) -> int:
+    try:
+        with LogSegments(layout) as segments:
+            return 0 if segments.archive is None else sum(1 for _ in segments.archive.spans())
+    except CorruptLogError:
+        return 0
+
+
+async def _check_snapshot(reader: EventReader, name: str, view: View[Any] | None, problems: list[Problem]) -> None:
+    where = str(reader.documents.location("view", name))
+    data = await reader.documents.load("view", name)
+    if data is None:
+        return  # deleted meanwhile
+    position = 0
+    try:
+        found = parse(data)
+        if found.position is None:
+            return  # the Rust crate's: it tells its place in app.jsonl only, and is rebuilt where that moved
+        position = found.position
+        if (await reader.read_line_hash_before(position) or "") != (found.position_hash or ""):
+            raise BadSnapshotError("the log before this offset is not the one that it was made of")
+        if view is not None and found.version == view._version and found.query == view._query:
+            await _check_state(reader, found, position, view)
+    except CorruptLogError as error:
+        _add(problems, error)
+    except (BadSnapshotError, ValueError, ReducerError) as error:
+        problems.append(Problem(where, position, f"{error}; delete the file, and the view is rebuilt"))
+
+
+async def _check_state(reader: EventReader, found: Snapshot, position: int, view: View[Any]) -> None:
+    stored = view._decode(found.state)
+    replayed = await state_at(reader, view, position)
+    different = difference(replayed, stored)
+    if different is not None:
+        raise BadSnapshotError(f"a replay gives another state: {different} in the snapshot")
+
+
+async def state_at(reader: EventReader, view: View[Any], offset: int) -> Any:
+    """A view's state as of `offset`, folded anew; the view itself stays as it is.
+
+    Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins, `ReducerError`,
+    `CorruptLogError`, `OSError`.
+    """
+    await reader.read_line_hash_before(offset)
+    fold = copy.copy(view._fold)
+    fold.start(view._new_state(), Head(0, ""))
+    for error in await fold_together([fold], reader, offset):
+        raise error
+    return fold.state

@@ -1,0 +1,25 @@
+"""The command line `eventfold`, which comes with the extra `cli`.
+
+Promises: results go to standard output, in a pipe as exact lines, everything else to standard error; an error is one
+line that says what to do; Ctrl-C and a closed pipe end a command quietly.
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Runs the command that the process's arguments name, and ends the process with its exit status."""
+    try:
+        from ._app import app
+    except ImportError as error:
+        print(
+            "eventfold: the command line needs packages that are not installed: pip install 'eventfold[cli]' "
+            f"({error})",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    app(prog_name="eventfold")

@@ -1,0 +1,103 @@
+"""How events and tables are written: for people on a terminal, for programs in a pipe."""
+
+from __future__ import annotations
+
+import csv
+import enum
+import sys
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .._event import Record
+from ._run import printable
+
+
+class Format(enum.Enum):
+    """`table` is for people, `jsonl` the exact lines of the log, `csv` for spreadsheets."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+def printer(format: Format | None) -> Callable[[Record], None]:
+    """What writes a record to standard output; by default as a table on a terminal, and as the exact line elsewhere."""
+    if format is None:
+        format = Format.TABLE if sys.stdout.isatty() else Format.JSONL
+    return {Format.TABLE: _row_printer, Format.JSONL: _line_printer, Format.CSV: _csv_printer}[format]()
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _line_printer() -> Callable[[Record], None]:
+    def line(record: Record) -> None:
+        sys.stdout.buffer.write(record._line + b"\n")
+
+    return line
+
+
+def _csv_printer() -> Callable[[Record], None]:
+    write = csv.writer(sys.stdout, lineterminator="\n").writerow
+    write(["offset", "ts", "type", "id", "actor", "data", "meta", "tags"])
+
+    def row(record: Record) -> None:
+        event = record.event
+        meta = "" if event.meta is None else _json(event.meta)
+        data, tags = _json(event.data), " ".join(event.tags)
+        write([record.start_offset, event.ts, event.type, event.id or "", event.actor or "", data, meta, tags])
+
+    return row
+
+
+def _row_printer() -> Callable[[Record], None]:
+    console = Console()
+
+    def row(record: Record) -> None:
+        event = record.event
+        text = Text.assemble(
+            (f"{record.start_offset:>12} ", "dim"),
+            (f"{show_time(event.ts)} ", "green"),
+            (f"{printable(event.type)} ", "bold cyan"),
+            printable(_json(event.data)),
+        )
+        named = (("id", event.id), ("actor", event.actor), ("tags", " ".join(event.tags) or None))
+        for name, value in (*named, ("meta", None if event.meta is None else _json(event.meta))):
+            if value is not None:
+                text.append(f" {name}={printable(value)}", "dim")
+        console.print(text, soft_wrap=True)
+
+    return row
+
+
+def show_time(seconds: int) -> str:
+    """A time as local date and time, or the number where no calendar has it."""
+    try:
+        return datetime.fromtimestamp(seconds).isoformat(" ")
+    except (ValueError, OverflowError, OSError):
+        return str(seconds)
+
+
+def print_json(value: object) -> None:
+    """One line of JSON."""
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """A table on a terminal; elsewhere lines whose fields are separated by tabs."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(printable(str(field)) for field in row))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(str(field))) for field in row))
+    Console().print(table)

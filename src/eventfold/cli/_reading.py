@@ -1,0 +1,153 @@
+"""The commands that only read: `info`, `cat`, `tail`, `export`, `state`, `verify`, and the list of consumers."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from .._errors import EventfoldError
+from .._info import LogInfo, PlaceInfo
+from .._info import info as info_of
+from .._verify import verify as verify_log
+from ..snapshot import BadSnapshotError, parse
+from ._output import Format, print_json, print_table, printer
+from ._run import FAILED, progress, reading
+from ._select import Selection, between, last
+
+
+async def info(where: str, json: bool) -> None:
+    """Head, sizes, views and consumers."""
+    async with reading(where) as reader:
+        found = await info_of(reader)
+    if json:
+        print_json(found)
+        return
+    print_table(("", ""), _facts(found))
+    for kind, places in (("view", found.views), ("consumer", found.consumers)):
+        if places:
+            print_table((kind, "offset", "lag"), ((place.name, *_place(place)) for place in places))
+
+
+def _facts(found: LogInfo) -> list[tuple[str, object]]:
+    facts: list[tuple[str, object]] = [("log", found.location), ("head", f"{found.head.offset}:{found.head.line_hash}")]
+    files = found.files
+    if files is not None:
+        facts += [
+            ("events", "not counted" if files.events is None else files.events),
+            ("app.jsonl", f"{files.active_size} bytes, from offset {files.base}"),
+            ("archive", f"{files.archive_size} bytes"),
+            ("rotation", "under way" if files.rotating else "none"),
+            ("writer", "none that this system tells of" if files.writer is None else f"process {files.writer}"),
+        ]
+    return facts
+
+
+def _place(place: PlaceInfo) -> tuple[object, object]:
+    if place.problem is not None:
+        return "-", place.problem
+    return place.offset, f"{place.lag} bytes"
+
+
+async def cat(
+    where: str,
+    start: int,
+    end: int | None,
+    wanted: Selection,
+    count: int | None,
+    limit: int | None,
+    format: Format | None,
+) -> None:
+    """The wanted events between two offsets, or the last of them."""
+    if limit is not None and limit < 1:
+        return
+    async with reading(where) as reader:
+        show = printer(format)
+        if count is not None:
+            for record in (await last(reader, count, start, end, wanted))[:limit]:
+                show(record)
+            return
+        shown = 0
+        events: Any = between(reader, start, end, wanted)
+        async with aclosing(events):
+            async for record in events:
+                show(record)
+                shown += 1
+                if shown == limit:
+                    return
+
+
+async def tail(
+    where: str, start: int | None, wanted: Selection, count: int, follow: bool, format: Format | None
+) -> None:
+    """The last wanted events, or those from an offset; with `follow`, each new one too."""
+    async with reading(where) as reader:
+        show = printer(format)
+        head = (await reader.head()).offset
+        if start is None:
+            for record in await last(reader, count, 0, head, wanted):
+                show(record)
+            start = head
+        if not follow:
+            events: Any = between(reader, start, None, wanted)
+            async with aclosing(events):
+                async for record in events:
+                    show(record)
+            return
+        sys.stdout.flush()
+        records: Any = reader.tail(start)
+        async with aclosing(records):
+            async for record in records:
+                if wanted.matches(record.event):
+                    show(record)
+                    sys.stdout.flush()
+
+
+async def export(where: str) -> None:
+    """All lines, byte for byte."""
+    async with reading(where) as reader, aclosing(reader.read_slices()) as slices:
+        async for piece in slices:
+            sys.stdout.buffer.write(piece._lines.data)
+
+
+async def state(where: str, view: str) -> None:
+    """The state in a view's snapshot."""
+    async with reading(where) as reader:
+        data = await reader.documents.load("view", view)
+        if data is None:
+            names = ", ".join(await reader.documents.names("view")) or "none"
+            raise EventfoldError(f"no state of a view {view!r} is stored in {where}; stored are: {names}")
+        try:
+            found = parse(data)
+        except BadSnapshotError as error:
+            place = reader.documents.location("view", view)
+            raise EventfoldError(f"{place}: {error}; delete the file, and the view is rebuilt") from error
+    encoded = msgspec.json.format(found.state, indent=2) if sys.stdout.isatty() else found.state
+    sys.stdout.buffer.write(encoded + b"\n")
+
+
+async def verify(where: str, json: bool) -> int:
+    """Whatever is wrong; the exit status."""
+    async with reading(where):
+        with progress("verify") as told:
+            report = await verify_log(where, progress=told)
+    if json:
+        print_json(report)
+    else:
+        for problem in report.problems:
+            print(problem)
+        found = f"{len(report.problems)} problems" if report.problems else "no problem"
+        print(
+            f"{found}: {report.events} events, {report.size} bytes, {report.frames} archive frames, "
+            f"{report.snapshots} snapshots, {report.consumers} consumers"
+        )
+    return 0 if report.ok else FAILED
+
+
+async def consumers(where: str) -> None:
+    """The consumers with their places."""
+    async with reading(where) as reader:
+        found = await info_of(reader)
+    print_table(("consumer", "offset", "lag"), ((place.name, *_place(place)) for place in found.consumers))

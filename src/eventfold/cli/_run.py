@@ -1,0 +1,82 @@
+"""What all commands share: how they run and end, and how a log is opened for them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from .._errors import CorruptLogError, EventfoldError
+from .._reader import EventReader
+
+FAILED, INTERRUPTED, CLOSED_PIPE = 1, 130, 141
+
+
+def run(command: Coroutine[Any, Any, int | None]) -> None:
+    """Runs a command to its end. Raises `typer.Exit` with its status, after a message where it failed."""
+    try:
+        status = asyncio.run(command)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads any more. What is still in the buffer must go somewhere, or Python complains at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = CLOSED_PIPE
+    except CorruptLogError as error:
+        say(f"{error} (`eventfold verify` tells all that is wrong)")
+        status = FAILED
+    except OSError as error:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        say(f"{where}{error.strerror or error}")
+        status = FAILED
+    except (EventfoldError, ValueError) as error:
+        say(str(error))
+        status = FAILED
+    raise typer.Exit(status or 0)
+
+
+def say(message: str) -> None:
+    """A line on standard error."""
+    print(f"eventfold: {printable(message)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may see it: what would move its cursor or change its colours is escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+@asynccontextmanager
+async def reading(where: str) -> AsyncIterator[EventReader]:
+    """A reader of a log that must be there. Raises `EventfoldError` where a directory is not."""
+    reader = EventReader(where)
+    try:
+        directory = reader.dir
+    except EventfoldError:
+        directory = None  # another engine tells on its own
+    if directory is not None and not directory.is_dir():
+        raise EventfoldError(f"there is no log in {where}: name the directory that holds app.jsonl")
+    try:
+        yield reader
+    finally:
+        await reader._source.aclose()
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], object] | None]:
+    """A progress bar on a terminal, with the rate and the remaining time; None where nobody would see it."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(what, *columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,220 @@
+"""The commands that write: `append`, `import`, `rotate`, `consumers reset`, `backup`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+
+from .._aio import Thread
+from .._backup import backup as backup_log
+from .._codec.encode import encode_line
+from .._codec.selection import decode_events
+from .._codec.stored import StoredEvent
+from .._errors import EventfoldError, InvalidEventError
+from .._event import AppendResult, Event, line_hash
+from .._log import EventLog
+from ._output import print_json
+from ._run import progress, reading
+
+# Lines that are checked, and then written, together.
+_BATCH = 1000
+_READ_SIZE = 2**20
+_MAX_EVENT_SIZE = 16 * 2**20
+
+
+class _Given(msgspec.Struct, forbid_unknown_fields=True):
+    """An event as a person writes it: everything but its type may be left out."""
+
+    type: str
+    data: Any = msgspec.UNSET
+    ts: int | msgspec.UnsetType = msgspec.UNSET
+    id: str | None = None
+    actor: str | None = None
+    meta: Any = None
+    tags: tuple[str, ...] = ()
+
+    def event(self) -> Event:
+        options = {} if self.ts is msgspec.UNSET else {"ts": self.ts}
+        data = {} if self.data is msgspec.UNSET else self.data
+        return Event(self.type, data, id=self.id, actor=self.actor, meta=self.meta, tags=self.tags, **options)
+
+
+_decode_given = msgspec.json.Decoder(_Given).decode
+
+
+@asynccontextmanager
+async def writing(where: str) -> AsyncIterator[EventLog]:
+    """The log, open for writing."""
+    async with EventLog.open(where) as log:
+        try:
+            yield log
+        finally:
+            sys.stdout.flush()
+
+
+async def append_one(where: str, event: Event, head: str | None) -> None:
+    """One event, on condition that the head is still `head` (`OFFSET:HASH`), if that is given."""
+    expected = None if head is None else _parse_head(head)
+    async with writing(where) as log:
+        if expected is None:
+            print_json(await log.append(event))
+        else:
+            print_json(await log.append_if(event, *expected))
+
+
+def given_event(
+    type: str, data: str, ts: int | None, id: str | None, actor: str | None, meta: str | None, tags: list[str]
+) -> Event:
+    """The event that the options name. Raises `ValueError` for what is no JSON."""
+    options = {} if ts is None else {"ts": ts}
+    parsed_meta = None if meta is None else _parse_json("--meta", meta)
+    return Event(type, _parse_json("DATA", data), id=id, actor=actor, meta=parsed_meta, tags=tuple(tags), **options)
+
+
+def _parse_json(name: str, text: str) -> Any:
+    try:
+        return msgspec.json.decode(os.fsencode(text))
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} is no JSON ({error}): write it like '{{\"amount\": 3}}'") from error
+
+
+def _parse_head(text: str) -> tuple[int, str]:
+    offset, colon, hash = text.partition(":")
+    if not colon or not (offset.isascii() and offset.isdigit()):
+        raise ValueError(f"--if-head is OFFSET:HASH, as `eventfold info` tells it, not {text!r}")
+    return int(offset), hash
+
+
+async def append_lines(where: str) -> None:
+    """Events from standard input, batch by batch; each batch is written whole or not at all."""
+    async with writing(where) as log:
+        async for first, lines in _batches():
+            events = []
+            for number, line in enumerate(lines, first):
+                try:
+                    event = _decode_given(line).event()
+                    encode_line(event, _MAX_EVENT_SIZE)
+                except (msgspec.MsgspecError, UnicodeDecodeError, InvalidEventError) as error:
+                    raise _bad_line(number, error, first) from error
+                events.append(event)
+            for result in await log.append_many(events):
+                print_json(result)
+            sys.stdout.flush()
+
+
+def _bad_line(number: int, error: object, first: int) -> ValueError:
+    return ValueError(
+        f"line {number}: {error}; nothing was written from line {first} on, so mend the line and go on from there"
+    )
+
+
+async def import_lines(where: str) -> None:
+    """The lines that `export` gave, so that they become the same lines again, byte for byte."""
+    count = 0
+    held: list[StoredEvent] = []  # a batch whose end is still to come
+    held_lines: list[bytes] = []
+    held_from = 1
+    async with writing(where) as log:
+        async for first, lines in _batches():
+            units: list[list[StoredEvent]] = []
+            expected: list[bytes] = []
+            batch_from = held_from = held_from if held else first
+            for number, line in enumerate(lines, first):
+                try:
+                    event = decode_events.decode(line)
+                    if event.batch != _due(held, event):
+                        raise InvalidEventError("a batch is broken here: lines of it are missing or out of order")
+                    if encode_line(event, _MAX_EVENT_SIZE, event.batch) != line + b"\n":
+                        raise InvalidEventError("it would be written differently; use `append` for lines made by hand")
+                except (msgspec.MsgspecError, UnicodeDecodeError, InvalidEventError) as error:
+                    raise _bad_line(number, error, batch_from) from error
+                held.append(event)
+                held_lines.append(line)
+                if event.batch is None or event.batch[0] == event.batch[1]:
+                    units.append(held)
+                    expected += held_lines
+                    held, held_lines = [], []
+                    held_from = number + 1
+            results = await _append_units(log, units)
+            if [result.line_hash for result in results] != list(map(line_hash, expected)):
+                raise EventfoldError(f"lines from {first} on were written differently than they were exported")
+            count += len(results)
+        if held:
+            raise _bad_line(held_from, "a batch that begins here has no end", held_from)
+    print_json({"imported": count})
+
+
+def _due(held: list[StoredEvent], event: StoredEvent) -> tuple[int, int] | None:
+    """The place in a batch that an event must have behind those that are held."""
+    if not held:
+        return None if event.batch is None else (1, event.batch[1])
+    assert held[0].batch is not None
+    return len(held) + 1, held[0].batch[1]
+
+
+async def _append_units(log: EventLog, units: list[list[StoredEvent]]) -> list[AppendResult]:
+    """Appends events and batches in their order, all of them waiting for the disk together."""
+    appended = await asyncio.gather(*(log.append_many(unit) for unit in units))
+    return [result for results in appended for result in results]
+
+
+async def _batches() -> AsyncIterator[tuple[int, list[bytes]]]:
+    """The lines of standard input with the number of the first, as many as have come, at most `_BATCH`."""
+    # A thread that nobody waits for: Ctrl-C must end the command while it waits for input.
+    thread = Thread("eventfold input")
+    number, rest, ended = 1, b"", False
+    while not ended:
+        data = await thread.call(os.read, sys.stdin.fileno(), _READ_SIZE)
+        ended = not data
+        *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > _MAX_EVENT_SIZE:
+            raise ValueError(f"line {number + len(lines)} has more than {_MAX_EVENT_SIZE} bytes, so it is no event")
+        if ended and rest:
+            lines.append(rest)
+        for start in range(0, len(lines), _BATCH):
+            batch = lines[start : start + _BATCH]
+            yield number, batch
+            number += len(batch)
+    thread.end()
+
+
+async def rotate(where: str) -> None:
+    """Moves the active log into the archive."""
+    async with reading(where), writing(where) as log:
+        await log.rotate()
+
+
+async def reset_consumer(where: str, name: str, to: str) -> None:
+    """Makes a consumer go on from another place."""
+    async with reading(where) as reader:
+        names = await reader.documents.names("consumer")
+        if name not in names:
+            raise EventfoldError(
+                f"no consumer {name!r} has committed in {where}; there are: {', '.join(names) or 'none'}"
+            )
+        head = (await reader.head()).offset
+        if to not in ("start", "head") and not (to.isascii() and to.isdigit()):
+            raise ValueError(f"--to is an offset, `start` or `head`, not {to!r}")
+        offset = {"start": 0, "head": head}.get(to)
+        offset = int(to) if offset is None else offset
+        hash = await reader.read_line_hash_before(offset)
+        if hash is None:
+            await reader.documents.delete("consumer", name)
+        else:
+            data = msgspec.json.encode({"offset": offset, "hash": hash})
+            await reader.documents.store("consumer", name, data)
+    print_json({"consumer": name, "offset": offset})
+
+
+async def backup(where: str, target: str) -> None:
+    """Copies the log."""
+    async with reading(where) as reader:
+        with progress("backup") as told:
+            head = await backup_log(reader, target, told)
+    print_json({"directory": target, "offset": head.offset, "line_hash": head.line_hash})

@@ -1,0 +1,439 @@
+"""The command `eventfold`, run as a person runs it: in a pipe and on a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eventfold import Event, EventLog, EventReader, View
+
+COMMAND = [sys.executable, "-m", "eventfold"]
+
+
+def run(*args: object, input: str | bytes = b"", status: int = 0) -> subprocess.CompletedProcess[str]:
+    """The command with its output in pipes; its exit status must be `status`, and no traceback may be seen."""
+    given = input.encode() if isinstance(input, str) else input
+    done = subprocess.run([*COMMAND, *map(str, args)], input=given, capture_output=True, timeout=60)
+    out, error = done.stdout.decode(), done.stderr.decode()
+    assert "Traceback" not in error
+    assert done.returncode == status, error
+    return subprocess.CompletedProcess(done.args, done.returncode, out, error)
+
+
+def run_on_terminal(*args: object) -> str:
+    """What the command shows on a terminal."""
+    main, terminal = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, *map(str, args)],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env={**os.environ, "TERM": "xterm"},
+    ) as process:
+        os.close(terminal)
+        shown = bytearray()
+        try:
+            while data := os.read(main, 65536):
+                shown += data
+        except OSError:  # how Linux says that nobody has the terminal open any more
+            pass
+        assert process.wait(60) == 0
+    os.close(main)
+    return shown.decode()
+
+
+def start(*args: object) -> subprocess.Popen[bytes]:
+    """The command, running."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, args)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def make(dir: Path, events: int = 20, *, rotate: bool = True) -> None:
+    """A log with two types, tags and times, archived in part."""
+
+    def count(state: int, event: Event) -> int:
+        return state + 1
+
+    async def write() -> None:
+        async with EventLog.open(dir, views=[View("count", count, 0)]) as log:
+            for n in range(events):
+                await log.append(Event("odd" if n % 2 else "even", {"n": n}, ts=1000 + n, tags=(f"n:{n % 5}",)))
+                if rotate and n == events // 2:
+                    await log.rotate()
+            async for record in (consumer := log.consumer("mailer")):
+                await consumer.commit(record)
+                break
+            await log.refresh_all()
+
+    asyncio.run(write())
+
+
+def lines(dir: Path) -> list[bytes]:
+    """The lines of a log."""
+
+    async def read() -> list[bytes]:
+        return [record._line async for record in EventReader(dir).read_full()]
+
+    return asyncio.run(read())
+
+
+def numbers(output: str) -> list[int]:
+    """The `n` of each event in lines of JSON."""
+    return [json.loads(line)["data"]["n"] for line in output.splitlines()]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A log with 20 events."""
+    make(tmp_path / "log")
+    return tmp_path / "log"
+
+
+def test_cat_prints_the_exact_lines_in_a_pipe(log: Path) -> None:
+    """Those of the archive too."""
+    assert run("cat", log).stdout.encode() == b"".join(line + b"\n" for line in lines(log))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--type", "odd"), range(1, 20, 2)),
+        (("--type", "odd", "--type", "even"), range(20)),
+        (("--tag", "n:3"), (3, 8, 13, 18)),
+        (("--tag", "n:3", "--type", "odd"), (3, 13)),
+        (("--last", "3"), (17, 18, 19)),
+        (("--last", "15"), range(5, 20)),
+        (("--last", "2", "--tag", "n:3"), (13, 18)),
+        (("--last", "100"), range(20)),
+        (("--limit", "3"), (0, 1, 2)),
+        (("--limit", "0"), ()),
+        (("--since", "1015"), range(15, 20)),
+        (("--until-time", "1970-01-01T00:16:45Z"), range(5)),
+    ],
+)
+def test_cat_selects(log: Path, options: tuple[str, ...], expected: object) -> None:
+    """By type, tag, time and number."""
+    assert numbers(run("cat", log, *options).stdout) == list(expected)  # type: ignore[call-overload]
+
+
+def test_cat_selects_by_offset(log: Path) -> None:
+    """From one, before the other."""
+    first, second = (sum(len(line) + 1 for line in lines(log)[:n]) for n in (5, 15))
+
+    assert numbers(run("cat", log, "--from", first, "--until", second).stdout) == list(range(5, 15))
+    assert numbers(run("cat", log, "--until", second, "--last", 2).stdout) == [13, 14]
+
+
+def test_cat_gives_csv(log: Path) -> None:
+    """With a header."""
+    rows = list(csv.DictReader(io.StringIO(run("cat", log, "--format", "csv", "--last", "1").stdout)))
+
+    assert [(row["type"], row["ts"], row["data"], row["tags"]) for row in rows] == [("odd", "1019", '{"n":19}', "n:4")]
+
+
+def test_cat_shows_rows_on_a_terminal_and_escapes_what_would_steer_it(tmp_path: Path) -> None:
+    """An event can't move the cursor."""
+    run("append", tmp_path, "evil\x1b[2J", '{"a": 1}')
+
+    shown = run_on_terminal("cat", tmp_path)
+
+    assert "evil\\x1b[2J" in shown
+    assert "\x1b[2J" not in shown
+    assert '{"a":1}' in shown
+
+
+def test_a_closed_pipe_ends_cat_quietly(tmp_path: Path) -> None:
+    """As in `eventfold cat | head -1`."""
+    make(tmp_path, 3000, rotate=False)
+    with start("cat", tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == b""
+
+
+def test_tail_prints_the_last_events(log: Path) -> None:
+    """Ten, or as many as asked for."""
+    assert numbers(run("tail", log).stdout) == list(range(10, 20))
+    assert numbers(run("tail", log, "-n", 2, "--type", "odd").stdout) == [17, 19]
+    assert numbers(run("tail", log, "--from", 0).stdout) == list(range(20))
+
+
+def test_tail_follows_a_log_that_is_being_written_until_it_is_interrupted(log: Path) -> None:
+    """Events that another process appends come at once; Ctrl-C ends it quietly."""
+    with start("tail", "-f", log, "-n", 1) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert numbers(process.stdout.readline().decode()) == [19]
+        run("append", log, "odd", '{"n": 20}')
+        assert numbers(process.stdout.readline().decode()) == [20]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == b""
+
+
+def test_append_writes_an_event_and_tells_where(tmp_path: Path) -> None:
+    """With everything that an event has."""
+    options = ("--ts", 7, "--id", "a", "--actor", "ann", "--meta", "[1]", "--tag", "x", "--tag", "y")
+    done = run("append", tmp_path, "paid", '{"amount": 3}', *options)
+
+    line = b'{"type":"paid","data":{"amount":3},"ts":7,"id":"a","actor":"ann","meta":[1],"tags":["x","y"]}'
+    assert lines(tmp_path) == [line]
+    assert json.loads(done.stdout)["end_offset"] == len(line) + 1
+
+
+def test_append_refuses_data_that_is_no_json(tmp_path: Path) -> None:
+    """In one line that says how to write it."""
+    done = run("append", tmp_path, "paid", "amount=3", status=1)
+
+    assert done.stderr.startswith("eventfold: DATA is no JSON")
+    assert done.stderr.count("\n") == 1
+
+
+def test_append_if_head_appends_only_once(log: Path) -> None:
+    """The head is what `info` tells."""
+    found = json.loads(run("info", log, "--json").stdout)
+    head = f"{found['head'][0]}:{found['head'][1]}"
+
+    run("append", log, "odd", '{"n": 20}', "--if-head", head)
+    done = run("append", log, "odd", '{"n": 21}', "--if-head", head, status=1)
+
+    assert "expected the head at offset" in done.stderr
+    assert len(lines(log)) == 21
+
+
+def test_append_takes_lines_from_standard_input(tmp_path: Path) -> None:
+    """The last one without its newline too."""
+    done = run("append", tmp_path, input='{"type":"a","data":1}\n{"type":"b","ts":5,"tags":["x"]}')
+
+    assert len(done.stdout.splitlines()) == 2
+    assert [json.loads(line)["type"] for line in lines(tmp_path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "bad", ["nonsense", "{}", '{"type":""}', '{"type":"a","extra":1}', '{"type":"a","ts":-1}', "", "\udcff"]
+)
+def test_a_bad_line_is_refused_with_its_number_and_nothing_of_its_batch_is_written(tmp_path: Path, bad: str) -> None:
+    """Not the good lines before it either."""
+    given = f'{{"type":"a"}}\n{bad}\n{{"type":"b"}}\n'.encode(errors="surrogateescape")
+
+    done = run("append", tmp_path, input=given, status=1)
+
+    assert done.stderr.startswith("eventfold: line 2: ")
+    assert "nothing was written from line 1 on" in done.stderr
+    assert lines(tmp_path) == []
+
+
+def test_lines_that_come_slowly_are_written_as_they_come(tmp_path: Path) -> None:
+    """A pipe may stay open for days; Ctrl-C ends the waiting."""
+    with start("append", tmp_path) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for n in range(2):
+            process.stdin.write(b'{"type":"a"}\n')
+            process.stdin.flush()
+            process.stdout.readline()
+            assert len(lines(tmp_path)) == n + 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("command", [("append", "odd"), ("rotate",)])
+def test_a_locked_log_is_refused_in_one_line(log: Path, command: tuple[str, ...]) -> None:
+    """Which names the process."""
+
+    async def refused() -> subprocess.CompletedProcess[str]:
+        async with EventLog.open(log):
+            return await asyncio.to_thread(run, command[0], log, *command[1:], status=1)
+
+    done = asyncio.run(refused())
+
+    assert f"is locked by another writer in process {os.getpid()}" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_reads_works_beside_a_writer(log: Path) -> None:
+    """And `info` names it."""
+
+    async def read() -> list[str]:
+        async with EventLog.open(log):
+            commands = [("info", log), ("cat", log), ("verify", log), ("backup", log, log.parent / "copy")]
+            return [(await asyncio.to_thread(run, *command)).stdout for command in commands]
+
+    told, events, verified, _ = asyncio.run(read())
+
+    assert f"process {os.getpid()}" in told
+    assert len(events.splitlines()) == 20
+    assert verified.startswith("no problem: 20 events")
+    assert lines(log.parent / "copy") == lines(log)
+
+
+def test_info_tells_the_same_on_a_terminal(log: Path) -> None:
+    """In tables."""
+    shown = run_on_terminal("info", log)
+
+    assert "mailer" in shown
+    assert "count" in shown
+
+
+def test_verify_tells_damage_and_exits_with_1(log: Path) -> None:
+    """With file and offset; `cat` prints what stands before it and then says so."""
+    path = log / "app.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"n":15', b'"n":\0' + b"5"))
+
+    done = run("verify", log, status=1)
+    read = run("cat", log, status=1)
+
+    assert str(path) in done.stdout
+    assert "1 problems" in done.stdout
+    assert numbers(read.stdout) == list(range(15))
+    assert read.stderr.startswith(f"eventfold: {path}, offset ")
+    assert "eventfold verify" in read.stderr
+
+
+def test_rotate_moves_all_into_the_archive(log: Path) -> None:
+    """Nothing else changes."""
+    before = lines(log)
+
+    run("rotate", log)
+
+    assert (log / "app.jsonl").stat().st_size == 0
+    assert lines(log) == before
+
+
+def test_consumers_are_listed_and_reset(log: Path) -> None:
+    """To the start, the head, or an offset."""
+    name, offset, lag = run("consumers", "list", log).stdout.strip().split("\t")
+    assert (name, lag.endswith("bytes")) == ("mailer", True)
+
+    run("consumers", "reset", log, "mailer", "--to", "head")
+    assert run("consumers", "list", log).stdout.endswith("\t0 bytes\n")
+    run("consumers", "reset", log, "mailer", "--to", offset)
+    assert run("consumers", "list", log).stdout.split("\t")[1] == offset
+    assert "offset 3 is not where a line begins" in run("consumers", "reset", log, "mailer", "--to", 3, status=1).stderr
+    run("consumers", "reset", log, "mailer", "--to", "start")
+    assert run("consumers", "list", log).stdout == ""
+    assert "there are: none" in run("consumers", "reset", log, "nobody", "--to", "head", status=1).stderr
+
+
+def test_state_prints_what_is_stored(log: Path) -> None:
+    """Or says what is."""
+    assert run("state", log, "count").stdout == "20\n"
+    assert "stored are: count" in run("state", log, "todos", status=1).stderr
+
+
+def test_a_backup_is_brought_up_to_date(log: Path, tmp_path: Path) -> None:
+    """By the same command."""
+    run("backup", log, tmp_path / "copy")
+    run("append", log, "odd", '{"n": 20}')
+    run("rotate", log)
+
+    told = json.loads(run("backup", log, tmp_path / "copy").stdout)
+
+    assert lines(tmp_path / "copy") == lines(log)
+    assert told["offset"] == sum(len(line) + 1 for line in lines(log))
+
+
+def test_export_and_import_give_the_same_lines(log: Path, tmp_path: Path) -> None:
+    """Byte for byte, batches as batches, so that the offsets are the same too."""
+    run("append", log, input='{"type":"a","data":{"n":1}}\n{"type":"b","data":{"n":2}}\n{"type":"c"}\n')
+    exported = run("export", log).stdout
+
+    told = run("import", tmp_path / "other", input=exported)
+
+    assert json.loads(told.stdout) == {"imported": 23}
+    assert b'"batch":[2,3]' in lines(tmp_path / "other")[-2]
+    assert run("export", tmp_path / "other").stdout == exported
+
+
+def test_many_lines_are_imported_over_several_reads(tmp_path: Path) -> None:
+    """Batches that are larger than what is checked together stay batches."""
+    given = "".join(f'{{"type":"a","data":{{"n":{n}}}}}\n' for n in range(2500))
+    run("append", tmp_path / "one", input=given)
+    exported = run("export", tmp_path / "one").stdout
+
+    run("import", tmp_path / "other", input=exported)
+
+    assert run("export", tmp_path / "other").stdout == exported
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '{"type": "a","data":{},"ts":1}',
+        '{"type":"a","data":{}}',
+        '{"type":"a","data":{},"ts":1,"batch":[2,2]}',
+        '{"type":"a","data":{},"ts":1,"batch":[1,2]}',
+        '{"type":"a","data":{},"ts":1,"unknown":1}',
+    ],
+)
+def test_import_refuses_what_would_not_be_the_same_line(tmp_path: Path, bad: str) -> None:
+    """Spaces, keys that are missing or unknown, broken batches."""
+    done = run("import", tmp_path, input=bad + "\n", status=1)
+
+    assert done.stderr.startswith("eventfold: line 1: ")
+    assert lines(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["info", "cat", "tail", "verify", "export", "rotate", "state"])
+def test_a_log_that_is_not_there_is_not_made(tmp_path: Path, command: str) -> None:
+    """A typing error must not look like an empty log."""
+    arguments = ["count"] if command == "state" else []
+
+    done = run(command, tmp_path / "none", *arguments, status=1)
+
+    assert "there is no log in" in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--from", "3"), "not where a line begins"),
+        (("--from", "99999"), "beyond the head"),
+        (("--since", "yesterday"), "is no time"),
+    ],
+)
+def test_a_wrong_option_is_one_line(log: Path, arguments: tuple[str, ...], said: str) -> None:
+    """Which says what is wrong."""
+    done = run("cat", log, *arguments, status=1)
+
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    """As usual."""
+    run("cat", status=2)
+    run("nonsense", status=2)
+
+
+def test_help_tells_the_exit_statuses_and_an_example_of_each_command() -> None:
+    """`--help` is where people look first."""
+    told = " ".join(run("--help").stdout.split())
+
+    assert "130 ended by Ctrl-C" in told
+    for command in ("info", "cat", "tail", "append", "verify", "rotate", "state", "backup", "export", "import"):
+        assert "Example: eventfold" in " ".join(run(command, "--help").stdout.split())
+
+
+def test_importing_eventfold_imports_nothing_of_the_command_line() -> None:
+    """Programs don't pay for it."""
+    script = "import eventfold, sys; print([m for m in ('typer', 'rich', 'click') if m in sys.modules])"
+
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"

@@ -1,0 +1,219 @@
+"""`verify`, `EventLog.info` and `EventLog.state_at`: what a person asks who runs a log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from eventfold import Event, EventLog, EventReader, LogInfo, View, verify
+
+
+def count(state: int, event: Event) -> int:
+    """A reducer."""
+    return state + 1
+
+
+def counting() -> View[int]:
+    """A view that counts the events."""
+    return View("count", count, 0)
+
+
+async def write(dir: Path, events: int = 10, *, rotate: bool = True) -> list[int]:
+    """A log with events before and after a rotation, a snapshot and a consumer; the offsets of the events."""
+    async with EventLog.open(dir, views=[counting()]) as log:
+        results = [await log.append(Event("added", {"n": n}, ts=n)) for n in range(events)]
+        if rotate:
+            await log.rotate()
+        results += [await log.append(Event("added", {"n": n}, ts=n)) for n in range(events)]
+        await log.refresh_all()
+        async for record in (consumer := log.consumer("mailer")):
+            await consumer.commit(record)
+            break
+    return [result.start_offset for result in results]
+
+
+def damage(path: Path, old: bytes, new: bytes) -> None:
+    """Changes a file as a bad disk does."""
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new, 1))
+
+
+async def test_a_sound_log_is_counted_and_has_no_problems(tmp_path: Path) -> None:
+    """Events before and after a rotation, its frames, its snapshot and its consumer."""
+    await write(tmp_path)
+
+    report = await verify(tmp_path, views=[counting()])
+
+    assert report.ok
+    assert (report.events, report.frames, report.snapshots, report.consumers) == (20, 1, 1, 1)
+    assert report.size == (await EventReader(tmp_path).head()).offset
+
+
+async def test_an_empty_log_has_no_problems(tmp_path: Path) -> None:
+    """Neither has one whose directory is not there."""
+    assert (await verify(tmp_path / "none")).ok
+
+
+async def test_a_log_that_is_open_for_writing_can_be_verified(tmp_path: Path) -> None:
+    """Nothing is locked."""
+    async with EventLog.open(tmp_path) as log:
+        await log.append(Event("added"))
+
+        assert (await verify(tmp_path)).events == 1
+
+
+async def test_a_bad_line_is_told_with_its_file_and_offset(tmp_path: Path) -> None:
+    """The events before it are counted."""
+    offsets = await write(tmp_path)
+    damage(tmp_path / "app.jsonl", b'"n":4', b'"n":\0')
+
+    report = await verify(tmp_path)
+
+    assert [(p.path, p.offset) for p in report.problems] == [(str(tmp_path / "app.jsonl"), offsets[14])]
+    assert report.events == 14
+
+
+async def test_a_damaged_frame_is_told(tmp_path: Path) -> None:
+    """Although its record is whole."""
+    await write(tmp_path)
+    path = tmp_path / "archive.jsonl.zst"
+    data = bytearray(path.read_bytes())
+    data[40] ^= 1
+    path.write_bytes(data)
+
+    report = await verify(tmp_path)
+
+    assert str(path) in [p.path for p in report.problems]
+    assert not report.ok
+
+
+async def test_a_damaged_base_file_is_told(tmp_path: Path) -> None:
+    """Without it nobody knows where app.jsonl begins."""
+    await write(tmp_path)
+    (tmp_path / "app.jsonl.base").write_bytes(b"{}")
+
+    report = await verify(tmp_path)
+
+    assert str(tmp_path / "app.jsonl.base") in [p.path for p in report.problems]
+
+
+async def test_a_snapshot_that_is_damaged_is_told(tmp_path: Path) -> None:
+    """Its checksum does not fit."""
+    await write(tmp_path)
+    path = tmp_path / "views" / "count.snapshot.json"
+    damage(path, b'"state":20', b'"state":21')
+
+    report = await verify(tmp_path)
+
+    assert [p.path for p in report.problems] == [str(path)]
+    assert "checksum" in report.problems[0].reason
+
+
+async def test_a_snapshot_beyond_the_log_is_told(tmp_path: Path) -> None:
+    """As after a log was replaced by an older copy."""
+    await write(tmp_path / "one", 20)
+    await write(tmp_path / "other", 5)
+    snapshot = "views/count.snapshot.json"
+    (tmp_path / "other" / snapshot).write_bytes((tmp_path / "one" / snapshot).read_bytes())
+
+    report = await verify(tmp_path / "other")
+
+    assert [p.path for p in report.problems] == [str(tmp_path / "other" / snapshot)]
+
+
+async def test_a_snapshot_that_a_replay_does_not_give_is_told(tmp_path: Path) -> None:
+    """Where its view is given."""
+    await write(tmp_path)
+
+    def count_double(state: int, event: Event) -> int:
+        return state + 2
+
+    assert (await verify(tmp_path)).ok
+    report = await verify(tmp_path, views=[View("count", count_double, 0)])
+
+    assert "40 became 20" in report.problems[0].reason
+
+
+@pytest.mark.parametrize("content", [b"nonsense", b'{"offset":3,"hash":"x"}', b'{"offset":9999999,"hash":"x"}'])
+async def test_a_consumer_that_stands_nowhere_in_the_log_is_told(tmp_path: Path, content: bytes) -> None:
+    """Damaged, inside a line, or beyond the head."""
+    await write(tmp_path)
+    path = tmp_path / "consumers" / "mailer.json"
+    path.write_bytes(content)
+
+    report = await verify(tmp_path)
+
+    assert [p.path for p in report.problems] == [str(path)]
+
+
+async def test_progress_ends_at_the_size_of_the_log(tmp_path: Path) -> None:
+    """And never goes back."""
+    await write(tmp_path)
+    told: list[tuple[int, int]] = []
+
+    report = await verify(tmp_path, progress=lambda done, total: told.append((done, total)))
+
+    assert told == sorted(told)
+    assert told[-1] == (report.size, report.size)
+
+
+async def test_info_tells_sizes_events_and_lags(tmp_path: Path) -> None:
+    """As of now."""
+    offsets = await write(tmp_path)
+    async with EventLog.open(tmp_path, read_only=True) as log:
+        info = await log.info()
+
+    head = (await EventReader(tmp_path).head()).offset
+    assert info.head.offset == head
+    assert [(v.name, v.offset, v.lag) for v in info.views] == [("count", head, 0)]
+    assert [(c.name, c.offset, c.lag) for c in info.consumers] == [("mailer", offsets[1], head - offsets[1])]
+    assert info.files is not None
+    assert (info.files.events, info.files.base) == (20, offsets[10])
+    assert info.files.active_size == (tmp_path / "app.jsonl").stat().st_size
+    assert info.files.archive_size == (tmp_path / "archive.jsonl.zst").stat().st_size
+    assert not info.files.rotating
+
+
+async def test_info_tells_what_is_wrong_with_a_place(tmp_path: Path) -> None:
+    """And all the rest."""
+    await write(tmp_path)
+    (tmp_path / "consumers" / "mailer.json").write_bytes(b"nonsense")
+    (tmp_path / "views" / "count.snapshot.json").write_bytes(b"nonsense")
+    async with EventLog.open(tmp_path, read_only=True) as log:
+        info = await log.info()
+
+    assert info.views[0].problem is not None
+    assert info.consumers[0].problem is not None
+    assert info.consumers[0].lag is None
+
+
+async def test_info_can_be_encoded_as_json(tmp_path: Path) -> None:
+    """For a monitor."""
+    await write(tmp_path)
+    async with EventLog.open(tmp_path) as log:
+        info = await log.info()
+
+    assert msgspec.json.decode(msgspec.json.encode(info), type=LogInfo) == info
+
+
+async def test_state_at_gives_the_state_of_every_moment(tmp_path: Path) -> None:
+    """Before and after a rotation; the view itself stays where it is."""
+    offsets = await write(tmp_path)
+    view = counting()
+    async with EventLog.open(tmp_path, views=[view]) as log:
+        states = [await log.state_at(view, offset) for offset in [*offsets, log.head.offset]]
+
+        assert states == list(range(21))
+        assert log.view(view) == 20
+
+
+async def test_state_at_refuses_an_offset_that_is_no_place(tmp_path: Path) -> None:
+    """Inside a line, or beyond the head."""
+    await write(tmp_path)
+    async with EventLog.open(tmp_path, views=[counting()]) as log:
+        for offset in (-1, 3, log.head.offset + 1):
+            with pytest.raises(ValueError, match="offset"):
+                await log.state_at("count", offset)
