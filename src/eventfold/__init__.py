@@ -14,6 +14,7 @@ from typing import get_type_hints as _get_type_hints
 
 from . import snapshot
 from ._aio import AsyncOpener
+from ._catalog import Catalog
 from ._codec.decode import Slice
 from ._consumer import Consumer
 from ._copy import copy_log
@@ -27,6 +28,7 @@ from ._errors import (
     LogClosedError,
     LogLockedError,
     ReducerError,
+    SchemaError,
     UnknownOutcomeError,
     UnknownViewError,
     WriterFailedError,
@@ -46,6 +48,7 @@ __all__ = [
     "AppendConflict",
     "AppendResult",
     "AsyncOpener",
+    "Catalog",
     "ConditionalAppendError",
     "Consumer",
     "CorruptLogError",
@@ -68,6 +71,7 @@ __all__ = [
     "Record",
     "ReduceFn",
     "ReducerError",
+    "SchemaError",
     "Slice",
     "Snapshot",
     "SyncMode",

@@ -19,7 +19,7 @@ import msgspec
 
 from ._engine import Claim, ClaimableDocuments, check_name
 from ._errors import CorruptLogError, EventfoldError
-from ._event import Record
+from ._event import PartialRecord, Record
 from ._query import Query, query_of
 from ._reader import EventReader
 
@@ -50,16 +50,24 @@ class _Checkpoint:
     async def commit(self, record: Record) -> None:
         async with await self._lock():
             committed = await self.last_commit()
-            if committed is not None and record.end_offset < committed:
+            end, line_hash = record.end_offset, ""
+            if isinstance(record, PartialRecord):
+                # The rest of its line's events is to be given again: only what stands before the line is done with.
+                end = record.start_offset
+                if committed is not None and end <= committed <= record.end_offset:
+                    return
+                if not end:
+                    return
+                line_hash = await self.reader.read_line_hash_before(end) or ""
+            if committed is not None and end < committed:
                 raise ValueError(
-                    f"consumer {self.name!r} has committed up to offset {committed}, "
-                    f"and can't go back to {record.end_offset}"
+                    f"consumer {self.name!r} has committed up to offset {committed}, and can't go back to {end}"
                 )
-            if record.end_offset != committed:
-                data = msgspec.json.encode(_Committed(record.end_offset, record.line_hash))
+            if end != committed:
+                data = msgspec.json.encode(_Committed(end, line_hash or record.line_hash))
                 # Cancelled, this is over before the lock is released.
                 await self.reader.documents.store("consumer", self.name, data)
-                self.committed, self._known = record.end_offset, data
+                self.committed, self._known = end, data
 
     async def _lock(self) -> asyncio.Lock:
         """What all consumers of this name in this event loop hold while they commit."""

@@ -110,6 +110,28 @@ class CorruptLogError(EventfoldError):
         return f"{self.file}, offset {self.offset}: {self.reason}"
 
 
+class SchemaError(EventfoldError):
+    """The data of an event in the log does not fit the class that the catalog has for its type.
+
+    `offset` is the start of the event's line in the whole log, in bytes; `type` the event's type; `field` where in its
+    data the misfit is, such as `lines[0].amount`, "" for the whole of it; `reason` what is wrong there.
+    """
+
+    def __init__(self, offset: int, type: str, field: str, reason: str) -> None:
+        super().__init__(offset, type, field, reason)
+        self.offset = offset
+        self.type = type
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        where = f", field {self.field!r}" if self.field else ""
+        return (
+            f"the event of type {self.type!r} at offset {self.offset} does not fit its class in the catalog{where}: "
+            f"{self.reason}; declare an upcaster for it, or open the log with on_mismatch='skip'"
+        )
+
+
 class ReducerError(EventfoldError):
     """A view's reducer raised; its exception is the `__cause__`.
 

@@ -104,3 +104,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
     def __repr__(self) -> str:
         return f"Record({self.event!r}, start_offset={self.start_offset}, end_offset={self.end_offset})"
+
+
+class PartialRecord(Record, frozen=True, gc=False):
+    """One of several events that stand on one line, but not the last of them: its line is not done with yet."""

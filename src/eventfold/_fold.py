@@ -16,8 +16,8 @@ from time import perf_counter
 from types import CoroutineType
 from typing import Any, Generic, TypeVar
 
-from ._codec.decode import Decoder, Slice
-from ._errors import CorruptLogError, ReducerError
+from ._codec.decode import Slice
+from ._errors import CorruptLogError, ReducerError, SchemaError
 from ._event import Event, Head
 from ._query import Query, types_alone
 from ._reader import EventReader
@@ -98,9 +98,11 @@ class Fold(Generic[S]):
         while done < count:
             # Between two slices a pause costs little; within one, the offset must be looked up.
             if now - pacer.since > (_HOLD if done else _HOLD / 2):
-                if done:
+                if not done:
+                    await pacer.pause()
+                elif starts.begins_a_line(done):
                     self.state, self.place = state, Head(starts.of(done), "")
-                await pacer.pause()
+                    await pacer.pause()
                 now = perf_counter()
             block = events[done : done + self._block]
             rest = iter(block)
@@ -152,26 +154,32 @@ class _Starts:
 
     def __init__(self, piece: Slice, matches: Callable[[Event], bool] | None) -> None:
         self._records = (record for record in piece.records() if matches is None or matches(record.event))
-        self._index = -1
-        self._start = 0
+        self._index = self._start = -1
+        self._begins_a_line = True
 
     def of(self, index: int) -> int:
         """The start offset of an event; never one before the last that was asked for."""
-        if index != self._index:
-            self._start = next(islice(self._records, index - self._index - 1, None)).start_offset
-            self._index = index
+        for record in islice(self._records, index - self._index):
+            self._begins_a_line = record.start_offset != self._start
+            self._start = record.start_offset
+        self._index = index
         return self._start
+
+    def begins_a_line(self, index: int) -> bool:
+        """Whether an event is the only one of its line, or the first; asked for in the same order."""
+        self.of(index)
+        return self._begins_a_line
 
 
 class _Stream:
     """Folds that are given the same event objects."""
 
-    def __init__(self, folds: list[Fold[Any]]) -> None:
+    def __init__(self, folds: list[Fold[Any]], reader: EventReader) -> None:
         self.folds = folds
         query = folds[0].query
         for fold in folds[1:]:
             query = None if query is None or fold.query is None else query | fold.query
-        self.decoder = Decoder(query, places=False)
+        self.decoder = reader._decoder(query, places=False)
 
     async def take(self, slices: Iterator[Slice], pacer: Pacer) -> list[Exception]:
         """Gives the slices to all folds, and drops those whose reducer raises; the errors."""
@@ -186,7 +194,7 @@ class _Stream:
                         self.folds.remove(fold)
                 if not self.folds:
                     break
-        except CorruptLogError as error:
+        except (CorruptLogError, SchemaError) as error:
             errors.append(error)
             self.folds.clear()
         return errors
@@ -200,9 +208,13 @@ async def fold_together(folds: Iterable[Fold[Any]], reader: EventReader, end: in
     """
     folds = list(folds)
     shared = [fold for fold in folds if fold.shares_events]
-    streams = [_Stream([fold]) for fold in folds if not fold.shares_events]
-    if shared:
-        streams.append(_Stream(shared))
+    streams = [_Stream([fold], reader) for fold in folds if not fold.shares_events]
+    if reader._typing is None:
+        groups = [shared] if shared else []
+    else:
+        # An event that does not fit its class is to hold up only those that want events of its type.
+        groups = [[fold for fold in shared if fold.query == query] for query in {fold.query for fold in shared}]
+    streams += [_Stream(group, reader) for group in groups]
     errors: list[Exception] = []
     pacer = Pacer()
     start = Head(folds[0].place.offset, next((fold.place.line_hash for fold in folds if fold.place.line_hash), ""))

@@ -19,6 +19,7 @@ import msgspec
 from ._address import Address
 from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
 from ._backup import backup
+from ._catalog import Catalog, OnMismatch, Typing
 from ._codec.decode import Slice
 from ._consumer import Consumer
 from ._engine import LockMode, SyncMode
@@ -74,6 +75,7 @@ class EventLog:
     _reader: EventReader
     _writer_or_none: EventWriter | None
     _views: Views
+    _catalog: Catalog | None = None
 
     def __init__(self, *args: object, **options: object) -> None:
         raise TypeError(
@@ -92,6 +94,8 @@ class EventLog:
         lock: LockMode = LockMode.FLOCK,
         sync: SyncMode = SyncMode.ALWAYS,
         max_event_size: int = 16 * 2**20,
+        catalog: Catalog | None = None,
+        on_mismatch: OnMismatch = "raise",
     ) -> AsyncOpener[EventLog]:
         """Opens the directory and brings the views up to date. Await it, or use it in `async with`.
 
@@ -107,16 +111,21 @@ class EventLog:
             lock: How others are kept from writing.
             sync: When an append is on disk.
             max_event_size: The most bytes that the line of an event may have.
+            catalog: The classes of the events' data: objects of them can be appended, and are the data of what is read.
+            on_mismatch: What becomes of an event whose data does not fit its class: "raise" a `SchemaError`, or "skip"
+                it with a warning.
 
         Raises:
+            SchemaError: An event that a view selects does not fit its class in the catalog.
             LogLockedError: Another writer has the directory open.
             CorruptLogError: The files are damaged or contradict each other.
             EventfoldError: A view is registered with another open log.
             OSError: The directory can't be made, read or written; `NotADirectoryError` if it is a file.
-            TypeError: `views` is not a collection of `View` objects.
-            ValueError: Two views have one name, or an option is out of its range.
+            TypeError: `views` is not a collection of `View` objects, or a class in the catalog can't be decoded into.
+            ValueError: Two views have one name, an option is out of its range, or the catalog lacks an upcaster.
         """
         registered = _by_name(views)
+        typing = _typing(catalog, on_mismatch)
         opening = EventWriter.open(dir, lock=lock, sync=sync, max_log_size=max_log_size, max_event_size=max_event_size)
 
         async def open_() -> EventLog:
@@ -129,6 +138,7 @@ class EventLog:
                     log._writer_or_none = await opening
                     unused, log._reader = log._reader, log._writer_or_none.reader()
                     await unused.aclose()
+                log._catalog, log._reader._typing = catalog, typing
                 await log._catch_up()
             except BaseException as error:
                 await uninterrupted(UncancellableTask(log.aclose(), "eventfold close"))
@@ -346,33 +356,60 @@ class EventLog:
         """A reader of this directory, whose tails and waits end when this log is closed."""
         return self._reader
 
-    async def append(self, event: Event) -> AppendResult:
+    async def append(
+        self,
+        event: object,
+        *,
+        ts: int | None = None,
+        id: str | None = None,
+        actor: str | None = None,
+        meta: Any = None,
+        tags: Iterable[str] = (),
+    ) -> AppendResult:
         """Appends one event. Once it returns, the event is on disk, as far as the sync mode says.
 
         Cancelled while it waits in the queue, the event is not in the log; cancelled later, it is.
 
         Args:
-            event: The event.
+            event: The event, or an object of a class in the log's catalog.
+            ts: With an object: whole seconds since the Unix epoch; now if not given.
+            id: With an object: the event's id.
+            actor: With an object: who caused it.
+            meta: With an object: any JSON value.
+            tags: With an object: tags beside those that its class gives.
 
         Returns:
             Where the event stands in the log, in bytes, and the hash of its line.
 
         Raises:
             InvalidEventError: The event can't be written as JSON that reads back the same; nothing was written.
+            TypeError: An option was given with an `Event`, which has all of them itself.
             OSError: It could not be written; it is not in the log, and the log goes on.
             WriterFailedError: What is on disk is unknown; open the log again.
             LogClosedError: The log is closed.
             EventfoldError: The log is read-only, or was opened by another process.
         """
-        return await self._writer.append(event)
+        writer = self._writer
+        if ts is not None or id is not None or actor is not None or meta is not None or tags:
+            if self._catalog is None or isinstance(event, Event):
+                raise TypeError(
+                    "ts, id, actor, meta and tags are for an object of a class in the catalog: give them to the Event"
+                )
+            return await writer.append(self._catalog.to_event(event, ts=ts, id=id, actor=actor, meta=meta, tags=tags))
+        return await writer.append(self._encoded(event))
 
-    async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
+    def _encoded(self, event: Any) -> Event:
+        """An event as the writer takes it; without a catalog, what it is given."""
+        encoded: Event = event if self._catalog is None else self._catalog.encoded(event)
+        return encoded
+
+    async def append_many(self, events: Iterable[object]) -> list[AppendResult]:
         """Appends several events, all or none of them, also after a crash.
 
         Is cancelled as `append` is, all events at once.
 
         Args:
-            events: The events, in the order in which they are to stand.
+            events: The events, or objects of the catalog's classes, in the order in which they are to stand.
 
         Returns:
             One result for each event.
@@ -380,15 +417,15 @@ class EventLog:
         Raises:
             EventfoldError: As for `append`, which also says when an `OSError` is raised.
         """
-        return await self._writer.append_many(events)
+        return await self._writer.append_many(map(self._encoded, events))
 
-    async def append_unless(self, events: Iterable[Event], query: Query, *, after: int = 0) -> list[AppendResult]:
+    async def append_unless(self, events: Iterable[object], query: Query, *, after: int = 0) -> list[AppendResult]:
         """Appends events, all or none of them, unless an event at or behind an offset matches a query.
 
         It is judged when its turn comes, against everything before it: nothing can come in between.
 
         Args:
-            events: What to append.
+            events: What to append: events, or objects of the catalog's classes.
             query: Which events are in the way.
             after: The offset from which on events count: the end of what the decision was based on.
 
@@ -402,12 +439,12 @@ class EventLog:
 
         Else it raises what `append` raises. Cancelled before its turn, nothing is appended.
         """
-        return await self._writer.append_unless(events, query, after=after)
+        return await self._writer.append_unless(map(self._encoded, events), query, after=after)
 
     async def decide(
         self,
         view: View[S] | str,
-        decide: Callable[[S], Event | Iterable[Event] | None],
+        decide: Callable[[S], object],
         *,
         query: Query | None = None,
         attempts: int = 10,
@@ -443,7 +480,7 @@ class EventLog:
             if inspect.iscoroutine(decided):
                 decided.close()
                 raise TypeError(f"{decide!r} is a coroutine function; a decision must be a plain function")
-            events = [decided] if isinstance(decided, Event) else list(decided or ())
+            events = self._decided(decided)
             if not events:
                 return []
             try:
@@ -453,11 +490,18 @@ class EventLog:
                 if not attempts:
                     raise
 
-    async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
+    def _decided(self, decided: Any) -> list[object]:
+        """The events of a decision: several, one, or none."""
+        # Asked first, since a pydantic model can be iterated over.
+        if isinstance(decided, Event) or (self._catalog is not None and self._catalog.knows(decided)):
+            return [decided]
+        return [] if decided is None else list(decided)
+
+    async def append_if(self, event: object, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes. Is cancelled as `append` is.
 
         Args:
-            event: The event.
+            event: The event, or an object of one of the catalog's classes.
             expected_offset: The head's offset, in bytes of the whole log.
             expected_hash: The hash of the last line; "" for an empty log. `append_if(event, *log.head)` has both.
 
@@ -468,7 +512,7 @@ class EventLog:
             ConditionalAppendError: The head is another one, which its `conflict` tells; nothing was written.
             EventfoldError: As for `append`, which also says when an `OSError` is raised.
         """
-        return await self._writer.append_if(event, expected_offset, expected_hash)
+        return await self._writer.append_if(self._encoded(event), expected_offset, expected_hash)
 
     async def rotate(self, views: Iterable[ViewOps] | None = None) -> None:
         """Moves the whole active log into the archive, while appends go on.
@@ -690,6 +734,8 @@ class EventLogBuilder:
         self._max_log_size = 0
         self._lock = LockMode.FLOCK
         self._sync = SyncMode.ALWAYS
+        self._catalog: Catalog | None = None
+        self._on_mismatch: OnMismatch = "raise"
 
     def __repr__(self) -> str:
         return f"<EventLogBuilder of {str(self._dir)!r}>"
@@ -735,11 +781,33 @@ class EventLogBuilder:
         self._sync = mode
         return self
 
+    def catalog(self, catalog: Catalog, *, on_mismatch: OnMismatch = "raise") -> EventLogBuilder:
+        """The classes of the events' data, and what becomes of an event that does not fit its class."""
+        self._catalog, self._on_mismatch = catalog, on_mismatch
+        return self
+
     def open(self) -> AsyncOpener[EventLog]:
         """Opens the log: see `EventLog.open`."""
         return EventLog.open(
-            self._dir, views=self._views, max_log_size=self._max_log_size, lock=self._lock, sync=self._sync
+            self._dir,
+            views=self._views,
+            max_log_size=self._max_log_size,
+            lock=self._lock,
+            sync=self._sync,
+            catalog=self._catalog,
+            on_mismatch=self._on_mismatch,
         )
+
+
+def _typing(catalog: Catalog | None, on_mismatch: OnMismatch) -> Typing | None:
+    if on_mismatch not in ("raise", "skip"):
+        raise ValueError(f'on_mismatch must be "raise" or "skip", not {on_mismatch!r}')
+    if catalog is None:
+        return None
+    if not isinstance(catalog, Catalog):
+        raise TypeError(f"catalog must be a Catalog, not {catalog!r}")
+    catalog.check()
+    return Typing(catalog, on_mismatch)
 
 
 def _by_name(views: Iterable[View[Any]]) -> dict[str, View[Any]]:

@@ -19,6 +19,7 @@ import msgspec
 
 from ._address import Address, engine_of
 from ._aio import in_thread
+from ._catalog import Typing
 from ._codec.backwards import BackwardsDecoder
 from ._codec.decode import Decoder, Slice
 from ._codec.lines import Lines
@@ -50,6 +51,9 @@ class EventReader:
     Every method may raise `OSError`, and `CorruptLogError` where the files hold what is no log. Cancelling any of them
     leaves nothing behind.
     """
+
+    # What makes the events of a log with a catalog typed.
+    _typing: Typing | None = None
 
     def __init__(self, dir: Address) -> None:
         self._source: Source = engine_of(dir).source()
@@ -184,7 +188,9 @@ class EventReader:
         Raises `ValueError` for an offset that is negative, beyond the head, or not where a line ends, and
         `CorruptLogError` at damage, after all events behind it; also where a batch turns out not to be whole.
         """
-        decoder = BackwardsDecoder(query_of(query, None))
+        selected = query_of(query, None)
+        typing = self._typing
+        decoder = BackwardsDecoder(selected) if typing is None else typing.backwards_decoder(selected)
         head = await self.head()
         place = head.offset if offset is None else offset
         _check_offset(place, head)
@@ -235,10 +241,10 @@ class EventReader:
         newest = (await self._source.waiters()).newest(start, end)
         if newest is not None:
             # In memory: no trip to the disk for everybody who waited for it.
-            for piece in Decoder(query, places=places).feed(newest):
+            for piece in self._decoder(query, places=places).feed(newest):
                 yield piece
             return
-        decoder = Decoder(query, places=places)
+        decoder = self._decoder(query, places=places)
         async with aclosing(self._source.blocks(start, end.offset)) as blocks:
             since = perf_counter()
             async for block in blocks:
@@ -248,6 +254,12 @@ class EventReader:
                     if perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
+
+    def _decoder(self, query: Query | None, *, places: bool) -> Decoder:
+        """What decodes the lines of this log for whoever reads it."""
+        if self._typing is not None:
+            return self._typing.decoder(query, places=places)
+        return Decoder(query, places=places)
 
     async def _lines(self, start: Head, end: int | None) -> AsyncGenerator[Lines, None]:
         """The lines from a head, whose hash may be unknown (""), to an offset (None: the head of now), undecoded."""

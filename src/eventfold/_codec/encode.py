@@ -66,6 +66,7 @@ def _stored(event: Event, batch: tuple[int, int] | None) -> StoredEvent:
         actor=event.actor,
         meta=event.meta,
         tags=event.tags,
+        version=event.version if isinstance(event, StoredEvent) else 1,
         batch=batch,
     )
 

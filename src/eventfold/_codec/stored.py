@@ -27,9 +27,20 @@ class StoredEvent(Event, frozen=True, eq=False, kw_only=True, omit_defaults=True
     worth_a_look = True  # see what stands for the events that a selection leaves out
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _event, (self.type, self.data, self.ts, self.id, self.actor, self.meta, self.tags)
+        return _event, (self.type, self.data, self.ts, self.id, self.actor, self.meta, self.tags, self.version)
 
 
-def _event(type: str, data: Any, ts: int, id: str | None, actor: str | None, meta: Any, tags: tuple[str, ...]) -> Event:
+def _event(
+    type: str,
+    data: Any,
+    ts: int,
+    id: str | None,
+    actor: str | None,
+    meta: Any,
+    tags: tuple[str, ...],
+    version: int,
+) -> Event:
     """What a pickled or deeply copied event is made of again: a place in a batch is of no use to it."""
+    if version != 1:
+        return StoredEvent(type=type, data=data, ts=ts, id=id, actor=actor, meta=meta, tags=tags, version=version)
     return Event(type, data, ts=ts, id=id, actor=actor, meta=meta, tags=tags)
