@@ -265,7 +265,7 @@ def test_the_values_cannot_be_changed(value: Any) -> None:
 
 def test_the_modes_have_the_names_of_the_design() -> None:
     """And the strict ones are the defaults."""
-    assert [mode.name for mode in LockMode] == ["FLOCK", "NONE"]
+    assert [mode.name for mode in LockMode] == ["FLOCK", "SHARED", "NONE"]
     assert [mode.name for mode in SyncMode] == ["ALWAYS", "EVERY_SECOND", "OS"]
 
 

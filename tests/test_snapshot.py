@@ -250,6 +250,7 @@ async def test_an_edited_log_means_a_rebuild(data_dir: Path, caplog: pytest.LogC
         "other": [line(n) for n in range(10, 19)],
     }[edit]
     write_log(data_dir, *new)
+    (data_dir / "app.jsonl.base").unlink()
     with caplog.at_level(logging.WARNING, "eventfold"):
         result = await reopen(data_dir)
 
