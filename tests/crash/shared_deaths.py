@@ -9,6 +9,7 @@ parent goes on, and checks what is there. It ends with status 0, and prints how 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import sys
@@ -217,6 +218,8 @@ def check(directory: Path, told: list[tuple[int, bytes]]) -> bytes:
         assert data[offset : offset + len(lines)] == lines, (offset, lines, data)
     found = data.splitlines()
     assert len(set(found)) == len(found), data
+    for one_line in found:
+        json.loads(one_line)
     return data
 
 

@@ -197,7 +197,7 @@ class SharedCommitter(FileCommitter):
         self._give_up_if_stuck()
 
     def _give_up_if_stuck(self) -> None:
-        if self._closed or self._gave_up or self._turn is None:
+        if not self._opened or self._gave_up or self._turn is None:
             return
         if self._turn.waited_for() < STUCK_AFTER:
             self._loop.call_later(GIVE_UP_POLL_INTERVAL, self._give_up_if_stuck)
@@ -270,7 +270,12 @@ class SharedCommitter(FileCommitter):
             self._calls.add(closing)
             if self._gave_up:
                 self._fail_calls()
-            await uninterrupted(closing)
+            try:
+                await uninterrupted(closing)
+            except WriterFailedError:
+                # Given up: what waited has been told, and all that was acknowledged is on disk unless it says so here.
+                if self._unsynced or not self._gave_up:
+                    raise
 
     def _release(self) -> None:
         if self._opened and self.source.directory is not None and self._turn is not None:

@@ -1,0 +1,279 @@
+"""Several writers of one directory, each with everything that a writer can do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support import Seam, event, numbers, records
+
+from eventfold import (
+    ConditionalAppendError,
+    EventLog,
+    EventReader,
+    LockMode,
+    LogLockedError,
+    SyncMode,
+    View,
+    WriterFailedError,
+)
+from eventfold._files import shared, turn
+
+SHARED = LockMode.SHARED
+HOLDER = """
+import os, sys, time
+from eventfold._files.paths import Layout
+from eventfold._files.turn import Turn
+turn = Turn(Layout(sys.argv[1]))
+with turn:
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+async def hold_the_turn(directory: Path) -> subprocess.Popen[str]:
+    """Another process that has the turn until its standard input is closed, or it is killed."""
+    command = [sys.executable, "-c", HOLDER, str(directory)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert await asyncio.to_thread(process.stdout.readline) == "held\n"
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    with process:
+        pass
+
+
+async def test_two_logs_append_to_one_directory_in_one_order(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
+        for n in range(0, 10, 2):
+            await one.append(event(n))
+            await other.append(event(n + 1))
+        assert await numbers(one) == await numbers(other) == list(range(10))
+        assert one.head == other.head == await EventReader(data_dir).head()
+
+
+async def test_a_condition_is_judged_by_what_others_have_appended(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
+        seen = one.head
+        result = await other.append(event(0))
+        with pytest.raises(ConditionalAppendError) as raised:
+            await one.append_if(event(1), *seen)
+        assert raised.value.conflict.actual_offset == result.end_offset
+        assert one.head.offset == result.end_offset
+        await one.append_if(event(1), *one.head)
+        assert await numbers(other) == [0, 1]
+
+
+async def test_counters_kept_by_conditional_appends_lose_no_update(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
+
+        async def count(log: EventLog) -> None:
+            for _ in range(15):
+                while True:
+                    head = await log.reader().head()
+                    value = len([None async for _ in log.read_full()]) if head.offset else 0
+                    if head != await log.reader().head():
+                        continue
+                    try:
+                        await log.append_if(event(value), *head)
+                        break
+                    except ConditionalAppendError:
+                        pass
+
+        await asyncio.gather(count(one), count(other))
+        assert await numbers(one) == list(range(30))
+
+
+async def test_a_rotation_by_one_is_followed_by_the_other(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
+        await one.append(event(0))
+        await other.rotate()
+        await one.append(event(1))
+        await one.rotate()
+        assert await other.active_log_size() == 0
+        await other.append(event(2))
+        assert await numbers(one) == [0, 1, 2]
+
+
+async def test_an_idle_writer_follows_a_rotation_so_that_nobody_else_can_lock_the_new_file(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "KEEP_UP_INTERVAL", 0.02)
+    async with EventLog.open(data_dir, lock=SHARED) as idle:
+        async with EventLog.open(data_dir, lock=SHARED) as other:
+            await other.append(event(0))
+            await other.rotate()
+            async with asyncio.timeout(10):
+                while idle._writer._committer.active.base == 0:
+                    await asyncio.sleep(0.01)
+        with pytest.raises(LogLockedError):
+            await EventLog.open(data_dir)
+
+
+async def test_a_tail_and_a_view_see_what_the_other_appends(data_dir: Path) -> None:
+    view = View("count", lambda state, _: state + 1, 0)
+    async with EventLog.open(data_dir, lock=SHARED, views=[view]) as one, EventLog.open(data_dir, lock=SHARED) as other:
+        tail = one.tail()
+        first = asyncio.ensure_future(anext(tail))
+        await asyncio.sleep(0.05)
+        result = await other.append(event(7))
+        async with asyncio.timeout(10):
+            assert (await first).event == event(7)
+            assert await one.wait_until("count", result.end_offset) == 1
+        await tail.aclose()
+
+
+@pytest.mark.parametrize(("first", "second"), [(SHARED, LockMode.FLOCK), (LockMode.FLOCK, SHARED)])
+async def test_exclusive_and_shared_writers_keep_each_other_out_and_say_who_it_is(
+    data_dir: Path, first: LockMode, second: LockMode
+) -> None:
+    async with EventLog.open(data_dir, lock=first) as log:
+        with pytest.raises(LogLockedError, match=str(os.getpid())):
+            await EventLog.open(data_dir, lock=second)
+        await log.append(event(0))
+    async with EventLog.open(data_dir, lock=second) as log:
+        assert await numbers(log) == [0]
+
+
+async def test_writers_with_different_sync_modes_do_not_share_a_log(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, lock=SHARED, sync=SyncMode.OS):
+        with pytest.raises(LogLockedError, match="sync mode"):
+            await EventLog.open(data_dir, lock=SHARED)
+    async with EventLog.open(data_dir, lock=SHARED):
+        pass
+
+
+@pytest.mark.parametrize("sync", list(SyncMode))
+async def test_all_sync_modes_can_be_shared(data_dir: Path, sync: SyncMode) -> None:
+    opening = EventLog.open(data_dir, lock=SHARED, sync=sync)
+    async with opening as one, EventLog.open(data_dir, lock=SHARED, sync=sync) as other:
+        await one.append_many([event(0), event(1)])
+        await other.append(event(2))
+        assert await numbers(one) == [0, 1, 2]
+
+
+async def test_what_is_not_on_disk_yet_is_not_seen_in_a_process_that_writes(data_dir: Path, seam: Seam) -> None:
+    async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
+        await one.append(event(0))
+        gate = seam.freeze("sync")
+        appending = asyncio.ensure_future(one.append(event(1)))
+        await gate.reached()
+        assert len(await records(EventReader(data_dir))) == 1
+        assert len(await records(other)) == 1
+        gate.open()
+        await appending
+        assert await numbers(other) == [0, 1]
+
+
+async def test_a_failed_sync_ends_all_writers_until_one_is_opened_anew(data_dir: Path, seam: Seam) -> None:
+    one = await EventLog.open(data_dir, lock=SHARED)
+    other = await EventLog.open(data_dir, lock=SHARED)
+    await one.append(event(0))
+    seam.fail("sync")
+    with pytest.raises(WriterFailedError):
+        await one.append(event(1))
+    with pytest.raises(WriterFailedError, match="a sync failed"):
+        await other.append(event(2))
+    await one.aclose()
+    await other.aclose()
+    async with EventLog.open(data_dir, lock=SHARED) as log:
+        await log.append(event(3))
+        assert (await numbers(log))[-1] == 3
+
+
+async def test_a_full_disk_harms_only_the_appends_that_it_befell(data_dir: Path, seam: Seam) -> None:
+    async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
+        await one.append(event(0))
+        seam.fail("write")
+        with pytest.raises(OSError, match="made to fail"):
+            await one.append(event(1))
+        await other.append(event(2))
+        await one.append(event(3))
+        assert await numbers(one) == [0, 2, 3]
+
+
+async def test_a_log_can_be_closed_while_a_stopped_process_has_the_turn(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shared, "STUCK_AFTER", 0.1)
+    monkeypatch.setattr(turn, "STUCK_AFTER", 0.1)
+    log = await EventLog.open(data_dir, lock=SHARED)
+    await log.append(event(0))
+    process = await hold_the_turn(data_dir)
+    try:
+        os.kill(process.pid, signal.SIGSTOP)
+        appending = asyncio.ensure_future(log.append(event(1)))
+        cancelled = asyncio.ensure_future(log.append(event(2)))
+        await asyncio.sleep(0.05)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        async with asyncio.timeout(10):
+            await log.aclose()
+        with pytest.raises(WriterFailedError, match=f"process {process.pid}"):
+            await appending
+        assert f"process {process.pid}" in caplog.text
+    finally:
+        end(process)
+    async with asyncio.timeout(10), EventLog.open(data_dir, lock=SHARED) as log:
+        assert await numbers(log) == [0]
+
+
+async def test_an_idle_log_that_wants_to_follow_a_rotation_can_be_closed_while_the_turn_is_stuck(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "STUCK_AFTER", 0.1)
+    monkeypatch.setattr(turn, "STUCK_AFTER", 0.1)
+    idle = await EventLog.open(data_dir, lock=SHARED)
+    async with EventLog.open(data_dir, lock=SHARED) as other:
+        await other.append(event(0))
+        await other.rotate()
+    process = await hold_the_turn(data_dir)
+    try:
+        idle._writer._committer._keep_up()
+        async with asyncio.timeout(10):
+            await idle.aclose()
+    finally:
+        end(process)
+
+
+async def test_an_opening_that_waits_for_the_turn_can_be_cancelled(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, lock=SHARED) as log:
+        await log.append(event(0))
+    process = await hold_the_turn(data_dir)
+    try:
+        async with asyncio.timeout(10):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await EventLog.open(data_dir, lock=SHARED)
+    finally:
+        end(process)
+    async with asyncio.timeout(10), EventLog.open(data_dir) as log:
+        assert await numbers(log) == [0]
+
+
+async def test_a_deleted_lock_file_ends_the_writer_before_anything_more_is_written(data_dir: Path) -> None:
+    log = await EventLog.open(data_dir, lock=SHARED)
+    await log.append(event(0))
+    (data_dir / "app.jsonl.lock").unlink()
+    with pytest.raises(WriterFailedError, match="deleted or replaced"):
+        await log.append(event(1))
+    await log.aclose()
+    async with EventLog.open(data_dir, lock=SHARED) as log:
+        assert await numbers(log) == [0]
+
+
+async def test_a_lock_file_that_was_emptied_is_made_whole_by_the_next_append(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
+        await one.append(event(0))
+        os.truncate(data_dir / "app.jsonl.lock", 0)
+        await other.append(event(1))
+        await one.append(event(2))
+        assert await numbers(other) == [0, 1, 2]
