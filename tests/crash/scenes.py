@@ -154,7 +154,9 @@ async def build(name: str, directory: Path, compat: Path) -> Scene:
             (directory / file).parent.mkdir(exist_ok=True)
             (directory / file).write_bytes(data)
     await plan.make(directory)
-    scene = Scene(name, read_all(directory), OURS if plan.crate is None else THE_CRATES)
+    # Without the base file, which would report most of the changes at once: this is about what is seen without it.
+    files = {file: data for file, data in read_all(directory).items() if not file.endswith((".base", ".lock"))}
+    scene = Scene(name, files, OURS if plan.crate is None else THE_CRATES)
     reader = EventReader(directory)
     scene.records = [record async for record in reader.read_full()]
     scene.log = b"".join(record._line + b"\n" for record in scene.records)
