@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import stat
@@ -35,16 +34,9 @@ class FileDocuments:
     async def claim(self, kind: str, name: str) -> NamedLock | None:
         """The right to be the only one on this machine that reads under a name; None while another has it.
 
-        It ends with its process, and when it is released. Cancelled, it is not held.
+        It ends with its process, and when it is released.
         """
-        path = self._layout.document_lock_path(self.location(kind, name))
-        taking = start_in_thread(lambda: NamedLock.take(path))
-        try:
-            return await uninterrupted(taking)
-        except asyncio.CancelledError:
-            if taking.exception() is None and (taken := taking.result()) is not None:
-                taken.release()
-            raise
+        return await in_thread(NamedLock.take, self._layout.document_lock_path(self.location(kind, name)))
 
     def location(self, kind: str, name: str) -> Path:
         return self._paths[kind](name)
