@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import json
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -463,40 +461,3 @@ async def test_a_consumer_with_a_query_gives_what_matches(data_dir: Path) -> Non
             break
 
     assert given == [0, 3, 4, 6, 5]
-
-
-# Several processes
-
-
-async def test_a_consumer_waits_while_another_process_reads_under_its_name(data_dir: Path) -> None:
-    """And takes over, after the last commit, once that one has ended."""
-    async with EventLog.open(data_dir) as log:
-        await log.append(event(0))
-        await consume(log.consumer("mailer"), 1)
-        await log.append(event(1))
-        other = os.open(data_dir / "consumers" / ".mailer.json.lock", os.O_RDWR)
-        fcntl.flock(other, fcntl.LOCK_EX)
-        waiting = asyncio.create_task(anext(aiter(log.consumer("mailer"))))
-        _, pending = await asyncio.wait([waiting], timeout=0.6)
-        os.close(other)
-
-        assert pending
-        assert (await asyncio.wait_for(waiting, 10)).event.data["n"] == 1
-
-
-async def test_a_consumer_that_waits_for_another_process_ends_with_its_log(data_dir: Path) -> None:
-    log = await EventLog.open(data_dir)
-    await log.append(event(0))
-    await consume(log.consumer("mailer"), 1)
-    other = os.open(data_dir / "consumers" / ".mailer.json.lock", os.O_RDWR)
-    fcntl.flock(other, fcntl.LOCK_EX)
-
-    async def read() -> list[Record]:
-        return [record async for record in log.consumer("mailer")]
-
-    waiting = asyncio.create_task(read())
-    await asyncio.sleep(0.1)
-    await log.aclose()
-
-    assert await asyncio.wait_for(waiting, 10) == []
-    os.close(other)

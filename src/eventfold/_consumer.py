@@ -4,27 +4,22 @@ Its file, `consumers/NAME.json`, holds the `offset` after the last committed rec
 line. A record that was given but not committed is given again after a restart: at least once.
 
 Promises: a commit is on disk, whole, when it returns, and never goes back; a place that is not in this log (restored
-from a backup, say) is an error, not silence. One process at a time reads under a name: others wait, and take over
-when it has ended.
+from a backup, say) is an error, not silence.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import weakref
 from collections.abc import AsyncIterator
 
 import msgspec
 
-from ._engine import Claim, ClaimableDocuments, check_name
+from ._engine import check_name
 from ._errors import CorruptLogError, EventfoldError
 from ._event import PartialRecord, Record
 from ._query import Query, query_of
 from ._reader import EventReader
-
-# Seconds between two looks whether another process still reads under a consumer's name.
-CLAIM_INTERVAL = 0.25
 
 
 class _Committed(msgspec.Struct):
@@ -161,7 +156,6 @@ class _Iteration:
         self._place = place
         self._records: AsyncIterator[Record] | None = None
         self._key: tuple[str, str] | None = None
-        self._claim: Claim | None = None
 
     def __aiter__(self) -> _Iteration:
         return self
@@ -181,39 +175,16 @@ class _Iteration:
         other = _running.get(key)
         if other is not None and other is not self and not other._place.reader.closed:
             raise EventfoldError(f"consumer {place.name!r} is being read elsewhere in this process")
-        if other is not None:
-            other._end()
         _running[key] = self
         self._key = key
         try:
-            await self._wait_for_claim()
             committed = await place.last_commit()
         except BaseException:
             self._end()
             raise
         return place.reader.tail(place.start if committed is None else committed, query=place.query)
 
-    async def _wait_for_claim(self) -> None:
-        """Waits as long as another process reads under this name."""
-        place = self._place
-        documents = place.reader.documents
-        if not isinstance(documents, ClaimableDocuments):
-            return
-        try:
-            # Nobody tells when a lock in another process ends.
-            while (claim := await documents.claim("consumer", place.name)) is None and not place.reader.closed:  # noqa: ASYNC110
-                await asyncio.sleep(CLAIM_INTERVAL)
-        except OSError as error:
-            # On a read-only file system nobody can commit, and everybody may look.
-            if error.errno not in (errno.EROFS, errno.EACCES):
-                raise
-        else:
-            self._claim = claim
-
     def _end(self) -> None:
-        if self._claim is not None:
-            self._claim.release()
-            self._claim = None
         if self._key is not None and _running.get(self._key) is self:
             del _running[self._key]
 

@@ -79,21 +79,6 @@ class Documents(Protocol):
         """The names of all documents of a kind, sorted."""
 
 
-class Claim(Protocol):
-    """A right that one process at a time has; it ends with the process."""
-
-    def release(self) -> None:
-        """Gives it up; idempotent, and never blocks."""
-
-
-@runtime_checkable
-class ClaimableDocuments(Protocol):
-    """Documents under whose names one process at a time may read."""
-
-    async def claim(self, kind: DocumentKind, name: str) -> Claim | None:
-        """The right to read under a name; None while another process has it."""
-
-
 class Source(Protocol):
     """One log, to be read."""
 

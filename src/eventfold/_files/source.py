@@ -13,7 +13,6 @@ from .._aio import in_thread, start_in_thread, uninterrupted
 from .._codec.lines import Lines
 from .._event import Head
 from . import operations
-from .named_lock import NamedLock
 from .paths import Layout
 from .segments import BLOCK_SIZE, LogSegments
 from .watcher import Directory, directory
@@ -28,15 +27,7 @@ class FileDocuments:
     """The documents beside a log in files: `views/NAME.snapshot.json` and `consumers/NAME.json`."""
 
     def __init__(self, layout: Layout) -> None:
-        self._layout = layout
         self._paths = {"view": layout.snapshot_path, "consumer": layout.consumer_path}
-
-    async def claim(self, kind: str, name: str) -> NamedLock | None:
-        """The right to be the only one on this machine that reads under a name; None while another has it.
-
-        It ends with its process, and when it is released.
-        """
-        return await in_thread(NamedLock.take, self._layout.document_lock_path(self.location(kind, name)))
 
     def location(self, kind: str, name: str) -> Path:
         return self._paths[kind](name)
