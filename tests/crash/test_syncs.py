@@ -30,8 +30,8 @@ import eventfold
 
 PACKAGE = Path(eventfold.__file__).parent
 NAMES = ("sync", "sync_dir")
-# A backup writes a directory of its own, and `tests/test_backup.py` interrupts it. The model in `tests/model` leaves out
-# each step of shared writers in turn, which take more than one writer to be needed.
+# A backup writes a directory of its own, and `tests/test_backup.py` interrupts it. The model in `tests/model` leaves
+# out each step of shared writers in turn, which take more than one writer to be needed.
 ELSEWHERE = {"_backup", "_files.shared_log", "_files.shared_rotation"}
 # Syncs that nothing is lost without, and why they are there all the same.
 NOT_NEEDED: dict[str, str] = {}
