@@ -11,6 +11,7 @@ from tests.crash.truth import Opened, append, zstd
 from tests.support import line, write_log
 
 from eventfold import CorruptLogError, LogLockedError
+from eventfold._files import operations
 
 
 def test_a_file_of_json_lines_that_are_no_events_is_not_opened_for_writing(tmp_path: Path) -> None:
@@ -38,3 +39,28 @@ def test_a_locked_log_says_what_to_do(tmp_path: Path) -> None:
         Opened(tmp_path / "data")
 
     assert caught.value.pid in (None, os.getpid())
+
+
+def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it runs its program, a forked child has all descriptors of its parent, and with them the lock."""
+    lock, childs = operations.lock, []
+
+    def lock_and_fork(fd: int) -> bool:
+        locked = lock(fd)
+        childs.append(os.dup(fd))
+        return locked
+
+    def failing(fd: int) -> None:
+        raise OSError("made to fail")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(operations, "lock", lock_and_fork)
+        patch.setattr(operations, "sync", failing)
+        with pytest.raises(OSError, match="made to fail"):
+            Opened(tmp_path / "data")
+    with Opened(tmp_path / "data"):
+        pass
+    for fd in childs:
+        os.close(fd)

@@ -20,6 +20,7 @@ from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head
 from eventfold import line_hash as hash_of
 from eventfold._codec.encode import encode_line
 from eventfold._files import archive, operations, rotation
+from eventfold._files.base import BaseFile, Generation
 
 EXAMPLES = int(os.environ.get("EVENTFOLD_MODEL_EXAMPLES", "60"))
 STEPS = int(os.environ.get("EVENTFOLD_MODEL_STEPS", "40"))
@@ -213,7 +214,12 @@ class LogMachine(RuleBasedStateMachine):
             )
             ends.append(len(data))
         cut %= len(data) + 1
-        with (self.dir / "app.jsonl").open("ab") as file:
+        log_path = self.dir / "app.jsonl"
+        if data and not log_path.stat().st_size:
+            # A writer lists the first line before it writes it.
+            first = hash_of(data[: data.index(b"\n")])
+            BaseFile(self.dir / "app.jsonl.base").write(Generation(*self.head, first))
+        with log_path.open("ab") as file:
             file.write(data[:cut] + b"\0" * nul)
         for group, end in zip(groups, ends, strict=True):
             if end <= cut:
@@ -262,8 +268,8 @@ class LogMachine(RuleBasedStateMachine):
                 stack.enter_context(unless_dead(name))
             with contextlib.suppress(OSError):
                 self.run(self.log.rotate(()))
-            self.append(event)
-            self._kill()
+        self.append(event)
+        self._kill()
         self._check(self.other, 0)
         self.log = self.run(self._open())
 
@@ -278,6 +284,7 @@ class LogMachine(RuleBasedStateMachine):
             await asyncio.to_thread(writer._abandon)
 
         self.run(kill())
+        del self.log
 
     def _check(self, reader: EventLog | EventReader, index: int) -> None:
         async def read() -> list[tuple[Event, int, int, str]]:
@@ -300,7 +307,6 @@ class LogMachine(RuleBasedStateMachine):
         self.place.cleanup()
 
 
-@pytest.mark.xfail(run=False, reason="a step of the machine does not end since the base file; to be found")
 def test_a_log_holds_what_a_list_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of steps, among them crashes, failing disks, rotations, refreshes and reads by somebody else."""
     for module in (archive, rotation):

@@ -125,6 +125,7 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
         if rotation is None and base < before.offset:
             rotation = finish_copy(layout, active, before)
     except BaseException:
+        operations.unlock(fd)  # a child that another thread is just starting has the descriptor, too
         os.close(fd)
         if rotation is not None:
             rotation.close()
@@ -134,6 +135,7 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
     try:
         old = _finish(rotation, active)
     except BaseException:
+        operations.unlock(active.fd)
         active.close()
         raise
     return active, [] if old is None else [old]
