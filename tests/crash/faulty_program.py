@@ -17,7 +17,7 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from eventfold import ConditionalAppendError, Event, EventLog, View, WriterFailedError, _aio
-from eventfold._files import committer, rotation
+from eventfold._files import committer, operations, rotation
 
 # Where each of many threads has a call that fails, a session may fail as often as there are threads.
 TRIES = 12
@@ -186,7 +186,8 @@ async def main(threads: str, new: str, left: str, begun: str) -> None:
         committer.Thread = lambda name: next(writers)
     # Frames of a few lines, and temporary files of the same name in every run.
     rotation.FRAME_SIZE = 400
-    os.getpid = lambda: 1
+    numbers = itertools.count()
+    operations.temporary_path = lambda path: path.with_name(f".{path.name}.{next(numbers)}.tmp")
     await run(new, 1000, True)
     await run(new, 2000, True)
     await run(left, 3000, False)

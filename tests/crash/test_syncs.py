@@ -1,7 +1,8 @@
 """Every sync in the package is needed: without it, the disk that forgets shows a loss.
 
 The syncs are found in the source, so that none can be forgotten. Each is left out in turn, by giving its function the
-code that it has without it, and the scenarios are played, crashed and recovered until something is lost.
+code that it has without it, and the scenarios are played, crashed and recovered until something is lost. With
+`EVENTFOLD_SYNCS=all` also those whose loss takes minutes to find.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import itertools
+import os
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -33,6 +35,8 @@ NAMES = ("sync", "sync_dir")
 # A backup writes a directory of its own, and `tests/test_backup.py` interrupts it. The model in `tests/model` leaves
 # out each step of shared writers in turn, which take more than one writer to be needed.
 ELSEWHERE = {"_backup", "_files.shared_log", "_files.shared_rotation"}
+# Only a crash of one of the last recoveries shows what is lost without these.
+SLOW = {"_files.recovery.open_log: operations.sync_dir"}
 # Syncs that nothing is lost without, and why they are there all the same.
 NOT_NEEDED: dict[str, str] = {}
 
@@ -187,6 +191,8 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("site", sites(), ids=str)
 def test_without_any_one_sync_something_is_lost(site: Site, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash then leaves a log, or a file beside it, that is not what was promised; else the sync has its reason."""
+    if str(site) in SLOW and os.environ.get("EVENTFOLD_SYNCS") != "all":
+        pytest.skip("its loss takes minutes to find: set EVENTFOLD_SYNCS=all")
     mutation = Mutation(site, monkeypatch)
     lost = next(Search(mutation, scratch, monkeypatch).losses(), None)
     print(f"{site}: {lost}")
@@ -197,4 +203,4 @@ def test_without_any_one_sync_something_is_lost(site: Site, scratch: Path, monke
 
 def test_the_syncs_that_are_not_needed_are_there() -> None:
     """No exception outlives its sync."""
-    assert set(NOT_NEEDED) <= set(map(str, sites()))
+    assert set(NOT_NEEDED) | SLOW <= set(map(str, sites()))
