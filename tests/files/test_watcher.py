@@ -460,6 +460,21 @@ async def test_a_writer_wakes_who_waits_under_another_name_of_its_directory(data
     assert result.new_data
 
 
+async def test_a_tail_that_was_busy_when_the_writer_was_closed_gives_its_last_events(data_dir: Path) -> None:
+    """Also where somebody's look at the files, begun before the writer was opened, has found these events meanwhile."""
+    async with EventLog.open(data_dir) as log:
+        await log.append(event(0))
+        async with aclosing(EventReader(data_dir).tail(0)) as tail:
+            await anext(tail)
+            await log.append(event(1))
+            await asyncio.to_thread(lambda: watcher.directory(data_dir).lookup.head())
+            await log.aclose()
+            async with asyncio.timeout(5):
+                record = await anext(tail)
+
+    assert record.event.data["n"] == 1
+
+
 async def test_event_loops_of_other_threads_are_woken_too(data_dir: Path) -> None:
     """A wait belongs to the loop in which it began, wherever the writer lives."""
     begun = threading.Event()

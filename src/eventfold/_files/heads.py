@@ -62,6 +62,11 @@ class HeadLookup:
         other._known = self._known
         return other
 
+    @property
+    def known_head(self) -> Head | None:
+        """The head that was found last, without a look at the files."""
+        return None if self._known is None else self._known.head
+
     def head(self) -> Head:
         """The head of now. Raises `OSError` and `CorruptLogError`."""
         log, archive = self._state()

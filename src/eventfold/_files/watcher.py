@@ -113,7 +113,8 @@ class FileWatcher:
         self.dir = layout.dir
         # Shared writers touch the lock file once what they wrote is durable.
         self.names: tuple[str, ...] = (layout.log_path.name, layout.lock_path.name)
-        self.head: Head | None = None
+        # What the lookup knows is no change to it any more: whoever begins to wait now is told of it here.
+        self.head: Head | None = lookup.known_head if shared_head() is None else None
         self._lookup = lookup
         self._notify = notify
         self._stopped = threading.Event()
