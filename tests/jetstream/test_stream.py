@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from nats.aio.client import Client
 from tests.jetstream.appends import append, line, read
 
 from eventfold import CorruptLogError, Head
@@ -118,3 +119,26 @@ async def test_a_block_ends_within_a_message_where_a_line_does(committer: Stream
     assert (await committer.source.block_before((1 << 24) + size)).data == line(1) + line(2)
     with pytest.raises(ValueError, match="not where a line ends"):
         await committer.source.block_before((1 << 24) + 5)
+
+
+async def test_a_cancellation_that_the_client_library_loses_is_raised(
+    committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to Python 3.11 it loses one that comes together with the answer."""
+    request, asked = Client.request, asyncio.Event()
+
+    async def losing(self: Client, *args: Any, **kwargs: Any) -> Any:
+        answer = asyncio.ensure_future(request(self, *args, **kwargs))
+        asked.set()
+        try:
+            await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            pass
+        return await answer
+
+    monkeypatch.setattr(Client, "request", losing)
+    reading = asyncio.create_task(committer.source.head())
+    await asked.wait()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading

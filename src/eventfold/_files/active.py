@@ -145,6 +145,13 @@ class ActiveLog:
     def commit(self, data: bytes, head: Head, sync: bool) -> None:
         """Appends whole lines, after which the head is `head`; with `sync`, on disk when this returns."""
         self.check()
+        first = self.head.offset == self.base
+        self._write(data, head)
+        if sync and not first:
+            self.sync()
+
+    def _write(self, data: bytes, head: Head) -> None:
+        """Writes whole lines at the end of the file, or leaves it as it was."""
         end = self.head.offset - self.base
         try:
             if end:
@@ -159,14 +166,12 @@ class ActiveLog:
                     # First, or a crash would leave a base file that speaks of a line which has been cut off.
                     BaseFile(self._layout.base_path).write(Generation(self.base, self.head.line_hash))
                 operations.truncate(self.fd, end)
-                operations.sync(self.fd)
-            except OSError as second:
+                self.sync()
+            except (OSError, WriterFailedError) as second:
                 raise WriterFailedError(
                     f"{self._layout.log_path}: writing failed and can't be undone: {second}"
                 ) from error
             raise
-        if sync and end:
-            self.sync()
         self.head = head
 
     def _write_first(self, data: bytes) -> None:

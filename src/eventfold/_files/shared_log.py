@@ -20,7 +20,6 @@ from .._event import Head
 from .._judge import Append, Judgement, judge, lines_needed_from
 from . import operations
 from .active import ActiveLog, identity
-from .base import BaseFile, Generation
 from .paths import Layout
 from .segments import LogSegments
 from .turn import Mark, Turn
@@ -166,27 +165,6 @@ class SharedLog(ActiveLog):
         old, self.fd, self.base, self._file = self.fd, fd, base, file
         os.close(old)
         return before
-
-    def _write(self, data: bytes, head: Head) -> None:
-        end = self.head.offset - self.base
-        try:
-            if end:
-                operations.write(self.fd, data, end)
-            else:
-                self._write_first(data)
-        except WriterFailedError:
-            raise
-        except BaseException as error:
-            try:
-                if not end:
-                    # First, or a crash would leave a base file that speaks of a line which has been cut off.
-                    BaseFile(self._layout.base_path).write(Generation(self.base, self.head.line_hash))
-                operations.truncate(self.fd, end)
-                self.sync()
-            except (OSError, WriterFailedError) as second:
-                raise WriterFailedError(f"{self._name}: writing failed and can't be undone: {second}") from error
-            raise
-        self.head = head
 
     def replaced_by(self, fd: int, base: int) -> int:
         """See `ActiveLog.replaced_by`. All that the new file holds is on disk then."""

@@ -100,12 +100,14 @@ class Connection:
             "reconnected_cb": self._reconnected,
             "allow_reconnect": True,
         }
+        cancellations = _cancellations()
         try:
             async with asyncio.timeout(self.settings.timeout):
                 client = await nats.connect(list(self.settings.servers), **options)
         except (NatsError, OSError, TimeoutError) as error:
             raise OSError(errno.ECONNREFUSED, f"no server answers: {error!r}", self.location) from error
         try:
+            _raise_lost_cancellation(cancellations)
             await self._check(client, create=self.settings.create)
         except BaseException:
             await client.close()
@@ -161,11 +163,14 @@ class Connection:
     async def _repeated(self, client: Client, subject: str, data: bytes) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         until = loop.time() + self.settings.timeout
+        cancellations = _cancellations()
         while True:
+            _raise_lost_cancellation(cancellations)
             if self.closed:
                 raise LogClosedError(f"{self.location} is closed")
             try:
                 reply = await client.request(subject, data, timeout=self.settings.attempt_timeout)
+                _raise_lost_cancellation(cancellations)
                 answer: dict[str, Any] = msgspec.json.decode(reply.data)
                 if (answer.get("error") or {}).get("code") != 503:
                     return answer
@@ -215,6 +220,22 @@ class Connection:
                 # The library stops at the lost connection, and leaves the socket open.
                 if (transport := client._transport) is not None:
                     transport.close()  # type: ignore[no-untyped-call]
+
+
+def _cancellations() -> int:
+    """How often the current task has been cancelled so far."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _raise_lost_cancellation(before: int) -> None:
+    """Raises a cancellation that came after the task had this many, and did not get here.
+
+    The client library waits with `asyncio.wait_for`. Until Python 3.12 that loses a cancellation which comes in the
+    same turn of the loop as the result: https://github.com/python/cpython/issues/86296.
+    """
+    if _cancellations() > before:
+        raise asyncio.CancelledError
 
 
 def _code(answer: Mapping[str, Any]) -> int:
