@@ -20,7 +20,7 @@ import anyio
 import pytest
 from tests.support import event, numbers
 
-from eventfold import Event, EventLog, View, _aio
+from eventfold import Event, EventLog, View, WriterFailedError, _aio
 from eventfold._files import committer, operations
 
 OPERATIONS = ("open_file", "write", "sync", "truncate", "rename", "unlink", "sync_dir", "lock", "unlock")
@@ -92,8 +92,24 @@ class Program:
     async def rotate(self) -> None:
         await self.log.rotate()
 
+    async def rotate_by_itself(self) -> None:
+        """Appends what makes the log large enough; the rotation goes on beside the next append."""
+        self.log._writer._committer._max_log_size = 1
+        try:
+            await self.append()
+            await self.append()
+        finally:
+            self.log._writer._committer._max_log_size = 0
+
     async def refresh(self) -> None:
         await self.log.refresh_all()
+
+    async def rebuild(self) -> None:
+        assert await self.log.rebuild("numbers") == self.acknowledged
+
+    async def watch(self) -> None:
+        async with aclosing(self.log.watch("numbers")) as states:
+            assert await anext(states) == self.acknowledged
 
     async def wait(self) -> None:
         await self.log.wait_for_events(self.log.head.offset, timeout=0.001)
@@ -118,7 +134,7 @@ class Program:
 
 
 CALLS = ["open", "enter_and_leave", "append", "append_many", "append_if", "rotate", "refresh", "wait", "tail"]
-CALLS += ["consume", "aclose"]
+CALLS += ["consume", "aclose", "rebuild", "watch", "rotate_by_itself"]
 KINDS = ["task", "scope", "all"]
 
 
@@ -178,12 +194,15 @@ def own_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("eventfold writer")]
 
 
-async def check(program: Program) -> None:
+async def check(program: Program, *, failed: bool = False) -> None:
     """The log goes on, if it is open; closed, it has let everything go, and has what was acknowledged once."""
     if program.log is not None:
-        if program.log._writer._closing is None:
-            await program.append()
-        await program.log.aclose()
+        # Where an operation has failed, the writer may have; and a close tells of a sync that failed.
+        with contextlib.suppress(*((OSError, WriterFailedError) if failed else ())):
+            if program.log._writer._closing is None:
+                await program.append()
+        with contextlib.suppress(*((OSError, WriterFailedError) if failed else ())):
+            await program.log.aclose()
     async with asyncio.timeout(3):
         # A close that was cancelled goes on.
         while rest := asyncio.all_tasks() - {asyncio.current_task()}:
@@ -239,7 +258,13 @@ async def cancel_at_each_suspension(tmp_path: Path, name: str, kind: str) -> int
 
 
 async def cancel_in_each_operation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, programs: list[Program] | None = None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    kind: str,
+    programs: list[Program] | None = None,
+    *,
+    failing: bool = False,
 ) -> int:
     for point in range(1, MOST_POINTS):
         program = await prepared(tmp_path / str(point), name)
@@ -255,25 +280,31 @@ async def cancel_in_each_operation(
             try:
                 if len(calls) == point:  # noqa: B023
                     canceller.cancel_in_operation()  # noqa: B023
+                    if failing:
+                        raise OSError(errno.EIO, "made to fail")
                 return original(*args)
             finally:
                 under_way.pop()  # noqa: B023
 
         with monkeypatch.context() as patch:
             for operation in OPERATIONS:
+                if failing and operation == "unlock":
+                    continue  # it raises nothing
                 original = getattr(operations, operation)
                 patch.setattr(operations, operation, lambda *args, original=original: noted(original, *args))
-            await canceller.run()
+            with contextlib.suppress(*((OSError, WriterFailedError) if failing else ())):
+                await canceller.run()
             if program.log is not None:  # a rotation or a close that was left goes on
                 while program.log._writer._rotations:
                     await asyncio.wait(list(program.log._writer._rotations))
                 if program.log._writer._closing is not None:
-                    await program.log.aclose()
+                    with contextlib.suppress(*((OSError, WriterFailedError) if failing else ())):
+                        await program.log.aclose()
                 while program.log._writer._task is not None:
                     await asyncio.wait([program.log._writer._task])
             if name not in ("consume", "enter_and_leave"):  # what these leave goes on
                 assert not under_way
-        await check(program)
+        await check(program, failed=failing)
         if not canceller.reached:
             return point - 1
     raise AssertionError("the call has no end")
@@ -292,12 +323,26 @@ async def test_a_call_may_be_cancelled_at_each_suspension(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["open", "enter_and_leave", "append", "rotate", "consume", "aclose"])
+@pytest.mark.parametrize(
+    "name", ["open", "enter_and_leave", "append", "rotate", "rotate_by_itself", "rebuild", "consume", "aclose"]
+)
 async def test_a_call_may_be_cancelled_during_each_file_operation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_twice: list[int], name: str, kind: str
 ) -> None:
     """The thread ends what it began before anybody goes on without it."""
     points = await cancel_in_each_operation(tmp_path, monkeypatch, name, kind)
+
+    assert points >= 1
+    assert not closed_twice
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["open", "append", "append_many", "rotate", "rotate_by_itself", "consume"])
+async def test_a_call_may_be_cancelled_during_each_file_operation_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_twice: list[int], name: str, kind: str
+) -> None:
+    """Whoever is cancelled does not hear of the failure; the log goes on all the same, or says that it can't."""
+    points = await cancel_in_each_operation(tmp_path, monkeypatch, name, kind, failing=True)
 
     assert points >= 1
     assert not closed_twice

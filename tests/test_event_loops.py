@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
 import threading
@@ -67,6 +68,44 @@ def test_a_few_descriptors_are_enough(tmp_path: Path) -> None:
     done = run(script, tmp_path / "data", shell="ulimit -n 64")
 
     assert (done.stdout, done.stderr) == ("2201\n", "")
+
+
+def can_unshare() -> bool:
+    """Whether a process can be given a pid namespace here."""
+    tried = [] if shutil.which("unshare") is None else ["unshare", "--pid", "--fork", "true"]
+    return bool(tried) and subprocess.run(tried, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def pid_namespaces() -> None:
+    if not can_unshare():
+        pytest.skip("needs unshare, and the right to make pid namespaces")
+
+
+def test_the_same_program_runs_as_the_first_process(tmp_path: Path, pid_namespaces: None) -> None:
+    """As in a container that has nothing else."""
+    script = PROGRAM + "import os\nassert os.getpid() == 1\n" + RUNS["plain"]
+    done = run(script, tmp_path / "data", shell='set -- unshare --pid --fork "$@"')
+
+    assert (done.stdout, done.stderr) == ("111\n", "")
+
+
+async def test_a_process_in_another_pid_namespace_reads_beside_the_writer_and_is_kept_from_writing(
+    data_dir: Path, pid_namespaces: None
+) -> None:
+    """Both may have the same number; the lock knows files only. Once the writer has gone, the other one writes."""
+    async with EventLog.open(data_dir) as log:
+        await log.append(event(0))
+        shell = 'set -- unshare --pid --fork "$@"'
+        locked = await asyncio.to_thread(run, PROGRAM + RUNS["plain"], data_dir, shell=shell)
+        read = "import asyncio, sys\nfrom eventfold import EventReader\n"
+        read += "print(asyncio.run(EventReader(sys.argv[1]).head()).offset)"
+        beside = await asyncio.to_thread(run, read, data_dir, shell=shell)
+        assert int(beside.stdout) == log.head.offset
+    afterwards = await asyncio.to_thread(run, PROGRAM + RUNS["plain"], data_dir, shell=shell)
+
+    assert "LogLockedError" in locked.stderr
+    assert (afterwards.stdout, afterwards.stderr) == ("112\n", "")
 
 
 # Ends of loops
