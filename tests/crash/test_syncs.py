@@ -36,7 +36,7 @@ NAMES = ("sync", "sync_dir")
 # out each step of shared writers in turn, which take more than one writer to be needed.
 ELSEWHERE = {"_backup", "_files.shared_log", "_files.shared_rotation"}
 # Only a crash of one of the last recoveries shows what is lost without these.
-SLOW = {"_files.recovery.open_log: operations.sync_dir"}
+SLOW = {"_files.recovery.find_ends: operations.sync", "_files.recovery.open_log: operations.sync_dir"}
 # Syncs that nothing is lost without, and why they are there all the same.
 NOT_NEEDED: dict[str, str] = {}
 
