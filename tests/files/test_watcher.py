@@ -239,6 +239,7 @@ async def test_new_events_are_found_where_watching_fails(
     monkeypatch.setattr(watcher, "watch", fail)
     monkeypatch.setattr("inotify_simple.INotify", fail)
     write_log(data_dir, line(0))
+    await watching(0)  # the thread of the test before has inotify still
     with caplog.at_level(logging.WARNING, "eventfold"):
         async with aclosing(EventReader(data_dir).tail(0)) as tail:
             await anext(tail)
