@@ -194,14 +194,14 @@ def own_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("eventfold writer")]
 
 
-async def check(program: Program, *, failed: bool = False) -> None:
+async def check(program: Program, tolerated: tuple[type[Exception], ...] = ()) -> None:
     """The log goes on, if it is open; closed, it has let everything go, and has what was acknowledged once."""
     if program.log is not None:
         # Where an operation has failed, the writer may have; and a close tells of a sync that failed.
-        with contextlib.suppress(*((OSError, WriterFailedError) if failed else ())):
+        with contextlib.suppress(*tolerated):
             if program.log._writer._closing is None:
                 await program.append()
-        with contextlib.suppress(*((OSError, WriterFailedError) if failed else ())):
+        with contextlib.suppress(*tolerated):
             await program.log.aclose()
     async with asyncio.timeout(3):
         # A close that was cancelled goes on.
@@ -266,6 +266,7 @@ async def cancel_in_each_operation(
     *,
     failing: bool = False,
 ) -> int:
+    tolerated = (OSError, WriterFailedError) if failing else ()
     for point in range(1, MOST_POINTS):
         program = await prepared(tmp_path / str(point), name)
         if programs is not None:
@@ -292,19 +293,19 @@ async def cancel_in_each_operation(
                     continue  # it raises nothing
                 original = getattr(operations, operation)
                 patch.setattr(operations, operation, lambda *args, original=original: noted(original, *args))
-            with contextlib.suppress(*((OSError, WriterFailedError) if failing else ())):
+            with contextlib.suppress(*tolerated):
                 await canceller.run()
             if program.log is not None:  # a rotation or a close that was left goes on
                 while program.log._writer._rotations:
                     await asyncio.wait(list(program.log._writer._rotations))
                 if program.log._writer._closing is not None:
-                    with contextlib.suppress(*((OSError, WriterFailedError) if failing else ())):
+                    with contextlib.suppress(*tolerated):
                         await program.log.aclose()
                 while program.log._writer._task is not None:
                     await asyncio.wait([program.log._writer._task])
             if name not in ("consume", "enter_and_leave"):  # what these leave goes on
                 assert not under_way
-        await check(program, failed=failing)
+        await check(program, tolerated)
         if not canceller.reached:
             return point - 1
     raise AssertionError("the call has no end")

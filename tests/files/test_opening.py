@@ -45,11 +45,11 @@ def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until it runs its program, a forked child has all descriptors of its parent, and with them the lock."""
-    lock, childs = operations.lock, []
+    lock, children = operations.lock, []
 
     def lock_and_fork(fd: int) -> bool:
         locked = lock(fd)
-        childs.append(os.dup(fd))
+        children.append(os.dup(fd))
         return locked
 
     def failing(fd: int) -> None:
@@ -62,5 +62,5 @@ def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_
             Opened(tmp_path / "data")
     with Opened(tmp_path / "data"):
         pass
-    for fd in childs:
+    for fd in children:
         os.close(fd)

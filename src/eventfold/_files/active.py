@@ -151,7 +151,10 @@ class ActiveLog:
             self.sync()
 
     def _write(self, data: bytes, head: Head) -> None:
-        """Writes whole lines at the end of the file, or leaves it as it was."""
+        """Writes whole lines at the end of the file, after which the head is `head`.
+
+        Raises `OSError` if the write failed and was undone, `WriterFailedError` if it could not be undone.
+        """
         end = self.head.offset - self.base
         try:
             if end:

@@ -64,7 +64,7 @@ class HeadLookup:
 
     @property
     def known_head(self) -> Head | None:
-        """The head that was found last, without a look at the files."""
+        """The head that the last lookup found; None before the first one. Does not read the files."""
         return None if self._known is None else self._known.head
 
     def head(self) -> Head:

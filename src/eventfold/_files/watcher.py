@@ -113,8 +113,7 @@ class FileWatcher:
         self.dir = layout.dir
         # Shared writers touch the lock file once what they wrote is durable.
         self.names: tuple[str, ...] = (layout.log_path.name, layout.lock_path.name)
-        # What the lookup knows is no change to it any more: whoever begins to wait now is told of it here.
-        self.head: Head | None = lookup.known_head if shared_head() is None else None
+        self.head: Head | None = None
         self._lookup = lookup
         self._notify = notify
         self._stopped = threading.Event()
@@ -218,6 +217,10 @@ class FileWatcher:
             return False
         self._failing_since = None
         if change is None:
+            if self.head is None and (head := self._lookup.known_head) is not None:
+                # The first look. The lookup knew this head before the watcher began, but the waiters may not.
+                self.head = head
+                self._notify(head, watcher=self)
             return False
         self.head = change.head
         self._notify(change.head, change.known, change.lines, watcher=self)

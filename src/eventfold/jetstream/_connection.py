@@ -100,7 +100,7 @@ class Connection:
             "reconnected_cb": self._reconnected,
             "allow_reconnect": True,
         }
-        cancellations = _cancellations()
+        cancellations = _cancellation_count()
         try:
             async with asyncio.timeout(self.settings.timeout):
                 client = await nats.connect(list(self.settings.servers), **options)
@@ -163,7 +163,7 @@ class Connection:
     async def _repeated(self, client: Client, subject: str, data: bytes) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         until = loop.time() + self.settings.timeout
-        cancellations = _cancellations()
+        cancellations = _cancellation_count()
         while True:
             _raise_lost_cancellation(cancellations)
             if self.closed:
@@ -222,19 +222,19 @@ class Connection:
                     transport.close()  # type: ignore[no-untyped-call]
 
 
-def _cancellations() -> int:
-    """How often the current task has been cancelled so far."""
+def _cancellation_count() -> int:
+    """The number of times that the current task has been cancelled."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
 
 
 def _raise_lost_cancellation(before: int) -> None:
-    """Raises a cancellation that came after the task had this many, and did not get here.
+    """Raises `CancelledError` if the current task has been cancelled more than `before` times.
 
-    The client library waits with `asyncio.wait_for`. Until Python 3.12 that loses a cancellation which comes in the
-    same turn of the loop as the result: https://github.com/python/cpython/issues/86296.
+    The client library uses `asyncio.wait_for`. Before Python 3.12, it swallows a cancellation that arrives in the same
+    iteration of the event loop as the result: https://github.com/python/cpython/issues/86296.
     """
-    if _cancellations() > before:
+    if _cancellation_count() > before:
         raise asyncio.CancelledError
 
 
