@@ -1,0 +1,207 @@
+"""What `EventLog` appends: events, or objects of the catalog's classes, with or without a condition."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from .._errors import ConditionalAppendError
+from .._event import AppendResult, Event, Head
+from .._query import Query
+from .._view import View
+from .._writer import ViewOps
+from .unregistered import UnregisteredSnapshots
+from .viewing import ViewingLog
+
+S = TypeVar("S")
+
+
+class AppendingLog(ViewingLog):
+    """The methods of a log that write to it."""
+
+    async def append(
+        self,
+        event: object,
+        *,
+        ts: int | None = None,
+        id: str | None = None,
+        actor: str | None = None,
+        meta: Any = None,
+        tags: Iterable[str] = (),
+    ) -> AppendResult:
+        """Appends one event. Once it returns, the event is on disk, as far as the sync mode says.
+
+        Cancelled while it waits in the queue, the event is not in the log; cancelled later, it is.
+
+        Args:
+            event: The event, or an object of a class in the log's catalog.
+            ts: With an object: whole seconds since the Unix epoch; now if not given.
+            id: With an object: the event's id.
+            actor: With an object: who caused it.
+            meta: With an object: any JSON value.
+            tags: With an object: tags beside those that its class gives.
+
+        Returns:
+            Where the event stands in the log, in bytes, and the hash of its line.
+
+        Raises:
+            InvalidEventError: The event can't be written as JSON that reads back the same; nothing was written.
+            TypeError: An option was given with an `Event`, which has all of them itself.
+            OSError: It could not be written; it is not in the log, and the log goes on.
+            WriterFailedError: What is on disk is unknown; open the log again.
+            LogClosedError: The log is closed.
+            EventfoldError: The log is read-only, or was opened by another process.
+        """
+        writer = self._writer
+        if ts is not None or id is not None or actor is not None or meta is not None or tags:
+            if self._catalog is None or isinstance(event, Event):
+                raise TypeError(
+                    "ts, id, actor, meta and tags are for an object of a class in the catalog: give them to the Event"
+                )
+            return await writer.append(self._catalog.to_event(event, ts=ts, id=id, actor=actor, meta=meta, tags=tags))
+        return await writer.append(self._encoded(event))
+
+    def _encoded(self, event: Any) -> Event:
+        """An event as the writer takes it; without a catalog, what it is given."""
+        encoded: Event = event if self._catalog is None else self._catalog.encoded(event)
+        return encoded
+
+    async def append_many(self, events: Iterable[object]) -> list[AppendResult]:
+        """Appends several events, all or none of them, also after a crash.
+
+        Is cancelled as `append` is, all events at once.
+
+        Args:
+            events: The events, or objects of the catalog's classes, in the order in which they are to stand.
+
+        Returns:
+            One result for each event.
+
+        Raises:
+            EventfoldError: As for `append`, which also says when an `OSError` is raised.
+        """
+        return await self._writer.append_many(map(self._encoded, events))
+
+    async def append_unless(self, events: Iterable[object], query: Query, *, after: int = 0) -> list[AppendResult]:
+        """Appends events, all or none of them, unless an event at or behind an offset matches a query.
+
+        It is judged when its turn comes, against everything before it: nothing can come in between.
+
+        Args:
+            events: What to append: events, or objects of the catalog's classes.
+            query: Which events are in the way.
+            after: The offset from which on events count: the end of what the decision was based on.
+
+        Returns:
+            Where the events are in the log.
+
+        Raises:
+            ConditionalAppendError: An event is in the way; `conflict.offset` says where. Nothing was written.
+            TypeError: The query is not a `Query`.
+            ValueError: The offset is negative, beyond the head, or not where a line begins.
+
+        Else it raises what `append` raises. Cancelled before its turn, nothing is appended.
+        """
+        return await self._writer.append_unless(map(self._encoded, events), query, after=after)
+
+    async def append_if(self, event: object, expected_offset: int, expected_hash: str) -> AppendResult:
+        """Appends one event if the head is the expected one when its turn comes. Is cancelled as `append` is.
+
+        Args:
+            event: The event, or an object of one of the catalog's classes.
+            expected_offset: The head's offset, in bytes of the whole log.
+            expected_hash: The hash of the last line; "" for an empty log. `append_if(event, *log.head)` has both.
+
+        Returns:
+            Where the event stands in the log.
+
+        Raises:
+            ConditionalAppendError: The head is another one, which its `conflict` tells; nothing was written.
+            EventfoldError: As for `append`, which also says when an `OSError` is raised.
+        """
+        return await self._writer.append_if(self._encoded(event), expected_offset, expected_hash)
+
+    async def decide(
+        self,
+        view: View[S] | str,
+        decide: Callable[[S], object],
+        *,
+        query: Query | None = None,
+        attempts: int = 10,
+    ) -> list[AppendResult]:
+        """Lets a function decide on a view's newest state, and appends what it returns if that still holds.
+
+        Brings the view up to the head, calls `decide(state)`, and appends its events on condition that nothing which
+        matters came in between. Otherwise it tries again, with the newer state.
+
+        Args:
+            view: The registered view, or its name.
+            decide: Takes the state, which it must not change, and returns an event, several, or none; it may raise.
+            query: Which events matter to the decision; without it, any event that came in between.
+            attempts: How often it is tried.
+
+        Returns:
+            Where the events are in the log; empty if `decide` returned none.
+
+        Raises:
+            ConditionalAppendError: The last attempt was in vain, too.
+            UnknownViewError: No such view is registered.
+            ValueError: `attempts` is less than 1.
+
+        Else it raises what `decide`, `wait_until` and `append` raise. Cancelled, the events are in the log or not.
+        """
+        if attempts < 1:
+            raise ValueError(f"attempts must be 1 or more, not {attempts!r}")
+        registered: View[Any] = self._views[view]
+        while True:
+            state = await self.wait_until(registered)
+            offset = registered.offset
+            decided = decide(state)
+            if inspect.iscoroutine(decided):
+                decided.close()
+                raise TypeError(f"{decide!r} is a coroutine function; a decision must be a plain function")
+            events = self._decided(decided)
+            if not events:
+                return []
+            try:
+                return await self.append_unless(events, Query() if query is None else query, after=offset)
+            except ConditionalAppendError:
+                attempts -= 1
+                if not attempts:
+                    raise
+
+    def _decided(self, decided: Any) -> list[object]:
+        """The events of a decision: several, one, or none."""
+        # Asked first, since a pydantic model can be iterated over.
+        if isinstance(decided, Event) or (self._catalog is not None and self._catalog.knows(decided)):
+            return [decided]
+        return [] if decided is None else list(decided)
+
+    async def rotate(self, views: Iterable[ViewOps] | None = None) -> None:
+        """Moves the whole active log into the archive, while appends go on.
+
+        The registered views are brought up to date first, and the snapshots are rewritten, since their offsets for the
+        Rust crate change their meaning. Cancelled, the rotation goes on.
+
+        Args:
+            views: The views whose snapshots are rewritten; None for the registered ones.
+
+        Raises:
+            OSError: The disk failed; nothing is lost, and the next rotation goes on where this one stopped.
+            CorruptLogError: The files contradict each other.
+            EventfoldError: The log can't be written to, as for `append`.
+        """
+        writer = self._writer
+        if views is None:
+            await self._catch_up()
+            views = self._views.values()
+        await writer.rotate([*views, UnregisteredSnapshots(self._views)])
+
+    @property
+    def head(self) -> Head:
+        """The durable head: the offset after the last acknowledged event, and the hash of its line. No I/O.
+
+        Raises `EventfoldError` for a read-only log, which knows it only by I/O: ask its `reader().head()`.
+        """
+        return self._writer.head

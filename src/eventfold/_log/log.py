@@ -1,0 +1,239 @@
+"""`EventLog`: the writer, the reader and the views of one directory together; what most programs use.
+
+Promise: nothing here but their composition; what a method promises is what the part that it belongs to promises.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Collection, Iterable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from .._address import Address
+from .._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
+from .._catalog import Catalog, OnMismatch, Typing
+from .._engine import LockMode, SyncMode
+from .._query import Query
+from .._reader import EventReader
+from .._view import ReduceFn, View
+from .._writer import EventWriter
+from .appending import AppendingLog
+from .reading import ReadingLog
+from .unregistered import UnregisteredSnapshots
+from .views import Views, views_by_name
+
+S = TypeVar("S")
+
+
+class EventLog(AppendingLog, ReadingLog):
+    """A log with its views: it appends, reads, waits, and keeps the views' states.
+
+    Open it with `EventLog.open` or `EventLog.builder`; it belongs to the event loop and the process that opened it. It
+    is an async context manager, which closes it. Offsets are bytes in the whole log.
+    """
+
+    def __init__(self, *args: object, **options: object) -> None:
+        raise TypeError(
+            "EventLog(...) can't open a log, since that takes I/O: write `log = await EventLog.open(dir)` or "
+            "`async with EventLog.open(dir) as log:`"
+        )
+
+    @classmethod
+    def open(
+        cls,
+        dir: Address,
+        *,
+        views: Iterable[View[Any]] = (),
+        read_only: bool = False,
+        max_log_size: int = 0,
+        lock: LockMode = LockMode.FLOCK,
+        sync: SyncMode = SyncMode.ALWAYS,
+        max_event_size: int = 16 * 2**20,
+        catalog: Catalog | None = None,
+        on_mismatch: OnMismatch = "raise",
+    ) -> AsyncOpener[EventLog]:
+        """Opens the directory and brings the views up to date. Await it, or use it in `async with`.
+
+        Cancelled, it opens nothing. A reducer that raises does not keep the log from being opened: a warning is logged,
+        and `view`, `wait_until` and `refresh_all` raise its `ReducerError`.
+
+        Args:
+            dir: The data directory, which is created if need be (not with `read_only`); or an address, or an engine.
+            views: The views to register. A `View` object belongs to one open log at a time.
+            read_only: Opens no writer: views, tails and watches work beside another process that writes, and whatever
+                would write raises `EventfoldError`.
+            max_log_size: The size of `app.jsonl` in bytes above which it is rotated automatically; 0 for never.
+            lock: How others are kept from writing.
+            sync: When an append is on disk.
+            max_event_size: The most bytes that the line of an event may have.
+            catalog: The classes of the events' data: objects of them can be appended, and are the data of what is read.
+            on_mismatch: What becomes of an event whose data does not fit its class: "raise" a `SchemaError`, or "skip"
+                it with a warning.
+
+        Raises:
+            SchemaError: An event that a view selects does not fit its class in the catalog.
+            LogLockedError: Another writer has the directory open.
+            CorruptLogError: The files are damaged or contradict each other.
+            EventfoldError: A view is registered with another open log.
+            OSError: The directory can't be made, read or written; `NotADirectoryError` if it is a file.
+            TypeError: `views` is not a collection of `View` objects, or a class in the catalog can't be decoded into.
+            ValueError: Two views have one name, an option is out of its range, or the catalog lacks an upcaster.
+        """
+        registered = views_by_name(views)
+        typing = _typing(catalog, on_mismatch)
+        opening = EventWriter.open(dir, lock=lock, sync=sync, max_log_size=max_log_size, max_event_size=max_event_size)
+
+        async def open_() -> EventLog:
+            log = object.__new__(cls)
+            log._views, log._reader, log._writer_or_none = Views(registered), EventReader(dir), None
+            try:
+                for view in registered.values():
+                    view._attach(log, log._location)
+                if not read_only:
+                    log._writer_or_none = await opening
+                    unused, log._reader = log._reader, log._writer_or_none.reader()
+                    await unused.aclose()
+                log._catalog, log._reader._typing = catalog, typing
+                await log._catch_up()
+            except BaseException as error:
+                await uninterrupted(UncancellableTask(log.aclose(), "eventfold close"))
+                if isinstance(error, OSError) and isinstance(dir, str | os.PathLike):
+                    await _check_not_a_file(dir, error)
+                raise
+            if log._writer_or_none is not None:
+                log._writer_or_none.attach([*registered.values(), UnregisteredSnapshots(registered)])
+            return log
+
+        return AsyncOpener(open_)
+
+    @classmethod
+    def builder(cls, dir: Address) -> EventLogBuilder:
+        """The same as `open`, with one call for each option.
+
+        Args:
+            dir: The data directory, an address or an engine.
+
+        Returns:
+            A builder; end with its `open`.
+        """
+        return EventLogBuilder(dir)
+
+    def __repr__(self) -> str:
+        return f"<EventLog of {self._location!r}, views: {', '.join(self._views) or 'none'}>"
+
+    async def __aenter__(self) -> EventLog:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the log; idempotent.
+
+        New appends are refused, those that were called and a rotation are finished, the snapshots of the views are
+        saved, tails and watches end, and the lock is released. Cancelled, the closing goes on.
+        """
+        try:
+            if self._writer_or_none is not None:
+                await self._writer_or_none.aclose()
+            else:
+                await self._reader.aclose()
+        finally:
+            for view in self._views.values():
+                view._detach(self)
+
+
+class EventLogBuilder:
+    """The options of `EventLog.open`, one call each; every call returns the builder."""
+
+    def __init__(self, dir: Address) -> None:
+        self._dir = dir
+        self._views: list[View[Any]] = []
+        self._max_log_size = 0
+        self._lock = LockMode.FLOCK
+        self._sync = SyncMode.ALWAYS
+        self._catalog: Catalog | None = None
+        self._on_mismatch: OnMismatch = "raise"
+
+    def __repr__(self) -> str:
+        return f"<EventLogBuilder of {str(self._dir)!r}>"
+
+    def view(
+        self,
+        name: str,
+        reducer: ReduceFn[S],
+        initial: S | Callable[[], S],
+        *,
+        state_type: Any = None,
+        version: int | str = 0,
+        event_types: Collection[str] | None = None,
+        query: Query | None = None,
+        shares_events: bool = False,
+    ) -> EventLogBuilder:
+        """Registers a view; the arguments are those of `View`."""
+        view = View(
+            name,
+            reducer,
+            initial,
+            state_type=state_type,
+            version=version,
+            event_types=event_types,
+            query=query,
+            shares_events=shares_events,
+        )
+        self._views.append(view)
+        return self
+
+    def max_log_size(self, size: int) -> EventLogBuilder:
+        """The size in bytes of `app.jsonl` above which it is rotated automatically; 0 for never."""
+        self._max_log_size = size
+        return self
+
+    def lock_mode(self, mode: LockMode) -> EventLogBuilder:
+        """How others are kept from writing."""
+        self._lock = mode
+        return self
+
+    def sync_mode(self, mode: SyncMode) -> EventLogBuilder:
+        """When an append is on disk."""
+        self._sync = mode
+        return self
+
+    def catalog(self, catalog: Catalog, *, on_mismatch: OnMismatch = "raise") -> EventLogBuilder:
+        """The classes of the events' data, and what becomes of an event that does not fit its class."""
+        self._catalog, self._on_mismatch = catalog, on_mismatch
+        return self
+
+    def open(self) -> AsyncOpener[EventLog]:
+        """Opens the log: see `EventLog.open`."""
+        return EventLog.open(
+            self._dir,
+            views=self._views,
+            max_log_size=self._max_log_size,
+            lock=self._lock,
+            sync=self._sync,
+            catalog=self._catalog,
+            on_mismatch=self._on_mismatch,
+        )
+
+
+def _typing(catalog: Catalog | None, on_mismatch: OnMismatch) -> Typing | None:
+    if on_mismatch not in ("raise", "skip"):
+        raise ValueError(f'on_mismatch must be "raise" or "skip", not {on_mismatch!r}')
+    if catalog is None:
+        return None
+    if not isinstance(catalog, Catalog):
+        raise TypeError(f"catalog must be a Catalog, not {catalog!r}")
+    catalog.check()
+    return Typing(catalog, on_mismatch)
+
+
+async def _check_not_a_file(dir: str | os.PathLike[str], error: OSError) -> None:
+    """Raises the error again as one that says so, if the directory is a file."""
+    if await in_thread(os.path.isfile, dir):
+        reason = "this is a file, where the data directory of a log is needed"
+        raise NotADirectoryError(errno.ENOTDIR, reason, os.fspath(dir)) from error

@@ -1,0 +1,30 @@
+"""What the methods of `EventLog` work on: a reader, a writer unless the log is read-only, views and a catalog."""
+
+from __future__ import annotations
+
+from .._catalog import Catalog
+from .._errors import EventfoldError
+from .._reader import EventReader
+from .._writer import EventWriter
+from .views import Views
+
+
+class LogParts:
+    """The parts of an open log."""
+
+    _reader: EventReader
+    _writer_or_none: EventWriter | None
+    _views: Views
+    _catalog: Catalog | None = None
+
+    @property
+    def _location(self) -> str:
+        return str(self._reader._source.location)
+
+    @property
+    def _writer(self) -> EventWriter:
+        if self._writer_or_none is None:
+            raise EventfoldError(
+                f"the log in {self._location} was opened read-only: open it without read_only to write"
+            )
+        return self._writer_or_none

@@ -1,0 +1,54 @@
+"""The snapshots of views that are not registered with the log that is rotated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+import msgspec
+
+from .._reader import EventReader
+from .._view import offset_for_the_crate
+from ..snapshot import NOWHERE, BadSnapshotError, encode, parse
+
+logger = logging.getLogger("eventfold")
+
+
+class UnregisteredSnapshots:
+    """The snapshots of the views that are not registered, to be rewritten with those that are.
+
+    After a rotation their `offset` would mislead the Rust crate: they get one beyond any file, and the crate rebuilds.
+    """
+
+    name = "snapshots of unregistered views"
+    offset = 0
+
+    def __init__(self, registered: Collection[str]) -> None:
+        self._registered = registered
+
+    async def refresh(self, reader: EventReader) -> None:
+        """Nothing is to be folded."""
+
+    async def rebuild(self, reader: EventReader) -> None:
+        """Nothing is to be folded."""
+
+    async def save(self, reader: EventReader) -> None:
+        """Rewrites those that tell the crate a wrong offset; a failure is logged."""
+        try:
+            for name in await reader.documents.names("view"):
+                if name not in self._registered:
+                    await self._correct(name, reader)
+        except Exception as error:
+            logger.warning("the snapshots of views that are not registered could not be corrected: %s", error)
+
+    async def _correct(self, name: str, reader: EventReader) -> None:
+        data = await reader.documents.load("view", name)
+        try:
+            found = None if data is None else parse(data)
+        except BadSnapshotError:
+            return  # the crate does not believe it either, and the view's own program says so
+        if found is None or found.position is None or found.offset == NOWHERE:
+            return
+        if found.offset != offset_for_the_crate(found.position, await reader.base()):
+            moved = msgspec.structs.replace(found, state=None, offset=NOWHERE, hash="")
+            await reader.documents.store("view", name, encode(moved, found.state))

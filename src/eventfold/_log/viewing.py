@@ -1,0 +1,168 @@
+"""What `EventLog` does with its views: their states, now, from now on, and at an earlier moment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any, TypeVar, overload
+
+from .._errors import ReducerError
+from .._verify import state_at
+from .._view import View, refresh_each, refresh_together
+from .parts import LogParts
+from .views import Views
+
+logger = logging.getLogger("eventfold")
+
+S = TypeVar("S")
+
+
+class ViewingLog(LogParts):
+    """The methods of a log that concern its views."""
+
+    @property
+    def views(self) -> Views:
+        """The registered views by name. `views[view]`, with a `View` object, has that view's type."""
+        return self._views
+
+    @overload
+    def view(self, name: View[S]) -> S: ...
+    @overload
+    def view(self, name: str) -> Any: ...
+    def view(self, name: str | View[Any]) -> Any:
+        """The state of a view as of its last refresh. No I/O.
+
+        Args:
+            name: The view's name, or the `View` object, which gives the result its type.
+
+        Raises:
+            UnknownViewError: No such view is registered.
+            ReducerError: The view's reducer raised at the last refresh; the last state is `views[name].state`.
+        """
+        view = self._views[name]
+        view._fold.raise_error()
+        return view.state
+
+    async def refresh_all(self) -> None:
+        """Brings all views up to the head, in one pass where they stand at the same offset.
+
+        Cancelled, the views keep what they have folded.
+
+        Raises:
+            ReducerError: A reducer raised; the first error, once all other views are up to date.
+            CorruptLogError: The log is damaged, or no longer the one that was folded.
+            OSError: The log could not be read.
+        """
+        await self._refresh(*self._views.values())
+
+    async def _refresh(self, *views: View[Any]) -> None:
+        await refresh_together(views, self._reader, save=self._writer_or_none is not None)
+
+    async def _catch_up(self) -> None:
+        """Refreshes all views, and logs where a reducer raised."""
+        for error in await refresh_each(self._views.values(), self._reader, save=self._writer_or_none is not None):
+            if not isinstance(error, ReducerError):
+                raise error
+            logger.warning("view %r is not up to date: %s", error.view, error)
+
+    @overload
+    async def rebuild(self, name: View[S]) -> S: ...
+    @overload
+    async def rebuild(self, name: str) -> Any: ...
+    async def rebuild(self, name: str | View[Any]) -> Any:
+        """Makes a view's state anew from the whole log, without its snapshot, and replaces that.
+
+        Cancelled, the view keeps what it has folded.
+
+        Args:
+            name: The view's name, or the `View` object, which gives the result its type.
+
+        Returns:
+            The state as of the head.
+
+        Raises:
+            UnknownViewError: No such view is registered.
+            ReducerError: The reducer raised.
+            CorruptLogError: The log is damaged.
+            OSError: The log could not be read.
+        """
+        view = self._views[name]
+        if self._writer_or_none is not None:
+            return await view.rebuild(self._reader)
+        await view._refold(self._reader)
+        return view.state
+
+    @overload
+    async def wait_until(self, name: View[S], offset: int | None = None) -> S: ...
+    @overload
+    async def wait_until(self, name: str, offset: int | None = None) -> Any: ...
+    async def wait_until(self, name: str | View[Any], offset: int | None = None) -> Any:
+        """A view's state as soon as it includes everything before `offset`.
+
+        With the `end_offset` of an append: read your own writes. Cancelled, the view keeps what it has folded.
+
+        Args:
+            name: The view's name, or the `View` object, which gives the result its type.
+            offset: In bytes of the whole log; None for the head as it is when this is called.
+
+        Raises:
+            UnknownViewError: No such view is registered.
+            ReducerError: The reducer raised.
+            LogClosedError: The log was closed first.
+            CorruptLogError: The log is damaged.
+            OSError: The log could not be read.
+        """
+        view = self._views[name]
+        if offset is None:
+            offset = (await self._reader.head()).offset
+        while view.offset < offset or view._fold.suspect:
+            await self._refresh(view)
+            if view.offset < offset:
+                await self._reader.wait_for_events(view.offset)
+        return view.state
+
+    @overload
+    def watch(self, name: View[S]) -> AsyncGenerator[S, None]: ...
+    @overload
+    def watch(self, name: str) -> AsyncGenerator[Any, None]: ...
+    def watch(self, name: str | View[Any]) -> AsyncGenerator[Any, None]:
+        """A view's state now, then each newer one, until the log is closed; who is slow sees only the latest.
+
+        Args:
+            name: The view's name, or the `View` object, which gives the states their type.
+
+        Raises:
+            UnknownViewError: No such view is registered.
+            ReducerError: The reducer raised; so for the next errors, at a step of the iteration.
+            CorruptLogError: The log is damaged.
+            OSError: The log could not be read.
+        """
+        return self._watch(self._views[name])
+
+    async def _watch(self, view: View[S]) -> AsyncGenerator[S, None]:
+        seen = None
+        async for _ in self._reader.head_changes():
+            await self._refresh(view)
+            if view._fold.folded != seen:
+                seen = view._fold.folded
+                yield view.state
+
+    @overload
+    async def state_at(self, name: View[S], offset: int) -> S: ...
+    @overload
+    async def state_at(self, name: str, offset: int) -> Any: ...
+    async def state_at(self, name: str | View[Any], offset: int) -> Any:
+        """What the state of a view was at an earlier offset, folded anew; the view stays as it is.
+
+        Args:
+            name: The view's name, or the `View` object, which gives the result its type.
+            offset: In bytes of the whole log; everything before it is folded.
+
+        Raises:
+            UnknownViewError: No such view is registered.
+            ValueError: The offset is negative, beyond the head, or not where a line begins.
+            ReducerError: The reducer raised.
+            CorruptLogError: The log is damaged.
+            OSError: The log could not be read.
+        """
+        return await state_at(self._reader, self._views[name], offset)
