@@ -296,8 +296,8 @@ async def cancel_in_each_operation(
             with contextlib.suppress(*tolerated):
                 await canceller.run()
             if program.log is not None:  # a rotation or a close that was left goes on
-                while program.log._writer._rotations:
-                    await asyncio.wait(list(program.log._writer._rotations))
+                while program.log._writer._rotator.running:
+                    await asyncio.wait(list(program.log._writer._rotator.running))
                 if program.log._writer._closing is not None:
                     with contextlib.suppress(*tolerated):
                         await program.log.aclose()

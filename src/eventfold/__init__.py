@@ -38,10 +38,11 @@ from ._info import FilesInfo, LogInfo, PlaceInfo
 from ._log import EventLog, EventLogBuilder, Views
 from ._query import Query
 from ._reader import EventReader, WaitResult
+from ._rotator import ViewOps
 from ._signals import end_streams_on_stop
 from ._verify import Problem, VerifyReport, verify
 from ._view import ReduceFn, View
-from ._writer import EventWriter, ViewOps
+from ._writer import EventWriter
 from .snapshot import Snapshot
 
 __all__ = [

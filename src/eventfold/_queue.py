@@ -12,7 +12,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from ._event import AppendResult, Head
+from ._codec.lines import Lines
+from ._errors import copy_error
+from ._event import AppendResult, Head, line_hash
 from ._judge import Append, Condition
 
 # Bytes of lines that may wait; whoever comes then waits for a place before its event is encoded.
@@ -105,3 +107,21 @@ class AppendQueue:
             self._size -= len(append.data)
         self._give_place()
         return taken
+
+
+def resolve(append: Append, outcome: int | BaseException, lines: Lines | None) -> None:
+    """Gives an append its results, by the position of its first line in `lines`, or why it has none."""
+    if append.future.done():  # cancelled meanwhile: nobody waits for them
+        return
+    if isinstance(outcome, BaseException):
+        # A copy, since an error that is raised in several tasks gathers all their tracebacks.
+        append.future.set_exception(copy_error(outcome))
+        return
+    assert lines is not None
+    data, results = append.data, []
+    at, end = 0, data.find(b"\n") + 1
+    while end:
+        line = data[at:end]
+        results.append(AppendResult(lines.offset_at(outcome + at), lines.offset_at(outcome + end), line_hash(line)))
+        at, end = end, data.find(b"\n", end) + 1
+    append.future.set_result(results)

@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Protocol
 
 from ._address import Address, engine_of
 from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
@@ -26,11 +25,12 @@ from ._codec.encode import encode_batch, encode_line
 from ._codec.lines import Lines
 from ._engine import Committer, LockMode, RotatingCommitter, SharedTurn, SyncMode, paths_of
 from ._errors import EventfoldError, LogClosedError, UnknownOutcomeError, WriterFailedError, copy_error
-from ._event import AppendResult, Event, Head, line_hash
+from ._event import AppendResult, Event, Head
 from ._judge import Append, Condition, conflict_with
 from ._query import Query
-from ._queue import AppendQueue
+from ._queue import AppendQueue, resolve
 from ._reader import EventReader
+from ._rotator import Rotator, ViewOps
 from ._waiters import Scope, Waiters
 
 logger = logging.getLogger("eventfold")
@@ -38,26 +38,8 @@ logger = logging.getLogger("eventfold")
 # So many appends are resolved in one turn of the loop: whoever waits for one runs in the next, and others want to run
 # too.
 RESOLVED_AT_ONCE = 500
-# Seconds before a rotation that failed on its own is tried again; each further failure doubles them, up to the last.
-RETRY_INTERVAL, LAST_RETRY_INTERVAL = 1.0, 60.0
 # The most bytes of a line that can be asked for: the system reads and writes no more than 2 GiB in one call.
 MAX_EVENT_SIZE = 2**30
-
-
-class ViewOps(Protocol):
-    """What the log asks of anything registered as a view."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def offset(self) -> int: ...
-
-    async def refresh(self, reader: EventReader) -> Any: ...
-
-    async def rebuild(self, reader: EventReader) -> Any: ...
-
-    async def save(self, reader: EventReader) -> None: ...
 
 
 class EventWriter:
@@ -65,8 +47,6 @@ class EventWriter:
 
     def __init__(self, committer: Committer, waiters: Waiters, max_event_size: int) -> None:
         self._committer = committer
-        # Looked up once: it takes as long as all the rest of a commit.
-        self._rotating_committer = committer if isinstance(committer, RotatingCommitter) else None
         self._source = committer.source
         self._waiters = waiters
         self._max_event_size = max_event_size
@@ -78,15 +58,16 @@ class EventWriter:
         self._failure: EventfoldError | None = None
         self._closing: UncancellableTask[None] | None = None
         self._drained: asyncio.Future[None] = self._loop.create_future()
-        self._rotating = asyncio.Lock()
-        self._rotations: set[asyncio.Task[None]] = set()
-        self._no_rotation_before = 0.0
-        self._retry_interval = RETRY_INTERVAL
+        # None for an engine that has nothing to rotate.
+        self._rotator = (
+            Rotator(committer, self.reader, self._fail) if isinstance(committer, RotatingCommitter) else None
+        )
         self._views: Sequence[ViewOps] = ()
         self._head = committer.head
         self._opened = True
         waiters.publish(self._head)
-        self._rotate_if_due()
+        if self._rotator is not None:
+            self._rotator.rotate_if_due()
 
     @classmethod
     def open(
@@ -184,6 +165,8 @@ class EventWriter:
     def attach(self, views: Iterable[ViewOps]) -> None:
         """From now on saves the snapshots of these views after a rotation of its own accord, and when it is closed."""
         self._views = list(views)
+        if self._rotator is not None:
+            self._rotator.views = self._views
 
     def reader(self) -> EventReader:
         """A reader of this log, whose tails and waits end when this writer is closed."""
@@ -313,13 +296,13 @@ class EventWriter:
                 outcomes, lines = await self._commit(batch)
                 for start in range(0, len(batch), RESOLVED_AT_ONCE):
                     for i in range(start, min(start + RESOLVED_AT_ONCE, len(batch))):
-                        _resolve(batch[i], outcomes[i], lines)
+                        resolve(batch[i], outcomes[i], lines)
                     # Those that were resolved run now: what they append at once is in the next batch.
                     await asyncio.sleep(0)
         except BaseException as error:
             self._fail(error)
             for append in batch:
-                _resolve(append, self._failure or error, None)
+                resolve(append, self._failure or error, None)
             raise
         finally:
             self._task = None
@@ -334,7 +317,8 @@ class EventWriter:
             if commit.lines.data:
                 self._head = commit.head
                 self._waiters.publish(commit.head, commit.lines)
-                self._rotate_if_due()
+                if self._rotator is not None:
+                    self._rotator.rotate_if_due()
         except (OSError, UnknownOutcomeError) as error:
             return [error] * len(batch), None
         except Exception as error:
@@ -366,48 +350,9 @@ class EventWriter:
         Cancelled, the rotation goes on.
         """
         self._check_usable()
-        if self._rotating_committer is None:
+        if self._rotator is None:
             raise EventfoldError(f"{self._source.location} can't be rotated: only a log in files can")
-        task = self._start_rotation(self._rotating_committer, list(views))
-        await asyncio.wait([task])
-        task.result()
-
-    def _start_rotation(
-        self, committer: RotatingCommitter, views: Iterable[ViewOps], if_due: bool = False
-    ) -> asyncio.Task[None]:
-        task = UncancellableTask(self._rotate(committer, views, if_due), "eventfold rotation")
-        self._rotations.add(task)
-        task.add_done_callback(self._rotations.discard)
-        return task
-
-    async def _rotate(self, committer: RotatingCommitter, views: Iterable[ViewOps], if_due: bool) -> None:
-        async with self._rotating:
-            try:
-                await committer.rotate(if_due=if_due)
-            except WriterFailedError as error:
-                self._fail(error)
-                raise
-            for view in views:
-                await view.save(self.reader())
-
-    def _rotate_if_due(self) -> None:
-        committer = self._rotating_committer
-        if (
-            committer is not None
-            and committer.rotation_is_due
-            and not self._rotations
-            and self._loop.time() >= self._no_rotation_before
-        ):
-            self._start_rotation(committer, self._views, if_due=True).add_done_callback(self._rotated_on_its_own)
-
-    def _rotated_on_its_own(self, task: asyncio.Task[None]) -> None:
-        error = task.exception()
-        if error is None:
-            self._retry_interval = RETRY_INTERVAL
-        else:
-            self._no_rotation_before = self._loop.time() + self._retry_interval
-            self._retry_interval = min(2 * self._retry_interval, LAST_RETRY_INTERVAL)
-            logger.warning("%s could not be rotated, and will be later: %s", self._source.location, error)
+        await self._rotator.rotate(views)
 
     # Closing
 
@@ -454,8 +399,8 @@ class EventWriter:
                 self._committer.begin_closing()
             self._changed()
             await self._drained
-            while self._rotations:
-                await asyncio.wait(list(self._rotations))
+            if self._rotator is not None:
+                await self._rotator.drain()
 
     def _end_reading(self) -> None:
         # Tails give what was acknowledged before they end.
@@ -467,24 +412,6 @@ class EventWriter:
             if self._pid == os.getpid():
                 self._waiters.publish(None)
             self._committer.abandon()
-
-
-def _resolve(append: Append, outcome: int | BaseException, lines: Lines | None) -> None:
-    """Gives an append its results, by the position of its first line in `lines`, or why it has none."""
-    if append.future.done():  # cancelled meanwhile: nobody waits for them
-        return
-    if isinstance(outcome, BaseException):
-        # A copy, since an error that is raised in several tasks gathers all their tracebacks.
-        append.future.set_exception(copy_error(outcome))
-        return
-    assert lines is not None
-    data, results = append.data, []
-    at, end = 0, data.find(b"\n") + 1
-    while end:
-        line = data[at:end]
-        results.append(AppendResult(lines.offset_at(outcome + at), lines.offset_at(outcome + end), line_hash(line)))
-        at, end = end, data.find(b"\n", end) + 1
-    append.future.set_result(results)
 
 
 def _check_expected(offset: int, line_hash: str | None) -> Head:

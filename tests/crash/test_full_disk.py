@@ -21,7 +21,7 @@ from tests.crash.mounts import Disk, ext4, tmpfs
 from tests.crash.truth import check_archive, read_now
 from tests.support import check_log, event, line, numbers, records, write_log
 
-from eventfold import Event, EventLog, EventReader, View, _writer
+from eventfold import Event, EventLog, EventReader, View, _rotator
 from eventfold._files import rotation
 
 TASKS = 8
@@ -128,7 +128,7 @@ async def test_a_rotation_by_itself_that_finds_no_space_is_a_warning(
     disk: Disk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Appends go on, though not while it holds the last of the space; with space again, the log rotates."""
-    monkeypatch.setattr(_writer, "RETRY_INTERVAL", 0.0)
+    monkeypatch.setattr(_rotator, "RETRY_INTERVAL", 0.0)
     directory = disk.path / "data"
     async with EventLog.open(directory, max_log_size=400_000) as log:
         for n in range(90):

@@ -197,7 +197,7 @@ async def test_every_state_that_a_crash_leaves_while_a_log_rotates_by_itself_is_
 
             for tasks in (range(1, 4), range(4, 7)):
                 await asyncio.gather(*map(append_some, tasks))
-                while rotations := list(log._writer._rotations):
+                while rotations := list(log._writer._rotator.running):
                     await asyncio.wait(rotations)
             head = log.head
     for record in await read(root / DATA):

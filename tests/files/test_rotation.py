@@ -18,7 +18,7 @@ from tests.crash.disk import read_files
 from tests.crash.truth import Opened, append, read_now, zstd
 from tests.support import Gate, Seam, event, line, numbers, write_log
 
-from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, LogLockedError, WriterFailedError, _writer
+from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, LogLockedError, WriterFailedError, _rotator
 from eventfold._files import archive, committer, operations, rotation
 from eventfold._files.paths import Layout
 
@@ -345,7 +345,7 @@ async def test_a_rotation_that_fails_by_itself_is_a_warning_and_is_tried_again(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Appends are acknowledged while the archive's disk is full, and the log is rotated once it is not."""
-    monkeypatch.setattr(_writer, "RETRY_INTERVAL", 0.0)
+    monkeypatch.setattr(_rotator, "RETRY_INTERVAL", 0.0)
     async with EventLog.open(data_dir, max_log_size=5 * SIZE) as log:
         await log.append(event(0))
         original, active, failures = operations.write, log._writer._committer.active, []
@@ -360,8 +360,8 @@ async def test_a_rotation_that_fails_by_itself_is_a_warning_and_is_tried_again(
             patch.setattr(operations, "write", full)
             for n in range(1, 20):
                 await log.append(event(n))
-            while log._writer._rotations:
-                await asyncio.wait(list(log._writer._rotations))
+            while log._writer._rotator.running:
+                await asyncio.wait(list(log._writer._rotator.running))
         await log.append(event(20))
 
         assert failures

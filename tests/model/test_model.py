@@ -278,8 +278,8 @@ class LogMachine(RuleBasedStateMachine):
 
         async def kill() -> None:
             writer = self.log._writer
-            if writer._rotations:
-                await asyncio.wait(list(writer._rotations))
+            if writer._rotator.running:
+                await asyncio.wait(list(writer._rotator.running))
             writer._fail(LogClosedError("the process was killed"))
             await asyncio.to_thread(writer._abandon)
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from .._errors import ConditionalAppendError
 from .._event import AppendResult, Event, Head
 from .._query import Query
+from .._rotator import ViewOps
 from .._view import View
-from .._writer import ViewOps
 from .unregistered import UnregisteredSnapshots
 from .viewing import ViewingLog
 
