@@ -1,0 +1,98 @@
+"""Rotates a log while appends go on: when it is asked to, and on its own once the active log is too large.
+
+Promises: one rotation at a time; one that failed on its own is tried again later, at intervals that grow; cancelling
+whoever waits for a rotation does not stop it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from ._aio import UncancellableTask
+from ._engine import RotatingCommitter
+from ._errors import WriterFailedError
+from ._reader import EventReader
+
+logger = logging.getLogger("eventfold")
+
+# Seconds before a rotation that failed on its own is tried again; each further failure doubles them, up to the last.
+RETRY_INTERVAL, LAST_RETRY_INTERVAL = 1.0, 60.0
+
+
+class ViewOps(Protocol):
+    """What the log asks of anything registered as a view."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    async def refresh(self, reader: EventReader) -> Any: ...
+
+    async def rebuild(self, reader: EventReader) -> Any: ...
+
+    async def save(self, reader: EventReader) -> None: ...
+
+
+class Rotator:
+    """The rotations of one open log. `fail` is called with what leaves the writer unable to go on."""
+
+    def __init__(
+        self, committer: RotatingCommitter, new_reader: Callable[[], EventReader], fail: Callable[[Exception], object]
+    ) -> None:
+        self._committer = committer
+        self._new_reader = new_reader
+        self._fail = fail
+        self._loop = asyncio.get_running_loop()
+        self._lock = asyncio.Lock()
+        self._not_before = 0.0
+        self._retry_interval = RETRY_INTERVAL
+        # The views whose snapshots are rewritten after a rotation that began on its own.
+        self.views: Sequence[ViewOps] = ()
+        self.running: set[asyncio.Task[None]] = set()
+
+    async def rotate(self, views: Iterable[ViewOps]) -> None:
+        """Rotates the log, and rewrites the snapshots of `views`. Raises what the committer's `rotate` raises."""
+        task = self._start(list(views))
+        await asyncio.wait([task])
+        task.result()
+
+    def rotate_if_due(self) -> None:
+        """Starts a rotation if the active log is too large and none is running."""
+        if self._committer.rotation_is_due and not self.running and self._loop.time() >= self._not_before:
+            self._start(self.views, if_due=True).add_done_callback(self._ended_on_its_own)
+
+    async def drain(self) -> None:
+        """Waits until no rotation is running."""
+        while self.running:
+            await asyncio.wait(list(self.running))
+
+    def _start(self, views: Iterable[ViewOps], if_due: bool = False) -> asyncio.Task[None]:
+        task = UncancellableTask(self._rotate(views, if_due), "eventfold rotation")
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+        return task
+
+    async def _rotate(self, views: Iterable[ViewOps], if_due: bool) -> None:
+        async with self._lock:
+            try:
+                await self._committer.rotate(if_due=if_due)
+            except WriterFailedError as error:
+                self._fail(error)
+                raise
+            for view in views:
+                await view.save(self._new_reader())
+
+    def _ended_on_its_own(self, task: asyncio.Task[None]) -> None:
+        error = task.exception()
+        if error is None:
+            self._retry_interval = RETRY_INTERVAL
+        else:
+            self._not_before = self._loop.time() + self._retry_interval
+            self._retry_interval = min(2 * self._retry_interval, LAST_RETRY_INTERVAL)
+            location = self._new_reader()._source.location
+            logger.warning("%s could not be rotated, and will be later: %s", location, error)
