@@ -124,11 +124,15 @@ class Decoder:
     def _decode_at_once(self, data: bytes) -> Found | None:
         """One object for each line, or None if that is not what the lines hold (a blank line counts too)."""
         try:
-            found: Found = (self._selection or decode_events).decode_lines(data)
+            found = self._decode_lines(data)
         except BAD_LINE:
             return None
         # As many newlines as objects; counted so because that is several times as fast as `count`.
         return found if len(found) == len(data) - len(data.replace(b"\n", b"")) else None
+
+    def _decode_lines(self, data: bytes) -> Found:
+        found: Found = (self._selection or decode_events).decode_lines(data)
+        return found
 
     def _line_by_line(self, lines: Lines) -> Iterator[Slice]:
         """The patient way, for lines among which some are blank or bad: one slice for each line or batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias, Union
 
@@ -74,44 +75,71 @@ class Selection(Protocol):
         """The event if it is wanted, else what stands for one that is not."""
 
 
-class _ByType:
-    """Decodes the events of some types in one pass over the lines of all.
+class TaggedLines:
+    """Decodes lines as a union of structs that is tagged by `type`: each type's lines become what its struct holds.
 
-    To `msgspec` the lines are a union of structs that is tagged by `type`, in which the types that are not wanted have
-    no fields. It must know every type, so the decoder is made anew whenever one turns up.
+    `msgspec` must know every type, so the decoder is made anew whenever one turns up, with a struct of `new_struct`.
     """
 
-    def __init__(self, wanted: frozenset[str]) -> None:
-        self._wanted = {str.__str__(type) for type in wanted}
-        self._structs: dict[str, Any] = {type: _wanted_struct(type) for type in self._wanted}
+    def __init__(self, types: Iterable[str], new_struct: Callable[[str], Any], dec_hook: Any = None) -> None:
+        self._new_struct = new_struct
+        self._dec_hook = dec_hook
+        self._structs: dict[str, Any] = {type: new_struct(type) for type in map(str.__str__, types)}
         self._decoder: msgspec.json.Decoder[Any] | None = None
 
-    def decode_lines(self, data: bytes) -> Found:
+    def decode_lines(self, data: bytes) -> Found | None:
+        """One object for each line; None if a line does not fit its type's struct, or there are too many types.
+
+        Raises what `msgspec` raises for a line that is not JSON with a type.
+        """
         if self._decoder is not None:
             try:
                 return self._decoder.decode_lines(data)
             except msgspec.ValidationError:
-                pass  # a new type, or a bad line
+                pass  # a new type, or a line that does not fit
         new = {line.type for line in _types.decode_lines(data)}.difference(self._structs)
         if len(self._structs) + len(new) > _MOST_TYPES or (self._decoder is not None and not new):
-            return [self.look(event) for event in decode_events.decode_lines(data)]
-        structs = self._structs | {type: _passed_struct(type) for type in new}
-        decoder: Any = msgspec.json.Decoder(Union[tuple(structs.values())]) if structs else decode_events  # noqa: UP007
+            return None
+        structs = self._structs | {type: self._new_struct(type) for type in new}
+        if not structs:
+            return []
+        decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
+            Union[tuple(structs.values())],  # noqa: UP007
+            dec_hook=self._dec_hook,
+        )
         self._structs, self._decoder = structs, decoder
-        found: Found = decoder.decode_lines(data)
-        return found
+        try:
+            return decoder.decode_lines(data)
+        except msgspec.ValidationError:
+            return None
+
+
+class _ByType:
+    """Decodes the events of some types; the structs of the types that are not wanted have no fields."""
+
+    def __init__(self, wanted: frozenset[str]) -> None:
+        self._wanted = wanted
+        self._lines = TaggedLines(wanted, self._new_struct)
+
+    def _new_struct(self, type: str) -> Any:
+        return event_struct(type) if type in self._wanted else passed_struct(type)
+
+    def decode_lines(self, data: bytes) -> Found:
+        found = self._lines.decode_lines(data)
+        return [self.look(event) for event in decode_events.decode_lines(data)] if found is None else found
 
     def look(self, event: StoredEvent) -> StoredEvent | _Passed:
         """The event if it is wanted."""
         return event if event.type in self._wanted else _Passed(event.batch)
 
 
-def _wanted_struct(type: str) -> Any:
+def event_struct(type: str, *fields: tuple[str, Any] | tuple[str, Any, Any]) -> Any:
+    """The struct of the events of one type; `fields` are fields that are narrower than those of any event."""
     # The tag takes the key `type`, so the field has another, which no line has: or its value would not be this one.
-    field = msgspec.field(name="eventfold type", default=type)
+    type_field = msgspec.field(name="eventfold type", default=type)
     return msgspec.defstruct(
         "StoredEvent",
-        [("type", Literal[type], field)],
+        [("type", Literal[type], type_field), *fields],
         bases=(StoredEvent,),
         tag_field="type",
         tag=type,
@@ -123,7 +151,8 @@ def _wanted_struct(type: str) -> Any:
     )
 
 
-def _passed_struct(type: str) -> Any:
+def passed_struct(type: str) -> Any:
+    """The struct of the lines of a type that is not wanted."""
     return msgspec.defstruct("_Passed", [], bases=(_Passed,), tag_field="type", tag=type, frozen=True, gc=False)
 
 

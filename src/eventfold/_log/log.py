@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from .._address import Address
 from .._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
-from .._catalog import Catalog, OnMismatch, Typing
+from .._catalog import Catalog, OnMismatch, typing_of
 from .._engine import LockMode, SyncMode
 from .._query import Query
 from .._reader import EventReader
@@ -82,7 +82,7 @@ class EventLog(AppendingLog, ReadingLog):
             ValueError: Two views have one name, an option is out of its range, or the catalog lacks an upcaster.
         """
         registered = views_by_name(views)
-        typing = _typing(catalog, on_mismatch)
+        typing = typing_of(catalog, on_mismatch)
         opening = EventWriter.open(dir, lock=lock, sync=sync, max_log_size=max_log_size, max_event_size=max_event_size)
 
         async def open_() -> EventLog:
@@ -219,17 +219,6 @@ class EventLogBuilder:
             catalog=self._catalog,
             on_mismatch=self._on_mismatch,
         )
-
-
-def _typing(catalog: Catalog | None, on_mismatch: OnMismatch) -> Typing | None:
-    if on_mismatch not in ("raise", "skip"):
-        raise ValueError(f'on_mismatch must be "raise" or "skip", not {on_mismatch!r}')
-    if catalog is None:
-        return None
-    if not isinstance(catalog, Catalog):
-        raise TypeError(f"catalog must be a Catalog, not {catalog!r}")
-    catalog.check()
-    return Typing(catalog, on_mismatch)
 
 
 async def _check_not_a_file(dir: str | os.PathLike[str], error: OSError) -> None:

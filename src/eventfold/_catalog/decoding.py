@@ -1,0 +1,222 @@
+"""Lines into typed events: events whose data is an object of the class that the catalog has for their type.
+
+Events of the current version are decoded into their objects with their lines, in one go. Where a line of the block does
+not fit, the block is decoded as plain data, and each event is converted for itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from msgspec.structs import force_setattr
+
+from .._codec.backwards import BackwardsDecoder
+from .._codec.decode import Decoder, Slice
+from .._codec.lines import Lines
+from .._codec.selection import TaggedLines, event_struct, passed_struct
+from .._codec.stored import StoredEvent
+from .._errors import SchemaError
+from .._event import Event, PartialRecord, Record
+from .._query import Query, types_alone
+from .catalog import Catalog
+from .schema import MismatchError, Schema, decode_other
+
+logger = logging.getLogger("eventfold")
+
+OnMismatch: TypeAlias = Literal["raise", "skip"]
+
+
+class Typing:
+    """What a reader needs for typed events: the catalog, and what becomes of an event that does not fit."""
+
+    def __init__(self, catalog: Catalog, on_mismatch: OnMismatch) -> None:
+        self.catalog = catalog
+        self.on_mismatch = on_mismatch
+        # A refresh of ten events must not wait for a new decoder.
+        self.lines_of_types = lru_cache(maxsize=128)(self._lines_of_types)
+
+    def _lines_of_types(self, wanted: frozenset[str] | None) -> TaggedLines:
+        """What decodes lines of the wanted types (None: of any) with their objects; those of others are passed over."""
+        schemas = self.catalog.schemas
+
+        def new_struct(type: str) -> Any:
+            if wanted is not None and type not in wanted:
+                return passed_struct(type)
+            schema = schemas.get(type)
+            return event_struct(type) if schema is None else _struct_of(type, schema)
+
+        return TaggedLines(schemas if wanted is None else wanted, new_struct, dec_hook=decode_other)
+
+    def decoder(self, query: Query | None, *, places: bool) -> Decoder:
+        """A decoder whose events have objects as their data."""
+        return TypedDecoder(self, query, places=places)
+
+    def backwards_decoder(self, query: Query | None) -> BackwardsDecoder:
+        """The same, for the newest events first."""
+        return TypedBackwardsDecoder(self, query)
+
+    def events_of(self, event: StoredEvent, wanted: Query | None) -> tuple[StoredEvent, ...]:
+        """The events that one on a line becomes, as far as they are wanted. Raises `MismatchError`."""
+        if wanted is not None and not wanted.matches(event) and self.catalog.is_current(event):
+            return ()
+        converted = self.catalog.upcasted(event.type, event.data, event.version)
+        return tuple(
+            msgspec.structs.replace(event, type=type, data=data, version=version)
+            for type, data, version in converted
+            if wanted is None or wanted.matches_keys(type, event.tags)
+        )
+
+    def mismatch(self, mismatch: MismatchError, event: Event, offset: int) -> None:
+        """Raises `SchemaError`, or logs a warning where such events are skipped."""
+        error = SchemaError(offset, event.type, mismatch.field, mismatch.reason)
+        if self.on_mismatch == "raise":
+            raise error from mismatch
+        logger.warning("an event is passed over: %s", error)
+
+
+def typing_of(catalog: Catalog | None, on_mismatch: OnMismatch) -> Typing | None:
+    """What a reader needs for a catalog; None without one. Raises what `Catalog.check` raises."""
+    if on_mismatch not in ("raise", "skip"):
+        raise ValueError(f'on_mismatch must be "raise" or "skip", not {on_mismatch!r}')
+    if catalog is None:
+        return None
+    if not isinstance(catalog, Catalog):
+        raise TypeError(f"catalog must be a Catalog, not {catalog!r}")
+    catalog.check()
+    return Typing(catalog, on_mismatch)
+
+
+def _struct_of(type: str, schema: Schema) -> Any:
+    """The struct of events with an object as their data. A line of another version does not fit it."""
+    version: Any = Literal[schema.version]
+    field = ("version", version, 1) if schema.version == 1 else ("version", version)
+    return event_struct(type, ("data", schema.cls), field)
+
+
+class TypedSlice(Slice):
+    """A slice some of whose lines give another number of events than one."""
+
+    __slots__ = ("_events_of_lines",)
+
+    def __init__(self, lines: Lines, events_of_lines: list[tuple[StoredEvent, ...]], query: Query | None) -> None:
+        super().__init__(lines, [], [event for events in events_of_lines for event in events], query)
+        self._events_of_lines = events_of_lines
+
+    def records(self) -> Iterator[Record]:
+        for line in Slice(self._lines, self._events_of_lines, []).records():
+            events: Any = line.event  # all of them, not one
+            yield from _records_of(line, events)
+
+
+def _records_of(line: Record, events: tuple[StoredEvent, ...]) -> list[Record]:
+    """The events of one line with its place."""
+    kinds = [PartialRecord] * (len(events) - 1) + [Record]
+    return [
+        kind(event, line.start_offset, line.end_offset, line._line) for kind, event in zip(kinds, events, strict=False)
+    ]
+
+
+class TypedDecoder(Decoder):
+    """Gives events whose data is an object of the class of their type, if the catalog has one.
+
+    Raises `SchemaError` at the first event that does not fit, after giving all before it, or passes it over.
+    """
+
+    def __init__(self, typing: Typing, query: Query | None, *, places: bool) -> None:
+        sources = typing.catalog.sources(query)
+        super().__init__(sources, places=places)
+        self._typing = typing
+        self._wanted = None if query is None or query.matches_all else query
+        self._is_wider = sources != query
+        types = None if self._query is None else types_alone(self._query)
+        # With tags in the query, most lines are not decoded at all; the others are converted.
+        self._typed_lines = typing.lines_of_types(types) if self._query is None or types is not None else None
+        # Whether some of the events that are fed, or held back, have plain data.
+        self._has_plain = False
+
+    def feed(self, lines: Lines) -> Iterator[Slice]:
+        if not self._held:
+            self._has_plain = False
+        for piece in super().feed(lines):
+            events = piece.events
+            if not events or (self._wants(events) and (not self._has_plain or self._convert_all(events))):
+                piece.query = self._wanted
+                yield piece
+            else:
+                yield from self._convert_each(piece)
+
+    def _decode_lines(self, data: bytes) -> list[Any]:
+        found = None if self._typed_lines is None else self._typed_lines.decode_lines(data)
+        if found is None:
+            self._has_plain = True
+            return super()._decode_lines(data)
+        return found
+
+    def _line_by_line(self, lines: Lines) -> Iterator[Slice]:
+        self._has_plain = True
+        return super()._line_by_line(lines)
+
+    def _wants(self, events: list[StoredEvent]) -> bool:
+        wanted = self._wanted
+        return wanted is None or not self._is_wider or all(map(wanted.matches, events))
+
+    def _convert_all(self, events: list[StoredEvent]) -> bool:
+        """Converts the data of all events, or of none, where one needs more than that."""
+        schemas = self._typing.catalog.schemas
+        typed: list[tuple[StoredEvent, Any]] = []
+        try:
+            for event in events:
+                if (schema := schemas.get(event.type)) is not None:
+                    if event.version != schema.version:
+                        return False
+                    typed.append((event, schema.decode(event.data)))
+        except MismatchError:
+            return False
+        for event, data in typed:
+            # Nobody else has seen the event yet.
+            force_setattr(event, "data", data)
+        return True
+
+    def _convert_each(self, piece: Slice) -> Iterator[Slice]:
+        """The patient way, for events of older versions, and such as don't fit."""
+        found: list[Any] = piece._found
+        lines = piece._lines
+        events_of_lines: list[tuple[StoredEvent, ...]] = []
+        for event in found:
+            events: tuple[StoredEvent, ...] = ()
+            if isinstance(event, StoredEvent):
+                try:
+                    events = self._typing.events_of(event, self._wanted)
+                except MismatchError as mismatch:
+                    before = len(lines.data) - len(lines.data.split(b"\n", len(events_of_lines))[-1])
+                    try:
+                        self._typing.mismatch(mismatch, event, lines.offset_at(before))
+                    except SchemaError:
+                        if before:
+                            yield TypedSlice(lines.part(0, before), events_of_lines, self._wanted)
+                        raise
+            events_of_lines.append(events)
+        yield TypedSlice(lines, events_of_lines, self._wanted)
+
+
+class TypedBackwardsDecoder(BackwardsDecoder):
+    """Does what `TypedDecoder` does, the newest first."""
+
+    def __init__(self, typing: Typing, query: Query | None) -> None:
+        super().__init__(typing.catalog.sources(query))
+        self._typing = typing
+        self._wanted = None if query is None or query.matches_all else query
+
+    def feed(self, lines: Lines) -> Iterator[Record]:
+        for record in super().feed(lines):
+            event: Any = record.event
+            try:
+                events = self._typing.events_of(event, self._wanted)
+            except MismatchError as mismatch:
+                self._typing.mismatch(mismatch, event, record.start_offset)
+            else:
+                yield from reversed(_records_of(record, events))
