@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from benchmarks._events import Totals, add, sample_fields
+from benchmarks._events import TYPES, Totals, add, sample_fields
 from benchmarks._probe import growth
-from eventfold import ConditionalAppendError, Event, EventLog, EventReader, EventWriter, SyncMode, View
+from eventfold import Catalog, ConditionalAppendError, Event, EventLog, EventReader, EventWriter, SyncMode, View
 from eventfold._files import operations
 
 from . import _eventfold_hold, _eventfold_tails
@@ -31,6 +31,28 @@ USUAL = 1.0
 
 def new_view(name: str = "totals", types: list[str] | None = None) -> View[Totals]:
     return View(name, add, Totals, event_types=types)
+
+
+class Order(msgspec.Struct, frozen=True, gc=False):
+    """The data of every event."""
+
+    order: int
+    customer: str
+    amount: int
+    note: str
+
+
+def catalog() -> Catalog:
+    catalog = Catalog()
+    for type in TYPES:
+        catalog.event(type)(msgspec.defstruct("Order", [], bases=(Order,), frozen=True, gc=False))
+    return catalog
+
+
+def add_typed(state: Totals, event: Any) -> Totals:
+    state.events += 1
+    state.amount += event.data.amount
+    return state
 
 
 def drop_snapshots(dir: str) -> None:
@@ -86,6 +108,14 @@ class Eventfold:
         begun = perf_counter()
         await view.rebuild(EventReader(dir))
         return folded(perf_counter() - begun, view.state)
+
+    async def typed(self, dir: str, views: int, types: list[str] | None) -> Answer:
+        """The same as `replay`, with objects as the events' data."""
+        drop_snapshots(dir)
+        view = View("totals", add_typed, Totals)
+        begun = perf_counter()
+        async with EventLog.open(dir, views=[view], catalog=catalog()):
+            return folded(perf_counter() - begun, view.state)
 
     async def open(self, dir: str, snapshot: bool) -> Answer:
         if not snapshot:
