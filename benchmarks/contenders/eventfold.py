@@ -29,8 +29,8 @@ CALLS = 10_000
 USUAL = 1.0
 
 
-def new_view(name: str = "totals", types: list[str] | None = None) -> View[Totals]:
-    return View(name, add, Totals, event_types=types)
+def new_view(name: str = "totals", types: list[str] | None = None, shares_events: bool = False) -> View[Totals]:
+    return View(name, add, Totals, event_types=types, shares_events=shares_events)
 
 
 class Order(msgspec.Struct, frozen=True, gc=False):
@@ -95,8 +95,14 @@ class Eventfold:
 
     async def replay(self, dir: str, views: int, types: list[str] | None) -> Answer:
         """`EventLog.open`, with no snapshot there; saving those of the views, which are small, counts."""
+        return await self._replay(dir, [new_view(f"totals-{number}", types) for number in range(views)])
+
+    async def replay_shared(self, dir: str, views: int, types: list[str] | None) -> Answer:
+        """The same with views that share the events."""
+        return await self._replay(dir, [new_view(f"totals-{number}", types, True) for number in range(views)])
+
+    async def _replay(self, dir: str, registered: list[View[Totals]]) -> Answer:
         drop_snapshots(dir)
-        registered = [new_view(f"totals-{number}", types) for number in range(views)]
         begun = perf_counter()
         async with EventLog.open(dir, views=registered):
             return folded(perf_counter() - begun, registered[-1].state)

@@ -18,16 +18,17 @@ from typing import Any, Generic, TypeVar
 
 from ._codec.decode import Slice
 from ._errors import CorruptLogError, ReducerError, SchemaError
-from ._event import Event, Head
+from ._event import Event, Head, Record
 from ._query import Query, types_alone
 from ._reader import EventReader
 
 S = TypeVar("S")
 
 # Seconds for which folding holds the event loop at most, but for the events of one block.
-_HOLD = 0.002
-# Events between two looks at the clock, which cost as much as a short reducer; of a slow reducer it is one event.
-_BLOCK = 8
+_HOLD = 0.003
+# The most events between two looks at the clock, which cost as much as a short reducer does; it is as many only once
+# shorter blocks have shown that the reducer is fast.
+_LARGEST_BLOCK = 64
 
 
 class Pacer:
@@ -117,7 +118,8 @@ class Fold(Generic[S]):
             done += len(block)
             self.folded += len(block)
             before, now = now, perf_counter()
-            self._block = _BLOCK if (now - before) * _BLOCK < _HOLD * len(block) else 1
+            # Twice as many events in the next one, if they would take less than half the time.
+            self._block = min(2 * self._block, _LARGEST_BLOCK) if (now - before) * 4 < _HOLD else 1
         self.state, self.place = state, Head(piece.end_offset, piece.last_line_hash)
 
     def _fail(self, state: Any, starts: _Starts, index: int, done: int, error: BaseException | None) -> None:
@@ -153,9 +155,15 @@ class _Starts:
     """Where the events of a slice begin in the log; looked up in order, and only when asked for."""
 
     def __init__(self, piece: Slice, matches: Callable[[Event], bool] | None) -> None:
-        self._records = (record for record in piece.records() if matches is None or matches(record.event))
+        self._records = self._of_events(piece, matches)
         self._index = self._start = -1
         self._begins_a_line = True
+
+    @staticmethod
+    def _of_events(piece: Slice, matches: Callable[[Event], bool] | None) -> Iterator[Record]:
+        for record in piece.records():
+            if matches is None or matches(record.event):
+                yield record
 
     def of(self, index: int) -> int:
         """The start offset of an event; never one before the last that was asked for."""
