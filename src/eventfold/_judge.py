@@ -41,6 +41,7 @@ class Append(msgspec.Struct, eq=False, gc=False):
     future: asyncio.Future[list[AppendResult]]
     expected: Head | None = None
     condition: Condition | None = None
+    is_one_line: bool = False
 
 
 class Judgement(NamedTuple):

@@ -12,7 +12,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from ._codec.lines import Lines
 from ._errors import copy_error
 from ._event import AppendResult, Head, line_hash
 from ._judge import Append, Condition
@@ -77,11 +76,15 @@ class AppendQueue:
                 turn.set_result(None)
 
     def put(
-        self, data: bytes, expected: Head | None = None, condition: Condition | None = None
+        self,
+        data: bytes,
+        expected: Head | None = None,
+        condition: Condition | None = None,
+        is_one_line: bool = True,
     ) -> asyncio.Future[list[AppendResult]]:
         """Adds an append of whole lines; the future for where they are in the log."""
         future: asyncio.Future[list[AppendResult]] = self._loop.create_future()
-        self._appends.append(Append(data, future, expected, condition))
+        self._appends.append(Append(data, future, expected, condition, is_one_line))
         self._size += len(data)
         if len(self._appends) == 1:
             self._changed()
@@ -109,19 +112,25 @@ class AppendQueue:
         return taken
 
 
-def resolve(append: Append, outcome: int | BaseException, lines: Lines | None) -> None:
-    """Gives an append its results, by the position of its first line in `lines`, or why it has none."""
+def resolve(append: Append, outcome: int | BaseException, offset_at: Callable[[int], int]) -> None:
+    """Gives an append its results, or why it has none.
+
+    `outcome` is the position of its first line in what was committed, and `offset_at` gives the offset of a position.
+    """
     if append.future.done():  # cancelled meanwhile: nobody waits for them
         return
     if isinstance(outcome, BaseException):
         # A copy, since an error that is raised in several tasks gathers all their tracebacks.
         append.future.set_exception(copy_error(outcome))
         return
-    assert lines is not None
-    data, results = append.data, []
-    at, end = 0, data.find(b"\n") + 1
-    while end:
-        line = data[at:end]
-        results.append(AppendResult(lines.offset_at(outcome + at), lines.offset_at(outcome + end), line_hash(line)))
-        at, end = end, data.find(b"\n", end) + 1
+    data, start = append.data, offset_at(outcome)
+    if append.is_one_line:
+        append.future.set_result([AppendResult(start, offset_at(outcome + len(data)), line_hash(data))])
+        return
+    results = []
+    for line in data.splitlines(keepends=True):  # a line of JSON has no other line break in it
+        outcome += len(line)
+        end = offset_at(outcome)
+        results.append(AppendResult(start, end, line_hash(line)))
+        start = end
     append.future.set_result(results)

@@ -15,14 +15,13 @@ import asyncio
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from ._address import Address, engine_of
 from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
 from ._codec.encode import encode_batch, encode_line
-from ._codec.lines import Lines
 from ._engine import Committer, LockMode, RotatingCommitter, SharedTurn, SyncMode, paths_of
 from ._errors import EventfoldError, LogClosedError, UnknownOutcomeError, WriterFailedError, copy_error
 from ._event import AppendResult, Event, Head
@@ -202,7 +201,7 @@ class EventWriter:
         if self._queue.full:
             await self._get_place()
         lines = encode_batch(events, self._max_event_size)
-        return await self._queue.put(b"".join(lines)) if lines else []
+        return await self._queue.put(b"".join(lines), is_one_line=len(lines) == 1) if lines else []
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes.
@@ -256,7 +255,8 @@ class EventWriter:
             raise conflict_with(after, checked, record.start_offset)
         if self._queue.full:
             await self._get_place()
-        return await self._queue.put(b"".join(lines), condition=Condition(query, after, max(checked, after)))
+        condition = Condition(query, after, max(checked, after))
+        return await self._queue.put(b"".join(lines), condition=condition, is_one_line=len(lines) == 1)
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
@@ -293,25 +293,25 @@ class EventWriter:
         batch: list[Append] = []
         try:
             while batch := self._queue.take(self._committer.batch_size):
-                outcomes, lines = await self._commit(batch)
+                outcomes, offset_at = await self._commit(batch)
                 for start in range(0, len(batch), RESOLVED_AT_ONCE):
                     for i in range(start, min(start + RESOLVED_AT_ONCE, len(batch))):
-                        resolve(batch[i], outcomes[i], lines)
+                        resolve(batch[i], outcomes[i], offset_at)
                     # Those that were resolved run now: what they append at once is in the next batch.
                     await asyncio.sleep(0)
         except BaseException as error:
             self._fail(error)
             for append in batch:
-                resolve(append, self._failure or error, None)
+                resolve(append, self._failure or error, _no_offset)
             raise
         finally:
             self._task = None
             self._changed()
 
-    async def _commit(self, batch: Sequence[Append]) -> tuple[Sequence[int | BaseException], Lines | None]:
-        """What became of each append of the batch, and the lines that were written."""
+    async def _commit(self, batch: Sequence[Append]) -> tuple[Sequence[int | BaseException], Callable[[int], int]]:
+        """What became of each append of the batch, and what gives the offset of a position in what was committed."""
         if self._failure is not None:
-            return [self._failure] * len(batch), None
+            return [self._failure] * len(batch), _no_offset
         try:
             commit = await self._committer.commit(batch)
             if commit.lines.data:
@@ -320,10 +320,12 @@ class EventWriter:
                 if self._rotator is not None:
                     self._rotator.rotate_if_due()
         except (OSError, UnknownOutcomeError) as error:
-            return [error] * len(batch), None
+            return [error] * len(batch), _no_offset
         except Exception as error:
-            return [self._fail(error)] * len(batch), None
-        return commit.outcomes, commit.lines
+            return [self._fail(error)] * len(batch), _no_offset
+        lines = commit.lines
+        # The addition itself, where offsets are bytes: a call for each line would take as long as all the rest.
+        return commit.outcomes, lines.offset_at if lines.marks else lines.start_offset.__add__
 
     def _fail(self, error: BaseException) -> EventfoldError:
         """After this nothing is accepted any more, and all that wait get the error."""
@@ -412,6 +414,10 @@ class EventWriter:
             if self._pid == os.getpid():
                 self._waiters.publish(None)
             self._committer.abandon()
+
+
+def _no_offset(position: int) -> int:
+    raise AssertionError("nothing was committed")
 
 
 def _check_expected(offset: int, line_hash: str | None) -> Head:
