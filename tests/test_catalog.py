@@ -24,6 +24,7 @@ from eventfold import (
     Record,
     ReducerError,
     SchemaError,
+    SyncMode,
     View,
 )
 
@@ -685,3 +686,30 @@ async def test_an_error_in_a_reducer_names_the_line_of_a_typed_event(tmp_path: P
             log.view("v")
 
     assert raised.value.offset == len(lines[0] + lines[1])
+
+
+async def test_a_line_of_another_version_among_current_ones_is_upcast(data_dir: Path) -> None:
+    """Blocks of current events are decoded into their objects at once, and others one by one, in any order."""
+    old, new = Catalog(), Catalog()
+
+    @old.event("counted")
+    class Old(msgspec.Struct):
+        n: int
+
+    @new.event("counted", version=2)
+    class New(msgspec.Struct):
+        number: int
+
+    @new.upcast("counted", from_version=1)
+    def rename(data: dict[str, Any]) -> dict[str, Any]:
+        return {"number": data["n"]}
+
+    for start in range(0, 3000, 1000):
+        async with EventLog.open(data_dir, catalog=old, sync=SyncMode.OS) as log:
+            await log.append_many([Old(n) for n in range(start, start + 500)])
+        async with EventLog.open(data_dir, catalog=new, sync=SyncMode.OS) as log:
+            await log.append_many([New(n) for n in range(start + 500, start + 1000)])
+            await log.append(Event("other", {"n": start}, ts=1))
+    async with EventLog.open(data_dir, catalog=new, read_only=True) as log:
+        found = [record.event.data async for record in log.read_full() if record.event.type == "counted"]
+    assert found == [New(n) for n in range(3000)]

@@ -25,11 +25,15 @@ class Head(NamedTuple):
 
 
 class AppendResult(msgspec.Struct, frozen=True, gc=False):
-    """Where an event's line stands in the whole log (bytes), and its hash."""
+    """Where an event's line stands in the whole log (bytes), and its hash.
+
+    `duplicate` is true where nothing was appended, since an event with the same id was in the log: this is where.
+    """
 
     start_offset: int
     end_offset: int
     line_hash: str
+    duplicate: bool = False
 
 
 def _now() -> int:

@@ -9,26 +9,45 @@ Promise: each append is judged as if all before it in the batch were in the log 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from ._codec.keys import Keys, keys_of
 from ._codec.lines import Lines
 from ._errors import AppendConflict, ConditionalAppendError
 from ._event import AppendResult, Head, line_hash
 from ._query import Query
 
 
-class Condition(NamedTuple):
+class Condition(msgspec.Struct, gc=False):
     """No event at or behind the offset `after` may match the query.
 
-    What stands before `checked` has been looked at already; from there on it is judged in the turn.
+    What stands before `checked` has been looked at already; from there on it is judged in the turn. `checked` is None
+    until the index was asked.
     """
 
     query: Query
     after: int
-    checked: int
+    checked: int | None
+
+    @property
+    def start(self) -> int:
+        """From where on the events are still to be looked at."""
+        return self.after if self.checked is None else self.checked
+
+
+class UniqueIds(msgspec.Struct, gc=False):
+    """The ids of an append, of which none may be in the log. What stands before `checked` was looked at already."""
+
+    ids: tuple[str, ...]
+    checked: int = 0
+
+
+class DuplicateIdError(Exception):
+    """Events with these ids are in the log already: tells the writer to look for them."""
 
 
 class Append(msgspec.Struct, eq=False, gc=False):
@@ -41,7 +60,8 @@ class Append(msgspec.Struct, eq=False, gc=False):
     future: asyncio.Future[list[AppendResult]]
     expected: Head | None = None
     condition: Condition | None = None
-    is_one_line: bool = False
+    count: int = 0  # of lines; 0 if it is not known
+    unique: UniqueIds | None = None
 
 
 class Judgement(NamedTuple):
@@ -53,8 +73,10 @@ class Judgement(NamedTuple):
 
 
 def lines_needed_from(appends: Iterable[Append]) -> int | None:
-    """The offset from which on `judge` needs the lines of the log; None where no append has a query."""
-    return min((append.condition.checked for append in appends if append.condition is not None), default=None)
+    """The offset from which on `judge` needs the lines of the log; None where no append has a query or unique ids."""
+    checked = [append.condition.start for append in appends if append.condition is not None]
+    checked += [append.unique.checked for append in appends if append.unique is not None]
+    return min(checked, default=None)
 
 
 def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -> Judgement:
@@ -66,24 +88,32 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
     outcomes: list[int | Exception] = []
     accepted: list[bytes] = []
     position = 0
+    events = [event for lines in recent for event in keys_of(lines)]
+    ids = {keys.id: start for start, keys in events if keys.id is not None}
     matcher = _Matcher() if any(append.condition is not None for append in appends) else None
     if matcher is not None:
-        for lines in recent:
-            matcher.add(lines)
+        matcher.add(events)
     for append in appends:
+        # First, since whoever appends again what is in the log wants to hear that, and not of a conflict with it.
+        unique = append.unique
+        if unique is not None and any(ids.get(id, -1) >= unique.checked for id in unique.ids):
+            outcomes.append(DuplicateIdError())
+            continue
         if append.expected is not None:
             now = _head_after(head, accepted, position)
             if append.expected != now:
                 outcomes.append(_conflict(append.expected, now))
                 continue
         if append.condition is not None and matcher is not None:
-            found = matcher.first_match(append.condition.query, append.condition.checked)
+            found = matcher.first_match(append.condition.query, append.condition.start)
             if found is not None:
                 outcomes.append(conflict_with(append.condition.after, head.offset + position, found))
                 continue
         outcomes.append(position)
         if matcher is not None:
-            matcher.add(Lines("", head.offset + position, append.data))
+            matcher.add(keys_of(Lines("", head.offset + position, append.data)))
+        if unique is not None:
+            ids.update(dict.fromkeys(unique.ids, sys.maxsize))
         position += len(append.data)
         accepted.append(append.data)
     return Judgement(outcomes, b"".join(accepted), _head_after(head, accepted, position))
@@ -94,50 +124,20 @@ def conflict_with(after: int, head: int, offset: int) -> ConditionalAppendError:
     return ConditionalAppendError(AppendConflict(after, head, "", None, offset))
 
 
-class _Keys(msgspec.Struct, gc=False):
-    """What a query looks at in a line."""
-
-    type: str
-    tags: tuple[str, ...] = ()
-
-
-_decoder = msgspec.json.Decoder(_Keys)
-_NO_EVENT = _Keys("")
-
-
-def _keys_of(data: bytes, texts: Sequence[bytes]) -> list[_Keys]:
-    try:
-        found = _decoder.decode_lines(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        found = []
-    # Otherwise there is a blank line, or one that is not an event: whoever reads it reports that, and no query matches.
-    return found if len(found) == len(texts) else [_keys(text) for text in texts]
-
-
-def _keys(text: bytes) -> _Keys:
-    try:
-        return _decoder.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return _NO_EVENT
-
-
 class _Matcher:
     """The newest events by type and by tag, so that a thousand conditions don't look at a thousand events each."""
 
     def __init__(self) -> None:
-        self._all: list[tuple[int, _Keys]] = []
-        self._by_key: dict[tuple[str, str], list[tuple[int, _Keys]]] = {}
+        self._all: list[tuple[int, Keys]] = []
+        self._by_key: dict[tuple[str, str], list[tuple[int, Keys]]] = {}
 
-    def add(self, lines: Lines) -> None:
-        position = 0
-        texts = lines.data.split(b"\n")[:-1]
-        for text, keys in zip(texts, _keys_of(lines.data, texts), strict=True):
-            found = lines.offset_at(position), keys
-            position += len(text) + 1
-            self._all.append(found)
-            self._by_key.setdefault(("type", keys.type), []).append(found)
+    def add(self, events: Iterable[tuple[int, Keys]]) -> None:
+        for event in events:
+            keys = event[1]
+            self._all.append(event)
+            self._by_key.setdefault(("type", keys.type), []).append(event)
             for tag in keys.tags:
-                self._by_key.setdefault(("tag", tag), []).append(found)
+                self._by_key.setdefault(("tag", tag), []).append(event)
 
     def first_match(self, query: Query, offset: int) -> int | None:
         """The offset of the first event at or behind an offset that matches; None if none does."""
@@ -150,7 +150,7 @@ class _Matcher:
         ]
         return min(matches, default=None)
 
-    def _candidates(self, types: frozenset[str], tags: frozenset[str]) -> list[list[tuple[int, _Keys]]]:
+    def _candidates(self, types: frozenset[str], tags: frozenset[str]) -> list[list[tuple[int, Keys]]]:
         """The fewest events among which all are that an item of a query matches."""
         if tags:
             return [min((self._by_key.get(("tag", tag), []) for tag in tags), key=len)]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from ._errors import copy_error
 from ._event import AppendResult, Head, line_hash
-from ._judge import Append, Condition
+from ._judge import Append, Condition, UniqueIds
 
 # Bytes of lines that may wait; whoever comes then waits for a place before its event is encoded.
 QUEUE_SIZE = 16 * 2**20
@@ -80,11 +80,12 @@ class AppendQueue:
         data: bytes,
         expected: Head | None = None,
         condition: Condition | None = None,
-        is_one_line: bool = True,
+        count: int = 1,
+        unique: UniqueIds | None = None,
     ) -> asyncio.Future[list[AppendResult]]:
-        """Adds an append of whole lines; the future for where they are in the log."""
+        """Adds an append of `count` whole lines; the future for where they are in the log."""
         future: asyncio.Future[list[AppendResult]] = self._loop.create_future()
-        self._appends.append(Append(data, future, expected, condition, is_one_line))
+        self._appends.append(Append(data, future, expected, condition, count, unique))
         self._size += len(data)
         if len(self._appends) == 1:
             self._changed()
@@ -124,7 +125,7 @@ def resolve(append: Append, outcome: int | BaseException, offset_at: Callable[[i
         append.future.set_exception(copy_error(outcome))
         return
     data, start = append.data, offset_at(outcome)
-    if append.is_one_line:
+    if append.count == 1:
         append.future.set_result([AppendResult(start, offset_at(outcome + len(data)), line_hash(data))])
         return
     results = []

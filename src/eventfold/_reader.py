@@ -208,6 +208,14 @@ class EventReader:
                     await asyncio.sleep(0)
                     since = perf_counter()
 
+    async def check_range(self, offset: int, until: int | None) -> None:
+        """Raises the `ValueError` that `read_from` raises for these offsets."""
+        end = await self._end(offset)
+        if until is not None:
+            await self._until(offset, until, end)
+        if offset not in (0, end.offset):
+            await self._source.line_hash_before(offset)
+
     async def _until(self, offset: int, until: int, end: Head) -> Head:
         """Where reading is to end that is to end at `until`, or at `end` before that."""
         _check_not_negative(until)

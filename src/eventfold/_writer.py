@@ -21,11 +21,21 @@ from pathlib import Path
 
 from ._address import Address, engine_of
 from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
+from ._checks import Checks, NotIndexedError, read_condition
+from ._checks import unique_ids as ids_of
 from ._codec.encode import encode_batch, encode_line
 from ._engine import Committer, LockMode, RotatingCommitter, SharedTurn, SyncMode, paths_of
-from ._errors import EventfoldError, LogClosedError, UnknownOutcomeError, WriterFailedError, copy_error
+from ._errors import (
+    ConditionalAppendError,
+    EventfoldError,
+    LogClosedError,
+    UnknownOutcomeError,
+    WriterFailedError,
+    copy_error,
+)
 from ._event import AppendResult, Event, Head
-from ._judge import Append, Condition, conflict_with
+from ._index import Index, index_path
+from ._judge import Append, Condition, DuplicateIdError, UniqueIds
 from ._query import Query
 from ._queue import AppendQueue, resolve
 from ._reader import EventReader
@@ -61,6 +71,9 @@ class EventWriter:
         self._rotator = (
             Rotator(committer, self.reader, self._fail) if isinstance(committer, RotatingCommitter) else None
         )
+        self._index: Index | None = None
+        self._checks: Checks | None = None
+        self._unique_ids = False
         self._views: Sequence[ViewOps] = ()
         self._head = committer.head
         self._opened = True
@@ -98,10 +111,27 @@ class EventWriter:
 
         Cancelled, it opens nothing.
         """
+        return cls._open(dir, lock, sync, max_log_size, max_event_size, index=False, unique_ids=False)
+
+    @classmethod
+    def _open(
+        cls,
+        dir: Address,
+        lock: LockMode,
+        sync: SyncMode,
+        max_log_size: int,
+        max_event_size: int,
+        *,
+        index: bool | str | os.PathLike[str],
+        unique_ids: bool,
+    ) -> AsyncOpener[EventWriter]:
+        """The same, with what only `EventLog.open` can be asked for."""
         _check_size("max_log_size", max_log_size, 0)
         _check_size("max_event_size", max_event_size, 1, MAX_EVENT_SIZE)
         options = {"lock": LockMode(lock), "sync": SyncMode(sync), "max_log_size": max_log_size}
         defaults = {"lock": LockMode.FLOCK, "sync": SyncMode.ALWAYS, "max_log_size": 0}
+        if unique_ids and not index:
+            raise ValueError("unique_ids=True needs the index: open the log with index=True too")
         engine = engine_of(dir)
         # An engine has options of its own, which the defaults must not overrule.
         given = {name: value for name, value in options.items() if value != defaults[name]}
@@ -109,10 +139,19 @@ class EventWriter:
         async def open_() -> EventWriter:
             committer = await engine.open_committer(**given)
             try:
-                return cls(committer, await committer.source.waiters(), max_event_size)
+                writer = cls(committer, await committer.source.waiters(), max_event_size)
             except BaseException:
                 await uninterrupted(UncancellableTask(committer.aclose(), "eventfold close"))
                 raise
+            if index:
+                try:
+                    path = index_path(committer.source) if index is True else Path(index)
+                    writer._index = await Index.open(path, writer.reader())
+                except BaseException:
+                    await uninterrupted(UncancellableTask(writer.aclose(), "eventfold close"))
+                    raise
+                writer._checks, writer._unique_ids = Checks(writer._index), unique_ids
+            return writer
 
         return AsyncOpener(open_)
 
@@ -128,6 +167,8 @@ class EventWriter:
     def __del__(self) -> None:
         if getattr(self, "_opened", False) and self._pid == os.getpid():
             self._waiters.publish(None)
+            if self._index is not None:
+                self._index.abandon()
             self._committer.abandon()
             warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
 
@@ -192,7 +233,8 @@ class EventWriter:
         self._check_usable()
         if self._queue.full:
             await self._get_place()
-        [result] = await self._queue.put(encode_line(event, self._max_event_size))
+        line = encode_line(event, self._max_event_size)
+        [result] = await self._queue.put(line, unique=self._unique((event,)))
         return result
 
     async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
@@ -200,8 +242,10 @@ class EventWriter:
         self._check_usable()
         if self._queue.full:
             await self._get_place()
+        events = list(events)
         lines = encode_batch(events, self._max_event_size)
-        return await self._queue.put(b"".join(lines), is_one_line=len(lines) == 1) if lines else []
+        unique = self._unique(events)
+        return await self._queue.put(b"".join(lines), count=len(lines), unique=unique) if lines else []
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes.
@@ -221,7 +265,8 @@ class EventWriter:
         expected = _check_expected(expected_offset, expected_hash)
         if self._queue.full:
             await self._get_place()
-        [result] = await self._queue.put(encode_line(event, self._max_event_size), expected)
+        line = encode_line(event, self._max_event_size)
+        [result] = await self._queue.put(line, expected, unique=self._unique((event,)))
         return result
 
     async def append_unless(self, events: Iterable[Event], query: Query, *, after: int = 0) -> list[AppendResult]:
@@ -247,16 +292,34 @@ class EventWriter:
         self._check_usable()
         if not isinstance(query, Query):
             raise TypeError(f"query must be a Query, not {query!r}")
+        events = list(events)
         lines = encode_batch(events, self._max_event_size)
-        # Most of the log is looked at here, so that in the turn only the rest is.
-        reader = self.reader()
-        checked = (await reader.head()).offset
-        async for record in reader.read_from(after, query=query, until=max(checked, after)):
-            raise conflict_with(after, checked, record.start_offset)
-        if self._queue.full:
-            await self._get_place()
-        condition = Condition(query, after, max(checked, after))
-        return await self._queue.put(b"".join(lines), condition=condition, is_one_line=len(lines) == 1)
+        unique = self._unique(events)
+        indexed = self._index is not None and all(item.tags for item in query.items)
+        checked: int | None = None
+        if not indexed:
+            try:
+                checked = await read_condition(self.reader(), query, after)
+            except ConditionalAppendError:
+                # Whoever appends again what is in the log is not in its own way.
+                found = None if self._checks is None else await self._checks.results_of(unique, len(lines))
+                if found is None:
+                    raise
+                return found
+        elif after not in (0, self.head.offset):
+            await self.reader().read_line_hash_before(after)  # is it where a line begins?
+        while True:
+            if self._queue.full:
+                await self._get_place()
+            condition = Condition(query, after, checked)
+            try:
+                return await self._queue.put(b"".join(lines), condition=condition, count=len(lines), unique=unique)
+            except NotIndexedError:
+                checked = await read_condition(self.reader(), query, after)
+                self._check_usable()
+
+    def _unique(self, events: Sequence[Event]) -> UniqueIds | None:
+        return ids_of(events) if self._unique_ids else None
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
@@ -293,7 +356,14 @@ class EventWriter:
         batch: list[Append] = []
         try:
             while batch := self._queue.take(self._committer.batch_size):
+                if self._checks is not None:
+                    batch = await self._checks.check(batch)
                 outcomes, offset_at = await self._commit(batch)
+                if self._checks is not None:
+                    judged = zip(batch, outcomes, strict=True)
+                    await self._checks.check_ids(
+                        [append for append, why in judged if isinstance(why, DuplicateIdError)]
+                    )
                 for start in range(0, len(batch), RESOLVED_AT_ONCE):
                     for i in range(start, min(start + RESOLVED_AT_ONCE, len(batch))):
                         resolve(batch[i], outcomes[i], offset_at)
@@ -394,6 +464,8 @@ class EventWriter:
             # Before the lock goes, or it could take the place of the next writer's head.
             stack.callback(self._waiters.publish, None)
             stack.callback(self._end_reading)
+            if self._index is not None:
+                stack.push_async_callback(self._index.aclose)
             for view in self._views:
                 stack.push_async_callback(view.save, self.reader())
             self._head, self._opened = self.head, False
@@ -413,6 +485,8 @@ class EventWriter:
             self._opened = False
             if self._pid == os.getpid():
                 self._waiters.publish(None)
+            if self._index is not None:
+                self._index.abandon()
             self._committer.abandon()
 
 

@@ -82,7 +82,7 @@ def _is_plain(event: Event) -> bool:
         or (event.id is not None and type(event.id) is not str)
         or (event.actor is not None and type(event.actor) is not str)
         or event.meta is not None
-        or event.tags != ()
+        or (event.tags != () and not _are_plain(event.tags))
         or type(event.data) is not dict
     ):
         return False
@@ -91,6 +91,14 @@ def _is_plain(event: Event) -> bool:
         if type(key) is not str or not (kind in _HARMLESS or (kind is int and MIN_INT <= item <= MAX_INT)):
             return False
     return True
+
+
+def _are_plain(tags: Any) -> bool:
+    return (
+        type(tags) is tuple
+        and all([type(tag) is str and tag for tag in tags])  # noqa: C419 (a generator takes twice as long)
+        and len(set(tags)) == len(tags)
+    )
 
 
 def _event_fault(event: Event, text: bool = False) -> str | None:

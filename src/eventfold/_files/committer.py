@@ -101,7 +101,7 @@ class FileCommitter:
         """See `Committer.commit`."""
         before = self.active.head
         needed = lines_needed_from(appends)
-        recent = () if needed is None else await self._call(self.active.lines, needed)
+        recent = () if needed is None or needed >= before.offset else await self._call(self.active.lines, needed)
         judgement = judge(appends, before, recent)
         if judgement.data:
             await self._call(self._commit, judgement.data, judgement.head)

@@ -53,6 +53,8 @@ class EventLog(AppendingLog, ReadingLog):
         max_event_size: int = 16 * 2**20,
         catalog: Catalog | None = None,
         on_mismatch: OnMismatch = "raise",
+        index: bool | str | os.PathLike[str] = False,
+        unique_ids: bool = False,
     ) -> AsyncOpener[EventLog]:
         """Opens the directory and brings the views up to date. Await it, or use it in `async with`.
 
@@ -71,6 +73,11 @@ class EventLog(AppendingLog, ReadingLog):
             catalog: The classes of the events' data: objects of them can be appended, and are the data of what is read.
             on_mismatch: What becomes of an event whose data does not fit its class: "raise" a `SchemaError`, or "skip"
                 it with a warning.
+            index: Keeps an index of tags and ids in `index.sqlite` in the data directory, or in the file that is named
+                here. Conditions on tags, and reading events by their tags, then take the same time however large the
+                log is. It is a derived file: without it, or if it is lost, the results are the same.
+            unique_ids: An event whose id is in the log already is not appended again: the result is that of the first
+                one, with `duplicate` true. Needs the index.
 
         Raises:
             SchemaError: An event that a view selects does not fit its class in the catalog.
@@ -83,7 +90,9 @@ class EventLog(AppendingLog, ReadingLog):
         """
         registered = views_by_name(views)
         typing = typing_of(catalog, on_mismatch)
-        opening = EventWriter.open(dir, lock=lock, sync=sync, max_log_size=max_log_size, max_event_size=max_event_size)
+        if read_only and index:
+            raise ValueError("index=True is for a log that is opened for writing, and this one is read_only")
+        opening = EventWriter._open(dir, lock, sync, max_log_size, max_event_size, index=index, unique_ids=unique_ids)
 
         async def open_() -> EventLog:
             log = object.__new__(cls)
@@ -158,6 +167,8 @@ class EventLogBuilder:
         self._sync = SyncMode.ALWAYS
         self._catalog: Catalog | None = None
         self._on_mismatch: OnMismatch = "raise"
+        self._index: bool | str | os.PathLike[str] = False
+        self._unique_ids = False
 
     def __repr__(self) -> str:
         return f"<EventLogBuilder of {str(self._dir)!r}>"
@@ -208,6 +219,11 @@ class EventLogBuilder:
         self._catalog, self._on_mismatch = catalog, on_mismatch
         return self
 
+    def index(self, index: bool | str | os.PathLike[str] = True, *, unique_ids: bool = False) -> EventLogBuilder:
+        """Keeps an index of tags and ids; with `unique_ids`, no id is appended twice."""
+        self._index, self._unique_ids = index, unique_ids
+        return self
+
     def open(self) -> AsyncOpener[EventLog]:
         """Opens the log: see `EventLog.open`."""
         return EventLog.open(
@@ -218,6 +234,8 @@ class EventLogBuilder:
             sync=self._sync,
             catalog=self._catalog,
             on_mismatch=self._on_mismatch,
+            index=self._index,
+            unique_ids=self._unique_ids,
         )
 
 

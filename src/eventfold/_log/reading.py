@@ -10,6 +10,7 @@ from .._backup import backup
 from .._codec.decode import Slice
 from .._consumer import Consumer
 from .._event import Head, Record
+from .._index import Index, read_back, read_from
 from .._info import LogInfo, info
 from .._query import Query
 from .._reader import EventReader, WaitResult
@@ -59,7 +60,10 @@ class ReadingLog(LogParts):
             CorruptLogError: The log is damaged; raised after all events before the damage.
             OSError: The log could not be read.
         """
-        return self._reader.read_from(offset, query=query, until=until)
+        index = self._index_for(query)
+        if index is None or query is None:
+            return self._reader.read_from(offset, query=query, until=until)
+        return read_from(index, self._reader, query, offset, until)
 
     def read_back(self, offset: int | None = None, *, query: Query | None = None) -> AsyncIterator[Record]:
         """The events before `offset`, the newest first; it begins at once, however large the log is.
@@ -73,7 +77,16 @@ class ReadingLog(LogParts):
             CorruptLogError: The log is damaged; raised after all events behind the damage.
             OSError: The log could not be read.
         """
-        return self._reader.read_back(offset, query=query)
+        index = self._index_for(query)
+        if index is None or query is None:
+            return self._reader.read_back(offset, query=query)
+        return read_back(index, self._reader, query, offset)
+
+    def _index_for(self, query: Query | None) -> Index | None:
+        """The index, where the log has one that can tell the events of a query."""
+        if self._writer_or_none is None or query is None or not all(item.tags for item in query.items):
+            return None
+        return self._writer_or_none._index
 
     def read_full(self) -> AsyncIterator[Record]:
         """All events up to the head as it is when reading begins; raises what `read_from` does."""

@@ -1,0 +1,6 @@
+"""Where in a log the events with a tag or an id stand: a derived file beside the log, and what is not in it yet."""
+
+from .index import Index, index_path
+from .reading import read_back, read_from
+
+__all__ = ["Index", "index_path", "read_back", "read_from"]

@@ -1,0 +1,430 @@
+"""The index: conditions and reads by tags give what they give without it, however the file was treated."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eventfold import (
+    ConditionalAppendError,
+    Event,
+    EventLog,
+    EventReader,
+    LockMode,
+    Query,
+    Record,
+    SyncMode,
+)
+from eventfold._index import store
+from eventfold._index.index import MOST_PLACES, WRITTEN_AT_ONCE
+
+
+def tagged(n: int, *tags: str, type: str = "counted") -> Event:
+    return Event(type, {"n": n}, ts=1, tags=tags)
+
+
+def tag(name: str) -> Query:
+    return Query(tags={name})
+
+
+async def numbers(log: EventLog, query: Query) -> list[int]:
+    return [record.event.data["n"] async for record in log.read_from(query=query)]
+
+
+async def fill(log: EventLog, count: int, start: int = 0) -> None:
+    await log.append_many([tagged(n, f"seven:{n % 7}", f"own:{n}") for n in range(start, start + count)])
+
+
+@pytest.fixture
+def index_path(data_dir: Path) -> Path:
+    return data_dir / "index.sqlite"
+
+
+async def test_events_of_a_tag_are_read_in_order_and_backwards(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 50)
+
+        assert await numbers(log, tag("seven:3")) == list(range(3, 50, 7))
+        backwards = [record.event.data["n"] async for record in log.read_back(query=tag("seven:3"))]
+        assert backwards == list(range(3, 50, 7))[::-1]
+
+
+async def test_reading_by_tags_does_not_read_the_rest_of_the_log(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the lines that are given, each from its place on."""
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 5000)
+        await numbers(log, tag("own:0"))
+        begun: list[int] = []
+        read_from = EventReader.read_from
+
+        def counted(reader: EventReader, offset: int = 0, **options: object) -> object:
+            begun.append(offset)
+            return read_from(reader, offset, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(EventReader, "read_from", counted)
+        [record] = [record async for record in log.read_from(query=tag("own:4321"))]
+
+        assert begun == [record.start_offset]
+
+
+@pytest.mark.parametrize("offset", ["start", "end"])
+async def test_reading_by_tags_begins_and_ends_where_it_is_told_to(data_dir: Path, offset: str) -> None:
+    async with EventLog.open(data_dir, index=True) as log:
+        results = [await log.append(tagged(n, "a")) for n in range(5)]
+
+        found = [
+            record.event.data["n"]
+            async for record in log.read_from(results[1].start_offset, query=tag("a"), until=results[3].end_offset)
+        ]
+        assert found == [1, 2, 3]
+        before = [record.event.data["n"] async for record in log.read_back(results[2].end_offset, query=tag("a"))]
+        assert before == [2, 1, 0]
+
+
+async def test_an_offset_inside_a_line_is_refused_as_without_the_index(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, index=True) as log:
+        await log.append(tagged(0, "a"))
+        await log.append(tagged(1, "b"))
+        with pytest.raises(ValueError, match="not where a line begins"):
+            await numbers_from(log, 3, tag("a"))
+        with pytest.raises(ValueError, match="beyond the head"):
+            await numbers_from(log, 10_000, tag("a"))
+        with pytest.raises(ValueError, match="not where a line begins"):
+            await log.append_unless([tagged(2, "a")], tag("a"), after=3)
+
+
+async def numbers_from(log: EventLog, offset: int, query: Query) -> list[int]:
+    return [record.event.data["n"] async for record in log.read_from(offset, query=query)]
+
+
+async def test_the_condition_of_an_append_is_judged_by_the_whole_log(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 100)
+        await log.rotate()
+        first = await log.append_unless([tagged(1, "new")], tag("new"))
+        with pytest.raises(ConditionalAppendError) as caught:
+            await log.append_unless([tagged(2, "new")], tag("new"))
+        assert caught.value.conflict.offset == first[0].start_offset
+
+        with pytest.raises(ConditionalAppendError):
+            await log.append_unless([tagged(2, "own:5")], tag("own:5"))
+
+
+async def test_two_texts_with_the_same_key_are_told_apart(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the hash of every tag were the same."""
+    monkeypatch.setattr("eventfold._index.index.key_of_tag", lambda text: 7)
+    async with EventLog.open(data_dir, index=True) as log:
+        await log.append(tagged(0, "a"))
+        await log.append_unless([tagged(1, "b")], tag("b"))
+
+        assert await numbers(log, tag("a")) == [0]
+        assert await numbers(log, tag("b")) == [1]
+
+
+async def test_a_tag_of_too_many_events_is_looked_for_in_the_log_itself(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, index=True) as log:
+        await log.append_many([tagged(n, "common") for n in range(MOST_PLACES + 10)])
+    async with EventLog.open(data_dir, index=True) as log:
+        assert len(await numbers(log, tag("common"))) == MOST_PLACES + 10
+        with pytest.raises(ConditionalAppendError):
+            await log.append_unless([tagged(0, "common")], tag("common"))
+        await log.append_unless([tagged(0, "rare")], Query(types={"other"}, tags={"common"}))
+
+
+async def test_a_file_that_is_behind_is_brought_forward(data_dir: Path, index_path: Path) -> None:
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 20)
+    kept = index_path.read_bytes()
+    async with EventLog.open(data_dir) as log:
+        await fill(log, 20, 20)
+        await log.rotate()
+        await fill(log, 5, 40)
+    index_path.write_bytes(kept)
+    async with EventLog.open(data_dir, index=True) as log:
+        assert await numbers(log, tag("seven:0")) == list(range(0, 45, 7))
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x10
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def of_another_log(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE state SET line_hash = '0123456789abcdef'")
+    connection.close()
+
+
+def ahead(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE state SET offset = offset * 2")
+    connection.close()
+
+
+def without_pairs(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE pairs")
+    connection.close()
+
+
+def of_another_version(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE state SET version = 99")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut,
+        of_another_log,
+        ahead,
+        without_pairs,
+        of_another_version,
+        lambda path: path.write_bytes(b"no database at all" * 1000),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: (path.unlink(), path.symlink_to(path.with_name("app.jsonl"))),
+        lambda path: (path.unlink(), os.mkfifo(path)),
+    ],
+)
+async def test_a_file_that_can_not_be_trusted_is_made_again_with_a_warning(
+    data_dir: Path, index_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 300)
+    log_bytes = (data_dir / "app.jsonl").read_bytes()
+    damage(index_path)
+    async with EventLog.open(data_dir, index=True) as log:
+        assert await numbers(log, tag("seven:0")) == list(range(0, 300, 7))
+        with pytest.raises(ConditionalAppendError):
+            await log.append_unless([tagged(0, "own:299")], tag("own:299"))
+
+    assert (data_dir / "app.jsonl").read_bytes() == log_bytes
+    assert [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+async def test_a_pair_that_is_missing_is_noticed(
+    data_dir: Path, index_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 100)
+    with sqlite3.connect(index_path) as connection:
+        connection.execute("DELETE FROM pairs WHERE key = ?", (store.key_of_tag("own:50"),))
+    connection.close()
+    async with EventLog.open(data_dir, index=True) as log:
+        assert await numbers(log, tag("own:50")) == [50]
+    assert "not those that were written" in caplog.text
+
+
+async def test_no_flipped_bit_gives_a_wrong_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    original = tmp_path / "original"
+    async with EventLog.open(original, index=True) as log:
+        await fill(log, 200)
+    size = (original / "index.sqlite").stat().st_size
+    for position in random.Random(5).sample(range(size), 60):
+        copy = tmp_path / str(position)
+        shutil.copytree(original, copy)
+        flip(copy / "index.sqlite", position)
+        async with EventLog.open(copy, index=True) as log:
+            for n in (0, 77, 199):
+                assert await numbers(log, tag(f"own:{n}")) == [n], position
+            assert await numbers(log, tag("seven:6")) == list(range(6, 200, 7)), position
+
+
+async def test_an_index_that_can_not_be_written_makes_nothing_fail(
+    data_dir: Path, index_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(store.Store, "add", fail)
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, WRITTEN_AT_ONCE)
+        assert await numbers(log, tag("own:17")) == [17]
+        with pytest.raises(ConditionalAppendError):
+            await log.append_unless([tagged(0, "own:17")], tag("own:17"))
+    assert "could not be written" in caplog.text
+
+
+async def test_an_index_that_can_not_be_opened_makes_nothing_fail(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(store.Store, "open", fail)
+    async with EventLog.open(data_dir, index=True, unique_ids=True) as log:
+        await fill(log, 10)
+        assert await numbers(log, tag("own:7")) == [7]
+        first = await log.append(Event("a", id="one"))
+        assert (await log.append(Event("a", id="one"))).start_offset == first.start_offset
+        with pytest.raises(ConditionalAppendError):
+            await log.append_unless([tagged(0, "own:7")], tag("own:7"))
+    assert "can't be used" in caplog.text
+
+
+async def test_a_copy_of_an_open_index_is_not_trusted(
+    tmp_path: Path, data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its pages may have been copied at different moments."""
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 2 * WRITTEN_AT_ONCE)
+        await numbers(log, tag("own:1"))
+        shutil.copytree(data_dir, tmp_path / "copy")
+    async with EventLog.open(tmp_path / "copy", index=True) as log:
+        assert await numbers(log, tag("own:1")) == [1]
+    assert "before it was copied" in caplog.text
+
+
+async def test_a_killed_process_leaves_an_index_that_is_brought_forward(data_dir: Path) -> None:
+    script = """
+import asyncio, sys
+from eventfold import Event, EventLog
+async def main():
+    async with EventLog.open(sys.argv[1], index=True) as log:
+        n = 0
+        while True:
+            await log.append_many([Event("counted", {"n": i}, ts=1, tags=(f"own:{i}",)) for i in range(n, n + 500)])
+            n += 500
+            print(n, flush=True)
+asyncio.run(main())
+"""
+    for _ in range(3):
+        shutil.rmtree(data_dir, ignore_errors=True)
+        process = subprocess.Popen([sys.executable, "-c", script, data_dir], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        written = 0
+        for line in process.stdout:
+            written = int(line)
+            if written >= 12_000:
+                process.send_signal(signal.SIGKILL)
+                break
+        process.stdout.close()
+        process.wait()
+        async with EventLog.open(data_dir, index=True) as log:
+            for n in (0, 5000, written - 1):
+                assert await numbers(log, tag(f"own:{n}")) == [n]
+
+
+async def test_several_processes_share_one_index(data_dir: Path) -> None:
+    """Two logs of one directory in one process stand for them: each has a connection of its own."""
+    async with (
+        EventLog.open(data_dir, lock=LockMode.SHARED, index=True) as one,
+        EventLog.open(data_dir, lock=LockMode.SHARED, index=True) as two,
+    ):
+        for start in range(0, 2 * WRITTEN_AT_ONCE, 1000):
+            await fill(one if start % 2000 else two, 1000, start)
+        for n in (0, 4321, 2 * WRITTEN_AT_ONCE - 1):
+            assert await numbers(one, tag(f"own:{n}")) == [n]
+            assert await numbers(two, tag(f"own:{n}")) == [n]
+
+        async def attempt(log: EventLog, n: int) -> bool:
+            try:
+                await log.append_unless([tagged(n, f"once:{n}")], tag(f"once:{n}"))
+            except ConditionalAppendError:
+                return False
+            return True
+
+        won = await asyncio.gather(*(attempt(log, n) for n in range(100) for log in (one, two)))
+        assert sum(won) == 100
+    async with EventLog.open(data_dir, index=True) as log:
+        assert await numbers(log, tag("own:4321")) == [4321]
+
+
+async def test_the_index_may_lie_elsewhere(data_dir: Path, tmp_path: Path) -> None:
+    async with EventLog.open(data_dir, index=tmp_path / "elsewhere.sqlite") as log:
+        await fill(log, 10)
+        assert await numbers(log, tag("own:3")) == [3]
+    assert (tmp_path / "elsewhere.sqlite").exists()
+    assert not (data_dir / "index.sqlite").exists()
+
+
+async def test_a_read_only_log_has_no_index(data_dir: Path) -> None:
+    with pytest.raises(ValueError, match="read_only"):
+        await EventLog.open(data_dir, index=True, read_only=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_random_histories_are_the_same_with_and_without_the_index(tmp_path: Path, seed: int) -> None:
+    """The model is the log without an index, which reads everything."""
+    random_ = random.Random(seed)
+
+    def query() -> Query:
+        found = Query(
+            types=random_.sample(["a", "b", "c"], random_.randrange(3)),
+            tags=random_.sample(["x", "y", "z"], random_.randrange(1, 3)),
+        )
+        return found | query() if random_.random() < 0.3 else found
+
+    def events() -> list[Event]:
+        return [
+            tagged(random_.randrange(100), *random_.sample(["x", "y", "z", "w"], random_.randrange(3)), type=type)
+            for type in random_.choices(["a", "b", "c"], k=random_.randrange(1, 4))
+        ]
+
+    async def all_of(records: object) -> list[Record]:
+        return [record async for record in records]  # type: ignore[attr-defined]
+
+    plain = await EventLog.open(tmp_path / "plain", sync=SyncMode.OS)
+    indexed = await EventLog.open(tmp_path / "indexed", sync=SyncMode.OS, index=True)
+    offsets = [0]
+    try:
+        for step in range(150):
+            action = random_.random()
+            if action < 0.4:
+                batch = events()
+                results = await plain.append_many(batch)
+                assert await indexed.append_many(batch) == results
+                offsets.append(results[-1].end_offset)
+            elif action < 0.7:
+                batch, condition, after = events(), query(), random_.choice(offsets)
+                outcomes = []
+                for log in (plain, indexed):
+                    try:
+                        outcomes.append(str(await log.append_unless(batch, condition, after=after)))
+                    except ConditionalAppendError as error:
+                        outcomes.append(f"conflict at {error.conflict.offset}")
+                assert outcomes[0] == outcomes[1], (step, condition, after)
+            elif action < 0.95:
+                wanted, start = query(), random_.choice(offsets)
+                assert await all_of(plain.read_from(start, query=wanted)) == await all_of(
+                    indexed.read_from(start, query=wanted)
+                )
+                assert await all_of(plain.read_back(start, query=wanted)) == await all_of(
+                    indexed.read_back(start, query=wanted)
+                )
+            elif action < 0.975:
+                await plain.rotate()
+                await indexed.rotate()
+            else:
+                await indexed.aclose()
+                indexed = await EventLog.open(tmp_path / "indexed", sync=SyncMode.OS, index=True)
+    finally:
+        await plain.aclose()
+        await indexed.aclose()
+
+
+async def test_a_condition_on_types_alone_is_judged_by_the_log(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, index=True) as log:
+        await log.append_unless([tagged(0)], Query(types={"counted"}))
+        with pytest.raises(ConditionalAppendError):
+            await log.append_unless([tagged(1)], Query(types={"counted"}))
+        await log.append_unless([tagged(1)], Query(types={"counted"}), after=log.head.offset)
