@@ -24,7 +24,7 @@ class Head(NamedTuple):
     line_hash: str
 
 
-class AppendResult(msgspec.Struct, frozen=True, gc=False):
+class AppendResult(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Where an event's line stands in the whole log (bytes), and its hash.
 
     `duplicate` is true where nothing was appended, since an event with the same id was in the log: this is where.
