@@ -22,7 +22,7 @@ from eventfold import (
     View,
     WriterFailedError,
 )
-from eventfold._files import shared, turn
+from eventfold._files import operations, shared, turn
 
 SHARED = LockMode.SHARED
 HOLDER = """
@@ -277,3 +277,53 @@ async def test_a_lock_file_that_was_emptied_is_made_whole_by_the_next_append(dat
         await other.append(event(1))
         await one.append(event(2))
         assert await numbers(other) == [0, 1, 2]
+
+
+async def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_started(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it runs its program, a forked child has all descriptors of its parent, and with them the locks."""
+    lock_shared, children = operations.lock_shared, []
+
+    def lock_and_fork(fd: int) -> bool:
+        children.append(os.dup(fd))
+        return lock_shared(fd)
+
+    def failing(directory: Path) -> None:
+        raise OSError("made to fail")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(operations, "lock_shared", lock_and_fork)
+        patch.setattr(operations, "discard_leftovers", failing)
+        with pytest.raises(OSError, match="made to fail"):
+            await EventLog.open(data_dir, lock=SHARED)
+    try:
+        assert children
+        async with EventLog.open(data_dir):
+            pass
+    finally:
+        for fd in children:
+            os.close(fd)
+
+
+async def test_a_log_that_was_closed_is_not_locked_by_a_child_that_was_being_started(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock_shared, children = operations.lock_shared, []
+
+    def lock_and_fork(fd: int) -> bool:
+        children.append(os.dup(fd))
+        return lock_shared(fd)
+
+    monkeypatch.setattr(operations, "lock_shared", lock_and_fork)
+    async with EventLog.open(data_dir, lock=SHARED) as log:
+        await log.append(event(0))
+        await log.rotate()
+        await log.append(event(1))
+    try:
+        assert children
+        async with EventLog.open(data_dir):
+            pass
+    finally:
+        for fd in children:
+            os.close(fd)

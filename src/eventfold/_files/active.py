@@ -38,9 +38,9 @@ def open_locked(layout: Layout, lock: bool) -> int:
         except FileNotFoundError:
             pass
         except BaseException:
-            os.close(fd)
+            operations.close_locked(fd)
             raise
-        os.close(fd)
+        operations.close_locked(fd)
 
 
 def identity(fd: int) -> tuple[int, int]:

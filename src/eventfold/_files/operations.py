@@ -215,6 +215,12 @@ def unlock(fd: int) -> None:
         pass  # closing the descriptor does it too, but for the child
 
 
+def close_locked(fd: int) -> None:
+    """Lets the flock go and closes the file; closing is not enough if a child has just inherited the descriptor."""
+    unlock(fd)
+    os.close(fd)
+
+
 def write_mapped(memory: mmap.mmap, data: bytes, position: int) -> None:
     """Changes a mapped file. Makes no system call; a process that is killed meanwhile may have changed part of it."""
     memory[position : position + len(data)] = data

@@ -125,8 +125,7 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
         if rotation is None and base < before.offset:
             rotation = finish_copy(layout, active, before)
     except BaseException:
-        operations.unlock(fd)  # closing is not enough if a child process has just inherited the descriptor
-        os.close(fd)
+        operations.close_locked(fd)
         if rotation is not None:
             rotation.close()
         raise

@@ -43,7 +43,7 @@ def open_shared_lock(layout: Layout) -> tuple[int, bool]:
         if not os.path.samestat(os.fstat(fd), os.stat(layout.log_path)):
             raise WriterFailedError(f"{layout.log_path} was replaced by a program that does not take turns")
     except BaseException:
-        os.close(fd)
+        operations.close_locked(fd)
         raise
     return fd, alone
 
@@ -160,10 +160,10 @@ class SharedLog(ActiveLog):
                 before = _NOTHING if segments.archive is None else segments.archive.head
             file = identity(fd)
         except BaseException:
-            os.close(fd)
+            operations.close_locked(fd)
             raise
         old, self.fd, self.base, self._file = self.fd, fd, base, file
-        os.close(old)
+        operations.close_locked(old)
         return before
 
     def replaced_by(self, fd: int, base: int) -> int:

@@ -59,7 +59,7 @@ def open_shared(layout: Layout, turn: Turn, sync_mode: int) -> tuple[SharedLog, 
                 log.mark_head()
             return log, _remember(left_behind)
         except BaseException:
-            os.close(fd)
+            operations.close_locked(fd)
             if left_behind is not None:
                 left_behind.close()
             raise
@@ -95,7 +95,7 @@ def _recover(layout: Layout, active_fd: int, claim: int) -> Rotation | None:
         recovered = recovery.recover(layout, active_fd, claim)
     finally:
         if recovered is None:
-            os.close(claim)
+            operations.close_locked(claim)
     return recovered
 
 
@@ -123,12 +123,12 @@ def begin(layout: Layout, log: SharedLog, goal: int) -> Rotation | None:
                 continue
         # Without the turn, since all that was archived is looked at, and the claim keeps the others away.
         if not _is_named(claim, left):
-            os.close(claim)
+            operations.close_locked(claim)
             continue
         try:
             operations.sync_dir(layout.dir)
         except BaseException:
-            os.close(claim)
+            operations.close_locked(claim)
             raise
         if (found := _recover(layout, log.fd, claim)) is not None:
             return _remember(found)
