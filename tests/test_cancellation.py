@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import threading
 from collections.abc import Callable, Coroutine, Generator
@@ -203,6 +204,9 @@ async def check(program: Program, tolerated: tuple[type[Exception], ...] = ()) -
                 await program.append()
         with contextlib.suppress(*tolerated):
             await program.log.aclose()
+    # The tail that a cancelled consumer leaves is closed here, in the loop's thread, and not by a collection in another
+    # one, while its generators run.
+    gc.collect()
     async with asyncio.timeout(3):
         # A close that was cancelled goes on.
         while rest := asyncio.all_tasks() - {asyncio.current_task()}:

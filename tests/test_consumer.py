@@ -6,15 +6,20 @@ import asyncio
 import gc
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from tests.processes import at_rest, back_to, other_writer
 from tests.support import Seam, event, settle
 
 from eventfold import Consumer, CorruptLogError, EventfoldError, EventLog, EventReader, Query, Record
+from eventfold._files.named_lock import NamedLock
 
 
 async def consume(consumer: Consumer, count: int, *, commit: bool = True) -> list[Record]:
@@ -114,11 +119,11 @@ async def test_a_commit_that_fails_leaves_the_one_before(data_dir: Path, seam: S
         with pytest.raises(OSError, match="made to fail"):
             await consumer.commit(record)
         after = place(data_dir)
-        files = list(data_dir.joinpath("consumers").iterdir())
+        files = {path.name for path in data_dir.joinpath("consumers").iterdir()}
         await consumer.commit(record)
 
         assert after == before
-        assert files == [data_dir / "consumers" / "mailer.json"]
+        assert files == {"mailer.json", ".mailer.json.lock"}
         assert place(data_dir)["offset"] == record.end_offset
 
 
@@ -461,3 +466,121 @@ async def test_a_consumer_with_a_query_gives_what_matches(data_dir: Path) -> Non
             break
 
     assert given == [0, 3, 4, 6, 5]
+
+
+# Several processes
+
+READER = """
+import asyncio, sys
+from eventfold import EventLog
+async def main():
+    async with EventLog.open(sys.argv[1], read_only=True) as log:
+        async for record in (consumer := log.consumer("mailer")):
+            await consumer.commit(record)
+            print(record.event.data["n"], flush=True)
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def other_process(data_dir: Path) -> AsyncIterator[subprocess.Popen[str]]:
+    """A process that reads, and commits, under the name `mailer`; it has read event 0."""
+    await fill(data_dir, 1)
+    process = subprocess.Popen([sys.executable, "-c", READER, str(data_dir)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert await asyncio.to_thread(process.stdout.readline) == "0\n"
+    yield process
+    process.kill()
+    with process:
+        pass
+
+
+async def test_a_consumer_waits_while_another_process_reads_under_its_name(
+    data_dir: Path, other_process: subprocess.Popen[str]
+) -> None:
+    async with EventLog.open(data_dir) as log:
+        waiting = asyncio.ensure_future(anext(log.consumer("mailer")))
+        await log.append(event(1))
+        assert other_process.stdout is not None
+        assert await asyncio.to_thread(other_process.stdout.readline) == "1\n"
+        assert not waiting.done()
+
+        other_process.kill()
+        await log.append(event(2))
+        # The other process may have committed it before it was dead.
+        await log.append(event(3))
+        assert (await waiting).event.data["n"] in (2, 3)
+
+
+async def test_another_name_is_read_at_the_same_time(data_dir: Path, other_process: subprocess.Popen[str]) -> None:
+    async with EventLog.open(data_dir) as log:
+        assert (await anext(log.consumer("biller"))).event.data["n"] == 0
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "anyio"])
+async def test_waiting_for_another_process_can_be_cancelled(
+    data_dir: Path, other_process: subprocess.Popen[str], kind: str
+) -> None:
+    async with EventLog.open(data_dir) as log:
+        consumer = log.consumer("mailer")
+        if kind == "asyncio":
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await anext(consumer)
+        else:
+            with anyio.move_on_after(0.2) as scope:
+                await anext(consumer)
+            assert scope.cancelled_caught
+
+
+async def test_closing_the_log_ends_a_consumer_that_waits_for_another_process(
+    data_dir: Path, other_process: subprocess.Popen[str]
+) -> None:
+    log = await EventLog.open(data_dir)
+
+    async def consume_all() -> list[Record]:
+        return [record async for record in log.consumer("mailer")]
+
+    consuming = asyncio.ensure_future(consume_all())
+    await asyncio.sleep(0.05)
+    await log.aclose()
+    assert await consuming == []
+
+
+async def lock_is_free(data_dir: Path) -> bool:
+    lock = await asyncio.to_thread(NamedLock.take, data_dir / "consumers" / ".mailer.json.lock")
+    if lock is not None:
+        lock.release()
+    return lock is not None
+
+
+async def test_the_name_is_free_for_others_once_an_iteration_has_ended(data_dir: Path) -> None:
+    await fill(data_dir, 3)
+    async with EventLog.open(data_dir) as log:
+        consumer = log.consumer("mailer")
+        iteration = aiter(consumer)
+        await anext(iteration)
+        assert not await lock_is_free(data_dir)
+        del iteration
+        assert await lock_is_free(data_dir)
+
+        async for record in consumer:
+            assert not await lock_is_free(data_dir)
+            await consumer.commit(record)
+            break
+        assert await lock_is_free(data_dir)
+
+        task = asyncio.ensure_future(consume(log.consumer("mailer"), 5))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        assert await lock_is_free(data_dir)
+
+
+async def test_the_name_is_free_for_others_once_the_log_is_closed(data_dir: Path) -> None:
+    await fill(data_dir, 3)
+    log = await EventLog.open(data_dir)
+    iteration = aiter(log.consumer("mailer"))
+    await anext(iteration)
+    await log.aclose()
+    assert await lock_is_free(data_dir)

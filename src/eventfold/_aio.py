@@ -126,23 +126,28 @@ def _no_thread(error: RuntimeError) -> OSError:
 
 async def uninterrupted(future: asyncio.Future[T]) -> T:
     """The future's result; a cancellation is raised, but only when the future is done."""
-    if isinstance(asyncio.current_task(), UncancellableTask):
-        return await future
     try:
-        if not future.done():
-            await asyncio.wait([future])
-    except asyncio.CancelledError:
-        # anyio delivers a cancellation in every turn of the loop until its scope is left: the shield stops that.
-        with anyio.CancelScope(shield=True):
-            while not future.done():
-                try:
-                    await asyncio.wait([future])
-                except asyncio.CancelledError:
-                    pass  # the first one is raised below
-        if not future.cancelled():
-            future.exception()
-        raise
-    return future.result()
+        if isinstance(asyncio.current_task(), UncancellableTask):
+            return await future
+        try:
+            if not future.done():
+                await asyncio.wait([future])
+        except asyncio.CancelledError:
+            # anyio delivers a cancellation in every turn of the loop until its scope is left: the shield stops that.
+            with anyio.CancelScope(shield=True):
+                while not future.done():
+                    try:
+                        await asyncio.wait([future])
+                    except asyncio.CancelledError:
+                        pass  # the first one is raised below
+            if not future.cancelled():
+                future.exception()
+            raise
+        return future.result()
+    finally:
+        # An exception that is raised here holds this frame: with the future in it, which holds the exception, whatever
+        # the callers' frames hold would be kept until the garbage collector comes along, in any thread.
+        del future
 
 
 class Thread:

@@ -10,16 +10,23 @@ from a backup, say) is an error, not silence.
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import weakref
 from collections.abc import AsyncIterator
 
 import msgspec
 
-from ._engine import check_name
+from ._engine import DocumentLock, LockingDocuments, check_name
 from ._errors import CorruptLogError, EventfoldError
 from ._event import PartialRecord, Record
 from ._query import Query, query_of
 from ._reader import EventReader
+
+logger = logging.getLogger("eventfold")
+
+# Seconds between two attempts to read under a name that another process reads under.
+TAKE_OVER_INTERVAL = 0.1
 
 
 class _Committed(msgspec.Struct):
@@ -96,9 +103,11 @@ class _Checkpoint:
 class Consumer:
     """An async iterator over the records after the last committed one, and then over each new one.
 
-    Each `async for` begins after the last commit; it ends when the log is closed. Only one at a time may run for a name
-    in a process. Offsets are bytes in the whole log. With a `query`, it gives only events that it matches; the query is
-    not kept on disk, and a commit covers all that stands before it in the log, matched or not.
+    Each `async for` begins after the last commit; it ends when the log is closed. Only one at a time runs for a name: a
+    second one in the same process is refused, and one in another process waits until the first ends, or its process
+    does. That is so for a log in files; on another engine, see to it that one process reads. Offsets are bytes in the
+    whole log. With a `query`, it gives only events that it matches; the query is not kept on disk, and a commit covers
+    all that stands before it in the log, matched or not.
     """
 
     def __init__(self, reader: EventReader, name: str, *, start: int | None = 0, query: Query | None = None) -> None:
@@ -156,6 +165,7 @@ class _Iteration:
         self._place = place
         self._records: AsyncIterator[Record] | None = None
         self._key: tuple[str, str] | None = None
+        self._lock: DocumentLock | None = None
 
     def __aiter__(self) -> _Iteration:
         return self
@@ -178,6 +188,7 @@ class _Iteration:
         _running[key] = self
         self._key = key
         try:
+            self._lock = await _lock_name(place)
             committed = await place.last_commit()
         except BaseException:
             self._end()
@@ -187,6 +198,35 @@ class _Iteration:
     def _end(self) -> None:
         if self._key is not None and _running.get(self._key) is self:
             del _running[self._key]
+        if self._lock is not None:
+            self._lock.release()
+
+
+async def _lock_name(place: _Checkpoint) -> DocumentLock | None:
+    """The lock of a consumer's name, once no other process has it; None where there is none to be had.
+
+    Ends the iteration if the log is closed meanwhile.
+    """
+    reader = place.reader
+    if not isinstance(reader.documents, LockingDocuments):
+        return None
+    waiting = False
+    while True:
+        try:
+            lock = await reader.documents.lock("consumer", place.name)
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                return None  # nothing can be committed there either
+            raise
+        if lock is not None:
+            reader._scope.release_at_close(lock)
+            return lock
+        if reader.closed:
+            raise StopAsyncIteration
+        if not waiting:
+            waiting = True
+            logger.info("consumer %r waits, since another process reads under its name", place.name)
+        await asyncio.sleep(TAKE_OVER_INTERVAL)
 
 
 _running: weakref.WeakValueDictionary[tuple[str, str], _Iteration] = weakref.WeakValueDictionary()

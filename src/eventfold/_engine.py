@@ -79,6 +79,21 @@ class Documents(Protocol):
         """The names of all documents of a kind, sorted."""
 
 
+class DocumentLock(Protocol):
+    """A lock that is held. It ends with the process too."""
+
+    def release(self) -> None:
+        """Lets it go; idempotent, and never blocks. Any thread may call it."""
+
+
+@runtime_checkable
+class LockingDocuments(Protocol):
+    """Documents that one at a time can have for itself, among all processes that use the log."""
+
+    async def lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
+        """The lock of a document, whether or not that exists; None where somebody else has it. Raises `OSError`."""
+
+
 class Source(Protocol):
     """One log, to be read."""
 

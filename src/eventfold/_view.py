@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from ._aio import in_thread
-from ._engine import check_name
+from ._engine import LockingDocuments, check_name
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Event, Head
 from ._fold import Fold, fold_together
@@ -36,6 +36,9 @@ ReduceFn: TypeAlias = Callable[[S, Event], S]
 SAVE_AFTER = 64 * 1024
 # Seconds before a refresh tries again to save what could not be saved; each further failure doubles them.
 RETRY_INTERVAL, LAST_RETRY_INTERVAL = 1.0, 300.0
+
+# How often, and after how many seconds, to try while another process is saving a snapshot.
+_LOCK_ATTEMPTS, _LOCK_INTERVAL = 200, 0.01
 
 
 class View(Generic[S]):
@@ -275,13 +278,43 @@ class View(Generic[S]):
             snapshot = Snapshot(
                 None, offset, line_hash, place.offset, place.line_hash, self._version, query=self._query
             )
-            await reader.documents.store("view", self._name, encode(snapshot, state))
+            await self._store(encode(snapshot, state), reader)
             self._saved, self._saved_offset, self._saved_size = place, offset, len(state)
             self._retry_interval = RETRY_INTERVAL
         except Exception as error:
             self._next_try = monotonic() + self._retry_interval
             self._retry_interval = min(2 * self._retry_interval, LAST_RETRY_INTERVAL)
             logger.warning("the snapshot of view %r could not be written: %s", self._name, error)
+
+    async def _store(self, data: bytes, reader: EventReader) -> None:
+        """Replaces the snapshot, unless another process has saved one of a later place in the log."""
+        documents = reader.documents
+        lock = None
+        if isinstance(documents, LockingDocuments):
+            for _ in range(_LOCK_ATTEMPTS):
+                lock = await documents.lock("view", self._name)
+                if lock is not None:
+                    break
+                await asyncio.sleep(_LOCK_INTERVAL)
+            else:
+                raise BlockingIOError("another process has been saving a snapshot for seconds")
+        try:
+            if not await self._is_older(await documents.load("view", self._name), reader):
+                await documents.store("view", self._name, data)
+        finally:
+            if lock is not None:
+                lock.release()
+
+    async def _is_older(self, stored: bytes | None, reader: EventReader) -> bool:
+        """Whether this view stands before a snapshot that it could start from."""
+        try:
+            found = None if stored is None else parse(stored)
+            if found is None or (found.position or 0) <= self.offset:
+                return False
+            await self._place_of(found, reader)
+        except (BadSnapshotError, CorruptLogError):
+            return False
+        return found.offset == offset_for_the_crate(found.position or 0, await reader.base())
 
     def _check_reads_back(self, encoded: bytes) -> None:
         read = decode_state(encoded, Any if self._state_type is None else self._state_type)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -21,6 +22,12 @@ from ._event import Head
 
 # So many waits end in one turn of the loop: those who waited run in the next, and others want to run too.
 _ENDED_AT_ONCE = 200
+
+
+class Releasable(Protocol):
+    """Something that is held as long as a log is open."""
+
+    def release(self) -> None: ...
 
 
 class Scope:
@@ -34,14 +41,25 @@ class Scope:
         self.final_head: Head | None = None
         self._lock = threading.Lock()
         self.waits: set[_Wait] = set()
+        self._locks: weakref.WeakSet[Releasable] = weakref.WeakSet()
+
+    def release_at_close(self, lock: Releasable) -> None:
+        """Has a lock released when the scope is closed; at once if it is."""
+        with self._lock:
+            if not self.closed:
+                self._locks.add(lock)
+                return
+        lock.release()
 
     def close(self, final_head: Head | None = None) -> None:
         """Ends all waits, each in its own event loop. Any thread may call it."""
         with self._lock:
             if not self.closed:
                 self.closed, self.final_head = True, final_head
-            waits = list(self.waits)
+            waits, locks = list(self.waits), list(self._locks)
         _end_everywhere(waits, None)
+        for lock in locks:
+            lock.release()
 
     def add(self, wait: _Wait) -> None:
         """Registers a wait, which must then look at `closed` itself."""

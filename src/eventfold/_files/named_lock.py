@@ -1,6 +1,6 @@
-"""A lock with a file of its own, for what one process at a time may do: read under a consumer's name, save a snapshot.
+"""A lock for what one process at a time may do: read under a consumer's name, replace a snapshot.
 
-The file beside the one it is about is never renamed or deleted, unlike that one, which is replaced.
+It is the flock of a file of its own, or of the directory that the snapshots are in: never of a file that is replaced.
 
 Promise: the lock ends with its process, and with the object; a forked child does not keep it.
 """
@@ -24,9 +24,19 @@ class NamedLock:
 
     @classmethod
     def take(cls, path: Path) -> NamedLock | None:
-        """The lock; None where another holds it. Creates the file and its directory. Raises `OSError`."""
+        """The lock of a file; None where another holds it. Creates the file and its directory. Raises `OSError`."""
         operations.make_dir(path.parent)
-        fd = operations.open_file(path, os.O_RDWR | os.O_CREAT)
+        return cls._lock(path, os.O_RDWR | os.O_CREAT)
+
+    @classmethod
+    def take_directory(cls, path: Path) -> NamedLock | None:
+        """The lock of a directory, which is created if need be; None where another holds it. Raises `OSError`."""
+        operations.make_dir(path)
+        return cls._lock(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    @classmethod
+    def _lock(cls, path: Path, flags: int) -> NamedLock | None:
+        fd = operations.open_file(path, flags)
         try:
             if operations.lock(fd):
                 return cls(path, fd)

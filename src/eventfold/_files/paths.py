@@ -69,7 +69,7 @@ class Layout:
         return self.views_dir / f"{check_name('view', view)}.snapshot.json"
 
     def document_lock_path(self, document: Path) -> Path:
-        """The file whose lock says who reads under a consumer's name, or saves a view's snapshot."""
+        """The file whose lock says who reads under a consumer's name."""
         return document.with_name(f".{document.name}.lock")
 
     def consumer_path(self, consumer: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
@@ -13,6 +14,7 @@ from .._aio import in_thread, start_in_thread, uninterrupted
 from .._codec.lines import Lines
 from .._event import Head
 from . import operations
+from .named_lock import NamedLock
 from .paths import Layout
 from .segments import BLOCK_SIZE, LogSegments
 from .watcher import Directory, directory
@@ -27,6 +29,7 @@ class FileDocuments:
     """The documents beside a log in files: `views/NAME.snapshot.json` and `consumers/NAME.json`."""
 
     def __init__(self, layout: Layout) -> None:
+        self._layout = layout
         self._paths = {"view": layout.snapshot_path, "consumer": layout.consumer_path}
 
     def location(self, kind: str, name: str) -> Path:
@@ -44,6 +47,23 @@ class FileDocuments:
 
     async def delete(self, kind: str, name: str) -> None:
         await in_thread(self.location(kind, name).unlink, True)
+
+    async def lock(self, kind: str, name: str) -> NamedLock | None:
+        if kind == "view":
+            # All in one directory, for the moment of replacing one.
+            taking = start_in_thread(lambda: NamedLock.take_directory(self._layout.views_dir))
+        else:
+            path = self._layout.document_lock_path(self.location(kind, name))
+            taking = start_in_thread(lambda: NamedLock.take(path))
+        try:
+            return await uninterrupted(taking)
+        except asyncio.CancelledError:
+            # What the thread took belongs to nobody now.
+            if taking.exception() is None and (lock := taking.result()) is not None:
+                lock.release()
+            raise
+        finally:
+            del taking
 
     async def names(self, kind: str) -> list[str]:
         return await in_thread(_names, self._paths[kind]("x"))
