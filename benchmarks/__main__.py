@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from . import append, hold, import_time, memory, opening, refresh, replay, rotation, tail
+from . import append, decisions, hold, import_time, memory, opening, refresh, replay, rotation, tail
 from ._bench import Bench, Options, Tables, missing_packages
 from ._child import Contender, ContenderError
 from ._harness import Result, file_system, measure
@@ -21,6 +21,7 @@ from ._report import write_report
 
 BENCHMARKS: dict[str, Tables] = {
     "append": append.tables,
+    "decisions": decisions.tables,
     "replay": replay.tables,
     "open": opening.tables,
     "refresh": refresh.tables,
@@ -30,7 +31,7 @@ BENCHMARKS: dict[str, Tables] = {
     "hold": hold.tables,
     "import": import_time.tables,
 }
-PACKAGES = ("eventfold", "msgspec", "aiosqlite", "eventsourcing", "aiofiles", "uvloop")
+PACKAGES = ("eventfold", "msgspec", "aiosqlite", "eventsourcing", "aiofiles", "umadb", "uvloop")
 # Where a sync reaches no disk.
 MEMORY = {"tmpfs", "ramfs"}
 

@@ -15,7 +15,13 @@ from ._events import LINE_SIZE
 from ._harness import Figures, Table
 
 # What a contender's module needs besides eventfold's own dependencies.
-NEEDS = {"sqlite": "aiosqlite", "sqlite_shared": "aiosqlite", "eventsourcing": "eventsourcing", "jsonl": "aiofiles"}
+NEEDS = {
+    "sqlite": "aiosqlite",
+    "sqlite_shared": "aiosqlite",
+    "eventsourcing": "eventsourcing",
+    "jsonl": "aiofiles",
+    "umadb": "umadb",
+}
 
 
 @dataclass(frozen=True)

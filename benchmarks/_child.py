@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 # The built-in ones, by the module's name.
-BUILT_IN = ("raw", "eventfold", "sqlite", "sqlite_shared", "eventsourcing", "jsonl")
+BUILT_IN = ("raw", "eventfold", "sqlite", "sqlite_shared", "eventsourcing", "jsonl", "umadb")
 # Seconds for an answer.
 PATIENCE = 600.0
 

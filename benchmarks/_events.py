@@ -25,6 +25,12 @@ class PlainEvent(msgspec.Struct, omit_defaults=True):
     meta: Any = None
 
 
+class TaggedEvent(PlainEvent, omit_defaults=True):
+    """The same with tags."""
+
+    tags: tuple[str, ...] = ()
+
+
 def sample_fields(number: int) -> dict[str, Any]:
     """The fields of the event with this number; always the same ones."""
     return {
@@ -39,6 +45,11 @@ def sample_fields(number: int) -> dict[str, Any]:
         "id": f"event-{number:012}",
         "actor": f"user-{number % 100:02}",
     }
+
+
+def tagged_fields(number: int, tags: int | None = None) -> dict[str, Any]:
+    """The same with one tag: the event's own, or, where there are only so many `tags`, each of them in turn."""
+    return {**sample_fields(number), "tags": (f"entity:{number if tags is None else number % tags}",)}
 
 
 def plain_events(count: int, start: int = 0) -> list[PlainEvent]:

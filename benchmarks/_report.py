@@ -20,11 +20,13 @@ WHERE_WE_LOSE = "Where we lose:"
 COLOURS = {
     "eventfold": "#c2410c",
     "eventfold, View.rebuild": "#fb923c",
+    "eventfold, index": "#fb923c",
     "raw": "#52525b",
     "sqlite": "#1d4ed8",
     "sqlite_shared": "#93c5fd",
     "eventsourcing": "#15803d",
     "jsonl": "#a16207",
+    "umadb": "#0f766e",
 }
 OTHER = "#7e22ce"
 

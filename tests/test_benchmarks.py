@@ -26,7 +26,7 @@ from benchmarks._report import all_losses, replaced
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MISSING = [
     name
-    for name in ("aiofiles", "aiosqlite", "eventsourcing", "matplotlib", "uvloop")
+    for name in ("aiofiles", "aiosqlite", "eventsourcing", "matplotlib", "umadb", "uvloop")
     if importlib.util.find_spec(name) is None
 ]
 needs_extra = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (the extra benchmark)")

@@ -181,6 +181,28 @@ def test_of_many_writes_on_top_of_one_head_one_is_taken(server: Server) -> None:
     assert asyncio.run(race()) == [201] + [409] * 19
 
 
+async def test_a_request_that_is_sent_again_with_its_key_is_written_once(server: Server, example: str) -> None:
+    """All answers are those of the first, also after another write, and on top of a head that is no longer the last."""
+    if example != "fastapi":
+        pytest.skip("only the FastAPI example takes an Idempotency-Key")
+    body = {"text": "only once", "head": get(server.url)["head"]}
+
+    async def send(key: str) -> httpx.Response:
+        async with httpx.AsyncClient(verify=False) as client:
+            return await client.post(f"{server.url}/todos", json=body, headers={"Idempotency-Key": key})
+
+    together = await asyncio.gather(*(send("k1") for _ in range(5)))
+    post(server.url, "between")
+    later = await send("k1")
+    with_another_key = await send("k2")
+
+    assert sorted(answer.status_code for answer in together) == [200, 200, 200, 200, 201]
+    assert later.status_code == 200
+    assert {answer.text for answer in together} == {later.text}
+    assert get(server.url)["todos"].count("only once") == 1
+    assert with_another_key.status_code == 409
+
+
 async def test_a_stream_gives_what_is_appended_while_it_is_open(server: Server, example: str) -> None:
     """The event comes with the offset behind it."""
     head = get(server.url)["head"]["offset"]

@@ -11,13 +11,15 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import pytest
 
 from eventfold import (
     ConditionalAppendError,
+    CorruptLogError,
     Event,
     EventLog,
     EventReader,
@@ -26,8 +28,17 @@ from eventfold import (
     Record,
     SyncMode,
 )
-from eventfold._index import store
-from eventfold._index.index import MOST_PLACES, WRITTEN_AT_ONCE
+from eventfold._files.source import FileSource
+from eventfold._index import index, store
+from eventfold._index.index import MOST_PLACES
+
+WRITTEN_AT_ONCE = 5000
+
+
+@pytest.fixture(autouse=True)
+def _small_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a log of some thousand events is written to the file in several pieces."""
+    monkeypatch.setattr(index, "WRITTEN_AT_ONCE", WRITTEN_AT_ONCE)
 
 
 def tagged(n: int, *tags: str, type: str = "counted") -> Event:
@@ -67,17 +78,19 @@ async def test_reading_by_tags_does_not_read_the_rest_of_the_log(
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 5000)
         await numbers(log, tag("own:0"))
-        begun: list[int] = []
-        read_from = EventReader.read_from
+        read: list[int] = []
+        lines_at = FileSource.lines_at
 
-        def counted(reader: EventReader, offset: int = 0, **options: object) -> object:
-            begun.append(offset)
-            return read_from(reader, offset, **options)  # type: ignore[arg-type]
+        async def noted(source: FileSource, offsets: Sequence[int]) -> object:
+            read.extend(offsets)
+            return await lines_at(source, offsets)
 
-        monkeypatch.setattr(EventReader, "read_from", counted)
-        [record] = [record async for record in log.read_from(query=tag("own:4321"))]
+        with monkeypatch.context() as patch:
+            patch.setattr(FileSource, "lines_at", noted)
+            patch.setattr(FileSource, "blocks", None)
+            [record] = [record async for record in log.read_from(query=tag("own:4321"))]
 
-        assert begun == [record.start_offset]
+        assert read == [record.start_offset]
 
 
 @pytest.mark.parametrize("offset", ["start", "end"])
@@ -92,6 +105,42 @@ async def test_reading_by_tags_begins_and_ends_where_it_is_told_to(data_dir: Pat
         assert found == [1, 2, 3]
         before = [record.event.data["n"] async for record in log.read_back(results[2].end_offset, query=tag("a"))]
         assert before == [2, 1, 0]
+
+
+@pytest.mark.parametrize("archived", [False, True])
+async def test_every_range_gives_what_it_gives_without_the_index(data_dir: Path, archived: bool) -> None:
+    """Batches that begin or end outside the range, lines longer than what is read at once, and all offsets."""
+    async with EventLog.open(data_dir, index=True) as log:
+        results = [await log.append(tagged(0, "a"))]
+        results += await log.append_many([tagged(n, "a" if n % 2 else "b") for n in range(1, 5)])
+        results += [await log.append(Event("long", {"n": 5, "text": "x" * 50_000}, tags=("a",)))]
+        results += await log.append_many([tagged(6, "a"), tagged(7, "a")])
+        if archived:
+            await log.rotate()
+        offsets = [0, *(result.end_offset for result in results)]
+        reader = EventReader(data_dir)
+        for start, end in combinations_with_replacement(offsets, 2):
+            with_index = [record async for record in log.read_from(start, query=tag("a"), until=end)]
+            assert with_index == [record async for record in reader.read_from(start, query=tag("a"), until=end)]
+        for end in offsets:
+            with_index = [record async for record in log.read_back(end, query=tag("a"))]
+            assert with_index == [record async for record in reader.read_back(end, query=tag("a"))]
+
+
+async def test_what_stands_before_damage_is_given_first(tmp_path: Path) -> None:
+    async with EventLog.open(tmp_path, index=True) as log:
+        results = [await log.append(tagged(n, "a")) for n in range(5)]
+        assert len(await numbers(log, tag("a"))) == 5
+        with open(tmp_path / "app.jsonl", "r+b") as file:
+            file.seek(results[3].start_offset)
+            file.write(b"!")
+        found = []
+        with pytest.raises(CorruptLogError) as caught:
+            async for record in log.read_from(query=tag("a")):
+                found.append(record.event.data["n"])
+
+    assert found == [0, 1, 2]
+    assert caught.value.offset == results[3].start_offset
 
 
 async def test_an_offset_inside_a_line_is_refused_as_without_the_index(data_dir: Path) -> None:

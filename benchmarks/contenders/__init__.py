@@ -14,6 +14,16 @@ around the work alone: opening and closing count only where it says so. `dir` is
   events. `{"seconds"}`
 - `{"do": "write", "dir", "events", "distinct"}`: `dir` is empty. Leaves there the sample events 0 to `events` - 1, in
   any way; from the one numbered `distinct` on (null: never) they begin again from 0. `{}`
+- `{"do": "append_tagged", "dir", "tasks", "count", "start", "conditional", "index"}`: appends the tagged events from
+  number `start` on, each with a tag of its own, durably and one at a time, from each of `tasks` tasks `count` of them;
+  where `conditional`, each only if no event in the whole log has its tag. `index`: true or false where there is a
+  choice, else null. `dir` is empty, or has what `write_tagged` left. `{"seconds"}`
+- `{"do": "write_tagged", "dir", "events", "tags"}`: `dir` is empty. Leaves there the tagged events 0 to `events` - 1,
+  with only so many tags in turn. `{}`
+- `{"do": "index", "dir"}`: makes the index of what `write_tagged` left anew. `{"seconds"}`
+- `{"do": "read_tagged", "dir", "tags", "index"}`: opens what `write_tagged` left, then reads the events of each of the
+  numbers in `tags`. `{"open", "p50", "events"}`: the time until the first of them have been read, from the opening on;
+  the median time of those that follow; how many events there are of each tag.
 - `{"do": "replay", "dir", "views", "types"}`: folds what `write` left into `views` states, each with the count of the
   events and the sum of `data.amount`; of the events of the given types only, where `types` isn't null. Opening counts.
   `{"seconds", "events", "amount"}`, the latter two of one state.
@@ -42,5 +52,6 @@ around the work alone: opening and closing count only where it says so. `dir` is
 Sample event number n has, as JSON with these keys in this order, `type` (order_placed, order_paid, order_sent,
 order_closed in turn), `data` with `order` (n // 4), `customer` ("customer-" and n % 977, four digits), `amount`
 (n % 9973) and `note` ("please leave it at the back door"), `ts` (1700000000 + n // 10), `id` ("event-" and n, twelve
-digits) and `actor` ("user-" and n % 100, two digits).
+digits) and `actor` ("user-" and n % 100, two digits). A tagged event has `tags` too, with one tag: "entity:" and n, or
+n % `tags`.
 """

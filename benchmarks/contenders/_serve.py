@@ -72,6 +72,19 @@ async def time_conditional(attempt: Callable[[], Awaitable[bool]], tasks: int, c
     return {"seconds": perf_counter() - begun}
 
 
+async def reading_times(begun: float, events_of: Callable[[str], Awaitable[int]], tags: Sequence[int]) -> Answer:
+    """The answer to `read_tagged`: has the events of each tag read and counted, the first of them since `begun`."""
+    first, *others = tags
+    events, times = await events_of(f"entity:{first}"), []
+    opened = perf_counter() - begun
+    for tag in others:
+        begun = perf_counter()
+        if await events_of(f"entity:{tag}") != events:
+            raise AssertionError(f"entity:{tag} has not as many events as entity:{first}")
+        times.append(perf_counter() - begun)
+    return {"open": opened, "p50": percentiles(times)["p50"] if times else 0.0, "events": events}
+
+
 def percentiles(times: Sequence[float]) -> Answer:
     """The median, the 99th percentile and the greatest."""
     ordered = sorted(times)

@@ -18,7 +18,7 @@ from benchmarks._probe import growth
 from eventfold import Catalog, ConditionalAppendError, Event, EventLog, EventReader, EventWriter, SyncMode, View
 from eventfold._files import operations
 
-from . import _eventfold_hold, _eventfold_tails
+from . import _eventfold_decisions, _eventfold_hold, _eventfold_tails
 from ._eventfold_states import large_log, sample_events
 from ._serve import Answer, percentiles, serve, time_appends, time_conditional
 from .raw import write_lines
@@ -187,6 +187,20 @@ class Eventfold:
             with growth() as peak:
                 await log.rotate()
         return {"bytes": peak()}
+
+    async def append_tagged(
+        self, dir: str, tasks: int, count: int, start: int, conditional: bool, index: bool | None
+    ) -> Answer:
+        return await _eventfold_decisions.append(dir, tasks, count, start, conditional, bool(index))
+
+    async def write_tagged(self, dir: str, events: int, tags: int) -> Answer:
+        return _eventfold_decisions.write(dir, events, tags)
+
+    async def index(self, dir: str) -> Answer:
+        return await _eventfold_decisions.build(dir)
+
+    async def read_tagged(self, dir: str, tags: list[int], index: bool | None) -> Answer:
+        return await _eventfold_decisions.read(dir, tags, bool(index))
 
     async def hold(self, dir: str, what: str, seconds: float) -> Answer:
         return await _eventfold_hold.hold(dir, what, seconds)

@@ -1,4 +1,5 @@
-"""A to-do list behind FastAPI: optimistic concurrency, read your own writes, server-sent events that resume exactly.
+"""A to-do list behind FastAPI: optimistic concurrency, a POST that may be sent again, read your own writes, and
+server-sent events that resume exactly.
 
     EVENTFOLD_DATA=todo-data uvicorn --app-dir docs/examples fastapi_app:app
 
@@ -13,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
@@ -32,7 +33,7 @@ def reduce_todos(state: list[str], event: Event) -> list[str]:
 async def open_log() -> tuple[EventLog, bool]:
     """The log, and whether this process writes it: only one can, the others read."""
     try:
-        log = await EventLog.open(DATA, views=[View("todos", reduce_todos, list)])
+        log = await EventLog.open(DATA, views=[View("todos", reduce_todos, list)], index=True, unique_ids=True)
     except LogLockedError:
         return await EventLog.open(DATA, views=[View("todos", reduce_todos, list)], read_only=True), False
     WRITER.write_text(str(os.getpid()))
@@ -82,8 +83,14 @@ class Todos(BaseModel):
 
 
 @app.post("/todos", status_code=201)
-async def add_todo(new: NewTodo, log: WritableLog) -> Head:
-    event = Event("todo_added", {"text": new.text})
+async def add_todo(
+    new: NewTodo,
+    log: WritableLog,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(min_length=1)] = None,
+) -> Head:
+    """Adds the text; a request that is sent again with the same `Idempotency-Key` gets the first one's answer."""
+    event = Event("todo_added", {"text": new.text}, id=idempotency_key)
     try:
         if new.head is None:
             result = await log.append(event)
@@ -92,6 +99,8 @@ async def add_todo(new: NewTodo, log: WritableLog) -> Head:
     except ConditionalAppendError as error:
         head = Head(offset=log.head.offset, hash=log.head.line_hash)
         raise HTTPException(409, {"message": str(error), "head": head.model_dump()}) from error
+    if result.duplicate:
+        response.status_code = 200
     return Head(offset=result.end_offset, hash=result.line_hash)
 
 

@@ -137,6 +137,17 @@ class Source(Protocol):
         """Lets go of connections; idempotent."""
 
 
+@runtime_checkable
+class SourceOfLines(Protocol):
+    """A source that can read single lines, wherever they are, faster than by reading on from each of them."""
+
+    async def lines_at(self, offsets: Sequence[int]) -> list[Lines]:
+        """For each offset, in any order, the line that begins there, alone.
+
+        Raises `ValueError` where no line begins, and `CorruptLogError` at damage.
+        """
+
+
 class Commit(NamedTuple):
     """What became of the appends that were committed together.
 

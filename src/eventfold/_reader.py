@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from ._catalog import Typing
 from ._codec.backwards import BackwardsDecoder
 from ._codec.decode import Decoder, Slice
 from ._codec.lines import Lines
-from ._engine import Documents, Source, paths_of
+from ._engine import Documents, Source, SourceOfLines, paths_of
 from ._errors import CorruptLogError, LogClosedError
 from ._event import Head, Record
 from ._query import Query, query_of
@@ -32,6 +32,8 @@ from ._waiters import Scope
 # Seconds for which reading holds the event loop at most, before it lets others run.
 _HOLD = 0.002
 _RECORDS_PER_LOOK_AT_THE_CLOCK = 32
+# Single lines that are read in one trip to a thread.
+_LINES_AT_ONCE = 16
 
 
 class WaitResult(msgspec.Struct, frozen=True):
@@ -208,6 +210,28 @@ class EventReader:
                     await asyncio.sleep(0)
                     since = perf_counter()
 
+    async def events_at(self, offsets: Sequence[int], query: Query | None = None) -> AsyncIterator[list[Record]]:
+        """For each offset, where a line before the head must begin, its events, as far as a query matches them.
+
+        Raises `ValueError` where no line begins, and `CorruptLogError` at damage.
+        """
+        source = self._source
+        if not isinstance(source, SourceOfLines):
+            for offset in offsets:
+                async with aclosing(self.read_from(offset, query=query)) as records:  # type: ignore[type-var]
+                    found = []
+                    async for record in records:
+                        if record.start_offset != offset:
+                            break
+                        found.append(record)
+                yield found
+            return
+        for start in range(0, len(offsets), _LINES_AT_ONCE):
+            async for lines in _lines_at(source, offsets[start : start + _LINES_AT_ONCE]):
+                # One that gives a line of a batch without the others.
+                decoder = BackwardsDecoder(query) if self._typing is None else self._typing.backwards_decoder(query)
+                yield list(decoder.feed(lines))[::-1]
+
     async def check_range(self, offset: int, until: int | None) -> None:
         """Raises the `ValueError` that `read_from` raises for these offsets."""
         end = await self._end(offset)
@@ -371,6 +395,19 @@ class EventReader:
 def _check_not_negative(offset: int) -> None:
     if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
         raise ValueError(f"an offset must be an integer of 0 or more, not {offset!r}")
+
+
+async def _lines_at(source: SourceOfLines, offsets: Sequence[int]) -> AsyncIterator[Lines]:
+    try:
+        found = await source.lines_at(offsets)
+    except (CorruptLogError, ValueError):
+        # Those before the damage are to be given first.
+        for offset in offsets:
+            [lines] = await source.lines_at([offset])
+            yield lines
+        return
+    for lines in found:
+        yield lines
 
 
 def _check_offset(offset: int, head: Head) -> None:

@@ -29,6 +29,8 @@ from .frames import (
     walk,
 )
 
+_RECENT_FRAMES = 4
+
 
 class Archive:
     """An archive opened for reading, up to `size` bytes of it. Close it.
@@ -40,6 +42,9 @@ class Archive:
 
     # What walking an archive without a last record has found, since readers would do it again and again.
     _walked: ClassVar[dict[tuple[int, int, int, int], tuple[Span | None, CorruptLogError | None]]] = {}
+
+    # The frames whose lines `line_at` read last, in that order; for all readers of the process.
+    _recent: ClassVar[dict[tuple[object, ...], Lines]] = {}
 
     def __init__(self, path: Path, fd: int, size: int) -> None:
         self.path = path
@@ -117,6 +122,22 @@ class Archive:
                     return lines.data[lines.data.rfind(b"\n", 0, end - 1) + 1 : end - 1]
         raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
 
+    def line_at(self, offset: int) -> Lines:
+        """The line that begins at `offset` (bytes in the whole log), alone; `ValueError` if none does.
+
+        It decompresses one frame of ours, or none that was read in this way lately.
+        """
+        for span in self._spans_from(offset):
+            if span.end_offset <= offset:
+                continue
+            for lines in self._kept(span):
+                start = offset - lines.start_offset
+                if start < len(lines.data):
+                    if start and lines.data[start - 1 : start] != b"\n":
+                        raise ValueError(f"offset {offset} is not where a line begins")
+                    return lines.part(start, lines.data.index(b"\n", start) + 1)
+        raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
+
     def block_before(self, offset: int) -> Lines:
         """The lines that end at `offset` (bytes in the whole log, more than 0), back to where their frames begin.
 
@@ -176,6 +197,20 @@ class Archive:
                 self._walked.pop(next(iter(self._walked)), None)
             self._walked[key] = last, damage
         return self._walked[key]
+
+    def _kept(self, span: Span) -> Iterator[Lines]:
+        """The same as `_span_lines`; the last few frames of ours are kept, and not read again."""
+        key = (self.path, *span)
+        kept = self._recent.pop(key, None)
+        if kept is None:
+            if span.lines_hash is None or span.end_offset - span.first_offset > 2 * FRAME_SIZE:
+                yield from self._span_lines(span)
+                return
+            [kept] = self._span_lines(span)
+        self._recent[key] = kept
+        while len(self._recent) > _RECENT_FRAMES:
+            self._recent.pop(next(iter(self._recent)), None)
+        yield kept
 
     def _span_lines(self, span: Span) -> Iterator[Lines]:
         """A span's lines, verified before the first is given."""

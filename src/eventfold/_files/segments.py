@@ -25,6 +25,8 @@ from .paths import Layout, NextFile
 # One read from the active log: long enough to make the trip to a thread cheap.
 BLOCK_SIZE = 8 * 1024 * 1024
 _STEP_BACK = 4096
+# The first read of a single line.
+_LINE_SIZE = 4096
 # One such read from the end of the active log towards its beginning.
 _BLOCK_BACK = 64 * 1024
 
@@ -228,6 +230,29 @@ class LogSegments:
         if self.fd is None or os.pread(self.fd, 1, end - 1) != b"\n":
             raise ValueError(f"offset {offset} is not where a line begins")
         return line_before(self.fd, end)[1]
+
+    def line_at(self, offset: int) -> Lines:
+        """The line that begins at `offset` (bytes in the whole log), alone.
+
+        Raises `ValueError` where no line begins there, `CorruptLogError` where it is damaged or not there.
+        """
+        if self.archive is not None and (offset < self.base or self.damage is not None):
+            return self.archive.line_at(offset)
+        if self.damage is not None:
+            raise self.damage
+        path, start = self._layout.log_path, offset - self.base
+        if self.fd is None or start < 0:
+            raise CorruptLogError(path, offset, "the file is gone, and the log went on behind this")
+        if start and os.pread(self.fd, 1, start - 1) != b"\n":
+            raise ValueError(f"offset {offset} is not where a line begins")
+        size = _LINE_SIZE
+        while True:
+            data = os.pread(self.fd, size, start)
+            if end := data.find(b"\n") + 1:
+                return Lines(path, offset, data[:end])
+            if len(data) < size:
+                raise CorruptLogError(path, offset, "the file ends in the line that begins here")
+            size *= 4
 
     def block_before(self, offset: int) -> Lines:
         """The whole lines that end at `offset` (bytes in the whole log, more than 0): some, or one that is longer.

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from pathlib import Path
 from time import monotonic
 
@@ -100,6 +100,9 @@ class FileSource:
     async def block_before(self, offset: int) -> Lines:
         return await in_thread(_block_before, self.layout, offset)
 
+    async def lines_at(self, offsets: Sequence[int]) -> list[Lines]:
+        return await in_thread(_lines_at, self.layout, offsets)
+
     async def line_hash_before(self, offset: int) -> str:
         return await in_thread(_line_hash_before, self.layout, offset)
 
@@ -134,6 +137,11 @@ def _base(layout: Layout) -> int:
 def _block_before(layout: Layout, offset: int) -> Lines:
     with LogSegments(layout) as parts:
         return parts.block_before(offset)
+
+
+def _lines_at(layout: Layout, offsets: Sequence[int]) -> list[Lines]:
+    with LogSegments(layout) as parts:
+        return [parts.line_at(offset) for offset in offsets]
 
 
 def _line_hash_before(layout: Layout, offset: int) -> str:

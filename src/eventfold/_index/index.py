@@ -34,7 +34,7 @@ logger = logging.getLogger("eventfold")
 T = TypeVar("T")
 
 # Pairs of a key and an offset that are kept in memory before they are written.
-WRITTEN_AT_ONCE = 5000
+WRITTEN_AT_ONCE = 50_000
 # Bytes of the log that are still read when it is closed, so that the next who opens it need not.
 READ_AT_CLOSING = 16 * 2**20
 # Seconds between two looks at what is new while nobody asks.
@@ -217,10 +217,10 @@ class Index:
 
     async def first_match(self, query: Query, places: Iterable[int]) -> int | None:
         """The first of these places at which an event stands that the query matches."""
-        for offset in places:
-            record = await self.record_at(offset)
-            if record is not None and query.matches(record.event):
-                return offset
+        async with aclosing(self._reader.events_at(list(places), query)) as found:  # type: ignore[type-var]
+            async for records in found:
+                for record in records:
+                    return record.start_offset
         return None
 
     async def results_of(self, ids: Iterable[str]) -> tuple[int, dict[str, AppendResult]]:
@@ -253,9 +253,9 @@ class Index:
 
     async def record_at(self, offset: int) -> Record | None:
         """The event whose line begins at an offset."""
-        async with aclosing(self._reader.read_from(offset)) as records:  # type: ignore[type-var]
-            async for record in records:
-                return record
+        async with aclosing(self._reader.events_at([offset])) as found:  # type: ignore[type-var]
+            async for records in found:
+                return records[0] if records else None
         return None
 
     async def _find(self, wanted: Sequence[tuple[int, int]]) -> tuple[int, list[Found]] | None:

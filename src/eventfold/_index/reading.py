@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
+from .._codec.decode import batch_of
 from .._event import Record
 from .._query import Query
 from .._reader import EventReader
@@ -21,12 +22,11 @@ async def read_from(
             yield record
         return
     await reader.check_range(offset, until)
-    end = known if until is None else min(until, known)
-    for place in places:
-        if place < end:
-            for record in await events_at(reader, query, place):
-                if record.end_offset <= end:
-                    yield record
+    end = known if until is None or until >= known else await _before_open_batch(reader, until)
+    async with aclosing(reader.events_at([place for place in places if place < end], query)) as found:  # type: ignore[type-var]
+        async for records in found:
+            for record in records:
+                yield record
 
 
 async def read_back(index: Index, reader: EventReader, query: Query, offset: int | None) -> AsyncIterator[Record]:
@@ -39,19 +39,24 @@ async def read_back(index: Index, reader: EventReader, query: Query, offset: int
     if offset is not None:
         await reader.check_range(offset, None)
         end = min(offset, end)
-    for place in reversed(places):
-        if place < end:
-            for record in reversed(await events_at(reader, query, place)):
+    async with aclosing(reader.events_at([place for place in places[::-1] if place < end], query)) as found:  # type: ignore[type-var]
+        async for records in found:
+            for record in reversed(records):
                 yield record
 
 
-async def events_at(reader: EventReader, query: Query, offset: int) -> list[Record]:
-    """The events of the line that begins at an offset, as far as the query matches them."""
-    found: list[Record] = []
-    async with aclosing(reader.read_from(offset)) as records:  # type: ignore[type-var]
+async def _before_open_batch(reader: EventReader, end: int) -> int:
+    """Where the batch begins of which some lines, but not the last one, stand before `end`; else `end` itself."""
+    left = None
+    async with aclosing(reader.read_back(end)) as records:  # type: ignore[type-var]
         async for record in records:
-            if record.start_offset != offset:
+            if left is None:
+                index, size = batch_of(record._line) or (1, 1)
+                if index == size:
+                    return end
+                left = index
+            left -= record.start_offset < end
+            end = record.start_offset
+            if not left:
                 break
-            if query.matches(record.event):
-                found.append(record)
-    return found
+    return end

@@ -1,0 +1,70 @@
+"""What eventfold does with tagged events: conditional appends, and reading those of one tag."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import perf_counter
+
+import msgspec
+
+from benchmarks._events import TaggedEvent, blocks, tagged_fields
+from eventfold import Event, EventLog, Query
+
+from ._serve import Answer, Appender, reading_times, time_appends
+
+
+class Conditional:
+    """Appends an event only if the whole log has none with its tags."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+
+    async def append(self, event: Event) -> None:
+        await self._log.append_unless([event], Query(tags=event.tags))
+
+    async def append_many(self, events: Sequence[Event]) -> None:
+        raise NotImplementedError
+
+
+async def append(dir: str, tasks: int, count: int, start: int, conditional: bool, index: bool) -> Answer:
+    events = [Event(**tagged_fields(number)) for number in range(start, start + tasks * count)]
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Appender]:
+        async with EventLog.open(dir, index=index) as log:
+            yield Conditional(log) if conditional else log
+
+    return await time_appends(opened(), events, tasks, 1)
+
+
+def write(dir: str, events: int, tags: int) -> Answer:
+    """Written without eventfold, in the form of single appends."""
+    encode = msgspec.json.Encoder().encode
+    with open(Path(dir, "app.jsonl"), "wb") as file:
+        for start, count in blocks(events):
+            file.writelines(
+                encode(TaggedEvent(**tagged_fields(number, tags))) + b"\n" for number in range(start, start + count)
+            )
+    return {}
+
+
+async def build(dir: str) -> Answer:
+    """Opening without the file that an earlier opening made, and closing, by when the new one is complete."""
+    Path(dir, "index.sqlite").unlink(missing_ok=True)
+    begun = perf_counter()
+    async with EventLog.open(dir, index=True) as log:
+        async for _ in log.read_from(query=Query(tags={"entity:0"})):
+            pass
+    return {"seconds": perf_counter() - begun}
+
+
+async def read(dir: str, tags: list[int], index: bool) -> Answer:
+    begun = perf_counter()
+    async with EventLog.open(dir, index=index) as log:
+
+        async def events_of(tag: str) -> int:
+            return len([record async for record in log.read_from(query=Query(tags={tag}))])
+
+        return await reading_times(begun, events_of, tags)
