@@ -14,6 +14,7 @@ from tests.support import Seam, event, numbers, records
 
 from eventfold import (
     ConditionalAppendError,
+    Event,
     EventLog,
     EventReader,
     LockMode,
@@ -21,6 +22,7 @@ from eventfold import (
     SyncMode,
     View,
     WriterFailedError,
+    snapshot,
 )
 from eventfold._files import operations, shared, turn
 
@@ -327,3 +329,26 @@ async def test_a_log_that_was_closed_is_not_locked_by_a_child_that_was_being_sta
     finally:
         for fd in children:
             os.close(fd)
+
+
+async def test_the_snapshot_of_a_view_is_not_replaced_by_an_older_one(data_dir: Path) -> None:
+    def count(state: int, event: Event) -> int:
+        return state + 1
+
+    def view() -> View[int]:
+        return View("count", count, 0)
+
+    one = await EventLog.open(data_dir, lock=SHARED, views=[view()])
+    other = await EventLog.open(data_dir, lock=SHARED, views=[view()])
+    for n in range(2):  # the second one is not saved by the refresh
+        await one.append(event(n))
+        await one.refresh_all()
+    await other.append(event(2))
+    await other.refresh_all()
+    newest = other.views["count"].offset
+    assert one.views["count"].offset < newest
+    await other.aclose()
+    await one.aclose()
+    saved = await snapshot.load(data_dir / "views" / "count.snapshot.json")
+    assert saved is not None
+    assert (saved.position, saved.state) == (newest, 3)

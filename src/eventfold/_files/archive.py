@@ -8,6 +8,7 @@ after everything before it has been given.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -45,6 +46,7 @@ class Archive:
 
     # The frames whose lines `line_at` read last, in that order; for all readers of the process.
     _recent: ClassVar[dict[tuple[object, ...], Lines]] = {}
+    _recent_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, path: Path, fd: int, size: int) -> None:
         self.path = path
@@ -201,15 +203,17 @@ class Archive:
     def _kept(self, span: Span) -> Iterator[Lines]:
         """The same as `_span_lines`; the last few frames of ours are kept, and not read again."""
         key = (self.path, *span)
-        kept = self._recent.pop(key, None)
+        with self._recent_lock:
+            kept = self._recent.pop(key, None)
         if kept is None:
             if span.lines_hash is None or span.end_offset - span.first_offset > 2 * FRAME_SIZE:
                 yield from self._span_lines(span)
                 return
             [kept] = self._span_lines(span)
-        self._recent[key] = kept
-        while len(self._recent) > _RECENT_FRAMES:
-            self._recent.pop(next(iter(self._recent)), None)
+        with self._recent_lock:
+            self._recent[key] = kept
+            while len(self._recent) > _RECENT_FRAMES:
+                del self._recent[next(iter(self._recent))]
         yield kept
 
     def _span_lines(self, span: Span) -> Iterator[Lines]:
@@ -254,3 +258,11 @@ class Archive:
             raise DamagedError("the frames do not hold the lines that their commit record speaks of")
         if not tally.whole:
             raise DamagedError("the frames end inside a line")
+
+
+def _after_fork() -> None:
+    Archive._recent_lock = threading.Lock()
+
+
+# In a forked child, whoever held it in the parent will never release it.
+os.register_at_fork(after_in_child=_after_fork)
