@@ -437,3 +437,112 @@ def test_importing_eventfold_imports_nothing_of_the_command_line() -> None:
     script = "import eventfold, sys; print([m for m in ('typer', 'rich', 'click') if m in sys.modules])"
 
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+# Folding
+
+APPLICATION = """
+from eventfold import View
+
+def count(state, event):
+    return state + 1
+
+def by_type(state, event):
+    state[event.type] = state.get(event.type, 0) + 1
+    return state
+
+counted = View("count", count, 0)
+wrong = View("count", lambda state, event: state + 2, 0)
+number = 5
+"""
+
+
+@pytest.fixture
+def application(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module `app`, in the current directory of the command."""
+    (tmp_path / "app.py").write_text(APPLICATION)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("application")
+def test_a_state_is_folded_with_a_view_or_a_reducer_at_an_offset_or_a_time(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    rows = lines(tmp_path / "data")
+    third = sum(len(row) + 1 for row in rows[:3])
+
+    assert run("state", tmp_path / "data", "--reducer", "app:counted").stdout == "20\n"
+    assert run("state", tmp_path / "data", "--reducer", "app:counted", "--at", third).stdout == "3\n"
+    assert run("state", tmp_path / "data", "--reducer", "app:counted", "--at-time", 1005).stdout == "5\n"
+    folded = run("state", tmp_path / "data", "--reducer", "app:by_type", "--initial", "{}").stdout
+    assert json.loads(folded) == {"even": 10, "odd": 10}
+
+
+@pytest.mark.usefixtures("application")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--reducer", "app"], "MODULE:NAME"),
+        (["--reducer", "nowhere:view"], "nowhere"),
+        (["--reducer", "app:missing"], "missing"),
+        (["--reducer", "app:number"], "neither a View nor a reducer"),
+        (["--reducer", "app:by_type"], "--initial"),
+        (["--reducer", "app:by_type", "--initial", "{"], "--initial is not JSON"),
+        (["--reducer", "app:counted", "--at", "first"], "whole number"),
+        (["--reducer", "app:counted", "--at", "7"], "not where a line begins"),
+        (["--reducer", "app:counted", "--at", "0", "--at-time", "0"], "both"),
+        (["--at", "0"], "--reducer"),
+    ],
+)
+def test_what_can_not_be_folded_is_refused_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    make(tmp_path / "data")
+    error = run("state", tmp_path / "data", *arguments, status=1).stderr
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("application")
+def test_two_moments_of_a_view_are_compared(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    end = sum(len(row) + 1 for row in lines(tmp_path / "data"))
+
+    found = run("diff", tmp_path / "data", 0, end, "--reducer", "app:counted", status=1).stdout
+    assert (json.loads(found)["before"], json.loads(found)["after"]) == (0, 20)
+    assert "20" in json.loads(found)["differs"]
+    assert json.loads(run("diff", tmp_path / "data", 0, 0, "--reducer", "app:counted").stdout)["differs"] is None
+
+
+@pytest.mark.usefixtures("application")
+def test_verify_compares_a_snapshot_with_a_replay(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+
+    assert "no problem" in run("verify", tmp_path / "data", "--reducer", "app:counted").stdout
+    wrong = run("verify", tmp_path / "data", "--reducer", "app:wrong", status=1).stdout
+    assert "a replay gives another state" in wrong
+
+
+@pytest.mark.usefixtures("application")
+def test_a_snapshot_is_made_anew(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    (tmp_path / "data" / "views" / "count.snapshot.json").unlink()
+
+    run("rebuild", tmp_path / "data", "--reducer", "app:counted")
+    assert run("state", tmp_path / "data", "count").stdout == "20\n"
+
+
+def test_an_event_is_appended_unless_another_has_its_tags(tmp_path: Path) -> None:
+    for status in (0, 1):
+        arguments = ("append", tmp_path, "taken", "{}", "--tag", "seat:1", "--unless-tag", "seat:1")
+        done = run(*arguments, status=status)
+    assert "offset 0" in done.stderr
+    assert len(lines(tmp_path)) == 1
+
+
+def test_a_log_is_copied_with_its_snapshots_and_consumers(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+
+    run("copy", tmp_path / "data", tmp_path / "copy")
+    assert lines(tmp_path / "copy") == lines(tmp_path / "data")
+    assert run("state", tmp_path / "copy", "count").stdout == "20\n"
+    assert "mailer" in run("consumers", "list", tmp_path / "copy").stdout
+    assert "there is no log" in run("copy", tmp_path / "nowhere", tmp_path / "other", status=1).stderr
+    assert not (tmp_path / "other").exists()

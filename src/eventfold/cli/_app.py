@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import _reading, _writing
+from . import _folding, _reading, _writing
 from ._output import Format
 from ._run import run
 from ._select import selection
@@ -33,6 +33,13 @@ Since = Annotated[str | None, typer.Option("--since", help="Only events from thi
 Until = Annotated[str | None, typer.Option("--until-time", help="Only events before this time.")]
 Formats = Annotated[Format | None, typer.Option("--format", help="By default table on a terminal, jsonl in a pipe.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Reducer = Annotated[
+    str,
+    typer.Option("--reducer", metavar="MODULE:NAME", help="A View, or a reducer with --initial.", show_default=False),
+]
+Initial = Annotated[
+    str | None, typer.Option("--initial", metavar="JSON", help="The state before the first event, for a reducer.")
+]
 
 
 @app.command()
@@ -94,6 +101,9 @@ def append(
     if_head: Annotated[
         str | None, typer.Option("--if-head", metavar="OFFSET:HASH", help="Only if the head is still this one.")
     ] = None,
+    unless_tag: Annotated[
+        list[str] | None, typer.Option("--unless-tag", help="Only if no event has all of these tags.")
+    ] = None,
 ) -> None:
     """Append an event, or events from standard input. Example: eventfold append data paid '{"amount": 3}'
 
@@ -104,9 +114,9 @@ def append(
     async def command() -> None:
         if type is not None:
             event = _writing.given_event(type, data, ts, id, actor, meta, tag or [])
-            await _writing.append_one(log, event, if_head)
-        elif if_head is not None:
-            raise ValueError("--if-head is for one event: name its TYPE and DATA")
+            await _writing.append_one(log, event, if_head, unless_tag)
+        elif if_head is not None or unless_tag is not None:
+            raise ValueError("--if-head and --unless-tag are for one event: name its TYPE and DATA")
         else:
             await _writing.append_lines(log)
 
@@ -114,9 +124,20 @@ def append(
 
 
 @app.command()
-def verify(log: Log, json: Json = False) -> None:
+def verify(
+    log: Log,
+    json: Json = False,
+    reducer: Annotated[
+        list[str] | None,
+        typer.Option("--reducer", metavar="MODULE:VIEW", help="Compare the snapshot of this View with a replay."),
+    ] = None,
+) -> None:
     """Read everything and tell what is wrong; exit status 1 if anything is. Example: eventfold verify data"""
-    run(_reading.verify(log, json))
+
+    async def command() -> int:
+        return await _reading.verify(log, json, _folding.views_of(reducer or ()))
+
+    run(command())
 
 
 @app.command()
@@ -126,9 +147,69 @@ def rotate(log: Log) -> None:
 
 
 @app.command()
-def state(log: Log, view: Annotated[str, typer.Argument(help="The view's name.")]) -> None:
-    """Print the stored state of a view as JSON. Example: eventfold state data todos"""
-    run(_reading.state(log, view))
+def state(
+    log: Log,
+    view: Annotated[str | None, typer.Argument(help="The view's name, for its stored state.")] = None,
+    reducer: Annotated[
+        str | None,
+        typer.Option("--reducer", metavar="MODULE:NAME", help="Fold anew with this View, or reducer with --initial."),
+    ] = None,
+    initial: Initial = None,
+    at: Annotated[str | None, typer.Option("--at", metavar="OFFSET", help="Fold up to this offset.")] = None,
+    at_time: Annotated[str | None, typer.Option("--at-time", help="Fold what came before this time.")] = None,
+) -> None:
+    """Print a view's state as JSON: stored, or folded. Example: eventfold state data --reducer app:todos --at 1200"""
+
+    async def command() -> None:
+        if reducer is not None:
+            await _folding.state(log, _folding.load_view(reducer, view, initial), at, at_time)
+        elif view is None or at is not None or at_time is not None:
+            raise ValueError("name the VIEW whose stored state is wanted, or give the --reducer to fold with")
+        else:
+            await _reading.state(log, view)
+
+    run(command())
+
+
+@app.command()
+def diff(
+    log: Log,
+    before: Annotated[str, typer.Argument(help="An offset.")],
+    after: Annotated[str, typer.Argument(help="Another offset.")],
+    reducer: Reducer,
+    initial: Initial = None,
+) -> None:
+    """Compare a view's states at two offsets; exit status 1 if they differ.
+
+    Example: eventfold diff data 0 900 --reducer app:todos
+    """
+
+    async def command() -> int:
+        return await _folding.diff(log, _folding.load_view(reducer, None, initial), before, after)
+
+    run(command())
+
+
+@app.command()
+def rebuild(log: Log, reducer: Reducer) -> None:
+    """Make a view's snapshot anew; no other process may be writing.
+
+    Example: eventfold rebuild data --reducer app:todos
+    """
+
+    async def command() -> None:
+        await _folding.rebuild(log, _folding.load_view(reducer))
+
+    run(command())
+
+
+@app.command()
+def copy(log: Log, target: Annotated[str, typer.Argument(help="Directory or address of the copy.")]) -> None:
+    """Copy a log with its snapshots and consumers to another engine or directory; a copy that broke off is taken up.
+
+    Example: eventfold copy data postgresql://host/db
+    """
+    run(_writing.copy(log, target))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from .._errors import EventfoldError
 from .._info import LogInfo, PlaceInfo
 from .._info import info as info_of
 from .._verify import verify as verify_log
+from .._view import View
 from ..snapshot import BadSnapshotError, parse
 from ._output import Format, print_json, print_table, printer
 from ._run import FAILED, progress, reading
@@ -128,11 +129,11 @@ async def state(where: str, view: str) -> None:
     sys.stdout.buffer.write(encoded + b"\n")
 
 
-async def verify(where: str, json: bool) -> int:
+async def verify(where: str, json: bool, views: list[View[Any]]) -> int:
     """Whatever is wrong; the exit status."""
     async with reading(where):
         with progress("verify") as told:
-            report = await verify_log(where, progress=told)
+            report = await verify_log(where, views=views, progress=told)
     if json:
         print_json(report)
     else:

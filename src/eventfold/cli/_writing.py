@@ -1,4 +1,4 @@
-"""The commands that write: `append`, `import`, `rotate`, `consumers reset`, `backup`."""
+"""The commands that write: `append`, `import`, `rotate`, `consumers reset`, `backup`, `copy`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from .._backup import backup as backup_log
 from .._codec.encode import encode_line
 from .._codec.selection import decode_events
 from .._codec.stored import StoredEvent
+from .._copy import copy_log
 from .._errors import EventfoldError, InvalidEventError
 from .._event import AppendResult, Event, line_hash
 from .._log import EventLog
+from .._query import Query
 from ._output import print_json
 from ._run import progress, reading
 
@@ -58,11 +60,16 @@ async def writing(where: str) -> AsyncIterator[EventLog]:
             sys.stdout.flush()
 
 
-async def append_one(where: str, event: Event, head: str | None) -> None:
-    """One event, on condition that the head is still `head` (`OFFSET:HASH`), if that is given."""
+async def append_one(where: str, event: Event, head: str | None, unless: list[str] | None) -> None:
+    """One event, on condition that the head is still `head` (`OFFSET:HASH`), or that no event has all of some tags."""
+    if head is not None and unless is not None:
+        raise ValueError("--if-head and --unless-tag were both given")
     expected = None if head is None else _parse_head(head)
     async with writing(where) as log:
-        if expected is None:
+        if unless is not None:
+            [result] = await log.append_unless([event], Query(tags=unless))
+            print_json(result)
+        elif expected is None:
             print_json(await log.append(event))
         else:
             print_json(await log.append_if(event, *expected))
@@ -210,6 +217,14 @@ async def reset_consumer(where: str, name: str, to: str) -> None:
             data = msgspec.json.encode({"offset": offset, "hash": hash})
             await reader.documents.store("consumer", name, data)
     print_json({"consumer": name, "offset": offset})
+
+
+async def copy(where: str, target: str) -> None:
+    """Copies the log to another engine, or another directory."""
+    async with reading(where):
+        pass
+    head = await copy_log(where, target)
+    print_json({"target": target, "offset": head.offset, "line_hash": head.line_hash})
 
 
 async def backup(where: str, target: str) -> None:

@@ -1,0 +1,112 @@
+"""The commands that fold: `state --reducer`, `diff`, `rebuild`, and the views that `verify` compares."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from .._errors import EventfoldError
+from .._log import EventLog
+from .._reader import EventReader
+from .._state import difference
+from .._verify import state_at
+from .._view import View
+from ._output import print_json
+from ._run import FAILED, reading
+from ._select import parse_time
+
+
+def load_view(name: str, view: str | None = None, initial: str | None = None) -> View[Any]:
+    """The view that `MODULE:NAME` names: a `View`, or a reducer, with the name and the initial state that are given.
+
+    Modules are looked for in the current directory too. Raises `ValueError` where there is none.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(f"{name!r} must be MODULE:NAME, such as app:todos_view")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name} can't be loaded: {error}") from error
+    if isinstance(found, View):
+        return found
+    if not callable(found):
+        raise ValueError(f"{name} is neither a View nor a reducer, but {found!r}")
+    if initial is None:
+        raise ValueError(f"{name} is a reducer: give the state before the first event too, such as --initial '{{}}'")
+    try:
+        state = msgspec.json.decode(initial)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"--initial is not JSON: {error}") from error
+    return View(view or attribute.rpartition(".")[2], found, state, state_type=Any)
+
+
+async def offset_of(reader: EventReader, at: str | None, at_time: str | None) -> int:
+    """The offset that the options name; the head's without them. A time is that of the first event at or after it."""
+    if at is not None and at_time is not None:
+        raise ValueError("--at and --at-time were both given")
+    if at is not None:
+        if not (at.isascii() and at.isdigit()):
+            raise ValueError(f"an offset is a whole number, not {at!r}")
+        return int(at)
+    head = (await reader.head()).offset
+    if at_time is None:
+        return head
+    time = parse_time(at_time)
+    records: Any = reader.read_from(0)
+    async with aclosing(records):
+        async for record in records:
+            if record.event.ts >= time:
+                start: int = record.start_offset
+                return start
+    return head
+
+
+async def state(where: str, view: View[Any], at: str | None, at_time: str | None) -> None:
+    """The state of a view, folded anew up to an offset or a time."""
+    async with reading(where) as reader:
+        folded = await state_at(reader, view, await offset_of(reader, at, at_time))
+    encoded = msgspec.json.encode(folded)
+    sys.stdout.buffer.write((msgspec.json.format(encoded, indent=2) if sys.stdout.isatty() else encoded) + b"\n")
+
+
+async def diff(where: str, view: View[Any], before: str, after: str) -> int:
+    """Where the states of a view at two offsets differ first, and both states; exit status 1 if they differ."""
+    async with reading(where) as reader:
+        states = [
+            msgspec.to_builtins(await state_at(reader, view, await offset_of(reader, at, None)))
+            for at in (before, after)
+        ]
+    found = difference(states[0], states[1])
+    print_json({"differs": found, "before": states[0], "after": states[1]})
+    return 0 if found is None else FAILED
+
+
+async def rebuild(where: str, view: View[Any]) -> None:
+    """Makes the snapshot of a view anew from the whole log."""
+    async with reading(where):
+        pass
+    async with EventLog.open(where, views=[view]) as log:
+        await log.rebuild(view)
+        print_json({"view": view.name, "offset": view.offset})
+
+
+def views_of(reducers: Iterable[str]) -> list[View[Any]]:
+    """The views that `verify` compares. Raises `EventfoldError` for a bare reducer, whose snapshot has no version."""
+    views = []
+    for name in reducers:
+        try:
+            views.append(load_view(name))
+        except ValueError as error:
+            raise EventfoldError(f"{error} (verify needs a View: its version and query are compared too)") from error
+    return views
