@@ -11,7 +11,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations_with_replacement
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from eventfold import (
     Event,
     EventLog,
     EventReader,
+    Head,
     LockMode,
     Query,
     Record,
@@ -477,3 +479,35 @@ async def test_a_condition_on_types_alone_is_judged_by_the_log(data_dir: Path) -
         with pytest.raises(ConditionalAppendError):
             await log.append_unless([tagged(1)], Query(types={"counted"}))
         await log.append_unless([tagged(1)], Query(types={"counted"}), after=log.head.offset)
+
+
+def test_a_process_does_not_fork_in_a_transaction(tmp_path: Path) -> None:
+    """The child would roll it back when it ends."""
+    reached, go_on, forked = threading.Event(), threading.Event(), threading.Event()
+
+    def pairs() -> Iterator[tuple[int, int]]:
+        reached.set()
+        assert go_on.wait(10)
+        yield 1, 0
+
+    def fork() -> None:
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        forked.set()
+
+    index = store.Store(tmp_path / "index.sqlite")
+    index.open()
+    adding = threading.Thread(target=index.add, args=(0, Head(10, "x"), pairs()))
+    adding.start()
+    assert reached.wait(10)
+    forking = threading.Thread(target=fork)
+    forking.start()
+    assert not forked.wait(0.1)
+    go_on.set()
+    assert forked.wait(10)
+    adding.join()
+    forking.join()
+    assert index.find([(1, 0)], 10) == [store.Found([0], True)]
+    index.close()

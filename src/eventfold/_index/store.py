@@ -15,6 +15,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,11 @@ CREATE TABLE state (
 """
 # Sums that can't overflow: of the lower and of the upper halves of the keys, and of the offsets in units of 2**20.
 _SUMS = "count(*), ifnull(sum(key & 4294967295), 0), ifnull(sum(key >> 32), 0), ifnull(sum(offset & 1048575), 0)"
+
+
+# Held during a transaction, and for a fork: a child that ends would roll back the transaction of its parent.
+_no_fork = threading.RLock()
+os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_no_fork.release)
 
 
 class Found(NamedTuple):
@@ -81,7 +87,8 @@ class Store:
         Raises `UnusableIndexError`, `OSError`; the file is closed then.
         """
         try:
-            return self._open()
+            with _no_fork:
+                return self._open()
         except (sqlite3.OperationalError, OSError):
             self.close(seal=False)
             raise
@@ -144,6 +151,10 @@ class Store:
         Where another process added some of them, only the rest is added. Raises `UnusableIndexError` where another
         process has begun the file anew.
         """
+        with _no_fork:
+            self._add(start, end, pairs)
+
+    def _add(self, start: int, end: Head, pairs: Iterable[Pair]) -> None:
         connection = self._connected()
         if self._identity() != self._opened:
             raise UnusableIndexError("another process has made it again")
@@ -204,7 +215,8 @@ class Store:
             return
         try:
             if seal:
-                self._set_sealed(1)
+                with _no_fork:
+                    self._set_sealed(1)
         finally:
             self._connection = None
             connection.close()
