@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -208,6 +209,18 @@ async def test_state_at_gives_the_state_of_every_moment(tmp_path: Path) -> None:
 
         assert states == list(range(21))
         assert log.view(view) == 20
+
+
+async def test_state_at_a_time_has_what_was_before_it(tmp_path: Path) -> None:
+    async with EventLog.open(tmp_path, views=[counting()]) as log:
+        for seconds in (100, 200, 200, 300):
+            await log.append(Event("counted", ts=seconds))
+        states = [
+            await log.state_at("count", datetime.fromtimestamp(seconds, UTC))
+            for seconds in (0, 100, 101, 200, 300, 301)
+        ]
+
+        assert states == [0, 0, 1, 1, 3, 4]
 
 
 async def test_state_at_refuses_an_offset_that_is_no_place(tmp_path: Path) -> None:

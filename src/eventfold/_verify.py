@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -157,15 +158,26 @@ async def _check_state(reader: EventReader, found: Snapshot, position: int, view
         raise BadSnapshotError(f"a replay gives another state: {different} in the snapshot")
 
 
-async def state_at(reader: EventReader, view: View[Any], offset: int) -> Any:
-    """A view's state as of `offset`, folded anew; the view itself stays as it is.
+async def state_at(reader: EventReader, view: View[Any], at: int | datetime) -> Any:
+    """A view's state as of an offset or a time, folded anew; the view itself stays as it is.
 
     Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins, `ReducerError`,
     `CorruptLogError`, `OSError`.
     """
+    offset = await offset_at_time(reader, int(at.timestamp())) if isinstance(at, datetime) else at
     await reader.read_line_hash_before(offset)
     fold = copy.copy(view._fold)
     fold.start(view._new_state(), Head(0, ""))
     for error in await fold_together([fold], reader, offset):
         raise error
     return fold.state
+
+
+async def offset_at_time(reader: EventReader, time: int) -> int:
+    """Where the first event stands whose `ts` (seconds) is `time` or later; the head's offset if there is none."""
+    head = (await reader.head()).offset
+    async with aclosing(reader.read_from(0, until=head)) as records:  # type: ignore[type-var]
+        async for record in records:
+            if record.event.ts >= time:
+                return record.start_offset
+    return head

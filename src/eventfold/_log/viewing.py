@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator
+from datetime import datetime
 from typing import Any, TypeVar, overload
 
 from .._errors import ReducerError
@@ -148,15 +149,16 @@ class ViewingLog(LogParts):
                 yield view.state
 
     @overload
-    async def state_at(self, name: View[S], offset: int) -> S: ...
+    async def state_at(self, name: View[S], at: int | datetime) -> S: ...
     @overload
-    async def state_at(self, name: str, offset: int) -> Any: ...
-    async def state_at(self, name: str | View[Any], offset: int) -> Any:
-        """What the state of a view was at an earlier offset, folded anew; the view stays as it is.
+    async def state_at(self, name: str, at: int | datetime) -> Any: ...
+    async def state_at(self, name: str | View[Any], at: int | datetime) -> Any:
+        """What the state of a view was at an earlier offset or time, folded anew; the view stays as it is.
 
         Args:
             name: The view's name, or the `View` object, which gives the result its type.
-            offset: In bytes of the whole log; everything before it is folded.
+            at: An offset in bytes of the whole log, everything before which is folded; or a time: then everything
+                before the first event whose `ts` is not before it.
 
         Raises:
             UnknownViewError: No such view is registered.
@@ -165,4 +167,4 @@ class ViewingLog(LogParts):
             CorruptLogError: The log is damaged.
             OSError: The log could not be read.
         """
-        return await state_at(self._reader, self._views[name], offset)
+        return await state_at(self._reader, self._views[name], at)

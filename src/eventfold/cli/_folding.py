@@ -6,7 +6,6 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable
-from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -15,7 +14,7 @@ from .._errors import EventfoldError
 from .._log import EventLog
 from .._reader import EventReader
 from .._state import difference
-from .._verify import state_at
+from .._verify import offset_at_time, state_at
 from .._view import View
 from ._output import print_json
 from ._run import FAILED, reading
@@ -59,17 +58,9 @@ async def offset_of(reader: EventReader, at: str | None, at_time: str | None) ->
         if not (at.isascii() and at.isdigit()):
             raise ValueError(f"an offset is a whole number, not {at!r}")
         return int(at)
-    head = (await reader.head()).offset
-    if at_time is None:
-        return head
-    time = parse_time(at_time)
-    records: Any = reader.read_from(0)
-    async with aclosing(records):
-        async for record in records:
-            if record.event.ts >= time:
-                start: int = record.start_offset
-                return start
-    return head
+    if at_time is not None:
+        return await offset_at_time(reader, parse_time(at_time))
+    return (await reader.head()).offset
 
 
 async def state(where: str, view: View[Any], at: str | None, at_time: str | None) -> None:
