@@ -668,3 +668,31 @@ async def test_a_snapshot_that_is_not_registered_does_not_mislead_the_rust_crate
     assert before["offset"] == before["position"]
     assert after == {**before, "offset": 2**63 - 1, "hash": ""}
     assert state == 2
+
+
+async def test_the_stats_tell_what_was_appended_and_what_waits(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, views=[View("count", lambda state, event: state + 1, 0)]) as log:
+        assert log.stats().appends == log.stats().batches == 0
+        await asyncio.gather(*(log.append(event(n)) for n in range(10)))
+        with pytest.raises(ConditionalAppendError):
+            await log.append_if(event(10), 0, "")
+        waiting = asyncio.ensure_future(log.wait_for_events(log.head.offset))
+        await settle()
+        queued = asyncio.ensure_future(log.append(event(11)))
+        await asyncio.sleep(0)
+        stats = log.stats()
+
+        assert (stats.appends, stats.refused, stats.batches, stats.largest_batch) == (10, 1, 2, 10)
+        assert 0 < stats.slowest_commit_seconds <= stats.commit_seconds
+        assert (stats.queued, stats.waiting_for_place, stats.waiting) == (1, 0, 1)
+        assert stats.head == log.head.offset
+        assert stats.views["count"].lag == log.head.offset
+        await asyncio.gather(waiting, queued)
+        await log.refresh_all()
+        assert log.stats().views["count"].lag == 0
+
+
+async def test_a_read_only_log_has_stats_without_a_head(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, read_only=True) as log:
+        assert log.stats().head is None
+        assert log.stats().appends == 0

@@ -40,6 +40,7 @@ from ._query import Query
 from ._reader import EventReader, WaitResult
 from ._rotator import ViewOps
 from ._signals import end_streams_on_stop
+from ._stats import LogStats, ViewStats
 from ._verify import Problem, VerifyReport, verify
 from ._view import ReduceFn, View
 from ._writer import EventWriter
@@ -66,6 +67,7 @@ __all__ = [
     "LogClosedError",
     "LogInfo",
     "LogLockedError",
+    "LogStats",
     "PlaceInfo",
     "Problem",
     "Query",
@@ -81,6 +83,7 @@ __all__ = [
     "VerifyReport",
     "View",
     "ViewOps",
+    "ViewStats",
     "Views",
     "WaitResult",
     "WriterFailedError",

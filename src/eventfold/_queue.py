@@ -49,6 +49,11 @@ class AppendQueue:
         """Whether nobody is in the queue or waits for a place in it."""
         return not self._appends and not self._waiting
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return self._waiting
+
     async def place(self) -> None:
         """Waits for room, behind everybody who came before. Take the place before anything else is awaited."""
         turn = self._loop.create_future()

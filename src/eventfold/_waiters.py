@@ -61,6 +61,11 @@ class Scope:
         for lock in locks:
             lock.release()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait now."""
+        return len(self.waits)
+
     def add(self, wait: _Wait) -> None:
         """Registers a wait, which must then look at `closed` itself."""
         with self._lock:

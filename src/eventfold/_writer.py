@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from time import perf_counter
 
 from ._address import Address, engine_of
 from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
@@ -40,6 +41,7 @@ from ._query import Query
 from ._queue import AppendQueue, resolve
 from ._reader import EventReader
 from ._rotator import Rotator, ViewOps
+from ._stats import WriterCounters
 from ._waiters import Scope, Waiters
 
 logger = logging.getLogger("eventfold")
@@ -63,6 +65,7 @@ class EventWriter:
         self._loop = asyncio.get_running_loop()
         self._scope = Scope()
         self._queue = AppendQueue(self._changed)
+        self.counters = WriterCounters()
         self._task: UncancellableTask[None] | None = None
         self._failure: EventfoldError | None = None
         self._closing: UncancellableTask[None] | None = None
@@ -207,6 +210,11 @@ class EventWriter:
         self._views = list(views)
         if self._rotator is not None:
             self._rotator.views = self._views
+
+    @property
+    def _queued(self) -> tuple[int, int]:
+        """How many appends wait to be committed, and how many wait because the queue is full."""
+        return len(self._queue), self._queue.waiting
 
     def reader(self) -> EventReader:
         """A reader of this log, whose tails and waits end when this writer is closed."""
@@ -382,16 +390,20 @@ class EventWriter:
         """What became of each append of the batch, and what gives the offset of a position in what was committed."""
         if self._failure is not None:
             return [self._failure] * len(batch), _no_offset
+        begun = perf_counter()
         try:
             commit = await self._committer.commit(batch)
+            committed = sum([outcome.__class__ is int for outcome in commit.outcomes])  # faster than a generator
+            self.counters.add(committed, len(batch) - committed, perf_counter() - begun)
             if commit.lines.data:
                 self._head = commit.head
                 self._waiters.publish(commit.head, commit.lines)
                 if self._rotator is not None:
                     self._rotator.rotate_if_due()
-        except (OSError, UnknownOutcomeError) as error:
-            return [error] * len(batch), _no_offset
         except Exception as error:
+            self.counters.add(0, len(batch), perf_counter() - begun)
+            if isinstance(error, OSError | UnknownOutcomeError):
+                return [error] * len(batch), _no_offset
             return [self._fail(error)] * len(batch), _no_offset
         lines = commit.lines
         # The addition itself, where offsets are bytes: a call for each line would take as long as all the rest.

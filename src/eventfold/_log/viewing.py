@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, TypeVar, overload
 
 from .._errors import ReducerError
+from .._stats import LogStats, ViewStats, WriterCounters
 from .._verify import state_at
 from .._view import View, refresh_each, refresh_together
 from .parts import LogParts
@@ -168,3 +169,26 @@ class ViewingLog(LogParts):
             OSError: The log could not be read.
         """
         return await state_at(self._reader, self._views[name], at)
+
+    def stats(self) -> LogStats:
+        """What the log has done since it was opened, and what waits now. No I/O: it may be asked often."""
+        writer = self._writer_or_none
+        counters = WriterCounters() if writer is None else writer.counters
+        queued, waiting_for_place = (0, 0) if writer is None else writer._queued
+        head = None if writer is None else writer.head.offset
+        return LogStats(
+            head=head,
+            appends=counters.appends,
+            refused=counters.refused,
+            batches=counters.batches,
+            largest_batch=counters.largest_batch,
+            commit_seconds=counters.commit_seconds,
+            slowest_commit_seconds=counters.slowest_commit_seconds,
+            queued=queued,
+            waiting_for_place=waiting_for_place,
+            waiting=self._reader._scope.waiting,
+            views={
+                view.name: ViewStats(view.offset, 0 if head is None else max(head - view.offset, 0))
+                for view in self._views.values()
+            },
+        )

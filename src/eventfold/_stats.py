@@ -1,0 +1,63 @@
+"""What a log has done since it was opened, and what waits: plain counters, which cost an append next to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class WriterCounters:
+    """What the writer counts, batch by batch."""
+
+    __slots__ = ("appends", "batches", "commit_seconds", "largest_batch", "refused", "slowest_commit_seconds")
+
+    def __init__(self) -> None:
+        self.appends = self.refused = self.batches = self.largest_batch = 0
+        self.commit_seconds = self.slowest_commit_seconds = 0.0
+
+    def add(self, committed: int, refused: int, seconds: float) -> None:
+        """Counts a batch that was committed."""
+        self.appends += committed
+        self.refused += refused
+        self.batches += 1
+        self.largest_batch = max(self.largest_batch, committed + refused)
+        self.commit_seconds += seconds
+        self.slowest_commit_seconds = max(self.slowest_commit_seconds, seconds)
+
+
+class ViewStats(msgspec.Struct, frozen=True):
+    """How far a view is: its `offset`, and the `lag` in bytes of log up to the head."""
+
+    offset: int
+    lag: int
+
+
+class LogStats(msgspec.Struct, frozen=True):
+    """What `EventLog.stats` tells. Counters begin with 0 when the log is opened.
+
+    Attributes:
+        head: The offset of the durable head, in bytes of the whole log; None for a read-only log.
+        appends: Calls that were acknowledged, each of one event or of a batch.
+        refused: Calls that were not: conflicts, and whatever failed in the commit.
+        batches: Commits, each of all that waited.
+        largest_batch: The most calls in one commit.
+        commit_seconds: The time that all commits took, from the judging to the end of the sync.
+        slowest_commit_seconds: The longest of them.
+        queued: Calls that wait to be committed now.
+        waiting_for_place: Calls that wait now because the queue is full.
+        waiting: Tails, watches and waits for events of this log in this process that wait now.
+        views: The registered views by name.
+    """
+
+    head: int | None
+    appends: int
+    refused: int
+    batches: int
+    largest_batch: int
+    commit_seconds: float
+    slowest_commit_seconds: float
+    queued: int
+    waiting_for_place: int
+    waiting: int
+    views: Mapping[str, ViewStats]
