@@ -400,6 +400,23 @@ async def test_several_processes_share_one_index(data_dir: Path) -> None:
         assert await numbers(log, tag("own:4321")) == [4321]
 
 
+async def test_a_log_can_be_closed_while_its_index_is_being_built(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next one who opens it goes on."""
+    monkeypatch.setattr("eventfold._index.index.READ_AT_CLOSING", 0)
+    monkeypatch.setattr("eventfold._index.index.WRITTEN_AT_ONCE", 500)
+    async with EventLog.open(data_dir) as log:
+        await fill(log, 20_000)
+    for _ in range(3):
+        async with asyncio.timeout(20):
+            async with EventLog.open(data_dir, index=True):
+                await asyncio.sleep(0.02)
+    async with EventLog.open(data_dir, index=True) as log:
+        assert await numbers(log, tag("own:19999")) == [19_999]
+    assert not caplog.records
+
+
 async def test_the_index_may_lie_elsewhere(data_dir: Path, tmp_path: Path) -> None:
     async with EventLog.open(data_dir, index=tmp_path / "elsewhere.sqlite") as log:
         await fill(log, 10)

@@ -61,6 +61,7 @@ class Index:
         self._store = Store(path)
         self._thread = Thread(f"eventfold index {path}")
         self._usable = True
+        self._closing = False
         # Whether the file must be opened again before it is used; counts how often it was opened.
         self._broken = False
         self._generation = 0
@@ -94,7 +95,7 @@ class Index:
             if place.offset:
                 try:
                     found = await self._reader.read_line_hash_before(place.offset)
-                except ValueError as error:
+                except (ValueError, CorruptLogError) as error:
                     raise UnusableIndexError(f"it is of another log, or of more than there is: {error}") from error
                 if found != place.line_hash:
                     raise UnusableIndexError(f"it is of another log: the line before offset {place.offset} differs")
@@ -111,6 +112,7 @@ class Index:
             return
         self._stored = self._known = place
         self._recent, self._under_way, self._count = {}, {}, 0
+        self._no_writing_before = 0.0
         self._generation += 1
 
     def _give_up(self, error: Exception) -> None:
@@ -136,7 +138,7 @@ class Index:
     async def _catch_up(self) -> None:
         """Reads what is new up to the head of now, together with all who ask meanwhile. Raises what reading raises."""
         head = (await self._reader.head()).offset
-        while self._usable and (self._broken or self._known.offset < head):
+        while self._usable and not self._closing and (self._broken or self._known.offset < head):
             if self._reading is None:
                 self._reading = UncancellableTask(self._read_news(), "eventfold index")
                 self._reading.add_done_callback(asyncio.Task.exception)  # whoever waited may be gone
@@ -153,6 +155,8 @@ class Index:
             async with aclosing(self._reader._lines(self._known, None)) as blocks:
                 since = perf_counter()
                 async for lines in blocks:
+                    if self._closing:
+                        break
                     self._add(lines)
                     if self._count >= WRITTEN_AT_ONCE:
                         await self._write_soon()
@@ -322,6 +326,9 @@ class Index:
             if self._usable:
                 if (await self._reader.head()).offset - self._known.offset <= READ_AT_CLOSING:
                     await self._catch_up()
+                self._closing = True
+                if self._reading is not None:
+                    await asyncio.wait([self._reading])
                 self._no_writing_before = 0.0
                 await self._write_soon()
                 if self._writing is not None:
