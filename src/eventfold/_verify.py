@@ -6,6 +6,7 @@ Promise: nothing is changed; memory stays within some blocks, whatever the log's
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from datetime import datetime
@@ -164,7 +165,7 @@ async def state_at(reader: EventReader, view: View[Any], at: int | datetime) -> 
     Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins, `ReducerError`,
     `CorruptLogError`, `OSError`.
     """
-    offset = await offset_at_time(reader, int(at.timestamp())) if isinstance(at, datetime) else at
+    offset = await offset_at_time(reader, math.ceil(at.timestamp())) if isinstance(at, datetime) else at
     await reader.read_line_hash_before(offset)
     fold = copy.copy(view._fold)
     fold.start(view._new_state(), Head(0, ""))

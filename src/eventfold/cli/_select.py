@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Collection
 from contextlib import aclosing
@@ -29,11 +30,14 @@ class Selection(NamedTuple):
 
 
 def parse_time(text: str) -> int:
-    """Seconds since the Unix epoch, or a date and time in ISO 8601 (local time, unless it says otherwise)."""
+    """Seconds since the Unix epoch, or a date and time in ISO 8601 (local time, unless it says otherwise).
+
+    A fraction is rounded up: an event of a whole second stands before or behind the result as it does before the time.
+    """
     if text.isascii() and text.isdigit():
         return int(text)
     try:
-        return int(datetime.fromisoformat(text).timestamp())
+        return math.ceil(datetime.fromisoformat(text).timestamp())
     except ValueError:
         raise ValueError(
             f"{text!r} is no time: write 2026-01-31, 2026-01-31T12:00, 2026-01-31T12:00Z, or seconds since 1970"
