@@ -217,10 +217,10 @@ async def test_state_at_a_time_has_what_was_before_it(tmp_path: Path) -> None:
             await log.append(Event("counted", ts=seconds))
         states = [
             await log.state_at("count", datetime.fromtimestamp(seconds, UTC))
-            for seconds in (0, 100, 101, 200, 300, 301)
+            for seconds in (0, 100, 100.5, 101, 200, 300, 301)
         ]
 
-        assert states == [0, 0, 1, 1, 3, 4]
+        assert states == [0, 0, 1, 1, 1, 3, 4]
 
 
 async def test_state_at_refuses_an_offset_that_is_no_place(tmp_path: Path) -> None:
