@@ -25,7 +25,7 @@ from ._reader import EventReader
 S = TypeVar("S")
 
 # Seconds for which folding holds the event loop at most, but for the events of one block.
-_HOLD = 0.003
+_HOLD = 0.002
 # The most events between two looks at the clock, which cost as much as a short reducer does; it is as many only once
 # shorter blocks have shown that the reducer is fast.
 _LARGEST_BLOCK = 64
