@@ -16,9 +16,9 @@ from typing import NamedTuple
 import msgspec
 
 from ._codec.keys import Keys, keys_of
-from ._codec.lines import Lines
+from ._codec.lines import Lines, last_line_hash
 from ._errors import AppendConflict, ConditionalAppendError
-from ._event import AppendResult, Head, line_hash
+from ._event import AppendResult, Head
 from ._query import Query
 
 
@@ -162,8 +162,7 @@ class _Matcher:
 def _head_after(head: Head, accepted: list[bytes], size: int) -> Head:
     if not accepted:
         return head
-    last = accepted[-1]
-    return Head(head.offset + size, line_hash(last[last.rfind(b"\n", 0, -1) + 1 :]))
+    return Head(head.offset + size, last_line_hash(accepted[-1]))
 
 
 def _conflict(expected: Head, head: Head) -> ConditionalAppendError:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 from ._aio import UncancellableTask
@@ -42,17 +43,20 @@ class Rotator:
     """The rotations of one open log. `fail` is called with what leaves the writer unable to go on."""
 
     def __init__(
-        self, committer: RotatingCommitter, new_reader: Callable[[], EventReader], fail: Callable[[Exception], object]
+        self,
+        committer: RotatingCommitter,
+        location: str | Path,
+        new_reader: Callable[[], EventReader],
+        fail: Callable[[Exception], object],
     ) -> None:
         self._committer = committer
+        self._location = location
         self._new_reader = new_reader
         self._fail = fail
         self._loop = asyncio.get_running_loop()
         self._lock = asyncio.Lock()
         self._not_before = 0.0
         self._retry_interval = RETRY_INTERVAL
-        # The views whose snapshots are rewritten after a rotation that began on its own.
-        self.views: Sequence[ViewOps] = ()
         self.running: set[asyncio.Task[None]] = set()
 
     async def rotate(self, views: Iterable[ViewOps]) -> None:
@@ -61,10 +65,10 @@ class Rotator:
         await asyncio.wait([task])
         task.result()
 
-    def rotate_if_due(self) -> None:
-        """Starts a rotation if the active log is too large and none is running."""
+    def rotate_if_due(self, views: Iterable[ViewOps]) -> None:
+        """Starts the same if the active log is too large and no rotation is running."""
         if self._committer.rotation_is_due and not self.running and self._loop.time() >= self._not_before:
-            self._start(self.views, if_due=True).add_done_callback(self._ended_on_its_own)
+            self._start(views, if_due=True).add_done_callback(self._ended_on_its_own)
 
     async def drain(self) -> None:
         """Waits until no rotation is running."""
@@ -94,5 +98,4 @@ class Rotator:
         else:
             self._not_before = self._loop.time() + self._retry_interval
             self._retry_interval = min(2 * self._retry_interval, LAST_RETRY_INTERVAL)
-            location = self._new_reader()._source.location
-            logger.warning("%s could not be rotated, and will be later: %s", location, error)
+            logger.warning("%s could not be rotated, and will be later: %s", self._location, error)

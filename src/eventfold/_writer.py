@@ -71,9 +71,9 @@ class EventWriter:
         self._closing: UncancellableTask[None] | None = None
         self._drained: asyncio.Future[None] = self._loop.create_future()
         # None for an engine that has nothing to rotate.
-        self._rotator = (
-            Rotator(committer, self.reader, self._fail) if isinstance(committer, RotatingCommitter) else None
-        )
+        self._rotator: Rotator | None = None
+        if isinstance(committer, RotatingCommitter):
+            self._rotator = Rotator(committer, self._source.location, self.reader, self._fail)
         self._index: Index | None = None
         self._checks: Checks | None = None
         self._unique_ids = False
@@ -82,7 +82,7 @@ class EventWriter:
         self._opened = True
         waiters.publish(self._head)
         if self._rotator is not None:
-            self._rotator.rotate_if_due()
+            self._rotator.rotate_if_due(self._views)
 
     @classmethod
     def open(
@@ -208,8 +208,6 @@ class EventWriter:
     def attach(self, views: Iterable[ViewOps]) -> None:
         """From now on saves the snapshots of these views after a rotation of its own accord, and when it is closed."""
         self._views = list(views)
-        if self._rotator is not None:
-            self._rotator.views = self._views
 
     @property
     def _queued(self) -> tuple[int, int]:
@@ -399,7 +397,7 @@ class EventWriter:
                 self._head = commit.head
                 self._waiters.publish(commit.head, commit.lines)
                 if self._rotator is not None:
-                    self._rotator.rotate_if_due()
+                    self._rotator.rotate_if_due(self._views)
         except Exception as error:
             self.counters.add(0, len(batch), perf_counter() - begun)
             if isinstance(error, OSError | UnknownOutcomeError):

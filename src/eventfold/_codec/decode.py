@@ -14,9 +14,9 @@ from itertools import accumulate, repeat
 import msgspec
 
 from .._errors import CorruptLogError
-from .._event import Record, line_hash
+from .._event import Record
 from .._query import Query
-from .lines import Lines, join
+from .lines import Lines, join, last_line_hash
 from .selection import BatchPlace, Found, decode_events, decode_line, place_of, selection
 from .stored import StoredEvent
 
@@ -60,8 +60,7 @@ class Slice:
     @property
     def last_line_hash(self) -> str:
         """The hash of the last line that was looked at."""
-        data = self._lines.data
-        return line_hash(data[data.rfind(b"\n", 0, -1) + 1 :])
+        return last_line_hash(self._lines.data)
 
 
 class Decoder:

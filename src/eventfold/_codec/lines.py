@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .._event import line_hash
+
 # What is decoded in one go: small enough for the processor's cache and for the event loop's patience.
 SLICE_SIZE = 64 * 1024
 
@@ -53,6 +55,11 @@ class Lines(NamedTuple):
             end = start
         if end:
             yield self.part(0, end)
+
+
+def last_line_hash(data: bytes) -> str:
+    """The hash of the last of whole lines, of which there is at least one."""
+    return line_hash(data[data.rfind(b"\n", 0, -1) + 1 :])
 
 
 def join(pieces: list[Lines]) -> Lines:

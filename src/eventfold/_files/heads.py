@@ -11,7 +11,7 @@ from pathlib import Path
 from time import time_ns
 from typing import NamedTuple, TypeAlias
 
-from .._codec.lines import SLICE_SIZE, Lines, join
+from .._codec.lines import SLICE_SIZE, Lines, join, last_line_hash
 from .._errors import CorruptLogError
 from .._event import Head, line_hash
 from .paths import Layout
@@ -130,8 +130,7 @@ class HeadLookup:
             os.close(fd)
         if len(data) != end - start or not data.endswith(b"\n"):
             return None
-        last = data[data.rfind(b"\n", 0, -1) + 1 :]
-        head = Head(known.base + end, line_hash(last))
+        head = Head(known.base + end, last_line_hash(data))
         return Change(head, known.head, Lines(self._layout.log_path, known.head.offset, data))
 
 

@@ -21,10 +21,10 @@ from typing import NamedTuple, TypeVar
 
 from .._aio import Thread, UncancellableTask, uninterrupted
 from .._codec.keys import keys_of
-from .._codec.lines import Lines
+from .._codec.lines import Lines, last_line_hash
 from .._engine import Source, paths_of
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
-from .._event import AppendResult, Head, Record, line_hash
+from .._event import AppendResult, Head, Record
 from .._query import Query
 from .._reader import EventReader
 from .store import Found, Store, UnusableIndexError, key_of_id, key_of_tag
@@ -172,8 +172,7 @@ class Index:
             for key in {*map(key_of_tag, keys.tags), *(() if keys.id is None else (key_of_id(keys.id),))}:
                 recent.setdefault(key, []).append(offset)
                 self._count += 1
-        data = lines.data
-        self._known = Head(lines.offset_at(len(data)), line_hash(data[data.rfind(b"\n", 0, -1) + 1 :]))
+        self._known = Head(lines.offset_at(len(lines.data)), last_line_hash(lines.data))
 
     # Writing the file
 

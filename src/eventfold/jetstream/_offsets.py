@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .._codec.lines import Lines
-from .._event import line_hash
 
 POSITION_BITS = 24
 MAX_MESSAGE_SIZE = (1 << POSITION_BITS) - 1
@@ -44,8 +43,3 @@ def join_messages(location: str, first: int, messages: Sequence[bytes], skip: in
         position += len(message)
         marks.append((position, end_of(sequence)))
     return Lines(location, start, data, tuple(marks))
-
-
-def last_line_hash(data: bytes) -> str:
-    """The hash of the last line of a message."""
-    return line_hash(data[data.rfind(b"\n", 0, -1) + 1 :])

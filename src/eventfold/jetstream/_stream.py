@@ -15,14 +15,14 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from .._codec.lines import Lines
+from .._codec.lines import Lines, last_line_hash
 from .._errors import CorruptLogError
 from .._event import Head
 from .._waiters import Waiters
 from ._connection import Connection
 from ._documents import KeyValueDocuments
 from ._follower import Follower
-from ._offsets import end_of, join_messages, last_line_hash, position_at, sequence_at, start_of
+from ._offsets import end_of, join_messages, position_at, sequence_at, start_of
 
 _MESSAGES, _BYTES = 2000, 2 * 2**20  # of one read
 _MESSAGES_BACK = 64  # of one read from the end of the log towards its beginning

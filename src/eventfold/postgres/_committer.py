@@ -22,14 +22,14 @@ from typing import Any
 import asyncpg
 
 from .._aio import UncancellableTask, uninterrupted
-from .._codec.lines import Lines
+from .._codec.lines import Lines, last_line_hash
 from .._engine import Commit
 from .._errors import CorruptLogError, EventfoldError, UnknownOutcomeError
 from .._event import Head
 from .._judge import Append, judge, lines_needed_from
 from ._connections import LOST, PASSING, NotSentError, Tries
 from ._listener import channel
-from ._schema import last_line_hash, open_log, open_tables
+from ._schema import open_log, open_tables
 from ._source import Session, TableSource
 
 # PostgreSQL's own limit of a value is 1 GiB, and its memory for one several times the value.

@@ -15,8 +15,9 @@ from typing import Any
 
 import asyncpg
 
+from .._codec.lines import last_line_hash
 from .._errors import CorruptLogError, EventfoldError
-from .._event import Head, line_hash
+from .._event import Head
 from ._connections import Settings
 
 # What leads from one version to the next. A version that was released is never changed.
@@ -240,8 +241,3 @@ async def open_log(connection: Any, settings: Settings, schema: str) -> None:
             f"{schema}.eventfold_logs says that the log ends at {head.offset} with {head.line_hash!r}, and its last "
             f"commit ends at {last.offset} with {last.line_hash!r}: somebody changed one of them",
         )
-
-
-def last_line_hash(data: bytes) -> str:
-    """The hash of the last of whole lines."""
-    return line_hash(data[data.rfind(b"\n", 0, -1) + 1 :])

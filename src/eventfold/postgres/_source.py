@@ -12,14 +12,14 @@ import sys
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from .._codec.lines import SLICE_SIZE, Lines
+from .._codec.lines import SLICE_SIZE, Lines, last_line_hash
 from .._errors import CorruptLogError, LogClosedError
 from .._event import Head
 from .._waiters import Waiters
 from ._connections import Connections, Settings
 from ._documents import TableDocuments
 from ._listener import Listener
-from ._schema import find_schema, last_line_hash
+from ._schema import find_schema
 
 # Bytes of lines, and rows, that one query fetches at most, while what the one before it fetched is decoded.
 _BLOCK_SIZE, _BLOCK_ROWS = 2 * 2**20, 1000
