@@ -24,7 +24,7 @@ class NotIndexedError(Exception):
     """The index has no answer for a condition: whoever appends must read the log, and call again."""
 
 
-def unique_ids(events: Iterable[Event]) -> UniqueIds | None:
+def ids_of(events: Iterable[Event]) -> UniqueIds | None:
     """The ids of events that are appended together; None if none has one.
 
     Raises `InvalidEventError` if two have the same.

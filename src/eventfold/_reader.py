@@ -190,9 +190,7 @@ class EventReader:
         Raises `ValueError` for an offset that is negative, beyond the head, or not where a line ends, and
         `CorruptLogError` at damage, after all events behind it; also where a batch turns out not to be whole.
         """
-        selected = query_of(query, None)
-        typing = self._typing
-        decoder = BackwardsDecoder(selected) if typing is None else typing.backwards_decoder(selected)
+        decoder = self._backwards_decoder(query_of(query, None))
         head = await self.head()
         place = head.offset if offset is None else offset
         _check_offset(place, head)
@@ -228,9 +226,8 @@ class EventReader:
             return
         for start in range(0, len(offsets), _LINES_AT_ONCE):
             async for lines in _lines_at(source, offsets[start : start + _LINES_AT_ONCE]):
-                # One that gives a line of a batch without the others.
-                decoder = BackwardsDecoder(query) if self._typing is None else self._typing.backwards_decoder(query)
-                yield list(decoder.feed(lines))[::-1]
+                # It gives a line of a batch without the others, which the other decoder does not.
+                yield list(self._backwards_decoder(query).feed(lines))[::-1]
 
     async def check_range(self, offset: int, until: int | None) -> None:
         """Raises the `ValueError` that `read_from` raises for these offsets."""
@@ -292,6 +289,10 @@ class EventReader:
         if self._typing is not None:
             return self._typing.decoder(query, places=places)
         return Decoder(query, places=places)
+
+    def _backwards_decoder(self, query: Query | None) -> BackwardsDecoder:
+        """The same for whoever reads it backwards."""
+        return BackwardsDecoder(query) if self._typing is None else self._typing.backwards_decoder(query)
 
     async def _lines(self, start: Head, end: int | None) -> AsyncGenerator[Lines, None]:
         """The lines from a head, whose hash may be unknown (""), to an offset (None: the head of now), undecoded."""

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 import msgspec
 
 
-class WriterCounters:
-    """What the writer counts, batch by batch."""
+class WriterCounters(msgspec.Struct):
+    """What the writer counts, batch by batch; see `LogStats`."""
 
-    __slots__ = ("appends", "batches", "commit_seconds", "largest_batch", "refused", "slowest_commit_seconds")
-
-    def __init__(self) -> None:
-        self.appends = self.refused = self.batches = self.largest_batch = 0
-        self.commit_seconds = self.slowest_commit_seconds = 0.0
+    appends: int = 0
+    refused: int = 0
+    batches: int = 0
+    largest_batch: int = 0
+    commit_seconds: float = 0.0
+    slowest_commit_seconds: float = 0.0
 
     def add(self, committed: int, refused: int, seconds: float) -> None:
         """Counts a batch that was committed."""

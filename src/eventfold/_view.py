@@ -216,8 +216,7 @@ class View(Generic[S]):
         state, place = self._new_state(), Head(0, "")
         self._saved = None
         try:
-            data = await reader.documents.load("view", self._name)
-            snapshot = None if data is None else parse(data)
+            snapshot = await self._stored(reader)
             if snapshot is not None:
                 place = await self._place_of(snapshot, reader)
                 state = self._decode(snapshot.state)
@@ -227,6 +226,11 @@ class View(Generic[S]):
             logger.warning("view %r is rebuilt, its snapshot is not used: %s", self._name, error)
         self._fold.start(state, place)
         self._loaded = True
+
+    async def _stored(self, reader: EventReader) -> Snapshot | None:
+        """The stored snapshot, its state still encoded; None if there is none. Raises `BadSnapshotError`, `OSError`."""
+        data = await reader.documents.load("view", self._name)
+        return None if data is None else parse(data)
 
     def _decode(self, state: bytes) -> S:
         kind = Any if self._state_type is None else self._state_type
@@ -299,16 +303,16 @@ class View(Generic[S]):
             else:
                 raise BlockingIOError("another process has been saving a snapshot for seconds")
         try:
-            if not await self._is_older(await documents.load("view", self._name), reader):
+            if not await self._is_older(reader):
                 await documents.store("view", self._name, data)
         finally:
             if lock is not None:
                 lock.release()
 
-    async def _is_older(self, stored: bytes | None, reader: EventReader) -> bool:
-        """Whether this view stands before a snapshot that it could start from."""
+    async def _is_older(self, reader: EventReader) -> bool:
+        """Whether this view stands before the stored snapshot, which it could start from."""
         try:
-            found = None if stored is None else parse(stored)
+            found = await self._stored(reader)
             if found is None or (found.position or 0) <= self.offset:
                 return False
             await self._place_of(found, reader)

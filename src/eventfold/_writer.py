@@ -22,8 +22,7 @@ from time import perf_counter
 
 from ._address import Address, engine_of
 from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
-from ._checks import Checks, NotIndexedError, read_condition
-from ._checks import unique_ids as ids_of
+from ._checks import Checks, NotIndexedError, ids_of, read_condition
 from ._codec.encode import encode_batch, encode_line
 from ._engine import Committer, LockMode, RotatingCommitter, SharedTurn, SyncMode, paths_of
 from ._errors import (
@@ -301,28 +300,27 @@ class EventWriter:
         events = list(events)
         lines = encode_batch(events, self._max_event_size)
         unique = self._unique(events)
+        condition = Condition(query, after, None)
         indexed = self._index is not None and all(item.tags for item in query.items)
-        checked: int | None = None
-        if not indexed:
-            try:
-                checked = await read_condition(self.reader(), query, after)
-            except ConditionalAppendError:
-                # Whoever appends again what is in the log is not in its own way.
-                found = None if self._checks is None else await self._checks.results_of(unique, len(lines))
-                if found is None:
-                    raise
-                return found
-        elif after not in (0, self.head.offset):
+        if indexed and after not in (0, self.head.offset):
             await self.reader().read_line_hash_before(after)  # is it where a line begins?
         while True:
+            if not indexed:
+                try:
+                    condition.checked = await read_condition(self.reader(), query, after)
+                except ConditionalAppendError:
+                    # Whoever appends again what is in the log is not in its own way.
+                    found = None if self._checks is None else await self._checks.results_of(unique, len(lines))
+                    if found is None:
+                        raise
+                    return found
             if self._queue.full:
                 await self._get_place()
-            condition = Condition(query, after, checked)
             try:
                 return await self._queue.put(b"".join(lines), condition=condition, count=len(lines), unique=unique)
             except NotIndexedError:
-                checked = await read_condition(self.reader(), query, after)
                 self._check_usable()
+                indexed = False
 
     def _unique(self, events: Sequence[Event]) -> UniqueIds | None:
         return ids_of(events) if self._unique_ids else None
@@ -501,6 +499,7 @@ class EventWriter:
 
 
 def _no_offset(position: int) -> int:
+    """Stands for the offsets of a batch that was not committed, of which nobody asks for one."""
     raise AssertionError("nothing was committed")
 
 

@@ -26,16 +26,16 @@ class NamedLock:
     def take(cls, path: Path) -> NamedLock | None:
         """The lock of a file; None where another holds it. Creates the file and its directory. Raises `OSError`."""
         operations.make_dir(path.parent)
-        return cls._lock(path, os.O_RDWR | os.O_CREAT)
+        return cls._open_and_lock(path, os.O_RDWR | os.O_CREAT)
 
     @classmethod
     def take_directory(cls, path: Path) -> NamedLock | None:
         """The lock of a directory, which is created if need be; None where another holds it. Raises `OSError`."""
         operations.make_dir(path)
-        return cls._lock(path, os.O_RDONLY | os.O_DIRECTORY)
+        return cls._open_and_lock(path, os.O_RDONLY | os.O_DIRECTORY)
 
     @classmethod
-    def _lock(cls, path: Path, flags: int) -> NamedLock | None:
+    def _open_and_lock(cls, path: Path, flags: int) -> NamedLock | None:
         fd = operations.open_file(path, flags)
         try:
             if operations.lock(fd):

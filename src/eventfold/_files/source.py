@@ -49,12 +49,11 @@ class FileDocuments:
         await in_thread(self.location(kind, name).unlink, True)
 
     async def lock(self, kind: str, name: str) -> NamedLock | None:
-        if kind == "view":
-            # All in one directory, for the moment of replacing one.
-            taking = start_in_thread(lambda: NamedLock.take_directory(self._layout.views_dir))
-        else:
-            path = self._layout.document_lock_path(self.location(kind, name))
-            taking = start_in_thread(lambda: NamedLock.take(path))
+        path = self.location(kind, name)
+        # A snapshot's is held only while it is replaced, so one for all of them is enough: that of their directory.
+        take = NamedLock.take_directory if kind == "view" else NamedLock.take
+        lock_path = path.parent if kind == "view" else self._layout.document_lock_path(path)
+        taking = start_in_thread(lambda: take(lock_path))
         try:
             return await uninterrupted(taking)
         except asyncio.CancelledError:

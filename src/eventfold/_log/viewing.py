@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Any, TypeVar, overload
 
+import msgspec
+
 from .._errors import ReducerError
 from .._stats import LogStats, ViewStats, WriterCounters
 from .._verify import state_at
@@ -177,13 +179,8 @@ class ViewingLog(LogParts):
         queued, waiting_for_place = (0, 0) if writer is None else writer._queued
         head = None if writer is None else writer.head.offset
         return LogStats(
+            **msgspec.structs.asdict(counters),
             head=head,
-            appends=counters.appends,
-            refused=counters.refused,
-            batches=counters.batches,
-            largest_batch=counters.largest_batch,
-            commit_seconds=counters.commit_seconds,
-            slowest_commit_seconds=counters.slowest_commit_seconds,
             queued=queued,
             waiting_for_place=waiting_for_place,
             waiting=self._reader._scope.waiting,

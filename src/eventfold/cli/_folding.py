@@ -22,9 +22,9 @@ from ._select import parse_time
 
 
 def load_view(name: str, view: str | None = None, initial: str | None = None) -> View[Any]:
-    """The view that `MODULE:NAME` names: a `View`, or a reducer, with the name and the initial state that are given.
+    """The view that `MODULE:NAME` names: a `View`, or a reducer, which gets the given name and initial state (JSON).
 
-    Modules are looked for in the current directory too. Raises `ValueError` where there is none.
+    Python looks for the module in the current directory first. Raises `ValueError` if there is no such view or reducer.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon:
@@ -85,9 +85,7 @@ async def diff(where: str, view: View[Any], before: str, after: str) -> int:
 
 async def rebuild(where: str, view: View[Any]) -> None:
     """Makes the snapshot of a view anew from the whole log."""
-    async with reading(where):
-        pass
-    async with EventLog.open(where, views=[view]) as log:
+    async with reading(where), EventLog.open(where, views=[view]) as log:
         await log.rebuild(view)
         print_json({"view": view.name, "offset": view.offset})
 

@@ -222,8 +222,7 @@ async def reset_consumer(where: str, name: str, to: str) -> None:
 async def copy(where: str, target: str) -> None:
     """Copies the log to another engine, or another directory."""
     async with reading(where):
-        pass
-    head = await copy_log(where, target)
+        head = await copy_log(where, target)
     print_json({"target": target, "offset": head.offset, "line_hash": head.line_hash})
 
 
