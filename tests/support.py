@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from eventfold import Event, EventReader, Record, line_hash
-from eventfold._files import operations
+from eventfold._files import archive, operations, rotation
 from eventfold._files.base import BaseFile, Generation
 
 START = 1_700_000_000
@@ -35,6 +35,13 @@ def write_log(directory: Path, *lines: bytes) -> bytes:
     data = b"".join(lines)
     (directory / "app.jsonl").write_bytes(data)
     return data
+
+
+def small_frames(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Makes an archive's frames, and whatever is read of one at once, this small, so that a few events are several."""
+    monkeypatch.setattr(rotation, "FRAME_SIZE", size)
+    monkeypatch.setattr(archive, "WHOLE_SIZE", 2 * size)
+    monkeypatch.setattr(archive, "PART_SIZE", size // 4)
 
 
 async def records(reader: Any, offset: int = 0) -> list[Record]:

@@ -14,7 +14,7 @@ import pytest
 from tests.processes import add_lines, at_rest, back_to, belongings, other_writer
 from tests.support import Seam, event, line, settle, write_log
 
-from eventfold import CorruptLogError, EventLog, EventReader, Query, Record, SyncMode
+from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, Query, Record, SyncMode
 
 
 async def take(tail: AsyncIterator[Record], count: int) -> list[Record]:
@@ -276,10 +276,14 @@ asyncio.run(main())
 """
 
 
-async def test_a_hundred_tails_that_lag_need_little_memory(data_dir: Path) -> None:
+@pytest.mark.parametrize("archived", [False, True], ids=["active log", "archive"])
+async def test_a_hundred_tails_that_lag_need_little_memory(data_dir: Path, *, archived: bool) -> None:
     """Clients that come back after a while, all at once: less than a megabyte each, in a process of their own."""
     padding = "x" * 1000
     write_log(data_dir, *(line(n).replace(b'"counted"', f'"{padding}"'.encode()) for n in range(30_000)))
+    if archived:
+        async with EventWriter.open(data_dir) as writer:
+            await writer.rotate()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", LAGGING, str(data_dir), stdout=asyncio.subprocess.PIPE
     )

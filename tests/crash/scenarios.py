@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests import support
 from tests.crash.disk import Expected, Journal, Op, Recorded, State, States, read_files, write_files
 from tests.crash.truth import NEW, Opened, Truth, append, check_files, read_now
 from tests.support import event, line
 
 from eventfold import Event, EventLog, SyncMode, View, snapshot
-from eventfold._files import archive, committer, frames, operations, rotation
+from eventfold._files import committer, frames, operations
 
 COMPAT = Path(__file__).parents[1] / "data" / "compat"
 BATCH = b"".join(line(100 + i, batch=f"{i},3") for i in (1, 2, 3))
@@ -27,8 +28,7 @@ DATA = "data"
 
 def small_frames(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Makes frames so small that a few events are several, and the disk fast."""
-    for module in (archive, rotation):
-        monkeypatch.setattr(module, "FRAME_SIZE", 200)
+    support.small_frames(monkeypatch, 200)
     monkeypatch.setattr(operations, "sync", lambda fd: None)
     monkeypatch.setattr(operations, "sync_dir", lambda path: None)
     caplog.set_level(logging.ERROR, "eventfold")

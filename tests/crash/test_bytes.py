@@ -24,10 +24,10 @@ from tests.conftest import COMPAT
 from tests.crash.scenes import SCENES, Files, Scene, build
 from tests.fuzz import reference
 from tests.fuzz.targets import Outcome, read
-from tests.support import event
+from tests.support import event, small_frames
 
 from eventfold import CorruptLogError, EventLog, EventReader, Record
-from eventfold._files import archive, operations, rotation
+from eventfold._files import operations
 
 ALL = os.environ.get("EVENTFOLD_BYTES") == "all"
 # Prime to the number of ways in which a byte is changed, so that all of them have their turn.
@@ -82,8 +82,7 @@ class Reads:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Reads:
     """Makes frames so small that a few events are several, the disk fast, and whatever reads without end fail."""
-    for module in (archive, rotation):
-        monkeypatch.setattr(module, "FRAME_SIZE", 200)
+    small_frames(monkeypatch, 200)
     monkeypatch.setattr(operations, "sync", lambda fd: None)
     monkeypatch.setattr(operations, "sync_dir", lambda path: None)
     caplog.set_level(logging.CRITICAL, "eventfold")

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import support
 from tests.crash.disk import read_files
 from tests.crash.truth import Opened, append, read_now, zstd
 from tests.support import Gate, Seam, event, line, numbers, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, LogLockedError, WriterFailedError, _rotator
-from eventfold._files import archive, committer, operations, rotation
+from eventfold._files import committer, operations
 from eventfold._files.paths import Layout
 
 
@@ -36,8 +37,7 @@ BASE, END = len(lines(0, 3)), len(lines(0, 14))
 @pytest.fixture
 def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes frames of four lines."""
-    for module in (archive, rotation):
-        monkeypatch.setattr(module, "FRAME_SIZE", 4 * SIZE)
+    support.small_frames(monkeypatch, 4 * SIZE)
 
 
 @pytest.fixture

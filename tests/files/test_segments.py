@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import support
 from tests.crash.truth import Opened, append
 from tests.support import line
 
 from eventfold import CorruptLogError, EventReader, EventWriter, Head, line_hash
-from eventfold._files import archive, frames, segments
+from eventfold._files import frames, segments
 from eventfold._files import rotation as rotations
 from eventfold._files.paths import Layout
 from eventfold._files.segments import LogSegments, last_complete_offset, line_before
@@ -27,8 +28,7 @@ def lines(start: int, end: int) -> bytes:
 @pytest.fixture(autouse=True)
 def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes frames, blocks and steps back so small that a few lines are several."""
-    for module in (archive, rotations):
-        monkeypatch.setattr(module, "FRAME_SIZE", 200)
+    support.small_frames(monkeypatch, 200)
     monkeypatch.setattr(segments, "BLOCK_SIZE", 120)
     monkeypatch.setattr(segments, "_STEP_BACK", 16)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
-from tests.support import event, line
+import pytest
+from tests.support import event, line, small_frames
 
 from eventfold import EventReader, EventWriter
-from eventfold._files import archive, rotation
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 RECORD_SIZE = 80
@@ -112,7 +111,8 @@ class Archived(NamedTuple):
 
 async def archived(directory: Path) -> Archived:
     """Makes it, with frames of a few lines each."""
-    with mock.patch.object(archive, "FRAME_SIZE", 150), mock.patch.object(rotation, "FRAME_SIZE", 150):
+    with pytest.MonkeyPatch.context() as patch:
+        small_frames(patch, 150)
         async with EventWriter.open(directory) as writer:
             for start in (0, 5):
                 for n in range(start, start + 4):

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from tests.support import small_frames
 
 from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, LogClosedError, View
 from eventfold import line_hash as hash_of
 from eventfold._codec.encode import encode_line
-from eventfold._files import archive, operations, rotation
+from eventfold._files import operations
 from eventfold._files.base import BaseFile, Generation
 
 EXAMPLES = int(os.environ.get("EVENTFOLD_MODEL_EXAMPLES", "60"))
@@ -309,8 +310,7 @@ class LogMachine(RuleBasedStateMachine):
 
 def test_a_log_holds_what_a_list_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of steps, among them crashes, failing disks, rotations, refreshes and reads by somebody else."""
-    for module in (archive, rotation):
-        monkeypatch.setattr(module, "FRAME_SIZE", 300)
+    small_frames(monkeypatch, 300)
     steps = []
     original = LogMachine.run
     monkeypatch.setattr(LogMachine, "run", lambda self, awaitable: (steps.append(1), original(self, awaitable))[1])

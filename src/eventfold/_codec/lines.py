@@ -22,6 +22,11 @@ class Lines(NamedTuple):
     # (position in `data`, offset) where offsets make a jump, with one for the end; empty where they are just bytes.
     marks: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def end_offset(self) -> int:
+        """The offset in the whole log at which they end."""
+        return self.offset_at(len(self.data))
+
     def offset_at(self, position: int) -> int:
         """The offset in the whole log of a position in `data`."""
         if not self.marks:
@@ -37,9 +42,8 @@ class Lines(NamedTuple):
         inner = tuple((at - start, offset) for at, offset in self.marks if start < at < end)
         return Lines(self.path, first, self.data[start:end], ((0, first), *inner, (end - start, self.offset_at(end))))
 
-    def cut(self, size: int = SLICE_SIZE) -> Iterator[Lines]:
-        """The same lines in pieces of about `size` bytes, or of one longer line."""
-        start = 0
+    def cut(self, size: int = SLICE_SIZE, start: int = 0) -> Iterator[Lines]:
+        """The lines from a position on in pieces of about `size` bytes, or of one longer line."""
         while start < len(self.data):
             end = self.data.rfind(b"\n", start, start + size) + 1 or self.data.index(b"\n", start) + 1
             yield self.part(start, end)

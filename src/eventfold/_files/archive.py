@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +19,6 @@ from .._errors import CorruptLogError
 from .._event import Head
 from .frames import (
     CHECKSUM_FLAG,
-    FRAME_SIZE,
     ZSTD_MAGIC,
     DamagedError,
     Span,
@@ -30,6 +29,10 @@ from .frames import (
     walk,
 )
 
+# In bytes of lines: up to here a span, which is a frame of ours then, is decompressed as a whole.
+WHOLE_SIZE = 8 * 1024 * 1024
+# What is given at once of a larger one, such as the Rust crate's, all of whose frames share one record.
+PART_SIZE = 1024 * 1024
 _RECENT_FRAMES = 4
 
 
@@ -44,7 +47,7 @@ class Archive:
     # What walking an archive without a last record has found, since readers would do it again and again.
     _walked: ClassVar[dict[tuple[int, int, int, int], tuple[Span | None, CorruptLogError | None]]] = {}
 
-    # The frames whose lines `line_at` read last, in that order; for all readers of the process.
+    # The frames of which a part was read last, in that order; for all readers of the process.
     _recent: ClassVar[dict[tuple[object, ...], Lines]] = {}
     _recent_lock: ClassVar[threading.Lock] = threading.Lock()
 
@@ -89,38 +92,48 @@ class Archive:
             tally.add(piece)
         return tally.span(self._last.position, self._last.size, self._last.first_offset)
 
-    def lines(self, offset: int) -> Iterator[Lines]:
+    def lines(self, offset: int, block_size: Callable[[], int]) -> Iterator[Lines]:
         """The lines from `offset` (bytes in the whole log) on, which must be where a line begins, else `ValueError`.
+
+        `block_size` tells before each block how many bytes of a frame it may have. Of a frame that has more, nothing is
+        held between two blocks: it is read again, unless it is one of those read last.
 
         Raises `CorruptLogError` where the damage begins, after all lines before it.
         """
         reached = 0
         for span in self._spans_from(offset):
             reached = span.end_offset
-            if reached <= offset:
-                continue
-            for lines in self._span_lines(span):
-                skip = offset - lines.start_offset
-                if skip >= len(lines.data):
-                    continue
-                if skip > 0:
-                    if lines.data[skip - 1 : skip] != b"\n":
-                        raise ValueError(f"offset {offset} is not where a line begins")
-                    lines = Lines(lines.path, offset, lines.data[skip:])
-                yield lines
+            if reached > offset:
+                offset = max(offset, span.first_offset)
+                yield from self._blocks_of(span, offset, block_size)
         if self.damage is not None:
             raise self.damage
         if reached < self.head.offset:
             raise CorruptLogError(self.path, reached, "a frame or its commit record is damaged here")
 
+    def _blocks_of(self, span: Span, offset: int, block_size: Callable[[], int]) -> Iterator[Lines]:
+        """A span's lines from `offset` on."""
+        if _is_large(span):
+            for lines in self._span_lines(span):
+                if lines.end_offset > offset:
+                    yield lines.part(_position_in(lines, offset), len(lines.data))
+                    offset = lines.end_offset
+        while offset < span.end_offset:
+            size = block_size()
+            at_once = offset == span.first_offset and span.end_offset - offset <= size
+            [lines] = self._span_lines(span) if at_once else self._kept(span)
+            block = next(lines.cut(size, _position_in(lines, offset)))
+            offset = block.end_offset
+            del lines  # the rest of the frame is not to be held while this block is used
+            yield block
+
     def line_before(self, offset: int) -> bytes:
         """The line that ends at `offset` (bytes in the whole log, more than 0), without its newline."""
         for span in self._spans_from(offset - 1):
-            for lines in self._span_lines(span):
+            for lines in self._kept(span):
                 end = offset - lines.start_offset
                 if end <= len(lines.data):
-                    if lines.data[end - 1 : end] != b"\n":
-                        raise ValueError(f"offset {offset} is not where a line begins")
+                    _position_in(lines, offset)
                     return lines.data[lines.data.rfind(b"\n", 0, end - 1) + 1 : end - 1]
         raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
 
@@ -133,10 +146,8 @@ class Archive:
             if span.end_offset <= offset:
                 continue
             for lines in self._kept(span):
-                start = offset - lines.start_offset
-                if start < len(lines.data):
-                    if start and lines.data[start - 1 : start] != b"\n":
-                        raise ValueError(f"offset {offset} is not where a line begins")
+                if offset < lines.end_offset:
+                    start = _position_in(lines, offset)
                     return lines.part(start, lines.data.index(b"\n", start) + 1)
         raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
 
@@ -151,12 +162,12 @@ class Archive:
             held: deque[Lines] = deque()
             for lines in self._span_lines(span):
                 held.append(lines)
-                if lines.start_offset + len(lines.data) >= offset:
+                if lines.end_offset >= offset:
                     held[-1] = lines.part(0, offset - lines.start_offset)
                     if not held[-1].data.endswith(b"\n"):
                         raise ValueError(f"offset {offset} is not where a line ends")
                     return join(list(held))
-                while held[-1].start_offset - held[0].start_offset > 2 * FRAME_SIZE:
+                while held[-1].start_offset - held[0].start_offset > WHOLE_SIZE:
                     held.popleft()
         raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
 
@@ -206,7 +217,7 @@ class Archive:
         with self._recent_lock:
             kept = self._recent.pop(key, None)
         if kept is None:
-            if span.lines_hash is None or span.end_offset - span.first_offset > 2 * FRAME_SIZE:
+            if span.lines_hash is None or _is_large(span):
                 yield from self._span_lines(span)
                 return
             [kept] = self._span_lines(span)
@@ -219,7 +230,7 @@ class Archive:
     def _span_lines(self, span: Span) -> Iterator[Lines]:
         """A span's lines, verified before the first is given."""
         try:
-            if span.end_offset - span.first_offset <= 2 * FRAME_SIZE:
+            if not _is_large(span):
                 data = b"".join(self._claimed_pieces(span))
                 self._verify(span, [data])
                 yield Lines(self.path, span.first_offset, data)
@@ -229,7 +240,7 @@ class Archive:
             for piece in self._claimed_pieces(span):
                 held += piece
                 end = held.rfind(b"\n") + 1
-                if end >= FRAME_SIZE // 4:
+                if end >= PART_SIZE:
                     yield Lines(self.path, offset, bytes(held[:end]))
                     offset += end
                     del held[:end]
@@ -258,6 +269,18 @@ class Archive:
             raise DamagedError("the frames do not hold the lines that their commit record speaks of")
         if not tally.whole:
             raise DamagedError("the frames end inside a line")
+
+
+def _is_large(span: Span) -> bool:
+    return span.end_offset - span.first_offset > WHOLE_SIZE
+
+
+def _position_in(lines: Lines, offset: int) -> int:
+    """The position of an offset within some lines; `ValueError` where no line begins or ends there."""
+    position = offset - lines.start_offset
+    if position > 0 and lines.data[position - 1 : position] != b"\n":
+        raise ValueError(f"offset {offset} is not where a line begins")
+    return max(0, position)
 
 
 def _after_fork() -> None:

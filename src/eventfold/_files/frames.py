@@ -31,7 +31,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-FRAME_SIZE = 4 * 1024 * 1024
+# In bytes of lines. Larger frames compress no better, and reading one event from the archive decompresses one frame.
+FRAME_SIZE = 1024 * 1024
 _READ_SIZE = 256 * 1024
 _SEARCH_SIZE = 256 * 2**20
 _CANDIDATE_SIZE = 4096  # what a look at a candidate costs at least, in the same measure

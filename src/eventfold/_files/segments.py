@@ -302,20 +302,20 @@ class LogSegments:
     def lines(self, offset: int, end: int, block_size: Callable[[], int] = lambda: BLOCK_SIZE) -> Iterator[Lines]:
         """Blocks of the lines from `offset`, where a line must begin, to `end`, where one must end.
 
-        `block_size` tells before each read from the active log how many bytes it should have.
+        `block_size` tells before each block how many bytes it should have.
 
         Raises `ValueError` for an offset inside a line, `CorruptLogError` where damage begins, after all before it.
         """
         if self.damage is not None:
             if self.archive is not None:
-                yield from self.archive.lines(offset)
+                yield from self.archive.lines(offset, block_size)
             raise self.damage
         if offset < min(end, self.base):
             reached = 0
             if self.archive is not None:
                 stop = min(end, self.base)
-                for lines in self.archive.lines(offset):
-                    reached = lines.start_offset + len(lines.data)
+                for lines in self.archive.lines(offset, block_size):
+                    reached = lines.end_offset
                     if reached > stop:
                         yield lines.part(0, stop - lines.start_offset)
                         reached = stop

@@ -177,7 +177,7 @@ class _Blocks:
         if self._at_end:
             return None
         block = next(self._blocks, None)
-        if block is None or block.start_offset + len(block.data) == self._end:
+        if block is None or block.end_offset == self._end:
             self.close()
         return block
 
