@@ -33,7 +33,7 @@ from ._files.base import BaseFile, Generation, first_line_hash
 from ._files.paths import Layout
 from ._files.segments import LogSegments, line_before
 from ._reader import EventReader
-from ._view import offset_for_the_crate
+from ._view_snapshot import offset_for_the_crate
 from .snapshot import BadSnapshotError, encode, parse
 
 Progress: TypeAlias = Callable[[int, int], object]

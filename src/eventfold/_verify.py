@@ -143,7 +143,7 @@ async def _check_snapshot(reader: EventReader, name: str, view: View[Any] | None
         position = found.position
         if (await reader.read_line_hash_before(position) or "") != (found.position_hash or ""):
             raise BadSnapshotError("the log before this offset is not the one that it was made of")
-        if view is not None and found.version == view._version and found.query == view._query:
+        if view is not None and view._snapshot.is_of_this_view(found):
             await _check_state(reader, found, position, view)
     except CorruptLogError as error:
         _add(problems, error)
@@ -152,7 +152,7 @@ async def _check_snapshot(reader: EventReader, name: str, view: View[Any] | None
 
 
 async def _check_state(reader: EventReader, found: Snapshot, position: int, view: View[Any]) -> None:
-    stored = view._decode(found.state)
+    stored = view._snapshot.decode(found.state)
     replayed = await state_at(reader, view, position)
     different = difference(replayed, stored)
     if different is not None:

@@ -1,9 +1,8 @@
 """`View`: a state derived from the log by folding a reducer over its events.
 
 Promises: the state is always that of the log up to `offset`, whatever fails or is cancelled; each event is folded once;
-a snapshot is believed only where the log before it is still the same and the view still selects the same events, else
-the view is rebuilt, with a warning that says why; a snapshot never holds a state that would read back as another, nor
-one that a reducer may have left half changed.
+where the snapshot can't be believed, the view is rebuilt, with a warning that says why; a state that a reducer may have
+left half changed is never saved.
 """
 
 from __future__ import annotations
@@ -11,34 +10,21 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
-import logging
 import weakref
 from collections.abc import Callable, Collection, Iterable
-from time import monotonic
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from ._aio import in_thread
-from ._engine import LockingDocuments, check_name
+from ._engine import check_name
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Event, Head
 from ._fold import Fold, fold_together
 from ._query import Query, query_of
 from ._reader import EventReader
-from ._state import difference, takes_none
-from .snapshot import NOWHERE, BadSnapshotError, Snapshot, decode_state, encode, encode_state, parse
-
-logger = logging.getLogger("eventfold")
+from ._state import takes_none
+from ._view_snapshot import ViewSnapshot
 
 S = TypeVar("S")
 ReduceFn: TypeAlias = Callable[[S, Event], S]
-
-# Bytes of log after which a refresh saves a snapshot; for a state that is larger when encoded, as many as it has.
-SAVE_AFTER = 64 * 1024
-# Seconds before a refresh tries again to save what could not be saved; each further failure doubles them.
-RETRY_INTERVAL, LAST_RETRY_INTERVAL = 1.0, 300.0
-
-# How often, and after how many seconds, to try while another process is saving a snapshot.
-_LOCK_ATTEMPTS, _LOCK_INTERVAL = 200, 0.01
 
 
 class View(Generic[S]):
@@ -89,23 +75,18 @@ class View(Generic[S]):
         _check_functions(name, reducer, initial)
         self._initial = initial
         state = self._new_state()
-        self._state_type = type(state) if state_type is None and state is not None else state_type
-        self._version = version
+        if state_type is None and state is not None:
+            state_type = type(state)
         self._fold: Fold[S] = Fold(
             name,
             reducer,
             state,
             query_of(query, event_types),
-            takes_none=self._state_type is None or takes_none(self._state_type),
+            takes_none=state_type is None or takes_none(state_type),
             shares_events=shares_events,
         )
-        # As it stands in the snapshot: alternatives, of which an event must match one; None for every event.
-        self._query = None if self._fold.query is None else _as_json(self._fold.query)
+        self._snapshot: ViewSnapshot[S] = ViewSnapshot(name, state_type, version, self._fold.query)
         self._loaded = False
-        self._saved: Head | None = None
-        self._saved_offset: int | None = None  # what the snapshot on disk tells the Rust crate
-        self._saved_size = 0
-        self._next_try, self._retry_interval = 0.0, RETRY_INTERVAL
         self._lock = asyncio.Lock()
         self._log: Callable[[], object] = _no_log
         self._log_name = ""
@@ -195,7 +176,8 @@ class View(Generic[S]):
     async def _refold(self, reader: EventReader) -> None:
         """The same as `rebuild`, but leaves the snapshot on disk as it is."""
         async with self._lock:
-            self._loaded, self._saved = True, None
+            self._loaded = True
+            self._snapshot.forget()
             self._fold.start(self._new_state(), Head(0, ""))
         await refresh_together([self], reader, save=False)
 
@@ -213,125 +195,13 @@ class View(Generic[S]):
 
     async def _load(self, reader: EventReader) -> None:
         """Starts from the snapshot, if it can be believed, or anew."""
-        state, place = self._new_state(), Head(0, "")
-        self._saved = None
-        try:
-            snapshot = await self._stored(reader)
-            if snapshot is not None:
-                place = await self._place_of(snapshot, reader)
-                state = self._decode(snapshot.state)
-                self._saved, self._saved_offset, self._saved_size = place, snapshot.offset, len(snapshot.state)
-        except (BadSnapshotError, CorruptLogError, OSError) as error:
-            place = Head(0, "")
-            logger.warning("view %r is rebuilt, its snapshot is not used: %s", self._name, error)
-        self._fold.start(state, place)
+        self._fold.start(*(await self._snapshot.load(reader) or (self._new_state(), Head(0, ""))))
         self._loaded = True
 
-    async def _stored(self, reader: EventReader) -> Snapshot | None:
-        """The stored snapshot, its state still encoded; None if there is none. Raises `BadSnapshotError`, `OSError`."""
-        data = await reader.documents.load("view", self._name)
-        return None if data is None else parse(data)
-
-    def _decode(self, state: bytes) -> S:
-        kind = Any if self._state_type is None else self._state_type
-        try:
-            decoded: S = decode_state(state, kind)
-        except Exception as error:
-            raise BadSnapshotError(
-                f"its state can't be decoded into {getattr(kind, '__qualname__', kind)}: {error} "
-                "(give the view another version when the shape of its state changes)"
-            ) from error
-        return decoded
-
-    async def _place_of(self, snapshot: Snapshot, reader: EventReader) -> Head:
-        """Where in the whole log a snapshot stands, if the log before it is the one that it was made of."""
-        if snapshot.version != self._version:
-            raise BadSnapshotError(f"it is of version {snapshot.version!r}, the view of version {self._version!r}")
-        if snapshot.query != self._query:
-            raise BadSnapshotError(
-                f"it was made of {_selected(snapshot.query)}, and the view selects {_selected(self._query)}"
-            )
-        position, expected = snapshot.position, snapshot.position_hash
-        if position is None:
-            if snapshot.offset <= 0:
-                raise BadSnapshotError("it was written elsewhere, and does not tell where in the log it stands")
-            position, expected = await reader.base() + snapshot.offset, snapshot.hash
-        try:
-            found = await reader.read_line_hash_before(position)
-        except ValueError as error:
-            raise BadSnapshotError(f"it is not of this log: {error}") from error
-        if (found or "") != expected:
-            raise BadSnapshotError(f"the log before offset {position} is not the one that it was made of")
-        return Head(position, found or "")
-
     async def _save(self, reader: EventReader) -> None:
-        place = self._fold.place
-        if self._fold.suspect or not place.offset:
-            return
-        try:
-            base = await reader.base()
-            offset = offset_for_the_crate(place.offset, base)
-            if place == self._saved and offset == self._saved_offset:
-                return
-            if not place.line_hash:
-                place = Head(place.offset, await reader.read_line_hash_before(place.offset) or "")
-            # In one go, and under the lock: the state can't change.
-            state = encode_state(self.state)
-            await in_thread(self._check_reads_back, state)
-            line_hash = place.line_hash if 0 < offset < NOWHERE else ""
-            snapshot = Snapshot(
-                None, offset, line_hash, place.offset, place.line_hash, self._version, query=self._query
-            )
-            await self._store(encode(snapshot, state), reader)
-            self._saved, self._saved_offset, self._saved_size = place, offset, len(state)
-            self._retry_interval = RETRY_INTERVAL
-        except Exception as error:
-            self._next_try = monotonic() + self._retry_interval
-            self._retry_interval = min(2 * self._retry_interval, LAST_RETRY_INTERVAL)
-            logger.warning("the snapshot of view %r could not be written: %s", self._name, error)
-
-    async def _store(self, data: bytes, reader: EventReader) -> None:
-        """Replaces the snapshot, unless another process has saved one of a later place in the log."""
-        documents = reader.documents
-        lock = None
-        if isinstance(documents, LockingDocuments):
-            for _ in range(_LOCK_ATTEMPTS):
-                lock = await documents.lock("view", self._name)
-                if lock is not None:
-                    break
-                await asyncio.sleep(_LOCK_INTERVAL)
-            else:
-                raise BlockingIOError("another process has been saving a snapshot for seconds")
-        try:
-            if not await self._is_older(reader):
-                await documents.store("view", self._name, data)
-        finally:
-            if lock is not None:
-                lock.release()
-
-    async def _is_older(self, reader: EventReader) -> bool:
-        """Whether this view stands before the stored snapshot, which it could start from."""
-        try:
-            found = await self._stored(reader)
-            if found is None or (found.position or 0) <= self.offset:
-                return False
-            await self._place_of(found, reader)
-        except (BadSnapshotError, CorruptLogError):
-            return False
-        return found.offset == offset_for_the_crate(found.position or 0, await reader.base())
-
-    def _check_reads_back(self, encoded: bytes) -> None:
-        read = decode_state(encoded, Any if self._state_type is None else self._state_type)
-        found = difference(self.state, read)
-        if found is not None:
-            raise ValueError(f"its state would read back as another one ({found}); give the view a fitting state_type")
-
-    def _worth_saving(self) -> bool:
-        if monotonic() < self._next_try:
-            return False
-        if self._saved is None:
-            return self.offset > 0
-        return self.offset - self._saved.offset >= max(SAVE_AFTER, self._saved_size)
+        """The same as `save`, for who holds the lock: so that the state does not change meanwhile."""
+        if self.offset and not self._fold.suspect:
+            await self._snapshot.save(self.state, self._fold.place, reader)
 
 
 def _no_log() -> None:
@@ -357,31 +227,6 @@ def _check_functions(name: str, reducer: Any, initial: Any) -> None:
                 f"view {name!r}: initial must be a value or a callable without arguments, not {initial!r}; the order "
                 "is View(name, reducer, initial)"
             ) from None
-
-
-def _as_json(query: Query) -> list[dict[str, list[str]]]:
-    named = ({"types": sorted(item.types), "tags": sorted(item.tags)} for item in query.items)
-    return [{name: values for name, values in item.items() if values} for item in named]
-
-
-def _selected(query: Any) -> str:
-    if query is None:
-        return "all events"
-    try:
-        if any("tags" in part for part in query):
-            return "events that match " + " | ".join(str(part) for part in query)
-        return "events of the types " + ", ".join(repr(type) for part in query for type in part["types"])
-    except (TypeError, KeyError):
-        return f"the query {query!r}"
-
-
-def offset_for_the_crate(position: int, base: int) -> int:
-    """The offset in the active log that tells the Rust crate where a snapshot stands.
-
-    To the crate, the whole active log is still to be read where the snapshot ends at its base; what lies before that
-    can't be told in its terms.
-    """
-    return NOWHERE if position < base else position - base
 
 
 async def refresh_together(views: Iterable[View[Any]], reader: EventReader, *, save: bool = True) -> None:
@@ -421,7 +266,7 @@ async def refresh_each(views: Iterable[View[Any]], reader: EventReader, *, save:
             except Exception as error:
                 errors.append(error)
         for view in views:
-            if save and view._worth_saving():
+            if save and view._snapshot.worth_saving(view.offset):
                 await view._save(reader)
     finally:
         for view in locked:
@@ -431,7 +276,7 @@ async def refresh_each(views: Iterable[View[Any]], reader: EventReader, *, save:
 
 async def _save_before_failure(view: View[Any], offset: int, head: int, reader: EventReader) -> None:
     """Saves the state before an event whose reducer raised, so that the next attempt begins there."""
-    if view.offset < offset <= head and monotonic() >= view._next_try:
+    if view.offset < offset <= head and view._snapshot.may_save:
         try:
             await fold_together([view._fold], reader, offset)
         except (CorruptLogError, OSError):

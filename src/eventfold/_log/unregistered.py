@@ -8,7 +8,7 @@ from collections.abc import Collection
 import msgspec
 
 from .._reader import EventReader
-from .._view import offset_for_the_crate
+from .._view_snapshot import offset_for_the_crate
 from ..snapshot import NOWHERE, BadSnapshotError, encode, parse
 
 logger = logging.getLogger("eventfold")
