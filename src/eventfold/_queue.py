@@ -123,15 +123,16 @@ def resolve(append: Append, outcome: int | BaseException, offset_at: Callable[[i
 
     `outcome` is the position of its first line in what was committed, and `offset_at` gives the offset of a position.
     """
-    if append.future.done():  # cancelled meanwhile: nobody waits for them
+    future = append.future
+    if future.done():  # cancelled meanwhile: nobody waits for them
         return
     if isinstance(outcome, BaseException):
         # A copy, since an error that is raised in several tasks gathers all their tracebacks.
-        append.future.set_exception(copy_error(outcome))
+        future.set_exception(copy_error(outcome))
         return
     data, start = append.data, offset_at(outcome)
     if append.count == 1:
-        append.future.set_result([AppendResult(start, offset_at(outcome + len(data)), line_hash(data))])
+        future.set_result([AppendResult(start, offset_at(outcome + len(data)), line_hash(data))])
         return
     results = []
     for line in data.splitlines(keepends=True):  # a line of JSON has no other line break in it
@@ -139,4 +140,4 @@ def resolve(append: Append, outcome: int | BaseException, offset_at: Callable[[i
         end = offset_at(outcome)
         results.append(AppendResult(start, end, line_hash(line)))
         start = end
-    append.future.set_result(results)
+    future.set_result(results)
