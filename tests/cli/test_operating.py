@@ -1,0 +1,229 @@
+"""The commands that look after a log: `repair`, `restore`, `index`, `export` as rows; and completion in a shell."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+from tests.cli.commands import COMMAND, lines, make, run, run_on_terminal, start
+from tests.support import line, write_log
+
+from eventfold import EventLog
+
+GARBAGE = b'{"type":"a\0\n' * 4
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A log with 20 events."""
+    make(tmp_path / "log")
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def damaged(log: Path) -> Path:
+    """The same, with bad lines behind them."""
+    with (log / "app.jsonl").open("ab") as file:
+        file.write(GARBAGE)
+    return log
+
+
+def offset_of(log: Path, n: int) -> int:
+    """Where the n-th line begins."""
+    return sum(len(one) + 1 for one in lines(log)[:n])
+
+
+# repair
+
+
+def test_repair_shows_what_it_would_do_and_changes_nothing_in_a_pipe(damaged: Path) -> None:
+    before = (damaged / "app.jsonl").read_bytes()
+
+    done = run("repair", damaged, status=1, input="y\n")
+
+    assert f"cut {damaged / 'app.jsonl'} at offset " in done.stdout
+    assert "nothing was changed: add --yes" in done.stderr
+    assert (damaged / "app.jsonl").read_bytes() == before
+
+
+def test_repair_with_yes_cuts_the_damaged_end_and_keeps_it(damaged: Path) -> None:
+    done = run("repair", damaged, "--yes")
+
+    assert done.stdout.endswith("no problem is left\n")
+    [kept] = damaged.glob("app.jsonl.torn.*")
+    assert kept.read_bytes() == GARBAGE
+    assert f"go to {kept}" in done.stdout
+    assert len(lines(damaged)) == 20
+
+
+def test_repair_asks_on_a_terminal(damaged: Path) -> None:
+    """Anything but yes changes nothing."""
+    before = (damaged / "app.jsonl").read_bytes()
+
+    assert "Do this?" in run_on_terminal("repair", damaged, answers=["\n"], status=1)
+    assert (damaged / "app.jsonl").read_bytes() == before
+    assert "no problem is left" in run_on_terminal("repair", damaged, answers=["y\n"])
+    assert len(lines(damaged)) == 20
+
+
+def test_repair_asks_about_each_thing(log: Path) -> None:
+    """What is declined is left as it is, and the exit status says so."""
+    snapshot, consumer = log / "views" / "count.snapshot.json", log / "consumers" / "mailer.json"
+    snapshot.write_bytes(b"{}")
+    consumer.write_bytes(b"{}")
+
+    shown = run_on_terminal("repair", log, answers=["no\n", "yes\n"], status=1)
+
+    assert f"delete the snapshot {snapshot}" in "".join(shown.splitlines())
+    assert "make consumer mailer go on from offset 0" in shown
+    assert snapshot.exists()
+    assert not consumer.exists()
+
+
+def test_ctrl_c_at_a_question_changes_nothing(damaged: Path) -> None:
+    before = (damaged / "app.jsonl").read_bytes()
+
+    shown = run_on_terminal("repair", damaged, answers=["\x03"], status=130)
+
+    assert "Traceback" not in shown
+    assert (damaged / "app.jsonl").read_bytes() == before
+
+
+def test_repair_loses_events_only_where_their_offset_is_named(log: Path) -> None:
+    path = log / "app.jsonl"
+    offset = offset_of(log, 15)
+    path.write_bytes(path.read_bytes().replace(b'"n":15', b'"n":\0' + b"5"))
+
+    done = run("repair", log, "--yes", status=1)
+    assert "4 valid events stand behind the damage" in done.stdout
+    assert f"add --lose-events-from {offset}" in done.stderr
+    assert not list(log.glob("*.torn.*"))
+
+    # The snapshot stood on what was cut, so that it is dropped next.
+    done = run("repair", log, "--yes", "--lose-events-from", offset)
+    assert "delete the snapshot" in done.stdout
+    assert len(lines(log)) == 15
+
+
+def test_what_can_not_be_repaired_is_told(log: Path) -> None:
+    path = log / "archive.jsonl.zst"
+    path.write_bytes(path.read_bytes()[:-10])
+
+    done = run("repair", log, "--yes", status=1)
+
+    assert f"eventfold: restore a backup, since this can't be repaired: {path}, offset " in done.stderr
+
+
+def test_a_log_that_is_being_written_is_not_repaired(log: Path) -> None:
+    (log / "consumers" / "mailer.json").write_bytes(b"{}")
+
+    async def refused() -> subprocess.CompletedProcess[str]:
+        async with EventLog.open(log):
+            return await asyncio.to_thread(run, "repair", log, "--yes", status=1)
+
+    assert f"is locked by another writer in process {os.getpid()}" in asyncio.run(refused()).stderr
+
+
+# restore
+
+
+def test_a_backup_is_restored(log: Path, tmp_path: Path) -> None:
+    run("backup", log, tmp_path / "backup")
+
+    told = json.loads(run("restore", tmp_path / "backup", tmp_path / "new").stdout)
+
+    assert told["directory"] == str(tmp_path / "new")
+    assert lines(tmp_path / "new") == lines(log)
+
+    again = run("restore", tmp_path / "backup", tmp_path / "new", status=1)
+    assert "is not empty" in again.stderr
+    assert again.stderr.count("\n") == 1
+
+
+# index
+
+
+def test_an_index_is_built_and_dropped(log: Path) -> None:
+    told = json.loads(run("index", "build", log).stdout)
+    assert told["offset"] == offset_of(log, 20)
+    assert (log / "index.sqlite").exists()
+
+    run("index", "drop", log)
+    assert not (log / "index.sqlite").exists()
+
+
+# export
+
+
+def test_a_log_is_exported_as_csv(log: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(run("export", log, "--format", "csv").stdout)))
+
+    assert [json.loads(row["data"])["n"] for row in rows] == list(range(20))
+    assert rows[19]["tags"] == '["n:4"]'
+
+
+def test_a_log_is_exported_as_parquet_through_a_pipe(log: Path) -> None:
+    done = subprocess.run([*COMMAND, "export", str(log), "--format", "parquet"], capture_output=True, timeout=60)
+
+    table = parquet.read_table(io.BytesIO(done.stdout))
+    assert [json.loads(data)["n"] for data in table["data"].to_pylist()] == list(range(20))
+    assert done.stderr == b""
+
+
+def test_parquet_is_not_written_to_a_terminal(log: Path) -> None:
+    assert "Parquet is no text" in run_on_terminal("export", log, "--format", "parquet", status=1)
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_a_closed_pipe_ends_an_export_quietly(tmp_path: Path, format: str) -> None:
+    write_log(tmp_path, *map(line, range(3000)))
+    with start("export", tmp_path, "--format", format) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == b""
+
+
+# completion
+
+SCRIPT = """
+eval "$(eventfold --show-completion bash)"
+COMP_WORDS=({words})
+COMP_CWORD={last}
+_eventfold_completion eventfold
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["re"], ["rebuild", "repair", "restore"]),
+        (["repair", "data", "--l"], ["--lose-events-from"]),
+        (["index", "build", "da"], ["data/"]),
+        (["export", "data", "--format", ""], ["csv", "jsonl", "parquet"]),
+    ],
+)
+def test_bash_completes_commands_options_and_values(words: list[str], expected: list[str], tmp_path: Path) -> None:
+    """And directories as logs."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "eventfold").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m eventfold "$@"\n')
+    (tmp_path / "eventfold").chmod(0o755)
+    script = SCRIPT.format(words=" ".join(f"'{word}'" for word in ["eventfold", *words]), last=len(words))
+
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+    assert done.stderr == ""
+    assert sorted(done.stdout.split()) == expected
