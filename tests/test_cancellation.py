@@ -305,8 +305,8 @@ async def cancel_in_each_operation(
                 if program.log._writer._closing is not None:
                     with contextlib.suppress(*tolerated):
                         await program.log.aclose()
-                while program.log._writer._task is not None:
-                    await asyncio.wait([program.log._writer._task])
+                while program.log._writer._commits._task is not None:
+                    await asyncio.wait([program.log._writer._commits._task])
             if name not in ("consume", "enter_and_leave"):  # what these leave goes on
                 assert not under_way
         await check(program, tolerated)

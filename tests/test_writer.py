@@ -33,8 +33,8 @@ from eventfold import (
     LogLockedError,
     SyncMode,
     WriterFailedError,
+    _group_commit,
     _queue,
-    _writer,
     line_hash,
 )
 from eventfold._codec.encode import encode_line
@@ -1189,7 +1189,7 @@ async def test_a_large_batch_of_appends_is_failed_in_portions(damaged_dir: Path,
 
     steps = [b - a for a, b in itertools.pairwise(failed_in_one_turn)]
     assert {type(result) for result in results} == {WriterFailedError}
-    assert max(steps) <= 2 * _writer.RESOLVED_AT_ONCE
+    assert max(steps) <= 2 * _group_commit.RESOLVED_AT_ONCE
 
 
 async def test_the_error_of_a_failed_writer_does_not_grow(damaged_dir: Path, seam: Seam) -> None:

@@ -241,6 +241,34 @@ def paths_of(source: Source) -> Paths:
     return layout
 
 
+class HasPaths:
+    """The paths of a log, each of which raises `EventfoldError` for a log that is not in files."""
+
+    @property
+    def _paths(self) -> Paths:
+        raise NotImplementedError
+
+    @property
+    def dir(self) -> Path:
+        """The data directory. Raises `EventfoldError` for a log that is not in files, as all paths do."""
+        return self._paths.dir
+
+    @property
+    def log_path(self) -> Path:
+        """The active log, `app.jsonl`; it may not exist yet."""
+        return self._paths.log_path
+
+    @property
+    def archive_path(self) -> Path:
+        """The archive, `archive.jsonl.zst`; it may not exist yet."""
+        return self._paths.archive_path
+
+    @property
+    def views_dir(self) -> Path:
+        """Where the snapshots are; it may not exist yet."""
+        return self._paths.views_dir
+
+
 def refuse_options(options: Mapping[str, Any], engine: str) -> None:
     """For an engine without options of its own at `open_committer`: raises `ValueError` if there are any."""
     if options:

@@ -23,7 +23,7 @@ from ._catalog import Typing
 from ._codec.backwards import BackwardsDecoder
 from ._codec.decode import Decoder, Slice
 from ._codec.lines import Lines
-from ._engine import Documents, Source, SourceOfLines, paths_of
+from ._engine import Documents, HasPaths, Paths, Source, SourceOfLines, paths_of
 from ._errors import CorruptLogError, LogClosedError
 from ._event import Head, Record
 from ._query import Query, query_of
@@ -46,7 +46,7 @@ class WaitResult(msgspec.Struct, frozen=True):
         return self.new_data
 
 
-class EventReader:
+class EventReader(HasPaths):
     """A cheap reader of one directory; any number of them may read, in any process, while a writer goes on.
 
     Making one does nothing. The directory need not exist: then the log is empty. Offsets are bytes in the whole log.
@@ -66,24 +66,8 @@ class EventReader:
         return f"<EventReader of {str(self._source.location)!r}>"
 
     @property
-    def dir(self) -> Path:
-        """The data directory."""
-        return paths_of(self._source).dir
-
-    @property
-    def log_path(self) -> Path:
-        """The active log, `app.jsonl`; it may not exist yet."""
-        return paths_of(self._source).log_path
-
-    @property
-    def archive_path(self) -> Path:
-        """The archive, `archive.jsonl.zst`; it may not exist yet."""
-        return paths_of(self._source).archive_path
-
-    @property
-    def views_dir(self) -> Path:
-        """Where the snapshots are; it may not exist yet."""
-        return paths_of(self._source).views_dir
+    def _paths(self) -> Paths:
+        return paths_of(self._source)
 
     @classmethod
     def _of_source(cls, source: Source, scope: Scope) -> EventReader:

@@ -35,7 +35,7 @@ _LOCK_ATTEMPTS, _LOCK_INTERVAL = 200, 0.01
 
 
 class ViewSnapshot(Generic[S]):
-    """The stored snapshot of a view, with a state of `state_type` (None: any) made of the events that `query` selects."""
+    """The stored snapshot of a view, whose state is of `state_type` (None: any), from events that `query` selects."""
 
     def __init__(self, name: str, state_type: Any, version: int | str, query: Query | None) -> None:
         self._name = name

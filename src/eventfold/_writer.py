@@ -1,8 +1,7 @@
 """`EventWriter`: appends to one log, whatever engine keeps it.
 
-An append decides everything synchronously (its line, its position in the queue) and then waits. One task, `_run`, takes
-what has queued up, has it committed in one go by the engine's `Committer`, and resolves the appends in order: group
-commit. The task lives while there is work, and the next append starts it again.
+An append decides everything synchronously (its line, its position in the queue) and then waits for the group commit
+that it becomes part of.
 
 Promises: once `append` returns, the event is in the log, as durable as the engine says; appends are in the log in the
 order in which they were called; an append cancelled before its batch was taken is not in the log, one cancelled later
@@ -15,44 +14,37 @@ import asyncio
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from time import perf_counter
 
 from ._address import Address, engine_of
 from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
 from ._checks import Checks, NotIndexedError, ids_of, read_condition
 from ._codec.encode import encode_batch, encode_line
-from ._engine import Committer, LockMode, RotatingCommitter, SharedTurn, SyncMode, paths_of
+from ._engine import Commit, Committer, HasPaths, LockMode, Paths, RotatingCommitter, SharedTurn, SyncMode, paths_of
 from ._errors import (
     ConditionalAppendError,
     EventfoldError,
     LogClosedError,
-    UnknownOutcomeError,
-    WriterFailedError,
     copy_error,
 )
 from ._event import AppendResult, Event, Head
+from ._group_commit import GroupCommit
 from ._index import Index, index_path
-from ._judge import Append, Condition, DuplicateIdError, UniqueIds
+from ._judge import Condition, UniqueIds
 from ._query import Query
-from ._queue import AppendQueue, resolve
 from ._reader import EventReader
 from ._rotator import Rotator, ViewOps
-from ._stats import WriterCounters
 from ._waiters import Scope, Waiters
 
 logger = logging.getLogger("eventfold")
 
-# So many appends are resolved in one turn of the loop: whoever waits for one runs in the next, and others want to run
-# too.
-RESOLVED_AT_ONCE = 500
 # The most bytes of a line that can be asked for: the system reads and writes no more than 2 GiB in one call.
 MAX_EVENT_SIZE = 2**30
 
 
-class EventWriter:
+class EventWriter(HasPaths):
     """The writer of one log. Open it with `EventWriter.open`; it belongs to that event loop and process."""
 
     def __init__(self, committer: Committer, waiters: Waiters, max_event_size: int) -> None:
@@ -63,18 +55,14 @@ class EventWriter:
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._scope = Scope()
-        self._queue = AppendQueue(self._changed)
-        self.counters = WriterCounters()
-        self._task: UncancellableTask[None] | None = None
-        self._failure: EventfoldError | None = None
+        self._commits = GroupCommit(committer, self._on_commit)
+        self._queue = self._commits.queue
         self._closing: UncancellableTask[None] | None = None
-        self._drained: asyncio.Future[None] = self._loop.create_future()
         # None for an engine that has nothing to rotate.
         self._rotator: Rotator | None = None
         if isinstance(committer, RotatingCommitter):
-            self._rotator = Rotator(committer, self._source.location, self.reader, self._fail)
+            self._rotator = Rotator(committer, self._source.location, self.reader, self._commits.fail)
         self._index: Index | None = None
-        self._checks: Checks | None = None
         self._unique_ids = False
         self._views: Sequence[ViewOps] = ()
         self._head = committer.head
@@ -152,13 +140,13 @@ class EventWriter:
                 except BaseException:
                     await uninterrupted(UncancellableTask(writer.aclose(), "eventfold close"))
                     raise
-                writer._checks, writer._unique_ids = Checks(writer._index), unique_ids
+                writer._commits.checks, writer._unique_ids = Checks(writer._index), unique_ids
             return writer
 
         return AsyncOpener(open_)
 
     def __repr__(self) -> str:
-        if self._failure is not None:
+        if self._commits.failure is not None:
             state = "failed"
         elif self._closing is not None:
             state = "closed"
@@ -175,24 +163,8 @@ class EventWriter:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
 
     @property
-    def dir(self) -> Path:
-        """The data directory. Raises `EventfoldError` for a log that is not in files, as all paths do."""
-        return paths_of(self._source).dir
-
-    @property
-    def log_path(self) -> Path:
-        """The active log, `app.jsonl`."""
-        return paths_of(self._source).log_path
-
-    @property
-    def archive_path(self) -> Path:
-        """The archive, `archive.jsonl.zst`; it may not exist yet."""
-        return paths_of(self._source).archive_path
-
-    @property
-    def views_dir(self) -> Path:
-        """Where the snapshots are; it may not exist yet."""
-        return paths_of(self._source).views_dir
+    def _paths(self) -> Paths:
+        return paths_of(self._source)
 
     @property
     def head(self) -> Head:
@@ -207,11 +179,6 @@ class EventWriter:
     def attach(self, views: Iterable[ViewOps]) -> None:
         """From now on saves the snapshots of these views after a rotation of its own accord, and when it is closed."""
         self._views = list(views)
-
-    @property
-    def _queued(self) -> tuple[int, int]:
-        """How many appends wait to be committed, and how many wait because the queue is full."""
-        return len(self._queue), self._queue.waiting
 
     def reader(self) -> EventReader:
         """A reader of this log, whose tails and waits end when this writer is closed."""
@@ -237,7 +204,7 @@ class EventWriter:
         """
         self._check_usable()
         if self._queue.full:
-            await self._get_place()
+            await self._commits.place()
         line = encode_line(event, self._max_event_size)
         [result] = await self._queue.put(line, unique=self._unique((event,)))
         return result
@@ -246,7 +213,7 @@ class EventWriter:
         """Appends several events, all or none of them, also after a crash. Raises what `append` raises."""
         self._check_usable()
         if self._queue.full:
-            await self._get_place()
+            await self._commits.place()
         events = list(events)
         lines = encode_batch(events, self._max_event_size)
         unique = self._unique(events)
@@ -269,7 +236,7 @@ class EventWriter:
         self._check_usable()
         expected = _check_expected(expected_offset, expected_hash)
         if self._queue.full:
-            await self._get_place()
+            await self._commits.place()
         line = encode_line(event, self._max_event_size)
         [result] = await self._queue.put(line, expected, unique=self._unique((event,)))
         return result
@@ -310,12 +277,13 @@ class EventWriter:
                     condition.checked = await read_condition(self.reader(), query, after)
                 except ConditionalAppendError:
                     # Whoever appends again what is in the log is not in its own way.
-                    found = None if self._checks is None else await self._checks.results_of(unique, len(lines))
+                    checks = self._commits.checks
+                    found = None if checks is None else await checks.results_of(unique, len(lines))
                     if found is None:
                         raise
                     return found
             if self._queue.full:
-                await self._get_place()
+                await self._commits.place()
             try:
                 return await self._queue.put(b"".join(lines), condition=condition, count=len(lines), unique=unique)
             except NotIndexedError:
@@ -338,84 +306,13 @@ class EventWriter:
             )
         if self._closing is not None:
             raise LogClosedError(f"the log in {self._source.location} is closed")
-        if self._failure is not None:
-            raise copy_error(self._failure)
+        self._commits.check()
 
-    async def _get_place(self) -> None:
-        await self._queue.place()
-        if self._failure is not None:
-            raise copy_error(self._failure)
-
-    # The one task
-
-    def _changed(self) -> None:
-        """Starts the task if there is work for it, and notices when a closing writer has none any more."""
-        if self._task is None and len(self._queue):
-            self._task = UncancellableTask(self._run(), "eventfold writer")
-        elif self._closing is not None and self._task is None and self._queue.idle and not self._drained.done():
-            self._drained.set_result(None)
-
-    async def _run(self) -> None:
-        """Commits what has queued up, batch by batch, and resolves the appends, until there are none."""
-        batch: list[Append] = []
-        try:
-            while batch := self._queue.take(self._committer.batch_size):
-                if self._checks is not None:
-                    batch = await self._checks.check(batch)
-                outcomes, offset_at = await self._commit(batch)
-                if self._checks is not None:
-                    judged = zip(batch, outcomes, strict=True)
-                    await self._checks.check_ids(
-                        [append for append, why in judged if isinstance(why, DuplicateIdError)]
-                    )
-                for start in range(0, len(batch), RESOLVED_AT_ONCE):
-                    for i in range(start, min(start + RESOLVED_AT_ONCE, len(batch))):
-                        resolve(batch[i], outcomes[i], offset_at)
-                    # Those that were resolved run now: what they append at once is in the next batch.
-                    await asyncio.sleep(0)
-        except BaseException as error:
-            self._fail(error)
-            for append in batch:
-                resolve(append, self._failure or error, _no_offset)
-            raise
-        finally:
-            self._task = None
-            self._changed()
-
-    async def _commit(self, batch: Sequence[Append]) -> tuple[Sequence[int | BaseException], Callable[[int], int]]:
-        """What became of each append of the batch, and what gives the offset of a position in what was committed."""
-        if self._failure is not None:
-            return [self._failure] * len(batch), _no_offset
-        begun = perf_counter()
-        try:
-            commit = await self._committer.commit(batch)
-            committed = sum([outcome.__class__ is int for outcome in commit.outcomes])  # faster than a generator
-            self.counters.add(committed, len(batch) - committed, perf_counter() - begun)
-            if commit.lines.data:
-                self._head = commit.head
-                self._waiters.publish(commit.head, commit.lines)
-                if self._rotator is not None:
-                    self._rotator.rotate_if_due(self._views)
-        except Exception as error:
-            self.counters.add(0, len(batch), perf_counter() - begun)
-            if isinstance(error, OSError | UnknownOutcomeError):
-                return [error] * len(batch), _no_offset
-            return [self._fail(error)] * len(batch), _no_offset
-        lines = commit.lines
-        # The addition itself, where offsets are bytes: a call for each line would take as long as all the rest.
-        return commit.outcomes, lines.offset_at if lines.marks else lines.start_offset.__add__
-
-    def _fail(self, error: BaseException) -> EventfoldError:
-        """After this nothing is accepted any more, and all that wait get the error."""
-        if self._failure is None:
-            if isinstance(error, EventfoldError):
-                self._failure = error
-            else:
-                logger.error("the writer of %s failed", self._source.location, exc_info=error)
-                self._failure = WriterFailedError(f"the writer failed: {error!r}")
-            if self._task is None:
-                self._task = UncancellableTask(self._run(), "eventfold writer")
-        return self._failure
+    def _on_commit(self, commit: Commit) -> None:
+        self._head = commit.head
+        self._waiters.publish(commit.head, commit.lines)
+        if self._rotator is not None:
+            self._rotator.rotate_if_due(self._views)
 
     # Rotation
 
@@ -479,8 +376,7 @@ class EventWriter:
             self._head, self._opened = self.head, False
             if isinstance(self._committer, SharedTurn):
                 self._committer.begin_closing()
-            self._changed()
-            await self._drained
+            await self._commits.drain()
             if self._rotator is not None:
                 await self._rotator.drain()
 
@@ -496,11 +392,6 @@ class EventWriter:
             if self._index is not None:
                 self._index.abandon()
             self._committer.abandon()
-
-
-def _no_offset(position: int) -> int:
-    """Stands for the offsets of a batch that was not committed, of which nobody asks for one."""
-    raise AssertionError("nothing was committed")
 
 
 def _check_expected(offset: int, line_hash: str | None) -> Head:

@@ -281,7 +281,7 @@ class LogMachine(RuleBasedStateMachine):
             writer = self.log._writer
             if writer._rotator.running:
                 await asyncio.wait(list(writer._rotator.running))
-            writer._fail(LogClosedError("the process was killed"))
+            writer._commits.fail(LogClosedError("the process was killed"))
             await asyncio.to_thread(writer._abandon)
 
         self.run(kill())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from .._catalog import Catalog
+from .._engine import HasPaths, Paths, paths_of
 from .._errors import EventfoldError
 from .._reader import EventReader
 from .._writer import EventWriter
 from .views import Views
 
 
-class LogParts:
+class LogParts(HasPaths):
     """The parts of an open log."""
 
     _reader: EventReader
@@ -28,3 +29,7 @@ class LogParts:
                 f"the log in {self._location} was opened read-only: open it without read_only to write"
             )
         return self._writer_or_none
+
+    @property
+    def _paths(self) -> Paths:
+        return paths_of(self._reader._source)

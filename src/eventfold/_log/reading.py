@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
-from pathlib import Path
 
 from .._backup import backup
 from .._codec.decode import Slice
@@ -19,26 +18,6 @@ from .parts import LogParts
 
 class ReadingLog(LogParts):
     """The methods of a log that read it, wait for it and tell about it."""
-
-    @property
-    def dir(self) -> Path:
-        """The data directory."""
-        return self._reader.dir
-
-    @property
-    def log_path(self) -> Path:
-        """The active log, `app.jsonl`."""
-        return self._reader.log_path
-
-    @property
-    def archive_path(self) -> Path:
-        """The archive, `archive.jsonl.zst`; it may not exist yet."""
-        return self._reader.archive_path
-
-    @property
-    def views_dir(self) -> Path:
-        """Where the snapshots are; it may not exist yet."""
-        return self._reader.views_dir
 
     def reader(self) -> EventReader:
         """A reader of this directory, whose tails and waits end when this log is closed."""

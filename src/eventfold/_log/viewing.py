@@ -175,14 +175,13 @@ class ViewingLog(LogParts):
     def stats(self) -> LogStats:
         """What the log has done since it was opened, and what waits now. No I/O: it may be asked often."""
         writer = self._writer_or_none
-        counters = WriterCounters() if writer is None else writer.counters
-        queued, waiting_for_place = (0, 0) if writer is None else writer._queued
+        counters = WriterCounters() if writer is None else writer._commits.counters
         head = None if writer is None else writer.head.offset
         return LogStats(
             **msgspec.structs.asdict(counters),
             head=head,
-            queued=queued,
-            waiting_for_place=waiting_for_place,
+            queued=0 if writer is None else len(writer._queue),
+            waiting_for_place=0 if writer is None else writer._queue.waiting,
             waiting=self._reader._scope.waiting,
             views={
                 view.name: ViewStats(view.offset, 0 if head is None else max(head - view.offset, 0))
