@@ -7,6 +7,7 @@ import csv
 import io
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,26 @@ async def test_a_cancelled_export_ends(tmp_path: Path) -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize("format", ExportFormat)
+async def test_the_event_loop_is_not_held_by_a_slow_file(tmp_path: Path, format: ExportFormat) -> None:
+    """Not for what stands before the first row or behind the last either."""
+    await make(tmp_path)
+    threads: set[threading.Thread] = set()
+
+    class File(io.BytesIO):
+        def write(self, data: Any) -> int:
+            threads.add(threading.current_thread())
+            return super().write(data)
+
+        def flush(self) -> None:
+            threads.add(threading.current_thread())
+
+    await export_log(tmp_path, File(), format)
+
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def test_progress_is_told(tmp_path: Path) -> None:

@@ -41,7 +41,10 @@ class ExportFormat(enum.Enum):
 
 
 class _Rows(Protocol):
-    """What is written of a log, slice by slice; each method blocks."""
+    """What is written of a log, slice by slice; each method but `abandon` blocks."""
+
+    def begin(self) -> None:
+        """Writes what stands before the first row. Raises `EventfoldError` where a package is missing."""
 
     def add(self, piece: Slice) -> None: ...
 
@@ -81,6 +84,7 @@ async def export_log(
     reader = EventReader(source)
     events = 0
     try:
+        await in_thread(rows.begin)
         head = None if progress is None else (await reader.head()).offset
         try:
             async with aclosing(reader.read_slices()) as slices:
@@ -105,6 +109,9 @@ class _Lines:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
+    def begin(self) -> None:
+        pass
+
     def add(self, piece: Slice) -> None:
         self._file.write(piece._lines.data)
 
@@ -116,8 +123,7 @@ class _Lines:
 
 
 class _Csv(_Lines):
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
+    def begin(self) -> None:
         self._write([CSV_COLUMNS])
 
     def _write(self, rows: Iterable[Sequence[object]]) -> None:
@@ -160,6 +166,12 @@ class _Sink(io.RawIOBase):
 
 class _Parquet:
     def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sink = _Sink(file)
+        self._rows: list[tuple[object, ...]] = []
+        self._size = 0
+
+    def begin(self) -> None:
         try:
             import pyarrow
             from pyarrow import parquet
@@ -171,11 +183,7 @@ class _Parquet:
         types = (number, pyarrow.uint64(), text, text, text, text, text, pyarrow.list_(text))
         self._schema = pyarrow.schema(list(zip(CSV_COLUMNS, types, strict=True)))
         self._new_batch = pyarrow.record_batch
-        self._file = file
-        self._sink = _Sink(file)
         self._writer = parquet.ParquetWriter(self._sink, self._schema, compression="zstd")
-        self._rows: list[tuple[object, ...]] = []
-        self._size = 0
 
     def add(self, piece: Slice) -> None:
         self._rows += map(_parquet_row, piece.records())
