@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 from tests.crash.disk import Expected, Journal, Recorded, States, read_files, scratch_directory, write_files
 from tests.crash.truth import Truth
@@ -123,6 +125,17 @@ async def test_a_batch_is_cut_whole_where_one_of_its_lines_is_damaged(tmp_path: 
     await repair(tmp_path, [cut], lose_events_from=cut.offset)
     assert await numbers(tmp_path) == [1]
     assert Path(cut.kept_in).read_bytes() == data[cut.offset :]
+
+
+async def test_a_batch_is_cut_that_has_lost_its_first_line(tmp_path: Path) -> None:
+    """The rest of it looks like a batch in the middle of which reading begins."""
+    data = write_log(tmp_path, line(1), line(2), line(3, batch="2,3"), line(4, batch="3,3"))
+    [cut] = (await plan_repairs(tmp_path)).repairs
+    assert isinstance(cut, CutEnd)
+
+    await repair(tmp_path, [cut], lose_events_from=cut.offset)
+
+    assert (tmp_path / "app.jsonl").read_bytes() == data[: cut.offset] == line(1) + line(2)
 
 
 @pytest.mark.parametrize("archived", [0, 3])
@@ -315,6 +328,37 @@ async def test_nothing_is_cut_where_it_can_not_be_kept(
     assert read_files(tmp_path) == {"app.jsonl": data}
     await repair(tmp_path, repairs)
     assert await numbers(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("cancelling", ["task", "anyio scope"])
+async def test_a_repair_that_is_cancelled_lets_the_lock_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cancelling: str
+) -> None:
+    """Once what is under way has ended: the log is cut by then, or as it was."""
+    write_log(tmp_path, line(1), GARBAGE)
+    repairs = (await plan_repairs(tmp_path)).repairs
+    gate = Seam(monkeypatch).freeze("write")
+    scope = anyio.CancelScope()
+
+    async def repair_in_scope() -> None:
+        with scope:
+            await repair(tmp_path, repairs)
+
+    task = asyncio.create_task(repair_in_scope())
+    await gate.reached()
+    (task if cancelling == "task" else scope).cancel()
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    gate.open()
+    await asyncio.wait([task])
+
+    async with EventLog.open(tmp_path) as log:
+        await log.append(event(99))
+
+
+async def test_what_another_engine_keeps_is_not_repaired() -> None:
+    with pytest.raises(EventfoldError, match="is not a directory of files"):
+        await plan_repairs("postgresql://nobody@localhost/none?log=orders")
 
 
 @pytest.mark.parametrize("directory", ["none", "empty"])

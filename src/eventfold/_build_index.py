@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ._aio import UncancellableTask, in_thread, uninterrupted
+from ._engine import paths_of
 from ._errors import EventfoldError
 from ._event import Head
 from ._files.cutting import WriterLock
@@ -96,11 +97,12 @@ async def drop_index(dir: str | os.PathLike[str], *, path: str | os.PathLike[str
         EventfoldError: There is no log in that directory.
         OSError: The file could not be removed.
     """
-    layout = Layout(dir)
-    lock = WriterLock(layout)
+    source = EventReader(dir)._source
+    file = index_path(source) if path is None else Path(path)
+    lock = WriterLock(Layout(paths_of(source).dir))
     try:
         await in_thread(lock.take)
-        return await in_thread(_drop, index_path(EventReader(dir)._source) if path is None else Path(path))
+        return await in_thread(_drop, file)
     finally:
         await in_thread(lock.release)
 

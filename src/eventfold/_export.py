@@ -1,6 +1,6 @@
 """Exporting a log: as its exact lines, as CSV for spreadsheets, or as Parquet for analysis.
 
-Promises: memory stays within some megabytes (or one slice of the log, where that is more), whatever the log's size; the
+Promises: memory stays within some blocks of the log, and one row group of Parquet, whatever the log's size; the
 event loop is not held while rows are made and written.
 """
 
@@ -23,7 +23,7 @@ from ._event import Record
 from ._reader import EventReader
 
 # A row group of Parquet: so many rows, or so many bytes of lines if those come first.
-_ROWS, _BYTES = 100_000, 16 * 2**20
+_ROWS, _BYTES = 50_000, 16 * 2**20
 
 CSV_COLUMNS = ("offset", "ts", "type", "id", "actor", "data", "meta", "tags")
 

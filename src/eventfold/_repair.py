@@ -9,16 +9,16 @@ log; nobody else writes meanwhile.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import msgspec
 
+from ._address import Address, engine_of
 from ._aio import in_thread
 from ._consumer import _Checkpoint, move_consumer
-from ._engine import DocumentKind, LockingDocuments
+from ._engine import DocumentKind, LockingDocuments, paths_of
 from ._errors import CorruptLogError, EventfoldError
 from ._files.cutting import WriterLock, cut, damaged_end
 from ._files.paths import Layout
@@ -84,7 +84,7 @@ class RepairPlan(msgspec.Struct, frozen=True):
 
 
 async def plan_repairs(
-    dir: str | os.PathLike[str],
+    dir: Address,
     *,
     views: Iterable[View[Any]] = (),
     progress: Callable[[int, int], object] | None = None,
@@ -104,7 +104,7 @@ async def plan_repairs(
         The repairs, to be given to `repair`, all or some of them.
 
     Raises:
-        EventfoldError: There is no log in that directory.
+        EventfoldError: There is no log in that directory, or it is kept by another engine.
         OSError: A file could not be read.
     """
     layout = await in_thread(_layout_of, dir)
@@ -133,9 +133,7 @@ async def plan_repairs(
     return RepairPlan(tuple(cuts[:1] or others), tuple(left))
 
 
-async def repair(
-    dir: str | os.PathLike[str], repairs: Iterable[Repair], *, lose_events_from: int | None = None
-) -> None:
+async def repair(dir: Address, repairs: Iterable[Repair], *, lose_events_from: int | None = None) -> None:
     """Does what was chosen of a plan, in order, under the writer's lock.
 
     Cancelled, it stops after the repair that is under way; those before it are done.
@@ -166,8 +164,8 @@ async def repair(
         await in_thread(lock.release)
 
 
-def _layout_of(dir: str | os.PathLike[str]) -> Layout:
-    layout = Layout(dir)
+def _layout_of(dir: Address) -> Layout:
+    layout = Layout(paths_of(engine_of(dir).source()).dir)
     if not layout.dir.is_dir():
         raise EventfoldError(f"there is no log in {layout.dir}: name the directory that holds app.jsonl")
     return layout
@@ -189,23 +187,21 @@ async def _cut(layout: Layout, lock: WriterLock, chosen: CutEnd, lose_events_fro
             f"{chosen.events} valid events stand behind the damage at offset {chosen.offset} of {chosen.path}, and "
             f"would be lost to the log: restore a backup, or name the offset {chosen.offset} to lose them"
         )
-    damage = await _damage_behind(EventReader(layout.dir), chosen.offset)
+    damage = await _first_damage(EventReader(layout.dir))
     end = None if damage is None else await in_thread(damaged_end, layout, damage)
     if end is None or end != (chosen.offset, chosen.size, chosen.events):
         raise _changed(chosen.path)
     await in_thread(cut, layout, lock.fd, end)
 
 
-async def _damage_behind(reader: EventReader, offset: int) -> CorruptLogError | None:
-    """The first damage from an offset on; None if there is none, or the log ends before."""
+async def _first_damage(reader: EventReader) -> CorruptLogError | None:
+    """What reading the whole log meets: from anywhere else, the rest of a batch may look sound."""
     try:
-        async with aclosing(reader.read_slices(offset)) as slices:
+        async with aclosing(reader.read_slices()) as slices:
             async for _ in slices:
                 pass
     except CorruptLogError as error:
         return error
-    except ValueError:  # no line begins there any more
-        return None
     return None
 
 
