@@ -148,3 +148,16 @@ async def test_what_can_not_be_saved_is_only_logged(
         assert reading.view("count") == 3
 
     assert "could not be written" in caplog.text
+
+
+async def test_a_backup_has_the_writer_s_snapshots(log: Path, own: Path, tmp_path: Path) -> None:
+    """Or the restored log would go on from the state of another view of the same name."""
+    await write(log, 10)
+    async with EventLog.open(log, views=[View("count", lambda state, event: state + 2, 0)]):
+        pass
+
+    async with EventLog.open(log, views=[Counting().view], read_only=True, snapshots=own) as reading:
+        await reading.refresh_all()
+        await reading.backup(tmp_path / "backup")
+
+    assert json.loads((tmp_path / "backup" / "views" / "count.snapshot.json").read_bytes())["state"] == 20
