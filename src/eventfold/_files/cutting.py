@@ -27,8 +27,9 @@ _LONGEST_LINE = 64 * 2**20
 
 
 class End(NamedTuple):
-    """The end of the active log from `offset` on (bytes in the whole log): its `size` in bytes, and the whole lines in
-    it that hold an event.
+    """The end of the active log from `offset` (bytes in the whole log) on.
+
+    `size` is in bytes; `events` counts the whole lines in it that hold an event.
     """
 
     offset: int
