@@ -177,7 +177,7 @@ async def test_a_crash_never_leaves_a_part_of_the_log_that_looks_like_all_of_it(
         directory = write_files(scratch / str(number), state.files)
         outcome = await found_in(directory, archived + active)
         outcomes[outcome] += 1
-        if all(name.startswith(".restoring/") for name in state.files):
+        if number % 5 == 0 and all(name.startswith(".restoring/") for name in state.files):
             again = write_files(scratch / f"{number} again", state.files)
             await restore(backup, again)
             assert read_files(again) == read_files(backup), state.after
