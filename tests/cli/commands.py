@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import pty
 import subprocess
 import sys
-import termios
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +16,12 @@ from eventfold import Event, EventLog, EventReader, View
 
 COMMAND = [sys.executable, "-m", "eventfold"]
 QUESTION = b"[y/N] "
+# Makes the standard input the terminal whose Ctrl-C ends this process, and goes on as the command.
+ON_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def run(*args: object, input: str | bytes = b"", status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -30,23 +34,17 @@ def run(*args: object, input: str | bytes = b"", status: int = 0) -> subprocess.
     return subprocess.CompletedProcess(done.args, done.returncode, out, error)
 
 
-def take_terminal() -> None:
-    """Makes the standard input the terminal whose Ctrl-C ends this process."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
 def run_on_terminal(*args: object, answers: Sequence[str] = (), status: int = 0) -> str:
     """What the command shows on a terminal, where each of its questions gets the next answer."""
     main, terminal = pty.openpty()
     left = list(answers)
     with subprocess.Popen(
-        [*COMMAND, *map(str, args)],
+        [sys.executable, "-S", "-c", ON_TERMINAL, *COMMAND, *map(str, args)],
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
         env={**os.environ, "TERM": "xterm"},
         start_new_session=True,
-        preexec_fn=take_terminal,
     ) as process:
         os.close(terminal)
         shown = bytearray()
