@@ -57,13 +57,13 @@ def running(name: str, data: Path, *options: str) -> Iterator[Server]:
     if name == "fastapi":
         command = ["-m", "uvicorn", "--app-dir", str(EXAMPLES), "--log-level", "warning", "fastapi_app:app"]
     else:
-        command = [str(EXAMPLES / f"{name}_app.py")]
+        command = [str(EXAMPLES / (f"{name}.py" if name == "metrics" else f"{name}_app.py"))]
     server = Server([*command, "--port", str(port), *options], data, port)
     try:
         until = monotonic() + 30
         while True:
             try:
-                get(server.url)
+                httpx.get(server.url, verify=False)
                 break
             except httpx.TransportError:
                 assert monotonic() < until, "the server does not answer"
@@ -477,3 +477,52 @@ async def test_a_worker_stops_within_a_second_and_repeats_nothing(tmp_path: Path
     assert took < STOPS_WITHIN
     assert worker.process.returncode == 0
     assert following == [later.start_offset]
+
+
+METRIC = re.compile(r'(eventfold_\w+)(\{\w+="[^"\\\n]+"\})? (\d+(?:\.\d+)?(?:e-\d+)?)')
+
+
+def scraped(url: str) -> dict[str, float]:
+    """What Prometheus would read: each line in its format, each metric with its help and type before it."""
+    answer = httpx.get(f"{url}/metrics", timeout=10)
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    described: set[str] = set()
+    found: dict[str, float] = {}
+    assert answer.text.endswith("\n")
+    for row in answer.text.splitlines():
+        if row.startswith("# HELP"):
+            described.add(row.split()[2])
+        elif row.startswith("# TYPE"):
+            assert row.split()[2] in described
+            assert row.split()[3] in ("counter", "gauge")
+        else:
+            match = METRIC.fullmatch(row)
+            assert match is not None, row
+            assert match[1] in described
+            assert match[1] + (match[2] or "") not in found
+            found[match[1] + (match[2] or "")] = float(match[3])
+    return found
+
+
+async def test_the_metrics_of_a_log_are_shown_to_prometheus(tmp_path: Path) -> None:
+    """What was appended, and how far views and consumers are behind."""
+    data = tmp_path / "data"
+    async with EventLog.open(data) as log:
+        first = await log.append(event(0))
+        async for record in (consumer := log.consumer("mailer")):
+            await consumer.commit(record)
+            break
+    with running("metrics", data) as server:
+        before = await asyncio.to_thread(scraped, server.url)
+        for n in range(3):
+            answer = httpx.post(f"{server.url}/events", json={"n": n}, timeout=10)
+        after = await asyncio.to_thread(scraped, server.url)
+
+    end = answer.json()["offset"]
+    assert (before["eventfold_appends_total"], after["eventfold_appends_total"]) == (0, 3)
+    assert after["eventfold_commit_seconds_total"] > 0
+    assert after["eventfold_head_bytes"] == end
+    assert after['eventfold_file_bytes{file="app.jsonl"}'] == end
+    assert after['eventfold_consumer_lag_bytes{consumer="mailer"}'] == end - first.end_offset
+    assert after['eventfold_view_lag_bytes{view="count"}'] == end - first.end_offset

@@ -14,6 +14,7 @@ from typing import get_type_hints as _get_type_hints
 
 from . import snapshot
 from ._aio import AsyncOpener
+from ._build_index import build_index, drop_index
 from ._catalog import Catalog
 from ._codec.decode import Slice
 from ._consumer import Consumer
@@ -34,10 +35,13 @@ from ._errors import (
     WriterFailedError,
 )
 from ._event import AppendResult, Event, Head, Record, line_hash
+from ._export import ExportFormat, export_log
 from ._info import FilesInfo, LogInfo, PlaceInfo
 from ._log import EventLog, EventLogBuilder, Views
 from ._query import Query
 from ._reader import EventReader, WaitResult
+from ._repair import CutEnd, DropSnapshot, Repair, RepairPlan, ResetConsumer, plan_repairs, repair
+from ._restore import restore
 from ._rotator import ViewOps
 from ._signals import end_streams_on_stop
 from ._stats import LogStats, ViewStats
@@ -54,12 +58,15 @@ __all__ = [
     "ConditionalAppendError",
     "Consumer",
     "CorruptLogError",
+    "CutEnd",
+    "DropSnapshot",
     "Event",
     "EventLog",
     "EventLogBuilder",
     "EventReader",
     "EventWriter",
     "EventfoldError",
+    "ExportFormat",
     "FilesInfo",
     "Head",
     "InvalidEventError",
@@ -74,6 +81,9 @@ __all__ = [
     "Record",
     "ReduceFn",
     "ReducerError",
+    "Repair",
+    "RepairPlan",
+    "ResetConsumer",
     "SchemaError",
     "Slice",
     "Snapshot",
@@ -87,9 +97,15 @@ __all__ = [
     "Views",
     "WaitResult",
     "WriterFailedError",
+    "build_index",
     "copy_log",
+    "drop_index",
     "end_streams_on_stop",
+    "export_log",
     "line_hash",
+    "plan_repairs",
+    "repair",
+    "restore",
     "snapshot",
     "verify",
 ]

@@ -100,6 +100,18 @@ class _Checkpoint:
         return place.offset
 
 
+async def move_consumer(reader: EventReader, name: str, offset: int) -> None:
+    """Makes a consumer go on from an offset, whatever it has committed; nobody must be reading under its name.
+
+    Raises `ValueError` for an offset that is beyond the head or not where a line begins, `OSError`.
+    """
+    line_hash = await reader.read_line_hash_before(offset)
+    if line_hash is None:
+        await reader.documents.delete("consumer", name)
+    else:
+        await reader.documents.store("consumer", name, msgspec.json.encode(_Committed(offset, line_hash)))
+
+
 class Consumer:
     """An async iterator over the records after the last committed one, and then over each new one.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -384,6 +385,23 @@ async def test_a_view_read_only_beside_the_writer(where: Address) -> None:
             assert await other.wait_until("total", result.end_offset) == 3
             with pytest.raises(EventfoldError):
                 await other.append(event(4))
+
+
+async def test_a_view_read_only_goes_on_from_a_snapshot_of_its_own(where: Address, tmp_path: Path) -> None:
+    """In a directory that is named for it, whatever keeps the log."""
+    folded: list[int] = []
+
+    def noting(state: int, event: Any) -> int:
+        folded.append(event.data["n"])
+        return total(state, event)
+
+    async with EventLog.open(where) as log:
+        for n in (3, 4):
+            await log.append(event(n))
+            views = [View("total", noting, 0)]
+            async with EventLog.open(where, read_only=True, views=views, snapshots=tmp_path / "own") as other:
+                await other.refresh_all()
+        assert (other.views["total"].state, folded) == (7, [3, 4])
 
 
 async def test_a_consumer_goes_on_after_its_last_commit(where: Address) -> None:

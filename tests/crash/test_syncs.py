@@ -32,9 +32,10 @@ import eventfold
 
 PACKAGE = Path(eventfold.__file__).parent
 NAMES = ("sync", "sync_dir")
-# A backup writes a directory of its own, and `tests/test_backup.py` interrupts it. The model in `tests/model` leaves
-# out each step of shared writers in turn, which take more than one writer to be needed.
-ELSEWHERE = {"_backup", "_files.shared_log", "_files.shared_rotation"}
+# A backup writes a directory of its own, and `tests/test_backup.py` interrupts it. So do `tests/test_repair.py` and
+# `tests/test_restore.py` with what they are about. The model in `tests/model` leaves out each step of shared writers in
+# turn, which take more than one writer to be needed.
+ELSEWHERE = {"_backup", "_files.cutting", "_restore", "_files.shared_log", "_files.shared_rotation"}
 # Only a crash of one of the last recoveries shows what is lost without these.
 SLOW = {"_files.recovery.find_ends: operations.sync", "_files.recovery.open_log: operations.sync_dir"}
 # Syncs that nothing is lost without, and why they are there all the same.

@@ -20,6 +20,7 @@ from .._reader import EventReader
 from .._view import ReduceFn, View
 from .._writer import EventWriter
 from .appending import AppendingLog
+from .own_snapshots import OwnSnapshotsReader
 from .reading import ReadingLog
 from .unregistered import UnregisteredSnapshots
 from .views import Views, views_by_name
@@ -47,6 +48,7 @@ class EventLog(AppendingLog, ReadingLog):
         *,
         views: Iterable[View[Any]] = (),
         read_only: bool = False,
+        snapshots: str | os.PathLike[str] | None = None,
         max_log_size: int = 0,
         lock: LockMode = LockMode.FLOCK,
         sync: SyncMode = SyncMode.ALWAYS,
@@ -66,6 +68,9 @@ class EventLog(AppendingLog, ReadingLog):
             views: The views to register. A `View` object belongs to one open log at a time.
             read_only: Opens no writer: views, tails and watches work beside another process that writes, and whatever
                 would write raises `EventfoldError`.
+            snapshots: With `read_only`, a directory for the snapshots of the views, since those beside the log are the
+                writer's; it is created if need be. Without it, the views are folded anew at each start, or from the
+                writer's snapshots.
             max_log_size: The size of `app.jsonl` in bytes above which it is rotated automatically; 0 for never.
             lock: How others are kept from writing.
             sync: When an append is on disk.
@@ -92,14 +97,21 @@ class EventLog(AppendingLog, ReadingLog):
         typing = typing_of(catalog, on_mismatch)
         if read_only and index:
             raise ValueError("index=True is for a log that is opened for writing, and this one is read_only")
+        if snapshots is not None and not read_only:
+            raise ValueError(
+                "snapshots=DIR is for a log that is opened read_only: a writer keeps them in its directory"
+            )
         opening = EventWriter._open(dir, lock, sync, max_log_size, max_event_size, index=index, unique_ids=unique_ids)
 
         async def open_() -> EventLog:
             log = object.__new__(cls)
-            log._views, log._reader, log._writer_or_none = Views(registered), EventReader(dir), None
+            log._views, log._writer_or_none = Views(registered), None
+            log._reader = EventReader(dir) if snapshots is None else OwnSnapshotsReader(dir, snapshots)
             try:
+                if isinstance(log._reader, OwnSnapshotsReader):
+                    await in_thread(log._reader.prepare)
                 for view in registered.values():
-                    view._attach(log, log._location)
+                    view._attach(log, log._views_location)
                 if not read_only:
                     log._writer_or_none = await opening
                     unused, log._reader = log._reader, log._writer_or_none.reader()
@@ -150,10 +162,17 @@ class EventLog(AppendingLog, ReadingLog):
             if self._writer_or_none is not None:
                 await self._writer_or_none.aclose()
             else:
-                await self._reader.aclose()
+                await uninterrupted(UncancellableTask(self._close_reader(), "eventfold close"))
         finally:
             for view in self._views.values():
                 view._detach(self)
+
+    async def _close_reader(self) -> None:
+        if self._saves_snapshots and not self._reader.closed:
+            for view in self._views.values():
+                if view._log() is self:
+                    await view.save(self._reader)
+        await self._reader.aclose()
 
 
 class EventLogBuilder:

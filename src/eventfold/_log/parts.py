@@ -7,6 +7,7 @@ from .._engine import HasPaths, Paths, paths_of
 from .._errors import EventfoldError
 from .._reader import EventReader
 from .._writer import EventWriter
+from .own_snapshots import OwnSnapshotsReader
 from .views import Views
 
 
@@ -21,6 +22,18 @@ class LogParts(HasPaths):
     @property
     def _location(self) -> str:
         return str(self._reader._source.location)
+
+    @property
+    def _saves_snapshots(self) -> bool:
+        """Whether the views' snapshots are this log's to write."""
+        return self._writer_or_none is not None or isinstance(self._reader, OwnSnapshotsReader)
+
+    @property
+    def _views_location(self) -> str:
+        """The log as the views know it; they begin anew where their snapshots are somewhere else."""
+        reader = self._reader
+        own = f", with snapshots in {reader.directory}" if isinstance(reader, OwnSnapshotsReader) else ""
+        return f"{self._location}{own}"
 
     @property
     def _writer(self) -> EventWriter:

@@ -191,4 +191,6 @@ class ReadingLog(LogParts):
             CorruptLogError: The log or the copy is damaged.
             OSError: A file could not be read or written.
         """
-        return await backup(self._reader, dir, progress)
+        # With the snapshots beside the log, wherever this process keeps its own.
+        reader = EventReader._of_source(self._reader._source, self._reader._scope)
+        return await backup(reader, dir, progress)

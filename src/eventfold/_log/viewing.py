@@ -60,11 +60,11 @@ class ViewingLog(LogParts):
         await self._refresh(*self._views.values())
 
     async def _refresh(self, *views: View[Any]) -> None:
-        await refresh_together(views, self._reader, save=self._writer_or_none is not None)
+        await refresh_together(views, self._reader, save=self._saves_snapshots)
 
     async def _catch_up(self) -> None:
         """Refreshes all views, and logs where a reducer raised."""
-        for error in await refresh_each(self._views.values(), self._reader, save=self._writer_or_none is not None):
+        for error in await refresh_each(self._views.values(), self._reader, save=self._saves_snapshots):
             if not isinstance(error, ReducerError):
                 raise error
             logger.warning("view %r is not up to date: %s", error.view, error)
@@ -91,7 +91,7 @@ class ViewingLog(LogParts):
             OSError: The log could not be read.
         """
         view = self._views[name]
-        if self._writer_or_none is not None:
+        if self._saves_snapshots:
             return await view.rebuild(self._reader)
         await view._refold(self._reader)
         return view.state

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from glob import escape as glob_escape
+from glob import glob
 from typing import Annotated
 
 import typer
 
-from . import _folding, _reading, _writing
+from .._export import ExportFormat
+from . import _folding, _indexing, _reading, _repairing, _writing
 from ._output import Format
 from ._run import run
 from ._select import selection
@@ -25,8 +29,24 @@ consumers = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="List consumers, or make one start elsewhere."
 )
 app.add_typer(consumers, name="consumers")
+index = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build or remove the index of tags and ids.")
+app.add_typer(index, name="index")
 
-Log = Annotated[str, typer.Argument(metavar="LOG", help="Directory or address of the log.", show_default=False)]
+
+def _directories(incomplete: str) -> list[str]:
+    """What a shell completes the name of a log to."""
+    try:
+        return sorted(name + os.sep for name in glob(glob_escape(incomplete) + "*") if os.path.isdir(name))
+    except OSError:
+        return []
+
+
+Log = Annotated[
+    str,
+    typer.Argument(
+        metavar="LOG", help="Directory or address of the log.", show_default=False, autocompletion=_directories
+    ),
+]
 Types = Annotated[list[str] | None, typer.Option("--type", help="Only events of this type; may be repeated.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="Only events with this tag; may be repeated for more.")]
 Since = Annotated[str | None, typer.Option("--since", help="Only events from this time on, ISO 8601 or Unix seconds.")]
@@ -219,9 +239,49 @@ def backup(log: Log, directory: Annotated[str, typer.Argument(help="New, empty, 
 
 
 @app.command()
-def export(log: Log) -> None:
-    """Print all lines exactly as they are stored. Example: eventfold export data > events.jsonl"""
-    run(_reading.export(log))
+def restore(
+    backup: Annotated[str, typer.Argument(help="The directory of the backup.", show_default=False)],
+    directory: Annotated[str, typer.Argument(help="New or empty.", show_default=False)],
+) -> None:
+    """Verify a backup and make a log of it. Example: eventfold restore /backup/data data"""
+    run(_repairing.restore(backup, directory))
+
+
+@app.command()
+def repair(
+    log: Log,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+    lose_events_from: Annotated[
+        int | None,
+        typer.Option(
+            "--lose-events-from",
+            metavar="OFFSET",
+            help="Cut here although valid events stand behind the damage, and lose them.",
+        ),
+    ] = None,
+    reducer: Annotated[
+        list[str] | None,
+        typer.Option("--reducer", metavar="MODULE:VIEW", help="Compare the snapshot of this View with a replay."),
+    ] = None,
+) -> None:
+    """Show what is wrong, ask, and put it right; no other process may be writing. Example: eventfold repair data
+
+    Cuts a damaged end off app.jsonl, whose bytes are kept, deletes bad snapshots, and resets consumers whose place is
+    not in the log. Exit status 1 if something is wrong afterwards.
+    """
+
+    async def command() -> int:
+        return await _repairing.repair(log, yes, lose_events_from, _folding.views_of(reducer or ()))
+
+    run(command())
+
+
+@app.command()
+def export(
+    log: Log, format: Annotated[ExportFormat, typer.Option("--format", help="What to print.")] = ExportFormat.JSONL
+) -> None:
+    """Print all events: exactly as they are stored, or as rows. Example: eventfold export data > events.jsonl"""
+    run(_reading.export(log, format))
 
 
 @app.command("import")
@@ -244,3 +304,15 @@ def reset(
 ) -> None:
     """Make a stopped consumer go on from elsewhere. Example: eventfold consumers reset data mailer --to start"""
     run(_writing.reset_consumer(log, name, to))
+
+
+@index.command()
+def build(log: Log) -> None:
+    """Build index.sqlite, or bring it up to date, beside whoever writes. Example: eventfold index build data"""
+    run(_indexing.build(log))
+
+
+@index.command()
+def drop(log: Log) -> None:
+    """Remove index.sqlite; no other process may be writing. Example: eventfold index drop data"""
+    run(_indexing.drop(log))

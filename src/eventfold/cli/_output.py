@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .._event import Record
+from .._export import CSV_COLUMNS, as_json, csv_row
 from ._run import printable
 
 
@@ -32,10 +33,6 @@ def printer(format: Format | None) -> Callable[[Record], None]:
     return {Format.TABLE: _row_printer, Format.JSONL: _line_printer, Format.CSV: _csv_printer}[format]()
 
 
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
-
-
 def _line_printer() -> Callable[[Record], None]:
     def line(record: Record) -> None:
         sys.stdout.buffer.write(record._line + b"\n")
@@ -45,13 +42,10 @@ def _line_printer() -> Callable[[Record], None]:
 
 def _csv_printer() -> Callable[[Record], None]:
     write = csv.writer(sys.stdout, lineterminator="\n").writerow
-    write(["offset", "ts", "type", "id", "actor", "data", "meta", "tags"])
+    write(CSV_COLUMNS)
 
     def row(record: Record) -> None:
-        event = record.event
-        meta = "" if event.meta is None else _json(event.meta)
-        data, tags = _json(event.data), " ".join(event.tags)
-        write([record.start_offset, event.ts, event.type, event.id or "", event.actor or "", data, meta, tags])
+        write(csv_row(record))
 
     return row
 
@@ -65,10 +59,10 @@ def _row_printer() -> Callable[[Record], None]:
             (f"{record.start_offset:>12} ", "dim"),
             (f"{show_time(event.ts)} ", "green"),
             (f"{printable(event.type)} ", "bold cyan"),
-            printable(_json(event.data)),
+            printable(as_json(event.data)),
         )
         named = (("id", event.id), ("actor", event.actor), ("tags", " ".join(event.tags) or None))
-        for name, value in (*named, ("meta", None if event.meta is None else _json(event.meta))):
+        for name, value in (*named, ("meta", None if event.meta is None else as_json(event.meta))):
             if value is not None:
                 text.append(f" {name}={printable(value)}", "dim")
         console.print(text, soft_wrap=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any
 
 import msgspec
 
 from .._errors import EventfoldError
+from .._export import ExportFormat, export_log
 from .._info import LogInfo, PlaceInfo
 from .._info import info as info_of
 from .._verify import verify as verify_log
@@ -106,11 +107,14 @@ async def tail(
                     sys.stdout.flush()
 
 
-async def export(where: str) -> None:
-    """All lines, byte for byte."""
-    async with reading(where) as reader, aclosing(reader.read_slices()) as slices:
-        async for piece in slices:
-            sys.stdout.buffer.write(piece._lines.data)
+async def export(where: str, format: ExportFormat) -> None:
+    """All events: as their exact lines, or as rows."""
+    if format is ExportFormat.PARQUET and sys.stdout.isatty():
+        raise ValueError("Parquet is no text: write it to a file, such as `eventfold export data --format parquet > f`")
+    async with reading(where):
+        # A bar would stand between the events on a terminal.
+        with nullcontext(None) if sys.stdout.isatty() else progress("export") as told:
+            await export_log(where, sys.stdout.buffer, format, progress=told)
 
 
 async def state(where: str, view: str) -> None:

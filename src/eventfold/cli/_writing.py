@@ -16,6 +16,7 @@ from .._backup import backup as backup_log
 from .._codec.encode import encode_line
 from .._codec.selection import decode_events
 from .._codec.stored import StoredEvent
+from .._consumer import move_consumer
 from .._copy import copy_log
 from .._errors import EventfoldError, InvalidEventError
 from .._event import AppendResult, Event, line_hash
@@ -210,12 +211,7 @@ async def reset_consumer(where: str, name: str, to: str) -> None:
             raise ValueError(f"--to is an offset, `start` or `head`, not {to!r}")
         offset = {"start": 0, "head": head}.get(to)
         offset = int(to) if offset is None else offset
-        hash = await reader.read_line_hash_before(offset)
-        if hash is None:
-            await reader.documents.delete("consumer", name)
-        else:
-            data = msgspec.json.encode({"offset": offset, "hash": hash})
-            await reader.documents.store("consumer", name, data)
+        await move_consumer(reader, name, offset)
     print_json({"consumer": name, "offset": offset})
 
 

@@ -1,0 +1,227 @@
+"""Exporting a log: as its exact lines, as CSV for spreadsheets, or as Parquet for analysis.
+
+Promises: memory stays within some blocks of the log, and one row group of Parquet, whatever the log's size; the
+event loop is not held while rows are made and written.
+"""
+
+from __future__ import annotations
+
+import csv
+import enum
+import io
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any, BinaryIO, Protocol
+
+import msgspec
+
+from ._address import Address
+from ._aio import in_thread
+from ._codec.decode import Slice
+from ._errors import CorruptLogError, EventfoldError
+from ._event import Record
+from ._reader import EventReader
+
+# A row group of Parquet: so many rows, or so many bytes of lines if those come first.
+_ROWS, _BYTES = 50_000, 16 * 2**20
+
+CSV_COLUMNS = ("offset", "ts", "type", "id", "actor", "data", "meta", "tags")
+
+
+class ExportFormat(enum.Enum):
+    """`JSONL`: the lines of the log, byte for byte. `CSV` and `PARQUET`: a row for each event.
+
+    The columns are `offset`, `ts`, `type`, `id`, `actor`, `data`, `meta` and `tags`; `data` and `meta` are JSON, in CSV
+    `tags` too.
+    """
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+class _Rows(Protocol):
+    """What is written of a log, slice by slice; each method but `abandon` blocks."""
+
+    def begin(self) -> None:
+        """Writes what stands before the first row. Raises `EventfoldError` where a package is missing."""
+
+    def add(self, piece: Slice) -> None: ...
+
+    def end(self) -> None:
+        """Writes what makes the file a whole one."""
+
+    def abandon(self) -> None:
+        """Nothing more is written."""
+
+
+async def export_log(
+    source: Address,
+    file: BinaryIO,
+    format: ExportFormat = ExportFormat.JSONL,
+    *,
+    progress: Callable[[int, int], object] | None = None,
+) -> int:
+    """Writes all events of a log, live or not, to a binary file; `EventLog.backup` and `copy_log` copy a log instead.
+
+    Cancelled, it stops after what is being written.
+
+    Args:
+        source: The data directory, an address or an engine.
+        file: A buffered binary file, open for writing; it need not be seekable, and is not closed.
+        format: How the events are written.
+        progress: Is called again and again with the bytes of the log that were read, and those that there are.
+
+    Returns:
+        The number of events.
+
+    Raises:
+        EventfoldError: `ExportFormat.PARQUET` without the package pyarrow.
+        CorruptLogError: The log is damaged; the events before the damage are in the file, which is a whole one.
+        OSError: The log could not be read, or the file not be written.
+    """
+    rows = _WRITERS[ExportFormat(format)](file)
+    reader = EventReader(source)
+    events = 0
+    try:
+        await in_thread(rows.begin)
+        head = None if progress is None else (await reader.head()).offset
+        try:
+            async with aclosing(reader.read_slices()) as slices:
+                async for piece in slices:
+                    await in_thread(rows.add, piece)
+                    events += len(piece.events)
+                    if progress is not None and head is not None:
+                        progress(piece.end_offset, max(head, piece.end_offset))
+        except CorruptLogError:
+            await in_thread(rows.end)
+            raise
+        await in_thread(rows.end)
+        return events
+    except BaseException:
+        rows.abandon()
+        raise
+    finally:
+        await reader._source.aclose()
+
+
+class _Lines:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def begin(self) -> None:
+        pass
+
+    def add(self, piece: Slice) -> None:
+        self._file.write(piece._lines.data)
+
+    def end(self) -> None:
+        self._file.flush()
+
+    def abandon(self) -> None:
+        pass
+
+
+class _Csv(_Lines):
+    def begin(self) -> None:
+        self._write([CSV_COLUMNS])
+
+    def _write(self, rows: Iterable[Sequence[object]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        self._file.write(text.getvalue().encode())
+
+    def add(self, piece: Slice) -> None:
+        self._write(map(csv_row, piece.records()))
+
+
+def csv_row(record: Record) -> Sequence[object]:
+    """The fields of an event for CSV, in the order of `CSV_COLUMNS`; what it does not have is empty."""
+    event = record.event
+    meta = "" if event.meta is None else as_json(event.meta)
+    tags = as_json(event.tags) if event.tags else ""
+    return record.start_offset, event.ts, event.type, event.id or "", event.actor or "", as_json(event.data), meta, tags
+
+
+def as_json(value: object) -> str:
+    """Compact JSON."""
+    return msgspec.json.encode(value).decode()
+
+
+class _Sink(io.RawIOBase):
+    """A file for pyarrow, which writes the end of a file that it was given whenever it is done with it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.abandoned = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if not self.abandoned:
+            self._file.write(data)
+        return len(data)
+
+
+class _Parquet:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sink = _Sink(file)
+        self._rows: list[tuple[object, ...]] = []
+        self._size = 0
+
+    def begin(self) -> None:
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError as error:
+            raise EventfoldError(
+                f"Parquet needs the package pyarrow: pip install 'eventfold[parquet]' ({error})"
+            ) from error
+        text, number = pyarrow.string(), pyarrow.int64()
+        types = (number, pyarrow.uint64(), text, text, text, text, text, pyarrow.list_(text))
+        self._schema = pyarrow.schema(list(zip(CSV_COLUMNS, types, strict=True)))
+        self._new_batch = pyarrow.record_batch
+        self._writer = parquet.ParquetWriter(self._sink, self._schema, compression="zstd")
+
+    def add(self, piece: Slice) -> None:
+        self._rows += map(_parquet_row, piece.records())
+        self._size += len(piece._lines.data)
+        if len(self._rows) >= _ROWS or self._size >= _BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._rows:
+            self._writer.write_batch(self._new_batch(list(zip(*self._rows, strict=True)), schema=self._schema))
+            self._rows, self._size = [], 0
+
+    def end(self) -> None:
+        self._write()
+        self._writer.close()
+        self._file.flush()
+
+    def abandon(self) -> None:
+        self._sink.abandoned = True
+
+
+def _parquet_row(record: Record) -> tuple[object, ...]:
+    event = record.event
+    meta = None if event.meta is None else as_json(event.meta)
+    return (
+        record.start_offset,
+        event.ts,
+        event.type,
+        event.id,
+        event.actor,
+        as_json(event.data),
+        meta,
+        list(event.tags),
+    )
+
+
+_WRITERS: dict[ExportFormat, Callable[[BinaryIO], _Rows]] = {
+    ExportFormat.JSONL: _Lines,
+    ExportFormat.CSV: _Csv,
+    ExportFormat.PARQUET: _Parquet,
+}

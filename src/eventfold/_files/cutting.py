@@ -1,0 +1,197 @@
+"""Cutting a damaged end off the active log: what no recovery decides on its own, and a person may.
+
+Promises: what is cut is kept, durably, before anything is changed; a crash at any moment leaves the log as it was, or
+cut, and the same cut can then be made again without keeping anything twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from .._codec.decode import is_event
+from .._errors import CorruptLogError, EventfoldError
+from . import operations
+from .active import open_locked
+from .base import BaseFile, Generation
+from .paths import Layout
+from .segments import LogSegments, last_complete_offset
+
+_PIECE = 4 * 2**20
+# No commit has more bytes, so what is longer without a newline holds no event.
+_LONGEST_LINE = 64 * 2**20
+
+
+class End(NamedTuple):
+    """The end of the active log from `offset` (bytes in the whole log) on.
+
+    `size` is in bytes; `events` counts the whole lines in it that hold an event.
+    """
+
+    offset: int
+    size: int
+    events: int
+
+
+class WriterLock:
+    """The writer's lock of a directory that has an `app.jsonl`, without anything being recovered. Methods block."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._fd = -1
+
+    def take(self) -> None:
+        """Raises `LogLockedError` where a writer has the log open, `EventfoldError` where there is no active log."""
+        if not self._layout.log_path.exists():
+            raise EventfoldError(f"there is no {self._layout.log_path}, so there is nothing to change")
+        self._fd = open_locked(self._layout, True)
+
+    @property
+    def fd(self) -> int:
+        """The locked descriptor of the active log."""
+        return self._fd
+
+    def release(self) -> None:
+        """Lets the lock go; idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            operations.close_locked(fd)
+
+
+def damaged_end(layout: Layout, damage: CorruptLogError) -> End:
+    """What is to be cut so that the log ends before a damage that reading it has met.
+
+    Raises the damage again where it is not in the active log, `EventfoldError` where cutting would not mend it.
+    """
+    with LogSegments(layout) as segments:
+        base, archive = segments.base, segments.archive
+        under_way = layout.next_file()
+        if segments.fd is None or damage.path != layout.log_path or (archive is not None and archive.damage):
+            raise damage
+        if segments.damage is not None and not _only_first_line_differs(layout, segments.fd, base):
+            raise damage
+        start = damage.offset - base
+        if start < 0 or (archive is not None and damage.offset < archive.head.offset):
+            raise EventfoldError(f"{damage}; the archive has these lines too, so cutting them here would mend nothing")
+        if under_way is not None and damage.offset < under_way.base + under_way.size:
+            raise EventfoldError(
+                f"{damage}; a rotation that was broken off was moving this line into the archive, so it can't be cut "
+                "any more: restore a backup"
+            )
+        size = segments.size
+        if start >= size:
+            raise damage  # something is missing
+        # Before the damage, a batch may have begun whose end is lost with it.
+        start = last_complete_offset(segments.fd, start)
+        return End(base + start, size - start, _count_events(segments.fd, start, size))
+
+
+def _only_first_line_differs(layout: Layout, fd: int, base: int) -> bool:
+    """Whether the base file knows where the active log begins, but not its first line, which is damaged."""
+    generations = BaseFile(layout.base_path).read()
+    if generations is None or all(generation.base != base for generation in generations):
+        return False
+    first = os.pread(fd, _LONGEST_LINE, 0)
+    end = first.find(b"\n")
+    return end >= 0 and not is_event(first[:end])
+
+
+def _count_events(fd: int, start: int, end: int) -> int:
+    """The whole lines between two positions of a file that hold an event."""
+    events, rest = 0, b""
+    for piece in _pieces(fd, start, end):
+        *lines, rest = (rest + piece).split(b"\n")
+        events += sum(map(is_event, lines))
+        if len(rest) > _LONGEST_LINE:
+            rest = b"\0"  # whatever follows it on its line is no event either
+    return events
+
+
+def cut(layout: Layout, fd: int, end: End) -> Path:
+    """Cuts this end off the active log, whose locked descriptor is given; where its bytes are kept.
+
+    Raises `OSError`; then nothing has been cut, or the same cut can be made again.
+    """
+    size = os.fstat(fd).st_size
+    position = size - end.size
+    kept = layout.torn_path(end.offset)
+    _keep(kept, fd, position, size)
+    before = None if position else _forget_first_line(layout)
+    operations.truncate(fd, position)
+    operations.sync(fd)
+    if before is not None:
+        BaseFile(layout.base_path).write(Generation(end.offset, before))
+    return kept
+
+
+def _forget_first_line(layout: Layout) -> str:
+    """Removes the base file, which speaks of a line that is to be cut; the hash of the line before that one.
+
+    Without it the archive's end tells where the active log begins, whether or not the line is still there.
+    """
+    with LogSegments(layout) as segments:
+        before = "" if segments.archive is None else segments.archive.head.line_hash
+    if layout.base_path.exists():
+        operations.unlink(layout.base_path)
+        operations.sync_dir(layout.dir)
+    return before
+
+
+def _keep(path: Path, fd: int, start: int, end: int) -> None:
+    """Adds what stands between two positions of a file to another one, for good, unless that ends with it already."""
+    try:
+        earlier = operations.open_to_read(path)
+    except FileNotFoundError:
+        _write_new(path, _pieces(fd, start, end))
+    else:
+        try:
+            size = os.fstat(earlier).st_size
+            if not _is_same(earlier, size - (end - start), fd, start, end):
+                _write_new(path, chain(_pieces(earlier, 0, size), _pieces(fd, start, end)))
+        finally:
+            os.close(earlier)
+    # Also where nothing was written: what a killed process did may be in the page cache only.
+    operations.sync_dir(path.parent)
+
+
+def _write_new(path: Path, content: Iterable[bytes]) -> None:
+    temporary = operations.temporary_path(path)
+    fd = operations.create_file(temporary)
+    try:
+        try:
+            at = 0
+            for piece in content:
+                operations.write(fd, piece, at)
+                at += len(piece)
+            operations.sync(fd)
+        finally:
+            os.close(fd)
+        operations.rename(temporary, path)
+    except BaseException:
+        operations.discard(temporary)
+        raise
+
+
+def _is_same(one: int, one_start: int, other: int, start: int, end: int) -> bool:
+    """Whether one file has from a position on what the other has between two positions."""
+    if one_start < 0:
+        return False
+    for piece in _pieces(other, start, end):
+        if os.pread(one, len(piece), one_start) != piece:
+            return False
+        one_start += len(piece)
+    return True
+
+
+def _pieces(fd: int, start: int, end: int) -> Iterator[bytes]:
+    """What stands between two positions of a file. Raises `OSError` where the file ends before."""
+    while start < end:
+        piece = os.pread(fd, min(_PIECE, end - start), start)
+        if not piece:
+            raise OSError(errno.EIO, "the file was cut while it was being read")
+        yield piece
+        start += len(piece)

@@ -1,0 +1,85 @@
+"""For a process that only reads: snapshots of its views in a directory of its own.
+
+Promise: nothing is written beside the log but what consumers commit.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .._address import Address
+from .._engine import DocumentKind, DocumentLock, Documents, LockingDocuments, Paths
+from .._files import operations
+from .._files.paths import Layout
+from .._files.source import FileDocuments
+from .._reader import EventReader
+
+
+class OwnSnapshotsReader(EventReader):
+    """A reader to which the snapshots in `directory` are those of the log's views."""
+
+    def __init__(self, dir: Address, directory: str | os.PathLike[str]) -> None:
+        super().__init__(dir)
+        self._snapshots = Layout(directory)
+        self._snapshots.views_dir = self._snapshots.dir
+        self._documents = _Documents(super().documents, FileDocuments(self._snapshots))
+
+    @property
+    def directory(self) -> Path:
+        """Where the snapshots are."""
+        return self._snapshots.dir
+
+    @property
+    def documents(self) -> Documents:
+        """The consumers beside the log, and the snapshots in the directory."""
+        return self._documents
+
+    def prepare(self) -> None:
+        """Removes what a killed process left in the directory. Blocks.
+
+        Raises `ValueError` for a directory within that of the log, where somebody else keeps the snapshots.
+        """
+        paths = getattr(self._source, "layout", None)
+        if isinstance(paths, Paths):
+            log, own = Path(os.path.realpath(paths.dir)), Path(os.path.realpath(self._snapshots.dir))
+            if log == own or log in own.parents:
+                raise ValueError(f"snapshots={str(own)!r} lies within the log's directory: choose one apart from it")
+        operations.discard_leftovers(self._snapshots.dir)
+
+
+class _Documents:
+    """`Documents` of which the snapshots are somewhere else than the rest."""
+
+    def __init__(self, beside_log: Documents, snapshots: FileDocuments) -> None:
+        self._beside_log = beside_log
+        self._snapshots = snapshots
+
+    def _of(self, kind: DocumentKind) -> Documents:
+        return self._snapshots if kind == "view" else self._beside_log
+
+    def location(self, kind: DocumentKind, name: str) -> str | Path:
+        return self._of(kind).location(kind, name)
+
+    async def load(self, kind: DocumentKind, name: str) -> bytes | None:
+        return await self._of(kind).load(kind, name)
+
+    async def store(self, kind: DocumentKind, name: str, data: bytes) -> None:
+        await self._of(kind).store(kind, name, data)
+
+    async def delete(self, kind: DocumentKind, name: str) -> None:
+        await self._of(kind).delete(kind, name)
+
+    async def names(self, kind: DocumentKind) -> list[str]:
+        return await self._of(kind).names(kind)
+
+    async def lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
+        documents = self._of(kind)
+        return await documents.lock(kind, name) if isinstance(documents, LockingDocuments) else _NoLock()
+
+
+class _NoLock:
+    """What stands for a lock where the engine has none."""
+
+    def release(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,188 @@
+"""The commands that look after a log: `repair`, `restore`, `index`, `export` as rows; and completion in a shell."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+from tests.cli.commands import COMMAND, lines, make, run, run_on_terminal, start
+from tests.support import line, write_log
+
+from eventfold import EventReader
+from eventfold._backup import backup
+
+GARBAGE = b'{"type":"a\0\n' * 4
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A log with 20 events."""
+    make(tmp_path / "log")
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def damaged(log: Path) -> Path:
+    """The same, with bad lines behind them."""
+    with (log / "app.jsonl").open("ab") as file:
+        file.write(GARBAGE)
+    return log
+
+
+def offset_of(log: Path, n: int) -> int:
+    """Where the n-th line begins."""
+    return sum(len(one) + 1 for one in lines(log)[:n])
+
+
+# repair
+
+
+def test_repair_shows_what_it_would_do_and_changes_nothing_in_a_pipe(damaged: Path) -> None:
+    before = (damaged / "app.jsonl").read_bytes()
+
+    done = run("repair", damaged, status=1, input="y\n")
+
+    assert f"cut {damaged / 'app.jsonl'} at offset " in done.stdout
+    assert "nothing was changed: add --yes" in done.stderr
+    assert (damaged / "app.jsonl").read_bytes() == before
+
+
+def test_repair_asks_about_each_thing(log: Path) -> None:
+    """What is declined is left as it is, and the exit status says so."""
+    snapshot, consumer = log / "views" / "count.snapshot.json", log / "consumers" / "mailer.json"
+    snapshot.write_bytes(b"{}")
+    consumer.write_bytes(b"{}")
+
+    shown = run_on_terminal("repair", log, answers=["no\n", "yes\n"], status=1)
+
+    assert f"delete the snapshot {snapshot}" in "".join(shown.splitlines())
+    assert "make consumer mailer go on from offset 0" in shown
+    assert shown.count("Do this?") == 2
+    assert snapshot.exists()
+    assert not consumer.exists()
+
+
+def test_ctrl_c_at_a_question_changes_nothing(damaged: Path) -> None:
+    before = (damaged / "app.jsonl").read_bytes()
+
+    shown = run_on_terminal("repair", damaged, answers=["\x03"], status=130)
+
+    assert "Traceback" not in shown
+    assert (damaged / "app.jsonl").read_bytes() == before
+
+
+def test_repair_loses_events_only_where_their_offset_is_named(log: Path) -> None:
+    path = log / "app.jsonl"
+    offset = offset_of(log, 15)
+    path.write_bytes(path.read_bytes().replace(b'"n":15', b'"n":\0' + b"5"))
+
+    done = run("repair", log, "--yes", status=1)
+    assert "4 valid events stand behind the damage" in done.stdout
+    assert f"add --lose-events-from {offset}" in done.stderr
+    assert not list(log.glob("*.torn.*"))
+
+    # The snapshot stood on what was cut, so that it is dropped next.
+    done = run("repair", log, "--yes", "--lose-events-from", offset)
+    assert "delete the snapshot" in done.stdout
+    assert done.stdout.endswith("no problem is left\n")
+    assert len(lines(log)) == 15
+    assert (log / f"app.jsonl.torn.{offset}").read_bytes().count(b"\n") == 5
+
+
+def test_what_can_not_be_repaired_is_told(log: Path) -> None:
+    path = log / "archive.jsonl.zst"
+    path.write_bytes(path.read_bytes()[:-10])
+
+    done = run("repair", log, "--yes", status=1)
+
+    assert f"eventfold: restore a backup, since this can't be repaired: {path}, offset " in done.stderr
+
+
+# restore
+
+
+def test_a_backup_is_restored(log: Path, tmp_path: Path) -> None:
+    asyncio.run(backup(EventReader(log), tmp_path / "backup"))
+
+    told = json.loads(run("restore", tmp_path / "backup", tmp_path / "new").stdout)
+
+    assert told["directory"] == str(tmp_path / "new")
+    assert lines(tmp_path / "new") == lines(log)
+
+
+# index
+
+
+def test_an_index_is_built_and_dropped(log: Path) -> None:
+    told = json.loads(run("index", "build", log).stdout)
+    assert told["offset"] == offset_of(log, 20)
+    assert (log / "index.sqlite").exists()
+
+    run("index", "drop", log)
+    assert not (log / "index.sqlite").exists()
+
+
+# export
+
+
+def test_a_log_is_exported_as_parquet_through_a_pipe(log: Path) -> None:
+    done = subprocess.run([*COMMAND, "export", str(log), "--format", "parquet"], capture_output=True, timeout=60)
+
+    table = parquet.read_table(io.BytesIO(done.stdout))
+    assert [json.loads(data)["n"] for data in table["data"].to_pylist()] == list(range(20))
+    assert done.stderr == b""
+
+
+def test_parquet_is_not_written_to_a_terminal(log: Path) -> None:
+    assert "Parquet is no text" in run_on_terminal("export", log, "--format", "parquet", status=1)
+
+
+def test_a_closed_pipe_ends_an_export_quietly(tmp_path: Path) -> None:
+    """Although pyarrow would write the end of its file when it is thrown away."""
+    write_log(tmp_path, *map(line, range(3000)))
+    with start("export", tmp_path, "--format", "parquet") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == b""
+
+
+# completion
+
+SCRIPT = """
+eval "$(eventfold --show-completion bash)"
+complete_last() {
+    COMP_WORDS=(eventfold "$@")
+    COMP_CWORD=$#
+    COMPREPLY=()
+    _eventfold_completion eventfold
+    echo "${COMPREPLY[@]}"
+}
+complete_last re
+complete_last index build da
+"""
+
+
+def test_bash_completes_commands_and_the_directories_of_logs(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "eventfold").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m eventfold "$@"\n')
+    (tmp_path / "eventfold").chmod(0o755)
+
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+    assert done.stderr == ""
+    assert [sorted(row.split()) for row in done.stdout.splitlines()] == [
+        ["rebuild", "repair", "restore"],
+        ["data/"],
+    ]

@@ -1,0 +1,200 @@
+"""`restore`: a backup becomes a log, all of it or nothing, and stays a backup."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.crash.disk import Expected, Journal, Recorded, States, read_files, scratch_directory, write_files
+from tests.crash.truth import Truth
+from tests.support import Seam, check_log, event, records
+
+from eventfold import CorruptLogError, Event, EventfoldError, EventLog, EventReader, View, restore, verify
+
+
+def count(state: int, event: Event) -> int:
+    return state + 1
+
+
+async def make_backup(directory: Path, archived: int = 3, active: int = 3) -> None:
+    """A backup with a snapshot and a consumer, of a log whose first events are archived."""
+    source = directory.with_name("source")
+    async with EventLog.open(source, views=[View("count", count, 0)]) as log:
+        for n in range(archived):
+            await log.append(event(n))
+        if archived:
+            await log.rotate()
+        for n in range(archived, archived + active):
+            await log.append(event(n))
+        await log.refresh_all()
+        consumer = log.consumer("mailer")
+        for record in (await records(log))[:1]:
+            await consumer.commit(record)
+    async with EventLog.open(source) as log:
+        await log.backup(directory)
+    shutil.rmtree(source)
+
+
+async def numbers(directory: Path) -> list[int]:
+    return [record.event.data["n"] for record in await records(EventReader(directory))]
+
+
+@pytest.mark.parametrize(("archived", "active"), [(3, 3), (3, 0), (0, 3), (0, 0)])
+@pytest.mark.parametrize("target", ["new/log", "empty"])
+async def test_a_restored_log_opens_at_once(tmp_path: Path, archived: int, active: int, target: str) -> None:
+    """With its snapshots and its consumers' places, in a directory that is made if need be."""
+    backup, log_dir = tmp_path / "backup", tmp_path / target
+    (tmp_path / "empty").mkdir()
+    await make_backup(backup, archived, active)
+
+    head = await restore(backup, log_dir)
+
+    assert head == await EventReader(backup).head()
+    assert read_files(log_dir) == read_files(backup)
+    assert (await verify(log_dir)).ok
+    async with EventLog.open(log_dir, views=[View("count", count, 0)]) as log:
+        assert log.view("count") == archived + active
+        await log.append(event(99))
+    assert await numbers(log_dir) == [*range(archived + active), 99]
+
+
+async def test_the_restored_log_never_changes_the_backup(tmp_path: Path) -> None:
+    """Nothing is linked: an append changes app.jsonl in place, a rotation the archive."""
+    await make_backup(tmp_path / "backup")
+    before = read_files(tmp_path / "backup")
+
+    await restore(tmp_path / "backup", tmp_path / "log")
+    async with EventLog.open(tmp_path / "log", views=[View("count", count, 0)]) as log:
+        await log.append(event(7))
+        await log.rotate()
+        await log.append(event(8))
+
+    assert read_files(tmp_path / "backup") == before
+
+
+async def test_a_damaged_backup_is_not_restored(tmp_path: Path) -> None:
+    await make_backup(tmp_path / "backup")
+    path = tmp_path / "backup" / "app.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"n":4', b'"n":\0'))
+
+    with pytest.raises(CorruptLogError, match=r"no event: .*; restore another backup"):
+        await restore(tmp_path / "backup", tmp_path / "log")
+
+    assert not (tmp_path / "log").exists()
+
+
+async def test_a_snapshot_that_does_not_fit_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is not worth refusing the events."""
+    await make_backup(tmp_path / "backup")
+    (tmp_path / "backup" / "views" / "count.snapshot.json").write_bytes(b"{}")
+
+    with caplog.at_level(logging.WARNING):
+        await restore(tmp_path / "backup", tmp_path / "log")
+
+    assert "not restored" in caplog.text
+    assert "count.snapshot.json" in caplog.text
+    assert await numbers(tmp_path / "log") == [*range(6)]
+    assert not (tmp_path / "log" / "views").exists()
+
+
+async def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> None:
+    """Also another log."""
+    await make_backup(tmp_path / "backup")
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "note.txt").write_text("mine")
+
+    with pytest.raises(EventfoldError, match=r"is not empty, and holds 'note\.txt'"):
+        await restore(tmp_path / "backup", tmp_path / "log")
+    with pytest.raises(EventfoldError, match="is not empty"):
+        await restore(tmp_path / "backup", tmp_path / "backup")
+
+    assert read_files(tmp_path / "log") == {"note.txt": b"mine"}
+
+
+async def test_where_there_is_no_backup_nothing_is_made(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    for backup in ("none", "empty"):
+        with pytest.raises(EventfoldError, match="there is no log in"):
+            await restore(tmp_path / backup, tmp_path / "log")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+async def test_progress_is_told(tmp_path: Path) -> None:
+    await make_backup(tmp_path / "backup")
+    told: list[tuple[int, int]] = []
+
+    await restore(tmp_path / "backup", tmp_path / "log", progress=lambda done, total: told.append((done, total)))
+
+    assert told[-1][0] == told[-1][1] > 0
+
+
+async def test_a_restoring_that_was_cancelled_can_be_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then there is no log."""
+    await make_backup(tmp_path / "backup")
+    seam = Seam(monkeypatch)
+    gate = seam.freeze("sync")
+    task = asyncio.create_task(restore(tmp_path / "backup", tmp_path / "log"))
+    await gate.reached()
+    task.cancel()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await numbers(tmp_path / "log") == []
+
+    await restore(tmp_path / "backup", tmp_path / "log")
+
+    assert read_files(tmp_path / "log") == read_files(tmp_path / "backup")
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    with scratch_directory(tmp_path) as path:
+        yield path
+
+
+@pytest.mark.parametrize(("archived", "active"), [(3, 3), (3, 0), (0, 3)])
+async def test_a_crash_never_leaves_a_part_of_the_log_that_looks_like_all_of_it(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, archived: int, active: int
+) -> None:
+    """Whoever reads it or appends to it finds nothing, an error, or everything."""
+    backup, target = scratch / "backup", scratch / "log"
+    await make_backup(backup, archived, active)
+    target.mkdir()
+    with monkeypatch.context() as patch:
+        journal = Journal(patch, target)
+        await restore(backup, target)
+
+    outcomes = {"nothing": 0, "refused": 0, "all": 0}
+    for number, state in enumerate(States().after(Recorded({}, journal.ops, Expected(Truth())))):
+        directory = write_files(scratch / str(number), state.files)
+        outcome = await found_in(directory, archived + active)
+        outcomes[outcome] += 1
+        if number % 5 == 0 and all(name.startswith(".restoring/") for name in state.files):
+            again = write_files(scratch / f"{number} again", state.files)
+            await restore(backup, again)
+            assert read_files(again) == read_files(backup), state.after
+            await check_log(again)
+    assert all(outcomes.values()), outcomes
+
+
+async def found_in(directory: Path, events: int) -> str:
+    """What a reader and a writer find in a directory, which must be the same."""
+    found = []
+    for open_ in (lambda: EventLog.open(directory, read_only=True), lambda: EventLog.open(directory)):
+        try:
+            async with open_() as log:
+                found.append({0: "nothing", events: "all"}[len(await records(log))])
+        except CorruptLogError:
+            found.append("refused")
+    # Before the base file is there, or app.jsonl, a writer begins a log of its own; or it makes an empty app.jsonl, and
+    # sees that this is not the one that the base file speaks of.
+    assert found[0] == found[1] or found == ["nothing", "refused"]
+    return found[1]
