@@ -21,6 +21,7 @@ import msgspec
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect, WebSocketException
 from fastapi import Query as Parameter
 from fastapi.responses import FileResponse
+from fastapi.websockets import WebSocketState
 
 from eventfold import Catalog, EventLog, InvalidEventError, LockMode, Query, end_streams_on_stop
 
@@ -71,11 +72,12 @@ async def join(socket: WebSocket, room: str, name: Name, after: int | None = Non
         await socket.accept()  # before that, no reason can be told
         raise WebSocketException(REFUSED, str(error)) from error
     await socket.accept()
-    async with asyncio.TaskGroup() as group:
-        sending = group.create_task(send(socket, log, room, offset))
-        async for text in socket.iter_text():
-            await receive(socket, log, room, name, text)
-        sending.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(send(socket, log, room, offset))
+            group.create_task(receive(socket, log, room, name))
+    except* WebSocketDisconnect:
+        pass  # whichever of the two noticed it first, the other one was cancelled
 
 
 async def resume_at(log: EventLog, room: str, after: int | None) -> int:
@@ -97,19 +99,19 @@ async def send(socket: WebSocket, log: EventLog, room: str, offset: int) -> None
     async for record in log.tail(offset, query=in_room(room)):
         event = record.event
         message = {"offset": record.end_offset, "id": event.id, "ts": event.ts} | msgspec.structs.asdict(event.data)
+        await socket.send_json(message)
+
+
+async def receive(socket: WebSocket, log: EventLog, room: str, name: str) -> None:
+    while (message := await socket.receive())["type"] == "websocket.receive":
         try:
-            await socket.send_json(message)
-        except WebSocketDisconnect:
-            return
-
-
-async def receive(socket: WebSocket, log: EventLog, room: str, name: str, text: str) -> None:
-    try:
-        incoming = msgspec.json.decode(text, type=Incoming)
-        # The id is in the log once: a repetition is no error, and changes nothing.
-        await log.append(MessagePosted(room, name, incoming.text), id=incoming.id)
-    except (msgspec.DecodeError, InvalidEventError) as error:
-        await socket.send_json({"error": str(error)})
+            incoming = msgspec.json.decode(message.get("text") or message.get("bytes") or b"", type=Incoming)
+            # The id is in the log once: a repetition is no error, and changes nothing.
+            await log.append(MessagePosted(room, name, incoming.text), id=incoming.id)
+        except (msgspec.DecodeError, UnicodeDecodeError, InvalidEventError) as error:
+            if socket.application_state is WebSocketState.CONNECTED:
+                await socket.send_json({"error": str(error)})
+    raise WebSocketDisconnect(message["code"])
 
 
 def in_room(room: str) -> Query:

@@ -99,13 +99,22 @@ async def test_a_newcomer_hears_the_last_fifty_messages(server: Server) -> None:
 
 @pytest.mark.parametrize(
     "sent",
-    ["not JSON", '{"id": "bad 1"}', '{"id": "bad 2", "text": ""}', f'{{"id": "bad 3", "text": "{"x" * 2001}"}}'],
-    ids=["not JSON", "no text", "empty", "too long"],
+    [
+        "",
+        "not JSON",
+        b"\xff",
+        '{"id": "bad 1"}',
+        '{"id": "bad 2", "text": ""}',
+        '{"id": "bad 3", "text": "%s"}' % ("x" * 2001),
+    ],
+    ids=["nothing", "not JSON", "not UTF-8", "no text", "empty", "too long"],
 )
-async def test_a_bad_message_is_refused_with_a_reason_and_the_connection_goes_on(server: Server, sent: str) -> None:
+async def test_a_bad_message_is_refused_with_a_reason_and_the_connection_goes_on(
+    server: Server, sent: str | bytes
+) -> None:
     """The next one is taken."""
     async with joined(server, f"bad{len(sent)}") as ann:
-        await ann.socket.send_str(sent)
+        await (ann.socket.send_str(sent) if isinstance(sent, str) else ann.socket.send_bytes(sent))
 
         assert (await ann.hear())["error"]
         await ann.say(f"good {len(sent)}", "better")
