@@ -16,6 +16,7 @@ import hashlib
 import json
 import sys
 from datetime import datetime
+from pathlib import Path
 
 from eventfold import Event, EventfoldError, EventLog, LockMode, Query, Record, View, verify
 
@@ -61,6 +62,8 @@ async def check(log: EventLog, seal: View[str], offset: int, expected: str) -> s
 
 
 async def run(args: argparse.Namespace) -> None:
+    if args.command != "record" and not args.dir.is_dir():
+        sys.exit(f"audit: there is no log in {args.dir}")  # an empty answer would hide a mistyped name
     seal = View("seal", reduce_seal, "")
     # SHARED: any number of programs record at once. What only looks takes no lock, and changes nothing on disk.
     options = {"lock": LockMode.SHARED, "index": True} if args.command == "record" else {"read_only": True}
@@ -74,7 +77,7 @@ async def run(args: argparse.Namespace) -> None:
                 for record in await find(log, args):
                     print(describe(record))
             case "seal":
-                print(seal.offset, seal.state)
+                print(seal.offset, seal.state or "(there is nothing to seal)")
             case "check":
                 if problem := await check(log, seal, args.offset, args.checksum):
                     sys.exit(f"audit: {problem}")
@@ -90,7 +93,7 @@ def detail(text: str) -> tuple[str, str]:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="An audit log.")
-    parser.add_argument("--dir", default="audit-data", help="where the log lies (default: %(default)s)")
+    parser.add_argument("--dir", default="audit-data", type=Path, help="where the log lies (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record", help="record who did what to which thing")
     for name in ("actor", "thing", "action"):
