@@ -7,11 +7,13 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import aiohttp
@@ -51,6 +53,11 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    async def submit(self, text: str) -> None:
+        """Types a text into the page's form and sends it."""
+        script = f"document.querySelector('form input').value = {json.dumps(text)}"
+        await self.run(f"{script}; document.querySelector('form').requestSubmit()")
+
     async def becomes(self, script: str, expected: Any) -> None:
         """Waits until an expression has a value."""
         found = None
@@ -62,42 +69,51 @@ class Page:
             raise AssertionError(f"{script} is still {found!r}, not {expected!r}") from None
 
 
-@asynccontextmanager
-async def browser(path: str) -> AsyncIterator[Any]:
-    """A running browser: call it with an address to open a page there."""
+class Browser:
+    """A running browser, which listens on a port."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/json/new?about:blank"
+
+    @asynccontextmanager
+    async def page(self, url: str) -> AsyncIterator[Page]:
+        """A window with a page in it."""
+        async with aiohttp.ClientSession() as session:
+            async with session.put(self._url) as answer:
+                target = json.loads(await answer.text())
+            async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                page = Page(socket)
+                await page.command("Runtime.enable")
+                await page.command("Page.navigate", url=url)
+                await page.becomes("document.readyState", "complete")
+                yield page
+                await page.command("Page.close")
+
+
+@contextmanager
+def running_browser(path: str) -> Iterator[Browser]:
+    """Starts a browser, with a profile of its own, and kills it at the end."""
     with tempfile.TemporaryDirectory(prefix="eventfold-browser-", ignore_cleanup_errors=True) as profile:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-        command = [path, *options, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
-        # The proxy of the environment is not for this machine.
+        # The environment's proxy, if it has one, is not the way to this machine's own servers.
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"]
         process = subprocess.Popen(
-            [*command, "--no-proxy-server"],
+            [path, *options, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         try:
-            port = await _port(process, Path(profile, "DevToolsActivePort"))
-            async with aiohttp.ClientSession() as session:
-
-                async def open_page(url: str) -> Page:
-                    async with session.put(f"http://127.0.0.1:{port}/json/new?about:blank") as answer:
-                        target = json.loads(await answer.text())
-                    page = Page(await session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0))
-                    await page.command("Runtime.enable")
-                    await page.command("Page.navigate", url=url)
-                    await page.becomes("document.readyState", "complete")
-                    return page
-
-                yield open_page
+            yield Browser(_port(process, Path(profile, "DevToolsActivePort")))
         finally:
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-async def _port(process: subprocess.Popen[bytes], written: Path) -> int:
+def _port(process: subprocess.Popen[bytes], written: Path) -> int:
     """Where the browser listens, as soon as it does."""
-    async with asyncio.timeout(WITHIN):
-        while not written.exists() or "\n" not in written.read_text():
-            assert process.poll() is None, "the browser has ended"
-            await asyncio.sleep(0.02)
+    until = monotonic() + WITHIN
+    while not written.exists() or "\n" not in written.read_text():
+        assert process.poll() is None, "the browser has ended"
+        assert monotonic() < until, "the browser does not listen"
+        sleep(0.02)
     return int(written.read_text().splitlines()[0])

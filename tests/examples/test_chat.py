@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from tests.examples.browser import Browser
 from tests.examples.programs import WITHIN, Server, served
 
 pytest.importorskip("websockets", reason="uvicorn needs websockets for the chat: pip install websockets")
@@ -146,3 +147,20 @@ async def test_a_conversation_goes_on_when_a_killed_server_is_back(tmp_path: Pat
             assert await ann.texts(2) == ["did you get this?", "after"]
             await asyncio.to_thread(second.stop)
             assert await ann.hear() is None
+
+
+async def test_two_windows_of_the_page_talk_and_come_back(server: Server, browser: Browser) -> None:
+    """What is written while the connection is lost is sent once it is back, and nothing is shown twice."""
+    shown = "[...document.querySelectorAll('#messages p')].map(line => line.textContent)"
+    async with (
+        browser.page(f"{server.url}/?room=page&name=ann") as ann,
+        browser.page(f"{server.url}/?room=page&name=bob") as bob,
+    ):
+        await ann.submit("<i>hello</i>")
+        await bob.becomes(shown, ["ann: <i>hello</i>"])
+        await ann.run("socket.close()")
+        await bob.submit("are you there?")
+        await ann.submit("here I am")
+        for page in (ann, bob):
+            await page.becomes(shown, ["ann: <i>hello</i>", "bob: are you there?", "ann: here I am"])
+        assert ann.errors == bob.errors == []

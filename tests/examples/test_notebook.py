@@ -62,11 +62,11 @@ def test_what_the_notebook_can_not_do_is_said_in_a_line(written: Path, words: li
 def test_notes_that_are_added_at_the_same_time_get_different_numbers(tmp_path: Path) -> None:
     """Several terminals write one notebook."""
     command = [sys.executable, EXAMPLES / "notebook.py", "add", "me too"]
-    writers = [subprocess.Popen(command, cwd=tmp_path) for _ in range(3)]
+    writers = [subprocess.Popen(command, cwd=tmp_path) for _ in range(2)]
     for writer in writers:
         assert writer.wait(20) == 0
 
-    assert [record.event.data["note"] for record in records(tmp_path)] == [1, 2, 3]
+    assert [record.event.data["note"] for record in records(tmp_path)] == [1, 2]
 
 
 def test_watching_shows_what_another_terminal_writes_until_ctrl_c(tmp_path: Path) -> None:

