@@ -21,6 +21,7 @@ COLOURS = {
     "eventfold": "#c2410c",
     "eventfold, View.rebuild": "#fb923c",
     "eventfold, index": "#fb923c",
+    "eventfold, shared": "#fb923c",
     "raw": "#52525b",
     "sqlite": "#1d4ed8",
     "sqlite_shared": "#93c5fd",
