@@ -6,7 +6,6 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +60,11 @@ class Together:
     def see(self, peer: Peer) -> None:
         """One of them looks where the log ends: others may build on what it has seen."""
         self._journal.acknowledge(peer.look().offset)
+
+    def leave_switched(self) -> None:
+        """One rotates, and dies when the new file has its name and holds something, before the name is on disk."""
+        with dies_at("sync_dir", 1, lambda _: not any(self.play.dir.glob("app.jsonl.next.*"))):
+            self.one.rotate(lambda: self.add(self.other, line(9)))
 
     def leave(self, data: bytes) -> None:
         """One writes lines, and dies before the mark says so, with the turn."""
@@ -133,11 +137,10 @@ def a_death_before_the_mark_and_an_opening(play: Play, monkeypatch: pytest.Monke
 
 
 def a_death_in_the_switch(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """One dies when the new file has its name, and before that is on disk; the other follows, and appends."""
+    """One dies at the end of its rotation; the other follows, and appends."""
 
     def act(together: Together) -> None:
-        with dies_at("sync_dir", 1, lambda _: _is_switched(play.dir)):
-            together.one.rotate()
+        together.leave_switched()
         together.add(together.other, line(10))
 
     return _recorded(play, monkeypatch, act)
@@ -147,8 +150,7 @@ def a_death_in_the_switch_and_an_opening(play: Play, monkeypatch: pytest.MonkeyP
     """The same, where nobody else has the log open."""
 
     def act(together: Together) -> None:
-        with dies_at("sync_dir", 1, lambda _: _is_switched(play.dir)):
-            together.one.rotate()
+        together.leave_switched()
         together.close()
         together.other = Peer(play.dir)
         together.add(together.other, line(10))
@@ -181,11 +183,6 @@ def a_death_when_a_rotation_has_begun(play: Play, monkeypatch: pytest.MonkeyPatc
     return _recorded(play, monkeypatch, act)
 
 
-def _is_switched(directory: Path) -> bool:
-    """Whether a rotation that was under way has ended."""
-    return not any(directory.glob("app.jsonl.next.*")) and (directory / "app.jsonl").stat().st_size == 0
-
-
 TOGETHER = {
     scenario.__name__: scenario
     for scenario in (
@@ -200,5 +197,5 @@ TOGETHER = {
     )
 }
 # What one writer does means the same with a shared log; and what several do.
-SHARED_SCENARIOS = {**scenarios.SCENARIOS, **TOGETHER}
+SHARED_SCENARIOS = {**TOGETHER, **scenarios.SCENARIOS}
 SharedPlay = functools.partial(Play, lock=LockMode.SHARED)
