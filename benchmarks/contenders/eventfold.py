@@ -18,7 +18,7 @@ from benchmarks._probe import growth
 from eventfold import Catalog, ConditionalAppendError, Event, EventLog, EventReader, EventWriter, SyncMode, View
 from eventfold._files import operations
 
-from . import _eventfold_decisions, _eventfold_hold, _eventfold_tails
+from . import _eventfold_decisions, _eventfold_hold, _eventfold_tails, _eventfold_together
 from ._eventfold_states import large_log, sample_events
 from ._serve import Answer, percentiles, serve, time_appends, time_conditional
 from .raw import write_lines
@@ -80,6 +80,9 @@ class Eventfold:
                 return True
 
             return await time_conditional(attempt, tasks, count)
+
+    async def append_together(self, **fields: Any) -> Answer:
+        return await _eventfold_together.append(self.say, **fields)
 
     async def write(self, dir: str, events: int, distinct: int | None) -> Answer:
         """Written without eventfold, in the form of single appends; that it is the same is checked with the first."""
@@ -157,11 +160,11 @@ class Eventfold:
     async def tail(self, dir: str, tails: int, count: int) -> Answer:
         return await _eventfold_tails.tail(dir, tails, count)
 
-    async def listen(self, dir: str, tails: int, count: int) -> Answer:
-        return await _eventfold_tails.listen(dir, tails, count, lambda: self.say({"ready": True}))
+    async def listen(self, dir: str, tails: int, count: int, shared: bool = False) -> Answer:
+        return await _eventfold_tails.listen(dir, tails, count, shared, lambda: self.say({"ready": True}))
 
-    async def send(self, dir: str, count: int, interval: float) -> Answer:
-        return await _eventfold_tails.send(dir, count, interval)
+    async def send(self, dir: str, count: int, interval: float, shared: bool = False) -> Answer:
+        return await _eventfold_tails.send(dir, count, interval, shared)
 
     async def rotate(self, dir: str, tasks: int) -> Answer:
         size = Path(dir, "app.jsonl").stat().st_size
