@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import weakref
 from collections.abc import AsyncIterator
 
@@ -20,10 +19,9 @@ import msgspec
 from ._engine import DocumentLock, LockingDocuments, check_name
 from ._errors import CorruptLogError, EventfoldError
 from ._event import PartialRecord, Record
+from ._logging import INFO, log_event
 from ._query import Query, query_of
 from ._reader import EventReader
-
-logger = logging.getLogger("eventfold")
 
 # Seconds between two attempts to read under a name that another process reads under.
 TAKE_OVER_INTERVAL = 0.1
@@ -237,7 +235,12 @@ async def _lock_name(place: _Checkpoint) -> DocumentLock | None:
             raise StopAsyncIteration
         if not waiting:
             waiting = True
-            logger.info("consumer %r waits, since another process reads under its name", place.name)
+            log_event(
+                INFO,
+                "consumer.waiting",
+                "consumer '%(consumer)s' waits, since another process reads under its name",
+                consumer=place.name,
+            )
         await asyncio.sleep(TAKE_OVER_INTERVAL)
 
 

@@ -9,7 +9,6 @@ leaves the log unknown nothing more is committed, and all that wait get the erro
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
@@ -18,10 +17,9 @@ from ._checks import Checks
 from ._engine import Commit, Committer
 from ._errors import EventfoldError, UnknownOutcomeError, WriterFailedError, copy_error
 from ._judge import Append, DuplicateIdError
+from ._logging import ERROR, log_event
 from ._queue import AppendQueue, resolve
 from ._stats import WriterCounters
-
-logger = logging.getLogger("eventfold")
 
 # So many appends are resolved in one turn of the loop: whoever waits for one runs in the next, and others want to run
 # too.
@@ -64,10 +62,17 @@ class GroupCommit:
         """After this nothing is committed any more, and all that wait get the error, which is returned."""
         if self.failure is None:
             if isinstance(error, EventfoldError):
-                self.failure = error
+                self.failure, unexpected = error, None
             else:
-                logger.error("the writer of %s failed", self._committer.source.location, exc_info=error)
-                self.failure = WriterFailedError(f"the writer failed: {error!r}")
+                self.failure, unexpected = WriterFailedError(f"the writer failed: {error!r}"), error
+            log_event(
+                ERROR,
+                "writer.failed",
+                "the writer of %(location)s failed, and the log must be opened again: %(error)s",
+                location=self._committer.source.location,
+                error=self.failure,
+                cause=unexpected,
+            )
             if self._task is None:
                 self._start()
         return self.failure

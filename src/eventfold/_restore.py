@@ -14,7 +14,6 @@ no event yet, is refused with a `CorruptLogError`, or is complete.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -26,10 +25,9 @@ from ._errors import CorruptLogError, EventfoldError
 from ._event import Head
 from ._files import operations
 from ._files.paths import Layout
+from ._logging import WARNING, log_event
 from ._reader import EventReader
 from ._verify import verify
-
-logger = logging.getLogger("eventfold")
 
 # Where the copy is made, in the target.
 UNFINISHED = ".restoring"
@@ -69,7 +67,14 @@ async def restore(
             raise CorruptLogError(
                 problem.path, problem.offset, f"{problem.reason}; restore another backup, or repair it"
             )
-        logger.warning("not restored: %s", problem)
+        log_event(
+            WARNING,
+            "restore.left_out",
+            "not restored: %(path)s, offset %(offset)d: %(reason)s",
+            path=problem.path,
+            offset=problem.offset,
+            reason=problem.reason,
+        )
     unfinished = Layout(target.dir / UNFINISHED)
     await in_thread(_begin, source, target, unfinished)
     head = await copy_to(EventReader(source.dir), unfinished.dir, progress)

@@ -7,7 +7,6 @@ whoever waits for a rotation does not stop it.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +14,8 @@ from typing import Any, Protocol
 from ._aio import UncancellableTask
 from ._engine import RotatingCommitter
 from ._errors import WriterFailedError
+from ._logging import WARNING, log_event
 from ._reader import EventReader
-
-logger = logging.getLogger("eventfold")
 
 # Seconds before a rotation that failed on its own is tried again; each further failure doubles them, up to the last.
 RETRY_INTERVAL, LAST_RETRY_INTERVAL = 1.0, 60.0
@@ -98,4 +96,10 @@ class Rotator:
         else:
             self._not_before = self._loop.time() + self._retry_interval
             self._retry_interval = min(2 * self._retry_interval, LAST_RETRY_INTERVAL)
-            logger.warning("%s could not be rotated, and will be later: %s", self._location, error)
+            log_event(
+                WARNING,
+                "rotation.failed",
+                "%(location)s could not be rotated, and will be later: %(error)s",
+                location=self._location,
+                error=error,
+            )
