@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from . import _tracing
 from ._engine import DocumentLock, LockingDocuments, check_name
 from ._errors import CorruptLogError, EventfoldError
 from ._event import PartialRecord, Record
@@ -165,7 +166,14 @@ class Consumer:
                 f"commit takes the Record that the consumer gave, not {type(record).__name__}: {record!r}; "
                 "write `async for record in consumer: ...; await consumer.commit(record)`"
             )
-        await self._place.commit(record)
+        place = self._place
+        with _tracing.span(
+            "eventfold.consumer_commit",
+            log=str(place.reader._source.location),
+            consumer=place.name,
+            offset=record.end_offset,
+        ):
+            await place.commit(record)
 
 
 class _Iteration:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from . import _tracing
 from ._aio import UncancellableTask
 from ._engine import RotatingCommitter
 from ._errors import WriterFailedError
@@ -75,6 +76,7 @@ class Rotator:
 
     def _start(self, views: Iterable[ViewOps], if_due: bool = False) -> asyncio.Task[None]:
         task = UncancellableTask(self._rotate(views, if_due), "eventfold rotation")
+        _tracing.end_with(_tracing.start("eventfold.rotate", log=str(self._location), automatic=if_due), task)
         self.running.add(task)
         task.add_done_callback(self.running.discard)
         return task

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
+from .. import _tracing
 from .._address import Address
 from .._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
 from .._catalog import Catalog, OnMismatch, typing_of
@@ -127,7 +128,13 @@ class EventLog(AppendingLog, ReadingLog):
                 log._writer_or_none.attach([*registered.values(), UnregisteredSnapshots(registered)])
             return log
 
-        return AsyncOpener(open_)
+        async def traced_open() -> EventLog:
+            with _tracing.span("eventfold.open", read_only=read_only, views=len(registered)) as span:
+                log = await open_()
+                span.set(log=log._location)
+                return log
+
+        return AsyncOpener(traced_open)
 
     @classmethod
     def builder(cls, dir: Address) -> EventLogBuilder:
