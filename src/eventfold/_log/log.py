@@ -188,7 +188,10 @@ class EventLogBuilder:
     def __init__(self, dir: Address) -> None:
         self._dir = dir
         self._views: list[View[Any]] = []
+        self._read_only = False
+        self._snapshots: str | os.PathLike[str] | None = None
         self._max_log_size = 0
+        self._max_event_size = 16 * 2**20
         self._lock = LockMode.FLOCK
         self._sync = SyncMode.ALWAYS
         self._catalog: Catalog | None = None
@@ -225,6 +228,16 @@ class EventLogBuilder:
         self._views.append(view)
         return self
 
+    def read_only(self, *, snapshots: str | os.PathLike[str] | None = None) -> EventLogBuilder:
+        """Opens no writer; the views' snapshots are kept in the directory `snapshots`, if it is given."""
+        self._read_only, self._snapshots = True, snapshots
+        return self
+
+    def max_event_size(self, size: int) -> EventLogBuilder:
+        """The most bytes that the line of an event may have."""
+        self._max_event_size = size
+        return self
+
     def max_log_size(self, size: int) -> EventLogBuilder:
         """The size in bytes of `app.jsonl` above which it is rotated automatically; 0 for never."""
         self._max_log_size = size
@@ -255,7 +268,10 @@ class EventLogBuilder:
         return EventLog.open(
             self._dir,
             views=self._views,
+            read_only=self._read_only,
+            snapshots=self._snapshots,
             max_log_size=self._max_log_size,
+            max_event_size=self._max_event_size,
             lock=self._lock,
             sync=self._sync,
             catalog=self._catalog,

@@ -166,7 +166,7 @@ class ViewingLog(LogParts):
         Args:
             name: The view's name, or the `View` object, which gives the result its type.
             at: An offset in bytes of the whole log, everything before which is folded; or a time: then everything
-                before the first event whose `ts` is not before it.
+                before the first event whose `ts` is not before it. A batch that goes on beyond is left out whole.
 
         Raises:
             UnknownViewError: No such view is registered.
