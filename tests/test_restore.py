@@ -170,11 +170,10 @@ async def test_a_log_that_is_begun_meanwhile_loses_no_event(tmp_path: Path, seam
         original(source, to)
 
     seam.replace("rename", rename)
-    restored = True
     try:
         await restore(tmp_path / "backup", target)
-    except EventfoldError as error:
-        assert "while the backup was being restored" in str(error)
+        restored = True
+    except EventfoldError:
         restored = False
     assert appended == [False, not restored]
     async for record in EventReader(target).read_full():
