@@ -11,7 +11,6 @@ it was damaged; a failure of the file makes nothing fail but the short way.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -25,11 +24,10 @@ from .._codec.lines import Lines, last_line_hash
 from .._engine import Source, paths_of
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
 from .._event import AppendResult, Head, Record
+from .._logging import WARNING, log_event
 from .._query import Query
 from .._reader import EventReader
 from .store import Found, Store, UnusableIndexError, key_of_id, key_of_tag
-
-logger = logging.getLogger("eventfold")
 
 T = TypeVar("T")
 
@@ -100,7 +98,9 @@ class Index:
                 if found != place.line_hash:
                     raise UnusableIndexError(f"it is of another log: the line before offset {place.offset} differs")
         except UnusableIndexError as error:
-            logger.warning("the index %s is made again: %s", self._path, error)
+            log_event(
+                WARNING, "index.rejected", "the index %(path)s is made again: %(error)s", path=self._path, error=error
+            )
             try:
                 await self._call(self._store.drop)
                 place = await self._call(self._store.open)
@@ -117,7 +117,13 @@ class Index:
 
     def _give_up(self, error: Exception) -> None:
         self._usable = False
-        logger.warning("the index %s can't be used, so that the log is read instead: %s", self._path, error)
+        log_event(
+            WARNING,
+            "index.unusable",
+            "the index %(path)s can't be used, so that the log is read instead: %(error)s",
+            path=self._path,
+            error=error,
+        )
 
     async def _call(self, function: Callable[..., T], *args: object) -> T:
         return await uninterrupted(self._thread.call(function, *args))
@@ -131,7 +137,13 @@ class Index:
                     await self._catch_up()
                     await self._reader.wait_for_events(self._known.offset)
                 except (CorruptLogError, OSError) as error:
-                    logger.warning("the index %s can't follow the log: %s", self._path, error)
+                    log_event(
+                        WARNING,
+                        "index.follow_failed",
+                        "the index %(path)s can't follow the log: %(error)s",
+                        path=self._path,
+                        error=error,
+                    )
                     await asyncio.sleep(RETRY_INTERVAL)
                 await asyncio.sleep(INTERVAL)
 
@@ -197,7 +209,13 @@ class Index:
             self._recent, self._count = self._under_way, self._count + len(pairs)
             self._no_writing_before = monotonic() + RETRY_INTERVAL
             self._broken = not isinstance(error, sqlite3.OperationalError | OSError)
-            logger.warning("the index %s could not be written: %s", self._path, error)
+            log_event(
+                WARNING,
+                "index.write_failed",
+                "the index %(path)s could not be written: %(error)s",
+                path=self._path,
+                error=error,
+            )
         finally:
             self._under_way = {}
             self._writing = None
@@ -274,7 +292,13 @@ class Index:
                 stored = await self._ask(wanted)
             except sqlite3.Error as error:
                 if isinstance(error, sqlite3.OperationalError):
-                    logger.warning("the index %s can't be read, so that the log is read: %s", self._path, error)
+                    log_event(
+                        WARNING,
+                        "index.read_failed",
+                        "the index %(path)s can't be read, so that the log is read: %(error)s",
+                        path=self._path,
+                        error=error,
+                    )
                     return None
                 self._broken = True
             else:
@@ -334,7 +358,13 @@ class Index:
                     await asyncio.wait([self._writing])
             await self._call(self._store.close)
         except (CorruptLogError, sqlite3.Error, OSError) as error:
-            logger.warning("the index %s could not be closed, and will be made again: %s", self._path, error)
+            log_event(
+                WARNING,
+                "index.close_failed",
+                "the index %(path)s could not be closed, and will be made again: %(error)s",
+                path=self._path,
+                error=error,
+            )
         finally:
             self._thread.end()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
-import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,9 +19,8 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
+from .._logging import DEBUG, ERROR, INFO, log_event
 from ._configuration import check_server, check_stream, stream_configuration
-
-logger = logging.getLogger("eventfold")
 
 _NO_STREAM, _NO_MESSAGE, _NO_LEADER = 10059, 10037, 10008
 _STREAM_EXISTS = 10058
@@ -115,7 +113,7 @@ class Connection:
         return client
 
     async def _log_error(self, error: Exception) -> None:
-        logger.info("%s: %r", self.location, error)
+        log_event(INFO, "jetstream.error", "%(location)s: %(error)s", location=self.location, error=repr(error))
 
     async def _reconnected(self) -> None:
         task = asyncio.get_running_loop().create_task(self._check_again(), name="eventfold stream check")
@@ -127,10 +125,22 @@ class Connection:
         try:
             await self._check(self._client, create=False)
         except EventfoldError as error:
-            logger.error("%s can't be used any more: %s", self.location, error)
+            log_event(
+                ERROR,
+                "jetstream.unusable",
+                "%(location)s can't be used any more: %(error)s",
+                location=self.location,
+                error=error,
+            )
             self._fault = error
         except OSError as error:
-            logger.info("%s could not be checked: %s", self.location, error)
+            log_event(
+                INFO,
+                "jetstream.check_failed",
+                "%(location)s could not be checked: %(error)s",
+                location=self.location,
+                error=error,
+            )
 
     async def check(self) -> None:
         """Checks the stream's configuration now. Raises what `client` raises."""
@@ -216,7 +226,13 @@ class Connection:
             try:
                 await client.close()
             except (NatsError, OSError) as error:
-                logger.debug("%s: the connection was lost before it was closed: %r", self.location, error)
+                log_event(
+                    DEBUG,
+                    "jetstream.close_failed",
+                    "%(location)s: the connection was lost before it was closed: %(error)s",
+                    location=self.location,
+                    error=repr(error),
+                )
                 # The library stops at the lost connection, and leaves the socket open.
                 if (transport := client._transport) is not None:
                     transport.close()  # type: ignore[no-untyped-call]

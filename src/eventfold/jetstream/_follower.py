@@ -7,7 +7,6 @@ last, so that nothing is missed. The client library's own ordered consumer does 
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,11 @@ from nats.errors import Error as NatsError
 
 from .._errors import EventfoldError
 from .._event import Head
+from .._logging import INFO, log_event
 from ._offsets import sequence_at
 
 if TYPE_CHECKING:
     from ._stream import Stream
-
-logger = logging.getLogger("eventfold")
 
 _HEARTBEAT = 1.0  # seconds
 _RETRY_DELAY = 0.1
@@ -54,7 +52,13 @@ class Follower:
                 (await self._stream.waiters()).notify(error)
                 return
             except (NatsError, OSError, TimeoutError) as error:
-                logger.info("%s is followed anew: %r", self._stream.location, error)
+                log_event(
+                    INFO,
+                    "jetstream.follower_lost",
+                    "%(location)s is followed anew: %(error)s",
+                    location=self._stream.location,
+                    error=repr(error),
+                )
                 await asyncio.sleep(_RETRY_DELAY)
 
     async def _follow(self) -> None:
