@@ -66,8 +66,8 @@ class Programs:
         lost = acknowledged - counts.keys()
         doubled = [number for number, count in counts.items() if count > 1]
         strange = {number for number in counts if number[1] >= 0} - acknowledged - self.unknown
-        print(f"{what}: {len(acknowledged)} acknowledged, {len(lost)} lost, {len(doubled)} doubled, "
-              f"{len(self.unknown)} of unknown outcome, {len(self.unknown & counts.keys())} of them in the log")  # fmt: skip
+        print(f"{what}: {len(acknowledged)} acknowledged, {len(lost)} lost, {len(doubled)} doubled")
+        print(f"{len(self.unknown)} of unknown outcome, {len(self.unknown & counts.keys())} of them in the log")
         assert not lost
         assert not doubled
         assert not strange

@@ -12,7 +12,7 @@ from tests.postgres.servers import Server, in_thread, primary_and_standby
 from eventfold import Event, EventfoldError, EventLog, EventReader
 from eventfold.postgres import Postgres
 
-# How often the primary is killed and the standby promoted; two servers take longer to start than the suite has time for.
+# How often the primary is killed and the standby promoted; none in the suite, since two servers take long to start.
 ROUNDS = int(os.environ.get("EVENTFOLD_POSTGRES_FAILOVERS", "0"))
 TASKS = 100
 

@@ -15,12 +15,14 @@ from eventfold import ConditionalAppendError, Event, EventLog, UnknownOutcomeErr
 from eventfold.postgres import Postgres
 
 
-async def append_until(stop: asyncio.Event, log: EventLog, program: int, numbers: itertools.count[int], on: bool) -> None:
+async def append_until(
+    stop: asyncio.Event, log: EventLog, program: int, numbers: itertools.count[int], conditional: bool
+) -> None:
     while not stop.is_set():
         n = next(numbers)
         event = Event("counted", {"program": program, "n": n})
         try:
-            await (log.append_if(event, *log.head) if on else log.append(event))
+            await (log.append_if(event, *log.head) if conditional else log.append(event))
         except ConditionalAppendError:
             continue
         except UnknownOutcomeError:
