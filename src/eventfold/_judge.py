@@ -65,6 +65,11 @@ class Append(msgspec.Struct, eq=False, gc=False):
     unique: UniqueIds | None = None
     span: Span | None = None  # that of the call, where it is traced
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether what is in the log decides about it, so that nothing may come in between judging and writing."""
+        return self.expected is not None or self.condition is not None or self.unique is not None
+
 
 class Judgement(msgspec.Struct):
     """`outcomes` has the position in `data` of each append's first line, or why it may not be written."""
