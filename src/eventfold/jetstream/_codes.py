@@ -7,6 +7,7 @@ from typing import Any
 
 NO_MESSAGE = 10037
 NO_STREAM = 10059
+NO_PEERS = 10005  # too few servers for so many replicas
 STREAM_EXISTS = 10058
 STREAM_OFFLINE = 10118
 WRONG_LAST_SEQUENCE = {10071, 10164}

@@ -22,7 +22,7 @@ from nats.errors import MaxPayloadError
 
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
 from ._calls import called
-from ._codes import NO_MESSAGE, NO_STREAM, STREAM_EXISTS, error_code, is_unavailable
+from ._codes import NO_MESSAGE, NO_PEERS, NO_STREAM, STREAM_EXISTS, error_code, is_unavailable
 from ._configuration import check_server, check_stream, stream_configuration
 
 logger = logging.getLogger("eventfold")
@@ -230,11 +230,17 @@ class Connection:
         return await self._repeated(client, f"$JS.API.STREAM.INFO.{stream}", b"")
 
     async def _make_stream(self, client: Client, configuration: Mapping[str, Any]) -> None:
-        name = configuration["name"]
-        answer = await self._repeated(client, f"$JS.API.STREAM.CREATE.{name}", msgspec.json.encode(configuration))
-        if "error" in answer and error_code(answer) != STREAM_EXISTS:
-            description = answer["error"]["description"]
-            raise EventfoldError(f"{self.location}: the stream {name} can't be made: {description}")
+        name, loop = configuration["name"], asyncio.get_running_loop()
+        until = loop.time() + self.settings.timeout
+        while True:
+            answer = await self._repeated(client, f"$JS.API.STREAM.CREATE.{name}", msgspec.json.encode(configuration))
+            if "error" not in answer or error_code(answer) == STREAM_EXISTS:
+                return
+            # The servers of a cluster that has just been started may not know of each other yet.
+            if error_code(answer) != NO_PEERS or loop.time() >= until:
+                description = answer["error"]["description"]
+                raise EventfoldError(f"{self.location}: the stream {name} can't be made: {description}")
+            await asyncio.sleep(_RETRY_DELAY)
 
     async def other_stream(self, configuration: Mapping[str, Any]) -> Mapping[str, Any]:
         """The configuration that another stream has; it is made if it may be and is not there."""
@@ -357,9 +363,17 @@ class Connection:
         except (NatsError, OSError, TimeoutError) as error:
             logger.debug("%s: the connection was lost before it was closed: %r", self.location, error)
         finally:
-            # Where closing failed or was cancelled, the library leaves the socket open.
-            if (transport := client._transport) is not None:
-                transport.close()  # type: ignore[no-untyped-call]
+            _abort(client)
+
+
+def _abort(client: Client) -> None:
+    """Closes the socket, which the library leaves open where closing failed or was cancelled, or can't be written to."""
+    transport = client._transport
+    writer = getattr(transport, "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
+    elif transport is not None:
+        transport.close()  # type: ignore[no-untyped-call]
 
 
 def _is_dead(client: Client) -> bool:
