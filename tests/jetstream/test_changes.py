@@ -70,9 +70,7 @@ async def test_a_tail_that_begins_to_wait_after_that_is_told_too(log: EventLog, 
 
 
 @pytest.mark.parametrize("messages", [0, 2, 20])
-async def test_a_stream_that_was_made_anew_is_another_one(
-    log: EventLog, client: Any, name: str, messages: int
-) -> None:
+async def test_a_stream_that_was_made_anew_is_another_one(log: EventLog, client: Any, name: str, messages: int) -> None:
     """Whether it is shorter or longer than the one before."""
     waiting = asyncio.ensure_future(anext(log.tail()))
     await asyncio.sleep(0.2)

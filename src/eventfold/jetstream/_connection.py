@@ -31,7 +31,7 @@ _HEADERS_SIZE = 4096  # bytes that are kept for them in a message
 _RETRY_DELAY = 0.05  # seconds
 _CHECK_INTERVAL = 10.0  # seconds
 _CLOSE_TIMEOUT = 2.0  # seconds
-_UNANSWERED_BEFORE_CHANGE = 3  # requests without an answer, after which another server is tried
+_UNANSWERED_BEFORE_CHANGE = 4.0  # seconds without any answer, after which another server is tried
 
 
 class Message(NamedTuple):
@@ -97,7 +97,7 @@ class Connection:
         self._created: str | None = None
         self._checking: asyncio.Task[None] | None = None
         self._check_now = asyncio.Event()
-        self._unanswered = 0
+        self._unanswered_since: float | None = None
         self._max_data = 0
 
     @property
@@ -308,14 +308,16 @@ class Connection:
         if is_unavailable(answer):
             await self._note_unanswered(client)
             raise UnansweredError(answer["error"]["description"], sent=True)
-        self._unanswered = 0
+        self._unanswered_since = None
         return answer
 
     async def _note_unanswered(self, client: Client) -> None:
-        """Goes to another server after some requests: this one may be cut off from the others, or be stopped."""
-        self._unanswered += 1
-        if self._unanswered > _UNANSWERED_BEFORE_CHANGE and client is not self.settings.client:
-            self._unanswered = 0
+        """Goes to another server after a while: this one may be cut off from the others."""
+        now = asyncio.get_running_loop().time()
+        if self._unanswered_since is None:
+            self._unanswered_since = now
+        elif now - self._unanswered_since > _UNANSWERED_BEFORE_CHANGE and client is not self.settings.client:
+            self._unanswered_since = None
             logger.info("%s: the server does not answer; another one is tried", self.location)
             await called(client.force_reconnect())
 
@@ -367,7 +369,7 @@ class Connection:
 
 
 def _abort(client: Client) -> None:
-    """Closes the socket, which the library leaves open where closing failed or was cancelled, or can't be written to."""
+    """Closes the socket, which the library leaves open where its closing failed or was cut short."""
     transport = client._transport
     writer = getattr(transport, "_io_writer", None)
     if writer is not None:
