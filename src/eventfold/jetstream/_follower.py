@@ -21,7 +21,7 @@ from nats.errors import Error as NatsError
 
 from .._errors import EventfoldError
 from .._event import Head
-from ._calls import called
+from ._calls import NO_LIMITS, called
 from ._offsets import sequence_at
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Follower:
         client = await connection.client()
         messages: asyncio.Queue[Msg] = asyncio.Queue()
         inbox, name = client.new_inbox(), f"eventfold-{uuid.uuid4().hex}"
-        subscription = await called(client.subscribe(inbox, cb=messages.put))
+        subscription = await called(client.subscribe(inbox, cb=messages.put, **NO_LIMITS))
         try:
             sequence = sequence_at(self._stream.known_head.offset) - 1
             answer = await connection.request(

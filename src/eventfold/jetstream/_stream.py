@@ -19,7 +19,7 @@ from .._codec.lines import Lines, last_line_hash
 from .._errors import CorruptLogError
 from .._event import Head
 from .._waiters import Waiters
-from ._calls import called
+from ._calls import NO_LIMITS, called
 from ._connection import Connection, Settings
 from ._documents import KeyValueDocuments
 from ._follower import Follower
@@ -193,7 +193,7 @@ class Stream:
             return [], f"there is no connection ({client.last_error!r})"
         try:
             inbox = client.new_inbox()
-            subscription = await called(client.subscribe(inbox, cb=receive))
+            subscription = await called(client.subscribe(inbox, cb=receive, **NO_LIMITS))
             try:
                 ask = {"seq": sequence, "batch": min(_MESSAGES, last - sequence + 1), "max_bytes": _BYTES}
                 subject = f"$JS.API.DIRECT.GET.{self.connection.settings.stream}"
