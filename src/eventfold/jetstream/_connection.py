@@ -155,6 +155,11 @@ class Connection:
         async def reconnected() -> None:
             self._check_now.set()
 
+        async def note_error(error: Exception) -> None:
+            logger.info("%s: %r", self.location, error)
+            if not client.is_connected:
+                _abort(client)  # the library forgets the socket of an attempt to connect that failed
+
         options: dict[str, Any] = {
             "reconnect_time_wait": 0.2,
             "connect_timeout": 2,
@@ -164,7 +169,7 @@ class Connection:
             **self.settings.connect,
             "max_reconnect_attempts": -1,
             "allow_reconnect": True,
-            "error_cb": self._log_error,
+            "error_cb": note_error,
             "disconnected_cb": drop_unsent,
             "reconnected_cb": reconnected,
         }
@@ -174,9 +179,6 @@ class Connection:
         except (NatsError, OSError, TimeoutError) as error:
             problem = client.last_error or error
             raise OSError(errno.ECONNREFUSED, f"no server answers: {problem!r}", self.location) from error
-
-    async def _log_error(self, error: Exception) -> None:
-        logger.info("%s: %r", self.location, error)
 
     async def _keep_checking(self) -> None:
         while True:
@@ -369,7 +371,7 @@ class Connection:
 
 
 def _abort(client: Client) -> None:
-    """Closes the socket, which the library leaves open where its closing failed or was cut short."""
+    """Closes the socket, which the library leaves open where connecting or closing failed."""
     transport = client._transport
     writer = getattr(transport, "_io_writer", None)
     if writer is not None:
