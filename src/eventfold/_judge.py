@@ -63,6 +63,11 @@ class Append(msgspec.Struct, eq=False, gc=False):
     count: int = 0  # of lines; 0 if it is not known
     unique: UniqueIds | None = None
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether what is in the log decides about it, so that nothing may come in between judging and writing."""
+        return self.expected is not None or self.condition is not None or self.unique is not None
+
 
 class Judgement(NamedTuple):
     """`outcomes` has the position in `data` of each append's first line, or why it may not be written."""

@@ -57,7 +57,7 @@ class StreamCommitter:
         return await uninterrupted(UncancellableTask(self._commit(appends), "eventfold commit"))
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
-        conditional = any(append.expected is not None or append.condition is not None for append in appends)
+        conditional = any(append.is_judged for append in appends)
         needed = lines_needed_from(appends)
         newest_head_known = False
         while True:

@@ -113,7 +113,7 @@ class TableCommitter:
             if not judgement.data:
                 return Commit(judgement.outcomes, Lines(self._source.location, head.offset, b""), head)
             conditional = any(
-                (append.expected is not None or append.condition is not None) and isinstance(outcome, int)
+                append.is_judged and isinstance(outcome, int)
                 for append, outcome in zip(appends, judgement.outcomes, strict=True)
             )
             start = await self._write(judgement.data, head if conditional else None)

@@ -222,6 +222,7 @@ class TableSource:
         try:
             while rows := await ahead:
                 ahead = fetch(rows[-1][1])
+                await asyncio.sleep(0)  # it is sent before this block is decoded, and answered meanwhile
                 data = self._joined(rows, begin)
                 begin += len(data)
                 data = data[at - (begin - len(data)) : len(data) - max(0, begin - last)]
