@@ -95,7 +95,11 @@ class Index:
                 place = await self._open_store()
             except UnusableIndexError as error:
                 log_event(
-                    WARNING, "index.rejected", "the index %(path)s is made again: %(error)s", path=self._path, error=error
+                    WARNING,
+                    "index.rejected",
+                    "the index %(path)s is made again: %(error)s",
+                    path=self._path,
+                    error=error,
                 )
                 await self._in_thread(self._store.drop)
                 place = await self._in_thread(self._store.open)
