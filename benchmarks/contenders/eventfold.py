@@ -15,8 +15,9 @@ import msgspec
 
 from benchmarks._events import TYPES, Totals, add, sample_fields
 from benchmarks._probe import growth
-from eventfold import Catalog, ConditionalAppendError, Event, EventLog, EventReader, EventWriter, SyncMode, View
+from eventfold import Catalog, ConditionalAppendError, Event, EventLog, EventReader, EventWriter, SyncMode, View, verify
 from eventfold._files import operations
+from eventfold.cli._select import last, selection
 
 from . import _eventfold_decisions, _eventfold_hold, _eventfold_tails, _eventfold_together
 from ._eventfold_states import large_log, sample_events
@@ -117,6 +118,25 @@ class Eventfold:
         begun = perf_counter()
         await view.rebuild(EventReader(dir))
         return folded(perf_counter() - begun, view.state)
+
+    async def last(self, dir: str, count: int) -> Answer:
+        """The last events, as `eventfold cat --last` gets them."""
+        begun = perf_counter()
+        found = await last(EventReader(dir), count, 0, None, selection())
+        seconds = perf_counter() - begun
+        if len(found) != count:
+            raise AssertionError(f"{len(found)} events, not {count}")
+        return {"seconds": seconds}
+
+    async def verify(self, dir: str, views: int, types: list[str] | None) -> Answer:
+        """The library's `verify`, on a log without snapshots."""
+        drop_snapshots(dir)
+        begun = perf_counter()
+        report = await verify(dir)
+        seconds = perf_counter() - begun
+        if not report.ok:
+            raise AssertionError(report.problems)
+        return {"seconds": seconds, "events": report.events}
 
     async def typed(self, dir: str, views: int, types: list[str] | None) -> Answer:
         """The same as `replay`, with objects as the events' data."""
