@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from . import append, decisions, hold, import_time, memory, opening, refresh, replay, rotation, tail
+from . import append, decisions, hold, import_time, memory, opening, operations, refresh, replay, rotation, shared, tail
 from ._bench import Bench, Options, Tables, missing_packages
 from ._child import Contender, ContenderError
 from ._harness import Result, file_system, measure
@@ -27,8 +27,10 @@ BENCHMARKS: dict[str, Tables] = {
     "refresh": refresh.tables,
     "tail": tail.tables,
     "rotate": rotation.tables,
+    "shared": shared.tables,
     "memory": memory.tables,
     "hold": hold.tables,
+    "operations": operations.tables,
     "import": import_time.tables,
 }
 PACKAGES = ("eventfold", "msgspec", "aiosqlite", "eventsourcing", "aiofiles", "umadb", "uvloop")

@@ -1,24 +1,31 @@
-"""The same work on files, on PostgreSQL, and with plain asyncpg, which writes a row and a transaction an event.
+"""The same work on each engine, beside asyncpg (a row and a transaction an event) and nats-py (a message an event).
 
-Run it apart, since it starts a PostgreSQL server: `python -m benchmarks.engines`. Needs the server's binaries.
-Client and server share the machine's processors, so only the ratios count. It fails where a floor is not reached.
+Run it apart, since it starts a PostgreSQL server and four nats-servers, one alone and three in a cluster, all of which
+sync what they acknowledge: `python -m benchmarks.engines`. Needs the servers' binaries. `R3` has a replica on each
+server of the cluster. Clients and servers share the machine's processors, so only the ratios count. It fails where a
+floor is not reached.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from time import monotonic_ns, perf_counter
 from typing import Any, Protocol
 
 import asyncpg
 import msgspec
+import nats
+from nats.js.api import DeliverPolicy, StreamConfig
+from tests.jetstream.servers import Servers
 from tests.postgres.servers import running_server
 
 from eventfold import Event, EventLog, EventReader
@@ -32,6 +39,7 @@ APPEND_FLOOR, REPLAY_FLOOR = 15.0, 5.0
 _TAILED = 100  # events to a tail, one every so many seconds
 _TAIL_INTERVAL = 0.01
 _CONNECTIONS = 20
+_PLAIN_MESSAGES = 20_000  # of the replay with a message an event, since each is synced
 
 
 class Contender(Protocol):
@@ -51,8 +59,8 @@ class Contender(Protocol):
     def tail(self, begun: Callable[[], object]) -> AsyncIterator[int]:
         """The times of the calls that append such events after `begun` is called."""
 
-    async def fill(self, count: int) -> None:
-        """Appends sample events to a log of its own, which `replay` reads."""
+    async def fill(self, count: int) -> int:
+        """Appends that many sample events, or fewer, to a log of its own, which `replay` reads; how many."""
 
     async def replay(self) -> int:
         """Reads and decodes all events of that log; their number."""
@@ -88,12 +96,13 @@ class Eventfold:
         async for record in self.log.tail(head.offset):
             yield record.event.data
 
-    async def fill(self, count: int) -> None:
+    async def fill(self, count: int) -> int:
         async with EventLog.open(self._where("replayed")) as log:
             for start in range(0, count, 1000):
                 # One commit for a thousand events, as with as many tasks.
                 events = [Event(**sample_fields(n)) for n in range(start, start + 1000)]
                 await asyncio.gather(*map(log.append, events))
+        return count
 
     async def replay(self) -> int:
         count = 0
@@ -166,11 +175,12 @@ class Plain:
             finally:
                 await connection.remove_listener("plain", notified)
 
-    async def fill(self, count: int) -> None:
+    async def fill(self, count: int) -> int:
         for start in range(0, count, 10_000):
             numbers = range(start, min(count, start + 10_000))
             rows = [(msgspec.json.encode(PlainEvent(**sample_fields(n))),) for n in numbers]
             await self._pool.copy_records_to_table("plain_replayed", records=rows, columns=["line"])
+        return count
 
     async def replay(self) -> int:
         decoder, count = msgspec.json.Decoder(PlainEvent), 0
@@ -184,12 +194,87 @@ class Plain:
         await self._pool.close()
 
 
-def contender_of(name: str, address: str, directory: str) -> Plain | Eventfold:
-    """The one with this name, not opened yet."""
-    if name == "asyncpg":
-        return Plain(address)
-    where = {"files": lambda log: f"{directory}/{log}", "postgres": lambda log: f"{address}?log={log}"}[name]
-    return Eventfold(name, where)
+class PlainNats:
+    """A stream with a message for each event, whose acknowledgement is waited for."""
+
+    def __init__(self, name: str, address: str, replicas: int) -> None:
+        self.name = name
+        self._address, self._replicas = address, replicas
+        self._last = 0
+
+    async def open(self, *, read_only: bool = False) -> None:
+        self._client = await nats.connect(self._address.split(","))
+        self._stream = self._client.jetstream(timeout=30)
+        for name in ("plain", "plain_replayed"):
+            name += str(self._replicas)
+            await self._stream.add_stream(StreamConfig(name=name, subjects=[name], num_replicas=self._replicas))
+
+    async def _publish(self, event: PlainEvent, expected: int | None = None) -> int:
+        headers = None if expected is None else {"Nats-Expected-Last-Sequence": str(expected)}
+        subject = f"plain{self._replicas}"
+        return (await self._stream.publish(subject, msgspec.json.encode(event), headers=headers)).seq
+
+    async def append(self, number: int) -> None:
+        self._last = await self._publish(PlainEvent(**sample_fields(number)))
+
+    async def append_if(self, number: int) -> None:
+        self._last = await self._publish(PlainEvent(**sample_fields(number)), self._last)
+
+    async def append_now(self) -> None:
+        await self._publish(PlainEvent("now", monotonic_ns(), 0))
+
+    async def tail(self, begun: Callable[[], object]) -> AsyncIterator[int]:
+        subscription = await self._stream.subscribe(
+            f"plain{self._replicas}", ordered_consumer=True, deliver_policy=DeliverPolicy.NEW
+        )
+        begun()
+        async for message in subscription.messages:
+            yield msgspec.json.decode(message.data, type=PlainEvent).data
+
+    async def fill(self, count: int) -> int:
+        count = min(count, _PLAIN_MESSAGES)
+        subject = f"plain_replayed{self._replicas}"
+        for start in range(0, count, 1000):
+            lines = [msgspec.json.encode(PlainEvent(**sample_fields(n))) for n in range(start, start + 1000)]
+            await asyncio.gather(*(self._stream.publish(subject, line) for line in lines))
+        return count
+
+    async def replay(self) -> int:
+        decoder, count = msgspec.json.Decoder(PlainEvent), 0
+        subject = f"plain_replayed{self._replicas}"
+        last = (await self._stream.stream_info(subject)).state.messages
+        subscription = await self._stream.subscribe(subject, ordered_consumer=True)
+        async for message in subscription.messages:
+            decoder.decode(message.data)
+            count += 1
+            if count == last:
+                break
+        await subscription.unsubscribe()
+        return count
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+
+CONTENDERS = ("asyncpg", "files", "postgres", "nats-py", "jetstream", "nats-py R3", "jetstream R3")
+# Which contender is compared with which other one.
+PLAIN = {"postgres": "asyncpg", "jetstream": "nats-py", "jetstream R3": "nats-py R3"}
+
+
+def contender_of(name: str, places: Mapping[str, str]) -> Plain | PlainNats | Eventfold:
+    """The one with this name, not opened yet. `places` has a directory and the servers' addresses."""
+    engine, _, cluster = name.partition(" ")
+    servers = places["cluster" if cluster else "server"]
+    if engine == "asyncpg":
+        return Plain(places["postgres"])
+    if engine == "nats-py":
+        return PlainNats(name, servers, 3 if cluster else 1)
+    where = {
+        "files": f"{places['files']}/{{}}",
+        "postgres": f"{places['postgres']}?log={{}}",
+        "jetstream": f"{servers}/{{}}{cluster and '?replicas=3'}",
+    }[engine]
+    return Eventfold(name, where.format)
 
 
 async def appends(append: Callable[[int], Awaitable[Any]], tasks: int, seconds: float) -> Figures:
@@ -206,8 +291,8 @@ async def appends(append: Callable[[int], Awaitable[Any]], tasks: int, seconds: 
     return {"rate": done / (perf_counter() - start)}
 
 
-async def replay(contender: Contender, count: int) -> Figures:
-    start = perf_counter()
+async def replay(contender: Contender, filled: Mapping[str, int]) -> Figures:
+    count, start = filled[contender.name], perf_counter()
     found = await contender.replay()
     if found != count:
         raise AssertionError(f"{contender.name} has {found} events, and not {count}")
@@ -239,9 +324,10 @@ async def to_own_tail(contender: Contender) -> Figures:
     return percentiles(await tailing)
 
 
-async def to_other_process(contender: Contender, address: str, directory: str) -> Figures:
+async def to_other_process(contender: Contender, places: Mapping[str, str]) -> Figures:
+    arguments = contender.name, msgspec.json.encode(places).decode()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.engines", "--tail", contender.name, address, directory),
+        *(sys.executable, "-m", "benchmarks.engines", "--tail", *arguments),
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
@@ -252,8 +338,8 @@ async def to_other_process(contender: Contender, address: str, directory: str) -
     return percentiles(delays)
 
 
-async def tail_as_other_process(name: str, address: str, directory: str) -> None:
-    contender = contender_of(name, address, directory)
+async def tail_as_other_process(name: str, places: str) -> None:
+    contender = contender_of(name, msgspec.json.decode(places))
     await contender.open(read_only=True)
     delays = await tailed(contender, lambda: print("begun", flush=True))
     await contender.aclose()
@@ -264,9 +350,9 @@ def percentiles(delays: list[float]) -> Figures:
     return {"p50": statistics.median(delays), "p99": statistics.quantiles(delays, n=100)[98]}
 
 
-def tables(runner: asyncio.Runner, address: str, directory: str, options: argparse.Namespace) -> Iterator[Table]:
+def tables(runner: asyncio.Runner, places: Mapping[str, str], options: argparse.Namespace) -> Iterator[Table]:
     """What is measured, with all contenders open in one event loop."""
-    contenders = [contender_of(name, address, directory) for name in ("asyncpg", "files", "postgres")]
+    contenders = [contender_of(name, places) for name in CONTENDERS]
     for contender in contenders:
         runner.run(contender.open())
 
@@ -276,8 +362,10 @@ def tables(runner: asyncio.Runner, address: str, directory: str, options: argpar
                 work,
                 contender.name,
                 lambda contender=contender: runner.run(call(contender)),  # type: ignore[misc]
-                (Goal(floor, to=f"{work}, asyncpg"),) if floor is not None and contender.name == "postgres" else (),
-                f"{work}, asyncpg",
+                (Goal(floor, to=f"{work}, {PLAIN[contender.name]}"),)
+                if floor is not None and contender.name in PLAIN
+                else (),
+                f"{work}, {PLAIN.get(contender.name, 'asyncpg')}",
             )
             for contender in contenders
         ]
@@ -292,12 +380,11 @@ def tables(runner: asyncio.Runner, address: str, directory: str, options: argpar
 
     columns = {"p50": "ms", "p99": "ms"}
     found = cases("same process", to_own_tail)
-    found += cases("another process", lambda c: to_other_process(c, address, directory))
+    found += cases("another process", lambda c: to_other_process(c, places))
     yield Table("tail", "from the call of append to a tail", columns, found, warm_up=False)
 
-    for contender in contenders:
-        runner.run(contender.fill(options.events))
-    found = cases(f"{options.events:,} events", lambda c: replay(c, options.events), REPLAY_FLOOR)
+    filled = {contender.name: runner.run(contender.fill(options.events)) for contender in contenders}
+    found = cases(f"{options.events:,} events", lambda c: replay(c, filled), REPLAY_FLOOR)
     yield Table("replay", "reading and decoding all events", {"rate": "events/s"}, found, more_is_better=True)
     for contender in contenders:
         runner.run(contender.aclose())
@@ -309,14 +396,22 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="for each number of tasks, in each round")
     parser.add_argument("--events", type=int, default=1_000_000, help="to replay, a multiple of 1,000")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved; their medians count")
-    parser.add_argument("--tail", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--tail", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.tail:
         asyncio.run(tail_as_other_process(*options.tail))
         return 0
     reached = True
-    with running_server() as server, tempfile.TemporaryDirectory() as directory, asyncio.Runner() as runner:
-        for table in tables(runner, server.address(), directory, options):
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        places = {"files": directory, "postgres": stack.enter_context(running_server()).address()}
+        for name, count in (("server", 1), ("cluster", 3)):
+            servers = Servers(Path(directory, name), count)
+            stack.callback(servers.kill)
+            servers.start()
+            places[name] = "nats://" + ",".join(address.removeprefix("nats://") for address in servers.addresses)
+        runner = stack.enter_context(asyncio.Runner())
+        for table in tables(runner, places, options):
             result = measure(table, options.rounds)
             result = replace(result, ours="postgres")
             print(result, end="\n\n", flush=True)

@@ -20,6 +20,7 @@ from ._codec.lines import Lines, last_line_hash
 from ._errors import AppendConflict, ConditionalAppendError
 from ._event import AppendResult, Head
 from ._query import Query
+from ._tracing import Span
 
 
 class Condition(msgspec.Struct, gc=False):
@@ -62,6 +63,7 @@ class Append(msgspec.Struct, eq=False, gc=False):
     condition: Condition | None = None
     count: int = 0  # of lines; 0 if it is not known
     unique: UniqueIds | None = None
+    span: Span | None = None  # that of the call, where it is traced
 
     @property
     def is_judged(self) -> bool:
