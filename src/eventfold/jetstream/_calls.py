@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 # For `Client.subscribe`, where what may come is bounded by what was asked for: beyond its limits the library drops
 # messages. A reader notices what is missing, but must ask for it again.
-NO_LIMITS = {"pending_msgs_limit": 0, "pending_bytes_limit": 0}
+NO_LIMITS: dict[str, Any] = {"pending_msgs_limit": 0, "pending_bytes_limit": 0}
 
 _CANCEL_AGAIN = 0.1  # seconds
 
