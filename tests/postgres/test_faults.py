@@ -14,8 +14,9 @@ from tests.postgres.programs import writing
 from tests.postgres.proxy import Cut, Proxy, proxy_of
 from tests.postgres.servers import Server, in_thread
 
-from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, UnknownOutcomeError
+from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, Query, UnknownOutcomeError
 from eventfold.postgres import Postgres
+from eventfold.postgres._committer import TableCommitter
 
 # Faults, one after the other of each kind; the suite has time for one of each.
 ROUNDS = int(os.environ.get("EVENTFOLD_POSTGRES_ROUNDS", "5"))
@@ -103,6 +104,35 @@ async def test_a_commit_whose_connection_is_cut_is_in_the_log_once(own_server: S
         assert proxy.cuts >= 2
     assert [record.event.data["n"] for record in records] == [0, 1, 2]
     assert [result.start_offset, conditional.start_offset] == [record.start_offset for record in records[1:]]
+
+
+@pytest.mark.parametrize("when", Cut)
+@pytest.mark.parametrize("mark", [b'"n":1', b"COMMIT"])
+async def test_a_commit_that_is_judged_in_its_turn_and_cut_off_is_in_the_log_once(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch, mark: bytes, when: Cut
+) -> None:
+    """Another writer gets in between at first; then the connection is cut while the log is locked."""
+    name = f"turn_{when.name}_{mark.isalpha()}"
+    async with proxy_of(own_server.port) as proxy, EventLog.open(Postgres(own_server.address(), name)) as other:
+        write = TableCommitter._write
+
+        async def overtaken(self: TableCommitter, data: bytes, expected: Head | None) -> int | None:
+            if expected is not None:
+                await other.append(Event("a", {"n": 0}))
+            start = await write(self, data, expected)
+            if start is None:
+                proxy.cut_at(mark, when)
+            return start
+
+        monkeypatch.setattr(TableCommitter, "_write", overtaken)
+        address = f"postgresql://admin@127.0.0.1:{proxy.port}/postgres"
+        async with EventLog.open(Postgres(address, name)) as log:
+            [result] = await log.append_unless([Event("a", {"n": 1}, tags=("one",))], Query(tags={"one"}))
+            records = [record async for record in log.read_full()]
+
+        assert proxy.cuts == 1
+    assert [record.event.data["n"] for record in records] == [0, 1]
+    assert result.start_offset == records[1].start_offset
 
 
 @pytest.mark.parametrize(("when", "found"), [(Cut.BEFORE, [0, 2]), (Cut.AFTER, [0, 1, 2])])

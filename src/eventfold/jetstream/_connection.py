@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,11 +20,10 @@ from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
+from .._logging import DEBUG, ERROR, INFO, WARNING, log_event
 from ._calls import called
 from ._codes import NO_MESSAGE, NO_PEERS, NO_STREAM, STREAM_EXISTS, error_code, is_unavailable
 from ._configuration import check_server, check_stream, stream_configuration
-
-logger = logging.getLogger("eventfold")
 
 _HEADERS_SIZE = 4096  # bytes that are kept for them in a message
 _RETRY_DELAY = 0.05  # seconds
@@ -129,7 +127,13 @@ class Connection:
     async def _connect(self) -> None:
         before, self._client = self._client, None
         if before is not None:
-            logger.warning("%s: the connection ended for good (%r): connecting anew", self.location, before.last_error)
+            log_event(
+                WARNING,
+                "jetstream.connection_lost",
+                "%(location)s: the connection ended for good (%(error)s): connecting anew",
+                location=self.location,
+                error=repr(before.last_error),
+            )
             await self._close(before)
         client = self.settings.client or Client()
         try:
@@ -156,7 +160,7 @@ class Connection:
             self._check_now.set()
 
         async def note_error(error: Exception) -> None:
-            logger.info("%s: %r", self.location, error)
+            log_event(INFO, "jetstream.error", "%(location)s: %(error)s", location=self.location, error=repr(error))
             if not client.is_connected:
                 _abort(client)  # the library forgets the socket of an attempt to connect that failed
 
@@ -195,11 +199,23 @@ class Connection:
                 if self.closed:
                     return
                 if self._fault is None:
-                    logger.error("%s can't be used any more: %s", self.location, error)
+                    log_event(
+                        ERROR,
+                        "jetstream.unusable",
+                        "%(location)s can't be used any more: %(error)s",
+                        location=self.location,
+                        error=error,
+                    )
                 self._fault = error
                 self._on_fault(error)
             except OSError as error:
-                logger.info("%s could not be checked: %s", self.location, error)
+                log_event(
+                    INFO,
+                    "jetstream.check_failed",
+                    "%(location)s could not be checked: %(error)s",
+                    location=self.location,
+                    error=error,
+                )
 
     async def check(self) -> None:
         """Checks the stream's configuration now. Raises what `client` raises."""
@@ -320,7 +336,12 @@ class Connection:
             self._unanswered_since = now
         elif now - self._unanswered_since > _UNANSWERED_BEFORE_CHANGE and client is not self.settings.client:
             self._unanswered_since = None
-            logger.info("%s: the server does not answer; another one is tried", self.location)
+            log_event(
+                INFO,
+                "jetstream.unanswered",
+                "%(location)s: the server does not answer; another one is tried",
+                location=self.location,
+            )
             await called(client.force_reconnect())
 
     async def last_message(self) -> Message | None:
@@ -365,7 +386,13 @@ class Connection:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await called(client.close())
         except (NatsError, OSError, TimeoutError) as error:
-            logger.debug("%s: the connection was lost before it was closed: %r", self.location, error)
+            log_event(
+                DEBUG,
+                "jetstream.close_failed",
+                "%(location)s: the connection was lost before it was closed: %(error)s",
+                location=self.location,
+                error=repr(error),
+            )
         finally:
             _abort(client)
 

@@ -10,7 +10,6 @@ Promise: those who wait get the next message or an error, also those who begin t
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from typing import TYPE_CHECKING
 
@@ -21,13 +20,12 @@ from nats.errors import Error as NatsError
 
 from .._errors import EventfoldError
 from .._event import Head
+from .._logging import INFO, log_event
 from ._calls import NO_LIMITS, called
 from ._offsets import sequence_at
 
 if TYPE_CHECKING:
     from ._stream import Stream
-
-logger = logging.getLogger("eventfold")
 
 _HEARTBEAT = 1.0  # seconds
 _RETRY_DELAY = 0.1
@@ -60,7 +58,13 @@ class Follower:
                 (await self._stream.waiters()).notify(error)
                 await asyncio.sleep(_ERROR_DELAY)
             except (NatsError, OSError, TimeoutError) as error:
-                logger.info("%s is followed anew: %r", self._stream.location, error)
+                log_event(
+                    INFO,
+                    "jetstream.follower_lost",
+                    "%(location)s is followed anew: %(error)s",
+                    location=self._stream.location,
+                    error=repr(error),
+                )
                 await asyncio.sleep(_RETRY_DELAY)
 
     async def _follow(self) -> None:
