@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from . import append, decisions, hold, import_time, memory, opening, refresh, replay, rotation, tail
+from . import append, decisions, growth, hold, import_time, memory, opening, refresh, replay, rotation, tail
 from ._bench import Bench, Options, Tables, missing_packages
 from ._child import Contender, ContenderError
 from ._harness import Result, file_system, measure
@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, Tables] = {
     "memory": memory.tables,
     "hold": hold.tables,
     "import": import_time.tables,
+    "growth": growth.tables,
 }
 PACKAGES = ("eventfold", "msgspec", "aiosqlite", "eventsourcing", "aiofiles", "umadb", "uvloop")
 # Where a sync reaches no disk.

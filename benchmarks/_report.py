@@ -39,7 +39,7 @@ def write_report(directory: Path, results: list[Result], about: dict[str, Any]) 
     plots.mkdir(exist_ok=True)
     for result in results:
         text = replaced(text, result.table.name, section(result, about))
-        plot(result, plots / f"{result.table.name}.png")
+        (result.table.plot or plot)(result, plots / f"{result.table.name}.png")
     page.write_text(replaced(text, LOSSES, all_losses(text)))
 
 

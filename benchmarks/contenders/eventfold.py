@@ -18,7 +18,7 @@ from benchmarks._probe import growth
 from eventfold import Catalog, ConditionalAppendError, Event, EventLog, EventReader, EventWriter, SyncMode, View
 from eventfold._files import operations
 
-from . import _eventfold_decisions, _eventfold_hold, _eventfold_tails
+from . import _eventfold_decisions, _eventfold_growth, _eventfold_hold, _eventfold_tails
 from ._eventfold_states import large_log, sample_events
 from ._serve import Answer, percentiles, serve, time_appends, time_conditional
 from .raw import write_lines
@@ -201,6 +201,9 @@ class Eventfold:
 
     async def read_tagged(self, dir: str, tags: list[int], index: bool | None) -> Answer:
         return await _eventfold_decisions.read(dir, tags, bool(index))
+
+    async def grow(self, dir: str, what: str, times: int) -> Answer:
+        return await _eventfold_growth.grow(dir, what, times)
 
     async def hold(self, dir: str, what: str, seconds: float) -> Answer:
         return await _eventfold_hold.hold(dir, what, seconds)
