@@ -2,6 +2,7 @@
 
 The page has a place for each table, between `<!-- NAME -->` and `<!-- /NAME -->`; what stands there is replaced, and
 the rest is left as it is. Between the marks of `losses` stand those of all tables on the page, also of earlier runs.
+The ratios go into a file beside the plots, with which later runs are compared.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from . import _published
 from ._harness import Result, Row, show
 
 PAGE = "benchmarks.md"
@@ -41,6 +43,7 @@ def write_report(directory: Path, results: list[Result], about: dict[str, Any]) 
         text = replaced(text, result.table.name, section(result, about))
         (result.table.plot or plot)(result, plots / f"{result.table.name}.png")
     page.write_text(replaced(text, LOSSES, all_losses(text)))
+    _published.write(plots / _published.FILE, results)
 
 
 def replaced(text: str, name: str, content: str) -> str:

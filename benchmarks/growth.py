@@ -23,7 +23,6 @@ ACTIVE, ARCHIVED = "active log", "archive"
 # What must not depend on the log's length: how it is called in the table, and in the request.
 FLAT = {
     "opening with a snapshot": "open",
-    "the same with the index": "open, index",
     "a refresh, nothing new": "refresh",
     "a refresh, one new event": "refresh, one",
     "an append": "append",
@@ -38,6 +37,7 @@ WHOLE = {
     "verifying": "verify",
     "a condition on all, without an index": "condition",
     "building the index": "index",
+    "opening with the index, which is checked": "open, index",
     "rotating": "archive",
 }
 # What a log in the archive is not measured with: its index is the same, and it is rotated already.
