@@ -15,7 +15,6 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 Figures = dict[str, float]
@@ -58,8 +57,7 @@ class Table:
 
     `columns` names the figures, with their units; the first is the one that ratios are made of. `more_is_better` tells
     a rate from a time. `rounds` overrides the command line's; `warm_up` tells whether a round that doesn't count goes
-    before. `setting` is entered while the table is measured. `plot` draws the result into a file, where bars for the
-    cases would not tell what matters.
+    before. `setting` is entered while the table is measured.
     """
 
     name: str
@@ -71,7 +69,6 @@ class Table:
     rounds: int | None = None
     warm_up: bool = True
     setting: Callable[[], AbstractContextManager[object]] = nullcontext
-    plot: Callable[[Result, Path], None] | None = None
 
     @property
     def main(self) -> str:

@@ -13,11 +13,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ._bench import Bench
 from ._child import Answer, Contender, ContenderError
-from ._harness import Case, Figures, Goal, Result, Table
+from ._harness import Case, Figures, Goal, Table
 
 ACTIVE, ARCHIVED = "active log", "archive"
 # What must not depend on the log's length: how it is called in the table, and in the request.
@@ -157,7 +157,6 @@ def whole(logs: Logs) -> Table:
         rounds=1,
         warm_up=False,
         notes=[f"Growth: of the time for one event, from {logs.sizes[1]:,} events to {logs.sizes[-1]:,}."],
-        plot=partial(plot, logs),
     )
 
 
@@ -180,7 +179,6 @@ def memory(logs: Logs) -> Table:
         rounds=1,
         warm_up=False,
         notes=["Growth: from the second longest log to the longest; shorter ones are shorter than what is read ahead."],
-        plot=partial(plot, logs),
     )
 
 
@@ -196,32 +194,4 @@ def flat(logs: Logs) -> Table:
         columns(logs, "ms"),
         [case(logs, work, partial(once, work), 2) for work in works(FLAT, RAW["flat"])],
         notes=[f"Growth: from {logs.sizes[0]:,} events to {logs.sizes[-1]:,}."],
-        plot=partial(plot, logs),
     )
-
-
-def plot(logs: Logs, result: Result, path: Path) -> None:
-    """A line for each work, cost against the log's length, both logarithmic: flat works are level, others climb."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 5), sharey=True, layout="constrained")
-    try:
-        colours: dict[str, Any] = {}
-        for axes, kind in zip(panels, (ACTIVE, ARCHIVED), strict=True):
-            for row in result.rows:
-                work, _, its_kind = row.case.work.rpartition(", ")
-                if its_kind == kind:
-                    costs = [row.median_of(f"{size:,}") for size in logs.sizes]
-                    colour = colours.setdefault(work, f"C{len(colours)}")
-                    axes.plot(logs.sizes, costs, marker="o", markersize=3, color=colour, label=work)
-            axes.set(xscale="log", yscale="log", title=kind, xlabel="events in the log")
-            axes.grid(alpha=0.3)
-        panels[0].set_ylabel(result.table.columns[f"{logs.sizes[0]:,}"])
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-        figure.suptitle(result.table.title, fontsize=9)
-        figure.savefig(path, dpi=110, metadata={"Software": None})
-    finally:
-        pyplot.close(figure)
