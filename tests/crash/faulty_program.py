@@ -13,7 +13,6 @@ import itertools
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor, Future
 from typing import Any
 
 from eventfold import ConditionalAppendError, Event, EventLog, LockMode, View, WriterFailedError, _aio
@@ -154,24 +153,13 @@ async def run(directory: str, lock: LockMode, first: int, all_of_it: bool) -> No
         rotation.begin = begin
 
 
-class OneThread(Executor):
+class OneThread:
     """A pool whose calls are made by a writer's thread."""
 
     def __init__(self) -> None:
         self.thread = _aio.Thread("everything")
         self.thread.end = lambda: None
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(function(*args, **kwargs))
-            except BaseException as error:
-                future.set_exception(error)
-
-        self.thread.call(work)
-        return future
+        self.start = self.thread._jobs.put
 
 
 async def main(threads: str, mode: str, new: str, left: str, begun: str) -> None:
