@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from tests.examples.programs import WITHIN, Server, process, served
+from tests.examples.programs import EXAMPLES, WITHIN, Server, process, served
 
 
 @pytest.fixture(scope="module", params=["directory", "PostgreSQL"])
@@ -99,3 +100,13 @@ async def test_what_is_paid_is_shipped_once_also_by_a_shipping_department_that_w
 
     assert states == ["shipped", "shipped"]
     assert (second.returncode, rest, complaints) == (0, "", "")
+
+
+def test_an_order_that_was_shipped_is_not_shipped_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shipping department that was killed before its commit gets the same payment again."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    orders = importlib.import_module("orders")
+    shop = orders.Shop(orders={"paid": orders.Order("lamp", 1, "paid"), "gone": orders.Order("lamp", 1, "shipped")})
+
+    assert orders.ship(shop, "paid") == orders.OrderShipped("paid")
+    assert orders.ship(shop, "gone") is None
