@@ -88,8 +88,8 @@ class StreamCommitter:
         connection = self._stream.connection
         settings = connection.settings
         if len(data) > self.batch_size:
-            message = f"an append of {len(data)} bytes; by their max_payload, the servers take {self.batch_size} bytes"
-            raise OSError(errno.EMSGSIZE, message, connection.location)
+            problem = f"an append of {len(data)} bytes; by their max_payload, the servers take {self.batch_size} bytes"
+            raise OSError(errno.EMSGSIZE, problem, connection.location)
         self._count += 1
         identity = f"{self._prefix}.{self._count}"
         headers = {"Nats-Msg-Id": identity, "Nats-Expected-Stream": settings.stream}
