@@ -109,7 +109,8 @@ def svg(plot: Plot) -> str:
     columns = 2 if len(panels) > 1 else 1
     width = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns
     indent = PER_CHARACTER * max(len(panel.label(row)) for panel in panels for row in panel.rows) + 8
-    body, top = [], MARGIN + 52.0
+    body: list[str] = []
+    top = MARGIN + 52.0
     for at in range(0, len(panels), columns):
         line = panels[at : at + columns]
         for column, panel in enumerate(line):

@@ -115,3 +115,20 @@ def test_every_module_is_on_the_map_of_the_architecture() -> None:
     named = {name for line in map_of_modules.splitlines() for name in re.findall(r"`([\w/]+)`", line.split(" | ")[0])}
 
     assert named == modules - {"__init__", "__pycache__/"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_whose_code_awaits_outside_of_a_function_says_how_it_runs(page: Path) -> None:
+    text = page.read_text()
+    blocks = [body for language, title, body in BLOCK.findall(text) if language == "python" and not title]
+
+    if any(awaits_at_top_level(body) for body in blocks):
+        assert "`python -m asyncio`" in text.replace("\n", " ")
+
+
+def awaits_at_top_level(source: str) -> bool:
+    try:
+        compile(source, "block", "exec", dont_inherit=True)
+    except SyntaxError:
+        return True
+    return False

@@ -2,8 +2,8 @@
 
     EVENTFOLD_DATA=todo-data uvicorn --app-dir docs/examples fastapi_page:app
 
-Open http://127.0.0.1:8000/ in two windows and add something in one of them. Restart the server: both windows reconnect,
-and show what was added meanwhile.
+Open http://127.0.0.1:8000/ in two windows, add something in one of them and tick it off in the other. Restart the
+server: both windows reconnect, and show what they have missed.
 """
 
 from pathlib import Path

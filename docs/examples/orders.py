@@ -15,6 +15,7 @@ With `ORDERS_LOG=orders-data` all of it runs on one machine and without a databa
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import reduce
@@ -26,7 +27,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi import Query as Parameter
 from fastapi.responses import JSONResponse
 
-from eventfold import AsyncOpener, Catalog, Event, EventLog, LockMode, Query, UnknownOutcomeError, View
+from eventfold import AsyncOpener, Catalog, Event, EventfoldError, EventLog, LockMode, Query, UnknownOutcomeError, View
 
 LOG = os.environ.get("ORDERS_LOG", "orders-data")
 catalog = Catalog()
@@ -184,4 +185,7 @@ async def ship_what_is_paid() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(ship_what_is_paid())
+    try:
+        asyncio.run(ship_what_is_paid())
+    except (ValueError, EventfoldError, OSError) as error:  # a wrong address, or a database that is away for too long
+        sys.exit(f"orders: {error}")

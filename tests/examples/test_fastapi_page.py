@@ -10,7 +10,9 @@ import httpx
 from tests.examples.browser import Browser
 from tests.examples.programs import free_port, served
 
-TODOS = "[...document.querySelectorAll('#todos li')].map(item => item.textContent)"
+# The texts, with a mark before those that are done.
+TODOS = """[...document.querySelectorAll("#todos li")].map(
+  item => (item.querySelector("input").checked ? "x " : "") + item.textContent)"""
 
 
 async def test_a_page_shows_what_others_write_at_once_and_goes_on_after_its_server_was_killed(
@@ -27,12 +29,14 @@ async def test_a_page_shows_what_others_write_at_once_and_goes_on_after_its_serv
                     await page.becomes(TODOS, ["buy milk"])
                 async with httpx.AsyncClient(verify=False) as client:
                     await client.post(f"{server.url}/todos", json={"text": "<b>drink</b> it"})
+                await other.becomes(TODOS, ["buy milk", "<b>drink</b> it"])
+                await other.run("document.querySelector('#todos input').click()")
                 for page in (one, other):
-                    await page.becomes(TODOS, ["buy milk", "<b>drink</b> it"])
+                    await page.becomes(TODOS, ["x buy milk", "<b>drink</b> it"])
             await asyncio.to_thread(server.stop, signal.SIGKILL)
             await other.becomes("find('problem').textContent !== ''", True)
             await other.submit("wait for the server")
         with served("fastapi_page", cwd=tmp_path, port=port):
-            await other.becomes(TODOS, ["buy milk", "<b>drink</b> it", "wait for the server"])
+            await other.becomes(TODOS, ["x buy milk", "<b>drink</b> it", "wait for the server"])
             await other.becomes("find('problem').textContent", "")
         assert other.errors == []
