@@ -128,12 +128,8 @@ def works(names: dict[str, str], raw: dict[str, str]) -> Iterator[Work]:
 def case(logs: Logs, work: Work, once: Callable[[], Figures], limit: float, column: str = GROWTH) -> Case:
     # A few thousand events don't tell anything about the growth of what reads ahead in blocks of megabytes.
     has_goal = work.contender == "eventfold" and not logs.bench.options.quick
-    return Case(
-        f"{work.name}, {work.kind}",
-        work.contender,
-        once,
-        (Goal(limit, at_least=False, column=column),) if has_goal else (),
-    )
+    goals = (Goal(limit, at_least=False, column=column),) if has_goal else ()
+    return Case(f"{work.name}, {work.kind}", work.contender, once, goals)
 
 
 def columns(logs: Logs, unit: str) -> dict[str, str]:
