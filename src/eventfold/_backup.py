@@ -281,8 +281,8 @@ class _Copying:
         base_file = BaseFile(self._copy.base_path)
         # Not yet as written: until the rename, app.jsonl may be one without a line.
         base_file.write(Generation(self.base, before, first))
-        # Whoever opens the directory for writing makes app.jsonl first and looks at the base file then: so either we see
-        # app.jsonl here, or that base file keeps it from being opened.
+        # Whoever opens the directory for writing makes app.jsonl first and looks at the base file then: so either
+        # app.jsonl is seen here, or that base file keeps it from being opened.
         if self._lock is None and self._copy.log_path.exists():
             operations.unlink(self._copy.base_path)
             raise EventfoldError(
