@@ -7,17 +7,33 @@ import json
 import os
 import platform
 import sqlite3
+import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from . import append, decisions, hold, import_time, memory, opening, operations, refresh, replay, rotation, tail
+from . import (
+    _published,
+    append,
+    decisions,
+    growth,
+    hold,
+    import_time,
+    memory,
+    opening,
+    operations,
+    refresh,
+    replay,
+    rotation,
+    shared,
+    tail,
+)
 from ._bench import Bench, Options, Tables, missing_packages
 from ._child import Contender, ContenderError
 from ._harness import Result, file_system, measure
-from ._report import write_report
+from ._report import draw_plots, write_report
 
 BENCHMARKS: dict[str, Tables] = {
     "append": append.tables,
@@ -27,10 +43,12 @@ BENCHMARKS: dict[str, Tables] = {
     "refresh": refresh.tables,
     "tail": tail.tables,
     "rotate": rotation.tables,
+    "shared": shared.tables,
     "memory": memory.tables,
     "hold": hold.tables,
     "operations": operations.tables,
     "import": import_time.tables,
+    "growth": growth.tables,
 }
 PACKAGES = ("eventfold", "msgspec", "aiosqlite", "eventsourcing", "aiofiles", "umadb", "uvloop")
 # Where a sync reaches no disk.
@@ -45,6 +63,10 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--events", type=int, metavar="N", help="how long the log is (1,000,000; quick: 20,000)")
     parser.add_argument("--json", type=Path, metavar="FILE", default=Path("build/benchmarks.json"), help="all figures")
     parser.add_argument("--report", type=Path, metavar="DIR", help="put tables and plots into DIR/benchmarks.md")
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="warn where a ratio is a third worse than in this file of a report"
+    )
+    parser.add_argument("--redraw", type=Path, metavar="DIR", help="only draw the plots of DIR/benchmarks.md again")
     parser.add_argument("--dir", default=tempfile.gettempdir(), help="where temporary directories are made")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the event loop")
     parser.add_argument(
@@ -62,8 +84,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     if chosen.rounds < 1 or chosen.events < 400 or chosen.events % 4:
         parser.error("--rounds must be 1 or more, --events a multiple of 4 and at least 400")
-    others = [name for name, used in (("matplotlib", chosen.report), ("uvloop", chosen.loop == "uvloop")) if used]
-    if missing := missing_packages(*others):
+    if chosen.redraw is not None:
+        return chosen
+    if missing := missing_packages(*(["uvloop"] if chosen.loop == "uvloop" else [])):
         parser.error(f"not installed: {', '.join(missing)}; they come with the extra named benchmark")
     try:
         for option in chosen.contender:
@@ -106,10 +129,22 @@ def run(names: list[str], options: Options) -> list[Result]:
     return results
 
 
+def warn_of_falls(published: dict[str, Any], results: list[Result]) -> None:
+    """Says on standard error what has become much worse since the figures were published. Never fails."""
+    compared, worse = _published.compare(published, results)
+    print(f"{compared} ratios compared with the published ones, {len(worse)} worse by a third or more", file=sys.stderr)
+    for line in worse:
+        print(f"warning: {line}", file=sys.stderr)
+
+
 def main(given: list[str] | None = None) -> None:
     chosen = arguments(given)
+    if chosen.redraw is not None:
+        draw_plots(chosen.redraw)
+        return
     options = Options(chosen.dir, chosen.events, chosen.rounds, chosen.quick, chosen.loop, tuple(chosen.contender))
     about = environment(options)
+    published = {} if chosen.compare is None else _published.read(chosen.compare)
     print(", ".join(f"{key} {value}" for key, value in about.items()), end="\n\n")
     if about["file system"] in MEMORY:
         print(f"The temporary directories are in memory ({about['file system']}): syncing costs nothing there.\n")
@@ -120,6 +155,8 @@ def main(given: list[str] | None = None) -> None:
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
     figures = {"environment": about, "results": [result.as_json() for result in results]}
     chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if chosen.compare is not None:
+        warn_of_falls(published, results)
     if chosen.report is not None:
         write_report(chosen.report, results, about)
 

@@ -35,7 +35,7 @@ async def tagged(log: EventLog, tag: str) -> list[int]:
 
 async def test_a_built_index_is_complete_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it is written in several pieces."""
-    monkeypatch.setattr(index, "WRITTEN_AT_ONCE", 7)
+    monkeypatch.setattr(index, "WRITE_BATCH_SIZE", 7)
     await make(tmp_path)
 
     place = await build_index(tmp_path)
@@ -85,7 +85,7 @@ async def test_a_damaged_log_is_not_indexed(tmp_path: Path) -> None:
 async def test_a_building_that_is_cancelled_leaves_an_index_that_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "WRITTEN_AT_ONCE", 1)
+    monkeypatch.setattr(index, "WRITE_BATCH_SIZE", 1)
     await make(tmp_path)
     task = asyncio.create_task(build_index(tmp_path))
     while not (tmp_path / "index.sqlite").exists():

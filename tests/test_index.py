@@ -31,16 +31,16 @@ from eventfold import (
     SyncMode,
 )
 from eventfold._files.source import FileSource
-from eventfold._index import index, store
-from eventfold._index.index import MOST_PLACES
+from eventfold._index import index, pending, store
+from eventfold._index.index import MAX_CANDIDATES
 
-WRITTEN_AT_ONCE = 5000
+WRITE_BATCH_SIZE = 5000
 
 
 @pytest.fixture(autouse=True)
 def _small_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a log of some thousand events is written to the file in several pieces."""
-    monkeypatch.setattr(index, "WRITTEN_AT_ONCE", WRITTEN_AT_ONCE)
+    monkeypatch.setattr(index, "WRITE_BATCH_SIZE", WRITE_BATCH_SIZE)
 
 
 def tagged(n: int, *tags: str, type: str = "counted") -> Event:
@@ -176,7 +176,8 @@ async def test_the_condition_of_an_append_is_judged_by_the_whole_log(data_dir: P
 
 async def test_two_texts_with_the_same_key_are_told_apart(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the hash of every tag were the same."""
-    monkeypatch.setattr("eventfold._index.index.key_of_tag", lambda text: 7)
+    for module in (index, pending):
+        monkeypatch.setattr(module, "key_of_tag", lambda text: 7)
     async with EventLog.open(data_dir, index=True) as log:
         await log.append(tagged(0, "a"))
         await log.append_unless([tagged(1, "b")], tag("b"))
@@ -187,9 +188,9 @@ async def test_two_texts_with_the_same_key_are_told_apart(data_dir: Path, monkey
 
 async def test_a_tag_of_too_many_events_is_looked_for_in_the_log_itself(data_dir: Path) -> None:
     async with EventLog.open(data_dir, index=True) as log:
-        await log.append_many([tagged(n, "common") for n in range(MOST_PLACES + 10)])
+        await log.append_many([tagged(n, "common") for n in range(MAX_CANDIDATES + 10)])
     async with EventLog.open(data_dir, index=True) as log:
-        assert len(await numbers(log, tag("common"))) == MOST_PLACES + 10
+        assert len(await numbers(log, tag("common"))) == MAX_CANDIDATES + 10
         with pytest.raises(ConditionalAppendError):
             await log.append_unless([tagged(0, "common")], tag("common"))
         await log.append_unless([tagged(0, "rare")], Query(types={"other"}, tags={"common"}))
@@ -218,28 +219,26 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def of_another_log(path: Path) -> None:
+def execute(path: Path, sql: str, *values: object) -> None:
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE state SET line_hash = '0123456789abcdef'")
+        connection.execute(sql, values)
     connection.close()
+
+
+def of_another_log(path: Path) -> None:
+    execute(path, "UPDATE state SET line_hash = '0123456789abcdef'")
 
 
 def ahead(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE state SET offset = offset * 2")
-    connection.close()
+    execute(path, "UPDATE state SET offset = offset * 2")
 
 
 def without_pairs(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
-        connection.execute("DROP TABLE pairs")
-    connection.close()
+    execute(path, "DROP TABLE pairs")
 
 
 def of_another_version(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE state SET version = 99")
-    connection.close()
+    execute(path, "UPDATE state SET version = 99")
 
 
 @pytest.mark.parametrize(
@@ -272,14 +271,13 @@ async def test_a_file_that_can_not_be_trusted_is_made_again_with_a_warning(
     assert [record for record in caplog.records if record.levelno == logging.WARNING]
 
 
-async def test_a_pair_that_is_missing_is_noticed(
-    data_dir: Path, index_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("damage", ["DELETE FROM pairs", "UPDATE pairs SET offset = offset + 1048576"])
+async def test_a_pair_that_is_missing_or_wrong_is_noticed(
+    data_dir: Path, index_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 100)
-    with sqlite3.connect(index_path) as connection:
-        connection.execute("DELETE FROM pairs WHERE key = ?", (store.key_of_tag("own:50"),))
-    connection.close()
+    execute(index_path, f"{damage} WHERE key = ?", store.key_of_tag("own:50"))
     async with EventLog.open(data_dir, index=True) as log:
         assert await numbers(log, tag("own:50")) == [50]
     assert "not those that were written" in caplog.text
@@ -300,6 +298,130 @@ async def test_no_flipped_bit_gives_a_wrong_answer(tmp_path: Path, caplog: pytes
             assert await numbers(log, tag("seven:6")) == list(range(6, 200, 7)), position
 
 
+async def test_a_log_is_open_before_its_index_is(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long its file takes to be checked: only what needs it waits for it."""
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 10)
+    go_on = threading.Event()
+    original = store.Store.open
+
+    def slowly(file: store.Store) -> Head:
+        assert go_on.wait(10)
+        return original(file)
+
+    monkeypatch.setattr(store.Store, "open", slowly)
+    async with asyncio.timeout(10), EventLog.open(data_dir, index=True) as log:
+        await log.append(tagged(10, "own:10"))
+        reading = asyncio.create_task(numbers(log, tag("own:10")))
+        await asyncio.sleep(0.05)
+        assert not reading.done()
+        go_on.set()
+        assert await reading == [10]
+
+
+async def test_closing_leaves_a_file_alone_to_which_nothing_was_added(data_dir: Path, index_path: Path) -> None:
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 10)
+    before, changed = index_path.read_bytes(), index_path.stat().st_mtime_ns
+    async with EventLog.open(data_dir, index=True) as log:
+        assert await numbers(log, tag("own:7")) == [7]
+
+    assert (index_path.read_bytes(), index_path.stat().st_mtime_ns) == (before, changed)
+
+
+async def test_a_file_that_was_closed_is_not_read_pair_by_pair(
+    data_dir: Path, index_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its bytes have a checksum: sums that are wrong are not even looked at."""
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 10)
+
+    def falsify_sums() -> None:
+        file = store.Store(index_path)
+        file.open()
+        file._has_checksum = False
+        execute(index_path, "UPDATE state SET low = low + 1")
+        file.close()
+
+    await asyncio.to_thread(falsify_sums)
+    async with EventLog.open(data_dir, index=True) as log:
+        assert await numbers(log, tag("own:7")) == [7]
+    assert not caplog.records
+
+
+async def test_a_file_that_lost_pairs_while_it_was_open_is_not_trusted_afterwards(
+    data_dir: Path, index_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 10)
+    async with EventLog.open(data_dir, index=True) as log:
+        assert await numbers(log, tag("own:7")) == [7]
+        execute(index_path, "DELETE FROM pairs WHERE key = ?", store.key_of_tag("own:7"))
+        await fill(log, 10, 10)
+    async with EventLog.open(data_dir, index=True) as log:
+        assert await numbers(log, tag("own:7")) == [7]
+    assert "is made again" in caplog.text
+
+
+async def test_a_damaged_file_is_given_up_and_not_trusted_afterwards(
+    data_dir: Path, index_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is damaged while it is open, behind SQLite's back."""
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 5000)
+    async with EventLog.open(data_dir, index=True) as log:
+        assert await numbers(log, tag("own:7")) == [7]
+        damaged = bytearray(index_path.read_bytes())
+        for page in range(4096, len(damaged), 4096):
+            damaged[page : page + 4096] = bytes(4096)
+        with open(index_path, "r+b") as file:
+            file.write(damaged)
+            file.seek(24)
+            file.write(b"\xff\xff\xff\x00")  # as if another process had changed it: what SQLite keeps is read again
+        for n in range(5000, 5100):
+            await log.append(tagged(n, f"own:{n}"))
+        for n in (0, 2345, 4999, 5099):
+            assert await numbers(log, tag(f"own:{n}")) == [n]
+        with pytest.raises(ConditionalAppendError):
+            await log.append_unless([tagged(0, "own:2345")], tag("own:2345"))
+    assert "can't be read" in caplog.text
+    async with EventLog.open(data_dir, index=True) as log:
+        assert await numbers(log, tag("own:2345")) == [2345]
+
+
+async def test_an_index_that_can_not_be_written_for_long_takes_no_more_memory(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is given up for a while, and then made up for from the log."""
+    fails = True
+    add = store.Store.add
+
+    def failing(file: store.Store, *arguments: object) -> None:
+        if fails:
+            raise sqlite3.OperationalError("database or disk is full")
+        add(file, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store.Store, "add", failing)
+    monkeypatch.setattr(index, "MAX_PENDING", 2 * WRITE_BATCH_SIZE)
+    monkeypatch.setattr(index, "POLL_INTERVAL", 0.01)
+    async with EventLog.open(data_dir, index=True) as log:
+        for start in range(0, 2 * WRITE_BATCH_SIZE, 1000):
+            await fill(log, 1000, start)
+            last = start + 999
+            assert await numbers(log, tag(f"own:{last}")) == [last]
+            with pytest.raises(ConditionalAppendError):
+                await log.append_unless([tagged(0, "own:17")], tag("own:17"))
+            assert log._writer._index is not None
+            assert log._writer._index._pending.count <= 2 * WRITE_BATCH_SIZE + 2000
+        assert log._writer._index._pending.count == 0
+        assert caplog.text.count("could not be written for too long") == 1
+        fails = False
+        log._writer._index._retry_at = 0.0
+        with monkeypatch.context() as patch:
+            patch.setattr(EventReader, "read_from", None)
+            assert await numbers(log, tag(f"own:{last}")) == [last]
+
+
 async def test_an_index_that_can_not_be_written_makes_nothing_fail(
     data_dir: Path, index_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -308,7 +430,7 @@ async def test_an_index_that_can_not_be_written_makes_nothing_fail(
 
     monkeypatch.setattr(store.Store, "add", fail)
     async with EventLog.open(data_dir, index=True) as log:
-        await fill(log, WRITTEN_AT_ONCE)
+        await fill(log, WRITE_BATCH_SIZE)
         assert await numbers(log, tag("own:17")) == [17]
         with pytest.raises(ConditionalAppendError):
             await log.append_unless([tagged(0, "own:17")], tag("own:17"))
@@ -337,7 +459,7 @@ async def test_a_copy_of_an_open_index_is_not_trusted(
 ) -> None:
     """Its pages may have been copied at different moments."""
     async with EventLog.open(data_dir, index=True) as log:
-        await fill(log, 2 * WRITTEN_AT_ONCE)
+        await fill(log, 2 * WRITE_BATCH_SIZE)
         await numbers(log, tag("own:1"))
         shutil.copytree(data_dir, tmp_path / "copy")
     async with EventLog.open(tmp_path / "copy", index=True) as log:
@@ -381,9 +503,9 @@ async def test_several_processes_share_one_index(data_dir: Path) -> None:
         EventLog.open(data_dir, lock=LockMode.SHARED, index=True) as one,
         EventLog.open(data_dir, lock=LockMode.SHARED, index=True) as two,
     ):
-        for start in range(0, 2 * WRITTEN_AT_ONCE, 1000):
+        for start in range(0, 2 * WRITE_BATCH_SIZE, 1000):
             await fill(one if start % 2000 else two, 1000, start)
-        for n in (0, 4321, 2 * WRITTEN_AT_ONCE - 1):
+        for n in (0, 4321, 2 * WRITE_BATCH_SIZE - 1):
             assert await numbers(one, tag(f"own:{n}")) == [n]
             assert await numbers(two, tag(f"own:{n}")) == [n]
 
@@ -404,8 +526,8 @@ async def test_a_log_can_be_closed_while_its_index_is_being_built(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The next one who opens it goes on."""
-    monkeypatch.setattr("eventfold._index.index.READ_AT_CLOSING", 0)
-    monkeypatch.setattr("eventfold._index.index.WRITTEN_AT_ONCE", 500)
+    monkeypatch.setattr("eventfold._index.index.MAX_READ_AT_CLOSE", 0)
+    monkeypatch.setattr("eventfold._index.index.WRITE_BATCH_SIZE", 500)
     async with EventLog.open(data_dir) as log:
         await fill(log, 20_000)
     for _ in range(3):
@@ -526,5 +648,5 @@ def test_a_process_does_not_fork_in_a_transaction(tmp_path: Path) -> None:
     assert forked.wait(10)
     adding.join()
     forking.join()
-    assert index.find([(1, 0)], 10) == [store.Found([0], True)]
+    assert index.find([(1, 0)], 10) == [store.StoredOffsets([0], True)]
     index.close()

@@ -19,7 +19,7 @@ from eventfold import Catalog, ConditionalAppendError, Event, EventLog, EventRea
 from eventfold._files import operations
 from eventfold.cli._select import last, selection
 
-from . import _eventfold_decisions, _eventfold_hold, _eventfold_tails
+from . import _eventfold_decisions, _eventfold_growth, _eventfold_hold, _eventfold_tails, _eventfold_together
 from ._eventfold_states import large_log, sample_events
 from ._serve import Answer, percentiles, serve, time_appends, time_conditional
 from .raw import write_lines
@@ -81,6 +81,9 @@ class Eventfold:
                 return True
 
             return await time_conditional(attempt, tasks, count)
+
+    async def append_together(self, **fields: Any) -> Answer:
+        return await _eventfold_together.append(self.say, **fields)
 
     async def write(self, dir: str, events: int, distinct: int | None) -> Answer:
         """Written without eventfold, in the form of single appends; that it is the same is checked with the first."""
@@ -177,11 +180,11 @@ class Eventfold:
     async def tail(self, dir: str, tails: int, count: int) -> Answer:
         return await _eventfold_tails.tail(dir, tails, count)
 
-    async def listen(self, dir: str, tails: int, count: int) -> Answer:
-        return await _eventfold_tails.listen(dir, tails, count, lambda: self.say({"ready": True}))
+    async def listen(self, dir: str, tails: int, count: int, shared: bool = False) -> Answer:
+        return await _eventfold_tails.listen(dir, tails, count, shared, lambda: self.say({"ready": True}))
 
-    async def send(self, dir: str, count: int, interval: float) -> Answer:
-        return await _eventfold_tails.send(dir, count, interval)
+    async def send(self, dir: str, count: int, interval: float, shared: bool = False) -> Answer:
+        return await _eventfold_tails.send(dir, count, interval, shared)
 
     async def rotate(self, dir: str, tasks: int) -> Answer:
         size = Path(dir, "app.jsonl").stat().st_size
@@ -221,6 +224,9 @@ class Eventfold:
 
     async def read_tagged(self, dir: str, tags: list[int], index: bool | None) -> Answer:
         return await _eventfold_decisions.read(dir, tags, bool(index))
+
+    async def grow(self, dir: str, what: str, times: int) -> Answer:
+        return await _eventfold_growth.grow(dir, what, times)
 
     async def hold(self, dir: str, what: str, seconds: float) -> Answer:
         return await _eventfold_hold.hold(dir, what, seconds)

@@ -52,14 +52,14 @@ async def build_index(
     reader = EventReader(dir)
     file = index_path(reader._source) if path is None else Path(path)
     head = (await reader.head()).offset
-    index = await Index.open(file, reader)
+    index = Index.open(file, reader)
     try:
-        building = asyncio.ensure_future(index.places(()))
+        building = asyncio.ensure_future(index.candidates(()))
         try:
             while not building.done():
                 await asyncio.wait([building], timeout=_INTERVAL)
                 if progress is not None:
-                    progress(index._known.offset, max(head, index._known.offset))
+                    progress(index.known.offset, max(head, index.known.offset))
             building.result()
         finally:
             building.cancel()

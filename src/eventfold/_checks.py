@@ -103,10 +103,10 @@ class Checks:
         if not conditions:
             return
         try:
-            known, places = await self._index.places(
+            known, candidates = await self._index.candidates(
                 [(condition.query, condition.after) for _, condition in conditions]
             )
-            for (append, condition), offsets in zip(conditions, places, strict=True):
+            for (append, condition), offsets in zip(conditions, candidates, strict=True):
                 if append.future.done():
                     continue
                 if offsets is None:

@@ -13,7 +13,9 @@ import enum
 import re
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import msgspec
 
 from ._codec.lines import Lines
 from ._errors import EventfoldError
@@ -153,14 +155,14 @@ class SourceOfLines(Protocol):
         """
 
 
-class Commit(NamedTuple):
+class Commit(msgspec.Struct):
     """What became of the appends that were committed together.
 
     `outcomes` has, for each append, the position in `lines.data` at which its lines begin, or why they were not
     written. `lines` is what was written, with its offsets; `head` is the head after it.
     """
 
-    outcomes: list[int | Exception]
+    outcomes: Sequence[int | Exception]
     lines: Lines
     head: Head
 

@@ -133,7 +133,7 @@ class EventWriter(HasPaths):
             if index:
                 try:
                     path = index_path(committer.source) if index is True else Path(index)
-                    writer._index = await Index.open(path, writer.reader())
+                    writer._index = Index.open(path, writer.reader())
                 except BaseException:
                     await uninterrupted(UncancellableTask(writer.aclose(), "eventfold close"))
                     raise

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,38 @@ async def test_counters_kept_by_conditional_appends_lose_no_update(data_dir: Pat
 
         await asyncio.gather(count(one), count(other))
         assert await numbers(one) == list(range(30))
+
+
+COUNTER = """
+import asyncio, sys
+from eventfold import ConditionalAppendError, Event, EventLog, LockMode, View
+
+async def main():
+    view = View("count", lambda state, event: event.data["n"], 0)
+    async with EventLog.open(sys.argv[1], lock=LockMode.SHARED, views=[view], max_log_size=1000) as log:
+        done = 0
+        while done < int(sys.argv[2]):
+            value = await log.wait_until(view)
+            head = log.head
+            if view.offset != head.offset:
+                continue
+            try:
+                await log.append_if(Event("counted", {"n": value + 1}), *head)
+                done += 1
+            except ConditionalAppendError:
+                pass
+
+asyncio.run(main())
+"""
+
+
+async def test_a_counter_that_processes_keep_by_conditional_appends_loses_no_update(data_dir: Path) -> None:
+    processes = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", COUNTER, str(data_dir), "20") for _ in range(3)
+    ]
+    assert [await process.wait() for process in processes] == [0, 0, 0]
+    async with EventLog.open(data_dir) as log:
+        assert await numbers(log) == list(range(1, 61))
 
 
 async def test_a_rotation_by_one_is_followed_by_the_other(data_dir: Path) -> None:
@@ -281,54 +314,45 @@ async def test_a_lock_file_that_was_emptied_is_made_whole_by_the_next_append(dat
         assert await numbers(other) == [0, 1, 2]
 
 
-async def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_started(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Until it runs its program, a forked child has all descriptors of its parent, and with them the locks."""
-    lock_shared, children = operations.lock_shared, []
+@pytest.fixture
+def starting_child(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The locked files of a child that is being started: until it runs its program, it has all its parent's locks."""
+    lock_shared, descriptors = operations.lock_shared, []
 
     def lock_and_fork(fd: int) -> bool:
-        children.append(os.dup(fd))
-        return lock_shared(fd)
-
-    def failing(directory: Path) -> None:
-        raise OSError("made to fail")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(operations, "lock_shared", lock_and_fork)
-        patch.setattr(operations, "discard_leftovers", failing)
-        with pytest.raises(OSError, match="made to fail"):
-            await EventLog.open(data_dir, lock=SHARED)
-    try:
-        assert children
-        async with EventLog.open(data_dir):
-            pass
-    finally:
-        for fd in children:
-            os.close(fd)
-
-
-async def test_a_log_that_was_closed_is_not_locked_by_a_child_that_was_being_started(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lock_shared, children = operations.lock_shared, []
-
-    def lock_and_fork(fd: int) -> bool:
-        children.append(os.dup(fd))
+        descriptors.append(os.dup(fd))
         return lock_shared(fd)
 
     monkeypatch.setattr(operations, "lock_shared", lock_and_fork)
+    yield descriptors
+    for fd in descriptors:
+        os.close(fd)
+
+
+async def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_started(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, starting_child: list[int]
+) -> None:
+    def failing(directory: Path) -> None:
+        raise OSError("made to fail")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="made to fail"):
+        patch.setattr(operations, "discard_leftovers", failing)
+        await EventLog.open(data_dir, lock=SHARED)
+    assert starting_child
+    async with EventLog.open(data_dir):
+        pass
+
+
+async def test_a_log_that_was_closed_is_not_locked_by_a_child_that_was_being_started(
+    data_dir: Path, starting_child: list[int]
+) -> None:
     async with EventLog.open(data_dir, lock=SHARED) as log:
         await log.append(event(0))
         await log.rotate()
         await log.append(event(1))
-    try:
-        assert children
-        async with EventLog.open(data_dir):
-            pass
-    finally:
-        for fd in children:
-            os.close(fd)
+    assert starting_child
+    async with EventLog.open(data_dir):
+        pass
 
 
 async def test_the_snapshot_of_a_view_is_not_replaced_by_an_older_one(data_dir: Path) -> None:

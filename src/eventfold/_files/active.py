@@ -51,6 +51,7 @@ class ActiveLog:
 
     def __init__(self, layout: Layout, fd: int, base: int, before: Head) -> None:
         self._layout = layout
+        self._path = str(layout.log_path)  # of which a `Path` would make a string at each commit
         self.fd = fd
         self._file = identity(fd)
         self.base = base
@@ -114,7 +115,7 @@ class ActiveLog:
         end = self.head.offset - self.base
         what = "deleted or replaced"
         try:
-            stat = os.stat(self._layout.log_path)
+            stat = os.stat(self._path)
             if (stat.st_dev, stat.st_ino) == self._file:
                 if stat.st_size == end:
                     return

@@ -5,21 +5,20 @@ at a time added to the file. Whoever asks waits until everything up to the head 
 
 Promises: an answer has every event up to the offset that it names, and may have events that only share a key with
 what was asked for; a file that is damaged, behind, or of another log is mended or made again, with a warning where
-it was damaged; a failure of the file makes nothing fail but the short way.
+it was damaged; a failure of the file makes nothing fail but the short way, and memory stays bounded.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from .._aio import Thread, UncancellableTask, uninterrupted
-from .._codec.keys import keys_of
 from .._codec.lines import Lines, last_line_hash
 from .._engine import Source, paths_of
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
@@ -27,27 +26,28 @@ from .._event import AppendResult, Head, Record
 from .._logging import WARNING, log_event
 from .._query import Query
 from .._reader import EventReader
-from .store import Found, Store, UnusableIndexError, key_of_id, key_of_tag
+from .lookups import Lookups
+from .pending import PendingPairs
+from .store import Store, StoredOffsets, UnusableIndexError, key_of_id, key_of_tag
 
 T = TypeVar("T")
 
 # Pairs of a key and an offset that are kept in memory before they are written.
-WRITTEN_AT_ONCE = 50_000
+WRITE_BATCH_SIZE = 50_000
+# Pairs that are kept in memory while the file can't be written; with more of them the index is given up for a while.
+MAX_PENDING = 4 * WRITE_BATCH_SIZE
 # Bytes of the log that are still read when it is closed, so that the next who opens it need not.
-READ_AT_CLOSING = 16 * 2**20
+MAX_READ_AT_CLOSE = 16 * 2**20
 # Seconds between two looks at what is new while nobody asks.
-INTERVAL = 0.2
-# Seconds before what could not be written is tried again.
+POLL_INTERVAL = 0.2
+# Seconds before a file that failed is tried again.
 RETRY_INTERVAL = 30.0
-# Places to look at one by one; where a tag has more of them, reading the log is not slower.
-MOST_PLACES = 1000
+# Events to look at one by one; where a tag has more of them, reading the log is not slower.
+MAX_CANDIDATES = 1000
+# How often a look-up is begun that finds the file opened again meanwhile.
+_ATTEMPTS = 3
 # Seconds for which reading keys holds the event loop at most.
 _HOLD = 0.002
-
-
-class _Question(NamedTuple):
-    wanted: Sequence[tuple[int, int]]
-    answer: asyncio.Future[list[Found]]
 
 
 class Index:
@@ -58,83 +58,102 @@ class Index:
         self._reader = reader
         self._store = Store(path)
         self._thread = Thread(f"eventfold index {path}")
-        self._usable = True
+        self._lookups = Lookups(self._store, self._thread, MAX_CANDIDATES)
+        self._is_open = False
+        self._open_count = 0
         self._closing = False
-        # Whether the file must be opened again before it is used; counts how often it was opened.
-        self._broken = False
-        self._generation = 0
-        self._reading: UncancellableTask[None] | None = None
+        # While the file is given up: the time from which on it is tried again.
+        self._retry_at = 0.0
+        self._last_warning = ""
         self._stored = self._known = Head(0, "")
-        # Offsets by key: what is not in the file yet, and what is being written to it.
-        self._recent: dict[int, list[int]] = {}
-        self._count = 0
-        self._under_way: dict[int, list[int]] = {}
+        self._pending = PendingPairs()
+        self._reading: UncancellableTask[None] | None = None
         self._writing: UncancellableTask[None] | None = None
-        self._no_writing_before = 0.0
-        self._questions: list[_Question] = []
-        self._asking: UncancellableTask[None] | None = None
+        self._no_write_before = 0.0
         self._following: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, path: Path, reader: EventReader) -> Index:
-        """Opens the file, or makes it. A failure is logged. Raises `OSError` where no thread can be started."""
+    def open(cls, path: Path, reader: EventReader) -> Index:
+        """Begins to open the file, or to make it, in the background. Raises `OSError` if no thread can be started."""
         index = cls(path, reader)
-        try:
-            await index._open()
-        except BaseException:
-            index.abandon()
-            raise
         index._following = asyncio.create_task(index._follow(), name="eventfold index")
         return index
 
+    @property
+    def known(self) -> Head:
+        """The place in the log up to which everything is known."""
+        return self._known
+
+    # Opening the file, and giving it up
+
     async def _open(self) -> None:
+        """Opens the file, also once more, and makes it again if it can't be trusted. A failure gives it up."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
         try:
-            place = await self._call(self._store.open)
-            if place.offset:
-                try:
-                    found = await self._reader.read_line_hash_before(place.offset)
-                except (ValueError, CorruptLogError) as error:
-                    raise UnusableIndexError(f"it is of another log, or of more than there is: {error}") from error
-                if found != place.line_hash:
-                    raise UnusableIndexError(f"it is of another log: the line before offset {place.offset} differs")
-        except UnusableIndexError as error:
-            log_event(
-                WARNING, "index.rejected", "the index %(path)s is made again: %(error)s", path=self._path, error=error
-            )
             try:
-                await self._call(self._store.drop)
-                place = await self._call(self._store.open)
-            except (UnusableIndexError, sqlite3.Error, OSError) as second:
-                self._give_up(second)
-                return
-        except (sqlite3.Error, OSError) as error:
-            self._give_up(error)
+                place = await self._open_store()
+            except UnusableIndexError as error:
+                log_event(
+                    WARNING,
+                    "index.rejected",
+                    "the index %(path)s is made again: %(error)s",
+                    path=self._path,
+                    error=error,
+                )
+                await self._in_thread(self._store.drop)
+                place = await self._in_thread(self._store.open)
+        except (UnusableIndexError, sqlite3.Error, OSError) as error:
+            self._give_up(f"can't be used ({error})")
             return
         self._stored = self._known = place
-        self._recent, self._under_way, self._count = {}, {}, 0
-        self._no_writing_before = 0.0
-        self._generation += 1
+        self._pending = PendingPairs()
+        self._no_write_before = 0.0
+        self._is_open = True
+        self._open_count += 1
 
-    def _give_up(self, error: Exception) -> None:
-        self._usable = False
-        log_event(
-            WARNING,
-            "index.unusable",
-            "the index %(path)s can't be used, so that the log is read instead: %(error)s",
-            path=self._path,
-            error=error,
-        )
+    async def _open_store(self) -> Head:
+        await self._in_thread(self._store.abandon)
+        place = await self._in_thread(self._store.open)
+        if place.offset:
+            try:
+                found = await self._reader.read_line_hash_before(place.offset)
+            except (ValueError, CorruptLogError) as error:
+                raise UnusableIndexError(f"it is of another log, or of more than there is: {error}") from error
+            if found != place.line_hash:
+                raise UnusableIndexError(f"it is of another log: the line before offset {place.offset} differs")
+        return place
 
-    async def _call(self, function: Callable[..., T], *args: object) -> T:
+    def _give_up(self, reason: str) -> None:
+        """Stops using the file for a while, and forgets what it lacks."""
+        self._is_open = False
+        self._open_count += 1
+        self._pending = PendingPairs()
+        self._retry_at = monotonic() + RETRY_INTERVAL
+        self._warn(f"{reason}, so that the log is read instead; it is tried again from time to time")
+
+    def _warn(self, problem: str) -> None:
+        """Tells of a problem, once until the file could be written."""
+        if problem != self._last_warning:
+            self._last_warning = problem
+            log_event(WARNING, "index.impaired", "the index %(path)s %(problem)s", path=self._path, problem=problem)
+
+    def _is_given_up(self) -> bool:
+        return not self._is_open and monotonic() < self._retry_at
+
+    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         return await uninterrupted(self._thread.call(function, *args))
 
     # Reading the log
 
     async def _follow(self) -> None:
         with suppress(LogClosedError):
-            while self._usable:
+            while True:
                 try:
                     await self._catch_up()
+                    if self._is_given_up():
+                        await asyncio.sleep(self._retry_at - monotonic())
+                        continue
                     await self._reader.wait_for_events(self._known.offset)
                 except (CorruptLogError, OSError) as error:
                     log_event(
@@ -145,33 +164,36 @@ class Index:
                         error=error,
                     )
                     await asyncio.sleep(RETRY_INTERVAL)
-                await asyncio.sleep(INTERVAL)
+                await asyncio.sleep(POLL_INTERVAL)
 
     async def _catch_up(self) -> None:
         """Reads what is new up to the head of now, together with all who ask meanwhile. Raises what reading raises."""
         head = (await self._reader.head()).offset
-        while self._usable and not self._closing and (self._broken or self._known.offset < head):
+        while not self._closing and not self._is_given_up() and not (self._is_open and self._known.offset >= head):
             if self._reading is None:
-                self._reading = UncancellableTask(self._read_news(), "eventfold index")
+                self._reading = UncancellableTask(self._read_new_lines(), "eventfold index")
                 self._reading.add_done_callback(asyncio.Task.exception)  # whoever waited may be gone
             reading = self._reading
             await asyncio.wait([reading])
             reading.result()
 
-    async def _read_news(self) -> None:
+    async def _read_new_lines(self) -> None:
         try:
-            if self._broken:
-                self._broken = False
-                await self._call(self._store.close)
+            if not self._is_open:
                 await self._open()
+            if not self._is_open:
+                return
             async with aclosing(self._reader._lines(self._known, None)) as blocks:
                 since = perf_counter()
                 async for lines in blocks:
-                    if self._closing:
+                    if self._closing or not self._is_open:
                         break
                     self._add(lines)
-                    if self._count >= WRITTEN_AT_ONCE:
-                        await self._write_soon()
+                    if self._pending.count >= WRITE_BATCH_SIZE:
+                        await self._begin_write()
+                    if self._pending.count >= MAX_PENDING:
+                        self._give_up("could not be written for too long")
+                        break
                     if perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
@@ -179,66 +201,57 @@ class Index:
             self._reading = None
 
     def _add(self, lines: Lines) -> None:
-        recent = self._recent
-        for offset, keys in keys_of(lines):
-            for key in {*map(key_of_tag, keys.tags), *(() if keys.id is None else (key_of_id(keys.id),))}:
-                recent.setdefault(key, []).append(offset)
-                self._count += 1
+        self._pending.add(lines)
         self._known = Head(lines.offset_at(len(lines.data)), last_line_hash(lines.data))
 
     # Writing the file
 
-    async def _write_soon(self) -> None:
+    async def _begin_write(self) -> None:
         """Begins to write what is in memory, once what was begun before is written."""
         if self._writing is not None:
             await asyncio.wait([self._writing])
-        if self._writing is None and monotonic() >= self._no_writing_before:
+        if self._is_open and self._known != self._stored and monotonic() >= self._no_write_before:
             self._writing = UncancellableTask(self._write(), "eventfold index writer")
 
     async def _write(self) -> None:
-        start, end = self._stored.offset, self._known
-        self._under_way, self._recent, self._count = self._recent, {}, 0
-        pairs = [(key, offset) for key, offsets in self._under_way.items() for offset in offsets]
+        start, end, pending = self._stored.offset, self._known, self._pending
         try:
-            await self._thread.call(self._store.add, start, end, pairs)
+            await self._thread.call(self._store.add, start, end, pending.begin_write())
+        except (sqlite3.OperationalError, OSError) as error:
+            pending.end_write(written=False)
+            self._no_write_before = monotonic() + RETRY_INTERVAL
+            self._warn(f"could not be written: {error}")
+        except UnusableIndexError as error:
+            self._is_open = False
+            self._warn(f"is opened again: {error}")
+        except sqlite3.Error as error:
+            self._give_up(f"is damaged ({error})")
+        else:
+            pending.end_write(written=True)
             self._stored = end
-        except (UnusableIndexError, sqlite3.Error, OSError) as error:
-            # Kept in memory: until the file is opened again, or can be written to again.
-            for key, offsets in self._recent.items():
-                self._under_way.setdefault(key, []).extend(offsets)
-            self._recent, self._count = self._under_way, self._count + len(pairs)
-            self._no_writing_before = monotonic() + RETRY_INTERVAL
-            self._broken = not isinstance(error, sqlite3.OperationalError | OSError)
-            log_event(
-                WARNING,
-                "index.write_failed",
-                "the index %(path)s could not be written: %(error)s",
-                path=self._path,
-                error=error,
-            )
+            self._last_warning = ""
         finally:
-            self._under_way = {}
             self._writing = None
 
     # Answers
 
-    async def places(self, questions: Sequence[tuple[Query, int]]) -> tuple[int, list[list[int] | None]]:
-        """For queries and offsets: where events at or behind the offset stand that the query may match.
+    async def candidates(self, queries: Sequence[tuple[Query, int]]) -> tuple[int, list[list[int] | None]]:
+        """For queries and offsets: the offsets, from that one on, of the events that the query may match.
 
-        That is complete up to the offset that is returned first. None for a query to which the index has no answer: one
-        of its items has no tags, or too many events have them, or the file failed. Raises what reading raises.
+        They are complete up to the offset that is returned first. None for a query to which the index has no answer:
+        one of its items has no tags, or too many events have them, or the file failed. Raises what reading raises.
         """
-        wanted = list({(tag, start) for query, start in questions for item in query.items for tag in item.tags})
+        wanted = list({(tag, start) for query, start in queries for item in query.items for tag in item.tags})
         answer = await self._find([(key_of_tag(tag), start) for tag, start in wanted])
         if answer is None:
-            return 0, [None] * len(questions)
+            return 0, [None] * len(queries)
         known, found = answer
         by_tag = dict(zip(wanted, found, strict=True))
-        return known, [_places(query, start, by_tag) for query, start in questions]
+        return known, [_candidates(query, start, by_tag) for query, start in queries]
 
-    async def first_match(self, query: Query, places: Iterable[int]) -> int | None:
-        """The first of these places at which an event stands that the query matches."""
-        async with aclosing(self._reader.events_at(list(places), query)) as found:  # type: ignore[type-var]
+    async def first_match(self, query: Query, offsets: Iterable[int]) -> int | None:
+        """The first of these offsets at which an event stands that the query matches."""
+        async with aclosing(self._reader.events_at(list(offsets), query)) as found:  # type: ignore[type-var]
             async for records in found:
                 for record in records:
                     return record.start_offset
@@ -246,97 +259,37 @@ class Index:
 
     async def results_of(self, ids: Iterable[str]) -> tuple[int, dict[str, AppendResult]]:
         """Where the first event with each id is, as far as there is one up to the offset that is returned first."""
-        ids = list(ids)
+        ids = set(ids)
         answer = await self._find([(key_of_id(id), 0) for id in ids])
-        if answer is None:
-            return await self._read_ids(set(ids))
+        if answer is None or not all(stored.complete for stored in answer[1]):
+            known = (await self._reader.head()).offset
+            async with aclosing(self._reader.read_from(0, until=known)) as all_records:  # type: ignore[type-var]
+                return known, _first_with_ids([record async for record in all_records if record.event.id in ids], ids)
         known, found = answer
-        results: dict[str, AppendResult] = {}
-        for id, places in zip(ids, found, strict=True):
-            for offset in places.offsets:
-                record = await self.record_at(offset)
-                if record is not None and record.event.id == id:
-                    results[id] = _result(record)
-                    break
-            else:
-                if not places.complete:
-                    return await self._read_ids(set(ids))
-        return known, results
+        offsets = sorted({offset for stored in found for offset in stored.offsets})
+        async with aclosing(self._reader.events_at(offsets)) as events:  # type: ignore[type-var]
+            return known, _first_with_ids([record async for records in events for record in records], ids)
 
-    async def _read_ids(self, ids: set[str]) -> tuple[int, dict[str, AppendResult]]:
-        """The same, from the whole log."""
-        known = (await self._reader.head()).offset
-        results: dict[str, AppendResult] = {}
-        async for record in self._reader.read_from(0, until=known):
-            if record.event.id in ids:
-                results.setdefault(record.event.id, _result(record))
-        return known, results
-
-    async def record_at(self, offset: int) -> Record | None:
-        """The event whose line begins at an offset."""
-        async with aclosing(self._reader.events_at([offset])) as found:  # type: ignore[type-var]
-            async for records in found:
-                return records[0] if records else None
-        return None
-
-    async def _find(self, wanted: Sequence[tuple[int, int]]) -> tuple[int, list[Found]] | None:
+    async def _find(self, wanted: Sequence[tuple[int, int]]) -> tuple[int, list[StoredOffsets]] | None:
         """The offsets of each key from an offset on; complete up to the offset that is returned first."""
-        for _ in range(3):
+        for _ in range(_ATTEMPTS):
             await self._catch_up()
-            if not self._usable:
+            if not self._is_open:
                 return None
-            generation, known = self._generation, self._known.offset
+            open_count, known = self._open_count, self._known.offset
             # Memory first: what is written meanwhile is found in the file.
-            recent = [self._in_memory(key, start) for key, start in wanted]
+            pending = [self._pending.find(key, start) for key, start in wanted]
             try:
-                stored = await self._ask(wanted)
+                stored = await self._lookups.find(wanted)
             except sqlite3.Error as error:
-                if isinstance(error, sqlite3.OperationalError):
-                    log_event(
-                        WARNING,
-                        "index.read_failed",
-                        "the index %(path)s can't be read, so that the log is read: %(error)s",
-                        path=self._path,
-                        error=error,
-                    )
-                    return None
-                self._broken = True
-            else:
-                if generation == self._generation:
-                    return known, [
-                        Found(sorted({*found.offsets, *offsets}), found.complete)
-                        for found, offsets in zip(stored, recent, strict=True)
-                    ]
+                self._give_up(f"can't be read ({error})")
+                return None
+            if open_count == self._open_count:
+                return known, [
+                    StoredOffsets(sorted({*found.offsets, *offsets}), found.complete) if offsets else found
+                    for found, offsets in zip(stored, pending, strict=True)
+                ]
         return None
-
-    def _in_memory(self, key: int, start: int) -> list[int]:
-        offsets = (*self._under_way.get(key, ()), *self._recent.get(key, ()))
-        return [offset for offset in offsets if offset >= start]
-
-    async def _ask(self, wanted: Sequence[tuple[int, int]]) -> list[Found]:
-        """What the file has. All who ask meanwhile are answered by one trip to the thread."""
-        question = _Question(wanted, asyncio.get_running_loop().create_future())
-        self._questions.append(question)
-        if self._asking is None:
-            self._asking = UncancellableTask(self._answer(), "eventfold index reader")
-        return await question.answer
-
-    async def _answer(self) -> None:
-        while questions := self._questions:
-            self._questions = []
-            wanted = [pair for question in questions for pair in question.wanted]
-            try:
-                found = iter(await self._thread.call(self._store.find, wanted, MOST_PLACES))
-            except Exception as error:
-                for question in questions:
-                    if not question.answer.done():
-                        question.answer.set_exception(error)
-                continue
-            for question in questions:
-                answer = [next(found) for _ in question.wanted]
-                if not question.answer.done():
-                    question.answer.set_result(answer)
-        self._asking = None
 
     # Closing
 
@@ -346,17 +299,17 @@ class Index:
             self._following.cancel()
             await asyncio.wait([self._following])
         try:
-            if self._usable:
-                if (await self._reader.head()).offset - self._known.offset <= READ_AT_CLOSING:
-                    await self._catch_up()
-                self._closing = True
-                if self._reading is not None:
-                    await asyncio.wait([self._reading])
-                self._no_writing_before = 0.0
-                await self._write_soon()
-                if self._writing is not None:
-                    await asyncio.wait([self._writing])
-            await self._call(self._store.close)
+            if (await self._reader.head()).offset - self._known.offset <= MAX_READ_AT_CLOSE:
+                await self._catch_up()
+            self._closing = True
+            if self._reading is not None:
+                await asyncio.wait([self._reading])
+            self._no_write_before = 0.0
+            await self._begin_write()
+            if self._writing is not None:
+                await asyncio.wait([self._writing])
+            # A file that was given up may be damaged: it must not get a checksum.
+            await self._in_thread(self._store.close if self._is_open else self._store.abandon)
         except (CorruptLogError, sqlite3.Error, OSError) as error:
             log_event(
                 WARNING,
@@ -387,15 +340,25 @@ def index_path(source: Source) -> Path:
         ) from None
 
 
-def _places(query: Query, start: int, found: Mapping[tuple[str, int], Found]) -> list[int] | None:
-    places: set[int] = set()
+def _candidates(query: Query, start: int, found: Mapping[tuple[str, int], StoredOffsets]) -> list[int] | None:
+    if len(query.items) == 1 and len(query.items[0].tags) == 1:
+        [tag] = query.items[0].tags
+        offsets, is_complete = found[tag, start]
+        return offsets if is_complete else None
+    candidates: set[int] = set()
     for item in query.items:
         complete = [offsets for tag in item.tags for offsets, is_complete in [found[tag, start]] if is_complete]
         if not complete:
             return None
-        places |= set(complete[0]).intersection(*complete[1:])
-    return sorted(places)
+        candidates |= set(complete[0]).intersection(*complete[1:])
+    return sorted(candidates)
 
 
-def _result(record: Record) -> AppendResult:
-    return AppendResult(record.start_offset, record.end_offset, record.line_hash, duplicate=True)
+def _first_with_ids(records: Iterable[Record], ids: Collection[str]) -> dict[str, AppendResult]:
+    """The result of the first event with each of these ids."""
+    results: dict[str, AppendResult] = {}
+    for record in records:
+        id = record.event.id
+        if id is not None and id in ids and id not in results:
+            results[id] = AppendResult(record.start_offset, record.end_offset, record.line_hash, duplicate=True)
+    return results

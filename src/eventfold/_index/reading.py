@@ -16,14 +16,14 @@ async def read_from(
     index: Index, reader: EventReader, query: Query, offset: int, until: int | None
 ) -> AsyncIterator[Record]:
     """What `EventReader.read_from` gives, with its errors."""
-    known, [places] = await index.places([(query, offset)])
-    if places is None:
+    known, [candidates] = await index.candidates([(query, offset)])
+    if candidates is None:
         async for record in reader.read_from(offset, query=query, until=until):
             yield record
         return
     await reader.check_range(offset, until)
     end = known if until is None or until >= known else await _before_open_batch(reader, until)
-    async with aclosing(reader.events_at([place for place in places if place < end], query)) as found:  # type: ignore[type-var]
+    async with aclosing(reader.events_at([start for start in candidates if start < end], query)) as found:  # type: ignore[type-var]
         async for records in found:
             for record in records:
                 yield record
@@ -31,15 +31,15 @@ async def read_from(
 
 async def read_back(index: Index, reader: EventReader, query: Query, offset: int | None) -> AsyncIterator[Record]:
     """What `EventReader.read_back` gives, with its errors."""
-    end, [places] = await index.places([(query, 0)])
-    if places is None:
+    end, [candidates] = await index.candidates([(query, 0)])
+    if candidates is None:
         async for record in reader.read_back(offset, query=query):
             yield record
         return
     if offset is not None:
         await reader.check_range(offset, None)
         end = min(offset, end)
-    async with aclosing(reader.events_at([place for place in places[::-1] if place < end], query)) as found:  # type: ignore[type-var]
+    async with aclosing(reader.events_at([start for start in candidates[::-1] if start < end], query)) as found:  # type: ignore[type-var]
         async for records in found:
             for record in reversed(records):
                 yield record

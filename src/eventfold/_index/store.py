@@ -3,20 +3,23 @@
 A key is the xxh64 of a tag (seed 0) or of an id (seed 1) as a signed number. Two texts may have the same key, so what
 is found must be looked at in the log.
 
-Promises: what the file holds is complete up to the place in the log that it names, or opening it fails. That holds
-through kills, since SQLite's journal undoes a transaction that was not finished; through power cuts, since a file that
-was not sealed is used only until the machine starts anew; and for damage, which sums over all pairs and SQLite's own
-check find when it is opened. Nothing is synced but a seal: the file can be made again from the log.
+Promises: what the file holds is complete up to the place in the log that it names, or opening it fails. A file that
+was closed has a checksum of all its bytes, which is quickly compared. Any other file, as a killed process leaves it, is
+trusted only on the machine that wrote it, as long as that runs (SQLite's journal undoes a transaction that was not
+finished, but nothing is synced before the file is closed), and if SQLite's own check and sums over all pairs fit.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -26,9 +29,9 @@ import xxhash
 from .._event import Head
 
 # Of the file's format; one with another version is made anew.
-VERSION = 1
+VERSION = 2
 # Seconds to wait for another process that writes.
-PATIENCE = 5.0
+BUSY_TIMEOUT = 5.0
 
 Pair: TypeAlias = tuple[int, int]
 
@@ -36,19 +39,29 @@ _SCHEMA = """
 CREATE TABLE pairs (key INTEGER, offset INTEGER, PRIMARY KEY (key, offset)) WITHOUT ROWID;
 CREATE TABLE state (
     version INTEGER, offset INTEGER, line_hash TEXT, pairs INTEGER, low INTEGER, high INTEGER, offsets INTEGER,
-    sealed INTEGER, machine TEXT
+    machine TEXT
 );
 """
-# Sums that can't overflow: of the lower and of the upper halves of the keys, and of the offsets in units of 2**20.
-_SUMS = "count(*), ifnull(sum(key & 4294967295), 0), ifnull(sum(key >> 32), 0), ifnull(sum(offset & 1048575), 0)"
+# A prime below 2**32, so that no bit of an offset can change without the remainder.
+_MODULUS = 4_294_967_291
+# Sums that can't overflow: of the lower and of the upper halves of the keys, and of the offsets.
+_SUMS = f"count(*), ifnull(sum(key & 4294967295), 0), ifnull(sum(key >> 32), 0), ifnull(sum(offset % {_MODULUS}), 0)"
 
+# The parts of SQLite's header that a checksum of the file leaves out: the counter of changes, the two free numbers that
+# hold the checksum itself, and which library wrote when.
+_NOT_IN_CHECKSUM = ((24, 28), (60, 64), (68, 72), (92, 100))
+_BLOCK_SIZE = 2**20
 
 # Held during a transaction, and for a fork: a child that ends would roll back the transaction of its parent.
-_no_fork = threading.RLock()
-os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_no_fork.release)
+_fork_lock = threading.RLock()
+# One connection of this process at a time uses a file: closing any descriptor of a file, as after its checksum was
+# computed, lets go of all the locks that SQLite has on it in this process.
+_file_locks: defaultdict[Path, threading.RLock] = defaultdict(threading.RLock)
+os.register_at_fork(before=_fork_lock.acquire, after_in_parent=_fork_lock.release, after_in_child=_fork_lock.release)
+os.register_at_fork(after_in_child=_file_locks.clear)
 
 
-class Found(NamedTuple):
+class StoredOffsets(NamedTuple):
     """The offsets that are stored for a key, in order; `complete` is false if there are more."""
 
     offsets: list[int]
@@ -61,16 +74,14 @@ class UnusableIndexError(Exception):
 
 def key_of_tag(tag: str) -> int:
     """The key under which events with a tag are found."""
-    return _signed(xxhash.xxh64_intdigest(tag.encode(errors="surrogatepass"), 0))
+    key = xxhash.xxh64_intdigest(tag.encode("utf-8", "surrogatepass"), 0)
+    return key if key < 2**63 else key - 2**64
 
 
 def key_of_id(id: str) -> int:
     """The key under which events with an id are found."""
-    return _signed(xxhash.xxh64_intdigest(id.encode(errors="surrogatepass"), 1))
-
-
-def _signed(number: int) -> int:
-    return number - 2**64 if number >= 2**63 else number
+    key = xxhash.xxh64_intdigest(id.encode("utf-8", "surrogatepass"), 1)
+    return key if key < 2**63 else key - 2**64
 
 
 class Store:
@@ -78,8 +89,14 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._opened = ""
         self._connection: sqlite3.Connection | None = None
+        self._identity_when_opened = ""
+        # Whether the checksum in the file is that of what this connection has written.
+        self._has_checksum = False
+
+    @property
+    def _lock(self) -> threading.RLock:
+        return _file_locks[self._path.absolute()]
 
     def open(self) -> Head:
         """Opens the file, or makes it. The place that it stands for.
@@ -87,46 +104,50 @@ class Store:
         Raises `UnusableIndexError`, `OSError`; the file is closed then.
         """
         try:
-            with _no_fork:
+            with self._lock:
                 return self._open()
         except (sqlite3.OperationalError, OSError):
-            self.close(seal=False)
+            self.abandon()
             raise
         except (sqlite3.Error, TypeError, ValueError) as error:
-            self.close(seal=False)
+            self.abandon()
             raise UnusableIndexError(f"it is damaged: {error}") from error
         except BaseException:
-            self.close(seal=False)
+            self.abandon()
             raise
 
     def _open(self) -> Head:
         if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
             raise UnusableIndexError("it is not a regular file")  # SQLite would follow a link, and wait for a pipe
         connection = self._connection = sqlite3.connect(
-            self._path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
+            self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
-        self._opened = self._identity()
+        self._identity_when_opened = self._identity()
         connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                for statement in _SCHEMA.split(";"):
-                    connection.execute(statement)
-                connection.execute("INSERT INTO state VALUES (?, 0, '', 0, 0, 0, 0, 0, ?)", (VERSION, self._identity()))
-            place = self._check()
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-        return place
+        if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            with self._transaction("BEGIN IMMEDIATE"):
+                self._create()
+        with self._descriptor() as descriptor, self._transaction("BEGIN"):
+            return self._check(descriptor)
 
-    def _check(self) -> Head:
+    def _create(self) -> None:
         connection = self._connected()
-        version, offset, line_hash, *sums, sealed, machine = connection.execute("SELECT * FROM state").fetchone()
+        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            return  # another process was faster
+        for statement in _SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.execute("INSERT INTO state VALUES (?, 0, '', 0, 0, 0, 0, ?)", (VERSION, self._identity()))
+
+    def _check(self, descriptor: int) -> Head:
+        connection = self._connected()
+        # This also finishes what a killed process left, before the bytes are looked at.
+        version, offset, line_hash, *sums, machine = connection.execute("SELECT * FROM state").fetchone()
         if version != VERSION:
             raise UnusableIndexError(f"it has version {version}, and this is version {VERSION}")
-        if not sealed and machine != self._identity():
+        self._has_checksum = _checksum_in(descriptor) == _checksum_of(descriptor)
+        if self._has_checksum:
+            return Head(offset, line_hash)
+        if machine != self._identity():
             raise UnusableIndexError("it was not closed before the machine stopped, or before it was copied")
         [problem] = connection.execute("PRAGMA quick_check(1)").fetchone()
         if problem != "ok":
@@ -145,87 +166,133 @@ class Store:
             raise sqlite3.OperationalError("the index is closed")
         return self._connection
 
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[None]:
+        connection = self._connected()
+        with _fork_lock:
+            connection.execute(begin)
+            try:
+                yield
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _descriptor(self) -> Iterator[int]:
+        """A descriptor to read the bytes by. To be closed outside of a transaction, since that unlocks the file."""
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
     def add(self, start: int, end: Head, pairs: Iterable[Pair]) -> None:
         """Adds the pairs of the lines from one offset to the place `end`, unless another process did.
 
         Where another process added some of them, only the rest is added. Raises `UnusableIndexError` where another
         process has begun the file anew.
         """
-        with _no_fork:
-            self._add(start, end, pairs)
+        with self._lock:
+            if self._identity() != self._identity_when_opened:
+                raise UnusableIndexError("another process has made it again")
+            with self._transaction("BEGIN IMMEDIATE"):
+                self._add(start, end, pairs)
 
     def _add(self, start: int, end: Head, pairs: Iterable[Pair]) -> None:
         connection = self._connected()
-        if self._identity() != self._opened:
-            raise UnusableIndexError("another process has made it again")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            offset, sealed = connection.execute("SELECT offset, sealed FROM state").fetchone()
-            while sealed:
-                # Durable before the file is changed. Another process may seal it at any moment.
-                connection.execute("ROLLBACK")
-                self._set_sealed(0)
-                connection.execute("BEGIN IMMEDIATE")
-                offset, sealed = connection.execute("SELECT offset, sealed FROM state").fetchone()
-            if offset < start:
-                raise UnusableIndexError(f"it ends at offset {offset}, and what is to be added begins at {start}")
-            if offset < end.offset:
-                new = sorted({pair for pair in pairs if pair[1] >= offset})
-                connection.executemany("INSERT INTO pairs VALUES (?, ?)", new)
-                connection.execute(
-                    "UPDATE state SET offset = ?, line_hash = ?, pairs = pairs + ?, low = low + ?, high = high + ?, "
-                    "offsets = offsets + ?",
-                    (
-                        *end,
-                        len(new),
-                        sum(key & 0xFFFFFFFF for key, _ in new),
-                        sum(key >> 32 for key, _ in new),
-                        sum(offset & 0xFFFFF for _, offset in new),
-                    ),
-                )
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+        [offset] = connection.execute("SELECT offset FROM state").fetchone()
+        if offset < start:
+            raise UnusableIndexError(f"it ends at offset {offset}, and what is to be added begins at {start}")
+        if offset >= end.offset:
+            return
+        new = sorted({pair for pair in pairs if pair[1] >= offset})
+        self._has_checksum = False
+        connection.executemany("INSERT INTO pairs VALUES (?, ?)", new)
+        connection.execute(
+            "UPDATE state SET offset = ?, line_hash = ?, pairs = pairs + ?, low = low + ?, high = high + ?, "
+            "offsets = offsets + ?, machine = ?",
+            (
+                *end,
+                len(new),
+                sum([key & 0xFFFFFFFF for key, _ in new]),
+                sum([key >> 32 for key, _ in new]),
+                sum([offset % _MODULUS for _, offset in new]),
+                self._identity(),
+            ),
+        )
 
-    def _set_sealed(self, sealed: int) -> None:
-        connection = self._connected()
-        connection.execute("PRAGMA synchronous = FULL")
-        try:
-            connection.execute("UPDATE state SET sealed = ?, machine = ?", (sealed, self._identity()))
-        finally:
-            connection.execute("PRAGMA synchronous = OFF")
-
-    def find(self, wanted: Sequence[tuple[int, int]], most: int) -> list[Found]:
-        """For each key and offset, the stored offsets from that one on, at most `most` of them."""
+    def find(self, wanted: Sequence[tuple[int, int]], limit: int) -> list[StoredOffsets]:
+        """For each key and offset, the stored offsets from that one on, at most `limit` of them."""
         execute = self._connected().execute
         found = []
-        for key, start in wanted:
-            rows = execute(
-                "SELECT offset FROM pairs WHERE key = ? AND offset >= ? ORDER BY offset LIMIT ?", (key, start, most + 1)
-            ).fetchall()
-            found.append(Found([offset for [offset] in rows[:most]], len(rows) <= most))
+        with self._lock:
+            for key, start in wanted:
+                rows = execute(
+                    "SELECT offset FROM pairs WHERE key = ? AND offset >= ? ORDER BY offset LIMIT ?",
+                    (key, start, limit + 1),
+                ).fetchall()
+                found.append(StoredOffsets([offset for [offset] in rows[:limit]], len(rows) <= limit))
         return found
 
-    def close(self, *, seal: bool = True) -> None:
-        """Closes the file; with `seal`, so that it can be trusted after a power cut too. Idempotent."""
-        connection = self._connection
-        if connection is None:
+    def close(self) -> None:
+        """Closes the file; if it has changed, with its checksum, and synced. Idempotent."""
+        if self._connection is None:
             return
         try:
-            if seal:
-                with _no_fork:
-                    self._set_sealed(1)
+            if not self._has_checksum:
+                with self._lock:
+                    self._write_checksum()
         finally:
-            self._connection = None
-            connection.close()
+            self.abandon()
+
+    def _write_checksum(self) -> None:
+        connection = self._connected()
+        connection.execute("PRAGMA synchronous = FULL")
+        with self._descriptor() as descriptor, self._transaction("BEGIN IMMEDIATE"):
+            # Whatever a checksum stands for is trusted, so that what was lost meanwhile must not get one.
+            [[written]], [[there]] = (
+                connection.execute("SELECT pairs FROM state"),
+                connection.execute("SELECT count(*) FROM pairs"),
+            )
+            if there != written:
+                raise sqlite3.DatabaseError(f"it has {there} pairs, and {written} were written")
+            first, second = struct.unpack(">ii", _checksum_of(descriptor))
+            connection.execute(f"PRAGMA user_version = {first}")
+            connection.execute(f"PRAGMA application_id = {second}")
+
+    def abandon(self) -> None:
+        """Closes the file as it is. Idempotent."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with self._lock:
+                connection.close()
 
     def drop(self) -> None:
         """Closes and removes the file. Raises `OSError`."""
-        self.close(seal=False)
+        self.abandon()
         for path in (self._path, self._path.with_name(self._path.name + "-journal")):
             path.unlink(missing_ok=True)
+
+
+def _checksum_in(descriptor: int) -> bytes:
+    """The checksum that stands in a file."""
+    return os.pread(descriptor, 4, 60) + os.pread(descriptor, 4, 68)
+
+
+def _checksum_of(descriptor: int) -> bytes:
+    """The checksum of the bytes of a file, but for those in which it stands."""
+    block = bytearray(os.pread(descriptor, _BLOCK_SIZE, 0))
+    position = len(block)
+    for start, end in _NOT_IN_CHECKSUM:
+        block[start:end] = bytes(end - start)
+    hasher = xxhash.xxh3_64()
+    while block:
+        hasher.update(block)
+        block = bytearray(os.pread(descriptor, _BLOCK_SIZE, position))
+        position += len(block)
+    return hasher.digest()
 
 
 @cache

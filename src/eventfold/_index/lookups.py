@@ -1,0 +1,55 @@
+"""Looks up keys in the file of the index: everybody who asks at the same time is answered by one trip to the thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .._aio import Thread, UncancellableTask
+from .store import Store, StoredOffsets
+
+
+class _Lookup(NamedTuple):
+    wanted: Sequence[tuple[int, int]]
+    result: asyncio.Future[list[StoredOffsets]]
+
+
+class Lookups:
+    """The look-ups in one file, at most `limit` offsets for each key."""
+
+    def __init__(self, store: Store, thread: Thread, limit: int) -> None:
+        self._store = store
+        self._thread = thread
+        self._limit = limit
+        self._waiting: list[_Lookup] = []
+        self._task: UncancellableTask[None] | None = None
+
+    async def find(self, wanted: Sequence[tuple[int, int]]) -> list[StoredOffsets]:
+        """For each key and offset, what the file has from that offset on. Raises `sqlite3.Error`."""
+        if not wanted:
+            return []
+        lookup = _Lookup(wanted, asyncio.get_running_loop().create_future())
+        self._waiting.append(lookup)
+        if self._task is None:
+            self._task = UncancellableTask(self._run(), "eventfold index reader")
+        return await lookup.result
+
+    async def _run(self) -> None:
+        while lookups := self._waiting:
+            self._waiting = []
+            wanted = [pair for lookup in lookups for pair in lookup.wanted]
+            try:
+                found = await self._thread.call(self._store.find, wanted, self._limit)
+            except Exception as error:
+                for lookup in lookups:
+                    if not lookup.result.done():
+                        lookup.result.set_exception(error)
+                continue
+            start = 0
+            for lookup in lookups:
+                end = start + len(lookup.wanted)
+                if not lookup.result.done():
+                    lookup.result.set_result(found[start:end])
+                start = end
+        self._task = None
