@@ -196,6 +196,20 @@ async def test_a_tag_of_too_many_events_is_looked_for_in_the_log_itself(data_dir
         await log.append_unless([tagged(0, "rare")], Query(types={"other"}, tags={"common"}))
 
 
+async def test_events_of_one_tag_are_not_looked_at_one_by_one_where_they_are_many(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are not in the file yet."""
+    async with EventLog.open(data_dir, index=True) as log:
+        await log.append_many([tagged(n, "common") for n in range(MAX_CANDIDATES + 1)])
+
+        def fail(source: FileSource, offsets: Sequence[int]) -> None:
+            raise AssertionError(f"{len(offsets)} lines are read one by one")
+
+        monkeypatch.setattr(FileSource, "lines_at", fail)
+        assert len(await numbers(log, tag("common"))) == MAX_CANDIDATES + 1
+
+
 async def test_a_file_that_is_behind_is_brought_forward(data_dir: Path, index_path: Path) -> None:
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 20)

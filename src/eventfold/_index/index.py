@@ -269,6 +269,8 @@ class Index:
             open_count, known = self._open_count, self._known.offset
             # Memory first: what is written meanwhile is found in the file.
             pending = [self._pending.find(key, start) for key, start in wanted]
+            if all([start >= self._stored.offset for _, start in wanted]):  # noqa: C419 (twice as fast)
+                return known, [StoredOffsets(offsets, len(offsets) <= MAX_CANDIDATES) for offsets in pending]
             try:
                 stored = await self._lookups.find(wanted)
             except sqlite3.Error as error:
@@ -276,7 +278,7 @@ class Index:
                 return None
             if open_count == self._open_count:
                 return known, [
-                    StoredOffsets(sorted({*found.offsets, *offsets}), found.complete) if offsets else found
+                    _joined(found, offsets) if offsets else found
                     for found, offsets in zip(stored, pending, strict=True)
                 ]
         return None
@@ -322,6 +324,11 @@ def index_path(source: Source) -> Path:
             f"{source.location} is not a directory of files: name the file that is to hold the index, such as "
             'index="orders.index.sqlite"'
         ) from None
+
+
+def _joined(stored: StoredOffsets, pending: list[int]) -> StoredOffsets:
+    offsets = sorted({*stored.offsets, *pending})
+    return StoredOffsets(offsets, stored.complete and len(offsets) <= MAX_CANDIDATES)
 
 
 def _candidates(query: Query, start: int, found: Mapping[tuple[str, int], StoredOffsets]) -> list[int] | None:
