@@ -28,7 +28,7 @@ from .._query import Query
 from .._reader import EventReader
 from .lookups import Lookups
 from .pending import PendingPairs
-from .store import Store, StoredOffsets, UnusableIndexError, key_of_id, key_of_tag
+from .store import Pair, Store, StoredOffsets, UnusableIndexError, key_of_id, key_of_tag
 
 logger = logging.getLogger("eventfold")
 
@@ -66,7 +66,7 @@ class Index:
         self._closing = False
         # While the file is given up: the time from which on it is tried again.
         self._retry_at = 0.0
-        self._last_warning = ""
+        self._warnings: set[str] = set()
         self._stored = self._known = Head(0, "")
         self._pending = PendingPairs()
         self._reading: UncancellableTask[None] | None = None
@@ -124,14 +124,14 @@ class Index:
         """Stops using the file for a while, and forgets what it lacks."""
         self._is_open = False
         self._open_count += 1
-        self._pending = PendingPairs()
+        self._known, self._pending = self._stored, PendingPairs()
         self._retry_at = monotonic() + RETRY_INTERVAL
         self._warn(f"{reason}, so that the log is read instead; it is tried again from time to time")
 
     def _warn(self, problem: str) -> None:
         """Tells of a problem, once until the file could be written."""
-        if problem != self._last_warning:
-            self._last_warning = problem
+        if problem not in self._warnings:
+            self._warnings.add(problem)
             logger.warning("the index %s %s", self._path, problem)
 
     def _is_given_up(self) -> bool:
@@ -201,12 +201,14 @@ class Index:
         if self._writing is not None:
             await asyncio.wait([self._writing])
         if self._is_open and self._known != self._stored and monotonic() >= self._no_write_before:
-            self._writing = UncancellableTask(self._write(), "eventfold index writer")
+            # Taken now, since the task begins later: what is pending then may no longer be all up to this place.
+            pairs = self._pending.begin_write()
+            writing = self._write(self._stored.offset, self._known, pairs, self._pending)
+            self._writing = UncancellableTask(writing, "eventfold index writer")
 
-    async def _write(self) -> None:
-        start, end, pending = self._stored.offset, self._known, self._pending
+    async def _write(self, start: int, end: Head, pairs: list[Pair], pending: PendingPairs) -> None:
         try:
-            await self._thread.call(self._store.add, start, end, pending.begin_write())
+            await self._thread.call(self._store.add, start, end, pairs)
         except (sqlite3.OperationalError, OSError) as error:
             pending.end_write(written=False)
             self._no_write_before = monotonic() + RETRY_INTERVAL
@@ -219,7 +221,7 @@ class Index:
         else:
             pending.end_write(written=True)
             self._stored = end
-            self._last_warning = ""
+            self._warnings.clear()
         finally:
             self._writing = None
 
