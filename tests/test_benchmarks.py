@@ -15,18 +15,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from time import process_time, sleep
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks._child import Contender, ContenderError
 from benchmarks._harness import Case, Figures, Goal, Table, measure
+from benchmarks._plot import plots_of, svg
 from benchmarks._probe import watch_loop
 from benchmarks._report import all_losses, replaced
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MISSING = [
     name
-    for name in ("aiofiles", "aiosqlite", "eventsourcing", "matplotlib", "umadb", "uvloop")
+    for name in ("aiofiles", "aiosqlite", "eventsourcing", "umadb", "uvloop")
     if importlib.util.find_spec(name) is None
 ]
 needs_extra = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (the extra benchmark)")
@@ -67,7 +69,7 @@ def test_each_benchmark_gives_finite_figures_and_has_its_place_on_the_page(name:
     assert all(result["cases"] for result in results)
     assert all(math.isfinite(figure) and figure >= 0 for figure in figures_of(results))
     for result in results:
-        assert (tmp_path / "benchmarks" / f"{result['name']}.png").stat().st_size > 1000
+        ElementTree.parse(tmp_path / "benchmarks" / f"{result['name']}.svg")
 
 
 @needs_extra
@@ -207,3 +209,34 @@ def test_a_report_replaces_only_what_stands_between_its_marks() -> None:
     assert replaced(page, "a", "new") == page.replace("old", "\nnew")
     with pytest.raises(ValueError, match="no place for c"):
         replaced(page, "c", "new")
+
+
+def test_the_plots_of_the_documentation_show_what_its_tables_say(tmp_path: Path) -> None:
+    """`python -m benchmarks --redraw docs` would change none of them, and there are no others."""
+    shutil.copy(PAGE, tmp_path)
+    main(["--redraw", str(tmp_path)])
+
+    drawn, committed = (
+        {path.name: path.read_text() for path in (directory / "benchmarks").glob("*.svg")}
+        for directory in (tmp_path, PAGE.parent)
+    )
+    assert drawn == committed
+
+
+@pytest.mark.parametrize(
+    ("better", "leader", "behind"), [("more", "sqlite", "500 · 2× behind"), ("less", "eventfold", "1,000 · 2× behind")]
+)
+def test_a_plot_begins_with_the_leader_and_says_how_far_the_others_are_behind(
+    better: str, leader: str, behind: str
+) -> None:
+    """The limit is no contender: it is shown, but not compared."""
+    table = "| work | contender | rate, events/s | least | most | ratio |\n| --- | --- | ---: | ---: | ---: | ---: |\n"
+    for contender, median in (("raw", "4,000"), ("eventfold", "500"), ("sqlite", "1,000")):
+        table += f"| one task | {contender} | {median} | {median} | {median} | 1 |\n"
+    [plot] = plots_of(f"<!-- name -->\n\n**Title** ({better} is better)\n\n{table}\n<!-- /name -->\n")
+
+    texts = [element.text for element in ElementTree.fromstring(svg(plot)).iter("{http://www.w3.org/2000/svg}text")]
+    contenders = [text for text in texts if text in ("eventfold", "sqlite")]
+    assert contenders[0] == leader
+    assert behind in texts
+    assert "4,000" in texts

@@ -23,11 +23,14 @@ from typing import Any
 
 import pytest
 
+import eventfold
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r'^```(python|console)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
 LINK = re.compile(r"\]\(([^)#:]+)\)")
-SECONDS = 20
+SECONDS = 60
 
 
 @contextmanager
@@ -96,3 +99,36 @@ def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
     missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
 
     assert missing == []
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    documented = re.findall(r"^::: eventfold\.(\w+)$", "\n".join(page.read_text() for page in REFERENCE), re.MULTILINE)
+
+    assert sorted(documented) == sorted(eventfold.__all__)
+
+
+def test_every_module_is_on_the_map_of_the_architecture() -> None:
+    """And every module that the map names is there."""
+    source = ROOT / "src" / "eventfold"
+    modules = {path.stem if path.is_file() else f"{path.name}/" for path in source.iterdir() if path.suffix != ".typed"}
+    map_of_modules = (ROOT / "docs" / "architecture.md").read_text().partition("| --- |")[2].partition("\n\n")[0]
+    named = {name for line in map_of_modules.splitlines() for name in re.findall(r"`([\w/]+)`", line.split(" | ")[0])}
+
+    assert named == modules - {"__init__", "__pycache__/"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_whose_code_awaits_outside_of_a_function_says_how_it_runs(page: Path) -> None:
+    text = page.read_text()
+    blocks = [body for language, title, body in BLOCK.findall(text) if language == "python" and not title]
+
+    if any(awaits_at_top_level(body) for body in blocks):
+        assert "`python -m asyncio`" in text.replace("\n", " ")
+
+
+def awaits_at_top_level(source: str) -> bool:
+    try:
+        compile(source, "block", "exec", dont_inherit=True)
+    except SyntaxError:
+        return True
+    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 from pathlib import Path
@@ -17,9 +18,11 @@ from eventfold import (
     Event,
     EventfoldError,
     EventLog,
+    EventLogBuilder,
     EventReader,
     EventWriter,
     Head,
+    InvalidEventError,
     LockMode,
     LogClosedError,
     LogLockedError,
@@ -329,6 +332,29 @@ async def test_the_builder_s_modes_are_those_of_the_writer(data_dir: Path, seam:
     await log.aclose()
 
     assert cost == 0
+
+
+async def test_the_builder_opens_read_only_logs(tmp_path: Path) -> None:
+    """With snapshots of their own, which are not those of the writer."""
+    async with EventLog.open(tmp_path / "data") as log:
+        await log.append(event(0))
+    builder = EventLog.builder(tmp_path / "data").view("count", count, 0)
+    async with builder.read_only(snapshots=tmp_path / "own").open() as log:
+        assert log.view("count") == 1
+        with pytest.raises(EventfoldError, match="read-only"):
+            await log.append(event(1))
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["count.snapshot.json"]
+    assert not list(tmp_path.glob("data/views/*"))
+
+
+async def test_the_builder_has_every_option_of_open(data_dir: Path) -> None:
+    """So that nobody must go back to `open` for one that is missing."""
+    async with EventLog.builder(data_dir).max_event_size(100).open() as log:
+        with pytest.raises(InvalidEventError):
+            await log.append(Event("added", "x" * 100))
+    given = inspect.signature(EventLog.open).parameters.keys() - {"dir", "views", "lock", "sync"}
+    methods = {name for name in given if hasattr(EventLogBuilder, name)}
+    assert given - methods == {"snapshots", "on_mismatch", "unique_ids"}  # given together with another one
 
 
 async def test_the_builder_s_max_log_size_rotates(data_dir: Path) -> None:

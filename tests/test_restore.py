@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,41 @@ async def test_a_restoring_that_was_cancelled_can_be_begun_again(
     await restore(tmp_path / "backup", tmp_path / "log")
 
     assert read_files(tmp_path / "log") == read_files(tmp_path / "backup")
+
+
+@pytest.mark.parametrize("before", [".restoring/app.jsonl", "app.jsonl.base", "app.jsonl", "archive.jsonl.zst"])
+async def test_a_log_that_is_begun_meanwhile_loses_no_event(tmp_path: Path, seam: Seam, before: str) -> None:
+    """Such as by a program that is started again and again: either it can't open the directory, or restoring fails."""
+    await make_backup(tmp_path / "backup")
+    target = tmp_path / "log"
+    appended: list[bool] = []
+
+    def rename(original: Callable[..., None], source: Path, to: Path) -> None:
+        if to == target / before and not appended:
+            appended.append(False)
+            with ThreadPoolExecutor(1) as other:
+                appended.append(other.submit(asyncio.run, append_live(target)).result())
+        original(source, to)
+
+    seam.replace("rename", rename)
+    try:
+        await restore(tmp_path / "backup", target)
+        restored = True
+    except EventfoldError:
+        restored = False
+    assert appended == [False, not restored]
+    async for record in EventReader(target).read_full():
+        assert (record.event.type == "live") is not restored
+
+
+async def append_live(directory: Path) -> bool:
+    """Whether an event could be appended."""
+    try:
+        async with EventLog.open(directory) as log:
+            await log.append(Event("live"))
+    except CorruptLogError:
+        return False
+    return True
 
 
 @pytest.fixture

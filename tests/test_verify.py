@@ -150,6 +150,20 @@ async def test_a_consumer_that_stands_nowhere_in_the_log_is_told(tmp_path: Path,
     assert [p.path for p in report.problems] == [str(path)]
 
 
+async def test_files_that_no_view_and_no_consumer_can_have_are_passed_over(tmp_path: Path) -> None:
+    await write(tmp_path)
+    for name in ("foo bar", "count (copy)", "x" * 129, "é"):
+        (tmp_path / "views" / f"{name}.snapshot.json").write_bytes(b"{}")
+        (tmp_path / "consumers" / f"{name}.json").write_bytes(b"{}")
+    report = await verify(tmp_path)
+    assert (report.problems, report.snapshots, report.consumers) == ((), 1, 1)
+    async with EventLog.open(tmp_path, views=[counting()]) as log:
+        info = await log.info()
+        assert [place.name for place in [*info.views, *info.consumers]] == ["count", "mailer"]
+        await log.rotate()
+        await log.backup(tmp_path.parent / "backup")
+
+
 async def test_progress_ends_at_the_size_of_the_log(tmp_path: Path) -> None:
     """And never goes back."""
     await write(tmp_path)

@@ -12,6 +12,12 @@ around the work alone: opening and closing count only where it says so. `dir` is
 - `{"do": "append_if", "dir", "tasks", "count"}`: the same, one event a time, but each only if nothing was appended
   since the task last looked; after a conflict the task looks again and tries again, until it has appended `count`
   events. `{"seconds"}`
+- `{"do": "append_together", "dir", "tasks", "start", "seconds", "shared", "conditional", "max_log_size"}`: several
+  processes get this. Each opens the log and answers `{"ready": true}`. When the file `start` is there, which has a time
+  in nanoseconds of CLOCK_MONOTONIC, each appends from that time on for `seconds`, one event after the other from each
+  of `tasks` tasks; where `conditional`, only on top of the newest event, tried until it succeeds. `shared`: whether
+  other processes may write too. A log may be rotated when it has `max_log_size` bytes (0: never). `{"events", "p99"}`:
+  how many events were acknowledged in time; the 99th percentile of the time that one took.
 - `{"do": "write", "dir", "events", "distinct"}`: `dir` is empty. Leaves there the sample events 0 to `events` - 1, in
   any way; from the one numbered `distinct` on (null: never) they begin again from 0. `{}`
 - `{"do": "append_tagged", "dir", "tasks", "count", "start", "conditional", "index"}`: appends the tagged events from

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic_ns
 
 from benchmarks._events import sample_fields
-from eventfold import Event, EventReader, EventWriter
+from eventfold import Event, EventReader, EventWriter, LockMode
 
 from ._serve import Answer, percentiles
 
@@ -72,17 +72,23 @@ async def tail(dir: str, tails: int, count: int) -> Answer:
     return {**percentiles(deliveries.latencies), "append": percentiles(appends)["p50"]}
 
 
-async def listen(dir: str, tails: int, count: int, ready: Callable[[], None]) -> Answer:
-    async with tailing(EventReader(dir), tails) as deliveries:
+async def listen(dir: str, tails: int, count: int, shared: bool, ready: Callable[[], None]) -> Answer:
+    """In a process that only reads, or in one that is a writer itself."""
+    async with AsyncExitStack() as stack:
+        reader = EventReader(dir)
+        if shared:
+            writer = await stack.enter_async_context(EventWriter.open(dir, lock=LockMode.SHARED))
+            reader = writer.reader()
+        deliveries = await stack.enter_async_context(tailing(reader, tails))
         ready()
         while len(deliveries.latencies) < tails * count:
             await deliveries.next()
     return percentiles(deliveries.latencies)
 
 
-async def send(dir: str, count: int, interval: float) -> Answer:
+async def send(dir: str, count: int, interval: float, shared: bool) -> Answer:
     appends = []
-    async with EventWriter.open(dir) as log:
+    async with EventWriter.open(dir, lock=LockMode.SHARED if shared else LockMode.FLOCK) as log:
         await asyncio.sleep(SETTLE)
         for number in range(count):
             appends.append(await append_timed(log, number))

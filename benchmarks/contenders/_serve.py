@@ -14,7 +14,8 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from time import perf_counter
+from pathlib import Path
+from time import monotonic_ns, perf_counter
 from typing import Any, Protocol
 
 Answer = dict[str, Any]
@@ -70,6 +71,32 @@ async def time_conditional(attempt: Callable[[], Awaitable[bool]], tasks: int, c
     begun = perf_counter()
     await asyncio.gather(*(work() for _ in range(tasks)))
     return {"seconds": perf_counter() - begun}
+
+
+async def time_together(
+    say: Callable[[Answer], None], append: Callable[[], Awaitable[object]], tasks: int, start: str, seconds: float
+) -> Answer:
+    """The answer to `append_together`: has each task call `append` again and again, for so long.
+
+    Only what ended in that time counts. The file `start` tells when it begins, as soon as all processes are ready.
+    """
+    say({"ready": True})
+    while not os.path.exists(start):
+        await asyncio.sleep(0.002)
+    begin = int(Path(start).read_text())
+    end = begin + int(seconds * 1e9)
+    waits: list[int] = []
+
+    async def work() -> None:
+        await asyncio.sleep((begin - monotonic_ns()) / 1e9)
+        while (called := monotonic_ns()) < end:
+            await append()
+            if (now := monotonic_ns()) <= end:
+                waits.append(now - called)
+
+    await asyncio.gather(*(work() for _ in range(tasks)))
+    # Where nothing ended in time, it took longer than that.
+    return {"events": len(waits), "p99": percentiles(waits)["p99"] / 1e9 if waits else seconds}
 
 
 async def reading_times(begun: float, events_of: Callable[[str], Awaitable[int]], tags: Sequence[int]) -> Answer:

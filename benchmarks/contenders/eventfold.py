@@ -15,10 +15,11 @@ import msgspec
 
 from benchmarks._events import TYPES, Totals, add, sample_fields
 from benchmarks._probe import growth
-from eventfold import Catalog, ConditionalAppendError, Event, EventLog, EventReader, EventWriter, SyncMode, View
+from eventfold import Catalog, ConditionalAppendError, Event, EventLog, EventReader, EventWriter, SyncMode, View, verify
 from eventfold._files import operations
+from eventfold.cli._select import last, selection
 
-from . import _eventfold_decisions, _eventfold_hold, _eventfold_tails
+from . import _eventfold_decisions, _eventfold_hold, _eventfold_tails, _eventfold_together
 from ._eventfold_states import large_log, sample_events
 from ._serve import Answer, percentiles, serve, time_appends, time_conditional
 from .raw import write_lines
@@ -81,6 +82,9 @@ class Eventfold:
 
             return await time_conditional(attempt, tasks, count)
 
+    async def append_together(self, **fields: Any) -> Answer:
+        return await _eventfold_together.append(self.say, **fields)
+
     async def write(self, dir: str, events: int, distinct: int | None) -> Answer:
         """Written without eventfold, in the form of single appends; that it is the same is checked with the first."""
         write_lines(Path(dir), events, distinct)
@@ -114,6 +118,25 @@ class Eventfold:
         begun = perf_counter()
         await view.rebuild(EventReader(dir))
         return folded(perf_counter() - begun, view.state)
+
+    async def last(self, dir: str, count: int) -> Answer:
+        """The last events, as `eventfold cat --last` gets them."""
+        begun = perf_counter()
+        found = await last(EventReader(dir), count, 0, None, selection())
+        seconds = perf_counter() - begun
+        if len(found) != count:
+            raise AssertionError(f"{len(found)} events, not {count}")
+        return {"seconds": seconds}
+
+    async def verify(self, dir: str, views: int, types: list[str] | None) -> Answer:
+        """The library's `verify`, on a log without snapshots."""
+        drop_snapshots(dir)
+        begun = perf_counter()
+        report = await verify(dir)
+        seconds = perf_counter() - begun
+        if not report.ok:
+            raise AssertionError(report.problems)
+        return {"seconds": seconds, "events": report.events}
 
     async def typed(self, dir: str, views: int, types: list[str] | None) -> Answer:
         """The same as `replay`, with objects as the events' data."""
@@ -157,11 +180,11 @@ class Eventfold:
     async def tail(self, dir: str, tails: int, count: int) -> Answer:
         return await _eventfold_tails.tail(dir, tails, count)
 
-    async def listen(self, dir: str, tails: int, count: int) -> Answer:
-        return await _eventfold_tails.listen(dir, tails, count, lambda: self.say({"ready": True}))
+    async def listen(self, dir: str, tails: int, count: int, shared: bool = False) -> Answer:
+        return await _eventfold_tails.listen(dir, tails, count, shared, lambda: self.say({"ready": True}))
 
-    async def send(self, dir: str, count: int, interval: float) -> Answer:
-        return await _eventfold_tails.send(dir, count, interval)
+    async def send(self, dir: str, count: int, interval: float, shared: bool = False) -> Answer:
+        return await _eventfold_tails.send(dir, count, interval, shared)
 
     async def rotate(self, dir: str, tasks: int) -> Answer:
         size = Path(dir, "app.jsonl").stat().st_size

@@ -11,6 +11,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,7 +21,7 @@ import msgspec
 from benchmarks._events import TYPES, PlainEvent, Totals, add, add_wanted, blocks, sample_fields, sample_lines
 from benchmarks._probe import growth, watch_loop
 
-from ._serve import Answer, Unsupported, serve
+from ._serve import Answer, Unsupported, serve, time_together
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -63,6 +64,8 @@ def fold(dir: Path, reducer: Callable[[Totals, PlainEvent], Totals], views: int)
 
 
 class Raw:
+    say: Any
+
     async def append(self, dir: str, tasks: int, count: int, batch: int) -> Answer:
         if tasks > 1:
             raise Unsupported
@@ -76,6 +79,30 @@ class Raw:
                 os.write(fd, line)
                 os.fdatasync(fd)
             return {"seconds": perf_counter() - begun}
+        finally:
+            os.close(fd)
+
+    async def append_together(
+        self,
+        dir: str,
+        tasks: int,
+        start: str,
+        seconds: float,
+        shared: bool | None,
+        conditional: bool,
+        max_log_size: int,
+    ) -> Answer:
+        if tasks > 1 or conditional or max_log_size:
+            raise Unsupported
+        lines = cycle(sample_lines(1_000))
+        fd = open_new(Path(dir, "raw.jsonl"))
+
+        async def append() -> None:
+            os.write(fd, next(lines))
+            os.fdatasync(fd)
+
+        try:
+            return await time_together(self.say, append, tasks, start, seconds)
         finally:
             os.close(fd)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import cycle
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,7 +19,7 @@ import msgspec
 
 from benchmarks._events import PlainEvent, Totals, add, blocks, plain_events
 
-from ._serve import Answer, serve, time_appends, time_conditional
+from ._serve import Answer, Unsupported, serve, time_appends, time_conditional, time_together
 
 TABLES = (
     "CREATE TABLE IF NOT EXISTS events (position INTEGER PRIMARY KEY, type TEXT NOT NULL, data TEXT NOT NULL, "
@@ -29,6 +30,13 @@ COLUMNS = "type, data, ts, id, actor, meta"
 INSERT = f"INSERT INTO events ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
 # How many rows aiosqlite fetches in one trip to its thread; its own default is 64.
 ROWS = 1_000
+# Seconds for which a process waits while others have the database's lock.
+LOCK_TIMEOUT = 60
+# Events that are inserted again and again.
+EVENTS = 5_000
+INSERT_IF = (
+    f"INSERT INTO events ({COLUMNS}) SELECT ?, ?, ?, ?, ?, ? WHERE (SELECT ifnull(max(position), 0) FROM events) = ?"
+)
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder().decode
@@ -57,7 +65,9 @@ class Log:
 @asynccontextmanager
 async def connect(dir: str, isolation_level: str | None = None) -> AsyncIterator[aiosqlite.Connection]:
     path = Path(dir, "events.db")
-    async with aiosqlite.connect(path, isolation_level=isolation_level, iter_chunk_size=ROWS) as db:
+    async with aiosqlite.connect(
+        path, isolation_level=isolation_level, iter_chunk_size=ROWS, timeout=LOCK_TIMEOUT
+    ) as db:
         await db.execute("PRAGMA journal_mode=WAL")
         await db.execute("PRAGMA synchronous=FULL")
         for statement in TABLES:
@@ -80,6 +90,8 @@ async def fold(db: aiosqlite.Connection, states: list[Totals], types: list[str] 
 
 
 class Sqlite:
+    say: Any
+
     @asynccontextmanager
     async def log(self, dir: str) -> AsyncIterator[Log]:
         async with connect(dir) as db:
@@ -91,10 +103,6 @@ class Sqlite:
     async def append_if(self, dir: str, tasks: int, count: int) -> Answer:
         """The condition is in the statement: nobody needs to hold a transaction open."""
         events = iter(plain_events(tasks * count))
-        insert = (
-            f"INSERT INTO events ({COLUMNS}) SELECT ?, ?, ?, ?, ?, ? "
-            "WHERE (SELECT ifnull(max(position), 0) FROM events) = ?"
-        )
         async with connect(dir) as db:
             position = 0
             waiting: list[PlainEvent] = []
@@ -102,7 +110,7 @@ class Sqlite:
             async def attempt() -> bool:
                 nonlocal position
                 event = waiting.pop() if waiting else next(events)
-                cursor = await db.execute(insert, (*row(event), position))
+                cursor = await db.execute(INSERT_IF, (*row(event), position))
                 if cursor.rowcount:
                     position = max(position, cursor.lastrowid or 0)
                     return True
@@ -110,6 +118,34 @@ class Sqlite:
                 return False
 
             return await time_conditional(attempt, tasks, count)
+
+    async def append_together(
+        self,
+        dir: str,
+        tasks: int,
+        start: str,
+        seconds: float,
+        shared: bool | None,
+        conditional: bool,
+        max_log_size: int,
+    ) -> Answer:
+        if max_log_size:
+            raise Unsupported
+        events = cycle(plain_events(EVENTS))
+        async with self.log(dir) as log:
+
+            async def plainly() -> None:
+                await log.append(next(events))
+
+            async def on_the_newest() -> None:
+                event = next(events)
+                while True:
+                    async with log.db.execute("SELECT ifnull(max(position), 0) FROM events") as cursor:
+                        (position,) = await cursor.fetchone() or (0,)
+                    if (await log.db.execute(INSERT_IF, (*row(event), position))).rowcount:
+                        return
+
+            return await time_together(self.say, on_the_newest if conditional else plainly, tasks, start, seconds)
 
     async def write(self, dir: str, events: int, distinct: int | None) -> Answer:
         async with connect(dir) as db:

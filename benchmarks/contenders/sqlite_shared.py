@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import cycle
+from typing import Any
 
 from benchmarks._events import PlainEvent, plain_events
 
-from ._serve import Answer, serve, time_appends
-from .sqlite import INSERT, Log, connect, row
+from ._serve import Answer, Unsupported, serve, time_appends, time_together
+from .sqlite import EVENTS, INSERT, Log, connect, row
 
 
 class SharedLog(Log):
@@ -27,6 +29,8 @@ class SharedLog(Log):
 
 
 class SqliteShared:
+    say: Any
+
     @asynccontextmanager
     async def log(self, dir: str) -> AsyncIterator[Log]:
         async with connect(dir, "DEFERRED") as db:
@@ -34,6 +38,22 @@ class SqliteShared:
 
     async def append(self, dir: str, tasks: int, count: int, batch: int) -> Answer:
         return await time_appends(self.log(dir), plain_events(tasks * count * batch), tasks, batch)
+
+    async def append_together(
+        self,
+        dir: str,
+        tasks: int,
+        start: str,
+        seconds: float,
+        shared: bool | None,
+        conditional: bool,
+        max_log_size: int,
+    ) -> Answer:
+        if conditional or max_log_size:
+            raise Unsupported
+        events = cycle(plain_events(EVENTS))
+        async with self.log(dir) as log:
+            return await time_together(self.say, lambda: log.append(next(events)), tasks, start, seconds)
 
 
 if __name__ == "__main__":

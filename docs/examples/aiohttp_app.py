@@ -1,6 +1,12 @@
-"""A to-do list behind aiohttp: optimistic concurrency, read your own writes, events over a WebSocket.
+"""A to-do list behind aiohttp, any number of whose processes write: changes on condition that nobody else has changed
+that to-do, requests that may be sent again, read your own writes, events over a WebSocket.
 
-    EVENTFOLD_DATA=todo-data python docs/examples/aiohttp_app.py --port 8080
+    EVENTFOLD_DATA=todo-data python docs/examples/aiohttp_app.py --port 8080 --reuse-port
+
+Start that as often as you like: all the processes listen on the port, and all write. Gunicorn does the same with
+`gunicorn --chdir docs/examples -k aiohttp.GunicornWebWorker -w 4 aiohttp_app:app_factory`.
+`EVENTFOLD_DATA` is a directory, or the address of a log that several machines share, such as
+`postgresql://host/db?log=todos` or `nats://host:4222/todos`. Nothing else changes.
 
 Ctrl-C ends the open WebSockets first, and then closes the log.
 """
@@ -9,48 +15,97 @@ import argparse
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
 
 from aiohttp import web
 
-from eventfold import ConditionalAppendError, Event, EventLog, LogClosedError, View
+from eventfold import ConditionalAppendError, Event, EventLog, LockMode, LogClosedError, Query, View
 
+DATA = os.environ.get("EVENTFOLD_DATA", "todo-data")
+# Workers share a log in files if all of them ask for it. On a server they always do, and each host has an index file.
+OPTIONS: Any = {"index": "todos.index.sqlite"} if "://" in DATA else {"index": True, "lock": LockMode.SHARED}
 LOG = web.AppKey("log", EventLog)
+
+Todos = dict[str, dict[str, Any]]
 routes = web.RouteTableDef()
 
 
-def reduce_todos(state: list[str], event: Event) -> list[str]:
-    if event.type == "todo_added":
-        state.append(event.data["text"])
-    return state
+def reduce_todos(todos: Todos, event: Event) -> Todos:
+    match event.type:
+        case "todo_added":
+            todos[event.data["id"]] = {"text": event.data["text"], "done": False}
+        case "todo_changed":
+            todos[event.data["id"]]["text"] = event.data["text"]
+        case "todo_done":
+            todos[event.data["id"]]["done"] = True
+    return todos
+
+
+def todo_event(type: str, todo: str, key: str | None = None, **data: Any) -> Event:
+    """An event of one to-do: the tag says whose, and the id that it is in the log once only."""
+    return Event(type, {"id": todo, **data}, id=key, tags=(f"todo:{todo}",))
 
 
 @routes.post("/todos")
 async def add_todo(request: web.Request) -> web.Response:
-    log, new = request.app[LOG], await request.json()
-    event = Event("todo_added", {"text": new["text"]})
+    """Adds a to-do; a request that is sent again with the same `Idempotency-Key` gets the first one's answer."""
+    new, key = await request.json(), request.headers.get("Idempotency-Key") or None
+    todo = key or uuid4().hex
+    result = await request.app[LOG].append(todo_event("todo_added", todo, key, text=new["text"]))
+    return web.json_response({"id": todo, "offset": result.end_offset}, status=200 if result.duplicate else 201)
+
+
+@routes.put("/todos/{todo}")
+async def change_todo(request: web.Request) -> web.Response:
+    """Changes the text, unless this to-do has been changed since the client saw it; other to-dos don't matter."""
+    log, todo, new = request.app[LOG], request.match_info["todo"], await request.json()
+    await find(log, todo, new["seen"])
+    event = todo_event("todo_changed", todo, request.headers.get("Idempotency-Key") or None, text=new["text"])
     try:
-        if head := new.get("head"):
-            result = await log.append_if(event, head["offset"], head["hash"])
-        else:
-            result = await log.append(event)
+        [result] = await log.append_unless([event], Query(tags={f"todo:{todo}"}), after=new["seen"])
     except ConditionalAppendError as error:
-        head = {"offset": log.head.offset, "hash": log.head.line_hash}
-        return web.json_response({"message": str(error), "head": head}, status=409)
-    return web.json_response({"offset": result.end_offset, "hash": result.line_hash}, status=201)
+        raise web.HTTPConflict(text=f"{todo} has been changed since offset {new['seen']}: look again") from error
+    except ValueError as error:  # no offset of this log
+        raise web.HTTPBadRequest(text=str(error)) from error
+    return web.json_response({"offset": result.end_offset})
+
+
+@routes.post("/todos/{todo}/done")
+async def finish_todo(request: web.Request) -> web.Response:
+    """Decided on the newest state, whichever process has made it: of many requests, one finishes the to-do."""
+    log, todo = request.app[LOG], request.match_info["todo"]
+    seen = await find(log, todo)
+
+    def decide(todos: Todos) -> list[Event]:
+        return [] if todos[todo]["done"] else [todo_event("todo_done", todo)]
+
+    results = await log.decide("todos", decide, query=Query(tags={f"todo:{todo}"}))
+    return web.json_response({"offset": results[-1].end_offset if results else seen})
 
 
 @routes.get("/todos")
 async def get_todos(request: web.Request) -> web.Response:
-    """The list, as soon as it includes what was written before the offset `after`."""
-    log, after = request.app[LOG], offset_of(request)
+    """The to-dos, as soon as they include what was written before the offset `after`, and the offset to `seen`."""
+    todos, offset = await newest(request.app[LOG], offset_of(request) or 0)
+    return web.json_response({"todos": todos, "offset": offset})
+
+
+async def newest(log: EventLog, after: int = 0) -> tuple[Todos, int]:
     try:
         async with asyncio.timeout(5):
-            await log.wait_until("todos", after or 0)
-            head = log.head
-            todos = await log.wait_until("todos", head.offset)
+            await log.wait_until("todos", after)
+            head = await log.reader().head()
+            return await log.wait_until("todos", head.offset), head.offset
     except (TimeoutError, LogClosedError) as error:
         raise web.HTTPServiceUnavailable(text=f"offset {after} is not here yet") from error
-    return web.json_response({"todos": todos, "head": {"offset": head.offset, "hash": head.line_hash}})
+
+
+async def find(log: EventLog, todo: str, after: int = 0) -> int:
+    todos, offset = await newest(log, after)
+    if todo not in todos:
+        raise web.HTTPNotFound(text=f"there is no to-do {todo}")
+    return offset
 
 
 @routes.get("/events")
@@ -87,8 +142,7 @@ def offset_of(request: web.Request) -> int | None:
 
 
 async def open_log(app: web.Application) -> AsyncIterator[None]:
-    data = os.environ.get("EVENTFOLD_DATA", "todo-data")
-    async with EventLog.open(data, views=[View("todos", reduce_todos, list)]) as log:
+    async with EventLog.open(DATA, views=[View("todos", reduce_todos, dict)], unique_ids=True, **OPTIONS) as log:
         app[LOG] = log
         yield
 
@@ -106,10 +160,16 @@ def make_app() -> web.Application:
     return app
 
 
+async def app_factory() -> web.Application:
+    """What gunicorn calls in each of its workers."""
+    return make_app()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A to-do list behind aiohttp.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--reuse-port", action="store_true", help="lets other processes listen on the port too")
     args = parser.parse_args()
     # Clients that have stopped reading are not waited for any longer.
-    web.run_app(make_app(), host=args.host, port=args.port, shutdown_timeout=0.2)
+    web.run_app(make_app(), host=args.host, port=args.port, reuse_port=args.reuse_port, shutdown_timeout=0.2)

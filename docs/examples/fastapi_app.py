@@ -1,120 +1,140 @@
-"""A to-do list behind FastAPI: optimistic concurrency, a POST that may be sent again, read your own writes, and
-server-sent events that resume exactly.
+"""A to-do list behind FastAPI, whose workers all write: changes on condition that nobody else has changed that to-do,
+requests that may be sent again, read your own writes, and server-sent events that resume exactly.
 
-    EVENTFOLD_DATA=todo-data uvicorn --app-dir docs/examples fastapi_app:app
+    EVENTFOLD_DATA=todo-data uvicorn --app-dir docs/examples --workers 4 fastapi_app:app
 
-With `--workers 2` one worker writes. The other finds the log locked, opens it read-only, serves and streams all the
-same, and answers a POST with 503 and the writer's process.
+`EVENTFOLD_DATA` is a directory, or the address of a log that several machines share, such as
+`postgresql://host/db?log=todos` or `nats://host:4222/todos`. Nothing else changes.
 """
 
 import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from uuid import uuid4
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from eventfold import ConditionalAppendError, Event, EventLog, LogClosedError, LogLockedError, View, end_streams_on_stop
+from eventfold import (
+    ConditionalAppendError,
+    Event,
+    EventLog,
+    LockMode,
+    LogClosedError,
+    Query,
+    View,
+    end_streams_on_stop,
+)
 
-DATA = Path(os.environ.get("EVENTFOLD_DATA", "todo-data"))
-WRITER = DATA / "writer.pid"
+DATA = os.environ.get("EVENTFOLD_DATA", "todo-data")
+# Workers share a log in files if all of them ask for it. On a server they always do, and each host has an index file.
+OPTIONS: Any = {"index": "todos.index.sqlite"} if "://" in DATA else {"index": True, "lock": LockMode.SHARED}
+
+Todos = dict[str, dict[str, Any]]
 
 
-def reduce_todos(state: list[str], event: Event) -> list[str]:
-    if event.type == "todo_added":
-        state.append(event.data["text"])
-    return state
+def reduce_todos(todos: Todos, event: Event) -> Todos:
+    match event.type:
+        case "todo_added":
+            todos[event.data["id"]] = {"text": event.data["text"], "done": False}
+        case "todo_changed":
+            todos[event.data["id"]]["text"] = event.data["text"]
+        case "todo_done":
+            todos[event.data["id"]]["done"] = True
+    return todos
 
 
-async def open_log() -> tuple[EventLog, bool]:
-    """The log, and whether this process writes it: only one can, the others read."""
-    try:
-        log = await EventLog.open(DATA, views=[View("todos", reduce_todos, list)], index=True, unique_ids=True)
-    except LogLockedError:
-        return await EventLog.open(DATA, views=[View("todos", reduce_todos, list)], read_only=True), False
-    WRITER.write_text(str(os.getpid()))
-    return log, True
+def todo_event(type: str, todo: str, key: str | None = None, **data: Any) -> Event:
+    """An event of one to-do: the tag says whose, and the id that it is in the log once only."""
+    return Event(type, {"id": todo, **data}, id=key, tags=(f"todo:{todo}",))
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict]:
-    log, writes = await open_log()
-    try:
+    async with EventLog.open(DATA, views=[View("todos", reduce_todos, dict)], unique_ids=True, **OPTIONS) as log:
         with end_streams_on_stop(log):  # uvicorn waits for open streams before it ends the lifespan
-            yield {"log": log, "writes": writes}
-    finally:
-        await log.aclose()
+            yield {"log": log}
 
 
 def log_of(request: Request) -> EventLog:
     return request.state.log
 
 
-def writable_log_of(request: Request) -> EventLog:
-    if not request.state.writes:
-        writer = WRITER.read_text() if WRITER.exists() else "unknown"
-        detail = f"this process only reads {DATA}; its writer is process {writer}"
-        raise HTTPException(503, detail, {"Retry-After": "1"})
-    return request.state.log
-
-
 Log = Annotated[EventLog, Depends(log_of)]
-WritableLog = Annotated[EventLog, Depends(writable_log_of)]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1)]
 app = FastAPI(lifespan=lifespan)
-
-
-class Head(BaseModel):
-    offset: int
-    hash: str
 
 
 class NewTodo(BaseModel):
     text: str
-    head: Head | None = None  # what the client has seen; None: it does not matter
 
 
-class Todos(BaseModel):
-    todos: list[str]
-    head: Head
+class ChangedTodo(BaseModel):
+    text: str
+    seen: int  # the offset that came with what the client has seen
 
 
 @app.post("/todos", status_code=201)
-async def add_todo(
-    new: NewTodo,
-    log: WritableLog,
-    response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1)] = None,
-) -> Head:
-    """Adds the text; a request that is sent again with the same `Idempotency-Key` gets the first one's answer."""
-    event = Event("todo_added", {"text": new.text}, id=idempotency_key)
-    try:
-        if new.head is None:
-            result = await log.append(event)
-        else:
-            result = await log.append_if(event, new.head.offset, new.head.hash)
-    except ConditionalAppendError as error:
-        head = Head(offset=log.head.offset, hash=log.head.line_hash)
-        raise HTTPException(409, {"message": str(error), "head": head.model_dump()}) from error
+async def add_todo(new: NewTodo, log: Log, response: Response, key: Key = None) -> dict:
+    """Adds a to-do; a request that is sent again with the same `Idempotency-Key` gets the first one's answer."""
+    todo = key or uuid4().hex
+    result = await log.append(todo_event("todo_added", todo, key, text=new.text))
     if result.duplicate:
         response.status_code = 200
-    return Head(offset=result.end_offset, hash=result.line_hash)
+    return {"id": todo, "offset": result.end_offset}
+
+
+@app.put("/todos/{todo}")
+async def change_todo(todo: str, new: ChangedTodo, log: Log, key: Key = None) -> dict:
+    """Changes the text, unless this to-do has been changed since the client saw it; other to-dos don't matter."""
+    await find(log, todo, new.seen)
+    event = todo_event("todo_changed", todo, key, text=new.text)
+    try:
+        [result] = await log.append_unless([event], Query(tags={f"todo:{todo}"}), after=new.seen)
+    except ConditionalAppendError as error:
+        raise HTTPException(409, f"{todo} has been changed since offset {new.seen}: look again") from error
+    except ValueError as error:  # no offset of this log
+        raise HTTPException(400, str(error)) from error
+    return {"offset": result.end_offset}
+
+
+@app.post("/todos/{todo}/done")
+async def finish_todo(todo: str, log: Log) -> dict:
+    """Decided on the newest state, whichever worker has made it: of many requests, one finishes the to-do."""
+    seen = await find(log, todo)
+
+    def decide(todos: Todos) -> list[Event]:
+        return [] if todos[todo]["done"] else [todo_event("todo_done", todo)]
+
+    results = await log.decide("todos", decide, query=Query(tags={f"todo:{todo}"}))
+    return {"offset": results[-1].end_offset if results else seen}
 
 
 @app.get("/todos")
-async def get_todos(log: Log, after: int = 0) -> Todos:
-    """The list, as soon as it includes what was written before the offset `after`."""
+async def get_todos(log: Log, after: int = 0) -> dict:
+    """The to-dos, as soon as they include what was written before the offset `after`, and the offset to `seen`."""
+    todos, offset = await newest(log, after)
+    return {"todos": todos, "offset": offset}
+
+
+async def newest(log: EventLog, after: int = 0) -> tuple[Todos, int]:
     try:
         async with asyncio.timeout(5):
             await log.wait_until("todos", after)
             head = await log.reader().head()
-            todos = await log.wait_until("todos", head.offset)
+            return await log.wait_until("todos", head.offset), head.offset
     except (TimeoutError, LogClosedError) as error:
         raise HTTPException(503, f"offset {after} is not here yet") from error
-    return Todos(todos=todos, head=Head(offset=head.offset, hash=head.line_hash))
+
+
+async def find(log: EventLog, todo: str, after: int = 0) -> int:
+    todos, offset = await newest(log, after)
+    if todo not in todos:
+        raise HTTPException(404, f"there is no to-do {todo}")
+    return offset
 
 
 async def resume_at(log: Log, last_event_id: Annotated[int | None, Header()] = None, after: int | None = None):

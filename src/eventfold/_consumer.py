@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import weakref
 from collections.abc import AsyncIterator
 
 import msgspec
 
+from . import _tracing
 from ._engine import DocumentLock, LockingDocuments, check_name
 from ._errors import CorruptLogError, EventfoldError
 from ._event import PartialRecord, Record
+from ._logging import INFO, log_event
 from ._query import Query, query_of
 from ._reader import EventReader
-
-logger = logging.getLogger("eventfold")
 
 # Seconds between two attempts to read under a name that another process reads under.
 TAKE_OVER_INTERVAL = 0.1
@@ -167,7 +166,14 @@ class Consumer:
                 f"commit takes the Record that the consumer gave, not {type(record).__name__}: {record!r}; "
                 "write `async for record in consumer: ...; await consumer.commit(record)`"
             )
-        await self._place.commit(record)
+        place = self._place
+        with _tracing.span(
+            "eventfold.consumer_commit",
+            log=str(place.reader._source.location),
+            consumer=place.name,
+            offset=record.end_offset,
+        ):
+            await place.commit(record)
 
 
 class _Iteration:
@@ -237,7 +243,12 @@ async def _lock_name(place: _Checkpoint) -> DocumentLock | None:
             raise StopAsyncIteration
         if not waiting:
             waiting = True
-            logger.info("consumer %r waits, since another process reads under its name", place.name)
+            log_event(
+                INFO,
+                "consumer.waiting",
+                "consumer '%(consumer)s' waits, since another process reads under its name",
+                consumer=place.name,
+            )
         await asyncio.sleep(TAKE_OVER_INTERVAL)
 
 

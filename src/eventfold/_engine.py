@@ -13,7 +13,9 @@ import enum
 import re
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import msgspec
 
 from ._codec.lines import Lines
 from ._errors import EventfoldError
@@ -51,9 +53,14 @@ class SyncMode(enum.Enum):
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
+def is_name(name: object) -> bool:
+    """Whether a view or a consumer may have this name. On files it is part of a file's name."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
 def check_name(kind: str, name: str) -> str:
-    """The name, if a view or a consumer may have it; else raises `ValueError`. On files it is part of a file's name."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    """The name, if a view or a consumer may have it; else raises `ValueError`."""
+    if not is_name(name):
         raise ValueError(
             f"{kind} name {name!r}: it must be 1 to 128 characters of A-Z a-z 0-9 . _ -, not starting with a dot"
         )
@@ -148,14 +155,14 @@ class SourceOfLines(Protocol):
         """
 
 
-class Commit(NamedTuple):
+class Commit(msgspec.Struct):
     """What became of the appends that were committed together.
 
     `outcomes` has, for each append, the position in `lines.data` at which its lines begin, or why they were not
     written. `lines` is what was written, with its offsets; `head` is the head after it.
     """
 
-    outcomes: list[int | Exception]
+    outcomes: Sequence[int | Exception]
     lines: Lines
     head: Head
 

@@ -9,19 +9,18 @@ leaves the log unknown nothing more is committed, and all that wait get the erro
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
+from . import _tracing
 from ._aio import UncancellableTask
 from ._checks import Checks
 from ._engine import Commit, Committer
 from ._errors import EventfoldError, UnknownOutcomeError, WriterFailedError, copy_error
 from ._judge import Append, DuplicateIdError
+from ._logging import ERROR, log_event
 from ._queue import AppendQueue, resolve
 from ._stats import WriterCounters
-
-logger = logging.getLogger("eventfold")
 
 # So many appends are resolved in one turn of the loop: whoever waits for one runs in the next, and others want to run
 # too.
@@ -37,7 +36,8 @@ class GroupCommit:
     def __init__(self, committer: Committer, on_commit: Callable[[Commit], object]) -> None:
         self._committer = committer
         self._on_commit = on_commit
-        self.queue = AppendQueue(self._changed)
+        self._location = str(committer.source.location)
+        self.queue = AppendQueue(self._changed, self._location)
         self.counters = WriterCounters()
         self.checks: Checks | None = None
         self.failure: EventfoldError | None = None
@@ -64,10 +64,17 @@ class GroupCommit:
         """After this nothing is committed any more, and all that wait get the error, which is returned."""
         if self.failure is None:
             if isinstance(error, EventfoldError):
-                self.failure = error
+                self.failure, unexpected = error, None
             else:
-                logger.error("the writer of %s failed", self._committer.source.location, exc_info=error)
-                self.failure = WriterFailedError(f"the writer failed: {error!r}")
+                self.failure, unexpected = WriterFailedError(f"the writer failed: {error!r}"), error
+            log_event(
+                ERROR,
+                "writer.failed",
+                "the writer of %(location)s failed, and the log must be opened again: %(error)s",
+                location=self._location,
+                error=self.failure,
+                cause=unexpected,
+            )
             if self._task is None:
                 self._start()
         return self.failure
@@ -113,13 +120,17 @@ class GroupCommit:
         if self.failure is not None:
             return [self.failure] * len(batch), _no_offset
         begun = perf_counter()
+        calls = (append.span for append in batch if append.span is not None)
+        span = _tracing.start("eventfold.commit", calls, log=self._location)
         try:
             commit = await self._committer.commit(batch)
             committed = sum([outcome.__class__ is int for outcome in commit.outcomes])  # faster than a generator
             self.counters.add(committed, len(batch) - committed, perf_counter() - begun)
+            span.end(appends=committed, refused=len(batch) - committed, bytes=len(commit.lines.data))
             if commit.lines.data:
                 self._on_commit(commit)
         except Exception as error:
+            span.end(error, appends=0, refused=len(batch))
             self.counters.add(0, len(batch), perf_counter() - begun)
             if isinstance(error, OSError | UnknownOutcomeError):
                 return [error] * len(batch), _no_offset

@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, repeat
-from typing import NamedTuple
+from itertools import accumulate, islice, repeat
 
 import msgspec
 
@@ -21,6 +20,7 @@ from ._codec.lines import Lines, last_line_hash
 from ._errors import AppendConflict, ConditionalAppendError
 from ._event import AppendResult, Head
 from ._query import Query
+from ._tracing import Span
 
 
 class Condition(msgspec.Struct, gc=False):
@@ -63,21 +63,30 @@ class Append(msgspec.Struct, eq=False, gc=False):
     condition: Condition | None = None
     count: int = 0  # of lines; 0 if it is not known
     unique: UniqueIds | None = None
+    span: Span | None = None  # that of the call, where it is traced
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether what is in the log decides about it, so that nothing may come in between judging and writing."""
+        return self.expected is not None or self.condition is not None or self.unique is not None
 
 
-class Judgement(NamedTuple):
+class Judgement(msgspec.Struct):
     """`outcomes` has the position in `data` of each append's first line, or why it may not be written."""
 
-    outcomes: list[int | Exception]
+    outcomes: Sequence[int | Exception]
     data: bytes
     head: Head
 
 
 def lines_needed_from(appends: Iterable[Append]) -> int | None:
     """The offset from which on `judge` needs the lines of the log; None where no append has a query or unique ids."""
-    checked = [append.condition.start for append in appends if append.condition is not None]
-    checked += [append.unique.checked for append in appends if append.unique is not None]
-    return min(checked, default=None)
+    judged = [append for append in appends if append.condition is not None or append.unique is not None]
+    if not judged:
+        return None
+    checked = [append.condition.start for append in judged if append.condition is not None]
+    checked += [append.unique.checked for append in judged if append.unique is not None]
+    return min(checked)
 
 
 def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -> Judgement:
@@ -86,6 +95,15 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
     `recent` are the lines from `lines_needed_from(appends)` up to the head. The resulting head assumes offsets that
     count bytes.
     """
+    unconditional = [
+        append.data
+        for append in appends
+        if append.expected is None and append.condition is None and append.unique is None
+    ]
+    if len(unconditional) == len(appends):  # mostly so: nothing to judge, only positions to count
+        positions = list(accumulate(map(len, unconditional), initial=0))
+        size = positions.pop()
+        return Judgement(positions, b"".join(unconditional), _head_after(head, unconditional, size))
     outcomes: list[int | Exception] = []
     accepted: list[bytes] = []
     position = 0

@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from . import _tracing
 from ._errors import copy_error
 from ._event import AppendResult, Head, line_hash
 from ._judge import Append, Condition, UniqueIds
@@ -21,9 +22,13 @@ QUEUE_SIZE = 16 * 2**20
 
 
 class AppendQueue:
-    """The appends that wait. `changed` is called when one is added, or leaves without having been added."""
+    """The appends that wait for the log at `location`.
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    `changed` is called when one is added, or leaves without having been added.
+    """
+
+    def __init__(self, changed: Callable[[], None], location: str = "") -> None:
+        self._location = location
         self._loop = asyncio.get_running_loop()
         self._changed = changed
         self._appends: deque[Append] = deque()
@@ -90,7 +95,11 @@ class AppendQueue:
     ) -> asyncio.Future[list[AppendResult]]:
         """Adds an append of `count` whole lines; the future for where they are in the log."""
         future: asyncio.Future[list[AppendResult]] = self._loop.create_future()
-        self._appends.append(Append(data, future, expected, condition, count, unique))
+        append = Append(data, future, expected, condition, count, unique)
+        if _tracing.tracer is not None:
+            append.span = _tracing.start("eventfold.append", log=self._location, events=count, bytes=len(data))
+            _tracing.end_with(append.span, future)
+        self._appends.append(append)
         self._size += len(data)
         if len(self._appends) == 1:
             self._changed()

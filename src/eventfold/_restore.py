@@ -14,7 +14,6 @@ no event yet, is refused with a `CorruptLogError`, or is complete.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -26,10 +25,9 @@ from ._errors import CorruptLogError, EventfoldError
 from ._event import Head
 from ._files import operations
 from ._files.paths import Layout
+from ._logging import WARNING, log_event
 from ._reader import EventReader
 from ._verify import verify
-
-logger = logging.getLogger("eventfold")
 
 # Where the copy is made, in the target.
 UNFINISHED = ".restoring"
@@ -58,7 +56,8 @@ async def restore(
     Raises:
         CorruptLogError: The log in the backup is damaged; nothing was copied. A snapshot or a consumer's offset that
             does not fit is left out, with a warning.
-        EventfoldError: There is no backup, or `dir` holds something.
+        EventfoldError: There is no backup, or `dir` holds something; also if that was put there meanwhile, such as by
+            a program that opened it. It is left as it is.
         OSError: A file could not be read or written.
     """
     source, target = Layout(backup), Layout(dir)
@@ -69,7 +68,14 @@ async def restore(
             raise CorruptLogError(
                 problem.path, problem.offset, f"{problem.reason}; restore another backup, or repair it"
             )
-        logger.warning("not restored: %s", problem)
+        log_event(
+            WARNING,
+            "restore.left_out",
+            "not restored: %(path)s, offset %(offset)d: %(reason)s",
+            path=problem.path,
+            offset=problem.offset,
+            reason=problem.reason,
+        )
     unfinished = Layout(target.dir / UNFINISHED)
     await in_thread(_begin, source, target, unfinished)
     head = await copy_to(EventReader(source.dir), unfinished.dir, progress)
@@ -90,6 +96,19 @@ def _check(source: Layout, target: Layout) -> None:
         )
 
 
+def _check_still_empty(target: Layout) -> None:
+    found = set(os.listdir(target.dir)) - {UNFINISHED}
+    if found:
+        raise _begun_meanwhile(target, min(found))
+
+
+def _begun_meanwhile(target: Layout, name: str) -> EventfoldError:
+    return EventfoldError(
+        f"{name!r} was put into {target.dir} while the backup was being restored there: stop the program that opens "
+        "this directory, move what is there away, and restore again"
+    )
+
+
 def _begin(source: Layout, target: Layout, unfinished: Layout) -> None:
     """Removes what a restoring has left that was broken off: after a power cut, anything may be in its files."""
     _check(source, target)
@@ -98,6 +117,9 @@ def _begin(source: Layout, target: Layout, unfinished: Layout) -> None:
 
 
 def _put_in_place(unfinished: Layout, target: Layout) -> None:
+    # Somebody may have begun a log there meanwhile, and appended to it. Whoever opens the directory makes app.jsonl
+    # first and looks at the base file then: so either we see app.jsonl below, or it is refused because of the base.
+    _check_still_empty(target)
     for directory in (unfinished.views_dir, unfinished.consumers_dir):
         if directory.exists():
             operations.rename(directory, target.dir / directory.name)
@@ -105,6 +127,9 @@ def _put_in_place(unfinished: Layout, target: Layout) -> None:
         if path.exists():
             # One after the other, also after a power cut.
             operations.sync_dir(target.dir)
+            if path == unfinished.log_path and target.log_path.exists():
+                operations.unlink(target.base_path)  # speaks of another log than the one that was begun
+                raise _begun_meanwhile(target, target.log_path.name)
             operations.rename(path, target.dir / path.name)
     operations.sync_dir(target.dir)
     try:

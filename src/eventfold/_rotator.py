@@ -7,17 +7,16 @@ whoever waits for a rotation does not stop it.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from . import _tracing
 from ._aio import UncancellableTask
 from ._engine import RotatingCommitter
 from ._errors import WriterFailedError
+from ._logging import WARNING, log_event
 from ._reader import EventReader
-
-logger = logging.getLogger("eventfold")
 
 # Seconds before a rotation that failed on its own is tried again; each further failure doubles them, up to the last.
 RETRY_INTERVAL, LAST_RETRY_INTERVAL = 1.0, 60.0
@@ -77,6 +76,7 @@ class Rotator:
 
     def _start(self, views: Iterable[ViewOps], if_due: bool = False) -> asyncio.Task[None]:
         task = UncancellableTask(self._rotate(views, if_due), "eventfold rotation")
+        _tracing.end_with(_tracing.start("eventfold.rotate", log=str(self._location), automatic=if_due), task)
         self.running.add(task)
         task.add_done_callback(self.running.discard)
         return task
@@ -98,4 +98,10 @@ class Rotator:
         else:
             self._not_before = self._loop.time() + self._retry_interval
             self._retry_interval = min(2 * self._retry_interval, LAST_RETRY_INTERVAL)
-            logger.warning("%s could not be rotated, and will be later: %s", self._location, error)
+            log_event(
+                WARNING,
+                "rotation.failed",
+                "%(location)s could not be rotated, and will be later: %(error)s",
+                location=self._location,
+                error=error,
+            )

@@ -22,9 +22,11 @@ class WriterCounters(msgspec.Struct):
         self.appends += committed
         self.refused += refused
         self.batches += 1
-        self.largest_batch = max(self.largest_batch, committed + refused)
         self.commit_seconds += seconds
-        self.slowest_commit_seconds = max(self.slowest_commit_seconds, seconds)
+        if committed + refused > self.largest_batch:
+            self.largest_batch = committed + refused
+        if seconds > self.slowest_commit_seconds:
+            self.slowest_commit_seconds = seconds
 
 
 class ViewStats(msgspec.Struct, frozen=True):

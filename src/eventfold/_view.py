@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from . import _tracing
 from ._engine import check_name
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Event, Head
@@ -175,11 +176,13 @@ class View(Generic[S]):
 
     async def _refold(self, reader: EventReader) -> None:
         """The same as `rebuild`, but leaves the snapshot on disk as it is."""
-        async with self._lock:
-            self._loaded = True
-            self._snapshot.forget()
-            self._fold.start(self._new_state(), Head(0, ""))
-        await refresh_together([self], reader, save=False)
+        with _tracing.span("eventfold.rebuild", log=str(reader._source.location), view=self._name) as span:
+            async with self._lock:
+                self._loaded = True
+                self._snapshot.forget()
+                self._fold.start(self._new_state(), Head(0, ""))
+            await refresh_together([self], reader, save=False)
+            span.set(offset=self.offset)
 
     async def save(self, reader: EventReader) -> None:
         """Writes the snapshot of what is folded, unless it is on disk already, or the reducer raised.

@@ -8,7 +8,6 @@ later one, whichever process saved that.
 from __future__ import annotations
 
 import asyncio
-import logging
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -16,12 +15,11 @@ from ._aio import in_thread
 from ._engine import LockingDocuments
 from ._errors import CorruptLogError
 from ._event import Head
+from ._logging import WARNING, log_event
 from ._query import Query
 from ._reader import EventReader
 from ._state import difference
 from .snapshot import NOWHERE, BadSnapshotError, Snapshot, decode_state, encode, encode_state, parse
-
-logger = logging.getLogger("eventfold")
 
 S = TypeVar("S")
 
@@ -75,7 +73,13 @@ class ViewSnapshot(Generic[S]):
             place = await self._place_of(snapshot, reader)
             state = self.decode(snapshot.state)
         except (BadSnapshotError, CorruptLogError, OSError) as error:
-            logger.warning("view %r is rebuilt, its snapshot is not used: %s", self._name, error)
+            log_event(
+                WARNING,
+                "snapshot.rejected",
+                "view '%(view)s' is rebuilt, its snapshot is not used: %(error)s",
+                view=self._name,
+                error=error,
+            )
             return None
         self._saved, self._saved_offset, self._saved_size = place, snapshot.offset, len(snapshot.state)
         return state, place
@@ -120,7 +124,13 @@ class ViewSnapshot(Generic[S]):
         except Exception as error:
             self._next_try = monotonic() + self._retry_interval
             self._retry_interval = min(2 * self._retry_interval, LAST_RETRY_INTERVAL)
-            logger.warning("the snapshot of view %r could not be written: %s", self._name, error)
+            log_event(
+                WARNING,
+                "snapshot.write_failed",
+                "the snapshot of view '%(view)s' could not be written: %(error)s",
+                view=self._name,
+                error=error,
+            )
 
     async def _stored(self, reader: EventReader) -> Snapshot | None:
         """The stored snapshot, its state still encoded; None if there is none. Raises `BadSnapshotError`, `OSError`."""

@@ -11,7 +11,6 @@ is; after a failure that leaves the log unknown nothing more is accepted.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -37,8 +36,6 @@ from ._query import Query
 from ._reader import EventReader
 from ._rotator import Rotator, ViewOps
 from ._waiters import Scope, Waiters
-
-logger = logging.getLogger("eventfold")
 
 # The most bytes of a line that can be asked for: the system reads and writes no more than 2 GiB in one call.
 MAX_EVENT_SIZE = 2**30

@@ -12,7 +12,6 @@ Promises: a snapshot is replaced atomically; what `load` gives has the state tha
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
 from pathlib import Path
@@ -23,8 +22,7 @@ import msgspec
 from ._aio import in_thread
 from ._event import line_hash
 from ._files import operations
-
-logger = logging.getLogger("eventfold")
+from ._logging import WARNING, log_event
 
 __all__ = ["Snapshot", "delete", "load", "save"]
 
@@ -151,7 +149,13 @@ async def load(path: str | os.PathLike[str], state_type: Any = Any) -> Snapshot 
             return None
         return msgspec.structs.replace(found, state=decode_state(found.state, state_type))
     except (BadSnapshotError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        logger.warning("snapshot %s is passed over: %s", os.fspath(path), error)
+        log_event(
+            WARNING,
+            "snapshot.unreadable",
+            "snapshot %(path)s is passed over: %(error)s",
+            path=os.fspath(path),
+            error=error,
+        )
         return None
 
 

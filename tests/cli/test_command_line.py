@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -436,6 +437,17 @@ def test_two_moments_of_a_view_are_compared(tmp_path: Path) -> None:
     assert (json.loads(found)["before"], json.loads(found)["after"]) == (0, 20)
     assert "20" in json.loads(found)["differs"]
     assert json.loads(run("diff", tmp_path / "data", 0, 0, "--reducer", "app:counted").stdout)["differs"] is None
+
+
+@pytest.mark.usefixtures("application")
+def test_two_moments_can_be_times(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    compare = partial(run, "diff", tmp_path / "data", "--reducer", "app:counted")
+
+    found = json.loads(compare("1970-01-01T00:16:43Z", "1970-01-01T00:16:45Z", status=1).stdout)
+    assert (found["before"], found["after"]) == (3, 5)
+    assert json.loads(compare(0, "1970-01-02", status=1).stdout)["after"] == 20
+    assert "neither an offset nor a time" in compare(0, "yesterday", status=1).stderr
 
 
 @pytest.mark.usefixtures("application")

@@ -6,9 +6,12 @@ import asyncio
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from select import select
+from time import monotonic, sleep
 
 import pytest
 from pyarrow import parquet
@@ -153,6 +156,29 @@ def test_a_closed_pipe_ends_an_export_quietly(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.wait(60) == 141
         assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("command", [["cat"], ["export"], ["export", "--format", "csv"], ["tail", "-f", "--from", "0"]])
+def test_ctrl_c_ends_a_command_whose_output_waits_for_its_reader(tmp_path: Path, command: list[str]) -> None:
+    """Such as a pager that shows the first page, and passes Ctrl-C over."""
+    write_log(tmp_path, *map(line, range(20_000)))
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        [*COMMAND, *command, tmp_path], stdout=writing, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        deadline = monotonic() + 60
+        while select([], [writing], [], 0)[1]:  # there is room in the pipe
+            assert monotonic() < deadline
+            sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
+        assert process.stderr.read() == b""
+    os.close(reading)
+    os.close(writing)
 
 
 # completion

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -46,6 +47,14 @@ def jetstream(request: pytest.FixtureRequest) -> Address:
     return JetStream(server.addresses, f"conformance{next(_numbers)}", timeout=10)
 
 
+def jetstream_cluster(request: pytest.FixtureRequest) -> Address:
+    """A log on three servers, each with a replica."""
+    servers = request.getfixturevalue("nats_cluster")
+    from eventfold.jetstream import JetStream
+
+    return JetStream(servers.addresses, f"conformance{next(_numbers)}", replicas=3)
+
+
 ENGINES: dict[str, Factory] = {
     "files": files,
     "files_shared": files_shared,
@@ -54,6 +63,9 @@ ENGINES: dict[str, Factory] = {
 }
 # Those to which several writers append at once.
 SHARED = {"files_shared", "jetstream", "postgres"}
+if os.environ.get("EVENTFOLD_NATS") == "all":
+    ENGINES["jetstream_cluster"] = jetstream_cluster
+    SHARED.add("jetstream_cluster")
 
 
 @pytest.fixture(params=ENGINES)

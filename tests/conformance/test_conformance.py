@@ -475,6 +475,20 @@ async def test_of_writers_who_expect_the_same_head_one_gets_it(shared: Address) 
         assert await numbers(one) == list(range(20))
 
 
+async def test_an_id_that_writers_append_at_once_is_in_the_log_once(shared: Address, tmp_path: Path) -> None:
+    """With an index each, as on two hosts; all get the first one's result."""
+    opening = [EventLog.open(shared, index=tmp_path / f"index{n}", unique_ids=True) for n in range(2)]
+    async with opening[0] as one, opening[1] as two:
+        results = []
+        for n in range(20):
+            results += await asyncio.gather(*(log.append(Event("a", {"n": n}, id=f"id-{n}")) for log in (one, two)))
+        found = await numbers(one)
+
+    assert found == list(range(20))
+    assert sum(result.duplicate for result in results) == 20
+    assert [result.start_offset for result in results[::2]] == [result.start_offset for result in results[1::2]]
+
+
 async def test_a_tail_sees_what_all_writers_append(shared: Address) -> None:
     """In the order of the log."""
     seen: list[int] = []

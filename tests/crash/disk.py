@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import mmap
 import os
 import re
 import tempfile
@@ -26,6 +27,7 @@ from eventfold._files import operations
 Files = dict[str, bytes]
 ARCHIVE = "archive.jsonl.zst"
 LOG = "app.jsonl"
+MARK = "app.jsonl.lock"
 _RANDOM = re.compile(r"\.[0-9a-f]{16}\.tmp$")
 
 
@@ -102,6 +104,9 @@ class Journal:
         for name in ("open_file", "write", "sync", "truncate", "rename", "unlink", "sync_dir"):
             self._originals[name] = getattr(operations, name)
             monkeypatch.setattr(operations, name, getattr(self, f"_{name}"))
+        self._mark: tuple[int, str] | None = None
+        self._originals["write_mapped"] = operations.write_mapped
+        monkeypatch.setattr(operations, "write_mapped", self._write_mapped)
         self._originals["mkdir"] = os.mkdir
         monkeypatch.setattr(os, "mkdir", self._mkdir)
 
@@ -130,6 +135,8 @@ class Journal:
             fd = self._originals["open_file"](path, flags)
             self._open[fd] = next(self._numbers), self._name(path)
             self.ops.append(Op("create" if new else "open", *self._open[fd]))
+            if path.name == MARK:  # the one file that is mapped
+                self._mark = self._open[fd]
             if flags & os.O_TRUNC and not new:
                 self.ops.append(Op("truncate", self._open[fd][0], 0))
             return fd
@@ -146,6 +153,10 @@ class Journal:
             if end is not None:
                 self.log_write_ends_after = None
                 raise OSError(errno.ENOSPC, "made to end early")
+
+    def _write_mapped(self, memory: mmap.mmap, data: bytes, position: int) -> None:
+        self._originals["write_mapped"](memory, data, position)
+        self.ops.append(Op("write", self._mark[0], data, position))
 
     def _sync(self, fd: int) -> None:
         self.ops.append(Op("sync", self._open[fd][0]))
@@ -196,15 +207,18 @@ class _Inode:
             data = self._apply(data, op)
         return data
 
-    def after_power_cut(self, pages: bool, fine: bool) -> Iterator[bytes]:
+    def after_power_cut(self, pages: bool, fine: bool, mark: bool) -> Iterator[bytes]:
         """What may be on disk; with `pages`, also a later part of the last write without an earlier one.
 
-        With `fine`, the last write is torn in more places.
+        With `fine`, the last write is torn in more places. A `mark`, which is checksummed and changed for each turn, is
+        there with all of its changes or with none.
         """
         yield self.now()
         if not self.pending:
             return
         yield self.synced
+        if mark:
+            return
         *before, last = self.pending
         data = self.synced
         for op in before:
@@ -321,7 +335,7 @@ class _Disk:
             for change in itertools.compress(self._changes, chosen):
                 self._change(left, *change)
             choices = [
-                [(name, data) for data in dict.fromkeys(inode.after_power_cut(ARCHIVE in name, fine))]
+                [(name, data) for data in dict.fromkeys(inode.after_power_cut(ARCHIVE in name, fine, MARK in name))]
                 for name, inode in self._reachable(left).items()
             ]
             for choice in itertools.product(*choices):

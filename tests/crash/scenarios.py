@@ -10,14 +10,16 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests import support
 from tests.crash.disk import Expected, Journal, Op, Recorded, State, States, read_files, write_files
+from tests.crash.peers import Peer
 from tests.crash.truth import NEW, Opened, Truth, append, check_files, read_now
 from tests.support import event, line
 
-from eventfold import Event, EventLog, SyncMode, View, snapshot
+from eventfold import Event, EventLog, LockMode, SyncMode, View, snapshot
 from eventfold._files import committer, frames, operations
 
 COMPAT = Path(__file__).parents[1] / "data" / "compat"
@@ -34,15 +36,26 @@ def small_frames(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixtu
     caplog.set_level(logging.ERROR, "eventfold")
 
 
+def opener(lock: LockMode) -> type[Opened]:
+    """How a log is opened for writing in this mode."""
+    found: Any = Peer if lock is LockMode.SHARED else Opened
+    return found
+
+
 class Play:
     """A directory in which a scenario is played, and what it appends."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, lock: LockMode = LockMode.FLOCK) -> None:
         root.mkdir()
         self.root = root
+        self.lock = lock
         self.dir = root / DATA
         self.truth = Truth()
         self.journal: Journal | None = None
+
+    def open(self) -> Opened:
+        """The log, opened for writing."""
+        return opener(self.lock)(self.dir)
 
     def add(self, opened: Opened, *lines: bytes, sync: bool = True) -> None:
         """Appends lines, or whole batches, one commit each; acknowledged once they are written, and synced if asked."""
@@ -71,7 +84,7 @@ def new_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """A log in a directory that is made for it; events, and batches."""
 
     def act(journal: Journal) -> None:
-        with Opened(play.dir) as opened:
+        with play.open() as opened:
             play.add(opened, line(0), BATCH)
             play.add_together(opened, line(1), BATCH, line(2))
 
@@ -80,11 +93,11 @@ def new_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 def refused_commit(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """Commits that the disk has no room for, after the first of their lines; then one that it has room for."""
-    with Opened(play.dir) as opened:
+    with play.open() as opened:
         play.add(opened, line(0))
 
     def act(journal: Journal) -> None:
-        with Opened(play.dir) as opened:
+        with play.open() as opened:
             for refused in (line(1) + line(2), BATCH):
                 while_undecided = Truth(play.truth.data)
                 while_undecided.add(refused)
@@ -103,7 +116,7 @@ def unsynced_commits(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """Commits that are synced later, if at all, and a rotation of some that were not."""
 
     def act(journal: Journal) -> None:
-        with Opened(play.dir) as opened:
+        with play.open() as opened:
             play.add(opened, line(0), BATCH, sync=False)
             opened.active.sync()
             journal.acknowledge(opened.active.head.offset)
@@ -117,11 +130,11 @@ def unsynced_commits(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 def first_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """The log's first rotation, which makes the archive."""
-    with Opened(play.dir) as opened:
+    with play.open() as opened:
         play.add(opened, *map(line, range(6)), BATCH, line(6))
 
     def act(journal: Journal) -> None:
-        with Opened(play.dir) as opened:
+        with play.open() as opened:
             opened.rotate()
             play.add(opened, line(7))
 
@@ -130,11 +143,11 @@ def first_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 def first_rotation_with_appends(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """The first rotation, during which events are appended."""
-    with Opened(play.dir) as opened:
+    with play.open() as opened:
         play.add(opened, *map(line, range(5)))
 
     def act(journal: Journal) -> None:
-        with Opened(play.dir) as opened:
+        with play.open() as opened:
             for new in (line(9), BATCH):
                 journal.before_archive_write.append(lambda new=new: play.add(opened, new))
             opened.rotate()
@@ -145,13 +158,13 @@ def first_rotation_with_appends(play: Play, monkeypatch: pytest.MonkeyPatch) -> 
 
 def later_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """A rotation after another."""
-    with Opened(play.dir) as opened:
+    with play.open() as opened:
         play.add(opened, *map(line, range(4)))
         opened.rotate()
         play.add(opened, *map(line, range(4, 14)))
 
     def act(journal: Journal) -> None:
-        with Opened(play.dir) as opened:
+        with play.open() as opened:
             opened.rotate()
             play.add(opened, line(14))
 
@@ -160,13 +173,13 @@ def later_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 def rotation_with_appends(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """A rotation during which events and batches are appended before each frame."""
-    with Opened(play.dir) as opened:
+    with play.open() as opened:
         play.add(opened, *map(line, range(3)))
         opened.rotate()
         play.add(opened, *map(line, range(3, 9)))
 
     def act(journal: Journal) -> None:
-        with Opened(play.dir) as opened:
+        with play.open() as opened:
             for new in (line(9), BATCH, line(10)):
                 journal.before_archive_write.append(lambda new=new: play.add(opened, new))
             opened.rotate()
@@ -182,7 +195,7 @@ class _StoppedError(Exception):
 
 def resumed_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """A rotation that is finished at the opening, with events behind what is being archived."""
-    with Opened(play.dir) as opened:
+    with play.open() as opened:
         play.add(opened, *map(line, range(3)))
         opened.rotate()
         play.add(opened, *map(line, range(3, 12)))
@@ -199,7 +212,7 @@ def resumed_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
         play.add(opened, line(12), BATCH)
 
     def act(journal: Journal) -> None:
-        with Opened(play.dir) as opened:
+        with play.open() as opened:
             play.add(opened, line(13))
 
     return play.record(monkeypatch, act)
@@ -207,7 +220,7 @@ def resumed_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 def rotation_after_a_full_disk(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """A rotation that fails in its second frame, and that the same writer goes on with later."""
-    with Opened(play.dir) as opened:
+    with play.open() as opened:
         play.add(opened, *map(line, range(3)))
         opened.rotate()
         play.add(opened, *map(line, range(3, 9)))
@@ -216,7 +229,7 @@ def rotation_after_a_full_disk(play: Play, monkeypatch: pytest.MonkeyPatch) -> R
         raise OSError(errno.ENOSPC, "made to fail")
 
     def act(journal: Journal) -> None:
-        with Opened(play.dir) as opened:
+        with play.open() as opened:
             journal.before_archive_write += [lambda: None, fail]
             with pytest.raises(OSError, match="made to fail"):
                 opened.rotate()
@@ -236,7 +249,7 @@ def directory_of_the_rust_crate(play: Play, monkeypatch: pytest.MonkeyPatch) -> 
     play.truth = Truth(frames.zstd.decompress(archive) + log)
 
     def act(journal: Journal) -> None:
-        with Opened(play.dir) as opened:
+        with play.open() as opened:
             opened.rotate()
             play.add(opened, line(9))
 
@@ -245,7 +258,7 @@ def directory_of_the_rust_crate(play: Play, monkeypatch: pytest.MonkeyPatch) -> 
 
 def torn_frame_of_the_rust_crate(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """The opening of a directory in which the Rust crate was killed in a rotation, and a rotation."""
-    with Opened(play.dir) as opened:
+    with play.open() as opened:
         play.add(opened, *map(line, range(4)))
         opened.rotate()
         play.add(opened, *map(line, range(4, 9)))
@@ -253,7 +266,7 @@ def torn_frame_of_the_rust_crate(play: Play, monkeypatch: pytest.MonkeyPatch) ->
         archive.write(frames.zstd.compress(b"".join(map(line, range(4, 9))))[:-20])
 
     def act(journal: Journal) -> None:
-        with Opened(play.dir) as opened:
+        with play.open() as opened:
             play.add(opened, line(9))
             opened.rotate()
 
@@ -269,7 +282,7 @@ def whole_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """Appends of several tasks, a batch, snapshots of a view, a consumer's commits, a snapshot that is deleted."""
 
     async def use(journal: Journal) -> None:
-        async with EventLog.open(play.dir, views=[View("counts", _count, dict)]) as log:
+        async with EventLog.open(play.dir, lock=play.lock, views=[View("counts", _count, dict)]) as log:
 
             async def append_one(n: int) -> None:
                 journal.acknowledge((await log.append(event(n))).end_offset)
@@ -302,7 +315,7 @@ def lazily_synced_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
 
     async def use(journal: Journal, mode: SyncMode, numbers: range) -> None:
-        async with EventLog.open(play.dir, sync=mode) as log:
+        async with EventLog.open(play.dir, lock=play.lock, sync=mode) as log:
             journal.acknowledge(log.head.offset)
             for n in numbers:
                 journal.written((await log.append(event(n))).end_offset)
@@ -338,23 +351,29 @@ SCENARIOS = {
 }
 
 
-def check_state(state: State, root: Path) -> None:
+def check_state(state: State, root: Path, lock: LockMode = LockMode.FLOCK) -> None:
     """Asserts that a log that a crash left is whole, and so are the files beside it that were to be kept."""
     state.check_kept()
     try:
         write_files(root, state.files)
-        check_files(root / DATA, state.expected.truth, state.expected.acknowledged)
+        check_files(root / DATA, state.expected.truth, state.expected.acknowledged, opener(lock))
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def recovery(state: State, root: Path, monkeypatch: pytest.MonkeyPatch, rotating: bool = False) -> list[Op]:
+def recovery(
+    state: State,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rotating: bool = False,
+    lock: LockMode = LockMode.FLOCK,
+) -> list[Op]:
     """Opens the log that a crash left, appends, rotates if asked; the operations. What it found is there for good."""
     try:
         write_files(root, state.files)
         with monkeypatch.context() as patch:
             journal = Journal(patch, root)
-            with Opened(root / DATA) as opened:
+            with opener(lock)(root / DATA) as opened:
                 head, data = read_now(root / DATA)
                 journal.expect(Truth(data + line(NEW)))
                 journal.acknowledge(head.offset)
@@ -374,7 +393,7 @@ def cuts_in_a_row(root: Path, monkeypatch: pytest.MonkeyPatch, cuts: int = 3) ->
     """
     root.mkdir()
     play = Play(root / "begun")
-    with Opened(play.dir) as opened:
+    with play.open() as opened:
         play.add(opened, *map(line, range(4)))
         opened.rotate()
         play.add(opened, *map(line, range(4, 9)))

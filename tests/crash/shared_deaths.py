@@ -18,15 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.crash.peers import Peer
 from tests.crash.truth import check_archive, read_now
 from tests.support import line
 
 from eventfold import EventfoldError, WriterFailedError
 from eventfold._files import operations, shared_rotation
 from eventfold._files.paths import Layout
-from eventfold._files.shared_log import SharedLog
 from eventfold._files.turn import Turn
-from eventfold._judge import Append
 
 OPERATIONS = (
     "open_file",
@@ -42,51 +41,6 @@ OPERATIONS = (
     "unlock",
 )
 DIED = 9
-
-
-class Peer:
-    """One writer, without an event loop."""
-
-    def __init__(self, directory: Path) -> None:
-        self.layout = Layout(directory)
-        operations.make_dir(directory)
-        self.turn = Turn(self.layout)
-        self.log: SharedLog | None = None
-        self._old: list[int] = []
-        try:
-            self.log, left = shared_rotation.open_shared(self.layout, self.turn, 0)
-            if left is not None:
-                self._finish(left)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        for fd in self._old:
-            os.close(fd)
-        if self.log is not None:
-            self.log.close()
-        self.turn.close()
-
-    def append(self, data: bytes) -> int:
-        """The offset at which these lines were acknowledged to begin."""
-        future: Any = None
-        before, judgement = self.log.commit_judged([Append(data, future)], True)
-        return before.offset + judgement.outcomes[0]
-
-    def rotate(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        goal = self.log.head.offset
-        while (begun := shared_rotation.begin(self.layout, self.log, goal)) is not None:
-            self._finish(begun, meanwhile)
-
-    def _finish(self, begun: Any, meanwhile: Callable[[], object] = lambda: None) -> None:
-        try:
-            begun.archive(self.log)
-            meanwhile()
-            begun.catch_up(self.log)
-            self._old.append(shared_rotation.switch(begun, self.log))
-        finally:
-            begun.close()
 
 
 Tell = Callable[[int, bytes], None]

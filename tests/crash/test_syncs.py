@@ -27,15 +27,18 @@ from tests.crash.scenarios import (
     recovery,
     small_frames,
 )
+from tests.crash.shared_scenarios import SHARED_SCENARIOS
 
 import eventfold
+from eventfold import LockMode
 
 PACKAGE = Path(eventfold.__file__).parent
 NAMES = ("sync", "sync_dir")
 # A backup writes a directory of its own, and `tests/test_backup.py` interrupts it. So do `tests/test_repair.py` and
-# `tests/test_restore.py` with what they are about. The model in `tests/model` leaves out each step of shared writers in
-# turn, which take more than one writer to be needed.
-ELSEWHERE = {"_backup", "_files.cutting", "_restore", "_files.shared_log", "_files.shared_rotation"}
+# `tests/test_restore.py` with what they are about.
+ELSEWHERE = {"_backup", "_files.cutting", "_restore"}
+# Several writers are needed to lose something without these.
+SHARED = {"_files.shared_log", "_files.shared_rotation"}
 # Only a crash of one of the last recoveries shows what is lost without these.
 SLOW = {"_files.recovery.find_ends: operations.sync", "_files.recovery.open_log: operations.sync_dir"}
 # Syncs that nothing is lost without, and why they are there all the same.
@@ -128,8 +131,10 @@ class Mutation:
 class Search:
     """Looks for a loss that shows without the sync."""
 
-    def __init__(self, mutation: Mutation, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, mutation: Mutation, root: Path, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
         self._mutation = mutation
+        self._lock = LockMode.SHARED if shared else LockMode.FLOCK
+        self._scenarios = SHARED_SCENARIOS if shared else SCENARIOS
         self._root = root
         self._monkeypatch = monkeypatch
         self._numbers = itertools.count()
@@ -140,9 +145,9 @@ class Search:
     def losses(self) -> Iterator[str]:
         """Every loss: the scenario, where it was crashed, and what was wrong. What is found fastest comes first."""
         recordings = {}
-        for name, scenario in SCENARIOS.items():
+        for name, scenario in self._scenarios.items():
             met = self._mutation.met
-            recordings[name] = scenario(Play(self._new()), self._monkeypatch)
+            recordings[name] = scenario(Play(self._new(), self._lock), self._monkeypatch)
             if self._mutation.met > met:
                 yield from self._lost(States().after(recordings[name]), name)
         for reverse in (False, True):
@@ -162,14 +167,14 @@ class Search:
         for state in states:
             try:
                 state.check_kept()
-                check_state(state, self._new())
+                check_state(state, self._new(), self._lock)
             except Exception as error:
                 yield "; ".join((*before, state.after, f"{error!r:.300}"))
 
     def _recovery(self, first: State, states: States, before: Recorded, name: str) -> Iterator[str]:
         met = self._mutation.met
         try:
-            more = recovery(first, self._new(), self._monkeypatch, rotating=True)
+            more = recovery(first, self._new(), self._monkeypatch, rotating=True, lock=self._lock)
         except Exception as error:
             yield f"{name}; {first.after}; {error!r:.300}"
             return
@@ -195,7 +200,7 @@ def test_without_any_one_sync_something_is_lost(site: Site, scratch: Path, monke
     if str(site) in SLOW and os.environ.get("EVENTFOLD_SYNCS") != "all":
         pytest.skip("its loss takes minutes to find: set EVENTFOLD_SYNCS=all")
     mutation = Mutation(site, monkeypatch)
-    lost = next(Search(mutation, scratch, monkeypatch).losses(), None)
+    lost = next(Search(mutation, scratch, monkeypatch, site.module in SHARED).losses(), None)
     print(f"{site}: {lost}")
 
     assert mutation.met

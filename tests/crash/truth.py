@@ -108,14 +108,14 @@ class Opened:
         self._old.append(rotate(self.layout, self.active))
 
 
-def check_files(directory: Path, truth: Truth, acknowledged: int) -> None:
+def check_files(directory: Path, truth: Truth, acknowledged: int, opener: type[Opened] = Opened) -> None:
     """Asserts that a log that a crash left is whole: for a reader, for a writer, after an append and a rotation."""
     head, data = read_now(directory)
     assert head.offset in truth.ends
     assert head.offset >= acknowledged
     assert head == truth.head(head.offset)
     assert data == truth.data[: head.offset]
-    with Opened(directory) as opened:
+    with opener(directory) as opened:
         assert opened.active.head == head
         assert read_now(directory) == (head, data)
         data += line(NEW)

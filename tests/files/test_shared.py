@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -281,54 +282,45 @@ async def test_a_lock_file_that_was_emptied_is_made_whole_by_the_next_append(dat
         assert await numbers(other) == [0, 1, 2]
 
 
-async def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_started(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Until it runs its program, a forked child has all descriptors of its parent, and with them the locks."""
-    lock_shared, children = operations.lock_shared, []
+@pytest.fixture
+def starting_child(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The locked files of a child that is being started: until it runs its program, it has all its parent's locks."""
+    lock_shared, descriptors = operations.lock_shared, []
 
     def lock_and_fork(fd: int) -> bool:
-        children.append(os.dup(fd))
-        return lock_shared(fd)
-
-    def failing(directory: Path) -> None:
-        raise OSError("made to fail")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(operations, "lock_shared", lock_and_fork)
-        patch.setattr(operations, "discard_leftovers", failing)
-        with pytest.raises(OSError, match="made to fail"):
-            await EventLog.open(data_dir, lock=SHARED)
-    try:
-        assert children
-        async with EventLog.open(data_dir):
-            pass
-    finally:
-        for fd in children:
-            os.close(fd)
-
-
-async def test_a_log_that_was_closed_is_not_locked_by_a_child_that_was_being_started(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lock_shared, children = operations.lock_shared, []
-
-    def lock_and_fork(fd: int) -> bool:
-        children.append(os.dup(fd))
+        descriptors.append(os.dup(fd))
         return lock_shared(fd)
 
     monkeypatch.setattr(operations, "lock_shared", lock_and_fork)
+    yield descriptors
+    for fd in descriptors:
+        os.close(fd)
+
+
+async def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_started(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, starting_child: list[int]
+) -> None:
+    def failing(directory: Path) -> None:
+        raise OSError("made to fail")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="made to fail"):
+        patch.setattr(operations, "discard_leftovers", failing)
+        await EventLog.open(data_dir, lock=SHARED)
+    assert starting_child
+    async with EventLog.open(data_dir):
+        pass
+
+
+async def test_a_log_that_was_closed_is_not_locked_by_a_child_that_was_being_started(
+    data_dir: Path, starting_child: list[int]
+) -> None:
     async with EventLog.open(data_dir, lock=SHARED) as log:
         await log.append(event(0))
         await log.rotate()
         await log.append(event(1))
-    try:
-        assert children
-        async with EventLog.open(data_dir):
-            pass
-    finally:
-        for fd in children:
-            os.close(fd)
+    assert starting_child
+    async with EventLog.open(data_dir):
+        pass
 
 
 async def test_the_snapshot_of_a_view_is_not_replaced_by_an_older_one(data_dir: Path) -> None:

@@ -1,9 +1,9 @@
 """A process whose tasks append while servers are harmed, until its standard input ends.
 
 Arguments: the servers' addresses, separated by commas; the worker's name; the number of tasks. Task 0 appends on
-condition that it knows the head. Each outcome is a line on standard output: `acknowledged`, `unknown` or `refused`, the
-task and the number of the event. A task goes on with the next number only when it knows what became of the one before,
-or says that it does not.
+condition that it knows the head. Each outcome is a line on standard output: `acknowledged`, `unknown`, `refused` or
+`unsent`, the task and the number of the event, and the offset of the last one that was acknowledged. After all but the
+last of them, a task goes on with the next number.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ async def main(addresses: str, name: str, tasks: int) -> None:
     stopping = asyncio.Event()
 
     async def append(task: int) -> None:
-        number = 0
+        number, offset = 0, -1
         while not stopping.is_set():
             event = Event("counted", {"worker": name, "task": task, "number": number})
             try:
                 if task == 0:
-                    await log.append_if(event, *await log.reader().head())
+                    result = await log.append_if(event, *await log.reader().head())
                 else:
-                    await log.append(event)
-                outcome = "acknowledged"
+                    result = await log.append(event)
+                outcome, offset = "acknowledged", result.start_offset
             except ConditionalAppendError:
                 outcome = "refused"
             except UnknownOutcomeError:
                 outcome = "unknown"
             except OSError:
-                continue  # it was not written
-            print(outcome, task, number, flush=True)
-            number += 1
+                outcome = "unsent"
+            print(outcome, task, number, offset, flush=True)
+            number += outcome != "unsent"  # which is tried again
 
     async with EventLog.open(engine) as log, asyncio.TaskGroup() as group:
-        print("ready", 0, 0, flush=True)
+        print("ready", 0, 0, 0, flush=True)
         for task in range(tasks):
             group.create_task(append(task))
         with contextlib.suppress(EOFError):

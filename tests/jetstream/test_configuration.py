@@ -72,7 +72,7 @@ async def test_a_stream_whose_first_messages_are_gone_is_reported(engine: JetStr
 
 async def test_an_old_server_is_refused() -> None:
     with pytest.raises(EventfoldError, match=r"2\.10\.22 is too old"):
-        check_server("nats://host/log", (2, 10), "2.10.22")
+        check_server("nats://host/log", (2, 10), "2.10.22", 2**20)
 
 
 async def test_a_stream_that_is_not_to_be_made_must_be_there(engine: JetStream) -> None:

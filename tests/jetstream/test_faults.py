@@ -1,7 +1,8 @@
-"""Three servers of which one, two or all are killed or stopped while two processes append, conditionally too.
+"""Three servers of which the leader, a follower, two or all are killed or stopped while two processes append.
 
-Whatever was acknowledged is there once, nothing is there twice, the order of each task is kept, and a tail that was
-running all the time has seen exactly what is in the log. `EVENTFOLD_NATS_ROUNDS` makes more rounds.
+Conditional appends too. Whatever was acknowledged is there once and where it was acknowledged, nothing is there twice,
+the order of each task is kept, and a tail that was running all the time has seen exactly what is in the log.
+`EVENTFOLD_NATS_ROUNDS` makes more rounds.
 """
 
 from __future__ import annotations
@@ -22,21 +23,38 @@ from tests.jetstream.servers import Servers
 from eventfold import EventLog, Record
 from eventfold.jetstream import JetStream
 
-ROUNDS = int(os.environ.get("EVENTFOLD_NATS_ROUNDS", "4"))
+ROUNDS = int(os.environ.get("EVENTFOLD_NATS_ROUNDS", "2"))
 TASKS = 50
 PROGRAM = Path(__file__).with_name("appending_worker.py")
-FAULTS = ("kill one", "stop one", "kill two", "stop two", "kill all")
+FAULTS = (
+    "kill leader",
+    "stop follower",
+    "kill all",
+    "stop leader",
+    "kill follower",
+    "stop two",
+    "kill two",
+    "stop all",
+)
 
 
 async def _harm(servers: Servers, fault: str, choice: random.Random) -> None:
-    action, count = fault.split()
-    victims = choice.sample(servers.all, {"one": 1, "two": 2, "all": 3}[count])
+    action, which = fault.split()
+    leader = await asyncio.to_thread(servers.leader_of, "faults")
+    followers = [server for server in servers.all if server is not leader]
+    victims = {
+        "leader": [leader],
+        "follower": [choice.choice(followers)],
+        "two": [leader, choice.choice(followers)],
+        "all": servers.all,
+    }[which]
     for server in victims:
         if action == "kill":
             await asyncio.to_thread(server.kill)
         else:
             server.signal(signal.SIGSTOP)
-    await asyncio.sleep(choice.uniform(0.5, 3))
+    # A new leader is there after about five seconds.
+    await asyncio.sleep(choice.choice((0.5, 2, 7)))
     for server in victims:
         if action == "kill":
             server.start()
@@ -44,7 +62,6 @@ async def _harm(servers: Servers, fault: str, choice: random.Random) -> None:
             server.signal(signal.SIGCONT)
     for server in servers.all:
         await asyncio.to_thread(server.wait_until_ready)
-    await asyncio.sleep(choice.uniform(0.2, 1))
 
 
 async def test_servers_that_are_killed_or_stopped_lose_and_double_nothing(
@@ -54,6 +71,8 @@ async def test_servers_that_are_killed_or_stopped_lose_and_double_nothing(
     engine = JetStream(servers.addresses, "faults", replicas=3, timeout=30, attempt_timeout=1)
     choice = random.Random(os.environ.get("EVENTFOLD_NATS_SEED", "1"))
     outcomes: dict[str, Counter[tuple[str, int, int]]] = {}
+    offsets: dict[tuple[str, int, int], int] = {}
+    written: Counter[str] = Counter()
     seen: list[Record] = []
 
     async def follow(log: EventLog) -> None:
@@ -73,13 +92,26 @@ async def test_servers_that_are_killed_or_stopped_lose_and_double_nothing(
             output = workers[name].stdout
             assert output is not None
             async for line in output:
-                outcome, task, number = line.decode().split()
+                outcome, task, number, offset = line.decode().split()
                 outcomes.setdefault(outcome, Counter())[name, int(task), int(number)] += 1
+                if outcome == "acknowledged":
+                    offsets[name, int(task), int(number)] = int(offset)
+                    written[name] += 1
 
         listening = [asyncio.create_task(listen(name)) for name in workers]
-        await asyncio.sleep(1)
+
+        async def go_on() -> None:
+            """Waits until each process has had so many more events acknowledged."""
+            async with asyncio.timeout(60):
+                for name in workers:
+                    before = written[name]
+                    while written[name] < before + 200:
+                        await asyncio.sleep(0.02)
+
+        await go_on()
         for fault in itertools.islice(itertools.cycle(FAULTS), ROUNDS):
             await _harm(servers, fault, choice)
+            await go_on()
         for worker in workers.values():
             assert worker.stdin is not None
             worker.stdin.close()
@@ -92,11 +124,11 @@ async def test_servers_that_are_killed_or_stopped_lose_and_double_nothing(
                 await asyncio.sleep(0.05)
         following.cancel()
 
-    there = Counter((data["worker"], data["task"], data["number"]) for data in (record.event.data for record in found))
-    with capsys.disabled():
-        counts = {name: len(numbers) for name, numbers in outcomes.items()}
-        print(f"\n{ROUNDS} rounds: {counts}, {len(found)} events in the log")
-
+    there: Counter[tuple[str, int, int]] = Counter()
+    for record in found:
+        event = record.event.data["worker"], record.event.data["task"], record.event.data["number"]
+        there[event] += 1
+        assert offsets.get(event, record.start_offset) == record.start_offset
     assert seen == found
     assert max(there.values()) == 1
     assert not outcomes["acknowledged"].keys() - there.keys()
@@ -105,3 +137,6 @@ async def test_servers_that_are_killed_or_stopped_lose_and_double_nothing(
     for worker, task, number in there:
         assert order.get((worker, task), -1) < number
         order[worker, task] = number
+    with capsys.disabled():
+        counts = {name: numbers.total() for name, numbers in outcomes.items() if name != "ready"}
+        print(f"\n{ROUNDS} rounds: {counts}, {len(found)} events in the log")

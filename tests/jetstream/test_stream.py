@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from nats.aio.client import Client
 from tests.jetstream.appends import append, line, read
 
 from eventfold import CorruptLogError, Head
@@ -75,24 +74,6 @@ async def test_a_message_of_another_process_wakes_those_who_wait(engine: JetStre
     await writing.aclose()
 
 
-async def test_a_document_is_replaced_whole(committer: StreamCommitter) -> None:
-    documents = committer.source.documents
-    for data in (b"first", b"x" * 2_000_000, b"last"):
-        await documents.store("view", "a.b", data)
-        assert await documents.load("view", "a.b") == data
-
-
-async def test_a_document_that_was_deleted_can_be_made_again(committer: StreamCommitter) -> None:
-    documents = committer.source.documents
-    await documents.store("consumer", "mailer", b"1")
-    await documents.delete("consumer", "mailer")
-    assert await documents.load("consumer", "mailer") is None
-    await documents.store("consumer", "mailer", b"2")
-
-    assert await documents.load("consumer", "mailer") == b"2"
-    assert (await documents.names("consumer"), await documents.names("view")) == (["mailer"], [])
-
-
 async def test_blocks_before_an_offset_join_to_the_whole(
     committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,26 +100,3 @@ async def test_a_block_ends_within_a_message_where_a_line_does(committer: Stream
     assert (await committer.source.block_before((1 << 24) + size)).data == line(1) + line(2)
     with pytest.raises(ValueError, match="not where a line ends"):
         await committer.source.block_before((1 << 24) + 5)
-
-
-async def test_a_cancellation_that_the_client_library_loses_is_raised(
-    committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Up to Python 3.11 it loses one that comes together with the answer."""
-    request, asked = Client.request, asyncio.Event()
-
-    async def losing(self: Client, *args: Any, **kwargs: Any) -> Any:
-        answer = asyncio.ensure_future(request(self, *args, **kwargs))
-        asked.set()
-        try:
-            await asyncio.shield(answer)
-        except asyncio.CancelledError:
-            pass
-        return await answer
-
-    monkeypatch.setattr(Client, "request", losing)
-    reading = asyncio.create_task(committer.source.head())
-    await asked.wait()
-    reading.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await reading

@@ -53,8 +53,9 @@ def free_port() -> int:
 class Server:
     """One server on the loopback address, whose superuser is `admin`."""
 
-    def __init__(self, binaries: Path) -> None:
+    def __init__(self, binaries: Path, **options: str) -> None:
         self._binaries = binaries
+        self._options = options
         # Not pytest's directory, which another user may not enter.
         self.directory = Path(tempfile.mkdtemp(prefix="eventfold-postgres-"))
         self._data = self.directory / "data"
@@ -77,6 +78,21 @@ class Server:
             **self.other_user,
         )
 
+    def create_standby_of(self, primary: Server) -> None:
+        """Copies another server, whose changes this one will follow when it is started."""
+        # Not the directory of before: processes that outlive a kill for a moment may still write there.
+        self._data = Path(tempfile.mkdtemp(prefix="standby-", dir=self.directory))
+        if self.other_user:
+            os.chown(self._data, self.other_user["user"], self.other_user["group"])
+        command = [self._binaries / "pg_basebackup", "-D", self._data, "-d", primary.address(), "--write-recovery-conf"]
+        subprocess.run(
+            [*command, "--checkpoint=fast", "--no-sync"],
+            check=True,
+            capture_output=True,
+            cwd=self.directory,
+            **self.other_user,
+        )
+
     def start(self) -> None:
         """Starts the server and waits until it answers."""
         options = {
@@ -85,6 +101,7 @@ class Server:
             "unix_socket_directories": self.directory,
             "max_connections": 50,
             "shared_buffers": "16MB",
+            **self._options,
         }
         arguments = [f"-c{name}={value}" for name, value in options.items()]
         with (self.directory / "log").open("ab") as log:
@@ -150,16 +167,36 @@ async def in_thread(function: Any) -> None:
     await asyncio.to_thread(function)
 
 
-@contextmanager
-def running_server() -> Iterator[Server]:
-    """A new server; skips the test where this system has no PostgreSQL."""
+def _binaries() -> Path:
     binaries = find_binaries()
     if binaries is None:
         pytest.skip("needs PostgreSQL's initdb and postgres: apt-get install postgresql")
-    server = Server(binaries)
+    return binaries
+
+
+@contextmanager
+def running_server() -> Iterator[Server]:
+    """A new server; skips the test where this system has no PostgreSQL."""
+    server = Server(_binaries())
     try:
         server.create()
         server.start()
         yield server
     finally:
         server.remove()
+
+
+@contextmanager
+def primary_and_standby() -> Iterator[tuple[Server, Server]]:
+    """Two new servers, of which one follows the other; a commit waits for both. Skips as `running_server` does."""
+    servers = [Server(_binaries(), synchronous_standby_names="*") for _ in range(2)]
+    primary, standby = servers
+    try:
+        primary.create()
+        primary.start()
+        standby.create_standby_of(primary)
+        standby.start()
+        yield primary, standby
+    finally:
+        for server in servers:
+            server.remove()

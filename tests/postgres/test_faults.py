@@ -3,48 +3,65 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
-from collections import Counter
+import signal
 from collections.abc import Awaitable, Callable
 
 import pytest
+from tests.postgres.programs import writing
+from tests.postgres.proxy import Cut, Proxy, proxy_of
 from tests.postgres.servers import Server, in_thread
 
-from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, UnknownOutcomeError
+from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, Query, UnknownOutcomeError
 from eventfold.postgres import Postgres
+from eventfold.postgres._committer import TableCommitter
 
-# More rounds of each fault than the suite has time for.
-ROUNDS = int(os.environ.get("EVENTFOLD_POSTGRES_ROUNDS", "2"))
+# Faults, one after the other of each kind; the suite has time for one of each.
+ROUNDS = int(os.environ.get("EVENTFOLD_POSTGRES_ROUNDS", "5"))
 TASKS = 100
 
+_OTHERS = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+_WRITING = f"{_OTHERS} AND state = 'active' AND query LIKE '%INSERT INTO%eventfold_commits%'"
 
-async def kill_server(server: Server) -> None:
+
+async def kill_server(server: Server, proxy: Proxy) -> None:
+    """SIGKILL for the first process; those of the connections follow it."""
     await in_thread(server.kill)
     await in_thread(server.restart_after_kill)
 
 
-async def restart_server(server: Server) -> None:
+async def kill_backend(server: Server, proxy: Proxy) -> None:
+    """SIGKILL for one that commits just now: the server ends all others and recovers."""
+    for _ in range(200):
+        rows = await server.execute(f"SELECT pid {_WRITING}")
+        if rows:
+            os.kill(rows[0]["pid"], signal.SIGKILL)
+            return
+    raise AssertionError("nobody commits")
+
+
+async def end_writing_backends(server: Server, proxy: Proxy) -> None:
+    """The server ends connections in the middle of a commit."""
+    for _ in range(20):
+        await server.execute(f"SELECT pg_terminate_backend(pid) {_WRITING}")
+
+
+async def cut_connections(server: Server, proxy: Proxy) -> None:
+    """The network does, whatever is under way; the server notices it later."""
+    for _ in range(5):
+        await asyncio.sleep(random.uniform(0.001, 0.05))
+        proxy.cut_all()
+
+
+async def restart_server(server: Server, proxy: Proxy) -> None:
+    """As an administrator does."""
     await in_thread(server.stop)
     await in_thread(server.start)
 
 
-async def kill_backends(server: Server) -> None:
-    for _ in range(10):
-        await asyncio.sleep(random.uniform(0.001, 0.05))
-        await server.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
-            "AND backend_type = 'client backend'"
-        )
-
-
-async def kill_writing_backends(server: Server) -> None:
-    """Kills whoever is between the beginning and the end of a statement."""
-    for _ in range(50):
-        await server.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
-            "AND state = 'active' AND query LIKE '%eventfold_commits%'"
-        )
+FAULTS = (kill_server, kill_backend, end_writing_backends, cut_connections, restart_server)
 
 
 @pytest.fixture
@@ -54,115 +71,111 @@ def engine(own_server: Server) -> Callable[[], Postgres]:
     return lambda: Postgres(own_server.address(), name, timeout=60)
 
 
-@pytest.mark.parametrize("fault", [kill_server, restart_server, kill_backends, kill_writing_backends])
-async def test_what_was_acknowledged_under_faults_is_there_once(
-    own_server: Server, engine: Callable[[], Postgres], fault: Callable[[Server], Awaitable[None]]
+async def test_what_was_acknowledged_under_faults_is_there_once(own_server: Server) -> None:
+    """100 tasks in two processes append, some on a condition, while the server fails; tails see each event once."""
+    faults: list[Callable[[Server, Proxy], Awaitable[None]]] = [FAULTS[n % len(FAULTS)] for n in range(ROUNDS)]
+    async with proxy_of(own_server.port) as proxy:
+        address = f"postgresql://admin@127.0.0.1:{proxy.port}/postgres?log=faults"
+        async with EventLog.open(address):
+            pass
+        async with writing([address] * 2, TASKS // 2) as programs:
+            await programs.go_on()
+            for fault in faults:
+                await fault(own_server, proxy)
+                await programs.go_on()
+            await programs.end()
+        names = ", ".join(f"{faults.count(fault)} {fault.__name__}" for fault in FAULTS)
+        await programs.check(address, f"{ROUNDS} rounds ({names})")
+
+
+@pytest.mark.parametrize("when", Cut)
+async def test_a_commit_whose_connection_is_cut_is_in_the_log_once(own_server: Server, when: Cut) -> None:
+    """Before the server gets it, and after it has answered; with a condition and without one."""
+    async with proxy_of(own_server.port) as proxy:
+        address = f"postgresql://admin@127.0.0.1:{proxy.port}/postgres"
+        async with EventLog.open(Postgres(address, f"cut_{when.name}")) as log:
+            await log.append(Event("a", {"n": 0}))
+            proxy.cut_at(b'"n":1', when)
+            result = await log.append(Event("a", {"n": 1}))
+            proxy.cut_at(b'"n":2', when)
+            conditional = await log.append_if(Event("a", {"n": 2}), *log.head)
+            records = [record async for record in log.read_full()]
+
+        assert proxy.cuts >= 2
+    assert [record.event.data["n"] for record in records] == [0, 1, 2]
+    assert [result.start_offset, conditional.start_offset] == [record.start_offset for record in records[1:]]
+
+
+@pytest.mark.parametrize("when", Cut)
+@pytest.mark.parametrize("mark", [b'"n":1', b"COMMIT"])
+async def test_a_commit_that_is_judged_in_its_turn_and_cut_off_is_in_the_log_once(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch, mark: bytes, when: Cut
 ) -> None:
-    """100 tasks in two writers append, some on a condition, while the server fails; tails see each event once."""
-    acknowledged: set[int] = set()
-    unknown: set[int] = set()
-    numbers = iter(range(10**9))
-    done = False
+    """Another writer gets in between at first; then the connection is cut while the log is locked."""
+    name = f"turn_{when.name}_{mark.isalpha()}"
+    async with proxy_of(own_server.port) as proxy, EventLog.open(Postgres(own_server.address(), name)) as other:
+        write = TableCommitter._write
 
-    async def append(log: EventLog, conditional: bool) -> None:
-        while not done:
-            number = next(numbers)
-            event = Event("counted", {"n": number})
-            try:
-                await (log.append_if(event, *log.head) if conditional else log.append(event))
-                acknowledged.add(number)
-            except ConditionalAppendError:
-                pass
-            except UnknownOutcomeError:
-                unknown.add(number)
+        async def overtaken(self: TableCommitter, data: bytes, expected: Head | None) -> int | None:
+            if expected is not None:
+                await other.append(Event("a", {"n": 0}))
+            start = await write(self, data, expected)
+            if start is None:
+                proxy.cut_at(mark, when)
+            return start
 
-    seen: list[int] = []
+        monkeypatch.setattr(TableCommitter, "_write", overtaken)
+        address = f"postgresql://admin@127.0.0.1:{proxy.port}/postgres"
+        async with EventLog.open(Postgres(address, name)) as log:
+            [result] = await log.append_unless([Event("a", {"n": 1}, tags=("one",))], Query(tags={"one"}))
+            records = [record async for record in log.read_full()]
 
-    async def tail(log: EventLog) -> None:
-        async for record in log.tail(0):
-            seen.append(record.event.data["n"])
-
-    async with EventLog.open(engine()) as one, EventLog.open(engine()) as two:
-        tailing = asyncio.create_task(tail(two))
-        tasks = [asyncio.create_task(append(log, i % 10 == 0)) for log in (one, two) for i in range(TASKS // 2)]
-        for _ in range(ROUNDS):
-            await asyncio.sleep(0.2)
-            before = len(acknowledged)
-            await fault(own_server)
-            while len(acknowledged) == before:  # until it goes on
-                await asyncio.sleep(0.01)
-        done = True
-        await asyncio.gather(*tasks)
-        written = [record.event.data["n"] async for record in one.read_full()]
-        async with asyncio.timeout(10):
-            while len(seen) < len(written):
-                await asyncio.sleep(0.01)
-    await tailing
-
-    counts = Counter(written)
-    lost = acknowledged - counts.keys()
-    doubled = [number for number, count in counts.items() if count > 1]
-    print(f"{fault.__name__}: {ROUNDS} rounds, {len(acknowledged)} acknowledged, {len(unknown)} unknown, "
-          f"{len(lost)} lost, {len(doubled)} doubled")  # fmt: skip
-    assert not lost
-    assert not doubled
-    assert counts.keys() <= acknowledged | unknown
-    assert seen == written
+        assert proxy.cuts == 1
+    assert [record.event.data["n"] for record in records] == [0, 1]
+    assert result.start_offset == records[1].start_offset
 
 
-async def test_a_commit_whose_answer_was_lost_is_in_the_log_once(
-    own_server: Server, engine: Callable[[], Postgres], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("when", "found"), [(Cut.BEFORE, [0, 2]), (Cut.AFTER, [0, 1, 2])])
+async def test_an_append_is_of_unknown_outcome_where_the_server_is_not_reached_again(
+    own_server: Server, when: Cut, found: list[int]
 ) -> None:
-    """The statement is done, and its connection breaks before the answer is read."""
-    from eventfold.postgres._connections import Connections
-
-    run = Connections.run
-    lost = []
-
-    async def losing(self, call, **options):  # type: ignore[no-untyped-def]
-        result = await run(self, call, **options)
-        if call.__name__ == "attempt" and not lost:
-            lost.append(result)
-            raise ConnectionResetError("the connection was lost")
-        return result
-
-    async with EventLog.open(engine()) as log:
-        monkeypatch.setattr(Connections, "run", losing)
-        result = await log.append(Event("a", {"n": 1}))
-        lost.clear()
-        conditional = await log.append_if(Event("a", {"n": 2}), *log.head)
-        records = [record async for record in log.read_full()]
-
-    assert [record.event.data["n"] for record in records] == [1, 2]
-    assert (result.start_offset, conditional.start_offset) == (0, records[1].start_offset)
-
-
-async def test_an_append_is_of_unknown_outcome_where_the_server_never_answers_again(
-    own_server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was sent, and the server is gone; once it is back the writer goes on."""
-    from eventfold.postgres._connections import Connections
-
-    run = Connections.run
-    broken = True
-
-    async def losing(self, call, **options):  # type: ignore[no-untyped-def]
-        result = await run(self, call, **options)
-        if broken and call.__name__ == "attempt":
-            raise ConnectionResetError("the connection was lost")
-        if broken:
-            raise TimeoutError("no answer")
-        return result
-
-    async with EventLog.open(Postgres(own_server.address(), "unknown", timeout=0.5)) as log:
-        with monkeypatch.context() as context:
-            context.setattr(Connections, "run", losing)
+    """It was sent; whether it is in the log can't be told. Once the server is back the writer goes on."""
+    async with proxy_of(own_server.port) as proxy:
+        address = f"postgresql://admin@127.0.0.1:{proxy.port}/postgres"
+        async with EventLog.open(Postgres(address, f"unknown_{when.name}", timeout=0.5)) as log:
+            await log.append(Event("a", {"n": 0}))
+            proxy.cut_at(b'"n":1', when, then_refuse=True)
             with pytest.raises(UnknownOutcomeError, match="may or may not be in the log"):
                 await log.append(Event("a", {"n": 1}))
-        broken = False
-        await log.append(Event("a", {"n": 2}))
+            proxy.refuses = False
+            await log.append(Event("a", {"n": 2}))
 
-        assert [record.event.data["n"] async for record in log.read_full()] == [1, 2]
+            assert [record.event.data["n"] async for record in log.read_full()] == found
+
+
+async def test_a_server_that_turns_read_only_fails_appends_until_it_is_writable_again(own_server: Server) -> None:
+    """As a primary does that was demoted, or a disk that is full on a managed server."""
+    async with EventLog.open(Postgres(own_server.address(), "read_only", timeout=0.5)) as log:
+        await log.append(Event("a", {"n": 1}))
+        try:
+            await own_server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+            await own_server.execute("SELECT pg_reload_conf()")
+            await _until_read_only(own_server)
+            with pytest.raises(OSError, match="read-only") as raised:
+                await log.append(Event("a", {"n": 2}))
+        finally:
+            await own_server.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            await own_server.execute("SELECT pg_reload_conf()")
+        await log.append(Event("a", {"n": 3}))
+
+        assert raised.value.errno == errno.EROFS
+        assert [record.event.data["n"] async for record in log.read_full()] == [1, 3]
+
+
+async def _until_read_only(server: Server) -> None:
+    async with asyncio.timeout(10):
+        while (await server.execute("SELECT current_setting('default_transaction_read_only')"))[0][0] != "on":
+            await asyncio.sleep(0.01)
 
 
 async def test_an_append_that_was_never_sent_is_an_os_error(own_server: Server) -> None:

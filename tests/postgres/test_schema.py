@@ -161,6 +161,19 @@ async def test_a_search_path_without_a_schema_is_an_error_that_says_so(database:
         await EventLog.open(engine)
 
 
+async def test_a_search_path_that_misses_the_tables_is_an_error_and_no_empty_log(database: str) -> None:
+    """They are in another schema: neither are new ones made, nor is nothing read."""
+    await execute(database, "CREATE SCHEMA shop")
+    await fill(f"{database}?search_path=shop")
+
+    with pytest.raises(EventfoldError, match=r"search path \(.*public.*\) misses the tables in schema shop"):
+        await EventLog.open(Postgres(database, "orders"))
+    with pytest.raises(EventfoldError, match=r"search path \(.*public.*\) misses the tables in schema shop"):
+        await read(database)
+    async with EventLog.open(Postgres(database, "orders", schema="public")) as log:
+        assert log.head.offset == 0  # whoever wants them twice says so
+
+
 async def test_the_tables_may_be_in_a_schema_of_their_own(database: str) -> None:
     """Named in the address, whatever the search path is."""
     await execute(database, 'CREATE SCHEMA "My Events"')

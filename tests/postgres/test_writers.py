@@ -12,8 +12,9 @@ import asyncpg
 import pytest
 from tests.postgres.servers import Server, free_port
 
-from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Query
+from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, Query
 from eventfold.postgres import Postgres
+from eventfold.postgres._committer import TableCommitter
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
@@ -107,6 +108,28 @@ async def test_writers_apart_that_reserve_the_same_seats_get_each_seat_once(data
 
     assert sum(taken) == 30
     assert sorted(found) == list(range(30))
+
+
+async def test_a_condition_is_judged_in_its_turn_however_often_others_get_in_between(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever appends without a pause keeps no other writer waiting, and what it appended is judged."""
+    write = TableCommitter._write
+
+    async def overtaken(self: TableCommitter, data: bytes, expected: Head | None) -> int | None:
+        if expected is not None:
+            await busy.append(Event("reserved", {"seat": 1}, tags=("seat:1",)))
+        return await write(self, data, expected)
+
+    engines = [Postgres(database, "seats", timeout=20 + n) for n in range(2)]
+    async with EventLog.open(engines[0]) as busy, EventLog.open(engines[1]) as log, asyncio.timeout(10):
+        monkeypatch.setattr(TableCommitter, "_write", overtaken)
+        await log.append_unless([Event("reserved", {"seat": 2})], of_seat(2))
+        with pytest.raises(ConditionalAppendError):
+            await log.append_unless([Event("reserved", {"seat": 1})], of_seat(1))
+        found = [record.event.data["seat"] async for record in log.read_full()]
+
+    assert found == [1, 2]
 
 
 def of_seat(seat: int) -> Query:

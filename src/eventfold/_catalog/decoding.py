@@ -6,7 +6,6 @@ not fit, the block is decoded as plain data, and each event is converted for its
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
@@ -21,11 +20,10 @@ from .._codec.selection import TaggedLines, event_struct, passed_struct
 from .._codec.stored import StoredEvent
 from .._errors import SchemaError
 from .._event import Event, PartialRecord, Record
+from .._logging import WARNING, log_event
 from .._query import Query, types_alone
 from .catalog import Catalog
 from .schema import MismatchError, Schema, decode_other
-
-logger = logging.getLogger("eventfold")
 
 OnMismatch: TypeAlias = Literal["raise", "skip"]
 
@@ -75,7 +73,15 @@ class Typing:
         error = SchemaError(offset, event.type, mismatch.field, mismatch.reason)
         if self.on_mismatch == "raise":
             raise error from mismatch
-        logger.warning("an event is passed over: %s", error)
+        log_event(
+            WARNING,
+            "event.skipped",
+            "an event is passed over: %(error)s",
+            offset=offset,
+            type=event.type,
+            field=mismatch.field,
+            error=error,
+        )
 
 
 def typing_of(catalog: Catalog | None, on_mismatch: OnMismatch) -> Typing | None:

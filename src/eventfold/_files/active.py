@@ -7,18 +7,16 @@ raises `WriterFailedError`, and the log must be opened again.
 
 from __future__ import annotations
 
-import logging
 import os
 
 from .._codec.lines import Lines
 from .._errors import LogLockedError, WriterFailedError
 from .._event import Head, line_hash
+from .._logging import WARNING, log_event
 from . import operations
 from .base import BaseFile, Generation
 from .paths import Layout
 from .segments import LogSegments, last_complete_offset, line_before
-
-logger = logging.getLogger("eventfold")
 
 
 def open_locked(layout: Layout, lock: bool) -> int:
@@ -53,6 +51,7 @@ class ActiveLog:
 
     def __init__(self, layout: Layout, fd: int, base: int, before: Head) -> None:
         self._layout = layout
+        self._path = str(layout.log_path)  # of which a `Path` would make a string at each commit
         self.fd = fd
         self._file = identity(fd)
         self.base = base
@@ -92,12 +91,14 @@ class ActiveLog:
             if not earlier.endswith(torn):  # else a recovery has kept them, and got no further
                 operations.replace_file(path, earlier + torn)
             operations.truncate(self.fd, end)
-            logger.warning(
-                "%s: cut %d bytes of an unfinished write at offset %d and kept them in %s",
-                self._layout.log_path,
-                size - end,
-                self.base + end,
-                path.name,
+            log_event(
+                WARNING,
+                "recovery.tail_cut",
+                "%(path)s: cut %(size)d bytes of an unfinished write at offset %(offset)d and kept them in %(kept_in)s",
+                path=self._layout.log_path,
+                size=size - end,
+                offset=self.base + end,
+                kept_in=path.name,
             )
         return end
 
@@ -114,7 +115,7 @@ class ActiveLog:
         end = self.head.offset - self.base
         what = "deleted or replaced"
         try:
-            stat = os.stat(self._layout.log_path)
+            stat = os.stat(self._path)
             if (stat.st_dev, stat.st_ino) == self._file:
                 if stat.st_size == end:
                     return

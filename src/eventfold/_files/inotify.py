@@ -9,15 +9,12 @@ own instance.
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import threading
 from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
-
-logger = logging.getLogger("eventfold")
 
 # Seconds for which the thread stays when nobody waits any more.
 KEEP = 5.0

@@ -5,7 +5,6 @@ Promise: nothing is touched where the files contradict each other (`CorruptLogEr
 
 from __future__ import annotations
 
-import logging
 import os
 
 import xxhash
@@ -13,6 +12,7 @@ import xxhash
 from .._codec.decode import is_event
 from .._errors import CorruptLogError
 from .._event import Head, line_hash
+from .._logging import WARNING, log_event
 from . import operations
 from .active import ActiveLog, open_locked
 from .archive import Archive
@@ -22,7 +22,6 @@ from .paths import Layout, NextFile
 from .rotation import COPY_SIZE, Rotation, begin_at
 from .segments import LogSegments, check_archived, last_line_end, line_before
 
-logger = logging.getLogger("eventfold")
 LOOKED_AT = 3  # last lines, of which one must be an event
 
 
@@ -164,7 +163,13 @@ def _finish(rotation: Rotation, active: ActiveLog) -> int | None:
         rotation.archive(active)
         return rotation.switch(active)
     except OSError as error:
-        logger.warning("%r could not be finished, and will be tried again: %s", rotation, error)
+        log_event(
+            WARNING,
+            "rotation.unfinished",
+            "%(rotation)s could not be finished, and will be tried again: %(error)s",
+            rotation=rotation,
+            error=error,
+        )
         return None
     finally:
         rotation.close()
@@ -190,7 +195,13 @@ def find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tupl
                     operations.truncate(archive.fd, archive.end_position)
                 else:  # the Rust crate can't read an empty archive; should this get lost, it is removed again
                     operations.unlink(archive.path)
-                logger.warning("%s: cut %d bytes of an unfinished frame", archive.path, excess)
+                log_event(
+                    WARNING,
+                    "recovery.archive_cut",
+                    "%(path)s: cut %(size)d bytes of an unfinished frame",
+                    path=archive.path,
+                    size=excess,
+                )
             # Also where nothing was cut: what a killed process left may be in the page cache only.
             operations.sync(archive.fd)
         head = Head(0, "") if archive is None else archive.head
@@ -201,8 +212,12 @@ def find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tupl
             try:
                 BaseFile(layout.base_path).write(Generation(base, before, first))
             except OSError as error:
-                logger.warning(
-                    "%s could not be written, and will be with the next rotation: %s", layout.base_path, error
+                log_event(
+                    WARNING,
+                    "base_file.write_failed",
+                    "%(path)s could not be written, and will be with the next rotation: %(error)s",
+                    path=layout.base_path,
+                    error=error,
                 )
                 return head, base
         # Only now: without a record, the Rust crate may have moved the archive's end behind the base file's back.

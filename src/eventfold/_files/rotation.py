@@ -13,7 +13,6 @@ each other (`CorruptLogError`); a failure leaves a state from which `recover` go
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 
@@ -27,7 +26,6 @@ from .frames import FRAME_SIZE, write_frames
 from .paths import Layout, NextFile
 from .segments import line_before
 
-logger = logging.getLogger("eventfold")
 COPY_SIZE = 1024 * 1024
 
 

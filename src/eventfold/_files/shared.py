@@ -12,7 +12,6 @@ log can be closed.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -25,6 +24,7 @@ from .._engine import Commit, LockMode, SyncMode
 from .._errors import LogClosedError, LogLockedError, WriterFailedError, copy_error
 from .._event import Head
 from .._judge import Append, Judgement
+from .._logging import WARNING, log_event
 from . import operations, shared_rotation
 from .committer import KEEP_LOCKED, KEPT_FILES, SYNC_INTERVAL, FileCommitter
 from .rotation import Rotation
@@ -32,8 +32,6 @@ from .shared_log import SharedLog
 from .source import FileSource
 from .turn import STUCK_AFTER, Turn
 from .watcher import directory
-
-logger = logging.getLogger("eventfold")
 
 T = TypeVar("T")
 
@@ -108,7 +106,13 @@ class SharedCommitter(FileCommitter):
             left.archive(self.active)
             self._switch()
         except OSError as error:
-            logger.warning("%r could not be finished, and will be tried again: %s", left, error)
+            log_event(
+                WARNING,
+                "rotation.unfinished",
+                "%(rotation)s could not be finished, and will be tried again: %(error)s",
+                rotation=left,
+                error=error,
+            )
         finally:
             self._leave_rotation()
 

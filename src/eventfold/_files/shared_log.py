@@ -9,7 +9,6 @@ left half-written is cut by whoever comes next; when a commit returns, all that 
 
 from __future__ import annotations
 
-import logging
 import os
 import weakref
 from collections.abc import Sequence
@@ -18,13 +17,12 @@ from contextlib import nullcontext
 from .._errors import EventfoldError, LogLockedError, WriterFailedError
 from .._event import Head
 from .._judge import Append, Judgement, judge, lines_needed_from
+from .._logging import DEBUG, ERROR, log_event
 from . import operations
 from .active import ActiveLog, identity
 from .paths import Layout
 from .segments import LogSegments
 from .turn import Mark, Turn
-
-logger = logging.getLogger("eventfold")
 
 _COPY_SIZE = 1024 * 1024
 _NOTHING = Head(0, "")
@@ -224,7 +222,9 @@ class SharedLog(ActiveLog):
                     # Never beyond one's own end: a peer's write behind it may not be on disk yet.
                     self.turn.write_mark(mark._replace(durable=head))
         except (OSError, EventfoldError) as error:
-            logger.debug("%r: the mark was not changed: %s", self.turn, error)
+            log_event(
+                DEBUG, "mark.write_failed", "%(turn)s: the mark was not changed: %(error)s", turn=self.turn, error=error
+            )
 
     def sync(self) -> None:
         """See `ActiveLog.sync`. After a failure no other writer goes on either."""
@@ -244,7 +244,13 @@ class SharedLog(ActiveLog):
                 mark = self.turn.read_mark() or self._mark(_NOTHING, _NOTHING)
                 self.turn.write_mark(mark._replace(failed=True))
         except (OSError, EventfoldError) as error:
-            logger.error("%r: other writers could not be told of a failed sync: %s", self.turn, error)
+            log_event(
+                ERROR,
+                "mark.failure_not_told",
+                "%(turn)s: other writers could not be told of a failed sync: %(error)s",
+                turn=self.turn,
+                error=error,
+            )
 
 
 _open_logs: weakref.WeakSet[SharedLog] = weakref.WeakSet()

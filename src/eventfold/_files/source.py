@@ -12,6 +12,7 @@ from time import monotonic
 
 from .._aio import in_thread, start_in_thread, uninterrupted
 from .._codec.lines import Lines
+from .._engine import is_name
 from .._event import Head
 from . import operations
 from .named_lock import NamedLock
@@ -192,7 +193,8 @@ def _names(example: Path) -> list[str]:
         files = os.listdir(example.parent)
     except FileNotFoundError:
         return []
-    return sorted(f.removesuffix(ending) for f in files if f.endswith(ending) and not f.startswith("."))
+    # Whatever else somebody has put there, such as a copy with a space in its name, is no document.
+    return sorted(name for file in files if file.endswith(ending) and is_name(name := file.removesuffix(ending)))
 
 
 def _read(path: Path) -> bytes | None:

@@ -12,7 +12,6 @@ end from the log itself.
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 import stat
@@ -26,10 +25,9 @@ import xxhash
 
 from .._errors import CorruptLogError, EventfoldError, WriterFailedError
 from .._event import Head
+from .._logging import WARNING, log_event
 from . import operations
 from .paths import Layout
-
-logger = logging.getLogger("eventfold")
 
 FILE_SIZE = 4096
 STUCK_AFTER = 5.0
@@ -259,12 +257,14 @@ class Turn:
         if since is None or since == self._warned_of or time.monotonic() - since < STUCK_AFTER:
             return
         self._warned_of = since
-        logger.warning(
-            "%s: nobody can append, because %s has held the turn to write for more than %.0f seconds. "
-            "Is it stopped? Appends go on once it goes on or is killed",
-            self.path,
-            self._holder_name(),
-            STUCK_AFTER,
+        log_event(
+            WARNING,
+            "turn.stuck",
+            "%(path)s: nobody can append, because %(holder)s has held the turn to write for more than %(seconds).0f "
+            "seconds. Is it stopped? Appends go on once it goes on or is killed",
+            path=self.path,
+            holder=self._holder_name(),
+            seconds=STUCK_AFTER,
         )
 
     def _holder_name(self) -> str:

@@ -10,7 +10,6 @@ Promise: a directory has at most one watcher, and none while nobody waits or whi
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -23,13 +22,12 @@ from typing import Any
 from .._codec.lines import SLICE_SIZE, Lines, join
 from .._errors import CorruptLogError
 from .._event import Head
+from .._logging import DEBUG, WARNING, log_event
 from .._waiters import Waiters
 from . import inotify
 from .heads import HeadLookup
 from .paths import Layout
 from .segments import LogSegments
-
-logger = logging.getLogger("eventfold")
 
 LOOK_INTERVAL = inotify.TICK
 # How many times rarer the looks are while hints come.
@@ -156,11 +154,20 @@ class FileWatcher:
         self._hints_come = False
         if self.dir not in _warned:
             _warned.add(self.dir)
-            logger.warning("%s can't be watched, and is looked at every %s s: %s", self.dir, LOOK_INTERVAL, error)
+            log_event(
+                WARNING,
+                "watcher.unavailable",
+                "%(path)s can't be watched, and is looked at every %(seconds)s s: %(error)s",
+                path=self.dir,
+                seconds=LOOK_INTERVAL,
+                error=error,
+            )
 
     def watch_alone(self, error: Exception) -> None:
         """Goes on without inotify."""
-        logger.debug("inotify can't be used for %s: %s", self.dir, error)
+        log_event(
+            DEBUG, "watcher.no_inotify", "inotify can't be used for %(path)s: %(error)s", path=self.dir, error=error
+        )
         self._start_thread()
 
     def _start_thread(self) -> None:

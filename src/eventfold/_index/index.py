@@ -11,7 +11,6 @@ it was damaged; a failure of the file makes nothing fail but the short way, and 
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -24,13 +23,12 @@ from .._codec.lines import Lines, last_line_hash
 from .._engine import Source, paths_of
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
 from .._event import AppendResult, Head, Record
+from .._logging import WARNING, log_event
 from .._query import Query
 from .._reader import EventReader
 from .lookups import Lookups
 from .pending import PendingPairs
 from .store import Pair, Store, StoredOffsets, UnusableIndexError, key_of_id, key_of_tag
-
-logger = logging.getLogger("eventfold")
 
 T = TypeVar("T")
 
@@ -96,7 +94,13 @@ class Index:
             try:
                 place = await self._open_store()
             except UnusableIndexError as error:
-                logger.warning("the index %s is made again: %s", self._path, error)
+                log_event(
+                    WARNING,
+                    "index.rejected",
+                    "the index %(path)s is made again: %(error)s",
+                    path=self._path,
+                    error=error,
+                )
                 await self._in_thread(self._store.drop)
                 place = await self._in_thread(self._store.open)
         except (UnusableIndexError, sqlite3.Error, OSError) as error:
@@ -132,7 +136,7 @@ class Index:
         """Tells of a problem, once until the file could be written."""
         if problem not in self._warnings:
             self._warnings.add(problem)
-            logger.warning("the index %s %s", self._path, problem)
+            log_event(WARNING, "index.impaired", "the index %(path)s %(problem)s", path=self._path, problem=problem)
 
     def _is_given_up(self) -> bool:
         return not self._is_open and monotonic() < self._retry_at
@@ -152,7 +156,13 @@ class Index:
                         continue
                     await self._reader.wait_for_events(self._known.offset)
                 except (CorruptLogError, OSError) as error:
-                    logger.warning("the index %s can't follow the log: %s", self._path, error)
+                    log_event(
+                        WARNING,
+                        "index.follow_failed",
+                        "the index %(path)s can't follow the log: %(error)s",
+                        path=self._path,
+                        error=error,
+                    )
                     await asyncio.sleep(RETRY_INTERVAL)
                 await asyncio.sleep(POLL_INTERVAL)
 
@@ -305,7 +315,13 @@ class Index:
             # A file that was given up may be damaged: it must not get a checksum.
             await self._in_thread(self._store.close if self._is_open else self._store.abandon)
         except (CorruptLogError, sqlite3.Error, OSError) as error:
-            logger.warning("the index %s could not be closed, and will be made again: %s", self._path, error)
+            log_event(
+                WARNING,
+                "index.close_failed",
+                "the index %(path)s could not be closed, and will be made again: %(error)s",
+                path=self._path,
+                error=error,
+            )
         finally:
             self._thread.end()
 

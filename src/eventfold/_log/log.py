@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
+from .. import _tracing
 from .._address import Address
 from .._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
 from .._catalog import Catalog, OnMismatch, typing_of
@@ -127,7 +128,13 @@ class EventLog(AppendingLog, ReadingLog):
                 log._writer_or_none.attach([*registered.values(), UnregisteredSnapshots(registered)])
             return log
 
-        return AsyncOpener(open_)
+        async def traced_open() -> EventLog:
+            with _tracing.span("eventfold.open", read_only=read_only, views=len(registered)) as span:
+                log = await open_()
+                span.set(log=log._location)
+                return log
+
+        return AsyncOpener(traced_open)
 
     @classmethod
     def builder(cls, dir: Address) -> EventLogBuilder:
@@ -181,7 +188,10 @@ class EventLogBuilder:
     def __init__(self, dir: Address) -> None:
         self._dir = dir
         self._views: list[View[Any]] = []
+        self._read_only = False
+        self._snapshots: str | os.PathLike[str] | None = None
         self._max_log_size = 0
+        self._max_event_size = 16 * 2**20
         self._lock = LockMode.FLOCK
         self._sync = SyncMode.ALWAYS
         self._catalog: Catalog | None = None
@@ -218,6 +228,16 @@ class EventLogBuilder:
         self._views.append(view)
         return self
 
+    def read_only(self, *, snapshots: str | os.PathLike[str] | None = None) -> EventLogBuilder:
+        """Opens no writer; the views' snapshots are kept in the directory `snapshots`, if it is given."""
+        self._read_only, self._snapshots = True, snapshots
+        return self
+
+    def max_event_size(self, size: int) -> EventLogBuilder:
+        """The most bytes that the line of an event may have."""
+        self._max_event_size = size
+        return self
+
     def max_log_size(self, size: int) -> EventLogBuilder:
         """The size in bytes of `app.jsonl` above which it is rotated automatically; 0 for never."""
         self._max_log_size = size
@@ -248,7 +268,10 @@ class EventLogBuilder:
         return EventLog.open(
             self._dir,
             views=self._views,
+            read_only=self._read_only,
+            snapshots=self._snapshots,
             max_log_size=self._max_log_size,
+            max_event_size=self._max_event_size,
             lock=self._lock,
             sync=self._sync,
             catalog=self._catalog,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 
 import msgspec
 
+from .._logging import WARNING, log_event
 from .._reader import EventReader
 from .._view_snapshot import offset_for_the_crate
 from ..snapshot import NOWHERE, BadSnapshotError, encode, parse
-
-logger = logging.getLogger("eventfold")
 
 
 class UnregisteredSnapshots:
@@ -39,7 +37,12 @@ class UnregisteredSnapshots:
                 if name not in self._registered:
                     await self._correct(name, reader)
         except Exception as error:
-            logger.warning("the snapshots of views that are not registered could not be corrected: %s", error)
+            log_event(
+                WARNING,
+                "snapshot.correction_failed",
+                "the snapshots of views that are not registered could not be corrected: %(error)s",
+                error=error,
+            )
 
     async def _correct(self, name: str, reader: EventReader) -> None:
         data = await reader.documents.load("view", name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Any, TypeVar, overload
@@ -10,13 +9,12 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 from .._errors import ReducerError
+from .._logging import WARNING, log_event
 from .._stats import LogStats, ViewStats, WriterCounters
 from .._verify import state_at
 from .._view import View, refresh_each, refresh_together
 from .parts import LogParts
 from .views import Views
-
-logger = logging.getLogger("eventfold")
 
 S = TypeVar("S")
 
@@ -67,7 +65,14 @@ class ViewingLog(LogParts):
         for error in await refresh_each(self._views.values(), self._reader, save=self._saves_snapshots):
             if not isinstance(error, ReducerError):
                 raise error
-            logger.warning("view %r is not up to date: %s", error.view, error)
+            log_event(
+                WARNING,
+                "view.reducer_failed",
+                "view '%(view)s' is not up to date: %(error)s",
+                view=error.view,
+                offset=error.offset,
+                error=error,
+            )
 
     @overload
     async def rebuild(self, name: View[S]) -> S: ...
@@ -161,7 +166,7 @@ class ViewingLog(LogParts):
         Args:
             name: The view's name, or the `View` object, which gives the result its type.
             at: An offset in bytes of the whole log, everything before which is folded; or a time: then everything
-                before the first event whose `ts` is not before it.
+                before the first event whose `ts` is not before it. A batch that goes on beyond is left out whole.
 
         Raises:
             UnknownViewError: No such view is registered.

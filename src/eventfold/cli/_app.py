@@ -194,14 +194,14 @@ def state(
 @app.command()
 def diff(
     log: Log,
-    before: Annotated[str, typer.Argument(help="An offset.")],
-    after: Annotated[str, typer.Argument(help="Another offset.")],
+    before: Annotated[str, typer.Argument(help="An offset, or a time in ISO 8601.")],
+    after: Annotated[str, typer.Argument(help="Another one.")],
     reducer: Reducer,
     initial: Initial = None,
 ) -> None:
-    """Compare a view's states at two offsets; exit status 1 if they differ.
+    """Compare a view's states at two moments; exit status 1 if they differ.
 
-    Example: eventfold diff data 0 900 --reducer app:todos
+    Example: eventfold diff data 2026-01-30 2026-01-31 --reducer app:todos
     """
 
     async def command() -> int:

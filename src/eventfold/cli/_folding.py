@@ -63,6 +63,17 @@ async def offset_of(reader: EventReader, at: str | None, at_time: str | None) ->
     return (await reader.head()).offset
 
 
+async def _moment(reader: EventReader, text: str) -> int:
+    """The offset that is given as one, or as a time."""
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        time = parse_time(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither an offset nor a time, such as 2026-01-31T12:00") from None
+    return await offset_at_time(reader, time)
+
+
 async def state(where: str, view: View[Any], at: str | None, at_time: str | None) -> None:
     """The state of a view, folded anew up to an offset or a time."""
     async with reading(where) as reader:
@@ -72,11 +83,10 @@ async def state(where: str, view: View[Any], at: str | None, at_time: str | None
 
 
 async def diff(where: str, view: View[Any], before: str, after: str) -> int:
-    """Where the states of a view at two offsets differ first, and both states; exit status 1 if they differ."""
+    """Where the states of a view at two moments differ first, and both states; exit status 1 if they differ."""
     async with reading(where) as reader:
         states = [
-            msgspec.to_builtins(await state_at(reader, view, await offset_of(reader, at, None)))
-            for at in (before, after)
+            msgspec.to_builtins(await state_at(reader, view, await _moment(reader, at))) for at in (before, after)
         ]
     found = difference(states[0], states[1])
     print_json({"differs": found, "before": states[0], "after": states[1]})

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from select import select
+from types import FrameType
 from typing import Any
 
 import typer
@@ -17,12 +20,13 @@ from .._errors import CorruptLogError, EventfoldError
 from .._reader import EventReader
 
 FAILED, INTERRUPTED, CLOSED_PIPE = 1, 130, 141
+SHOW_CURSOR = b"\x1b[?25h"
 
 
 def run(command: Coroutine[Any, Any, int | None]) -> None:
     """Runs a command to its end. Raises `typer.Exit` with its status, after a message where it failed."""
     try:
-        status = asyncio.run(command)
+        status = asyncio.run(_interruptible(command))
         sys.stdout.flush()
     except KeyboardInterrupt:
         status = INTERRUPTED
@@ -41,6 +45,30 @@ def run(command: Coroutine[Any, Any, int | None]) -> None:
         say(str(error))
         status = FAILED
     raise typer.Exit(status or 0)
+
+
+async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None:
+    """The command, cancelled by Ctrl-C; by a second one, or where the output waits for its reader, it ends at once.
+
+    A write to a pipe that nobody empties, such as that of a pager on its first page, can't be cancelled. Ending at once
+    leaves a log as any other kill does.
+    """
+    cancel = signal.getsignal(signal.SIGINT)
+    interrupted = False
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted or not select([], [1], [], 0)[1]:
+            if sys.stderr.isatty():
+                os.write(2, SHOW_CURSOR)  # a progress bar hides it
+            os._exit(INTERRUPTED)
+        interrupted = True
+        if callable(cancel):
+            cancel(number, frame)
+
+    if callable(cancel):  # else the command was started so that Ctrl-C does not end it
+        signal.signal(signal.SIGINT, on_signal)
+    return await command
 
 
 def say(message: str) -> None:

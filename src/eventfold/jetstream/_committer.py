@@ -4,19 +4,17 @@ A batch without conditions is published as it is. One with conditions is judged 
 published on condition that this is still the stream's last message; otherwise it is judged again, by the newer head.
 
 A publication that is not acknowledged is sent again with the same `Nats-Msg-Id`, which makes the server drop the second
-one of two. Promise: a batch is in the stream once, or `UnknownOutcomeError` says that it may or may not be.
+one of two. It is not sent again once the servers may have forgotten that. Promise: a batch is in the stream once, or
+`UnknownOutcomeError` says that it may or may not be.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import time
 import uuid
 from collections.abc import Sequence
-
-import msgspec
-from nats.errors import Error as NatsError
-from nats.errors import MaxPayloadError
 
 from .._aio import UncancellableTask, uninterrupted
 from .._codec.lines import Lines
@@ -24,26 +22,27 @@ from .._engine import Commit
 from .._errors import CorruptLogError, EventfoldError, UnknownOutcomeError
 from .._event import Head
 from .._judge import Append, judge, lines_needed_from
-from ._offsets import MAX_MESSAGE_SIZE, join_messages, sequence_at
+from ._codes import ATTEMPT_UNDER_WAY, NO_ROOM, WRONG_LAST_SEQUENCE, error_code
+from ._connection import UnansweredError
+from ._offsets import MAX_MESSAGE_SIZE, end_of, join_messages, sequence_at
 from ._stream import Stream
 
-_WRONG_LAST_SEQUENCE = 10071
-_WRONG_LAST_SEQUENCE_CONSTANT = 10164
-_ATTEMPT_UNDER_WAY = 10158  # the first attempt of what is sent again has not been decided yet
-_NO_ROOM = {10047, 10023, 10077, 10122}  # storage, resources, limits of the stream or the account
-_HEADERS_SIZE = 4096
 _FIRST_DELAY, _LAST_DELAY = 0.02, 0.25  # seconds
 
 
 class StreamCommitter:
     """A `Committer`. Any number of them may append to one stream, in any process on any host."""
 
-    def __init__(self, stream: Stream, max_payload: int) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self.batch_size = min(max_payload, MAX_MESSAGE_SIZE) - _HEADERS_SIZE
         self._prefix = uuid.uuid4().hex
         self._count = 0
         self._closed = False
+
+    @property
+    def batch_size(self) -> int:
+        """In bytes; servers that were configured anew may take more or less than before."""
+        return min(self._stream.connection.max_data, MAX_MESSAGE_SIZE)
 
     @property
     def source(self) -> Stream:
@@ -58,7 +57,7 @@ class StreamCommitter:
         return await uninterrupted(UncancellableTask(self._commit(appends), "eventfold commit"))
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
-        conditional = any(append.expected is not None or append.condition is not None for append in appends)
+        conditional = any(append.is_judged for append in appends)
         needed = lines_needed_from(appends)
         newest_head_known = False
         while True:
@@ -86,65 +85,61 @@ class StreamCommitter:
 
     async def _publish(self, data: bytes, expected: int | None) -> int | None:
         """The message's sequence; None where `expected` is not the last one."""
-        if len(data) > self.batch_size:
-            raise OSError(errno.EMSGSIZE, f"a commit of {len(data)} bytes; the servers take {self.batch_size}")
         connection = self._stream.connection
         settings = connection.settings
-        client = await connection.client()
+        if len(data) > self.batch_size:
+            raise OSError(errno.EMSGSIZE, f"a commit of {len(data)} bytes; the servers take {self.batch_size}")
         self._count += 1
         identity = f"{self._prefix}.{self._count}"
         headers = {"Nats-Msg-Id": identity, "Nats-Expected-Stream": settings.stream}
         if expected is not None:
             headers["Nats-Expected-Last-Sequence"] = str(expected)
-        loop = asyncio.get_running_loop()
-        until, attempt = loop.time() + settings.timeout, 0
+        known = self.head.offset
+        begun, attempt, sent = _Clock(), 0, False
         while True:
             attempt += 1
             try:
-                reply = await client.request(settings.subject, data, timeout=settings.attempt_timeout, headers=headers)
-                answer = msgspec.json.decode(reply.data)
-                error = answer.get("error")
-                if error is None and answer.get("seq"):  # a sequence of 0 acknowledges nothing
-                    sequence: int = answer["seq"]
-                    return sequence
-                problem: object = "it was acknowledged with sequence 0"
-                if error is not None:
-                    code = error.get("err_code")
-                    if code in (_WRONG_LAST_SEQUENCE, _WRONG_LAST_SEQUENCE_CONSTANT):
-                        return await self._own_message(expected, identity) if attempt > 1 else None
-                    if attempt == 1 and code in _NO_ROOM:
-                        raise OSError(errno.ENOSPC, error["description"], connection.location)
-                    if error.get("code") != 503 and code != _ATTEMPT_UNDER_WAY and code not in _NO_ROOM:
-                        raise self._refusal(error["description"], attempt)
-                    problem = error["description"]
-            except MaxPayloadError as raised:
-                raise OSError(errno.EMSGSIZE, f"a commit of {len(data)} bytes: {raised}") from raised
-            except (NatsError, TimeoutError, msgspec.DecodeError) as raised:
-                problem = repr(raised)
-            if loop.time() >= until:
-                raise UnknownOutcomeError(
-                    f"{connection.location}: no acknowledgement for {settings.timeout:g} s ({problem}): the events may "
-                    "or may not be in the log; read it to find out, or append them again on a condition"
-                )
+                answer = await connection.ask(settings.subject, data, headers)
+                sequence, error = answer.get("seq"), answer.get("error")
+                code = error_code(answer)
+                if code in WRONG_LAST_SEQUENCE and expected is not None:
+                    if not sent:
+                        return None
+                    # An earlier attempt may have been written: a server may look at the expected sequence before it
+                    # looks for a duplicate. It may also know of a message that can't be read yet.
+                    if (message := await connection.message(expected + 1)) is not None:
+                        return expected + 1 if message.headers.get("Nats-Msg-Id") == identity else None
+                elif error and code in NO_ROOM and not sent:
+                    raise OSError(errno.ENOSPC, error["description"], connection.location)
+                elif error and code != ATTEMPT_UNDER_WAY and code not in NO_ROOM:
+                    raise CorruptLogError(connection.location, known, error["description"])
+                elif sequence:  # one of 0 acknowledges nothing
+                    if end_of(sequence) <= known:
+                        raise CorruptLogError(
+                            connection.location,
+                            end_of(sequence),
+                            f"an event was appended here, but the log went on to {known}: the stream was replaced",
+                        )
+                    return int(sequence)
+                problem = error["description"] if error else "it was acknowledged with sequence 0"
+                sent = True
+            except UnansweredError as unanswered:
+                sent, problem = sent or unanswered.sent, str(unanswered)
+            except (OSError, EventfoldError) as raised:
+                if not sent:
+                    raise
+                raise self._unknown(str(raised)) from raised
+            # Before it is sent again, and not after: the process may have been stopped for any time since.
             await asyncio.sleep(min(_FIRST_DELAY * attempt, _LAST_DELAY))
+            if begun.seconds >= settings.timeout:
+                problem = f"no acknowledgement for {settings.timeout:g} s ({problem})"
+                raise self._unknown(problem) if sent else OSError(errno.ETIMEDOUT, problem, connection.location)
 
-    async def _own_message(self, expected: int | None, identity: str) -> int | None:
-        """The sequence of an earlier attempt, if it was written.
-
-        A server may look at the expected sequence before it looks for a duplicate.
-        """
-        if expected is None:
-            return None
-        message = await self._stream.connection.message(expected + 1)
-        written = message is not None and message.headers.get("Nats-Msg-Id") == identity
-        return expected + 1 if written else None
-
-    def _refusal(self, description: str, attempt: int) -> EventfoldError:
-        if attempt > 1:
-            return UnknownOutcomeError(
-                f"{self._stream.location}: {description}; an earlier attempt may have been written"
-            )
-        return CorruptLogError(self._stream.location, self.head.offset, description)
+    def _unknown(self, problem: str) -> UnknownOutcomeError:
+        return UnknownOutcomeError(
+            f"{self._stream.location}: {problem}: the events may or may not be in the log; read it to find out, or "
+            "append them again on a condition"
+        )
 
     async def aclose(self) -> None:
         if not self._closed:
@@ -154,3 +149,15 @@ class StreamCommitter:
     def abandon(self) -> None:
         """Leaves the connection alone: it is the parent's, or its event loop has ended."""
         self._stream.abandon()
+
+
+class _Clock:
+    """The time since it was made, also while this process or its host was stopped."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic(), time.time()
+
+    @property
+    def seconds(self) -> float:
+        # The monotonic clock may stand still while the host sleeps; the other one may be set back.
+        return max(time.monotonic() - self._begun[0], time.time() - self._begun[1])

@@ -1,4 +1,4 @@
-"""What a stream must be configured like, so that eventfold can keep its promises on it.
+"""How servers, the stream and the bucket must be configured, so that eventfold can keep its promises on them.
 
 A stream may lose messages by design: through limits, ages, purges, or a retention other than by limits. Such a stream
 is refused, and the error says what to change.
@@ -12,7 +12,9 @@ from typing import Any
 from .._errors import CorruptLogError, EventfoldError
 
 OLDEST_SERVER = (2, 11)  # earlier ones can't sync a message before they acknowledge it
-DUPLICATE_WINDOW = 120 * 10**9  # nanoseconds; how long a commit may be sent again
+LEAST_PAYLOAD = 64 * 1024  # bytes
+DUPLICATE_WINDOW = 120 * 10**9  # nanoseconds; how long the servers know that they have a commit
+LONGEST_TIMEOUT = 100.0  # seconds; how long a commit may be sent again
 
 
 def stream_configuration(stream: str, subject: str, replicas: int, compression: str) -> dict[str, Any]:
@@ -36,6 +38,31 @@ def stream_configuration(stream: str, subject: str, replicas: int, compression: 
     }
 
 
+def bucket_configuration(bucket: str, replicas: int) -> dict[str, Any]:
+    """The configuration of a new key-value bucket, which is a stream."""
+    return {
+        "name": bucket_stream(bucket),
+        "subjects": [f"$KV.{bucket}.>"],
+        "retention": "limits",
+        "storage": "file",
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "max_msgs_per_subject": 1,
+        "discard": "new",
+        "deny_delete": True,
+        "allow_rollup_hdrs": True,
+        "allow_direct": True,
+        "num_replicas": replicas,
+        "duplicate_window": DUPLICATE_WINDOW,
+    }
+
+
+def bucket_stream(bucket: str) -> str:
+    """The name of the stream that is a key-value bucket."""
+    return f"KV_{bucket}"
+
+
 # The settings on which a promise rests, and what each must be.
 _REQUIRED: dict[str, Any] = {
     "retention": "limits",
@@ -44,9 +71,18 @@ _REQUIRED: dict[str, Any] = {
     "max_bytes": -1,
     "max_age": 0,
     "max_msgs_per_subject": -1,
+    "max_msg_size": -1,
     "deny_delete": True,
     "deny_purge": True,
     "allow_direct": True,
+}
+_REQUIRED_OF_BUCKET: dict[str, Any] = {
+    "retention": "limits",
+    "storage": "file",
+    "max_msgs": -1,
+    "max_bytes": -1,
+    "max_age": 0,
+    "max_msg_size": -1,
 }
 _ABSENT = (
     "mirror",
@@ -58,14 +94,24 @@ _ABSENT = (
     "allow_msg_counter",
     "no_ack",
 )
-_DEFAULTS: dict[str, Any] = {"max_age": 0, "deny_delete": False, "deny_purge": False, "allow_direct": False}
+_DEFAULTS: dict[str, Any] = {
+    "max_age": 0,
+    "max_msg_size": -1,
+    "deny_delete": False,
+    "deny_purge": False,
+    "allow_direct": False,
+}
 
 
-def check_server(location: str, version: tuple[int, int], text: str) -> None:
+def check_server(location: str, version: tuple[int, int], text: str, max_payload: int) -> None:
     """Raises `EventfoldError` for a server that can't keep the promises."""
     if version < OLDEST_SERVER:
         raise EventfoldError(
             f"{location}: nats-server {text} is too old: it can't sync before it acknowledges; use 2.11 or later"
+        )
+    if max_payload < LEAST_PAYLOAD:
+        raise EventfoldError(
+            f"{location}: the servers' max_payload is {max_payload} bytes; set it to at least {LEAST_PAYLOAD}"
         )
 
 
@@ -92,5 +138,18 @@ def check_stream(location: str, subject: str, found: Mapping[str, Any], state: M
     first = state.get("first_seq", 0)
     if state.get("messages") and (first != 1 or state.get("num_deleted")):
         raise CorruptLogError(location, 0, f"messages are gone: the stream begins at sequence {first}")
+    if lost := state.get("lost"):
+        raise CorruptLogError(location, 0, f"the server has lost messages: {lost}")
     if not state.get("messages") and state.get("last_seq"):
         raise CorruptLogError(location, 0, f"all {state['last_seq']} messages are gone: the stream was purged")
+
+
+def check_bucket(location: str, bucket: str, found: Mapping[str, Any]) -> None:
+    """Raises `EventfoldError` for a bucket that could lose documents by itself."""
+    for name, required in _REQUIRED_OF_BUCKET.items():
+        value = found.get(name, _DEFAULTS.get(name))
+        if value != required:
+            raise EventfoldError(
+                f"{location}: the stream {bucket_stream(bucket)} of the key-value bucket {bucket!r} has {name} "
+                f"{value!r}, so that it may lose snapshots and consumers' places; set it to {required!r}"
+            )

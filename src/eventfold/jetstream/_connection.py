@@ -1,8 +1,9 @@
 """One connection to the servers of one stream, shared by all who use that stream in an event loop.
 
-Promises: a request is repeated until it is answered or `timeout` seconds are over; the stream's configuration is
-checked when the connection is made and after each time that it was lost, and what is wrong then is raised by the next
-request.
+Promises: a request is repeated until it is answered or `timeout` seconds are over, if need be by another server; a
+connection that can't be used any more is replaced. The stream's configuration is checked when the connection is made,
+after each time that it was lost, and every few seconds; what is wrong then is raised by whatever is asked for next.
+Nothing is sent later than it was meant to be: what the library could not send before a connection was lost is dropped.
 """
 
 from __future__ import annotations
@@ -10,23 +11,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
-import nats
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
 
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
+from .._logging import DEBUG, ERROR, INFO, WARNING, log_event
+from ._calls import called
+from ._codes import NO_MESSAGE, NO_PEERS, NO_STREAM, STREAM_EXISTS, error_code, is_unavailable
 from ._configuration import check_server, check_stream, stream_configuration
 
-logger = logging.getLogger("eventfold")
-
-_NO_STREAM, _NO_MESSAGE, _NO_LEADER = 10059, 10037, 10008
-_STREAM_EXISTS = 10058
+_HEADERS_SIZE = 4096  # bytes that are kept for them in a message
 _RETRY_DELAY = 0.05  # seconds
+_CHECK_INTERVAL = 10.0  # seconds
+_CLOSE_TIMEOUT = 2.0  # seconds
+_UNANSWERED_BEFORE_CHANGE = 4.0  # seconds without any answer, after which another server is tried
 
 
 class Message(NamedTuple):
@@ -38,9 +41,13 @@ class Message(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Which stream on which servers, and how to reach it; times are in seconds."""
+    """Which stream on which servers, and how to reach it; times are in seconds.
+
+    `client` is a connection of the application, used instead of one of our own.
+    """
 
     servers: tuple[str, ...]
+    client: Client | None
     log: str
     replicas: int
     create: bool
@@ -63,74 +70,152 @@ class Settings(NamedTuple):
         return f"nats://{hosts}/{self.log}"
 
 
-class Connection:
-    """A connection that is made when it is first needed. Call `aclose` when it is not needed any more."""
+class UnansweredError(Exception):
+    """A request was not answered. With `sent`, the server may have got it all the same."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, problem: str, *, sent: bool) -> None:
+        super().__init__(problem)
+        self.sent = sent
+
+
+class Connection:
+    """A connection that is made when it is first needed. Call `aclose` when it is not needed any more.
+
+    `on_fault` is called with what is wrong with the stream, whenever a check finds something.
+    """
+
+    def __init__(self, settings: Settings, on_fault: Callable[[EventfoldError], None]) -> None:
         self.settings = settings
         self.location = settings.location
         self.closed = False
+        self._on_fault = on_fault
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
         self._fault: EventfoldError | None = None
-        self._checks: set[asyncio.Task[None]] = set()
+        self._created: str | None = None
+        self._checking: asyncio.Task[None] | None = None
+        self._check_now = asyncio.Event()
+        self._unanswered_since: float | None = None
+        self._max_data = 0
+
+    @property
+    def max_data(self) -> int:
+        """How much a message may hold, in bytes, as the servers said last; 0 before the first connection."""
+        if self._client is not None:
+            self._max_data = self._client.max_payload - _HEADERS_SIZE
+        return self._max_data
 
     async def client(self) -> Client:
-        """The connected client. Raises `OSError` where no server answers, `EventfoldError` for a refused stream."""
+        """The client; it may be about to reconnect.
+
+        Raises `OSError` where no server answers, `EventfoldError` for a refused stream.
+        """
         if self._fault is not None:
             raise self._fault
+        return await self._live_client()
+
+    async def _live_client(self) -> Client:
         if self.closed:
             raise LogClosedError(f"{self.location} is closed")
-        if self._client is None:
+        if self._client is None or _is_dead(self._client):
             async with self._connecting:
-                if self._client is None:
-                    self._client = await self._connect()
+                if self._client is None or _is_dead(self._client):
+                    await self._connect()
+        assert self._client is not None
         return self._client
 
-    async def _connect(self) -> Client:
+    async def _connect(self) -> None:
+        before, self._client = self._client, None
+        if before is not None:
+            log_event(
+                WARNING,
+                "jetstream.connection_lost",
+                "%(location)s: the connection ended for good (%(error)s): connecting anew",
+                location=self.location,
+                error=repr(before.last_error),
+            )
+            await self._close(before)
+        client = self.settings.client or Client()
+        try:
+            if self.settings.client is None:
+                await self._connect_client(client)
+            elif client.is_closed:
+                raise OSError(errno.ENOTCONN, "the connection that the engine was given is closed", self.location)
+            await self._check(client, create=self.settings.create)
+        except BaseException:
+            await self._close(client)
+            raise
+        self._client = client
+        if self._checking is None:
+            self._checking = asyncio.get_running_loop().create_task(self._keep_checking(), name="eventfold checks")
+
+    async def _connect_client(self, client: Client) -> None:
+        async def drop_unsent() -> None:
+            # The library would send it after the next connection, however much later that is, when the servers may
+            # have forgotten that they have it. Subscriptions are made anew by themselves.
+            client._pending.clear()
+            client._pending_data_size = 0
+
+        async def reconnected() -> None:
+            self._check_now.set()
+
+        async def note_error(error: Exception) -> None:
+            log_event(INFO, "jetstream.error", "%(location)s: %(error)s", location=self.location, error=repr(error))
+            if not client.is_connected:
+                _abort(client)  # the library forgets the socket of an attempt to connect that failed
+
         options: dict[str, Any] = {
-            "max_reconnect_attempts": -1,
             "reconnect_time_wait": 0.2,
             "connect_timeout": 2,
             "ping_interval": 1,
             "max_outstanding_pings": 2,
-            "pending_size": 64 * 2**20,
+            "pending_size": 0,  # nothing is to be sent after the next connection, see `drop_unsent`
             **self.settings.connect,
-            "error_cb": self._log_error,
-            "reconnected_cb": self._reconnected,
+            "max_reconnect_attempts": -1,
             "allow_reconnect": True,
+            "error_cb": note_error,
+            "disconnected_cb": drop_unsent,
+            "reconnected_cb": reconnected,
         }
-        cancellations = _cancellation_count()
         try:
             async with asyncio.timeout(self.settings.timeout):
-                client = await nats.connect(list(self.settings.servers), **options)
+                await called(client.connect(list(self.settings.servers), **options))
         except (NatsError, OSError, TimeoutError) as error:
-            raise OSError(errno.ECONNREFUSED, f"no server answers: {error!r}", self.location) from error
-        try:
-            _raise_lost_cancellation(cancellations)
-            await self._check(client, create=self.settings.create)
-        except BaseException:
-            await client.close()
-            raise
-        return client
+            problem = client.last_error or error
+            raise OSError(errno.ECONNREFUSED, f"no server answers: {problem!r}", self.location) from error
 
-    async def _log_error(self, error: Exception) -> None:
-        logger.info("%s: %r", self.location, error)
-
-    async def _reconnected(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._check_again(), name="eventfold stream check")
-        self._checks.add(task)
-        task.add_done_callback(self._checks.discard)
-
-    async def _check_again(self) -> None:
-        assert self._client is not None
-        try:
-            await self._check(self._client, create=False)
-        except EventfoldError as error:
-            logger.error("%s can't be used any more: %s", self.location, error)
-            self._fault = error
-        except OSError as error:
-            logger.info("%s could not be checked: %s", self.location, error)
+    async def _keep_checking(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_CHECK_INTERVAL):
+                    await self._check_now.wait()
+            except TimeoutError:
+                pass
+            self._check_now.clear()
+            try:
+                await self._check(await self._live_client(), create=False)
+                self._fault = None
+            except EventfoldError as error:
+                if self.closed:
+                    return
+                if self._fault is None:
+                    log_event(
+                        ERROR,
+                        "jetstream.unusable",
+                        "%(location)s can't be used any more: %(error)s",
+                        location=self.location,
+                        error=error,
+                    )
+                self._fault = error
+                self._on_fault(error)
+            except OSError as error:
+                log_event(
+                    INFO,
+                    "jetstream.check_failed",
+                    "%(location)s could not be checked: %(error)s",
+                    location=self.location,
+                    error=error,
+                )
 
     async def check(self) -> None:
         """Checks the stream's configuration now. Raises what `client` raises."""
@@ -138,52 +223,130 @@ class Connection:
 
     async def _check(self, client: Client, *, create: bool) -> None:
         settings = self.settings
-        version = client.connected_server_version
-        check_server(self.location, (version.major, version.minor), str(version))
-        info = await self._repeated(client, f"$JS.API.STREAM.INFO.{settings.stream}", b"")
-        if _code(info) == _NO_STREAM and create:
+        if client.is_connected:
+            version = client.connected_server_version
+            check_server(self.location, (version.major, version.minor), str(version), client.max_payload)
+        info = await self._stream_info(client, settings.stream)
+        if error_code(info) == NO_STREAM and create and self._created is None:
             wanted = stream_configuration(settings.stream, settings.subject, settings.replicas, settings.compression)
-            created = await self._repeated(
-                client, f"$JS.API.STREAM.CREATE.{settings.stream}", msgspec.json.encode(wanted)
-            )
-            if "error" in created and _code(created) != _STREAM_EXISTS:
-                raise EventfoldError(f"{self.location}: the stream can't be made: {created['error']['description']}")
-            info = await self._repeated(client, f"$JS.API.STREAM.INFO.{settings.stream}", b"")
-        if _code(info) == _NO_STREAM:
+            await self._make_stream(client, wanted)
+            info = await self._stream_info(client, settings.stream)
+        if error_code(info) == NO_STREAM:
+            if self._created is not None:
+                raise CorruptLogError(self.location, 0, "the stream was deleted")
             raise EventfoldError(f"{self.location}: there is no stream {settings.stream!r}")
         if "error" in info:
             raise EventfoldError(f"{self.location}: {info['error']['description']}")
+        if self._created not in (None, info["created"]):
+            raise CorruptLogError(
+                self.location, 0, f"the stream was deleted and made anew at {info['created']}: open the log again"
+            )
+        self._created = info["created"]
         check_stream(self.location, settings.subject, info["config"], info["state"])
 
-    async def request(self, subject: str, payload: Any = None) -> dict[str, Any]:
-        """The API's answer, which may hold an `error`. Raises `OSError` (ETIMEDOUT) where none comes in time."""
-        data = b"" if payload is None else msgspec.json.encode(payload)
-        return await self._repeated(await self.client(), subject, data)
+    async def _stream_info(self, client: Client, stream: str) -> dict[str, Any]:
+        return await self._repeated(client, f"$JS.API.STREAM.INFO.{stream}", b"")
 
-    async def _repeated(self, client: Client, subject: str, data: bytes) -> dict[str, Any]:
+    async def _make_stream(self, client: Client, configuration: Mapping[str, Any]) -> None:
+        name, loop = configuration["name"], asyncio.get_running_loop()
+        until = loop.time() + self.settings.timeout
+        while True:
+            answer = await self._repeated(client, f"$JS.API.STREAM.CREATE.{name}", msgspec.json.encode(configuration))
+            if "error" not in answer or error_code(answer) == STREAM_EXISTS:
+                return
+            # The servers of a cluster that has just been started may not know of each other yet.
+            if error_code(answer) != NO_PEERS or loop.time() >= until:
+                description = answer["error"]["description"]
+                raise EventfoldError(f"{self.location}: the stream {name} can't be made: {description}")
+            await asyncio.sleep(_RETRY_DELAY)
+
+    async def other_stream(self, configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The configuration that another stream has; it is made if it may be and is not there."""
+        client, name = await self.client(), configuration["name"]
+        info = await self._stream_info(client, name)
+        if error_code(info) == NO_STREAM and self.settings.create:
+            await self._make_stream(client, configuration)
+            info = await self._stream_info(client, name)
+        if "error" in info:
+            raise EventfoldError(f"{self.location}: the stream {name}: {info['error']['description']}")
+        found: Mapping[str, Any] = info["config"]
+        return found
+
+    async def request(
+        self, subject: str, payload: Any = None, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """What a server answers, which may hold an `error`; `payload` is bytes, or encoded as JSON.
+
+        Raises `OSError` (ETIMEDOUT) where no answer comes in time, and (EMSGSIZE) where it is too large for a message.
+        """
+        data = payload if isinstance(payload, bytes) else b"" if payload is None else msgspec.json.encode(payload)
+        return await self._repeated(await self.client(), subject, data, headers)
+
+    async def _repeated(
+        self, client: Client, subject: str, data: bytes, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         until = loop.time() + self.settings.timeout
-        cancellations = _cancellation_count()
         while True:
-            _raise_lost_cancellation(cancellations)
             if self.closed:
                 raise LogClosedError(f"{self.location} is closed")
             try:
-                reply = await client.request(subject, data, timeout=self.settings.attempt_timeout)
-                _raise_lost_cancellation(cancellations)
-                answer: dict[str, Any] = msgspec.json.decode(reply.data)
-                if (answer.get("error") or {}).get("code") != 503:
-                    return answer
-                problem: object = answer["error"]["description"]
-            except (NatsError, TimeoutError, msgspec.DecodeError) as error:
-                problem = repr(error)
+                return await self._asked(client, subject, data, headers)
+            except UnansweredError as error:
+                problem = error
             if loop.time() >= until:
                 raise OSError(errno.ETIMEDOUT, f"no answer for {self.settings.timeout:g} s: {problem}", self.location)
             await asyncio.sleep(_RETRY_DELAY)
+            if client is self._client:
+                client = await self._live_client()
+
+    async def ask(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """What a server answers to one request, which may hold an `error`. It is not repeated.
+
+        Raises `UnansweredError`; `OSError` (EMSGSIZE), with nothing sent, where it is too large for a message; and what
+        `client` raises, with nothing sent either.
+        """
+        return await self._asked(await self.client(), subject, data, headers)
+
+    async def _asked(
+        self, client: Client, subject: str, data: bytes, headers: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        if not client.is_connected:
+            raise UnansweredError(f"there is no connection ({client.last_error!r})", sent=False)
+        try:
+            sent = dict(headers) if headers else None
+            reply = await called(client.request(subject, data, timeout=self.settings.attempt_timeout, headers=sent))
+            answer: dict[str, Any] = msgspec.json.decode(reply.data)
+        except MaxPayloadError as error:
+            message = f"a message of {len(data)} bytes; the servers' max_payload is {client.max_payload}"
+            raise OSError(errno.EMSGSIZE, message, self.location) from error
+        except (NatsError, OSError, TimeoutError, msgspec.DecodeError) as error:
+            await self._note_unanswered(client)
+            raise UnansweredError(repr(error), sent=True) from error
+        if is_unavailable(answer):
+            await self._note_unanswered(client)
+            raise UnansweredError(answer["error"]["description"], sent=True)
+        self._unanswered_since = None
+        return answer
+
+    async def _note_unanswered(self, client: Client) -> None:
+        """Goes to another server after a while: this one may be cut off from the others."""
+        now = asyncio.get_running_loop().time()
+        if self._unanswered_since is None:
+            self._unanswered_since = now
+        elif now - self._unanswered_since > _UNANSWERED_BEFORE_CHANGE and client is not self.settings.client:
+            self._unanswered_since = None
+            log_event(
+                INFO,
+                "jetstream.unanswered",
+                "%(location)s: the server does not answer; another one is tried",
+                location=self.location,
+            )
+            await called(client.force_reconnect())
 
     async def last_message(self) -> Message | None:
         """The stream's last message, as its leader has it; None for an empty stream."""
-        message = await self._message({"last_by_subj": self.settings.subject})
+        message = await self.get(self.settings.stream, {"last_by_subj": self.settings.subject})
         if message is None:
             # Empty, or purged in spite of its settings: an error then, and never silence.
             await self.check()
@@ -191,14 +354,15 @@ class Connection:
 
     async def message(self, sequence: int) -> Message | None:
         """A message by its sequence, as the leader has it; None if there is none."""
-        return await self._message({"seq": sequence})
+        return await self.get(self.settings.stream, {"seq": sequence})
 
-    async def _message(self, which: Mapping[str, Any]) -> Message | None:
-        answer = await self.request(f"$JS.API.STREAM.MSG.GET.{self.settings.stream}", which)
-        if _code(answer) == _NO_MESSAGE:
+    async def get(self, stream: str, which: Mapping[str, Any]) -> Message | None:
+        """A message of any stream, as its leader has it; None if there is none."""
+        answer = await self.request(f"$JS.API.STREAM.MSG.GET.{stream}", which)
+        if error_code(answer) == NO_MESSAGE:
             return None
-        if _code(answer) == _NO_STREAM:
-            raise CorruptLogError(self.location, 0, "the stream was deleted")
+        if error_code(answer) == NO_STREAM:
+            raise CorruptLogError(self.location, 0, f"the stream {stream} was deleted")
         if "error" in answer:
             raise EventfoldError(f"{self.location}: {answer['error']['description']}")
         message = answer["message"]
@@ -207,37 +371,47 @@ class Connection:
         return Message(message["seq"], pairs, base64.b64decode(message.get("data") or ""))
 
     async def aclose(self) -> None:
-        """Closes the connection; idempotent."""
+        """Closes the connection, unless it is the application's; idempotent."""
         self.closed = True
-        for task in self._checks:
-            task.cancel()
+        if self._checking is not None:
+            self._checking.cancel()
         client, self._client = self._client, None
         if client is not None:
-            try:
-                await client.close()
-            except (NatsError, OSError) as error:
-                logger.debug("%s: the connection was lost before it was closed: %r", self.location, error)
-                # The library stops at the lost connection, and leaves the socket open.
-                if (transport := client._transport) is not None:
-                    transport.close()  # type: ignore[no-untyped-call]
+            await self._close(client)
+
+    async def _close(self, client: Client) -> None:
+        if client is self.settings.client:
+            return
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await called(client.close())
+        except (NatsError, OSError, TimeoutError) as error:
+            log_event(
+                DEBUG,
+                "jetstream.close_failed",
+                "%(location)s: the connection was lost before it was closed: %(error)s",
+                location=self.location,
+                error=repr(error),
+            )
+        finally:
+            _abort(client)
 
 
-def _cancellation_count() -> int:
-    """The number of times that the current task has been cancelled."""
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
+def _abort(client: Client) -> None:
+    """Closes the socket, which the library leaves open where connecting or closing failed."""
+    transport = client._transport
+    writer = getattr(transport, "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
+    elif transport is not None:
+        transport.close()  # type: ignore[no-untyped-call]
 
 
-def _raise_lost_cancellation(before: int) -> None:
-    """Raises `CancelledError` if the current task has been cancelled more than `before` times.
+def _is_dead(client: Client) -> bool:
+    """Whether a client never connects again by itself.
 
-    The client library uses `asyncio.wait_for`. Before Python 3.12, it swallows a cancellation that arrives in the same
-    iteration of the event loop as the result: https://github.com/python/cpython/issues/86296.
+    It closes for good where a server says `-ERR`, and hears nothing any more where somebody cancelled its tasks, as
+    `asyncio.run` does at its end.
     """
-    if _cancellation_count() > before:
-        raise asyncio.CancelledError
-
-
-def _code(answer: Mapping[str, Any]) -> int:
-    code: int = (answer.get("error") or {}).get("err_code", 0)
-    return code
+    reading = client._reading_task
+    return client.is_closed or (client.is_connected and reading is not None and reading.done())

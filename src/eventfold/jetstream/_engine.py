@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from nats.aio.client import Client
+
 from .._engine import refuse_options
 from ._committer import StreamCommitter
-from ._connection import Connection, Settings
+from ._configuration import LONGEST_TIMEOUT
+from ._connection import Settings
 from ._stream import Stream
 
 _LOG_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -22,12 +25,13 @@ class JetStream:
 
     Args:
         servers: One address or several, such as `nats://host:4222`. The first one that answers is used, and another one
-            when it is lost.
+            when it is lost or does not answer. Or a connected `nats.aio.client.Client` of the application, which stays
+            the application's: it is neither configured nor closed here.
         log: The log's name, which is that of the stream and the end of its subject: 1 to 128 of `A-Z a-z 0-9 _ -`.
         replicas: On how many servers a stream that is made here is kept: 1, 3 or 5.
         create: Whether to make the stream and the bucket of documents where they don't exist.
-        timeout: Seconds after which an unanswered call fails: appends with `UnknownOutcomeError`, others with
-            `OSError`.
+        timeout: Seconds after which an unanswered call fails, at most 100: an append with `UnknownOutcomeError`, or
+            with `OSError` if it was never sent; everything else with `OSError`.
         attempt_timeout: Seconds after which one unanswered request is sent again.
         compression: `"none"` or `"s2"`, for a stream that is made here.
         **connect: Further options for `nats.connect`, such as `user_credentials` or `tls`.
@@ -38,7 +42,7 @@ class JetStream:
 
     def __init__(
         self,
-        servers: str | Sequence[str],
+        servers: str | Sequence[str] | Client,
         log: str,
         *,
         replicas: int = 1,
@@ -52,11 +56,22 @@ class JetStream:
             raise ValueError(f"log name {log!r}: it must be 1 to 128 characters of A-Z a-z 0-9 _ -")
         if replicas not in (1, 3, 5):
             raise ValueError(f"replicas must be 1, 3 or 5, not {replicas!r}")
-        addresses = (servers,) if isinstance(servers, str) else tuple(servers)
-        if not addresses:
-            raise ValueError("servers must name at least one address")
+        if not 0 < attempt_timeout <= timeout <= LONGEST_TIMEOUT:
+            raise ValueError(
+                f"timeout is {timeout!r} and attempt_timeout {attempt_timeout!r}: they must be more than 0, at most "
+                f"{LONGEST_TIMEOUT:g} seconds, and attempt_timeout not the longer one"
+            )
+        client: Client | None = None
+        if isinstance(servers, Client):
+            client, addresses = servers, tuple(server.netloc for server in servers.servers)
+            if connect:
+                raise ValueError(f"{', '.join(sorted(connect))}: the client was connected without these options")
+        else:
+            addresses = (servers,) if isinstance(servers, str) else tuple(servers)
+            if not addresses:
+                raise ValueError("servers must name at least one address")
         self._settings = Settings(
-            addresses, log, replicas, create, timeout, attempt_timeout, compression, _Options(connect)
+            addresses, client, log, replicas, create, timeout, attempt_timeout, compression, _Options(connect)
         )
 
     @classmethod
@@ -88,12 +103,12 @@ class JetStream:
             if other[0].is_closed() or stream.connection.closed:
                 del _streams[other]
         if key not in _streams:
-            _streams[key] = Stream(Connection(self._settings))
+            _streams[key] = Stream(self._settings)
         _streams[key].acquire()
         return _streams[key]
 
     async def open_committer(self, **options: Any) -> StreamCommitter:
-        """Opens the log for appending; makes or checks the stream.
+        """Opens the log for appending; makes or checks the stream and the bucket.
 
         Raises:
             ValueError: An option that this engine does not have.
@@ -103,12 +118,12 @@ class JetStream:
         refuse_options(options, "JetStream")
         stream = self.source()
         try:
-            client = await stream.connection.client()
             await stream.head()
+            await stream.documents.open()
         except BaseException:
             await stream.aclose()
             raise
-        return StreamCommitter(stream, client.max_payload)
+        return StreamCommitter(stream)
 
 
 class _Options(dict[str, Any]):

@@ -1,31 +1,35 @@
 """Notices new messages while somebody waits: one ordered consumer for all who wait in this process.
 
 The consumer is made anew on a gap, on a missed heartbeat and after a reconnect, each time from the head that was seen
-last, so that nothing is missed. The client library's own ordered consumer does not notice all of these.
+last, so that nothing is missed. The client library's own ordered consumer does not notice all of these. A message that
+the library drops, because this process is slow, is a gap like any other.
+
+Promise: those who wait get the next message or an error, also those who begin to wait after the error.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from typing import TYPE_CHECKING
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from .._errors import EventfoldError
 from .._event import Head
+from .._logging import INFO, log_event
+from ._calls import NO_LIMITS, called
 from ._offsets import sequence_at
 
 if TYPE_CHECKING:
     from ._stream import Stream
 
-logger = logging.getLogger("eventfold")
-
 _HEARTBEAT = 1.0  # seconds
 _RETRY_DELAY = 0.1
+_ERROR_DELAY = 0.5
 _IDLE_HEARTBEAT_STATUS = "100"
 
 
@@ -52,9 +56,15 @@ class Follower:
                 await self._follow()
             except EventfoldError as error:
                 (await self._stream.waiters()).notify(error)
-                return
+                await asyncio.sleep(_ERROR_DELAY)
             except (NatsError, OSError, TimeoutError) as error:
-                logger.info("%s is followed anew: %r", self._stream.location, error)
+                log_event(
+                    INFO,
+                    "jetstream.follower_lost",
+                    "%(location)s is followed anew: %(error)s",
+                    location=self._stream.location,
+                    error=repr(error),
+                )
                 await asyncio.sleep(_RETRY_DELAY)
 
     async def _follow(self) -> None:
@@ -63,7 +73,7 @@ class Follower:
         client = await connection.client()
         messages: asyncio.Queue[Msg] = asyncio.Queue()
         inbox, name = client.new_inbox(), f"eventfold-{uuid.uuid4().hex}"
-        subscription = await client.subscribe(inbox, cb=messages.put)
+        subscription = await called(client.subscribe(inbox, cb=messages.put, **NO_LIMITS))
         try:
             sequence = sequence_at(self._stream.known_head.offset) - 1
             answer = await connection.request(
@@ -94,7 +104,7 @@ class Follower:
                 headers = message.headers or {}
                 if headers.get("Status") == _IDLE_HEARTBEAT_STATUS:
                     if message.reply:  # a flow control request
-                        await client.publish(message.reply)
+                        await called(client.publish(message.reply))
                     elif int(headers.get("Nats-Last-Stream", sequence)) > sequence and messages.empty():
                         return
                     continue
@@ -107,10 +117,11 @@ class Follower:
         finally:
             await self._forget(client, subscription, name)
 
-    async def _forget(self, client: Client, subscription: object, name: str) -> None:
+    async def _forget(self, client: Client, subscription: Subscription, name: str) -> None:
         try:
-            await subscription.unsubscribe()  # type: ignore[attr-defined]
+            await called(subscription.unsubscribe())
             if client.is_connected:
-                await client.publish(f"$JS.API.CONSUMER.DELETE.{self._stream.connection.settings.stream}.{name}")
+                stream = self._stream.connection.settings.stream
+                await called(client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}"))
         except NatsError:
             pass  # the server forgets it by itself after the inactive threshold

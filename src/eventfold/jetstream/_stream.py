@@ -19,7 +19,8 @@ from .._codec.lines import Lines, last_line_hash
 from .._errors import CorruptLogError
 from .._event import Head
 from .._waiters import Waiters
-from ._connection import Connection
+from ._calls import NO_LIMITS, called
+from ._connection import Connection, Settings
 from ._documents import KeyValueDocuments
 from ._follower import Follower
 from ._offsets import end_of, join_messages, position_at, sequence_at, start_of
@@ -32,11 +33,12 @@ _RETRY_DELAY = 0.02  # seconds
 class Stream:
     """A `Source`. All sources of one stream in an event loop are the same object; see `JetStream.source`."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self._documents = KeyValueDocuments(connection)
-        self._known: Head | None = None
+    def __init__(self, settings: Settings) -> None:
         self._waiters = Waiters(self._new_follower, watch_beside_writer=True)
+        # Those who wait are told what is wrong with the stream: nothing else would end their wait.
+        self.connection = Connection(settings, self._waiters.notify)
+        self._documents = KeyValueDocuments(self.connection)
+        self._known: Head | None = None
         self._users = 0
 
     def __repr__(self) -> str:
@@ -86,6 +88,7 @@ class Stream:
                 return Head(0, "") if message is None else self.saw(message.sequence, message.data)
             # A new leader may not have applied yet what the one before acknowledged. If it never does, the stream was
             # deleted and made anew, or a majority of the replicas lost what they had acknowledged.
+            await self.connection.check()
             if loop.time() >= until:
                 raise CorruptLogError(
                     self.location,
@@ -186,18 +189,19 @@ class Stream:
             else:
                 messages.append(message.data)
 
-        inbox = client.new_inbox()
+        if not client.is_connected:
+            return [], f"there is no connection ({client.last_error!r})"
         try:
-            subscription = await client.subscribe(inbox, cb=receive)
+            inbox = client.new_inbox()
+            subscription = await called(client.subscribe(inbox, cb=receive, **NO_LIMITS))
             try:
                 ask = {"seq": sequence, "batch": min(_MESSAGES, last - sequence + 1), "max_bytes": _BYTES}
-                await client.publish(
-                    f"$JS.API.DIRECT.GET.{self.connection.settings.stream}", msgspec.json.encode(ask), reply=inbox
-                )
+                subject = f"$JS.API.DIRECT.GET.{self.connection.settings.stream}"
+                await called(client.publish(subject, msgspec.json.encode(ask), reply=inbox))
                 async with asyncio.timeout(self.connection.settings.attempt_timeout):
                     return messages, await ended
             finally:
-                await subscription.unsubscribe()
+                await called(subscription.unsubscribe())
         except (NatsError, TimeoutError) as error:
             return messages, repr(error)
 

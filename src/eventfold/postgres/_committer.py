@@ -3,7 +3,8 @@
 The statement moves the head in the log's row, which locks it until the commit has ended, and inserts the lines where
 the head was. So all writers come one after the other, and readers see commits in the order of their offsets, without
 gaps. A batch with conditions is judged by the last head that was seen, and written on condition that it still is the
-head; otherwise it is judged again, by the newer one.
+head. Otherwise it is judged again in its turn, with the row locked, so that no other writer, however busy, can keep it
+from being written.
 
 A commit has an id, which is unique in the table. Where an answer is lost, the same commit is sent again: of two of the
 same id the server refuses the second, also where the first one was still under way.
@@ -16,8 +17,8 @@ from __future__ import annotations
 import errno
 import itertools
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import asyncpg
 
@@ -26,11 +27,13 @@ from .._codec.lines import Lines, last_line_hash
 from .._engine import Commit
 from .._errors import CorruptLogError, EventfoldError, UnknownOutcomeError
 from .._event import Head
-from .._judge import Append, judge, lines_needed_from
+from .._judge import Append, Judgement, judge, lines_needed_from
 from ._connections import LOST, PASSING, NotSentError, Tries
 from ._listener import channel
 from ._schema import open_log, open_tables
-from ._source import Session, TableSource
+from ._source import Fetch, Session, TableSource
+
+T = TypeVar("T")
 
 # PostgreSQL's own limit of a value is 1 GiB, and its memory for one several times the value.
 _MAX_COMMIT_SIZE = 256 * 2**20
@@ -46,6 +49,11 @@ WITH head AS (
     RETURNING start
 )
 SELECT start, pg_notify($8, '') FROM written
+"""
+# If this host is lost while it has the row, the server lets the others go on after that time.
+_LOCK = """
+SELECT "offset", hash, set_config('idle_in_transaction_session_timeout', $2, true) FROM {schema}.eventfold_logs
+WHERE log = $1 FOR UPDATE
 """
 _FIND = "SELECT start FROM {schema}.eventfold_commits WHERE log = $1 AND id = $2"
 # Its commit waits for the synchronous standbys, and so for whatever was committed before it.
@@ -63,6 +71,7 @@ class TableCommitter:
         # Ids of one committer lie next to each other in the index.
         self._prefix = uuid.uuid4().bytes[:8]
         self._numbers = itertools.count()
+        self._timeout = session.settings.attempt_timeout
         schema = session.schema
         self._append, self._find = _APPEND.format(schema=schema), _FIND.format(schema=schema)
         self._wait_for_standbys = _WAIT_FOR_STANDBYS.format(schema=schema)
@@ -97,79 +106,133 @@ class TableCommitter:
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
         session = self._session
-        needed = lines_needed_from(appends)
         asked = False
         while True:
             head = session.known_head
-            recent = []
-            if needed is not None and needed < head.offset:
-                recent = [lines async for lines in self._source.blocks(Head(needed, ""), head.offset)]
-            judgement = judge(appends, head, recent)
+            judgement = judge(appends, head, await self._lines_needed(appends, head, self._source.fetch))
             if not asked and any(isinstance(outcome, Exception) for outcome in judgement.outcomes):
                 # The conflict may only be with what this process has not seen yet.
                 await session.head()
                 asked = True
                 continue
             if not judgement.data:
-                return Commit(judgement.outcomes, Lines(self._source.location, head.offset, b""), head)
+                return self._ended(judgement, head.offset)
             conditional = any(
-                (append.expected is not None or append.condition is not None) and isinstance(outcome, int)
+                append.is_judged and isinstance(outcome, int)
                 for append, outcome in zip(appends, judgement.outcomes, strict=True)
             )
             start = await self._write(judgement.data, head if conditional else None)
             if start is None:
-                await session.head()
-                asked = True
-                continue
-            new_head = Head(start + len(judgement.data), last_line_hash(judgement.data))
-            session.saw(new_head)
-            return Commit(judgement.outcomes, Lines(self._source.location, start, judgement.data), new_head)
+                return await self._commit_in_turn(appends)
+            return self._ended(judgement, start)
+
+    def _ended(self, judgement: Judgement, start: int) -> Commit:
+        """What the appends come to, whose lines now begin at `start`."""
+        data = judgement.data
+        lines = Lines(self._source.location, start, data)
+        if not data:
+            return Commit(judgement.outcomes, lines, judgement.head)
+        head = Head(start + len(data), last_line_hash(data))
+        self._session.saw(head)
+        return Commit(judgement.outcomes, lines, head)
+
+    async def _lines_needed(self, appends: Sequence[Append], head: Head, fetch: Fetch) -> list[Lines]:
+        needed = lines_needed_from(appends)
+        if needed is None or needed >= head.offset:
+            return []
+        return [lines async for lines in self._source.blocks(Head(needed, ""), head.offset, fetch)]
 
     async def _write(self, data: bytes, expected: Head | None) -> int | None:
         """Writes lines; the offset at which they begin, None where the head is not the expected one."""
-        session = self._session
-        if len(data) > _MAX_COMMIT_SIZE:
-            raise OSError(errno.EMSGSIZE, f"a commit of {len(data)} bytes; at most {_MAX_COMMIT_SIZE} are possible")
-        id_ = uuid.UUID(bytes=self._prefix + next(self._numbers).to_bytes(8))
-        condition = (None, None) if expected is None else (expected.offset, expected.line_hash)
-        arguments = (session.log, len(data), last_line_hash(data), *condition, id_, data, channel(session.log))
-        maybe_written = False
+        run, id_ = self._session.connections.run, self._new_id()
+        arguments = self._arguments(data, id_, expected)
 
         async def attempt(connection: Any) -> int | None:
-            timeout = session.settings.attempt_timeout
-            row = await connection.fetchrow(self._append, *arguments, timeout=timeout)
+            row = await connection.fetchrow(self._append, *arguments, timeout=self._timeout)
             return None if row is None else row[0]
 
-        tries = Tries(session.connections)
+        async def own(connection: Any) -> int | None:
+            return await self._own(connection, id_)
+
+        async def once(maybe_written: bool) -> int | None:
+            try:
+                start = await run(attempt)
+            except asyncpg.UniqueViolationError as error:
+                if (start := await run(own)) is None:
+                    raise self._behind_the_head(error) from error
+                return start
+            return await run(own) if start is None and maybe_written else start
+
+        return await self._until_answered(once)
+
+    async def _commit_in_turn(self, appends: Sequence[Append]) -> Commit:
+        """Judges and writes in one transaction, which holds the head's row from its beginning on."""
+        session, id_ = self._session, self._new_id()
+        sent: Judgement | None = None
+
+        async def attempt(connection: Any) -> tuple[Judgement, int]:
+            nonlocal sent
+
+            async def fetch(statement: str, *arguments: Any) -> list[Any]:
+                sql = statement.format(schema=session.schema)
+                rows: list[Any] = await connection.fetch(sql, session.log, *arguments, timeout=self._timeout)
+                return rows
+
+            [(offset, line_hash, _)] = await fetch(_LOCK, str(round(1000 * self._timeout)))
+            head = Head(offset, line_hash)
+            # An earlier attempt that was sent had the row, so it has ended by now, one way or the other.
+            if sent is not None and (start := await self._own(connection, id_)) is not None:
+                return sent, start
+            judgement = judge(appends, head, await self._lines_needed(appends, head, fetch))
+            if judgement.data:
+                sent = judgement
+                arguments = self._arguments(judgement.data, id_, None)
+                if await connection.fetchrow(self._append, *arguments, timeout=self._timeout) is None:
+                    raise CorruptLogError(self._source.location, head.offset, "its row in eventfold_logs is gone")
+            return judgement, head.offset
+
+        async def once(_: bool) -> tuple[Judgement, int]:
+            try:
+                return await session.connections.run(attempt, transaction=True)
+            except asyncpg.UniqueViolationError as error:
+                raise self._behind_the_head(error) from error
+
+        return self._ended(*await self._until_answered(once))
+
+    def _new_id(self) -> uuid.UUID:
+        return uuid.UUID(bytes=self._prefix + next(self._numbers).to_bytes(8))
+
+    def _arguments(self, data: bytes, id_: uuid.UUID, expected: Head | None) -> tuple[Any, ...]:
+        """What `_APPEND` is executed with."""
+        if len(data) > _MAX_COMMIT_SIZE:
+            raise OSError(errno.EMSGSIZE, f"a commit of {len(data)} bytes; at most {_MAX_COMMIT_SIZE} are possible")
+        condition = (None, None) if expected is None else (expected.offset, expected.line_hash)
+        log = self._session.log
+        return log, len(data), last_line_hash(data), *condition, id_, data, channel(log)
+
+    async def _until_answered(self, once: Callable[[bool], Awaitable[T]]) -> T:
+        """Calls until the server answers, each time with whether an earlier call may have written something."""
+        connections = self._session.connections
+        tries, maybe_written = Tries(connections), False
         while True:
             try:
-                try:
-                    start = await session.connections.run(attempt)
-                    if start is not None or not maybe_written:
-                        return start
-                    return await session.connections.run(lambda connection: self._own(connection, id_))
-                except asyncpg.UniqueViolationError as error:
-                    start = await session.connections.run(lambda connection: self._own(connection, id_))
-                    if start is None:
-                        raise CorruptLogError(
-                            self._source.location,
-                            session.known_head.offset,
-                            f"a commit stands behind the head: {error}",
-                        ) from error
-                    return start
+                return await once(maybe_written)
             except (*LOST, *PASSING) as error:
                 maybe_written = maybe_written or not isinstance(error, (NotSentError, *PASSING))
                 await self._wait(tries, error, maybe_written)
             except asyncpg.PostgresError as error:
-                refusal = session.connections.refusal(error)
+                refusal = connections.refusal(error)
                 raise (self._unknown(refusal) if maybe_written else refusal) from error
+
+    def _behind_the_head(self, error: Exception) -> CorruptLogError:
+        why = f"a commit stands behind the head: {error}"
+        return CorruptLogError(self._source.location, self._session.known_head.offset, why)
 
     async def _own(self, connection: Any, id_: uuid.UUID) -> int | None:
         """Where an earlier attempt was written, once it is as durable as if it had been answered."""
-        timeout = self._session.settings.attempt_timeout
-        start: int | None = await connection.fetchval(self._find, self._session.log, id_, timeout=timeout)
+        start: int | None = await connection.fetchval(self._find, self._session.log, id_, timeout=self._timeout)
         if start is not None:
-            await connection.execute(self._wait_for_standbys, self._session.log, timeout=timeout)
+            await connection.execute(self._wait_for_standbys, self._session.log, timeout=self._timeout)
         return start
 
     async def _wait(self, tries: Tries, error: BaseException, maybe_written: bool) -> None:

@@ -6,19 +6,17 @@ A notification is only a hint. It may be lost with its connection, or never come
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from .._errors import EventfoldError
 from .._event import Head
+from .._logging import INFO, log_event
 from ._connections import FIRST_DELAY, LAST_DELAY, LOST
 
 if TYPE_CHECKING:
     from ._source import Session
-
-logger = logging.getLogger("eventfold")
 
 LOOK_INTERVAL = 1.0  # seconds
 
@@ -89,7 +87,13 @@ class Listener:
                         await self._listen(connection)
                 delay = LAST_DELAY
             except (*LOST, asyncpg.PostgresError, EventfoldError) as error:
-                logger.info("%s is listened to anew: %r", self._session.settings.location, error)
+                log_event(
+                    INFO,
+                    "postgres.listener_lost",
+                    "%(location)s is listened to anew: %(error)s",
+                    location=self._session.settings.location,
+                    error=repr(error),
+                )
             await asyncio.sleep(delay)
             delay = min(2 * delay, LAST_DELAY)
 

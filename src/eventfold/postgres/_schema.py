@@ -117,6 +117,8 @@ async def find_schema(connection: Any, settings: Settings) -> tuple[str, int]:
         "SELECT true FROM pg_class WHERE relname = 'eventfold_schema' AND relnamespace = to_regnamespace($1)", schema
     )
     if not there:
+        if settings.schema is None:
+            await _check_search_path(connection, settings, schema)
         return schema, 0
     version: int | None = await connection.fetchval(f"SELECT version FROM {schema}.eventfold_schema")  # noqa: S608
     if version is None:
@@ -127,6 +129,20 @@ async def find_schema(connection: Any, settings: Settings) -> tuple[str, int]:
             "eventfold"
         )
     return schema, version
+
+
+async def _check_search_path(connection: Any, settings: Settings, schema: str) -> None:
+    """Raises `EventfoldError` where the tables are in a schema that the search path misses: no log is hidden so."""
+    others = await connection.fetchval(
+        "SELECT string_agg(relnamespace::regnamespace::text, ', ' ORDER BY 1) FROM pg_class "
+        "WHERE relname = 'eventfold_schema' AND relkind IN ('r', 'p')"
+    )
+    if others is not None:
+        path = await connection.fetchval("SELECT current_setting('search_path')")
+        raise EventfoldError(
+            f"{settings.location}: the search path ({path}) misses the tables in schema {others}: name the schema with "
+            f"?schema=NAME, or add it to the search path; to have other tables in {schema} too, name that one"
+        )
 
 
 def migration(schema: str, version: int) -> str:

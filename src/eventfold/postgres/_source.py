@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, TypeAlias
 
 from .._codec.lines import SLICE_SIZE, Lines, last_line_hash
 from .._errors import CorruptLogError, LogClosedError
@@ -20,6 +20,9 @@ from ._connections import Connections, Settings
 from ._documents import TableDocuments
 from ._listener import Listener
 from ._schema import find_schema
+
+# Runs a statement, which has the log's number as `$1`, with further arguments; None where there is no such log.
+Fetch: TypeAlias = Callable[..., Awaitable[list[Any] | None]]
 
 # Bytes of lines, and rows, that one query fetches at most, while what the one before it fetched is decoded.
 _BLOCK_SIZE, _BLOCK_ROWS = 2 * 2**20, 1000
@@ -136,7 +139,7 @@ class TableSource:
         self._settings = settings
         self._used: dict[asyncio.AbstractEventLoop, Session] = {}
         self._closed = False
-        self.documents = TableDocuments(settings, self._fetch)
+        self.documents = TableDocuments(settings, self.fetch)
 
     def __repr__(self) -> str:
         return f"<TableSource {self.location}>"
@@ -160,7 +163,8 @@ class TableSource:
             self._used[loop] = session
         return session
 
-    async def _fetch(self, statement: str, *arguments: Any) -> list[Any] | None:
+    async def fetch(self, statement: str, *arguments: Any) -> list[Any] | None:
+        """The rows of a statement; see `Session.fetch`."""
         return await self.session().fetch(statement, *arguments)
 
     async def identity(self) -> str:
@@ -177,9 +181,9 @@ class TableSource:
     async def base(self) -> int:
         return 0
 
-    async def line_hash_before(self, offset: int) -> str:
-        """See `Source.line_hash_before`. Raises `OSError`."""
-        rows = await self._fetch(
+    async def line_hash_before(self, offset: int, fetch: Fetch | None = None) -> str:
+        """See `Source.line_hash_before`; with `fetch`, by means of that. Raises `OSError`."""
+        rows = await (fetch or self.fetch)(
             "SELECT start, lines FROM {schema}.eventfold_commits WHERE log = $1 AND start < $2 "
             "ORDER BY start DESC LIMIT 1",
             offset,
@@ -194,7 +198,7 @@ class TableSource:
 
     async def block_before(self, offset: int) -> Lines:
         """See `Source.block_before`. Raises `OSError`."""
-        rows = await self._fetch(_BLOCK_BACK, offset, _BLOCK_ROWS, _BLOCK_BACK_SIZE)
+        rows = await self.fetch(_BLOCK_BACK, offset, _BLOCK_ROWS, _BLOCK_BACK_SIZE)
         start = rows[0][0] if rows else 0
         data = self._joined(rows or [], start)[: offset - start]
         if start + len(data) < offset:
@@ -203,25 +207,27 @@ class TableSource:
             raise ValueError(f"offset {offset} is not where a line ends")
         return Lines(self.location, start, data)
 
-    async def blocks(self, start: Head, end: int) -> AsyncGenerator[Lines, None]:
-        """See `Source.blocks`. Raises `OSError`."""
+    async def blocks(self, start: Head, end: int, fetch: Fetch | None = None) -> AsyncGenerator[Lines, None]:
+        """See `Source.blocks`; with `fetch`, by means of that. Raises `OSError`."""
+        run = fetch or self.fetch
         if start.offset:
-            found = await self.line_hash_before(start.offset)
+            found = await self.line_hash_before(start.offset, run)
             if start.line_hash and found != start.line_hash:
                 raise CorruptLogError(
                     self.location, start.offset, "another line stands before this offset than when it was read"
                 )
         at, last = start.offset, min(end, sys.maxsize)
-        rows = await self._fetch("SELECT max(start) FROM {schema}.eventfold_commits WHERE log = $1 AND start <= $2", at)
+        rows = await run("SELECT max(start) FROM {schema}.eventfold_commits WHERE log = $1 AND start <= $2", at)
         begin = (rows[0][0] or 0) if rows else 0
 
-        def fetch(begin: int) -> asyncio.Task[list[Any] | None]:
-            return asyncio.ensure_future(self._fetch(_BLOCK, begin, last, _BLOCK_ROWS, _BLOCK_SIZE))
+        def next_rows(begin: int) -> asyncio.Future[list[Any] | None]:
+            return asyncio.ensure_future(run(_BLOCK, begin, last, _BLOCK_ROWS, _BLOCK_SIZE))
 
-        ahead = fetch(begin)
+        ahead = next_rows(begin)
         try:
             while rows := await ahead:
-                ahead = fetch(rows[-1][1])
+                ahead = next_rows(rows[-1][1])
+                await asyncio.sleep(0)  # it is sent before this block is decoded, and answered meanwhile
                 data = self._joined(rows, begin)
                 begin += len(data)
                 data = data[at - (begin - len(data)) : len(data) - max(0, begin - last)]

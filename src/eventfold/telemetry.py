@@ -1,0 +1,105 @@
+"""Spans for OpenTelemetry: what a log did, how long it took, and for whom. Needs the extra `otel`.
+
+Nothing is traced until `instrument` is called. The spans, with their attributes, are listed in docs/operations.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from . import _tracing
+from ._consumer import Consumer
+from ._event import Record
+
+try:
+    from opentelemetry import propagate, trace
+except ImportError as _error:
+    raise ImportError("eventfold.telemetry needs opentelemetry-api: pip install 'eventfold[otel]'") from _error
+
+__all__ = ["handling", "instrument", "uninstrument"]
+
+
+def instrument(tracer_provider: trace.TracerProvider | None = None) -> None:
+    """From now on the logs of this process make spans, also those that are open.
+
+    Args:
+        tracer_provider: What makes them; OpenTelemetry's global one if not given, whenever that is set.
+    """
+    _tracing.tracer = _Tracer(trace.get_tracer("eventfold", tracer_provider=tracer_provider))
+
+
+def uninstrument() -> None:
+    """From now on nothing is traced."""
+    _tracing.tracer = None
+
+
+@contextmanager
+def handling(consumer: Consumer, record: Record) -> Iterator[trace.Span]:
+    """The span of a consumer's work on a record: current inside the block, so that what is done there is below it.
+
+    It is linked to the span whose context the event carries in `meta["traceparent"]`, if it does.
+
+    Args:
+        consumer: The consumer.
+        record: What it gave.
+    """
+    tracer = _tracing.tracer
+    if not isinstance(tracer, _Tracer):
+        yield trace.INVALID_SPAN
+        return
+    meta = record.event.meta
+    carrier = {key: value for key, value in meta.items() if isinstance(value, str)} if isinstance(meta, Mapping) else {}
+    origin = trace.get_current_span(propagate.extract(carrier)).get_span_context() if carrier else None
+    with tracer.otel.start_as_current_span(
+        "eventfold.handle",
+        kind=trace.SpanKind.CONSUMER,
+        links=[trace.Link(origin)] if origin is not None and origin.is_valid else [],
+        attributes=_named(
+            {
+                "log": str(consumer._place.reader._source.location),
+                "consumer": consumer.name,
+                "type": record.event.type,
+                "offset": record.start_offset,
+            }
+        ),
+    ) as span:
+        yield span
+
+
+def _named(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"eventfold.{name}": value for name, value in attributes.items()}
+
+
+class _Span:
+    """A `Span` of the library's on one of OpenTelemetry's."""
+
+    def __init__(self, otel: trace.Span) -> None:
+        self.otel = otel
+
+    def set(self, **attributes: str | int | bool) -> None:
+        self.otel.set_attributes(_named(attributes))
+
+    def end(self, error: BaseException | None = None, **attributes: str | int | bool) -> None:
+        self.set(**attributes)
+        if error is not None:
+            self.otel.record_exception(error)
+            self.otel.set_status(trace.Status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+        self.otel.end()
+
+
+class _Tracer:
+    """A `Tracer` of the library's on one of OpenTelemetry's."""
+
+    def __init__(self, otel: trace.Tracer) -> None:
+        self.otel = otel
+
+    def start(self, name: str, caused_by: Iterable[_tracing.Span], attributes: dict[str, Any]) -> _Span:
+        links = [trace.Link(span.otel.get_span_context()) for span in caused_by if isinstance(span, _Span)]
+        return _Span(self.otel.start_span(name, links=links, attributes=_named(attributes)))
+
+    @contextmanager
+    def enter(self, name: str, attributes: dict[str, Any]) -> Iterator[_Span]:
+        with self.otel.start_as_current_span(name, attributes=_named(attributes)) as span:
+            yield _Span(span)

@@ -1,0 +1,166 @@
+"""The chat as a real server with several clients, which lose their connections."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.examples.browser import Browser
+from tests.examples.programs import WITHIN, Server, served
+
+pytest.importorskip("websockets", reason="uvicorn needs websockets for the chat: pip install websockets")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests, each of which has a room of its own."""
+    with served("chat", cwd=tmp_path_factory.mktemp("chat")) as found:
+        yield found
+
+
+class Client:
+    """Somebody in a room."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = socket
+
+    async def say(self, id: str, text: str) -> None:
+        await self.socket.send_json({"id": id, "text": text})
+
+    async def hear(self) -> Any:
+        """The next message; None at the end of the connection."""
+        message = await self.socket.receive(WITHIN)
+        return message.json() if message.type is aiohttp.WSMsgType.TEXT else None
+
+    async def texts(self, count: int) -> list[str]:
+        return [(await self.hear())["text"] for _ in range(count)]
+
+
+@asynccontextmanager
+async def joined(server: Server, room: str, name: str = "ann", **parameters: int) -> AsyncIterator[Client]:
+    url = f"{server.url}/rooms/{room}"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(url, params={"name": name, **parameters}) as socket,
+    ):
+        yield Client(socket)
+
+
+async def test_everybody_in_a_room_hears_what_is_said_there_and_nowhere_else(server: Server) -> None:
+    """Whoever said it, too; the other room stays quiet."""
+    async with joined(server, "a") as ann, joined(server, "a", "bob") as bob, joined(server, "b") as other:
+        await bob.say("1", "hello")
+        heard = [await ann.hear(), await bob.hear()]
+        await other.say("2", "is anybody here?")
+
+        assert [(message["name"], message["text"]) for message in heard] == [("bob", "hello")] * 2
+        assert await other.texts(1) == ["is anybody here?"]
+
+
+async def test_whoever_comes_back_hears_exactly_what_was_missed(server: Server) -> None:
+    """From the offset of the last message that was heard."""
+    async with joined(server, "back", "bob") as bob:
+        async with joined(server, "back") as ann:
+            await bob.say("back 1", "one")
+            last = await ann.hear()
+        for text in ("two", "three"):
+            await bob.say(f"back {text}", text)
+        await bob.texts(3)
+        async with joined(server, "back", after=last["offset"]) as ann:
+            assert await ann.texts(2) == ["two", "three"]
+            await bob.say("back 4", "four")
+            assert await ann.texts(1) == ["four"]
+
+
+async def test_a_message_that_is_sent_again_is_in_the_room_once(server: Server) -> None:
+    """The client could not know whether it had arrived."""
+    async with joined(server, "again") as ann:
+        for _ in range(2):
+            await ann.say("again 1", "only once")
+        await ann.say("again 2", "next")
+
+        assert await ann.texts(2) == ["only once", "next"]
+
+
+async def test_a_newcomer_hears_the_last_fifty_messages(server: Server) -> None:
+    """And then what is new."""
+    async with joined(server, "old") as ann:
+        for number in range(60):
+            await ann.say(f"old {number}", str(number))
+        await ann.texts(60)
+    async with joined(server, "old", "bob") as bob:
+        assert await bob.texts(50) == [str(number) for number in range(10, 60)]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "",
+        "not JSON",
+        b"\xff",
+        '{"id": "bad 1"}',
+        '{"id": "bad 2", "text": ""}',
+        '{"id": "bad 3", "text": "%s"}' % ("x" * 2001),
+    ],
+    ids=["nothing", "not JSON", "not UTF-8", "no text", "empty", "too long"],
+)
+async def test_a_bad_message_is_refused_with_a_reason_and_the_connection_goes_on(
+    server: Server, sent: str | bytes
+) -> None:
+    """The next one is taken."""
+    async with joined(server, f"bad{len(sent)}") as ann:
+        await (ann.socket.send_str(sent) if isinstance(sent, str) else ann.socket.send_bytes(sent))
+
+        assert (await ann.hear())["error"]
+        await ann.say(f"good {len(sent)}", "better")
+        assert await ann.texts(1) == ["better"]
+
+
+async def test_an_offset_that_is_none_is_refused_with_a_reason(server: Server) -> None:
+    """It may be that of another log: beginning anywhere would be wrong."""
+    async with joined(server, "none", after=10**9) as ann:
+        assert await ann.hear() is None
+        assert ann.socket.close_code == 1008
+
+
+async def test_a_conversation_goes_on_when_a_killed_server_is_back(tmp_path: Path) -> None:
+    """What was heard before is not repeated, and what was said is not lost. Ctrl-C ends a server with open rooms."""
+    with served("chat", cwd=tmp_path) as first:
+        async with joined(first, "lobby") as ann:
+            await ann.say("1", "before")
+            heard = await ann.hear()
+            await ann.say("2", "did you get this?")
+            await ann.hear()
+            first.stop(signal.SIGKILL)
+            assert await ann.hear() is None
+    with served("chat", cwd=tmp_path) as second:
+        async with joined(second, "lobby", after=heard["offset"]) as ann:
+            await ann.say("2", "did you get this?")
+            await ann.say("3", "after")
+
+            assert await ann.texts(2) == ["did you get this?", "after"]
+            await asyncio.to_thread(second.stop)
+            assert await ann.hear() is None
+
+
+async def test_two_windows_of_the_page_talk_and_come_back(server: Server, browser: Browser) -> None:
+    """What is written while the connection is lost is sent once it is back, and nothing is shown twice."""
+    shown = "[...document.querySelectorAll('#messages p')].map(line => line.textContent)"
+    async with (
+        browser.page(f"{server.url}/?room=page&name=ann") as ann,
+        browser.page(f"{server.url}/?room=page&name=bob") as bob,
+    ):
+        await ann.submit("<i>hello</i>")
+        await bob.becomes(shown, ["ann: <i>hello</i>"])
+        await ann.run("socket.close()")
+        await bob.submit("are you there?")
+        await ann.submit("here I am")
+        for page in (ann, bob):
+            await page.becomes(shown, ["ann: <i>hello</i>", "bob: are you there?", "ann: here I am"])
+        assert ann.errors == bob.errors == []

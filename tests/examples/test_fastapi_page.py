@@ -1,0 +1,42 @@
+"""The page of the FastAPI example in a real browser, with the real server behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import httpx
+from tests.examples.browser import Browser
+from tests.examples.programs import free_port, served
+
+# The texts, with a mark before those that are done.
+TODOS = """[...document.querySelectorAll("#todos li")].map(
+  item => (item.querySelector("input").checked ? "x " : "") + item.textContent)"""
+
+
+async def test_a_page_shows_what_others_write_at_once_and_goes_on_after_its_server_was_killed(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """As text and never as HTML, nothing missing and nothing twice, in both windows."""
+    port = free_port()
+    async with browser.page("about:blank") as other:
+        with served("fastapi_page", cwd=tmp_path, port=port) as server:
+            await other.command("Page.navigate", url=server.url)
+            async with browser.page(server.url) as one:
+                await one.submit("buy milk")
+                for page in (one, other):
+                    await page.becomes(TODOS, ["buy milk"])
+                async with httpx.AsyncClient(verify=False) as client:
+                    await client.post(f"{server.url}/todos", json={"text": "<b>drink</b> it"})
+                await other.becomes(TODOS, ["buy milk", "<b>drink</b> it"])
+                await other.run("document.querySelector('#todos input').click()")
+                for page in (one, other):
+                    await page.becomes(TODOS, ["x buy milk", "<b>drink</b> it"])
+            await asyncio.to_thread(server.stop, signal.SIGKILL)
+            await other.becomes("find('problem').textContent !== ''", True)
+            await other.submit("wait for the server")
+        with served("fastapi_page", cwd=tmp_path, port=port):
+            await other.becomes(TODOS, ["x buy milk", "<b>drink</b> it", "wait for the server"])
+            await other.becomes("find('problem').textContent", "")
+        assert other.errors == []

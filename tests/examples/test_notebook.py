@@ -1,0 +1,122 @@
+"""The notebook and its time machine, run on the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.examples.programs import EXAMPLES, complaint, output, process
+
+from eventfold import EventLog, Record
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a notebook in which a note was added, edited and deleted. No test writes to it."""
+    directory = tmp_path_factory.mktemp("written")
+    for words in (["add", "buy milk"], ["add", "call Ann"], ["edit", "1", "buy oat milk"], ["delete", "2"]):
+        output("notebook", *words, cwd=directory)
+    return directory
+
+
+def records(directory: Path) -> list[Record]:
+    """What stands in the notebook's log."""
+
+    async def read() -> list[Record]:
+        async with EventLog.open(directory / "notebook-data", read_only=True) as log:
+            return [record async for record in log.read_full()]
+
+    return asyncio.run(read())
+
+
+def test_notes_are_there_the_next_time(written: Path) -> None:
+    """As they were edited, and without those that were deleted."""
+    assert output("notebook", "list", cwd=written) == "   1  buy oat milk\n"
+
+
+def test_a_deleted_note_has_its_history(written: Path) -> None:
+    """What it was stays in the log."""
+    lines = [line.split(maxsplit=2)[2].strip() for line in output("notebook", "history", "2", cwd=written).splitlines()]
+
+    assert lines == ["note_added    call Ann", "note_deleted"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["edit", "2", "call Bob"], "notebook: there is no note 2"),
+        (["add", " "], "notebook: a note needs a text"),
+        (["history", "3"], "notebook: there never was a note 3"),
+    ],
+    ids=["deleted", "empty", "never there"],
+)
+def test_what_the_notebook_can_not_do_is_said_in_a_line(written: Path, words: list[str], reason: str) -> None:
+    """And nothing is written."""
+    assert complaint("notebook", *words, cwd=written) == reason
+
+
+def test_notes_that_are_added_at_the_same_time_get_different_numbers(tmp_path: Path) -> None:
+    """Several terminals write one notebook."""
+    command = [sys.executable, EXAMPLES / "notebook.py", "add", "me too"]
+    writers = [subprocess.Popen(command, cwd=tmp_path) for _ in range(2)]
+    for writer in writers:
+        assert writer.wait(20) == 0
+
+    assert [record.event.data["note"] for record in records(tmp_path)] == [1, 2]
+
+
+def test_watching_shows_what_another_terminal_writes_until_ctrl_c(tmp_path: Path) -> None:
+    """It ends without a traceback."""
+    with process("notebook", "watch", cwd=tmp_path) as watching:
+        assert watching.stdout.readline() == "--\n"
+        output("notebook", "add", "seen at once", cwd=tmp_path)
+        shown = [watching.stdout.readline() for _ in range(2)]
+        watching.send_signal(signal.SIGINT)
+        _, complaints = watching.communicate(timeout=20)
+
+    assert shown == ["   1  seen at once\n", "--\n"]
+    assert (watching.returncode, complaints) == (130, "")
+
+
+def test_the_notebook_is_shown_as_it_was_at_an_offset(written: Path) -> None:
+    """Before the edit, and before anything."""
+    before_the_edit = records(written)[1].end_offset
+
+    assert output("time_travel", "at", str(before_the_edit), cwd=written) == "   1  buy milk\n   2  call Ann\n"
+    assert output("time_travel", "at", "0", cwd=written) == "no notes\n"
+
+
+def test_the_notebook_is_shown_as_it_was_at_a_time(written: Path) -> None:
+    """Long ago there was nothing; in the future all that is there now."""
+    assert output("time_travel", "at", "2001-01-01", cwd=written) == "no notes\n"
+    assert output("time_travel", "at", "2101-01-01 12:00", cwd=written) == "   1  buy oat milk\n"
+
+
+def test_two_moments_are_compared(written: Path) -> None:
+    """What was edited is gone and there; what was deleted is gone."""
+    before_the_edit = records(written)[1].end_offset
+
+    assert output("time_travel", "diff", str(before_the_edit), "now", cwd=written).splitlines() == [
+        "-    1  buy milk",
+        "+    1  buy oat milk",
+        "-    2  call Ann",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["at", "7"], "time_travel: offset 7 is not where a line begins"),
+        (["at", "99999"], "time_travel: offset 99999 is beyond the head at"),
+        (["--dir", "mistyped", "log"], "time_travel: there is no notebook in mistyped"),
+    ],
+    ids=["inside a line", "beyond the end", "no notebook"],
+)
+def test_a_moment_that_was_never_is_said_in_a_line(written: Path, words: list[str], reason: str) -> None:
+    """Rather than shown as something that it was not."""
+    assert complaint("time_travel", *words, cwd=written).startswith(reason)
+    assert not (written / "mistyped").exists()

@@ -1,0 +1,159 @@
+"""A stream that somebody deletes, replaces, empties or edits under a running program: an error, and never silence."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from tests.jetstream.servers import Servers
+
+from eventfold import CorruptLogError, Event, EventfoldError, EventLog
+from eventfold._waiters import Scope
+from eventfold.jetstream import JetStream
+
+
+@pytest.fixture
+def name(engine: JetStream) -> str:
+    return engine._settings.stream
+
+
+@pytest.fixture
+async def log(engine: JetStream, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EventLog]:
+    """A log with three events, whose stream is checked often."""
+    monkeypatch.setattr("eventfold.jetstream._connection._CHECK_INTERVAL", 0.1)
+    log = await EventLog.open(engine)
+    for n in range(3):
+        await log.append(Event("counted", {"n": n}))
+    yield log
+    await log.aclose()
+
+
+async def _edit(client: Any, name: str, **changes: Any) -> None:
+    before = (await client.stream_info(name)).config
+    await client.update_stream(before.evolve(**changes))
+
+
+async def _make_anew(client: Any, name: str, messages: int) -> None:
+    """Deletes the stream, and makes it again with other messages."""
+    configuration = (await client.stream_info(name)).config
+    await client.delete_stream(name)
+    await client.add_stream(configuration)
+    for _ in range(messages):
+        await client.publish(f"eventfold.{name}", b'{"type":"other","data":{},"ts":1}\n')
+
+
+async def _ends_with(error: str, waiting: Any) -> None:
+    with pytest.raises(EventfoldError, match=error):
+        await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_tail_that_waits_is_told_that_the_stream_was_deleted(log: EventLog, client: Any, name: str) -> None:
+    waiting = asyncio.ensure_future(anext(log.tail()))
+    await asyncio.sleep(0.2)
+    await client.delete_stream(name)
+
+    await _ends_with("the stream was deleted", waiting)
+
+
+async def test_a_tail_that_begins_to_wait_after_that_is_told_too(log: EventLog, client: Any, name: str) -> None:
+    """Also where another one waited all the time, so that nothing begins anew."""
+    waiters = await log.reader()._source.waiters()
+    with waiters.watched():
+        waiting = asyncio.ensure_future(anext(log.tail()))
+        await asyncio.sleep(0.2)
+        await client.delete_stream(name)
+        await _ends_with("the stream was deleted", waiting)
+
+        await _ends_with("the stream was deleted", waiters.wait(log.head.offset, Scope()))
+
+
+@pytest.mark.parametrize("messages", [0, 2, 20])
+async def test_a_stream_that_was_made_anew_is_another_one(log: EventLog, client: Any, name: str, messages: int) -> None:
+    """Whether it is shorter or longer than the one before."""
+    waiting = asyncio.ensure_future(anext(log.tail()))
+    await asyncio.sleep(0.2)
+    await _make_anew(client, name, messages)
+
+    with pytest.raises(CorruptLogError, match="the stream was"):
+        await asyncio.wait_for(waiting, 5)
+    with pytest.raises(CorruptLogError, match="the stream was"):
+        await asyncio.wait_for(log.append(Event("counted", {"n": 3})), 5)
+
+
+async def test_an_append_to_a_stream_that_was_just_made_anew_is_not_acknowledged(
+    log: EventLog, client: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even before the stream is checked again."""
+    monkeypatch.setattr("eventfold.jetstream._connection._CHECK_INTERVAL", 60)
+    await asyncio.sleep(0.2)
+    await _make_anew(client, name, 0)
+
+    with pytest.raises(CorruptLogError, match="was replaced"):
+        await log.append(Event("counted", {"n": 3}))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"max_msgs": 2, "discard": "old"}, "max_msgs"),
+        ({"max_age": 3600}, "max_age"),
+        ({"max_msg_size": 1000}, "max_msg_size"),
+        ({"sealed": True}, "sealed"),
+        ({"subjects": ["elsewhere"]}, "subjects"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_stream_that_was_edited_so_that_it_may_lose_events_is_not_used_any_more(
+    log: EventLog, client: Any, name: str, change: dict[str, Any], named: str
+) -> None:
+    waiting = asyncio.ensure_future(anext(log.tail()))
+    await asyncio.sleep(0.2)
+    await _edit(client, name, **change)
+
+    await _ends_with(named, waiting)
+    await _ends_with(named, log.append(Event("counted", {"n": 3})))
+    await _ends_with(named, anext(log.read_full()))
+
+
+async def test_a_stream_can_be_read_again_once_its_settings_are_right(log: EventLog, client: Any, name: str) -> None:
+    await _edit(client, name, max_age=3600)
+    await _ends_with("max_age", anext(log.tail()))
+    await _edit(client, name, max_age=0)
+    await asyncio.sleep(0.3)
+
+    assert (await anext(log.tail(0))).event.data["n"] == 0
+
+
+async def test_a_stream_whose_messages_are_gone_from_the_disk_is_reported(own_servers: Callable[[], Servers]) -> None:
+    """The server starts with an empty stream, and says nothing."""
+    [server] = (servers := own_servers()).all
+    async with EventLog.open(JetStream(servers.addresses, "log", timeout=1, attempt_timeout=0.3)) as log:
+        for n in range(3):
+            await log.append(Event("counted", {"n": n}))
+        waiting = asyncio.ensure_future(anext(log.tail()))
+        await asyncio.sleep(0.1)
+        server.kill()
+        for path in server.directory.rglob("streams/log/msgs/*"):
+            path.unlink()
+        await asyncio.to_thread(server.restart)
+
+        with pytest.raises(CorruptLogError):
+            await asyncio.wait_for(waiting, 10)
+        with pytest.raises(CorruptLogError):
+            await log.append(Event("counted", {"n": 3}))
+
+
+async def test_a_bucket_that_may_lose_documents_is_refused(engine: JetStream, client: Any, name: str) -> None:
+    await client.create_key_value(bucket=f"eventfold-{name}", ttl=60)
+
+    with pytest.raises(EventfoldError, match=r"max_age.*set it to 0"):
+        await EventLog.open(engine)
+
+
+async def test_a_bucket_that_somebody_else_made_is_used(engine: JetStream, client: Any, name: str) -> None:
+    await client.create_key_value(bucket=f"eventfold-{name}")
+
+    async with EventLog.open(engine) as log:
+        await log.append(Event("counted", {"n": 1}))
