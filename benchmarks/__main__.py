@@ -7,13 +7,29 @@ import json
 import os
 import platform
 import sqlite3
+import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from . import append, decisions, hold, import_time, memory, opening, operations, refresh, replay, rotation, shared, tail
+from . import (
+    _published,
+    append,
+    decisions,
+    growth,
+    hold,
+    import_time,
+    memory,
+    opening,
+    operations,
+    refresh,
+    replay,
+    rotation,
+    shared,
+    tail,
+)
 from ._bench import Bench, Options, Tables, missing_packages
 from ._child import Contender, ContenderError
 from ._harness import Result, file_system, measure
@@ -32,6 +48,7 @@ BENCHMARKS: dict[str, Tables] = {
     "hold": hold.tables,
     "operations": operations.tables,
     "import": import_time.tables,
+    "growth": growth.tables,
 }
 PACKAGES = ("eventfold", "msgspec", "aiosqlite", "eventsourcing", "aiofiles", "umadb", "uvloop")
 # Where a sync reaches no disk.
@@ -46,6 +63,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--events", type=int, metavar="N", help="how long the log is (1,000,000; quick: 20,000)")
     parser.add_argument("--json", type=Path, metavar="FILE", default=Path("build/benchmarks.json"), help="all figures")
     parser.add_argument("--report", type=Path, metavar="DIR", help="put tables and plots into DIR/benchmarks.md")
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="warn where a ratio is a third worse than in this file of a report"
+    )
     parser.add_argument("--redraw", type=Path, metavar="DIR", help="only draw the plots of DIR/benchmarks.md again")
     parser.add_argument("--dir", default=tempfile.gettempdir(), help="where temporary directories are made")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the event loop")
@@ -109,6 +129,14 @@ def run(names: list[str], options: Options) -> list[Result]:
     return results
 
 
+def warn_of_falls(published: dict[str, Any], results: list[Result]) -> None:
+    """Says on standard error what has become much worse since the figures were published. Never fails."""
+    compared, worse = _published.compare(published, results)
+    print(f"{compared} ratios compared with the published ones, {len(worse)} worse by a third or more", file=sys.stderr)
+    for line in worse:
+        print(f"warning: {line}", file=sys.stderr)
+
+
 def main(given: list[str] | None = None) -> None:
     chosen = arguments(given)
     if chosen.redraw is not None:
@@ -116,6 +144,7 @@ def main(given: list[str] | None = None) -> None:
         return
     options = Options(chosen.dir, chosen.events, chosen.rounds, chosen.quick, chosen.loop, tuple(chosen.contender))
     about = environment(options)
+    published = {} if chosen.compare is None else _published.read(chosen.compare)
     print(", ".join(f"{key} {value}" for key, value in about.items()), end="\n\n")
     if about["file system"] in MEMORY:
         print(f"The temporary directories are in memory ({about['file system']}): syncing costs nothing there.\n")
@@ -126,6 +155,8 @@ def main(given: list[str] | None = None) -> None:
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
     figures = {"environment": about, "results": [result.as_json() for result in results]}
     chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if chosen.compare is not None:
+        warn_of_falls(published, results)
     if chosen.report is not None:
         write_report(chosen.report, results, about)
 

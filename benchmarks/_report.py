@@ -2,6 +2,7 @@
 
 The page has a place for each table, between `<!-- NAME -->` and `<!-- /NAME -->`; what stands there is replaced, and
 the rest is left as it is. Between the marks of `losses` stand those of all tables on the page, also of earlier runs.
+The ratios go into a file beside the plots, with which later runs are compared.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from . import _curves, _published
 from ._harness import Result
 from ._plot import LESS, MORE, plots_of, svg
 
@@ -27,14 +29,18 @@ def write_report(directory: Path, results: list[Result], about: dict[str, Any]) 
         text = replaced(text, result.table.name, section(result, about))
     page.write_text(replaced(text, LOSSES, all_losses(text)))
     draw_plots(directory)
+    _published.write(directory / PLOTS / _published.FILE, results)
 
 
 def draw_plots(directory: Path) -> None:
     """Draws the plots from the tables that are on the page; measures nothing."""
     plots = directory / PLOTS
     plots.mkdir(exist_ok=True)
-    for plot in plots_of((directory / PAGE).read_text()):
-        (plots / f"{plot.name}.svg").write_text(svg(plot))
+    text = (directory / PAGE).read_text()
+    drawn = {plot.name: svg(plot) for plot in plots_of(text)}
+    drawn |= {plot.name: _curves.svg(plot) for plot in _curves.curves_of(text)}
+    for name, plot in drawn.items():
+        (plots / f"{name}.svg").write_text(plot)
 
 
 def replaced(text: str, name: str, content: str) -> str:

@@ -22,7 +22,7 @@ SHARED = "eventfold, shared"
 COLUMNS = {"rate": "events/s", "p99": "ms", "least": "x", "most": "x"}
 TASKS = 1_000
 PROCESSES, QUICK_PROCESSES = (1, 2, 4, 8), (1, 2)
-SECONDS, QUICK_SECONDS = 2.0, 0.2
+SECONDS, QUICK_SECONDS = 2.0, 0.1
 ROTATE_AT = 4 * 2**20
 # Nanoseconds in which every process has seen that it is to begin.
 SOON = 20_000_000

@@ -18,9 +18,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from benchmarks import _published
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks._child import Contender, ContenderError
-from benchmarks._harness import Case, Figures, Goal, Table, measure
+from benchmarks._harness import Case, Figures, Goal, Result, Table, measure
 from benchmarks._plot import plots_of, svg
 from benchmarks._probe import watch_loop
 from benchmarks._report import all_losses, replaced
@@ -209,6 +210,55 @@ def test_a_report_replaces_only_what_stands_between_its_marks() -> None:
     assert replaced(page, "a", "new") == page.replace("old", "\nnew")
     with pytest.raises(ValueError, match="no place for c"):
         replaced(page, "c", "new")
+
+
+def measured(ratio: float, *, more_is_better: bool = True, work: str = "w") -> Result:
+    """One round of "raw" and of "eventfold", which has the given ratio to it."""
+    calls: list[str] = []
+    raw, ours = case_of(work, "raw", [1, 1], calls), case_of(work, "eventfold", [ratio, ratio], calls)
+    return measure(table_of(raw, ours, more_is_better=more_is_better), 1)
+
+
+@pytest.mark.parametrize(
+    ("more_is_better", "before", "now", "told"),
+    [(True, 3, 2, True), (True, 3, 2.1, False), (False, 2, 3, True), (False, 2, 2.9, False), (False, 3, 2, False)],
+)
+def test_a_ratio_that_has_become_worse_by_a_third_is_told_with_both_figures(
+    more_is_better: bool, before: float, now: float, told: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "published.json"
+    _published.write(file, [measured(before, more_is_better=more_is_better)])
+    compared, worse = _published.compare(_published.read(file), [measured(now, more_is_better=more_is_better)])
+
+    assert compared == 1
+    assert worse == ([f"name: w, eventfold: {now} times w, raw; published: {before}"] if told else [])
+
+
+def test_only_cases_that_were_published_are_compared(tmp_path: Path) -> None:
+    file = tmp_path / "published.json"
+    _published.write(file, [measured(3, work="with 1,000 events")])
+
+    assert _published.compare(_published.read(file), [measured(1, work="with 10 events")]) == (0, [])
+    assert _published.compare({}, [measured(1)]) == (0, [])
+
+
+@needs_extra
+def test_a_run_warns_of_what_is_much_worse_than_in_the_last_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a report keeps what another one has said about other tables."""
+    shutil.copy(PAGE, tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    file = tmp_path / "benchmarks" / _published.FILE
+    _published.write(file, [measured(1)])
+    run(tmp_path, "import", "--report", str(tmp_path))
+    tables = _published.read(file)
+    tables["import"]["cases"]["import, eventfold"]["ratio"] /= 100
+    file.write_text(json.dumps(tables))
+    run(tmp_path, "import", "--compare", str(file))
+
+    assert set(tables) == {"import", "name"}
+    assert "warning: import: import, eventfold:" in capsys.readouterr().err
 
 
 def test_the_plots_of_the_documentation_show_what_its_tables_say(tmp_path: Path) -> None:

@@ -241,10 +241,10 @@ async def test_a_close_without_a_thread_lets_the_lock_go(data_dir: Path, monkeyp
 
 
 async def test_a_call_that_found_no_thread_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pool has queued it by then; whoever runs it later would change files that are somebody else's."""
+    """Whoever made it later would change files that are somebody else's."""
     from eventfold import _aio
 
-    monkeypatch.setattr(_aio, "_pool", _aio.ThreadPoolExecutor(2))
+    monkeypatch.setattr(_aio, "_pool", _aio.ThreadPool(2))
     made: list[int] = []
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
@@ -252,9 +252,49 @@ async def test_a_call_that_found_no_thread_is_never_made(monkeypatch: pytest.Mon
             await _aio.in_thread(made.append, 1)
     await _aio.in_thread(made.append, 2)
     await _aio.in_thread(made.append, 3)
-    _aio._pool.shutdown()
 
     assert made == [2, 3]
+
+
+async def test_calls_one_after_the_other_are_made_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    from eventfold import _aio
+
+    monkeypatch.setattr(_aio, "_pool", _aio.ThreadPool(8))
+
+    assert len({await _aio.in_thread(threading.get_ident) for _ in range(50)}) == 1
+
+
+async def test_calls_at_the_same_time_are_made_by_as_many_threads_as_there_may_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fourth waits until one of the three is free."""
+    from eventfold import _aio
+
+    monkeypatch.setattr(_aio, "_pool", _aio.ThreadPool(3))
+    together = threading.Barrier(3, timeout=60)
+    calls = [_aio.start_in_thread(together.wait) for _ in range(3)]
+    fourth = _aio.start_in_thread(threading.get_ident)
+    places = [await _aio.uninterrupted(call) for call in calls]
+
+    assert sorted(places) == [0, 1, 2]
+    assert await _aio.uninterrupted(fourth)
+
+
+async def test_a_call_that_several_wait_for_is_told_to_all_of_them_but_those_who_were_cancelled() -> None:
+    from eventfold import _aio
+
+    go_on = threading.Event()
+    call = _aio.start_in_thread(lambda: go_on.wait(60))
+    waiting = [asyncio.create_task(_aio.uninterrupted(call)) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    await asyncio.sleep(0)
+    assert not waiting[0].done(), "it waits for the end of the call"
+    go_on.set()
+    told = await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert isinstance(told[0], asyncio.CancelledError)
+    assert told[1:] == [True, True]
 
 
 def test_the_views_of_a_log_in_two_loops_one_after_the_other(tmp_path: Path) -> None:

@@ -516,10 +516,9 @@ def test_processes_of_the_aiohttp_example_share_a_port(tmp_path: Path) -> None:
     assert (first.status_code, second.status_code) == (201, 201)
 
 
-@pytest.mark.parametrize("name", ["fastapi", "aiohttp"])
-@pytest.mark.parametrize("engine", ["postgres", "nats"])
+@pytest.mark.parametrize(("name", "engine"), [("fastapi", "nats"), ("aiohttp", "postgres")])
 def test_the_examples_run_on_other_engines_by_their_address(
-    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, engine: str, name: str
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str, engine: str
 ) -> None:
     """Only `EVENTFOLD_DATA` differs: several processes write, see each other's writes, and judge by them."""
     server = request.getfixturevalue(f"{engine}_server")

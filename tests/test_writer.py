@@ -48,10 +48,14 @@ async def started(*calls: Any) -> list[asyncio.Task[Any]]:
     return tasks
 
 
-def run(script: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a script in a process of its own, with the directory as its argument."""
+def run(script: str, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script in a process of its own, with the directory as its first argument."""
     return subprocess.run(
-        [sys.executable, "-c", script, str(directory)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script, str(directory), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -929,7 +933,7 @@ async def test_a_file_that_was_removed_before_it_was_locked_is_made_anew(
 
 FORK = """
 import asyncio, os, sys
-from eventfold import Event, EventfoldError, EventReader, EventWriter
+from eventfold import Event, EventfoldError, EventReader, EventWriter, LockMode
 
 def refused(call):
     try:
@@ -944,7 +948,7 @@ async def read():
     return [record.event.type async for record in EventReader(sys.argv[1]).read_full()]
 
 async def main():
-    writer = await EventWriter.open(sys.argv[1])
+    writer = await EventWriter.open(sys.argv[1], lock=LockMode(sys.argv[2]))
     await writer.append(Event("parent"))
     pid = os.fork()
     if not pid:
@@ -978,9 +982,10 @@ asyncio.run(main())
 """
 
 
-def test_a_writer_refuses_to_write_in_a_forked_child(data_dir: Path) -> None:
+@pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
+def test_a_writer_refuses_to_write_in_a_forked_child(data_dir: Path, lock: LockMode) -> None:
     """The child, which holds the lock by inheritance, may read and close; the parent keeps the lock and goes on."""
-    done = run(FORK, data_dir)
+    done = run(FORK, data_dir, lock.value)
 
     assert done.stdout.splitlines() == ["child 0", "LogLockedError", "['parent', 'parent again']"], done.stderr
 

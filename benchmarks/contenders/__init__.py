@@ -50,6 +50,10 @@ around the work alone: opening and closing count only where it says so. `dir` is
   an append before the rotation, and while it goes on.
 - `{"do": "peak", "dir", "what"}`: in a new process. `what` is "replay" or "rotate". `{"bytes"}`: by how much the
   process's resident memory grew at most.
+- `{"do": "grow", "dir", "what", "times"}`: does one of the works that `benchmarks.growth` names with what
+  `write_tagged` left, or an earlier such request; where it does not go through the whole log, about so many times.
+  `{"seconds", "bytes"}`: the median of one; where it goes through the whole log, by how much the process's resident
+  memory grew at most.
 - `{"do": "hold", "dir", "what", "seconds"}`: does `what` for about that long, while a timer on the event loop asks to
   be called every millisecond. `{"p999", "max", "late", "callback"}`: how much too late it was called, each time at most
   the processor time that the program took since; the 99.9th percentile of all of the lateness; the longest time that

@@ -19,7 +19,7 @@ from eventfold import Catalog, ConditionalAppendError, Event, EventLog, EventRea
 from eventfold._files import operations
 from eventfold.cli._select import last, selection
 
-from . import _eventfold_decisions, _eventfold_hold, _eventfold_tails, _eventfold_together
+from . import _eventfold_decisions, _eventfold_growth, _eventfold_hold, _eventfold_tails, _eventfold_together
 from ._eventfold_states import large_log, sample_events
 from ._serve import Answer, percentiles, serve, time_appends, time_conditional
 from .raw import write_lines
@@ -224,6 +224,9 @@ class Eventfold:
 
     async def read_tagged(self, dir: str, tags: list[int], index: bool | None) -> Answer:
         return await _eventfold_decisions.read(dir, tags, bool(index))
+
+    async def grow(self, dir: str, what: str, times: int) -> Answer:
+        return await _eventfold_growth.grow(dir, what, times)
 
     async def hold(self, dir: str, what: str, seconds: float) -> Answer:
         return await _eventfold_hold.hold(dir, what, seconds)

@@ -21,7 +21,7 @@ import msgspec
 from benchmarks._events import TYPES, PlainEvent, Totals, add, add_wanted, blocks, sample_fields, sample_lines
 from benchmarks._probe import growth, watch_loop
 
-from ._serve import Answer, Unsupported, serve, time_together
+from ._serve import Answer, Unsupported, percentiles, serve, time_together
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -166,6 +166,23 @@ class Raw:
         with growth() as peak:
             works[what]()
         return {"bytes": peak()}
+
+    async def grow(self, dir: str, what: str, times: int) -> Answer:
+        if what == "replay":
+            with growth() as peak:
+                return {**await self.replay(dir, 1, None), "bytes": peak()}
+        if what != "append":
+            raise Unsupported
+        fd, seconds = os.open(Path(dir, "app.jsonl"), os.O_WRONLY | os.O_APPEND), []
+        try:
+            for line in sample_lines(times, 10**11):
+                begun = perf_counter()
+                os.write(fd, line)
+                os.fdatasync(fd)
+                seconds.append(perf_counter() - begun)
+        finally:
+            os.close(fd)
+        return {"seconds": percentiles(seconds)["p50"]}
 
     async def hold(self, dir: str, what: str, seconds: float) -> Answer:
         """A loop with nothing to do, and one whose program has another thread that computes."""

@@ -11,8 +11,6 @@ import errno
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from concurrent import futures
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from queue import SimpleQueue
 from types import TracebackType
@@ -29,7 +27,7 @@ class _Closable(Protocol):
 
 
 C = TypeVar("C", bound=_Closable)
-_Call: TypeAlias = tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]]
+_Job: TypeAlias = "tuple[ThreadCall[Any], Callable[..., Any], tuple[Any, ...]]"
 
 
 class AsyncOpener(Generic[C]):
@@ -75,13 +73,99 @@ class UncancellableTask(asyncio.Task[T]):
         return False
 
 
-_pool: ThreadPoolExecutor
+class ThreadCall(asyncio.Future[T]):
+    """The outcome of a call in a thread, which only that thread brings about. Await it with `uninterrupted`.
+
+    `asyncio.wait` and `asyncio.shield` would do for that too, but take as long as the way to the thread and back.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def settled(self) -> None:
+        """Returns once the outcome is there. Cancelled, it leaves the call as it is."""
+        if self._waiter is not None:  # somebody else waits too
+            await asyncio.wait([self])
+            return
+        self._waiter = self.get_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def settle(self, result: Any, error: BaseException | None) -> None:
+        """Tells the outcome; to be called in the loop."""
+        if self.done():
+            return
+        if error is None:
+            self.set_result(result)
+        elif isinstance(error, StopIteration):  # which a future refuses
+            self.set_exception(RuntimeError("a call in a thread raised StopIteration"))
+        else:
+            self.set_exception(error)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _outcome(job: _Job) -> tuple[Any, BaseException | None]:
+    """Makes a call, in a thread: its result, or what it raised."""
+    _, function, args = job
+    try:
+        return function(*args), None
+    except BaseException as error:
+        return None, error
+
+
+def _tell(call: ThreadCall[Any], result: Any, error: BaseException | None) -> None:
+    try:
+        call.get_loop().call_soon_threadsafe(call.settle, result, error)
+    except RuntimeError:  # the loop was closed meanwhile: nobody waits for the result
+        pass
+
+
+class ThreadPool:
+    """Up to `size` threads that make calls, started when they are needed, which live as long as the process.
+
+    The pool of `concurrent.futures` makes futures that threads can wait for, which takes as long as all the rest.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._threads = 0
+        self._idle = 0
+        self._lock = threading.Lock()
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+
+    def start(self, job: _Job) -> None:
+        """Has a call made. Raises `OSError` where no thread can be started; the call is not made then."""
+        with self._lock:
+            if self._idle:
+                self._idle -= 1
+            elif self._threads < self._size:
+                name = f"eventfold {self._threads}"
+                _start_thread(threading.Thread(target=self._work, name=name, daemon=True))
+                self._threads += 1
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while True:
+            job = self._jobs.get()
+            outcome = _outcome(job)
+            # Before it is told: whoever waits for it may have the next call, for which this thread will do.
+            with self._lock:
+                self._idle += 1
+            _tell(job[0], *outcome)
+            del job, outcome
+
+
+_pool: ThreadPool
 
 
 def _new_pool() -> None:
     global _pool
     # A pool of our own: the loop's default one may be full of somebody's slow calls.
-    _pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="eventfold")
+    _pool = ThreadPool(8)
 
 
 _new_pool()
@@ -94,34 +178,23 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     return await uninterrupted(start_in_thread(lambda: function(*args, **kwargs)))
 
 
-def start_in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
+def start_in_thread(function: Callable[[], T]) -> ThreadCall[T]:
     """Begins a call of a blocking function in a thread. Await it with `uninterrupted`.
 
     Raises `OSError` where no thread can be started; the function is not called then, also not later.
     """
-    future: futures.Future[T] = futures.Future()
+    call: ThreadCall[T] = ThreadCall(asyncio.get_running_loop())
+    _pool.start((call, function, ()))
+    return call
+
+
+def _start_thread(thread: threading.Thread) -> None:
     try:
-        _pool.submit(_call, future, function)
+        thread.start()
     except RuntimeError as error:
-        # The pool queues a call before it starts a thread for it: another of its threads may take it, or have it.
-        if future.cancel():
-            raise _no_thread(error) from error
-    return asyncio.wrap_future(future)
-
-
-def _call(future: futures.Future[T], function: Callable[[], T]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        result = function()
-    except BaseException as error:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
-
-
-def _no_thread(error: RuntimeError) -> OSError:
-    return OSError(errno.ENOMEM, f"no thread can be started for file work ({error}): raise the process's limits")
+        raise OSError(
+            errno.ENOMEM, f"no thread can be started for file work ({error}): raise the process's limits"
+        ) from error
 
 
 async def uninterrupted(future: asyncio.Future[T]) -> T:
@@ -131,13 +204,13 @@ async def uninterrupted(future: asyncio.Future[T]) -> T:
             return await future
         try:
             if not future.done():
-                await asyncio.wait([future])
+                await _settled(future)
         except asyncio.CancelledError:
             # anyio delivers a cancellation in every turn of the loop until its scope is left: the shield stops that.
             with anyio.CancelScope(shield=True):
                 while not future.done():
                     try:
-                        await asyncio.wait([future])
+                        await _settled(future)
                     except asyncio.CancelledError:
                         pass  # the first one is raised below
             if not future.cancelled():
@@ -150,6 +223,10 @@ async def uninterrupted(future: asyncio.Future[T]) -> T:
         del future
 
 
+def _settled(future: asyncio.Future[Any]) -> Coroutine[Any, Any, Any]:
+    return future.settled() if isinstance(future, ThreadCall) else asyncio.wait([future])
+
+
 class Thread:
     """One thread that does one call after the other: the shortest way from the loop to the disk and back.
 
@@ -157,46 +234,24 @@ class Thread:
     """
 
     def __init__(self, name: str) -> None:
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        thread = threading.Thread(target=_make, args=(self._calls, self._loop), name=name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            raise _no_thread(error) from error
+        _start_thread(threading.Thread(target=_make_all, args=(self._jobs,), name=name, daemon=True))
 
-    def call(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """Has the call made; the future for its result, to be awaited with `uninterrupted`."""
-        future: asyncio.Future[T] = self._loop.create_future()
-        self._calls.put((future, function, args))
-        return future
+    def call(self, function: Callable[..., T], *args: Any) -> ThreadCall[T]:
+        """Has the call made; for its result, await it with `uninterrupted`."""
+        call: ThreadCall[T] = ThreadCall(self._loop)
+        self._jobs.put((call, function, args))
+        return call
 
     def end(self) -> None:
         """Lets the thread end after the calls that it has."""
-        self._calls.put(None)
+        self._jobs.put(None)
 
 
-def _make(calls: SimpleQueue[_Call | None], loop: asyncio.AbstractEventLoop) -> None:
+def _make_all(jobs: SimpleQueue[_Job | None]) -> None:
     """What the thread does."""
-    while (call := calls.get()) is not None:
-        future, function, args = call
-        try:
-            result, error = function(*args), None
-        except BaseException as raised:
-            result, error = None, raised
-        try:
-            loop.call_soon_threadsafe(_settle, future, result, error)
-        except RuntimeError:  # the loop was closed meanwhile: nobody waits for the result
-            pass
-        del call, future, function, args, result, error
-
-
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    elif isinstance(error, StopIteration):  # which a future refuses
-        future.set_exception(RuntimeError("a call in a thread raised StopIteration"))
-    else:
-        future.set_exception(error)
+    while (job := jobs.get()) is not None:
+        outcome = _outcome(job)
+        _tell(job[0], *outcome)
+        del job, outcome

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.conformance.conftest import ENGINES
+from tests.conformance.process import append_in_process
 
 from eventfold import (
     ConditionalAppendError,
@@ -473,6 +476,32 @@ async def test_of_writers_who_expect_the_same_head_one_gets_it(shared: Address) 
         await asyncio.gather(raise_counter(one, 10), raise_counter(two, 10))
 
         assert await numbers(one) == list(range(20))
+
+
+async def test_writers_in_several_processes_lose_nothing(shared: Address) -> None:
+    """Each process's events are in the order in which it appended them, and a tail here sees all of them."""
+    seen: list[int] = []
+    async with EventLog.open(shared) as log:
+
+        async def tail() -> None:
+            async for record in log.tail(0):
+                seen.append(record.event.data["n"])
+
+        tailing = asyncio.create_task(tail())
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(2, mp_context=spawn) as pool:
+            loop = asyncio.get_running_loop()
+            await asyncio.gather(
+                *(loop.run_in_executor(pool, append_in_process, shared, first, 100) for first in (0, 1000)),
+                *(log.append(event(2000 + n)) for n in range(100)),
+            )
+        await soon(lambda: len(seen) >= 300)
+        written = await numbers(log)
+    await tailing
+
+    assert seen == written
+    for first in (0, 1000, 2000):
+        assert [n for n in written if first <= n < first + 1000] == list(range(first, first + 100))
 
 
 async def test_an_id_that_writers_append_at_once_is_in_the_log_once(shared: Address, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """A program that does all that eventfold can, to be run where one of its system calls fails; see `test_system_calls`.
 
-Arguments: "one" or "many", the threads that its file work is done in, and three directories: a new one, one whose last
-line is torn and whose rotation was left half done, and one whose rotation had just begun. What it is about to do, and
-what became of it, is told on standard output, a line each: `will KEYS`, then `did KEYS` with the end of the last event
-in the log, `refused KEYS`, or `unknown KEYS`.
+Arguments: "one" or "many", the threads that its file work is done in; the lock mode; and three directories: a new one,
+one whose last line is torn and whose rotation was left half done, and one whose rotation had just begun. What it is
+about to do, and what became of it, is told on standard output, a line each: `will KEYS`, then `did KEYS` with the end
+of the last event in the log, `refused KEYS`, or `unknown KEYS`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import itertools
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor, Future
 from typing import Any
 
-from eventfold import ConditionalAppendError, Event, EventLog, View, WriterFailedError, _aio
-from eventfold._files import committer, operations, rotation
+from eventfold import ConditionalAppendError, Event, EventLog, LockMode, View, WriterFailedError, _aio
+from eventfold._files import committer, operations, rotation, shared
 
 # Where each of many threads has a call that fails, a session may fail as often as there are threads.
 TRIES = 12
@@ -55,8 +54,9 @@ async def tried(words: str, doing: Awaitable[Any], end: Callable[[Any], object] 
 class Session:
     """One log from its opening to its closing; `first` is the number of its first event."""
 
-    def __init__(self, directory: str, first: int) -> None:
+    def __init__(self, directory: str, lock: LockMode, first: int) -> None:
         self.directory = directory
+        self.lock = lock
         self.next = first
         self.read_up_to = 0
         self.begun = asyncio.Event()
@@ -115,7 +115,7 @@ class Session:
             tell("unread", error)
 
     async def run(self, all_of_it: bool) -> None:
-        async with EventLog.open(self.directory, views=views()) as self.log:
+        async with EventLog.open(self.directory, views=views(), lock=self.lock) as self.log:
             self.consumer = self.log.consumer("mailer")
             await self.appends(4)
             if all_of_it:
@@ -129,9 +129,9 @@ class Session:
             await self.append()
 
 
-async def run(directory: str, first: int, all_of_it: bool) -> None:
+async def run(directory: str, lock: LockMode, first: int, all_of_it: bool) -> None:
     """A session, begun again where it can't be opened or its writer failed."""
-    session = Session(directory, first)
+    session = Session(directory, lock, first)
     on_loop, begin = asyncio.get_running_loop().call_soon_threadsafe, rotation.begin
 
     def begin_and_tell(*args: Any) -> Any:
@@ -153,45 +153,35 @@ async def run(directory: str, first: int, all_of_it: bool) -> None:
         rotation.begin = begin
 
 
-class OneThread(Executor):
+class OneThread:
     """A pool whose calls are made by a writer's thread."""
 
     def __init__(self) -> None:
         self.thread = _aio.Thread("everything")
         self.thread.end = lambda: None
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(function(*args, **kwargs))
-            except BaseException as error:
-                future.set_exception(error)
-
-        self.thread.call(work)
-        return future
+        self.start = self.thread._jobs.put
 
 
-async def main(threads: str, new: str, left: str, begun: str) -> None:
+async def main(threads: str, mode: str, new: str, left: str, begun: str) -> None:
+    lock = LockMode(mode)
     if threads == "one":
         # All system calls on the files are made one after the other, so that each can be told by its number.
         _aio._pool = OneThread()
-        committer.Thread = lambda name: _aio._pool.thread
+        committer.Thread = shared.Thread = lambda name: _aio._pool.thread
     else:
         # A call fails once in each thread: with a thread for each try no log could ever be opened.
         writers = itertools.cycle([_aio.Thread(f"writer {n}") for n in range(3)])
         for _ in range(3):
             next(writers).end = lambda: None
-        committer.Thread = lambda name: next(writers)
+        committer.Thread = shared.Thread = lambda name: next(writers)
     # Frames of a few lines, and temporary files of the same name in every run.
     rotation.FRAME_SIZE = 400
     numbers = itertools.count()
     operations.temporary_path = lambda path: path.with_name(f".{path.name}.{next(numbers)}.tmp")
-    await run(new, 1000, True)
-    await run(new, 2000, True)
-    await run(left, 3000, False)
-    await run(begun, 4000, False)
+    await run(new, lock, 1000, True)
+    await run(new, lock, 2000, True)
+    await run(left, lock, 3000, False)
+    await run(begun, lock, 4000, False)
 
 
 if __name__ == "__main__":

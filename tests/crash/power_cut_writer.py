@@ -1,8 +1,8 @@
 """A process whose disk is cut off: tasks append, the log rotates, a view is saved, a consumer commits.
 
-Arguments: the directory, the round, and the operations of `eventfold._files.operations` that are to do nothing. Each
-task's events are numbered from 0; task 0 appends batches of three. What is acknowledged is told on standard
-output, which must lie outside the disk.
+Arguments: the directory, the round, the lock mode, and the operations of `eventfold._files.operations` that are to do
+nothing. Each task's events are numbered from 0; task 0 appends batches of three. What is acknowledged is told on
+standard output, which must lie outside the disk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Any
 
-from eventfold import Event, EventLog, View
+from eventfold import Event, EventLog, LockMode, View
 from eventfold._files import operations
 
 TASKS = 12
@@ -58,10 +58,11 @@ async def commit_for_ever(log: EventLog) -> None:
 
 
 async def main() -> None:
-    for name in sys.argv[3:]:
+    for name in sys.argv[4:]:
         setattr(operations, name, lambda _: None)
     tell("opening")
-    async with EventLog.open(sys.argv[1], views=[counts()], max_log_size=3000) as log:
+    lock = LockMode(sys.argv[3])
+    async with EventLog.open(sys.argv[1], views=[counts()], max_log_size=3000, lock=lock) as log:
         appends = (append_for_ever(log, int(sys.argv[2]), task) for task in range(TASKS))
         await asyncio.gather(refresh_for_ever(log), commit_for_ever(log), *appends)
 

@@ -186,12 +186,12 @@ def a_death_when_a_rotation_has_begun(play: Play, monkeypatch: pytest.MonkeyPatc
 TOGETHER = {
     scenario.__name__: scenario
     for scenario in (
+        a_death_before_the_mark_and_an_opening,
+        a_death_in_the_switch_and_an_opening,
+        a_death_before_the_mark,
+        a_death_in_the_switch,
         both_append,
         both_rotate,
-        a_death_before_the_mark,
-        a_death_before_the_mark_and_an_opening,
-        a_death_in_the_switch,
-        a_death_in_the_switch_and_an_opening,
         a_death_in_the_archive,
         a_death_when_a_rotation_has_begun,
     )

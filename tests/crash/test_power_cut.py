@@ -1,4 +1,4 @@
-"""Power cuts: an ext4 that is shut down, without a flush, under a process that writes to it.
+"""Power cuts: an ext4 that is shut down, without a flush, under a process that writes to it, or two that share a log.
 
 Only what was acknowledged before the cut must be there after it. `EVENTFOLD_POWER_CUT_ROUNDS` says how many cuts.
 """
@@ -21,7 +21,7 @@ from tests.crash.power_cut_writer import counts
 from tests.crash.test_kill import check_round
 from tests.crash.truth import check_archive, read, read_now
 
-from eventfold import Event, EventfoldError, EventLog, EventReader, Record
+from eventfold import Event, EventfoldError, EventLog, EventReader, LockMode, Record
 
 SCRIPT = Path(__file__).with_name("power_cut_writer.py")
 ROUNDS = int(os.environ.get("EVENTFOLD_POWER_CUT_ROUNDS", "8"))
@@ -49,23 +49,34 @@ class Told(NamedTuple):
         self.commits.extend(other.commits)
 
 
-def cut(disk: Ext4, directory: Path, round: int, after: int, *left_out: str) -> Told:
-    """Lets a process write and cuts the power once it has told so many things; what it had told by then."""
-    command = [sys.executable, str(SCRIPT), str(directory), str(round), *left_out]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
-        told = b""
+def cut(disk: Ext4, directory: Path, rounds: list[int], after: int, *left_out: str) -> Told:
+    """Lets processes write and cuts the power once they have told so many things; what they had told by then.
+
+    There is one process for each of the rounds; several share the log.
+    """
+    lock = LockMode.SHARED if len(rounds) > 1 else LockMode.FLOCK
+    ours, theirs = os.pipe()
+    processes = []
+    with os.fdopen(ours, "rb", buffering=0) as pipe:
         try:
-            while told.count(b"\n") <= after:
-                piece = process.stdout.read(4096)
-                assert piece, f"the writer ended by itself, having told {told!r:.200}"
+            for round in rounds:
+                command = [sys.executable, str(SCRIPT), str(directory), str(round), lock.value, *left_out]
+                processes.append(subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL))
+            os.close(theirs)
+            told = b""
+            while told.count(b"\n") < len(rounds) + after:
+                piece = pipe.read(4096)
+                assert piece, f"the writers ended by themselves, having told {told!r:.200}"
                 told += piece
             disk.cut_power()
         finally:
-            process.kill()
+            for process in processes:
+                process.kill()
+                process.wait()
     disk.unmount()
     assert disk.needs_replay
     disk.mount()
-    lines = [line.split() for line in told.decode().split("\n")[1:-1]]
+    lines = [line.split() for line in told.decode().split("\n")[:-1]]
     events = [tuple(map(int, words[1:])) for words in lines if words[0] == "event"]
     return Told(events, [int(words[1]) for words in lines if words[0] == "commit"])
 
@@ -104,7 +115,8 @@ async def test_a_power_cut_loses_nothing_that_was_acknowledged(disk: Ext4) -> No
             told, directory = Told([], []), disk.path / f"data{round}"
         # Sometimes nothing more than that it is about to open: then the recovery of the last cut is cut.
         after = dice.choice((0, dice.randrange(1, 30), dice.randrange(1, 1500)))
-        new = await asyncio.to_thread(cut, disk, directory, round, after)
+        rounds = [round, ROUNDS + round] if round % 2 else [round]
+        new = await asyncio.to_thread(cut, disk, directory, rounds, after)
         told.add(new)
         cut_in_rotation += any(directory.glob("app.jsonl.next.*"))
         before = await read(directory)
@@ -132,7 +144,7 @@ async def test_without_syncs_a_power_cut_loses_events(disk: Ext4) -> None:
     told = missing = 0
     for round in range(3):
         directory = disk.path / f"data{round}"
-        acknowledged = await asyncio.to_thread(cut, disk, directory, round, 200, "sync", "sync_dir")
+        acknowledged = await asyncio.to_thread(cut, disk, directory, [round], 200, "sync", "sync_dir")
         told += len(acknowledged.events)
         missing += lost(await read_what_is_left(directory), acknowledged)
     print(f"without syncs: 3 cuts, {told} events acknowledged, {missing} lost")

@@ -63,7 +63,7 @@ class Process:
         begun, first, goal = time.monotonic(), 0.0, self.count + more
         while self.count < goal:
             assert self._process.poll() is None, self._errors.decode()
-            assert time.monotonic() < begun + 30, f"nothing was acknowledged: {self._errors.decode()}"
+            assert time.monotonic() < begun + 120, f"nothing was acknowledged: {self._errors.decode()}"
             if not first and self.count > goal - more:
                 first = time.monotonic() - begun
             time.sleep(0.001)

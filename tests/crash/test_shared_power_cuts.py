@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from tests.crash.disk import Recorded, State, States, kills, scratch_directory
 from tests.crash.scenarios import check_state, recovery, small_frames
-from tests.crash.shared_scenarios import SHARED_SCENARIOS, SharedPlay
+from tests.crash.shared_scenarios import SHARED_SCENARIOS, TOGETHER, SharedPlay
 
 from eventfold import LockMode
 
 ALL = os.environ.get("EVENTFOLD_CRASHES") == "all"
-STEP = 1 if ALL else 25
+STEP = 1 if ALL else 30
 # Of the crashes of a recovery, which are many more.
 RECOVERY_STEP = 7 if ALL else 60
 SHARED = LockMode.SHARED
@@ -62,7 +62,7 @@ def test_every_state_that_a_crash_of_all_writers_leaves_is_whole(
     assert len(states) >= 15
 
 
-@pytest.mark.parametrize("name", SHARED_SCENARIOS)
+@pytest.mark.parametrize("name", SHARED_SCENARIOS if ALL else TOGETHER)
 def test_every_state_that_a_power_cut_leaves_in_a_recovery_by_a_shared_writer_is_whole(
     name: str, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ from tests.crash import faulty_program
 from tests.crash.truth import Opened, append, read
 from tests.support import event, line
 
-from eventfold import Event, EventLog, EventReader
+from eventfold import Event, EventLog, EventReader, LockMode
 from eventfold._files import operations, rotation
 
 pytestmark = pytest.mark.strace
@@ -66,9 +66,10 @@ class Fault(NamedTuple):
     what: str
     n: int
     threads: str = "one"
+    lock: LockMode = LockMode.FLOCK
 
     def __str__(self) -> str:
-        return f"{self.call} {self.n}: {self.what}, {self.threads} thread(s)"
+        return f"{self.call} {self.n}: {self.what}, {self.threads} thread(s), {self.lock.value}"
 
 
 class Run(NamedTuple):
@@ -139,8 +140,8 @@ def stop_rotation_after(patch: pytest.MonkeyPatch, opened: Opened, frames: int) 
         opened.rotate()
 
 
-def command(root: Path, threads: str) -> list[str]:
-    return [sys.executable, faulty_program.__file__, threads, *(str(root / name) for name in DIRECTORIES)]
+def command(root: Path, threads: str, lock: LockMode) -> list[str]:
+    return [sys.executable, faulty_program.__file__, threads, lock.value, *(str(root / name) for name in DIRECTORIES)]
 
 
 def parsed(out: bytes) -> list[list[str]]:
@@ -148,12 +149,12 @@ def parsed(out: bytes) -> list[list[str]]:
 
 
 @functools.cache
-def traced(template: Path, root: Path, threads: str) -> Traced:
+def traced(template: Path, root: Path, threads: str, lock: LockMode = LockMode.FLOCK) -> Traced:
     """The calls that the program makes where none fails."""
     shutil.copytree(template, root)
     everything = ",".join("?" + call for call in (*CALLS, *VARIANTS, *MORE_CALLS))
     strace = ["strace", "-f", "-qq", "-y", "-s", "4096", "-o", f"{root}.trace", "-e", f"trace={everything}"]
-    subprocess.run([*strace, *command(root, threads)], check=True, capture_output=True, timeout=LONGEST)
+    subprocess.run([*strace, *command(root, threads, lock)], check=True, capture_output=True, timeout=LONGEST)
     paths: dict[str, None] = {}
     counts: Counter[tuple[str, str]] = Counter()
     at_root = re.compile(rf'[<"]({re.escape(str(root))}(?:/[^">:]*)?)[">]')
@@ -178,7 +179,7 @@ async def run(template: Path, root: Path, fault: Fault, paths: Iterable[str]) ->
     for path in paths:
         strace += ["-P", str(root / path)]
     process = await asyncio.create_subprocess_exec(
-        *strace, *command(root, fault.threads), stdout=PIPE, stderr=PIPE, start_new_session=True
+        *strace, *command(root, fault.threads, fault.lock), stdout=PIPE, stderr=PIPE, start_new_session=True
     )
     try:
         out, errors = await asyncio.wait_for(process.communicate(), LONGEST)
@@ -296,7 +297,7 @@ def some_of(count: int, number: int, shift: int) -> list[int]:
     return [1 + (shift + i * step) % count for i in range(min(number, count))]
 
 
-def faults_of(counts: dict[str, int], threads: str) -> list[Fault]:
+def faults_of(counts: dict[str, int], threads: str, lock: LockMode) -> list[Fault]:
     """One fault for each call of the busiest thread and each way to fail, or a sample of these."""
     changing = sorted(set(counts) - set(MORE_CALLS))
     kinds = [(call, what) for call in changing for what in (*ERRORS, KILL)] + [("pwrite64", SHORT)]
@@ -309,15 +310,21 @@ def faults_of(counts: dict[str, int], threads: str) -> list[Fault]:
             numbers = range(1, count + 2)
         else:
             numbers = some_of(count, 3, shift) if threads == "one" else some_of(max(count // 3, 1), 1, shift)
-        chosen += [Fault(call, what, n, threads) for n in numbers]
+        chosen += [Fault(call, what, n, threads, lock) for n in numbers]
     return chosen
 
 
-@pytest.mark.parametrize("threads", ["one", "many"])
-async def test_a_system_call_that_fails_loses_nothing(template: Path, tmp_path: Path, threads: str) -> None:
+@pytest.mark.parametrize(
+    ("threads", "lock"), [("one", LockMode.FLOCK), ("many", LockMode.FLOCK), ("one", LockMode.SHARED)]
+)
+async def test_a_system_call_that_fails_loses_nothing(
+    template: Path, tmp_path: Path, threads: str, lock: LockMode
+) -> None:
     """Acknowledged events are there once and in order, refused ones are not, batches are whole, views are a replay."""
-    found = await asyncio.to_thread(traced, template, tmp_path / "traced", threads)
-    faults = faults_of(found.counts, threads)
+    found = await asyncio.to_thread(traced, template, tmp_path / "traced", threads, lock)
+    faults = faults_of(found.counts, threads, lock)
+    if lock is LockMode.SHARED and not ALL:
+        faults = faults[::8]  # most of it is the same work
     counts = await run_and_check(template, tmp_path, faults, found.paths)
     print(f"{threads}: {len(faults)} runs; calls {found.counts}")
 

@@ -17,9 +17,9 @@ from time import monotonic, sleep
 from typing import Any
 
 import aiohttp
+from tests.examples.programs import WITHIN
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
-WITHIN = 20  # seconds in which a page must become what it is to be
 
 
 def find_browser() -> str | None:

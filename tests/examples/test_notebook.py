@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.examples.programs import EXAMPLES, complaint, output, process
+from tests.examples.programs import EXAMPLES, WITHIN, complaint, output, process
 
 from eventfold import EventLog, Record
 
@@ -64,7 +64,7 @@ def test_notes_that_are_added_at_the_same_time_get_different_numbers(tmp_path: P
     command = [sys.executable, EXAMPLES / "notebook.py", "add", "me too"]
     writers = [subprocess.Popen(command, cwd=tmp_path) for _ in range(2)]
     for writer in writers:
-        assert writer.wait(20) == 0
+        assert writer.wait(WITHIN) == 0
 
     assert [record.event.data["note"] for record in records(tmp_path)] == [1, 2]
 
@@ -76,7 +76,7 @@ def test_watching_shows_what_another_terminal_writes_until_ctrl_c(tmp_path: Path
         output("notebook", "add", "seen at once", cwd=tmp_path)
         shown = [watching.stdout.readline() for _ in range(2)]
         watching.send_signal(signal.SIGINT)
-        _, complaints = watching.communicate(timeout=20)
+        _, complaints = watching.communicate(timeout=WITHIN)
 
     assert shown == ["   1  seen at once\n", "--\n"]
     assert (watching.returncode, complaints) == (130, "")

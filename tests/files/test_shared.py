@@ -94,6 +94,38 @@ async def test_counters_kept_by_conditional_appends_lose_no_update(data_dir: Pat
         assert await numbers(one) == list(range(30))
 
 
+COUNTER = """
+import asyncio, sys
+from eventfold import ConditionalAppendError, Event, EventLog, LockMode, View
+
+async def main():
+    view = View("count", lambda state, event: event.data["n"], 0)
+    async with EventLog.open(sys.argv[1], lock=LockMode.SHARED, views=[view], max_log_size=1000) as log:
+        done = 0
+        while done < int(sys.argv[2]):
+            value = await log.wait_until(view)
+            head = log.head
+            if view.offset != head.offset:
+                continue
+            try:
+                await log.append_if(Event("counted", {"n": value + 1}), *head)
+                done += 1
+            except ConditionalAppendError:
+                pass
+
+asyncio.run(main())
+"""
+
+
+async def test_a_counter_that_processes_keep_by_conditional_appends_loses_no_update(data_dir: Path) -> None:
+    processes = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", COUNTER, str(data_dir), "20") for _ in range(3)
+    ]
+    assert [await process.wait() for process in processes] == [0, 0, 0]
+    async with EventLog.open(data_dir) as log:
+        assert await numbers(log) == list(range(1, 61))
+
+
 async def test_a_rotation_by_one_is_followed_by_the_other(data_dir: Path) -> None:
     async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
         await one.append(event(0))

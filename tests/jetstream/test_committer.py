@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from tests.jetstream.appends import append, line, pending, read
 from tests.jetstream.servers import Servers
 
@@ -84,6 +86,57 @@ async def test_a_commit_whose_acknowledgement_is_lost_is_written_once(
     assert lost
     assert commit.outcomes == [0]
     assert commit.head.offset == 2 << 24
+    assert await read(committer.source) == line(1) + line(2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"stream":"s","seq":0}',
+        b'{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"}}',
+        b'{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}',
+        b"no JSON",
+    ],
+    ids=["sequence 0", "in process", "unavailable", "no JSON"],
+)
+async def test_an_answer_that_acknowledges_nothing_is_none(
+    committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    """The append is sent again, and is in the log once."""
+    original, answers = Client.request, [answer]
+
+    async def replace_first(self: Client, subject: str, *arguments: Any, **options: Any) -> Any:
+        message = await original(self, subject, *arguments, **options)
+        if subject.startswith("eventfold.") and answers:
+            message.data = answers.pop()
+        return message
+
+    monkeypatch.setattr(Client, "request", replace_first)
+    commit = await append(committer, 1)
+
+    assert (commit.outcomes, commit.head.offset) == ([0], 1 << 24)
+    assert await read(committer.source) == line(1)
+
+
+async def test_a_message_in_the_way_that_cannot_be_read_yet_is_waited_for(
+    committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be the append's own first attempt: a new leader knows of it before it can be read."""
+    head = (await append(committer, 1)).head
+    original, faults = Client.request, ["in the way", "lost"]
+
+    async def disturb(self: Client, subject: str, *arguments: Any, **options: Any) -> Any:
+        if not subject.startswith("eventfold.") or not faults:
+            return await original(self, subject, *arguments, **options)
+        if faults.pop() == "lost":
+            raise TimeoutError
+        error = {"code": 400, "err_code": 10071, "description": "wrong last sequence: 2"}
+        return Msg(_client=self, data=msgspec.json.encode({"error": error}))
+
+    monkeypatch.setattr(Client, "request", disturb)
+    commit = await committer.commit([pending(2, head)])
+
+    assert (commit.outcomes, faults) == ([0], [])
     assert await read(committer.source) == line(1) + line(2)
 
 

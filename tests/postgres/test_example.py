@@ -3,90 +3,83 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 import httpx
 import pytest
-from tests.postgres.servers import STARTED_WITHIN, Server, free_port
+from tests.postgres.servers import Server, free_port
 
-EXAMPLES = Path("/work/wt/shared/docs/examples")
+STARTED_WITHIN = 120  # seconds, on a busy machine
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
-class Host:
-    """A machine's part of it: a directory of its own, and a port that its workers share."""
+class Worker:
+    """One process of the example, on a port of its own, in the directory of its host."""
 
     def __init__(self, directory: Path, address: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        command = [
-            "-m",
-            "uvicorn",
-            "--app-dir",
-            EXAMPLES,
-            "--log-level",
-            "warning",
-            "--workers",
-            "2",
-            "fastapi_app:app",
-        ]
+        command = ["-m", "uvicorn", "--app-dir", EXAMPLES, "--log-level", "warning", "fastapi_app:app"]
         self.process = subprocess.Popen(
             [sys.executable, *command, "--port", str(port)],
             env={**os.environ, "EVENTFOLD_DATA": address},
             cwd=directory,
-            start_new_session=True,
         )
-
-    def workers(self) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def wait_for_answer(self) -> None:
         until = monotonic() + STARTED_WITHIN
         while True:
             try:
-                httpx.get(f"{self.url}/todos").raise_for_status()
+                httpx.get(f"{self.url}/todos", verify=False).raise_for_status()
                 return
             except httpx.HTTPError:
-                assert monotonic() < until, "the host does not answer"
-                assert self.process.poll() is None, "the host has ended"
+                assert monotonic() < until, "the worker does not answer"
+                assert self.process.poll() is None, "the worker has ended"
                 sleep(0.05)
 
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Host:
+    """The workers of one machine; a request comes to any of them."""
+
+    def __init__(self, workers: list[Worker]) -> None:
+        self.workers = workers
+        self._turns = itertools.count()
+
     async def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Asks on a connection of its own, by which another worker may answer."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=30) as client:
+        url = self.workers[next(self._turns) % len(self.workers)].url
+        async with httpx.AsyncClient(base_url=url, timeout=30, verify=False) as client:
             return await client.request(method, path, **options)
 
     async def add(self, text: str, key: str) -> httpx.Response:
         return await self.ask("POST", "/todos", json={"text": text}, headers={"Idempotency-Key": key})
 
 
-@contextmanager
-def running_host(directory: Path, address: str) -> Iterator[Host]:
-    directory.mkdir()
-    host = Host(directory, address)
-    try:
-        host.wait_for_answer()
-        yield host
-    finally:
-        os.killpg(host.process.pid, signal.SIGKILL)
-        host.process.wait()
-
-
 @pytest.fixture(scope="module")
 def hosts(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
-    """Two hosts, with one log for all tests."""
-    directory = tmp_path_factory.mktemp("hosts")
-    with ExitStack() as stack:
-        address = f"{postgres_server.address()}?log=example"
-        yield [stack.enter_context(running_host(directory / name, address)) for name in ("one", "two")]
+    """Two hosts with two workers each, and one log for all tests."""
+    address = f"{postgres_server.address()}?log=example"
+    directories = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
+    hosts = [Host([Worker(directory, address) for _ in range(2)]) for directory in directories]
+    try:
+        for host in hosts:
+            for worker in host.workers:
+                worker.wait_for_answer()
+        yield hosts
+    finally:
+        for host in hosts:
+            for worker in host.workers:
+                worker.kill()
 
 
 async def test_what_is_written_at_one_host_is_read_at_the_other(hosts: list[Host]) -> None:
@@ -100,16 +93,16 @@ async def test_what_is_written_at_one_host_is_read_at_the_other(hosts: list[Host
 
 async def test_a_request_that_is_sent_to_both_hosts_with_one_key_is_written_once(hosts: list[Host]) -> None:
     """At the same time; both get the same answer, and one of them the status of the first."""
-    answers = await asyncio.gather(*(host.add("bread", f"bread-{n}") for n in range(20) for host in hosts))
+    answers = await asyncio.gather(*(host.add("bread", f"bread-{n}") for n in range(10) for host in hosts))
 
-    assert sorted(answer.status_code for answer in answers) == [200] * 20 + [201] * 20
-    assert len({answer.json()["offset"] for answer in answers}) == 20
+    assert sorted(answer.status_code for answer in answers) == [200] * 10 + [201] * 10
+    assert len({answer.json()["offset"] for answer in answers}) == 10
 
 
 async def test_of_changes_at_both_hosts_to_what_was_seen_one_is_taken(hosts: list[Host]) -> None:
     """The other is told to look again."""
     added = (await hosts[0].add("eggs", "eggs")).json()
-    for n in range(5):
+    for n in range(3):
         seen = (await hosts[0].ask("GET", "/todos", params={"after": added["offset"]})).json()["offset"]
         change = {"text": f"{n} eggs", "seen": seen}
         answers = await asyncio.gather(*(h.ask("PUT", f"/todos/{added['id']}", json=change) for h in hosts * 2))
@@ -122,7 +115,7 @@ async def test_a_worker_killed_under_load_loses_and_doubles_nothing(hosts: list[
     acknowledged: dict[str, int] = {}
 
     async def client(number: int) -> None:
-        for n in range(10):
+        for n in range(5):
             key, tries = f"client-{number}-{n}", 0
             while key not in acknowledged:
                 try:
@@ -139,9 +132,9 @@ async def test_a_worker_killed_under_load_loses_and_doubles_nothing(hosts: list[
             clients.create_task(client(number))
         while len(acknowledged) < 20:
             await asyncio.sleep(0.01)
-        os.kill(hosts[0].workers()[0], signal.SIGKILL)
+        hosts[0].workers[0].kill()
 
-    assert await texts_streamed(hosts[1], 100, lambda text: text.startswith("client-")) == sorted(
+    assert await texts_streamed(hosts[1], 50, lambda text: text.startswith("client-")) == sorted(
         acknowledged, key=acknowledged.__getitem__
     )
 
@@ -150,8 +143,8 @@ async def texts_streamed(host: Host, count: int, wanted: Callable[[str], bool]) 
     """The first so many texts that are wanted, in the order of the log."""
     texts: list[str] = []
     async with (
-        httpx.AsyncClient(timeout=30) as client,
-        client.stream("GET", f"{host.url}/events", params={"after": 0}) as response,
+        httpx.AsyncClient(timeout=30, verify=False) as client,
+        client.stream("GET", f"{host.workers[0].url}/events", params={"after": 0}) as response,
     ):
         async for line in response.aiter_lines():
             if line.startswith("data: "):

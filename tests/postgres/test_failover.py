@@ -18,6 +18,7 @@ TASKS = 100
 
 
 @pytest.mark.skipif(not ROUNDS, reason="takes long: set EVENTFOLD_POSTGRES_FAILOVERS to the number of failovers")
+@pytest.mark.timeout(240 + 120 * ROUNDS)
 async def test_what_was_acknowledged_is_there_once_after_the_standby_was_promoted_under_load() -> None:
     """Two programs name both servers in their address; the standby can be read and tailed until then."""
     with primary_and_standby() as (primary, standby):

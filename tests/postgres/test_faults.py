@@ -71,6 +71,7 @@ def engine(own_server: Server) -> Callable[[], Postgres]:
     return lambda: Postgres(own_server.address(), name, timeout=60)
 
 
+@pytest.mark.timeout(240 + 30 * ROUNDS)
 async def test_what_was_acknowledged_under_faults_is_there_once(own_server: Server) -> None:
     """100 tasks in two processes append, some on a condition, while the server fails; tails see each event once."""
     faults: list[Callable[[Server, Proxy], Awaitable[None]]] = [FAULTS[n % len(FAULTS)] for n in range(ROUNDS)]

@@ -1,8 +1,8 @@
 """One of several programs that append to a log and tail it while a test harms the server.
 
-Arguments: the address, the program's number, the number of tasks. Each task appends events numbered by the program, the
-first of every ten on a condition, and tells on standard output what became of it. When standard input ends, it appends
-its last event, number -1, and tells what its tail has seen up to there.
+Arguments: the address, the program's number, the number of tasks. Each task appends events numbered by the program, of
+every ten tasks one at an expected head and one unless its tag is there, and tells on standard output what became of it.
+When standard input ends, the program appends its last event, number -1, and tells what its tail has seen up to there.
 """
 
 from __future__ import annotations
@@ -10,21 +10,28 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
+from collections.abc import Iterator
 
-from eventfold import ConditionalAppendError, Event, EventLog, UnknownOutcomeError
+from eventfold import ConditionalAppendError, Event, EventLog, Query, UnknownOutcomeError
 from eventfold.postgres import Postgres
 
 
-async def append_until(
-    stop: asyncio.Event, log: EventLog, program: int, numbers: itertools.count[int], conditional: bool
-) -> None:
+async def append(log: EventLog, task: int, event: Event) -> None:
+    if task % 10 == 0:
+        await log.append_if(event, *log.head)
+    elif task % 10 == 1:
+        await log.append_unless([event], Query(tags=event.tags), after=log.head.offset)
+    else:
+        await log.append(event)
+
+
+async def append_until(stop: asyncio.Event, log: EventLog, program: int, task: int, numbers: Iterator[int]) -> None:
     while not stop.is_set():
         n = next(numbers)
-        event = Event("counted", {"program": program, "n": n})
         try:
-            await (log.append_if(event, *log.head) if conditional else log.append(event))
+            await append(log, task, Event("counted", {"program": program, "n": n}, tags=(f"{program}:{n}",)))
         except ConditionalAppendError:
-            continue
+            assert task % 10 == 0
         except UnknownOutcomeError:
             print("unknown", program, n, flush=True)
         else:
@@ -47,7 +54,7 @@ async def main() -> None:
         tailing = asyncio.create_task(tail_to_the_end(log, program))
         async with asyncio.TaskGroup() as group:
             for task in range(tasks):
-                group.create_task(append_until(stop, log, program, numbers, task % 10 == 0))
+                group.create_task(append_until(stop, log, program, task, numbers))
             await asyncio.to_thread(sys.stdin.read)
             stop.set()
         await log.append(Event("counted", {"program": program, "n": -1}))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .._engine import LockMode, SyncMode
 from .committer import FileCommitter
-from .shared import SharedCommitter
 from .source import FileSource
+
+if TYPE_CHECKING:
+    from .shared import SharedCommitter
 
 
 class Files:
@@ -45,7 +48,11 @@ class Files:
         Raises `LogLockedError`, `CorruptLogError`, `OSError`. Cancelled, it opens nothing.
         """
         lock = self._lock if lock is None else lock
-        committer = SharedCommitter if lock is LockMode.SHARED else FileCommitter
+        committer: type[FileCommitter | SharedCommitter] = FileCommitter
+        if lock is LockMode.SHARED:
+            from .shared import SharedCommitter
+
+            committer = SharedCommitter
         return await committer.open(
             self.source(),
             lock,

@@ -125,11 +125,6 @@ def begin(layout: Layout, log: SharedLog, goal: int) -> Rotation | None:
         if not _is_named(claim, left):
             operations.close_locked(claim)
             continue
-        try:
-            operations.sync_dir(layout.dir)
-        except BaseException:
-            operations.close_locked(claim)
-            raise
         if (found := _recover(layout, log.fd, claim)) is not None:
             return _remember(found)
 

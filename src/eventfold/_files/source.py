@@ -104,6 +104,9 @@ class FileSource:
         return await in_thread(_lines_at, self.layout, offsets)
 
     async def line_hash_before(self, offset: int) -> str:
+        known = None if self.directory is None else self.directory.durable_head
+        if known is not None and known.offset == offset:
+            return known.line_hash  # as for a snapshot that was saved when the log was closed
         return await in_thread(_line_hash_before, self.layout, offset)
 
     async def aclose(self) -> None:

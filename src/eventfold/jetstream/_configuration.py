@@ -72,6 +72,7 @@ _REQUIRED: dict[str, Any] = {
     "max_age": 0,
     "max_msgs_per_subject": -1,
     "max_msg_size": -1,
+    "persist_mode": "default",  # with another one, a server acknowledges what it has not written yet
     "deny_delete": True,
     "deny_purge": True,
     "allow_direct": True,
@@ -83,6 +84,7 @@ _REQUIRED_OF_BUCKET: dict[str, Any] = {
     "max_bytes": -1,
     "max_age": 0,
     "max_msg_size": -1,
+    "persist_mode": "default",
 }
 _ABSENT = (
     "mirror",
@@ -97,6 +99,7 @@ _ABSENT = (
 _DEFAULTS: dict[str, Any] = {
     "max_age": 0,
     "max_msg_size": -1,
+    "persist_mode": "default",
     "deny_delete": False,
     "deny_purge": False,
     "allow_direct": False,

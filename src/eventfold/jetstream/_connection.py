@@ -1,9 +1,8 @@
 """One connection to the servers of one stream, shared by all who use that stream in an event loop.
 
 Promises: a request is repeated until it is answered or `timeout` seconds are over, if need be by another server; a
-connection that can't be used any more is replaced. The stream's configuration is checked when the connection is made,
-after each time that it was lost, and every few seconds; what is wrong then is raised by whatever is asked for next.
-Nothing is sent later than it was meant to be: what the library could not send before a connection was lost is dropped.
+client that can't be used any more is replaced. The stream's configuration is checked when the connection is made, after
+each time that it was lost, and every few seconds; what is wrong then is raised by whatever is asked for next.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
-from .._logging import DEBUG, ERROR, INFO, WARNING, log_event
+from .._logging import ERROR, INFO, WARNING, log_event
 from ._calls import called
+from ._client import close, connect, is_dead
 from ._codes import NO_MESSAGE, NO_PEERS, NO_STREAM, STREAM_EXISTS, error_code, is_unavailable
 from ._configuration import check_server, check_stream, stream_configuration
 
 _HEADERS_SIZE = 4096  # bytes that are kept for them in a message
 _RETRY_DELAY = 0.05  # seconds
 _CHECK_INTERVAL = 10.0  # seconds
-_CLOSE_TIMEOUT = 2.0  # seconds
 _UNANSWERED_BEFORE_CHANGE = 4.0  # seconds without any answer, after which another server is tried
 
 
@@ -117,9 +116,9 @@ class Connection:
     async def _live_client(self) -> Client:
         if self.closed:
             raise LogClosedError(f"{self.location} is closed")
-        if self._client is None or _is_dead(self._client):
+        if self._client is None or is_dead(self._client):
             async with self._connecting:
-                if self._client is None or _is_dead(self._client):
+                if self._client is None or is_dead(self._client):
                     await self._connect()
         assert self._client is not None
         return self._client
@@ -138,51 +137,25 @@ class Connection:
         client = self.settings.client or Client()
         try:
             if self.settings.client is None:
-                await self._connect_client(client)
+                await connect(
+                    client,
+                    self.settings.servers,
+                    self.settings.connect,
+                    timeout=self.settings.timeout,
+                    location=self.location,
+                    on_reconnect=self._check_now.set,
+                )
             elif client.is_closed:
                 raise OSError(errno.ENOTCONN, "the connection that the engine was given is closed", self.location)
             await self._check(client, create=self.settings.create)
+            if self.closed:
+                raise LogClosedError(f"{self.location} is closed")
         except BaseException:
             await self._close(client)
             raise
         self._client = client
         if self._checking is None:
             self._checking = asyncio.get_running_loop().create_task(self._keep_checking(), name="eventfold checks")
-
-    async def _connect_client(self, client: Client) -> None:
-        async def drop_unsent() -> None:
-            # The library would send it after the next connection, however much later that is, when the servers may
-            # have forgotten that they have it. Subscriptions are made anew by themselves.
-            client._pending.clear()
-            client._pending_data_size = 0
-
-        async def reconnected() -> None:
-            self._check_now.set()
-
-        async def note_error(error: Exception) -> None:
-            log_event(INFO, "jetstream.error", "%(location)s: %(error)s", location=self.location, error=repr(error))
-            if not client.is_connected:
-                _abort(client)  # the library forgets the socket of an attempt to connect that failed
-
-        options: dict[str, Any] = {
-            "reconnect_time_wait": 0.2,
-            "connect_timeout": 2,
-            "ping_interval": 1,
-            "max_outstanding_pings": 2,
-            "pending_size": 0,  # nothing is to be sent after the next connection, see `drop_unsent`
-            **self.settings.connect,
-            "max_reconnect_attempts": -1,
-            "allow_reconnect": True,
-            "error_cb": note_error,
-            "disconnected_cb": drop_unsent,
-            "reconnected_cb": reconnected,
-        }
-        try:
-            async with asyncio.timeout(self.settings.timeout):
-                await called(client.connect(list(self.settings.servers), **options))
-        except (NatsError, OSError, TimeoutError) as error:
-            problem = client.last_error or error
-            raise OSError(errno.ECONNREFUSED, f"no server answers: {problem!r}", self.location) from error
 
     async def _keep_checking(self) -> None:
         while True:
@@ -380,38 +353,5 @@ class Connection:
             await self._close(client)
 
     async def _close(self, client: Client) -> None:
-        if client is self.settings.client:
-            return
-        try:
-            async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await called(client.close())
-        except (NatsError, OSError, TimeoutError) as error:
-            log_event(
-                DEBUG,
-                "jetstream.close_failed",
-                "%(location)s: the connection was lost before it was closed: %(error)s",
-                location=self.location,
-                error=repr(error),
-            )
-        finally:
-            _abort(client)
-
-
-def _abort(client: Client) -> None:
-    """Closes the socket, which the library leaves open where connecting or closing failed."""
-    transport = client._transport
-    writer = getattr(transport, "_io_writer", None)
-    if writer is not None:
-        writer.transport.abort()
-    elif transport is not None:
-        transport.close()  # type: ignore[no-untyped-call]
-
-
-def _is_dead(client: Client) -> bool:
-    """Whether a client never connects again by itself.
-
-    It closes for good where a server says `-ERR`, and hears nothing any more where somebody cancelled its tasks, as
-    `asyncio.run` does at its end.
-    """
-    reading = client._reading_task
-    return client.is_closed or (client.is_connected and reading is not None and reading.done())
+        if client is not self.settings.client:
+            await close(client, self.location)

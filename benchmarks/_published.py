@@ -1,0 +1,70 @@
+"""The ratios that were published last, and what has become of them since.
+
+`docs/benchmarks/published.json` has for each table of the page the ratio of each case and the label of the case that it
+is a ratio to. Figures differ from machine to machine; ratios hardly do, so that a quick run anywhere can tell when
+something has become much slower.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ._harness import Result, quotient, show
+
+FILE = "published.json"
+# What a ratio must fall by to be told. Quick runs spread by less than that.
+A_THIRD = 1 / 3
+
+
+def write(path: Path, results: list[Result]) -> None:
+    """Replaces what stands in the file about the tables of these results."""
+    tables = read(path) if path.exists() else {}
+    tables |= {result.table.name: table(result.as_json()) for result in results}
+    path.write_text(json.dumps(tables, indent=1, sort_keys=True) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The tables by name. Raises `OSError`, and `ValueError` for what is no JSON object."""
+    tables = json.loads(path.read_text())
+    if not isinstance(tables, dict):
+        raise ValueError(f"{path} does not have the tables of a report; make it with --report")
+    return tables
+
+
+def table(result: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a table: `result` is what `Result.as_json` gives."""
+    cases = {
+        f"{case['work']}, {case['contender']}": {"ratio": case["ratio"], "to": case["reference"]}
+        for case in result["cases"]
+        if case["reference"] is not None
+    }
+    return {"more_is_better": result["more_is_better"], "cases": cases}
+
+
+def compare(published: dict[str, Any], results: list[Result], ours: str = "eventfold") -> tuple[int, list[str]]:
+    """How many ratios of ours are in both, and those that have become worse by a third or more, in words.
+
+    A case that is not in both, or is compared with another one now, is passed over: a quick run has shorter logs.
+    """
+    compared, worse = 0, []
+    for result in results:
+        before = published.get(result.table.name)
+        now = table(result.as_json())
+        if before is None or before["more_is_better"] is not now["more_is_better"]:
+            continue
+        for label, case in now["cases"].items():
+            old = before["cases"].get(label)
+            if old is None or old["to"] != case["to"] or not label.rpartition(", ")[2].startswith(ours):
+                continue
+            compared += 1
+            kept = quotient(
+                *((case["ratio"], old["ratio"]) if now["more_is_better"] else (old["ratio"], case["ratio"]))
+            )
+            if kept <= 1 - A_THIRD:
+                worse.append(
+                    f"{result.table.name}: {label}: {show(case['ratio'])} times {case['to']}; "
+                    f"published: {show(old['ratio'])}"
+                )
+    return compared, worse

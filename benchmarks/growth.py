@@ -1,0 +1,197 @@
+"""What the same work costs with logs of different lengths, each ten times as long as the one before.
+
+The longest has as many events as `--events` says. All works are done on a log whose events are in `app.jsonl`, and
+again after they were moved into the archive. Some must cost the same however long the log is; others read all of it:
+ten times as long, ten times the cost, but no more, and no more memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from ._bench import Bench
+from ._child import Answer, Contender, ContenderError
+from ._harness import Case, Figures, Goal, Table
+
+ACTIVE, ARCHIVED = "active log", "archive"
+# What must not depend on the log's length: how it is called in the table, and in the request.
+FLAT = {
+    "opening with a snapshot": "open",
+    "a refresh, nothing new": "refresh",
+    "a refresh, one new event": "refresh, one",
+    "an append": "append",
+    "a condition on the last 100 events": "condition, recent",
+    "a condition on all, with the index": "condition, index",
+    "a tail's start": "tail",
+    "reading the last 50": "last",
+}
+# What reads the whole log. The last one moves it into the archive.
+WHOLE = {
+    "opening without a snapshot": "replay",
+    "verifying": "verify",
+    "a condition on all, without an index": "condition",
+    "building the index": "index",
+    "opening with the index, which is checked": "open, index",
+    "rotating": "archive",
+}
+# What a log in the archive is not measured with: its index is the same, and it is rotated already.
+ONCE = ("index", "archive")
+# What the growth of the others is compared with: a loop over the lines of the file, and a write with a sync at its end.
+RAW = {"whole": {"decoding each line": "replay"}, "flat": {"a write and a sync": "append"}}
+GROWTH = "growth"
+# Megabytes below which memory is as good as none.
+LITTLE = 1.0
+
+
+class Work(NamedTuple):
+    """Something that is done with a log of each length: its name in the table, and what the contender is asked for."""
+
+    name: str
+    contender: str
+    what: str
+    kind: str
+
+
+@dataclass
+class Logs:
+    """The logs of one run, and what was measured with them."""
+
+    bench: Bench
+    parent: Path
+    sizes: list[int]
+
+    def __post_init__(self) -> None:
+        self._answers: dict[tuple[Work, int], Answer] = {}
+
+    def dir(self, kind: str, size: int) -> Path:
+        return self.parent / f"{kind.replace(' ', '-')}-{size}"
+
+    def write(self) -> None:
+        ours = self.bench.contender("eventfold")
+        for size in self.sizes:
+            (dir := self.dir(ACTIVE, size)).mkdir()
+            ours.ask("write_tagged", dir=str(dir), events=size, tags=size)
+
+    def ask(self, work: Work, size: int) -> Answer:
+        """What a contender answers when it is to do a quick work."""
+        return self._ask(self.bench.contender(work.contender), work.what, self.dir(work.kind, size))
+
+    def ask_once(self, work: Work, size: int) -> Answer:
+        """What a new process answers when it is to do a work on the whole log, which is done once only."""
+        if (work, size) not in self._answers:
+            dir = self.dir(work.kind, size)
+            if work.what == "archive":
+                dir = self.dir(ARCHIVED, size)
+                shutil.copytree(self.dir(ACTIVE, size), dir)
+            contender = self.bench.contender(work.contender)
+            with nullcontext(contender) if self.bench.options.quick else contender.again() as asked:
+                self._answers[work, size] = self._ask(asked, work.what, dir)
+        return self._answers[work, size]
+
+    def _ask(self, contender: Contender, what: str, dir: Path) -> Answer:
+        answer = contender.ask("grow", dir=str(dir), what=what, times=self.bench.options.size(20, 2))
+        if answer is None:
+            raise ContenderError(f"{contender!r} can't do: {what}")
+        return answer
+
+
+def tables(bench: Bench) -> Iterator[Table]:
+    """First the works on the whole logs, one of which makes the archives."""
+    longest = bench.options.events
+    sizes = [longest // share for share in (1000, 100, 10, 1) if longest // share >= 10_000 or share <= 100]
+    with bench.new_dir() as parent:
+        logs = Logs(bench, parent, sizes)
+        logs.write()
+        yield whole(logs)
+        yield memory(logs)
+        yield flat(logs)
+
+
+def works(names: dict[str, str], raw: dict[str, str]) -> Iterator[Work]:
+    """First the raw one, then each of eventfold's with each kind of log."""
+    for name, what in raw.items():
+        yield Work(name, "raw", what, ACTIVE)
+    for kind in (ACTIVE, ARCHIVED):
+        for name, what in names.items():
+            if kind == ACTIVE or what not in ONCE:
+                yield Work(name, "eventfold", what, kind)
+
+
+def case(logs: Logs, work: Work, once: Callable[[], Figures], limit: float) -> Case:
+    # A few thousand events don't tell anything about the growth of what reads ahead in blocks of megabytes.
+    has_goal = work.contender == "eventfold" and not logs.bench.options.quick
+    return Case(f"{work.name}, {work.kind}", work.contender, once, (Goal(limit, at_least=False),) if has_goal else ())
+
+
+def columns(logs: Logs, unit: str) -> dict[str, str]:
+    return {GROWTH: "times"} | {f"{size:,}": unit for size in logs.sizes}
+
+
+def figures(logs: Logs, growth: Callable[[list[float]], float], measure: Callable[[int], float]) -> Figures:
+    found = [measure(size) for size in logs.sizes]
+    return {GROWTH: growth(found)} | {f"{size:,}": figure for size, figure in zip(logs.sizes, found, strict=True)}
+
+
+def whole(logs: Logs) -> Table:
+    """Time for the whole log; the growth is that of the time for one event."""
+
+    def once(work: Work) -> Figures:
+        # From the second length on: with the first, starting is most of it.
+        return figures(
+            logs,
+            lambda found: found[-1] / found[1] / (logs.sizes[-1] / logs.sizes[1]),
+            lambda size: logs.ask_once(work, size)["seconds"] * 1e3,
+        )
+
+    return Table(
+        "growth-whole",
+        f"work on a whole log, by its length (to {logs.sizes[-1]:,} events)",
+        columns(logs, "ms"),
+        [case(logs, work, partial(once, work), 1.5) for work in works(WHOLE, RAW["whole"])],
+        rounds=1,
+        warm_up=False,
+        notes=[f"Growth: of the time for one event, from {logs.sizes[1]:,} events to {logs.sizes[-1]:,}."],
+    )
+
+
+def memory(logs: Logs) -> Table:
+    """The memory of the same works, which are not done again."""
+
+    def once(work: Work) -> Figures:
+        # Of the two longest: short logs don't fill the blocks that are read ahead.
+        return figures(
+            logs,
+            lambda found: max(found[-1], LITTLE) / max(found[-2], LITTLE),
+            lambda size: logs.ask_once(work, size)["bytes"] / 1e6,
+        )
+
+    return Table(
+        "growth-memory",
+        "peak memory of the same works, in a new process each",
+        columns(logs, "MB"),
+        [case(logs, work, partial(once, work), 1.5) for work in works(WHOLE, RAW["whole"])],
+        rounds=1,
+        warm_up=False,
+        notes=["Growth: from the second longest log to the longest; shorter ones are shorter than what is read ahead."],
+    )
+
+
+def flat(logs: Logs) -> Table:
+    """Times of what must not depend on the length."""
+
+    def once(work: Work) -> Figures:
+        return figures(logs, lambda found: found[-1] / found[0], lambda size: logs.ask(work, size)["seconds"] * 1e3)
+
+    return Table(
+        "growth",
+        f"work that must not depend on the log's length (to {logs.sizes[-1]:,} events)",
+        columns(logs, "ms"),
+        [case(logs, work, partial(once, work), 2) for work in works(FLAT, RAW["flat"])],
+        notes=[f"Growth: from {logs.sizes[0]:,} events to {logs.sizes[-1]:,}."],
+    )

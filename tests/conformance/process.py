@@ -1,0 +1,18 @@
+"""What a process of its own does in a test; it imports no more than it must."""
+
+from __future__ import annotations
+
+import asyncio
+
+from eventfold import Event, EventLog
+from eventfold._address import Address
+
+
+def append_in_process(where: Address, first: int, count: int) -> None:
+    """Appends so many events at once, numbered from `first`."""
+
+    async def append() -> None:
+        async with EventLog.open(where) as log:
+            await asyncio.gather(*(log.append(Event("counted", {"n": first + n})) for n in range(count)))
+
+    asyncio.run(append())
