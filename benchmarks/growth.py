@@ -47,6 +47,8 @@ RAW = {"whole": {"decoding each line": "replay"}, "flat": {"a write and a sync":
 GROWTH = "growth"
 # Megabytes below which memory is as good as none.
 LITTLE = 1.0
+# Megabytes that reading ahead in blocks, and decoding them, may take at most.
+ENOUGH = 40.0
 
 
 class Work(NamedTuple):
@@ -123,10 +125,11 @@ def works(names: dict[str, str], raw: dict[str, str]) -> Iterator[Work]:
                 yield Work(name, "eventfold", what, kind)
 
 
-def case(logs: Logs, work: Work, once: Callable[[], Figures], limit: float) -> Case:
+def case(logs: Logs, work: Work, once: Callable[[], Figures], limit: float, column: str = GROWTH) -> Case:
     # A few thousand events don't tell anything about the growth of what reads ahead in blocks of megabytes.
     has_goal = work.contender == "eventfold" and not logs.bench.options.quick
-    return Case(f"{work.name}, {work.kind}", work.contender, once, (Goal(limit, at_least=False),) if has_goal else ())
+    goals = (Goal(limit, at_least=False, column=column),) if has_goal else ()
+    return Case(f"{work.name}, {work.kind}", work.contender, once, goals)
 
 
 def columns(logs: Logs, unit: str) -> dict[str, str]:
@@ -175,7 +178,7 @@ def memory(logs: Logs) -> Table:
         "growth-memory",
         "peak memory of the same works, in a new process each",
         columns(logs, "MB"),
-        [case(logs, work, partial(once, work), 1.5) for work in works(WHOLE, RAW["whole"])],
+        [case(logs, work, partial(once, work), ENOUGH, f"{logs.sizes[-1]:,}") for work in works(WHOLE, RAW["whole"])],
         rounds=1,
         warm_up=False,
         notes=["Growth: from the second longest log to the longest; shorter ones are shorter than what is read ahead."],

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.support import Seam
 
 from eventfold import (
     CorruptLogError,
@@ -292,6 +295,47 @@ async def test_a_copy_that_is_open_for_writing_is_refused(tmp_path: Path) -> Non
         async with EventLog.open(tmp_path / "copy"):
             with pytest.raises(LogLockedError):
                 await log.backup(tmp_path / "copy")
+
+
+async def test_two_backups_into_one_directory_keep_out_of_each_other_s_way(tmp_path: Path, seam: Seam) -> None:
+    """As where one takes longer than the time to the next, which would cut off what the first is writing."""
+    async with EventLog.open(tmp_path / "log") as log:
+        await add(log, 3)
+        await log.rotate()
+        gate = seam.freeze("sync")
+        first = asyncio.create_task(log.backup(tmp_path / "copy"))
+        await gate.reached()
+        with pytest.raises(EventfoldError, match="another backup"):
+            await log.backup(tmp_path / "copy")
+        gate.open()
+        await first
+        await log.backup(tmp_path / "copy")
+        assert await lines(tmp_path / "copy") == await lines(tmp_path / "log")
+
+
+async def test_a_log_that_is_begun_where_a_copy_is_made_keeps_its_events(tmp_path: Path, seam: Seam) -> None:
+    """The copy, which is not there yet, would take its place."""
+    begun: list[bool] = []
+
+    async def begin() -> None:
+        async with EventLog.open(tmp_path / "copy") as other:
+            await other.append(Event("live"))
+
+    def sync(original: Callable[[int], None], fd: int) -> None:
+        if not begun:
+            begun.append(True)
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(asyncio.run, begin()).result()
+        original(fd)
+
+    async with EventLog.open(tmp_path / "log") as log:
+        await add(log, 3)
+        seam.replace("sync", sync)
+        with pytest.raises(EventfoldError, match="was begun"):
+            await log.backup(tmp_path / "copy")
+    assert begun
+    async with EventLog.open(tmp_path / "copy") as other:
+        assert [record.event.type async for record in other.read_full()] == ["live"]
 
 
 async def test_a_damaged_log_is_not_copied_over_a_good_copy(tmp_path: Path) -> None:

@@ -84,6 +84,32 @@ async def test_the_rules_hold_in_the_log_and_in_the_same_batch(
         assert isinstance(second, ConditionalAppendError) == in_the_way
 
 
+@pytest.mark.parametrize("index", [False, True])
+async def test_of_several_events_all_are_appended_or_none_also_among_others_of_the_same_batch(
+    data_dir: Path, index: bool
+) -> None:
+    async with EventLog.open(data_dir, index=index) as log:
+        await log.append(Event("start"))
+        outcomes = await asyncio.gather(
+            log.append_unless([Event("a", tags=("x",)), Event("b", tags=("y",))], Query(tags={"x"})),
+            log.append_unless([Event("c", tags=("z",)), Event("d", tags=("w",))], Query(tags={"y"})),
+            log.append_many([Event("e", tags=("z",)), Event("f", tags=("v",))]),
+            log.append_unless([Event("g", tags=("u",))], Query(tags={"v"})),
+            log.append_unless([Event("h", tags=("w",))], Query(tags={"w"})),
+            return_exceptions=True,
+        )
+        written = [(record.event.type, record.start_offset) async for record in log.read_full()]
+
+    offsets = dict(written)
+    assert list(offsets) == ["start", "a", "b", "e", "f", "h"]
+    conflicts = {
+        number: outcome.conflict.offset
+        for number, outcome in enumerate(outcomes)
+        if isinstance(outcome, ConditionalAppendError)
+    }
+    assert conflicts == {1: offsets["b"], 3: offsets["f"]}
+
+
 async def test_of_a_thousand_who_want_the_same_one_gets_it(data_dir: Path) -> None:
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
         outcomes = await asyncio.gather(

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -194,6 +195,20 @@ async def test_a_tag_of_too_many_events_is_looked_for_in_the_log_itself(data_dir
         with pytest.raises(ConditionalAppendError):
             await log.append_unless([tagged(0, "common")], tag("common"))
         await log.append_unless([tagged(0, "rare")], Query(types={"other"}, tags={"common"}))
+
+
+async def test_events_of_one_tag_are_not_looked_at_one_by_one_where_they_are_many(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are not in the file yet."""
+    async with EventLog.open(data_dir, index=True) as log:
+        await log.append_many([tagged(n, "common") for n in range(MAX_CANDIDATES + 1)])
+
+        def fail(source: FileSource, offsets: Sequence[int]) -> None:
+            raise AssertionError(f"{len(offsets)} lines are read one by one")
+
+        monkeypatch.setattr(FileSource, "lines_at", fail)
+        assert len(await numbers(log, tag("common"))) == MAX_CANDIDATES + 1
 
 
 async def test_a_file_that_is_behind_is_brought_forward(data_dir: Path, index_path: Path) -> None:
@@ -422,6 +437,20 @@ async def test_an_index_that_can_not_be_written_for_long_takes_no_more_memory(
             assert await numbers(log, tag(f"own:{last}")) == [last]
 
 
+async def test_what_is_being_written_does_not_count_as_waiting(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(index, "MAX_PENDING", WRITE_BATCH_SIZE)
+    async with EventLog.open(data_dir, index=True) as log:
+        for start in range(0, 2 * WRITE_BATCH_SIZE, 1000):
+            await fill(log, 1000, start)
+            assert await numbers(log, tag(f"own:{start + 500}")) == [start + 500]
+    async with EventLog.open(data_dir, index=True) as log:
+        for n in range(0, 2 * WRITE_BATCH_SIZE, 500):
+            assert await numbers(log, tag(f"own:{n}")) == [n]
+    assert not caplog.records
+
+
 async def test_an_index_that_can_not_be_written_makes_nothing_fail(
     data_dir: Path, index_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -495,6 +524,108 @@ asyncio.run(main())
         async with EventLog.open(data_dir, index=True) as log:
             for n in (0, 5000, written - 1):
                 assert await numbers(log, tag(f"own:{n}")) == [n]
+
+
+def test_a_file_that_may_not_grow_makes_nothing_fail(damaged_dir: Path) -> None:
+    """As on a full disk: the system refuses to write beyond a size that the log does not reach."""
+    script = """
+import asyncio, resource, sys
+from eventfold import ConditionalAppendError, Event, EventLog, Query, SyncMode
+from eventfold._index import index
+index.WRITE_BATCH_SIZE, index.MAX_PENDING, index.RETRY_INTERVAL = 2_000, 8_000, 0.1
+resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+
+async def main():
+    async with EventLog.open(sys.argv[1], index=True, unique_ids=True, sync=SyncMode.OS) as log:
+        for n in range(0, 2_000, 200):
+            await log.append_many(
+                Event("a", {}, ts=1, id=f"{k}", tags=tuple(f"{k}.{i}" for i in range(20))) for k in range(n, n + 200)
+            )
+            for known in (0, n // 2, n + 199):
+                [_] = [record async for record in log.read_from(query=Query(tags={f"{known}.7"}))]
+                assert (await log.append(Event("a", id=f"{known}"))).duplicate
+                try:
+                    await log.append_unless([Event("a")], Query(tags={f"{known}.7"}))
+                except ConditionalAppendError:
+                    continue
+                raise AssertionError(known)
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script, damaged_dir], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "could not be written" in done.stderr
+
+    async def check() -> None:
+        async with EventLog.open(damaged_dir, index=True) as log:
+            for n in (0, 1_000, 1_999):
+                assert len([record async for record in log.read_from(query=tag(f"{n}.19"))]) == 1
+
+    asyncio.run(check())
+
+
+async def test_a_call_that_is_cancelled_leaves_the_others_their_answers(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share a trip to the thread, at any point of which one of them may be cancelled."""
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 100)
+    find = store.Store.find
+
+    def slowly(file: store.Store, *arguments: object) -> object:
+        time.sleep(0.002)
+        return find(file, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store.Store, "find", slowly)
+    async with EventLog.open(data_dir, index=True) as log:
+        for turns in range(20):
+            readings = [asyncio.create_task(numbers(log, tag(f"own:{n}"))) for n in range(10)]
+            appending = asyncio.create_task(log.append_unless([tagged(0, "new")], tag("own:5")))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for reading in readings[::2]:
+                reading.cancel()
+            assert await asyncio.gather(*readings[1::2]) == [[n] for n in range(1, 10, 2)]
+            with pytest.raises(ConditionalAppendError):
+                await appending
+            await asyncio.wait(readings)
+
+
+def test_a_forked_child_can_open_the_index_while_its_parent_uses_it(data_dir: Path) -> None:
+    """Also where the parent forks in the middle of a look-up: the child has none of its threads."""
+
+    async def child() -> None:
+        async with EventLog.open(data_dir, lock=LockMode.SHARED, index=True) as log:
+            assert await numbers(log, tag("own:1")) == [1]
+            await log.append_unless([tagged(0, f"child:{os.getpid()}")], tag(f"child:{os.getpid()}"))
+
+    async def parent() -> None:
+        async with EventLog.open(data_dir, lock=LockMode.SHARED, index=True) as log:
+            await fill(log, 100)
+            children = []
+            reading = asyncio.create_task(look_up(log))
+            for _ in range(3):
+                await asyncio.sleep(0.01)
+                if not (pid := os.fork()):
+                    status = 1
+                    try:
+                        asyncio.events._set_running_loop(None)
+                        asyncio.run(asyncio.wait_for(child(), 20))
+                        status = 0
+                    finally:
+                        os._exit(status)
+                children.append(pid)
+            for pid in children:
+                assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0
+                assert len(await numbers(log, tag(f"child:{pid}"))) == 1
+            reading.cancel()
+            assert await numbers(log, tag("own:99")) == [99]
+
+    async def look_up(log: EventLog) -> None:
+        while True:
+            assert await numbers(log, tag("own:7")) == [7]
+
+    asyncio.run(parent())
 
 
 async def test_several_processes_share_one_index(data_dir: Path) -> None:

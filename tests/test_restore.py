@@ -155,6 +155,19 @@ async def test_a_restoring_that_was_cancelled_can_be_begun_again(
     assert read_files(tmp_path / "log") == read_files(tmp_path / "backup")
 
 
+async def test_only_one_at_a_time_restores_into_a_directory(tmp_path: Path, seam: Seam) -> None:
+    await make_backup(tmp_path / "backup")
+    gate = seam.freeze("sync")
+    first = asyncio.create_task(restore(tmp_path / "backup", tmp_path / "log"))
+    await gate.reached()
+    with pytest.raises(EventfoldError, match="is being restored"):
+        await restore(tmp_path / "backup", tmp_path / "log")
+    gate.open()
+    await first
+
+    assert read_files(tmp_path / "log") == read_files(tmp_path / "backup")
+
+
 @pytest.mark.parametrize("before", [".restoring/app.jsonl", "app.jsonl.base", "app.jsonl", "archive.jsonl.zst"])
 async def test_a_log_that_is_begun_meanwhile_loses_no_event(tmp_path: Path, seam: Seam, before: str) -> None:
     """Such as by a program that is started again and again: either it can't open the directory, or restoring fails."""

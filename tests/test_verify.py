@@ -192,6 +192,18 @@ async def test_info_tells_sizes_events_and_lags(tmp_path: Path) -> None:
     assert not info.files.rotating
 
 
+async def test_info_tells_how_much_comes_in_a_day_on_average(tmp_path: Path) -> None:
+    async with EventLog.open(tmp_path) as log:
+        assert (await log.info()).bytes_a_day is None
+        for day in range(3):
+            await log.append(Event("added", ts=day * 86400))
+        await log.rotate()
+        info = await log.info()
+    assert (info.events_a_day, info.bytes_a_day) == (3 / 2, info.head.offset / 2)
+    assert info.files is not None
+    assert info.files.frames == 1
+
+
 async def test_info_tells_what_is_wrong_with_a_place(tmp_path: Path) -> None:
     """And all the rest."""
     await write(tmp_path)

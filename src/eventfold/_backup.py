@@ -30,6 +30,7 @@ from ._files import operations
 from ._files.active import open_locked
 from ._files.archive import Archive
 from ._files.base import BaseFile, Generation, first_line_hash
+from ._files.named_lock import NamedLock
 from ._files.paths import Layout
 from ._files.segments import LogSegments, line_before
 from ._reader import EventReader
@@ -56,7 +57,8 @@ async def backup(reader: EventReader, target: str | os.PathLike[str], progress: 
         The head of the copy.
 
     Raises:
-        EventfoldError: The log is not kept in files, or `target` holds something else than an older copy of it.
+        EventfoldError: The log is not kept in files, `target` holds something else than an older copy of it, or another
+            backup is being made there.
         LogLockedError: The copy is open for writing.
         CorruptLogError: The log, or the copy, is damaged.
         OSError: A file could not be read or written.
@@ -109,6 +111,7 @@ class _Copying:
         self.base = 0
         self.done = self.total = 0
         self._segments: LogSegments | None = None
+        self._claim: NamedLock | None = None
         self._lock: int | None = None
         self._archive_fd: int | None = None
         self._archive_end = 0  # up to where the copy's archive holds whole spans
@@ -134,6 +137,8 @@ class _Copying:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        if self._claim is not None:
+            self._claim.release()
 
     def begin(self) -> None:
         """Opens both, and finds what is to be copied."""
@@ -145,7 +150,9 @@ class _Copying:
             # A rotation came between: what it archived was durable.
             assert segments.archive is not None
             self.end = segments.archive.head
-        operations.make_dir(self._copy.dir)
+        self._claim = NamedLock.take_directory(self._copy.dir)
+        if self._claim is None:
+            raise EventfoldError(f"another backup is being made in {self._copy.dir}: let it finish")
         if self._copy.log_path.exists():
             self._lock = open_locked(self._copy, True)
         self._check_older(segments)
@@ -274,6 +281,13 @@ class _Copying:
         base_file = BaseFile(self._copy.base_path)
         # Not yet as written: until the rename, app.jsonl may be one without a line.
         base_file.write(Generation(self.base, before, first))
+        # Whoever opens the directory for writing makes app.jsonl first and looks at the base file then: so either
+        # app.jsonl is seen here, or that base file keeps it from being opened.
+        if self._lock is None and self._copy.log_path.exists():
+            operations.unlink(self._copy.base_path)
+            raise EventfoldError(
+                f"a log was begun in {self._copy.dir} while the copy was being made there: choose another directory"
+            )
         operations.rename(self._temporary, self._copy.log_path)
         self._temporary = None
         operations.sync_dir(self._copy.dir)

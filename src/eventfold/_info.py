@@ -1,11 +1,13 @@
 """What there is to know about a log at a glance: its head, its sizes, who reads it, who writes it.
 
-Promise: nothing is changed and no event is decoded; it takes no lock, so that it never keeps a writer out.
+Promise: nothing is changed, and no event is decoded but the first and the last; it takes no lock, so that it never
+keeps a writer out.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import aclosing
 
 import msgspec
 
@@ -41,13 +43,15 @@ class PlaceInfo(msgspec.Struct, frozen=True):
 class FilesInfo(msgspec.Struct, frozen=True):
     """What only a log in files has. Sizes are in bytes.
 
-    `base` is the offset at which `app.jsonl` begins. `events` is None where counting them would take long.
-    `rotating` tells whether a rotation is under way, or was broken off. `writer` is the process that holds the lock, as
-    far as the system tells (on Linux, within the same container).
+    `base` is the offset at which `app.jsonl` begins. `frames` counts the frames of the archive with their records.
+    `events` is None where counting them would take long. `rotating` tells whether a rotation is under way, or was
+    broken off. `writer` is the process that holds the lock, as far as the system tells (on Linux, within the same
+    container).
     """
 
     active_size: int
     archive_size: int
+    frames: int
     base: int
     events: int | None
     rotating: bool
@@ -55,13 +59,19 @@ class FilesInfo(msgspec.Struct, frozen=True):
 
 
 class LogInfo(msgspec.Struct, frozen=True):
-    """A log at a glance. `files` is None for a log that is not kept in files."""
+    """A log at a glance. `files` is None for a log that is not kept in files.
+
+    `bytes_a_day` and `events_a_day` are averages over the time from the first event to the last, by their `ts`; None
+    where that can't be told.
+    """
 
     location: str
     head: Head
     views: tuple[PlaceInfo, ...]
     consumers: tuple[PlaceInfo, ...]
     files: FilesInfo | None = None
+    bytes_a_day: float | None = None
+    events_a_day: float | None = None
 
 
 async def info(reader: EventReader) -> LogInfo:
@@ -79,7 +89,25 @@ async def info(reader: EventReader) -> LogInfo:
     consumers = [await _consumer(reader, name, head) for name in await reader.documents.names("consumer")]
     paths = getattr(reader._source, "layout", None)
     files = await in_thread(_files, Layout(paths.dir)) if isinstance(paths, Paths) else None
-    return LogInfo(str(reader._source.location), head, tuple(views), tuple(consumers), files)
+    days = await _days(EventReader._of_source(reader._source, reader._scope))  # without a catalog, which may not fit
+    bytes_a_day = head.offset / days if days and files is not None else None
+    events_a_day = files.events / days if days and files is not None and files.events is not None else None
+    location = str(reader._source.location)
+    return LogInfo(location, head, tuple(views), tuple(consumers), files, bytes_a_day, events_a_day)
+
+
+async def _days(reader: EventReader) -> float | None:
+    """The days from the first event to the last; None where there are none, or the log is damaged there."""
+    times = []
+    try:
+        for records in (reader.read_from(0), reader.read_back()):
+            async with aclosing(records):  # type: ignore[type-var]
+                async for record in records:
+                    times.append(record.event.ts)
+                    break
+    except CorruptLogError:
+        return None
+    return (times[1] - times[0]) / 86400 if len(times) == 2 and times[1] > times[0] else None
 
 
 async def _view(reader: EventReader, name: str, head: Head) -> PlaceInfo:
@@ -110,9 +138,10 @@ def _files(layout: Layout) -> FilesInfo:
     rotating = layout.next_file() is not None
     with LogSegments(layout) as segments:
         archive_size = 0 if segments.archive is None else segments.archive.size
+        frames = 0 if segments.archive is None else sum(1 for _ in segments.archive.spans())
         events = _count(segments)
         writer = None if segments.fd is None else operations.lock_holder(segments.fd)
-        return FilesInfo(segments.size, archive_size, segments.base, events, rotating, writer)
+        return FilesInfo(segments.size, archive_size, frames, segments.base, events, rotating, writer)
 
 
 def _count(segments: LogSegments) -> int | None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, islice, repeat
 
 import msgspec
 
@@ -109,10 +109,12 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
     position = 0
     events = [event for lines in recent for event in keys_of(lines)]
     ids = {keys.id: start for start, keys in events if keys.id is not None}
-    matcher = _Matcher() if any(append.condition is not None for append in appends) else None
-    if matcher is not None:
+    matcher = None
+    appended: Iterable[list[tuple[int, Keys]]] = repeat([])
+    if any(append.condition is not None for append in appends):
+        matcher, appended = _Matcher(), _events_of(appends)
         matcher.add(events)
-    for append in appends:
+    for append, own in zip(appends, appended, strict=False):
         # First, since whoever appends again what is in the log wants to hear that, and not of a conflict with it.
         unique = append.unique
         if unique is not None and any(ids.get(id, -1) >= unique.checked for id in unique.ids):
@@ -130,7 +132,7 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
                 continue
         outcomes.append(position)
         if matcher is not None:
-            matcher.add(keys_of(Lines("", head.offset + position, append.data)))
+            matcher.add([(head.offset + position + start, keys) for start, keys in own])
         if unique is not None:
             ids.update(dict.fromkeys(unique.ids, sys.maxsize))
         position += len(append.data)
@@ -143,38 +145,52 @@ def conflict_with(after: int, head: int, offset: int) -> ConditionalAppendError:
     return ConditionalAppendError(AppendConflict(after, head, "", None, offset))
 
 
+def _events_of(appends: Sequence[Append]) -> Iterator[list[tuple[int, Keys]]]:
+    """For each append, where in its data each event stands, with its keys. All are decoded at once: that is faster."""
+    events = iter(keys_of(Lines("", 0, b"".join([append.data for append in appends]))))
+    begin = 0
+    for append in appends:
+        yield [(start - begin, keys) for start, keys in islice(events, append.count or append.data.count(b"\n"))]
+        begin += len(append.data)
+
+
 class _Matcher:
     """The newest events by type and by tag, so that a thousand conditions don't look at a thousand events each."""
 
     def __init__(self) -> None:
         self._all: list[tuple[int, Keys]] = []
-        self._by_key: dict[tuple[str, str], list[tuple[int, Keys]]] = {}
+        self._by_type: dict[str, list[tuple[int, Keys]]] = {}
+        self._by_tag: dict[str, list[tuple[int, Keys]]] = {}
 
     def add(self, events: Iterable[tuple[int, Keys]]) -> None:
         for event in events:
             keys = event[1]
             self._all.append(event)
-            self._by_key.setdefault(("type", keys.type), []).append(event)
+            self._by_type.setdefault(keys.type, []).append(event)
             for tag in keys.tags:
-                self._by_key.setdefault(("tag", tag), []).append(event)
+                self._by_tag.setdefault(tag, []).append(event)
 
     def first_match(self, query: Query, offset: int) -> int | None:
         """The offset of the first event at or behind an offset that matches; None if none does."""
-        matches = [
-            start
-            for types, tags in query.items
-            for candidates in self._candidates(types, tags)
-            for start, keys in candidates
-            if start >= offset and (not types or keys.type in types) and tags.issubset(keys.tags)
-        ]
-        return min(matches, default=None)
+        first = None
+        for types, tags in query.items:
+            for candidates in self._candidates(types, tags):
+                for start, keys in candidates:
+                    if (
+                        start >= offset
+                        and (first is None or start < first)
+                        and (not types or keys.type in types)
+                        and tags.issubset(keys.tags)
+                    ):
+                        first = start
+        return first
 
     def _candidates(self, types: frozenset[str], tags: frozenset[str]) -> list[list[tuple[int, Keys]]]:
         """The fewest events among which all are that an item of a query matches."""
         if tags:
-            return [min((self._by_key.get(("tag", tag), []) for tag in tags), key=len)]
+            return [min([self._by_tag.get(tag, []) for tag in tags], key=len)]
         if types:
-            return [self._by_key.get(("type", type), []) for type in types]
+            return [self._by_type.get(type, []) for type in types]
         return [self._all]
 
 

@@ -74,6 +74,11 @@ class Query:
         return any(not item.types and not item.tags for item in self.items)
 
     @property
+    def has_tags(self) -> bool:
+        """Whether each of the alternatives has a tag, so that an index of tags can tell all events that match."""
+        return all([item.tags for item in self.items])  # noqa: C419 (a generator takes twice as long)
+
+    @property
     def types(self) -> frozenset[str] | None:
         """The types that an event must have one of; None if any type may match."""
         if any(not item.types for item in self.items):

@@ -107,7 +107,7 @@ async def plan_repairs(
         EventfoldError: There is no log in that directory, or it is kept by another engine.
         OSError: A file could not be read.
     """
-    layout = await in_thread(_layout_of, dir)
+    layout = await _layout_of(dir)
     report = await verify(layout.dir, views=views, progress=progress)
     reader = EventReader(layout.dir)
     snapshots = await _names_by_path(reader, "view")
@@ -149,7 +149,7 @@ async def repair(dir: Address, repairs: Iterable[Repair], *, lose_events_from: i
             is not as it was when the plan was made. Those repairs before it are done.
         OSError: A file could not be read or written, such as where there is no room to keep what is cut off.
     """
-    layout = await in_thread(_layout_of, dir)
+    layout = await _layout_of(dir)
     lock = WriterLock(layout)
     try:
         await in_thread(lock.take)
@@ -164,9 +164,9 @@ async def repair(dir: Address, repairs: Iterable[Repair], *, lose_events_from: i
         await in_thread(lock.release)
 
 
-def _layout_of(dir: Address) -> Layout:
+async def _layout_of(dir: Address) -> Layout:
     layout = Layout(paths_of(engine_of(dir).source()).dir)
-    if not layout.dir.is_dir():
+    if not await in_thread(layout.dir.is_dir):
         raise EventfoldError(f"there is no log in {layout.dir}: name the directory that holds app.jsonl")
     return layout
 

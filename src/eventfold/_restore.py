@@ -24,6 +24,7 @@ from ._backup import backup as copy_to
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Head
 from ._files import operations
+from ._files.named_lock import NamedLock
 from ._files.paths import Layout
 from ._logging import WARNING, log_event
 from ._reader import EventReader
@@ -56,8 +57,8 @@ async def restore(
     Raises:
         CorruptLogError: The log in the backup is damaged; nothing was copied. A snapshot or a consumer's offset that
             does not fit is left out, with a warning.
-        EventfoldError: There is no backup, or `dir` holds something; also if that was put there meanwhile, such as by
-            a program that opened it. It is left as it is.
+        EventfoldError: There is no backup, another call restores into `dir`, or that holds something; also if that was
+            put there meanwhile, such as by a program that opened it. It is left as it is.
         OSError: A file could not be read or written.
     """
     source, target = Layout(backup), Layout(dir)
@@ -77,10 +78,33 @@ async def restore(
             reason=problem.reason,
         )
     unfinished = Layout(target.dir / UNFINISHED)
-    await in_thread(_begin, source, target, unfinished)
-    head = await copy_to(EventReader(source.dir), unfinished.dir, progress)
-    await in_thread(_put_in_place, unfinished, target)
+    claim = _Claim(target)
+    try:
+        await in_thread(claim.take)
+        await in_thread(_begin, source, target, unfinished)
+        head = await copy_to(EventReader(source.dir), unfinished.dir, progress)
+        await in_thread(_put_in_place, unfinished, target)
+    finally:
+        claim.release()
     return head
+
+
+class _Claim:
+    """What keeps others from restoring into the same directory; it ends with the process."""
+
+    def __init__(self, target: Layout) -> None:
+        self._dir = target.dir
+        self._lock: NamedLock | None = None
+
+    def take(self) -> None:
+        """Raises `EventfoldError` where another one restores there."""
+        self._lock = NamedLock.take_directory(self._dir)
+        if self._lock is None:
+            raise EventfoldError(f"{self._dir} is being restored by another call or process: let it finish")
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
 
 def _check(source: Layout, target: Layout) -> None:

@@ -79,6 +79,15 @@ async def verify(
         OSError: A file could not be read.
     """
     reader = EventReader(source)
+    try:
+        return await _verify(reader, views, progress)
+    finally:
+        await reader._source.aclose()
+
+
+async def _verify(
+    reader: EventReader, views: Iterable[View[Any]], progress: Callable[[int, int], object] | None
+) -> VerifyReport:
     location = str(reader._source.location)
     problems: list[Problem] = []
     try:
@@ -91,9 +100,9 @@ async def verify(
         async with aclosing(reader.read_slices()) as slices:
             async for piece in slices:
                 events += len(piece.events)
-                size = piece.end_offset
+                size += len(piece._lines.data)
                 if progress is not None:
-                    progress(size, max(size, 0 if head is None else head.offset))
+                    progress(piece.end_offset, max(piece.end_offset, 0 if head is None else head.offset))
     except CorruptLogError as error:
         _add(problems, error)
     paths = getattr(reader._source, "layout", None)

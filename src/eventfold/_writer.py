@@ -265,8 +265,8 @@ class EventWriter(HasPaths):
         lines = encode_batch(events, self._max_event_size)
         unique = self._unique(events)
         condition = Condition(query, after, None)
-        indexed = self._index is not None and all(item.tags for item in query.items)
-        if indexed and after not in (0, self.head.offset):
+        indexed = self._index is not None and query.has_tags
+        if indexed and after and after != self.head.offset:
             await self.reader().read_line_hash_before(after)  # is it where a line begins?
         while True:
             if not indexed:

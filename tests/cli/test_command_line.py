@@ -61,6 +61,14 @@ def test_cat_selects_by_offset(log: Path) -> None:
     assert numbers(run("cat", log, "--until", second, "--last", 2).stdout) == [13, 14]
 
 
+def test_json_is_short_for_the_exact_lines(log: Path) -> None:
+    assert run_on_terminal("cat", log, "--json", "--last", 1).encode().splitlines() == lines(log)[-1:]
+    assert (
+        run("tail", log, "--json", "--since", 1018, "--until-time", 1019).stdout.encode().splitlines()
+        == lines(log)[18:19]
+    )
+
+
 def test_cat_gives_csv(log: Path) -> None:
     """With a header."""
     rows = list(csv.DictReader(io.StringIO(run("cat", log, "--format", "csv", "--last", "1").stdout)))

@@ -133,6 +133,8 @@ class Journal:
         with self._lock:
             new = not path.exists()
             fd = self._originals["open_file"](path, flags)
+            if path == self._directory:  # which is there in every state; opened for its lock
+                return fd
             self._open[fd] = next(self._numbers), self._name(path)
             self.ops.append(Op("create" if new else "open", *self._open[fd]))
             if path.name == MARK:  # the one file that is mapped

@@ -76,7 +76,7 @@ def test_a_seal_holds_while_entries_are_added(copied: Path) -> None:
 
 
 def altered(lines: list[bytes]) -> list[bytes]:
-    return [*lines[:-1], lines[-1].replace(b'"account":"12"', b'"account":"99"')]
+    return [lines[0], lines[1].replace(b"approved", b"declined"), *lines[2:]]
 
 
 def removed(lines: list[bytes]) -> list[bytes]:

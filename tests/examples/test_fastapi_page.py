@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 from tests.examples.browser import Browser
-from tests.examples.programs import free_port, served
+from tests.examples.programs import WITHIN, free_port, served
 
 # The texts, with a mark before those that are done.
 TODOS = """[...document.querySelectorAll("#todos li")].map(
@@ -40,3 +40,19 @@ async def test_a_page_shows_what_others_write_at_once_and_goes_on_after_its_serv
             await other.becomes(TODOS, ["x buy milk", "<b>drink</b> it", "wait for the server"])
             await other.becomes("find('problem').textContent", "")
         assert other.errors == []
+
+
+async def test_a_page_that_is_opened_while_others_write_misses_nothing(browser: Browser, tmp_path: Path) -> None:
+    """Neither between the list and the events that follow it, nor anywhere else; and nothing is there twice."""
+    texts = [str(number) for number in range(200)]
+    with served("fastapi_page", cwd=tmp_path) as server:
+
+        async def write() -> None:
+            async with httpx.AsyncClient(verify=False, timeout=WITHIN) as client:
+                for text in texts:
+                    (await client.post(f"{server.url}/todos", json={"text": text})).raise_for_status()
+
+        writing = asyncio.create_task(write())
+        async with browser.page(server.url) as page:
+            await writing
+            await page.becomes(TODOS, texts)

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from tests.postgres.programs import writing
@@ -134,6 +135,36 @@ async def test_a_commit_that_is_judged_in_its_turn_and_cut_off_is_in_the_log_onc
         assert proxy.cuts == 1
     assert [record.event.data["n"] for record in records] == [0, 1]
     assert result.start_offset == records[1].start_offset
+
+
+async def test_a_host_that_stops_while_it_has_the_log_locked_holds_up_the_others_for_a_moment_only(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends its transaction; when the host goes on, it appends what it was about to, once."""
+    locked, others_are_done = asyncio.Event(), asyncio.Event()
+    judge_in_turn = TableCommitter._lines_needed
+
+    async def stopping(self: TableCommitter, appends: Any, head: Head, fetch: Any) -> Any:
+        if fetch.__name__ == "fetch_locked" and not locked.is_set():
+            locked.set()
+            await others_are_done.wait()
+        return await judge_in_turn(self, appends, head, fetch)
+
+    async def overtaken(self: TableCommitter, data: bytes, expected: Head | None) -> int | None:
+        return None if expected is not None else await write(self, data, expected)
+
+    write = TableCommitter._write
+    monkeypatch.setattr(TableCommitter, "_lines_needed", stopping)
+    monkeypatch.setattr(TableCommitter, "_write", overtaken)
+    stops = Postgres(own_server.address(), "stops", attempt_timeout=0.5)
+    async with EventLog.open(stops) as log, EventLog.open(Postgres(own_server.address(), "stops")) as other:
+        appending = asyncio.create_task(log.append_unless([Event("a", {"n": 2})], Query(tags={"one"})))
+        await locked.wait()
+        await other.append(Event("a", {"n": 1}))
+        others_are_done.set()
+        await appending
+
+        assert [record.event.data["n"] async for record in log.read_full()] == [1, 2]
 
 
 @pytest.mark.parametrize(("when", "found"), [(Cut.BEFORE, [0, 2]), (Cut.AFTER, [0, 1, 2])])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import msgspec
 
@@ -25,12 +26,13 @@ def keys_of(lines: Lines) -> list[tuple[int, Keys]]:
     """The offset and the keys of each line. A line that is not an event has none: whoever reads it reports that."""
     texts = lines.data.split(b"\n")
     texts.pop()  # what follows the last newline: nothing
-    found: list[tuple[int, Keys]] = []
-    position = 0
-    for text, keys in zip(texts, _decode(lines.data, texts), strict=True):
-        found.append((lines.offset_at(position), keys))
-        position += len(text) + 1
-    return found
+    keys = _decode(lines.data, texts)
+    starts: Iterable[int] = accumulate(
+        [len(text) + 1 for text in texts[:-1]], initial=0 if lines.marks else lines.start_offset
+    )
+    if lines.marks:
+        starts = map(lines.offset_at, starts)
+    return list(zip(starts, keys, strict=False))
 
 
 def _decode(data: bytes, texts: Sequence[bytes]) -> list[Keys]:

@@ -63,7 +63,7 @@ class ReadingLog(LogParts):
 
     def _index_for(self, query: Query | None) -> Index | None:
         """The index, where the log has one that can tell the events of a query."""
-        if self._writer_or_none is None or query is None or not all(item.tags for item in query.items):
+        if self._writer_or_none is None or query is None or not query.has_tags:
             return None
         return self._writer_or_none._index
 

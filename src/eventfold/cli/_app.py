@@ -52,6 +52,7 @@ Tags = Annotated[list[str] | None, typer.Option("--tag", help="Only events with 
 Since = Annotated[str | None, typer.Option("--since", help="Only events from this time on, ISO 8601 or Unix seconds.")]
 Until = Annotated[str | None, typer.Option("--until-time", help="Only events before this time.")]
 Formats = Annotated[Format | None, typer.Option("--format", help="By default table on a terminal, jsonl in a pipe.")]
+Lines = Annotated[bool, typer.Option("--json", help="The exact lines; short for --format jsonl.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Reducer = Annotated[
     str,
@@ -80,12 +81,13 @@ def cat(
     last: Annotated[int | None, typer.Option("--last", min=1, help="Only the last so many of these events.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=0, help="Stop after so many events.")] = None,
     format: Formats = None,
+    json: Lines = False,
 ) -> None:
     """Print events, in a pipe as their exact lines. Example: eventfold cat data --type paid --last 20"""
 
     async def command() -> None:
         wanted = selection(type or (), tag or (), since, until_time)
-        await _reading.cat(log, start, end, wanted, last, limit, format)
+        await _reading.cat(log, start, end, wanted, last, limit, Format.JSONL if json else format)
 
     run(command())
 
@@ -96,14 +98,18 @@ def tail(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with each new event.")] = False,
     start: Annotated[int | None, typer.Option("--from", min=0, help="The offset to begin at.")] = None,
     count: Annotated[int, typer.Option("-n", "--last", min=1, help="How many events to begin with.")] = 10,
+    since: Since = None,
+    until_time: Until = None,
     type: Types = None,
     tag: Tags = None,
     format: Formats = None,
+    json: Lines = False,
 ) -> None:
     """Print the last events, and with -f each new one. Example: eventfold tail -f data --type paid"""
 
     async def command() -> None:
-        await _reading.tail(log, start, selection(type or (), tag or ()), count, follow, format)
+        wanted = selection(type or (), tag or (), since, until_time)
+        await _reading.tail(log, start, wanted, count, follow, Format.JSONL if json else format)
 
     run(command())
 

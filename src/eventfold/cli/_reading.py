@@ -40,10 +40,13 @@ def _facts(found: LogInfo) -> list[tuple[str, object]]:
         facts += [
             ("events", "not counted" if files.events is None else files.events),
             ("app.jsonl", f"{files.active_size} bytes, from offset {files.base}"),
-            ("archive", f"{files.archive_size} bytes"),
+            ("archive", f"{files.archive_size} bytes, {files.frames} frames"),
             ("rotation", "under way" if files.rotating else "none"),
             ("writer", "none that this system tells of" if files.writer is None else f"process {files.writer}"),
         ]
+    if found.bytes_a_day is not None:
+        events = "" if found.events_a_day is None else f", {found.events_a_day:.3g} events"
+        facts.append(("a day", f"{found.bytes_a_day:.3g} bytes{events}, on average"))
     return facts
 
 

@@ -88,7 +88,8 @@ class StreamCommitter:
         connection = self._stream.connection
         settings = connection.settings
         if len(data) > self.batch_size:
-            raise OSError(errno.EMSGSIZE, f"a commit of {len(data)} bytes; the servers take {self.batch_size}")
+            problem = f"an append of {len(data)} bytes; by their max_payload, the servers take {self.batch_size} bytes"
+            raise OSError(errno.EMSGSIZE, problem, connection.location)
         self._count += 1
         identity = f"{self._prefix}.{self._count}"
         headers = {"Nats-Msg-Id": identity, "Nats-Expected-Stream": settings.stream}
@@ -129,7 +130,7 @@ class StreamCommitter:
                 if not sent:
                     raise
                 raise self._unknown(str(raised)) from raised
-            # Before it is sent again, and not after: the process may have been stopped for any time since.
+            # The time is looked at right before it is sent again: this process may be stopped for a while anywhere.
             await asyncio.sleep(min(_FIRST_DELAY * attempt, _LAST_DELAY))
             if begun.seconds >= settings.timeout:
                 problem = f"no acknowledgement for {settings.timeout:g} s ({problem})"

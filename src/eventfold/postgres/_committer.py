@@ -130,9 +130,7 @@ class TableCommitter:
         """What the appends come to, whose lines now begin at `start`."""
         data = judgement.data
         lines = Lines(self._source.location, start, data)
-        if not data:
-            return Commit(judgement.outcomes, lines, judgement.head)
-        head = Head(start + len(data), last_line_hash(data))
+        head = Head(start + len(data), last_line_hash(data)) if data else judgement.head
         self._session.saw(head)
         return Commit(judgement.outcomes, lines, head)
 
@@ -173,22 +171,24 @@ class TableCommitter:
         async def attempt(connection: Any) -> tuple[Judgement, int]:
             nonlocal sent
 
-            async def fetch(statement: str, *arguments: Any) -> list[Any]:
+            async def fetch_locked(statement: str, *arguments: Any) -> list[Any]:
                 sql = statement.format(schema=session.schema)
                 rows: list[Any] = await connection.fetch(sql, session.log, *arguments, timeout=self._timeout)
                 return rows
 
-            [(offset, line_hash, _)] = await fetch(_LOCK, str(round(1000 * self._timeout)))
-            head = Head(offset, line_hash)
+            rows = await fetch_locked(_LOCK, str(round(1000 * self._timeout)))
+            if not rows:
+                raise self._row_is_gone()
+            head = Head(rows[0][0], rows[0][1])
             # An earlier attempt that was sent had the row, so it has ended by now, one way or the other.
             if sent is not None and (start := await self._own(connection, id_)) is not None:
                 return sent, start
-            judgement = judge(appends, head, await self._lines_needed(appends, head, fetch))
+            judgement = judge(appends, head, await self._lines_needed(appends, head, fetch_locked))
             if judgement.data:
                 sent = judgement
                 arguments = self._arguments(judgement.data, id_, None)
                 if await connection.fetchrow(self._append, *arguments, timeout=self._timeout) is None:
-                    raise CorruptLogError(self._source.location, head.offset, "its row in eventfold_logs is gone")
+                    raise self._row_is_gone()
             return judgement, head.offset
 
         async def once(_: bool) -> tuple[Judgement, int]:
@@ -223,6 +223,10 @@ class TableCommitter:
             except asyncpg.PostgresError as error:
                 refusal = connections.refusal(error)
                 raise (self._unknown(refusal) if maybe_written else refusal) from error
+
+    def _row_is_gone(self) -> CorruptLogError:
+        why = "its row in eventfold_logs is gone: somebody deleted it"
+        return CorruptLogError(self._source.location, self._session.known_head.offset, why)
 
     def _behind_the_head(self, error: Exception) -> CorruptLogError:
         why = f"a commit stands behind the head: {error}"
