@@ -20,7 +20,7 @@ from tests.crash.truth import check_archive, read, read_now
 from eventfold import Event, EventLog, LockMode, Record
 
 SCRIPT = Path(__file__).with_name("shared_writer.py")
-ROUNDS = int(os.environ.get("EVENTFOLD_SHARED_ROUNDS", "10"))
+ROUNDS = int(os.environ.get("EVENTFOLD_SHARED_ROUNDS", "5"))
 # After so many rounds a new directory is begun, so that what is read again and again stays small.
 ROUNDS_PER_DIRECTORY = 5
 PROCESSES = 4

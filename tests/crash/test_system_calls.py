@@ -309,7 +309,7 @@ def faults_of(counts: dict[str, int], threads: str, lock: LockMode) -> list[Faul
         if ALL:
             numbers = range(1, count + 2)
         else:
-            numbers = some_of(count, 3, shift) if threads == "one" else some_of(max(count // 3, 1), 1, shift)
+            numbers = some_of(count, 2, shift) if threads == "one" else some_of(max(count // 3, 1), 1, shift)
         chosen += [Fault(call, what, n, threads, lock) for n in numbers]
     return chosen
 
