@@ -10,6 +10,7 @@ target never ends inside a batch; at the end both logs have been read and compar
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 
 import xxhash
@@ -26,7 +27,7 @@ _KINDS: tuple[DocumentKind, ...] = ("view", "consumer")
 _COMMIT_SIZE = 4 * 2**20  # bytes
 
 
-async def copy_log(source: Address, target: Address) -> Head:
+async def copy_log(source: Address, target: Address, progress: Callable[[int, int], object] | None = None) -> Head:
     """Copies a log, its snapshots and its consumers' places to where no other log is.
 
     The source may be in use: what is appended meanwhile is copied by the next call. Nobody else may append to the
@@ -36,6 +37,8 @@ async def copy_log(source: Address, target: Address) -> Head:
         source: The log: a directory, an address, or an engine.
         target: Where the copy is to be; created if need be. It may have the beginning of the same log already, which
             is what a copy that broke off leaves.
+        progress: Is called again and again with the bytes read, to be copied and then to be compared in both logs, and
+            with the bytes that there are to read.
 
     Returns:
         The head of the copy: the source's at the beginning of the copying.
@@ -61,8 +64,9 @@ async def copy_log(source: Address, target: Address) -> Head:
             ]
             head = await original.head()
             await _check_beginning(original, committer, head)
-            await _copy_lines(original, committer, head)
-            await _compare(original, committer.source, head)
+            count = _Counter(head.offset - committer.head.offset + 2 * head.offset, progress)
+            await _copy_lines(original, committer, head, count)
+            await _compare(original, committer.source, head, count)
             for kind, name, data in documents:
                 if data is not None:
                     await committer.source.documents.store(kind, name, data)
@@ -71,6 +75,20 @@ async def copy_log(source: Address, target: Address) -> Head:
     finally:
         await uninterrupted(UncancellableTask(original.aclose(), "eventfold close"))
     return head
+
+
+class _Counter:
+    """Counts the bytes that were read."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], object] | None) -> None:
+        self._read = 0
+        self._total = total
+        self._progress = progress
+
+    def add(self, size: int) -> None:
+        self._read += size
+        if self._progress is not None:
+            self._progress(self._read, self._total)
 
 
 async def _check_beginning(source: Source, committer: Committer, head: Head) -> None:
@@ -92,7 +110,7 @@ async def _check_beginning(source: Source, committer: Committer, head: Head) -> 
             )
 
 
-async def _copy_lines(source: Source, committer: Committer, head: Head) -> None:
+async def _copy_lines(source: Source, committer: Committer, head: Head, count: _Counter) -> None:
     start = committer.head
     if start.offset == head.offset:
         return
@@ -105,6 +123,7 @@ async def _copy_lines(source: Source, committer: Committer, head: Head) -> None:
             if len(pending) >= _COMMIT_SIZE and (end := _end_of_batches(pending)):
                 await _commit(committer, pending[:end])
                 pending = pending[end:]
+            count.add(len(block.data))
     if pending:
         await _commit(committer, pending)
     if committer.head != head:
@@ -137,15 +156,16 @@ async def _commit(committer: Committer, data: bytes) -> None:
         )
 
 
-async def _compare(source: Source, copy: Source, head: Head) -> None:
-    if head.offset and await _digest(source, head) != await _digest(copy, head):
+async def _compare(source: Source, copy: Source, head: Head, count: _Counter) -> None:
+    if head.offset and await _digest(source, head, count) != await _digest(copy, head, count):
         raise CorruptLogError(copy.location, 0, f"the copy does not have the same lines as {source.location}")
 
 
-async def _digest(source: Source, head: Head) -> tuple[int, str]:
+async def _digest(source: Source, head: Head, count: _Counter) -> tuple[int, str]:
     digest, size = xxhash.xxh3_128(), 0
     async with aclosing(source.blocks(Head(0, ""), head.offset)) as blocks:
         async for block in blocks:
             digest.update(block.data)
             size += len(block.data)
+            count.add(len(block.data))
     return size, digest.hexdigest()

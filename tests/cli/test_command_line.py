@@ -476,6 +476,19 @@ def test_a_snapshot_is_made_anew(tmp_path: Path) -> None:
     assert run("state", tmp_path / "data", "count").stdout == "20\n"
 
 
+@pytest.mark.usefixtures("application")
+@pytest.mark.parametrize(("command", "arguments"), [("copy", ["other"]), ("rebuild", ["--reducer", "app:counted"])])
+def test_what_takes_long_shows_how_far_it_is_on_a_terminal_alone(
+    tmp_path: Path, command: str, arguments: list[str]
+) -> None:
+    make(tmp_path / "data")
+
+    bar = run_on_terminal(command, tmp_path / "data", *arguments).partition("{")[0]
+    assert f"{command} " in bar
+    assert "bytes" in bar
+    assert run(command, tmp_path / "data", *arguments).stderr == ""
+
+
 def test_an_event_is_appended_unless_another_has_its_tags(tmp_path: Path) -> None:
     for status in (0, 1):
         arguments = ("append", tmp_path, "taken", "{}", "--tag", "seat:1", "--unless-tag", "seat:1")

@@ -123,3 +123,15 @@ async def test_an_archived_log_is_copied_whole(tmp_path: Any, request: pytest.Fi
     await copy_log(target, tmp_path / "back")
 
     assert await records(tmp_path / "data") == await records(target) == await records(tmp_path / "back")
+
+
+async def test_a_copy_tells_how_far_it_is(ends: tuple[Address, Address]) -> None:
+    """Up to all that was to be read: once to be copied, and once in both logs to be compared."""
+    source, target = ends
+    head = await fill(source)
+    told: list[tuple[int, int]] = []
+
+    await copy_log(source, target, lambda done, total: told.append((done, total)))
+
+    assert told == sorted(told)
+    assert told[-1] == (3 * head.offset, 3 * head.offset)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -17,8 +18,11 @@ from .._state import difference
 from .._verify import offset_at_time, state_at
 from .._view import View
 from ._output import print_json
-from ._run import FAILED, reading
+from ._run import FAILED, progress, reading
 from ._select import parse_time
+
+# Seconds between two looks at how far a view is.
+_WATCH_INTERVAL = 0.1
 
 
 def load_view(name: str, view: str | None = None, initial: str | None = None) -> View[Any]:
@@ -96,8 +100,21 @@ async def diff(where: str, view: View[Any], before: str, after: str) -> int:
 async def rebuild(where: str, view: View[Any]) -> None:
     """Makes the snapshot of a view anew from the whole log."""
     async with reading(where), EventLog.open(where, views=[view]) as log:
-        await log.rebuild(view)
+        with progress("rebuild") as told:
+            watching = None if told is None else asyncio.create_task(_watch(view, log.head.offset, told))
+            try:
+                await log.rebuild(view)
+            finally:
+                if watching is not None:
+                    watching.cancel()
         print_json({"view": view.name, "offset": view.offset})
+
+
+async def _watch(view: View[Any], end: int, told: Callable[[int, int], object]) -> None:
+    """Tells again and again how far a view is."""
+    while True:
+        told(view.offset, end)
+        await asyncio.sleep(_WATCH_INTERVAL)
 
 
 def views_of(reducers: Iterable[str]) -> list[View[Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -124,7 +124,14 @@ def _bad_line(number: int, error: object, first: int) -> ValueError:
 
 async def import_lines(where: str) -> None:
     """The lines that `export` gave, so that they become the same lines again, byte for byte."""
-    count = 0
+    with progress("import") as told:
+        count = await _import(where, told)
+    print_json({"imported": count})
+
+
+async def _import(where: str, told: Callable[[int, int], object] | None) -> int:
+    size = os.fstat(sys.stdin.fileno()).st_size  # 0 for a pipe, whose end nobody knows
+    read = count = 0
     held: list[StoredEvent] = []  # a batch whose end is still to come
     held_lines: list[bytes] = []
     held_from = 1
@@ -153,9 +160,12 @@ async def import_lines(where: str) -> None:
             if [result.line_hash for result in results] != list(map(line_hash, expected)):
                 raise EventfoldError(f"lines from {first} on were written differently than they were exported")
             count += len(results)
+            read += sum(map(len, lines)) + len(lines)
+            if told is not None:
+                told(read, size)
         if held:
             raise _bad_line(held_from, "a batch that begins here has no end", held_from)
-    print_json({"imported": count})
+    return count
 
 
 def _due(held: list[StoredEvent], event: StoredEvent) -> tuple[int, int] | None:
@@ -218,7 +228,8 @@ async def reset_consumer(where: str, name: str, to: str) -> None:
 async def copy(where: str, target: str) -> None:
     """Copies the log to another engine, or another directory."""
     async with reading(where):
-        head = await copy_log(where, target)
+        with progress("copy") as told:
+            head = await copy_log(where, target, told)
     print_json({"target": target, "offset": head.offset, "line_hash": head.line_hash})
 
 
