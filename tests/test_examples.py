@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import httpx
 import pytest
-from tests.support import event
+from tests.support import event, free_port
 
 from eventfold import EventLog, SyncMode
 
@@ -62,12 +62,6 @@ class Server:
         os.killpg(self.process.pid, number)
         self.process.wait(20)
         return monotonic() - since
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import anyio
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound="asyncio.Future[Any]")
 
 
 class _Closable(Protocol):
@@ -206,21 +207,29 @@ async def uninterrupted(future: asyncio.Future[T]) -> T:
             if not future.done():
                 await _settled(future)
         except asyncio.CancelledError:
-            # anyio delivers a cancellation in every turn of the loop until its scope is left: the shield stops that.
-            with anyio.CancelScope(shield=True):
-                while not future.done():
-                    try:
-                        await _settled(future)
-                    except asyncio.CancelledError:
-                        pass  # the first one is raised below
-            if not future.cancelled():
-                future.exception()
+            await outlast(future, _settled)
             raise
         return future.result()
     finally:
         # An exception that is raised here holds this frame: with the future in it, which holds the exception, whatever
         # the callers' frames hold would be kept until the garbage collector comes along, in any thread.
         del future
+
+
+async def outlast(future: F, wait: Callable[[F], Awaitable[object]]) -> None:
+    """Waits until a future is done, by calling `wait` again and again, however often the caller is cancelled meanwhile.
+
+    For a caller that was cancelled already, and raises that afterwards: what the future raised is not reported.
+    """
+    # anyio delivers a cancellation in every turn of the loop until its scope is left: the shield stops that.
+    with anyio.CancelScope(shield=True):
+        while not future.done():
+            try:
+                await wait(future)
+            except asyncio.CancelledError:
+                pass  # the caller raises the first one
+    if not future.cancelled():
+        future.exception()
 
 
 def _settled(future: asyncio.Future[Any]) -> Coroutine[Any, Any, Any]:

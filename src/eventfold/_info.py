@@ -7,6 +7,7 @@ keeps a writer out.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -17,6 +18,7 @@ from ._engine import Paths
 from ._errors import CorruptLogError
 from ._event import Head
 from ._files import operations
+from ._files.frames import Span
 from ._files.paths import Layout
 from ._files.segments import LogSegments
 from ._reader import EventReader
@@ -138,21 +140,19 @@ def _files(layout: Layout) -> FilesInfo:
     rotating = layout.next_file() is not None
     with LogSegments(layout) as segments:
         archive_size = 0 if segments.archive is None else segments.archive.size
-        frames = 0 if segments.archive is None else sum(1 for _ in segments.archive.spans())
-        events = _count(segments)
+        spans = [] if segments.archive is None else list(segments.archive.spans())
+        events = _count(segments, spans)
         writer = None if segments.fd is None else operations.lock_holder(segments.fd)
-        return FilesInfo(segments.size, archive_size, frames, segments.base, events, rotating, writer)
+        return FilesInfo(segments.size, archive_size, len(spans), segments.base, events, rotating, writer)
 
 
-def _count(segments: LogSegments) -> int | None:
+def _count(segments: LogSegments, spans: Sequence[Span]) -> int | None:
     archive = segments.archive
     if segments.size > _COUNTED_SIZE or segments.damage is not None:
         return None
     if archive is not None and (not archive.recorded or archive.head.offset != segments.base):
         return None
-    events = 0
-    if archive is not None:
-        events = sum(span.events for span in archive.spans())
+    events = sum(span.events for span in spans)
     if segments.fd is not None:
         for start in range(0, segments.size, _READ_SIZE):
             events += os.pread(segments.fd, _READ_SIZE, start).count(b"\n")

@@ -95,11 +95,7 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
     `recent` are the lines from `lines_needed_from(appends)` up to the head. The resulting head assumes offsets that
     count bytes.
     """
-    unconditional = [
-        append.data
-        for append in appends
-        if append.expected is None and append.condition is None and append.unique is None
-    ]
+    unconditional = [append.data for append in appends if not append.is_judged]
     if len(unconditional) == len(appends):  # mostly so: nothing to judge, only positions to count
         positions = list(accumulate(map(len, unconditional), initial=0))
         size = positions.pop()

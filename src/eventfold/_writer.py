@@ -203,8 +203,8 @@ class EventWriter(HasPaths):
         if self._queue.full:
             await self._commits.place()
         line = encode_line(event, self._max_event_size)
-        unique = ids_of((event,)) if self._unique_ids else None
-        return (await self._queue.put(line, None, None, 1, unique))[0]
+        [result] = await self._queue.put(line, unique=self._unique((event,)))
+        return result
 
     async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
         """Appends several events, all or none of them, also after a crash. Raises what `append` raises."""
@@ -303,8 +303,7 @@ class EventWriter(HasPaths):
             )
         if self._closing is not None:
             raise LogClosedError(f"the log in {self._source.location} is closed")
-        if self._commits.failure is not None:
-            raise copy_error(self._commits.failure)
+        self._commits.check()
 
     def _on_commit(self, commit: Commit) -> None:
         self._head = commit.head

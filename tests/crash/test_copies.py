@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.crash.disk import Files, Recorded, kills, read_files, scratch_directory, write_files
+from tests.crash.disk import Files, Recorded, kills, read_files, write_files
 from tests.crash.scenarios import DATA, Play, small_frames
 from tests.crash.truth import NEW, Opened, append, read_now
 from tests.support import event, line, numbers
@@ -21,12 +21,6 @@ from tests.support import event, line, numbers
 from eventfold import CorruptLogError, EventLog, EventReader
 
 LOG, BASE, ARCHIVE = "app.jsonl", "app.jsonl.base", "archive.jsonl.zst"
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
-    with scratch_directory(tmp_path) as path:
-        yield path
 
 
 def two_rotations(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:

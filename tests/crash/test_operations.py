@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
 import pytest
-from tests.crash.disk import Expected, Journal, Recorded, State, States, kills, scratch_directory, write_files
+from tests.crash.disk import Expected, Journal, Recorded, State, States, kills, write_files
 from tests.crash.scenarios import (
     DATA,
     SCENARIOS,
@@ -23,12 +23,13 @@ from tests.crash.scenarios import (
     cuts_in_a_row,
     list_in_order,
     recovery,
-    small_frames,
 )
 from tests.crash.truth import Truth, check_directory, read
 from tests.support import event, line
 
 from eventfold import EventLog
+
+pytestmark = pytest.mark.usefixtures("fast_disk")
 
 STEP = 1 if os.environ.get("EVENTFOLD_CRASHES") == "all" else 6
 
@@ -57,17 +58,6 @@ class Failures(list[str]):
     def note(self, error: Exception, *states: State) -> None:
         after = ", then ".join(state.after for state in states)
         self.append(f"{after}: {sorted(states[-1].files)}: {error!r:.300}")
-
-
-@pytest.fixture(autouse=True)
-def fast_disk(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    small_frames(monkeypatch, caplog)
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
-    with scratch_directory(tmp_path) as path:
-        yield path
 
 
 @pytest.fixture

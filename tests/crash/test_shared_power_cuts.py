@@ -7,13 +7,13 @@ By default a sample of them; `EVENTFOLD_CRASHES=all` looks at each one, and cras
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
 import pytest
-from tests.crash.disk import Recorded, State, States, kills, scratch_directory
-from tests.crash.scenarios import check_state, recovery, small_frames
+from tests.crash.disk import Recorded, State, States, kills
+from tests.crash.scenarios import check_state, recovery
 from tests.crash.shared_scenarios import SHARED_SCENARIOS, TOGETHER, SharedPlay
 
 from eventfold import LockMode
@@ -24,16 +24,7 @@ STEP = 1 if ALL else 30
 RECOVERY_STEP = 7 if ALL else 60
 SHARED = LockMode.SHARED
 
-
-@pytest.fixture(autouse=True)
-def fast_disk(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    small_frames(monkeypatch, caplog)
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
-    with scratch_directory(tmp_path) as path:
-        yield path
+pytestmark = pytest.mark.usefixtures("fast_disk")
 
 
 def losses(states: Iterable[State], root: Path, *locks: LockMode) -> tuple[int, list[str]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from tests.crash.disk import Recorded, State, States, kills, scratch_directory
+from tests.crash.disk import Recorded, State, States, kills
 from tests.crash.scenarios import (
     SCENARIOS,
     Play,
@@ -25,12 +25,13 @@ from tests.crash.scenarios import (
     cuts_in_a_row,
     list_in_order,
     recovery,
-    small_frames,
 )
 from tests.crash.shared_scenarios import SHARED_SCENARIOS
 
 import eventfold
 from eventfold import LockMode
+
+pytestmark = pytest.mark.usefixtures("fast_disk")
 
 PACKAGE = Path(eventfold.__file__).parent
 NAMES = ("sync", "sync_dir")
@@ -181,17 +182,6 @@ class Search:
         if self._mutation.met > met:
             both = before._replace(ops=before.ops + more)
             yield from self._lost(states.after(both, since=len(before.ops)), name, first.after)
-
-
-@pytest.fixture(autouse=True)
-def fast_disk(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    small_frames(monkeypatch, caplog)
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
-    with scratch_directory(tmp_path) as path:
-        yield path
 
 
 @pytest.mark.parametrize("site", sites(), ids=str)

@@ -7,7 +7,6 @@ import io
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import NamedTuple
 
 import httpx
 import pytest
+from tests.support import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 WITHIN = 60  # seconds in which a program has to do what it was told
@@ -78,14 +78,6 @@ def process(name: str, *arguments: str, cwd: Path) -> Iterator[subprocess.Popen[
             yield running
         finally:
             running.kill()
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 class Server:

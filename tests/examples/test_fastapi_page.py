@@ -8,7 +8,8 @@ from pathlib import Path
 
 import httpx
 from tests.examples.browser import Browser
-from tests.examples.programs import WITHIN, free_port, served
+from tests.examples.programs import WITHIN, served
+from tests.support import free_port
 
 # The texts, with a mark before those that are done.
 TODOS = """[...document.querySelectorAll("#todos li")].map(

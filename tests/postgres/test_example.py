@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.postgres.servers import Server, free_port
+from tests.postgres.servers import Server
+from tests.support import free_port
 
 STARTED_WITHIN = 120  # seconds, on a busy machine
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"

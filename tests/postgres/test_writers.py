@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from tests.postgres.servers import Server, free_port
+from tests.postgres.servers import Server
+from tests.support import free_port
 
 from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, Query
 from eventfold.postgres import Postgres

@@ -19,7 +19,7 @@ from .archive import Archive
 from .base import BaseFile, Generation, find_base, first_line_hash
 from .frames import spans_after, write_record
 from .paths import Layout, NextFile
-from .rotation import COPY_SIZE, Rotation, begin_at
+from .rotation import COPY_SIZE, Rotation, begin_at, warn_unfinished
 from .segments import LogSegments, check_archived, last_line_end, line_before
 
 LOOKED_AT = 3  # last lines, of which one must be an event
@@ -163,13 +163,7 @@ def _finish(rotation: Rotation, active: ActiveLog) -> int | None:
         rotation.archive(active)
         return rotation.switch(active)
     except OSError as error:
-        log_event(
-            WARNING,
-            "rotation.unfinished",
-            "%(rotation)s could not be finished, and will be tried again: %(error)s",
-            rotation=rotation,
-            error=error,
-        )
+        warn_unfinished(rotation, error)
         return None
     finally:
         rotation.close()

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from .._errors import CorruptLogError, LogLockedError
 from .._event import line_hash
+from .._logging import WARNING, log_event
 from . import operations
 from .active import ActiveLog
 from .archive import Archive
@@ -157,3 +158,14 @@ def begin_at(layout: Layout, base: int, size: int, archive_size: int) -> Rotatio
         os.close(fd)
         raise
     return Rotation(layout, NextFile(path, base, size, archive_size), fd)
+
+
+def warn_unfinished(rotation: Rotation, error: OSError) -> None:
+    """Tells that the disk kept a recovered rotation from being finished."""
+    log_event(
+        WARNING,
+        "rotation.unfinished",
+        "%(rotation)s could not be finished, and will be tried again: %(error)s",
+        rotation=rotation,
+        error=error,
+    )

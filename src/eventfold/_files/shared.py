@@ -24,10 +24,9 @@ from .._engine import Commit, LockMode, SyncMode
 from .._errors import LogClosedError, LogLockedError, WriterFailedError, copy_error
 from .._event import Head
 from .._judge import Append, Judgement
-from .._logging import WARNING, log_event
 from . import operations, shared_rotation
 from .committer import KEEP_LOCKED, KEPT_FILES, SYNC_INTERVAL, FileCommitter
-from .rotation import Rotation
+from .rotation import Rotation, warn_unfinished
 from .shared_log import SharedLog
 from .source import FileSource
 from .turn import STUCK_AFTER, Turn
@@ -106,13 +105,7 @@ class SharedCommitter(FileCommitter):
             left.archive(self.active)
             self._switch()
         except OSError as error:
-            log_event(
-                WARNING,
-                "rotation.unfinished",
-                "%(rotation)s could not be finished, and will be tried again: %(error)s",
-                rotation=left,
-                error=error,
-            )
+            warn_unfinished(left, error)
         finally:
             self._leave_rotation()
 

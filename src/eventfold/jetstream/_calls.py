@@ -11,9 +11,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-import anyio
-
-from .._aio import UncancellableTask
+from .._aio import UncancellableTask, outlast
 
 T = TypeVar("T")
 
@@ -36,15 +34,11 @@ async def called(call: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:
-        # anyio delivers a cancellation in every turn of the loop until its scope is left: the shield stops that.
-        with anyio.CancelScope(shield=True):
-            while not task.done():
-                task.cancel()
-                try:
-                    await asyncio.wait([task], timeout=_CANCEL_AGAIN)
-                except asyncio.CancelledError:
-                    pass  # the first one is raised below
-        if not task.cancelled():
-            task.exception()
+        await outlast(task, _cancel)
         raise
     return task.result()
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait([task], timeout=_CANCEL_AGAIN)
