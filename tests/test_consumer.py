@@ -223,7 +223,7 @@ async def test_a_commit_of_no_record_says_what_to_do(data_dir: Path, wrong: str)
         consumer = log.consumer("mailer")
         [record] = await consume(consumer, 1, commit=False)
         given: Any = record.event if wrong == "event" else record.end_offset
-        with pytest.raises(TypeError, match="takes the Record"):
+        with pytest.raises(TypeError, match="takes a Record"):
             await consumer.commit(given)
 
 

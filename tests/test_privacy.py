@@ -156,7 +156,7 @@ async def test_another_key_of_the_subject_is_an_error(keeper: Privacy, tmp_path:
     other = Privacy(DirectoryKeys(tmp_path / "others"))
     await protected(other)
 
-    with pytest.raises(ProtectedDataError, match=r"customer-7.*'name'.*is it another"):
+    with pytest.raises(ProtectedDataError, match=r"customer-7.*'name'.*is it the wrong store"):
         await other.reveal({"name": data["name"]})
 
 

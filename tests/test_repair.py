@@ -197,7 +197,7 @@ async def test_a_line_that_is_being_archived_is_not_cut(tmp_path: Path) -> None:
     plan = await plan_repairs(tmp_path)
 
     assert plan.repairs == ()
-    assert "a rotation that was broken off" in plan.problems[0].reason
+    assert "an interrupted rotation" in plan.problems[0].reason
 
 
 async def test_a_bad_snapshot_is_deleted_and_its_view_rebuilt(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ async def test_a_snapshot_that_a_replay_contradicts_is_deleted(tmp_path: Path) -
     [drop] = (await plan_repairs(tmp_path, views=[View("count", lambda state, event: state + 2, 0)])).repairs
 
     assert isinstance(drop, DropSnapshot)
-    assert "a replay gives another state" in drop.reason
+    assert "a replay gives a different state" in drop.reason
 
 
 async def test_a_consumer_that_came_further_than_the_log_goes_on_from_the_head(tmp_path: Path) -> None:

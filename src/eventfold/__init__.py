@@ -108,11 +108,11 @@ __all__ = [
     "verify",
 ]
 
-# The package takes its version from here: looking it up in what is installed would be a fifth of the import.
+# The package takes its version from here: looking it up in the installed metadata would be a fifth of the import.
 __version__ = "0.2.0"
 
-# People meet these names in messages and in tracebacks: they print as what can be imported. Annotations are strings,
-# which are looked up in the module that a class claims to be from; so those of fields are resolved before.
+# People see these names in messages and tracebacks, so they print as what can be imported. Annotations are strings that
+# are looked up in the module from which a class claims to be, so those of fields are resolved first.
 for _name in __all__:
     _public = globals()[_name]
     if getattr(_public, "__module__", "").startswith("eventfold."):

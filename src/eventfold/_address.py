@@ -1,6 +1,6 @@
-"""Which engine keeps a log: what `EventLog.open` and `EventReader` are given names it.
+"""Finds the engine of a log from what `EventLog.open` and `EventReader` are given.
 
-Promise: an address whose engine is not there is an error, never a directory of that name.
+Promise: an address whose engine is missing is an error, never a directory of that name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._files.engine import Files
 Address: TypeAlias = str | os.PathLike[str] | Engine
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-# The module, the class in it, and the extra of this package that brings what it needs.
+# The module, the class in it, and the extra of this package that installs its dependencies.
 _POSTGRES = ("eventfold.postgres", "Postgres", "postgres")
 _JETSTREAM = ("eventfold.jetstream", "JetStream", "nats")
 _ENGINES = {"postgresql": _POSTGRES, "postgres": _POSTGRES, "nats": _JETSTREAM, "tls": _JETSTREAM}
@@ -28,7 +28,7 @@ _ENGINES = {"postgresql": _POSTGRES, "postgres": _POSTGRES, "nats": _JETSTREAM, 
 def engine_of(where: Address) -> Engine:
     """The engine of a directory's path, of an address such as `postgresql://host/db`, or the engine itself.
 
-    Raises `ValueError` for an address that no engine has, and `EventfoldError` where the engine's packages are missing.
+    Raises `ValueError` for an address that no engine has, and `EventfoldError` if the engine's packages are missing.
     """
     if isinstance(where, str):
         scheme = _SCHEME.match(where)
@@ -37,15 +37,15 @@ def engine_of(where: Address) -> Engine:
         return Files(where)
     if isinstance(where, Engine):
         return where
-    raise ValueError(f"a log is named by a directory, an address or an engine, not by {where!r}")
+    raise ValueError(f"a log is a directory, an address or an engine, not {where!r}")
 
 
 def _engine_at(address: str, scheme: str) -> Engine:
-    # An address may have a password: messages name its scheme only.
+    # An address may contain a password, so messages name only its scheme.
     if scheme == "file":
         parts = urlsplit(address)
         if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
-            raise ValueError(f"a file:// address is file:///PATH, not {address!r}")
+            raise ValueError(f"a file:// address must be file:///PATH, not {address!r}")
         return Files(unquote(parts.path))
     if scheme not in _ENGINES:
         known = ", ".join(f"{name}://" for name in ("file", *_ENGINES))

@@ -1,15 +1,16 @@
-"""Copying a live log so that the copy opens at once; a copy that is there already is brought up to date.
+"""Copies a live log so that the copy opens at once; an older copy is brought up to date.
 
-The archive and the active log are opened together, as they belong together at that moment, and are copied up to the
-head of then: what was opened stays good, whatever is appended or rotated meanwhile. The copy gets a base file of its
-own, which says where its active log begins.
+The archive and the active log are opened as they belong together at one moment, and copied up to the head of that
+moment: the open files stay valid, whatever is appended or rotated meanwhile. The copy gets its own base file, which
+says where its active log begins.
 
-The order matters where the copy is there already: first the archive is extended, which makes the older `app.jsonl`
-begin with lines that the archive has; then the base file lists what comes; then `app.jsonl` is replaced. After each of
-these the copy can be opened. Only a frame that a power cut or a kill has torn can't be: the next backup cuts it off.
+The order matters if there is an older copy: first the archive is extended, so that the older `app.jsonl` begins with
+lines that the archive has too; then the base file lists the new generation; then `app.jsonl` is replaced. The copy can
+be opened after each of these steps. Only a frame that a power cut or a kill has torn can't be read: the next backup
+cuts it off.
 
-Promises: the copy has every event before the head of when the copying began, and no other; an archive that was copied
-is never written again, only extended.
+Promises: the copy has exactly the events before the head at the beginning of the copying; an archive that was copied is
+never rewritten, only extended.
 """
 
 from __future__ import annotations
@@ -45,20 +46,20 @@ _PIECE = 4 * 2**20
 async def backup(reader: EventReader, target: str | os.PathLike[str], progress: Progress | None = None) -> Head:
     """Copies a log in files to a directory, or brings the copy there up to date.
 
-    Snapshots and consumers' offsets that stand within the copied log are copied too. Cancelled, it stops after the
-    piece that is under way, and the copy is an older one; copy again to finish it.
+    Snapshots and consumers' offsets within the copied log are copied too. If cancelled, it stops after the current
+    chunk and leaves an older copy; copy again to finish it.
 
     Args:
         reader: A reader of the log.
-        target: The directory of the copy: not there yet, empty, or an older copy of this log.
-        progress: Is called again and again with the bytes copied and the bytes that are to be copied.
+        target: The directory of the copy: a new one, an empty one, or an older copy of this log.
+        progress: Called repeatedly with the number of bytes copied so far and in total.
 
     Returns:
         The head of the copy.
 
     Raises:
-        EventfoldError: The log is not kept in files, `target` holds something else than an older copy of it, or another
-            backup is being made there.
+        EventfoldError: The log is not kept in files, `target` contains something other than an older copy of it, or
+            another backup is being written there.
         LogLockedError: The copy is open for writing.
         CorruptLogError: The log, or the copy, is damaged.
         OSError: A file could not be read or written.
@@ -90,7 +91,7 @@ async def backup(reader: EventReader, target: str | os.PathLike[str], progress: 
 def _check_target(source: Layout, copy: Layout) -> None:
     one, other = Path(os.path.realpath(source.dir)), Path(os.path.realpath(copy.dir))
     if one == other or one in other.parents or other in one.parents:
-        raise EventfoldError(f"{copy.dir} and {source.dir} lie in each other: choose a directory apart from the log")
+        raise EventfoldError(f"{copy.dir} and {source.dir} contain one another: choose a directory outside the log")
     if not one.is_dir():
         raise EventfoldError(f"there is no log in {source.dir}")
     try:
@@ -99,11 +100,11 @@ def _check_target(source: Layout, copy: Layout) -> None:
         return
     ours = {copy.log_path.name, copy.archive_path.name}
     if names and not ours.intersection(names):
-        raise EventfoldError(f"{copy.dir} holds something else than a copy of a log: choose an empty directory")
+        raise EventfoldError(f"{copy.dir} contains something other than a copy of a log: choose an empty directory")
 
 
 class _Copying:
-    """One copying of the archive and the active log; every method blocks, and runs in a thread. Close it."""
+    """Copies the archive and the active log once. Every method blocks, and runs in a thread. Close it."""
 
     def __init__(self, source: Layout, copy: Layout, head: Head) -> None:
         self._source, self._copy = source, copy
@@ -114,12 +115,12 @@ class _Copying:
         self._claim: NamedLock | None = None
         self._lock: int | None = None
         self._archive_fd: int | None = None
-        self._archive_end = 0  # up to where the copy's archive holds whole spans
+        self._archive_end = 0  # where the last whole span in the copy's archive ends
         self._temporary: Path | None = None
         self._pieces: Generator[int, None, None] | None = None
 
     def close(self) -> None:
-        """Lets all files go; what was not finished is cut off again."""
+        """Closes all files; whatever is unfinished is cut off."""
         if self._pieces is not None:
             self._pieces.close()
         if self._segments is not None:
@@ -141,18 +142,18 @@ class _Copying:
             self._claim.release()
 
     def begin(self) -> None:
-        """Opens both, and finds what is to be copied."""
+        """Opens both, and finds what has to be copied."""
         self._segments = segments = LogSegments(self._source)
         if segments.damage is not None:
             raise segments.damage
         self.base = segments.base
         if self.end.offset < segments.base:
-            # A rotation came between: what it archived was durable.
+            # A rotation came in between: what it archived was durable.
             assert segments.archive is not None
             self.end = segments.archive.head
         self._claim = NamedLock.take_directory(self._copy.dir)
         if self._claim is None:
-            raise EventfoldError(f"another backup is being made in {self._copy.dir}: let it finish")
+            raise EventfoldError(f"another backup is being written to {self._copy.dir}: let it finish")
         if self._copy.log_path.exists():
             self._lock = open_locked(self._copy, True)
         self._check_older(segments)
@@ -163,7 +164,7 @@ class _Copying:
         self._pieces = self._copy_all(start, active_size)
 
     def step(self) -> bool:
-        """Copies a piece; false when nothing is left."""
+        """Copies a chunk; false when nothing is left."""
         assert self._pieces is not None
         size = next(self._pieces, None)
         if size is None:
@@ -172,27 +173,29 @@ class _Copying:
         return True
 
     def _check_older(self, segments: LogSegments) -> None:
-        """Raises `EventfoldError` where the copy ends with an event that is not in the log."""
+        """Raises `EventfoldError` if the copy ends with an event that is not in the log."""
         with LogSegments(self._copy) as older:
             if older.damage is not None:
-                return  # the end of its archive is torn, or the rest of this tells what is wrong
+                return  # the end of its archive is torn, or the checks that follow report what is wrong
             try:
                 segments.check_line_before(older.head())
             except CorruptLogError as error:
                 raise EventfoldError(
-                    f"{self._copy.dir} has events that are not in {self._source.dir}, so it is no older copy of it: "
+                    f"{self._copy.dir} has events that are not in {self._source.dir}, so it is not an older copy: "
                     "choose another directory"
                 ) from error
 
     def _older_archive(self, archive: Archive | None) -> int:
-        """How much of the archive the copy has; opens the copy's. Raises `EventfoldError` if it is of another log."""
+        """Opens the copy's archive and returns how much of it there is. Raises `EventfoldError` if it is of another
+        log.
+        """
         if self._copy.next_file() is not None:
-            raise EventfoldError(f"{self._copy.dir} has a rotation under way, so it is in use as a log of its own")
+            raise EventfoldError(f"{self._copy.dir} has a rotation under way, so it is in use as a log")
         try:
             fd = operations.open_regular(self._copy.archive_path, os.O_RDWR)
         except FileNotFoundError:
             return 0
-        self._archive_fd = fd  # and so it is closed with the rest
+        self._archive_fd = fd  # so that it is closed with the rest
         self._archive_end = os.fstat(fd).st_size
         older = Archive(self._copy.archive_path, fd, self._archive_end)
         if older.damage is not None:
@@ -206,7 +209,7 @@ class _Copying:
                 if one != other:
                     raise self._of_another_log()
         else:
-            # Frames of the Rust crate, which tell nothing about themselves.
+            # Frames of the Rust crate, which have no records.
             for start in range(0, older.end_position, _PIECE):
                 size = min(_PIECE, older.end_position - start)
                 if os.pread(fd, size, start) != os.pread(archive.fd, size, start):
@@ -245,13 +248,13 @@ class _Copying:
             os.close(fd)
 
     def _check_end(self, fd: int, size: int) -> None:
-        """Checks that what was copied ends with the line that was the last when the head was looked up."""
+        """Checks that the copied lines end with the line that was the last when the head was looked up."""
         if size and (os.pread(fd, 1, size - 1) != b"\n" or line_hash(line_before(fd, size)[1]) != self.end.line_hash):
             reason = "the file was cut or replaced while it was being copied; copy it again"
             raise CorruptLogError(self._source.log_path, self.end.offset, reason)
 
     def _copy_archive(self, archive: Archive, start: int) -> Generator[int, None, None]:
-        """Extends the copy's archive, one frame with its record after the other, so that it ends with a whole one."""
+        """Extends the copy's archive frame by frame, each with its record, so that it always ends with a whole one."""
         if self._archive_fd is None:
             self._archive_fd = operations.create_file(self._copy.archive_path)
         ends = [span.after for span in archive.spans() if span.after > start]
@@ -269,7 +272,7 @@ class _Copying:
         operations.sync_dir(self._copy.dir)
 
     def finish(self) -> None:
-        """Makes the copied active log that of the copy."""
+        """Puts the copied active log into its place."""
         assert self._temporary is not None
         assert self._segments is not None
         fd = operations.open_to_read(self._temporary)
@@ -279,14 +282,14 @@ class _Copying:
             os.close(fd)
         before = self._segments.line_hash_before(self.base) if self.base else ""
         base_file = BaseFile(self._copy.base_path)
-        # Not yet as written: until the rename, app.jsonl may be one without a line.
+        # Not yet marked as written: until the rename, app.jsonl may be without a line.
         base_file.write(Generation(self.base, before, first))
-        # Whoever opens the directory for writing makes app.jsonl first and looks at the base file then: so either
-        # app.jsonl is seen here, or that base file keeps it from being opened.
+        # A writer that opens the directory creates app.jsonl first and then reads the base file: so either we see
+        # app.jsonl here, or the base file keeps that writer from opening it.
         if self._lock is None and self._copy.log_path.exists():
             operations.unlink(self._copy.base_path)
             raise EventfoldError(
-                f"a log was begun in {self._copy.dir} while the copy was being made there: choose another directory"
+                f"a log was created in {self._copy.dir} while the backup was running: choose another directory"
             )
         operations.rename(self._temporary, self._copy.log_path)
         self._temporary = None
@@ -296,7 +299,7 @@ class _Copying:
 
 
 async def _copy_documents(reader: EventReader, copy: EventReader, head: Head, base: int) -> None:
-    """Copies the snapshots and the consumers' offsets that stand within the copied log."""
+    """Copies the snapshots and the consumers' offsets that are within the copied log."""
     for name in await reader.documents.names("view"):
         data = await reader.documents.load("view", name)
         try:

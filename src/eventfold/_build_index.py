@@ -1,6 +1,7 @@
-"""Building the index of a log in files ahead of time, and removing it.
+"""Builds the index of a log in files ahead of time, and removes it.
 
-Promise: neither changes the log. An index is built beside whoever writes, and removed only while nobody does.
+Promises: neither changes the log; an index can be built while the log is being written, and is removed only while
+nobody is writing.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ async def build_index(
     path: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Head:
-    """Builds the index of tags and ids of a log in files, or brings it up to date, also while the log is being written.
+    """Builds the index of tags and ids of a log in files or brings it up to date, even while the log is being written.
 
-    `EventLog.open(dir, index=True)` does so too, but behind the first appends. Cancelled, it keeps what it has written,
-    and the next one goes on from there.
+    `EventLog.open(dir, index=True)` does so too, in the background. If cancelled, it keeps what it has written, and the
+    next call continues from there.
 
     Args:
         dir: The data directory.
         path: The index's file; `index.sqlite` in the data directory if not given.
-        progress: Is called again and again with the bytes of the log that were read, and those that there are.
+        progress: Called repeatedly with the number of bytes of the log read so far and in total.
 
     Returns:
-        The place in the log up to which the index is complete.
+        The head up to which the index is complete.
 
     Raises:
         EventfoldError: The file could not be written; the program's log (logger `eventfold`) says why.
@@ -70,12 +71,12 @@ async def build_index(
     except (UnusableIndexError, sqlite3.Error) as error:
         raise EventfoldError(f"the index {file} could not be built: {error}") from error
     if place.offset < head:
-        raise EventfoldError(f"the index {file} ends at offset {place.offset}, and the log goes on to {head}")
+        raise EventfoldError(f"the index {file} ends at offset {place.offset}, but the log ends at {head}")
     return place
 
 
 def _place_of(file: Path) -> Head:
-    """The place that a file stands for. Closed as it was: complete, also after a power cut."""
+    """The head up to which a file is complete. It was closed, so it is complete even after a power cut."""
     store = Store(file)
     place = store.open()
     store.close()

@@ -1,10 +1,10 @@
-"""`Consumer`: a named reader whose place in the log is kept on disk.
+"""`Consumer`: a named reader whose offset in the log is kept on disk.
 
-Its file, `consumers/NAME.json`, holds the `offset` after the last committed record and the `hash` of that record's
-line. A record that was given but not committed is given again after a restart: at least once.
+Its file, `consumers/NAME.json`, contains the `offset` after the last committed record and the `hash` of that record's
+line. A record that was yielded but not committed is yielded again after a restart: at least once.
 
-Promises: a commit is on disk, whole, when it returns, and never goes back; a place that is not in this log (restored
-from a backup, say) is an error, not silence.
+Promises: a commit is completely on disk when it returns, and never goes back; an offset that is not in this log
+(restored from a backup, say) is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ._logging import INFO, log_event
 from ._query import Query, query_of
 from ._reader import EventReader
 
-# Seconds between two attempts to read under a name that another process reads under.
+# Seconds between two attempts to read under a name that another process is using.
 TAKE_OVER_INTERVAL = 0.1
 
 
@@ -36,7 +36,7 @@ class _Committed(msgspec.Struct):
 
 
 class _Checkpoint:
-    """Where in the log a consumer stands, on disk; what counts is the file, which others may have written since."""
+    """A consumer's committed offset on disk. The file is the truth, since others may have written it meanwhile."""
 
     def __init__(self, reader: EventReader, name: str, start: int | None, query: Query | None) -> None:
         self.reader = reader
@@ -46,14 +46,14 @@ class _Checkpoint:
         self.committed: int | None = None  # for messages only
         check_name("consumer", name)
         self._path = reader.documents.location("consumer", name)
-        self._known = b""  # a content of the file that is known to be of this log
+        self._known = b""  # content of the file that is known to belong to this log
 
     async def commit(self, record: Record) -> None:
         async with await self._lock():
             committed = await self.last_commit()
             end, line_hash = record.end_offset, ""
             if isinstance(record, PartialRecord):
-                # The rest of its line's events is to be given again: only what stands before the line is done with.
+                # The other events of its line must be yielded again: only what is before the line is done.
                 end = record.start_offset
                 if committed is not None and end <= committed <= record.end_offset:
                     return
@@ -66,12 +66,12 @@ class _Checkpoint:
                 )
             if end != committed:
                 data = msgspec.json.encode(_Committed(end, line_hash or record.line_hash))
-                # Cancelled, this is over before the lock is released.
+                # If cancelled, this has ended before the lock is released.
                 await self.reader.documents.store("consumer", self.name, data)
                 self.committed, self._known = end, data
 
     async def _lock(self) -> asyncio.Lock:
-        """What all consumers of this name in this event loop hold while they commit."""
+        """The lock that all consumers of this name in this event loop hold while they commit."""
         key = (await self.reader.identity(), self.name, id(asyncio.get_running_loop()))
         return _locks.setdefault(key, asyncio.Lock())
 
@@ -90,17 +90,17 @@ class _Checkpoint:
             try:
                 found = await self.reader.read_line_hash_before(place.offset)
             except ValueError as error:
-                raise CorruptLogError(self._path, place.offset, f"its place is not in this log: {error}") from error
+                raise CorruptLogError(self._path, place.offset, f"its offset is not in this log: {error}") from error
             if found != place.hash:
                 raise CorruptLogError(
-                    self._path, place.offset, "its place is not in this log: another line stands before it"
+                    self._path, place.offset, "its offset is not in this log: a different line ends there"
                 )
         self.committed, self._known = place.offset, data
         return place.offset
 
 
 async def move_consumer(reader: EventReader, name: str, offset: int) -> None:
-    """Makes a consumer go on from an offset, whatever it has committed; nobody must be reading under its name.
+    """Makes a consumer continue from an offset, whatever it has committed; nobody may be reading under its name.
 
     Raises `ValueError` for an offset that is beyond the head or not where a line begins, `OSError`.
     """
@@ -114,11 +114,11 @@ async def move_consumer(reader: EventReader, name: str, offset: int) -> None:
 class Consumer:
     """An async iterator over the records after the last committed one, and then over each new one.
 
-    Each `async for` begins after the last commit; it ends when the log is closed. Only one at a time runs for a name: a
-    second one in the same process is refused, and one in another process waits until the first ends, or its process
-    does. That is so for a log in files; on another engine, see to it that one process reads. Offsets are bytes in the
-    whole log. With a `query`, it gives only events that it matches; the query is not kept on disk, and a commit covers
-    all that stands before it in the log, matched or not.
+    Each `async for` begins after the last commit, and ends when the log is closed. Only one runs at a time under a
+    name: a second one in the same process is refused, and one in another process waits until the first one or its
+    process ends. This holds for a log in files; on other engines, make sure that only one process reads. Offsets are
+    bytes in the whole log. With a `query`, only matching events are yielded; the query is not kept on disk, and a
+    commit covers everything before it in the log, matching or not.
     """
 
     def __init__(self, reader: EventReader, name: str, *, start: int | None = 0, query: Query | None = None) -> None:
@@ -143,27 +143,27 @@ class Consumer:
         try:
             return await anext(self._own)
         except BaseException:
-            # The pass is over; the next step begins one anew, after the last commit.
+            # The iteration is over; the next step begins a new one, after the last commit.
             self._own = None
             raise
 
     async def commit(self, record: Record) -> None:
-        """Makes the record the last that is done with; once this returns, that is on disk.
+        """Commits a record and all before it; once this returns, that is on disk.
 
-        Cancelled, the commit is made or not; a later one of an older record is refused if it was.
+        If cancelled, the commit may or may not have been made; if it was, a later commit of an older record is refused.
 
         Args:
-            record: The record that the consumer gave; it covers all records before it.
+            record: A record that the consumer yielded.
 
         Raises:
-            ValueError: The record stands before the last committed one, whoever committed that.
+            ValueError: The record is before the last committed one, no matter who committed that.
             TypeError: This is not a `Record`.
             CorruptLogError: The committed offset on disk is not in this log.
-            OSError: The offset could not be read or written; the one before counts on.
+            OSError: The offset could not be read or written; the previous one remains.
         """
         if not isinstance(record, Record):
             raise TypeError(
-                f"commit takes the Record that the consumer gave, not {type(record).__name__}: {record!r}; "
+                f"commit takes a Record that the consumer yielded, not {type(record).__name__}: {record!r}; "
                 "write `async for record in consumer: ...; await consumer.commit(record)`"
             )
         place = self._place
@@ -177,7 +177,7 @@ class Consumer:
 
 
 class _Iteration:
-    """One pass of a consumer. Nobody else may have one of this name as long as somebody holds it."""
+    """One iteration of a consumer, which holds the consumer's name while it runs."""
 
     def __init__(self, place: _Checkpoint) -> None:
         self._place = place
@@ -221,7 +221,7 @@ class _Iteration:
 
 
 async def _lock_name(place: _Checkpoint) -> DocumentLock | None:
-    """The lock of a consumer's name, once no other process has it; None where there is none to be had.
+    """The lock of a consumer's name, once no other process has it; None if the engine has no locks.
 
     Ends the iteration if the log is closed meanwhile.
     """
@@ -246,7 +246,7 @@ async def _lock_name(place: _Checkpoint) -> DocumentLock | None:
             log_event(
                 INFO,
                 "consumer.waiting",
-                "consumer '%(consumer)s' waits, since another process reads under its name",
+                "consumer '%(consumer)s' is waiting because another process reads under its name",
                 consumer=place.name,
             )
         await asyncio.sleep(TAKE_OVER_INTERVAL)

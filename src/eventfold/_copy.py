@@ -1,10 +1,10 @@
-"""`copy_log`: a log with its snapshots and consumers, from one engine to another.
+"""`copy_log`: copies a log with its snapshots and consumers from one engine to another.
 
-Lines go over as they are, so that offsets and hashes stay the same and every snapshot and consumer goes on where it
-was. Only between engines whose offsets count bytes: directories and PostgreSQL.
+Lines are copied as they are, so offsets and hashes stay the same and every snapshot and consumer continues where it
+was. This works between engines whose offsets count bytes: directories and PostgreSQL.
 
-Promises: what the target has already is never changed; a copy that broke off is taken up again by the next call; the
-target never ends inside a batch; at the end both logs have been read and compared.
+Promises: what the target has already is never changed; the next call continues an interrupted copy; the target never
+ends inside a batch; at the end, both logs have been read and compared.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ _COMMIT_SIZE = 4 * 2**20  # bytes
 
 
 async def copy_log(source: Address, target: Address, progress: Callable[[int, int], object] | None = None) -> Head:
-    """Copies a log, its snapshots and its consumers' places to where no other log is.
+    """Copies a log, its snapshots and its consumers' offsets to another engine or directory.
 
     The source may be in use: what is appended meanwhile is copied by the next call. Nobody else may append to the
     target.
 
     Args:
         source: The log: a directory, an address, or an engine.
-        target: Where the copy is to be; created if need be. It may have the beginning of the same log already, which
-            is what a copy that broke off leaves.
-        progress: Is called again and again with the bytes read, to be copied and then to be compared in both logs, and
-            with the bytes that there are to read.
+        target: Where to put the copy; created if necessary. It may already have the beginning of the same log, which is
+            what an interrupted copy leaves.
+        progress: Called repeatedly with the number of bytes read so far and in total. Everything is read once to copy
+            it, and once in each log to compare them.
 
     Returns:
-        The head of the copy: the source's at the beginning of the copying.
+        The head of the copy, which is that of the source when the copying began.
 
     Raises:
-        EventfoldError: The target has another log, or one that goes on beyond the source; or one of the two has offsets
-            that don't count bytes.
+        EventfoldError: The target has another log, or one that is longer than the source; or the offsets of one of the
+            two don't count bytes.
         CorruptLogError: The source is damaged, or the copy does not have the same lines.
-        OSError: The system or a server refused.
-        ValueError: An address names no engine.
+        OSError: Reading or writing failed.
+        ValueError: No engine has this kind of address.
 
-    Cancelled, it leaves a part of the copy, which the next call takes up.
+    If cancelled, it leaves a part of the copy, which the next call continues.
     """
     original = engine_of(source).source()
     try:
         committer = await engine_of(target).open_committer()
         try:
-            # The documents first: what they stand for is then before the head.
+            # The documents first, so that their offsets are before the head.
             documents = [
                 (kind, name, await original.documents.load(kind, name))
                 for kind in _KINDS
@@ -92,12 +92,12 @@ class _Counter:
 
 
 async def _check_beginning(source: Source, committer: Committer, head: Head) -> None:
-    """Makes sure that the target has nothing but the beginning of the source."""
+    """Makes sure that the target contains nothing but the beginning of the source."""
     there = committer.head
     if there.offset > head.offset:
         raise EventfoldError(
             f"{committer.source.location} ends at offset {there.offset}, and {source.location} at {head.offset}: the "
-            "target has more than the source; copy to another place"
+            "target has more than the source; choose another target"
         )
     if there.offset:
         try:
@@ -106,7 +106,7 @@ async def _check_beginning(source: Source, committer: Committer, head: Head) -> 
             found = ""
         if found != there.line_hash:
             raise EventfoldError(
-                f"{committer.source.location} has another log than {source.location}: copy to another place"
+                f"{committer.source.location} has a different log than {source.location}: choose another target"
             )
 
 
@@ -118,7 +118,7 @@ async def _copy_lines(source: Source, committer: Committer, head: Head, count: _
     async with aclosing(source.blocks(start, head.offset)) as blocks:
         async for block in blocks:
             if block.marks:
-                raise EventfoldError(f"{source.location} has offsets that don't count bytes: it can't be copied")
+                raise EventfoldError(f"the offsets of {source.location} don't count bytes: it can't be copied")
             pending += block.data
             if len(pending) >= _COMMIT_SIZE and (end := _end_of_batches(pending)):
                 await _commit(committer, pending[:end])
@@ -128,12 +128,12 @@ async def _copy_lines(source: Source, committer: Committer, head: Head, count: _
         await _commit(committer, pending)
     if committer.head != head:
         raise CorruptLogError(
-            source.location, committer.head.offset, f"the copy ends here, and the log was to go on to {head.offset}"
+            source.location, committer.head.offset, f"the copy ends here, but should continue to {head.offset}"
         )
 
 
 def _end_of_batches(data: bytes) -> int:
-    """The position in whole lines after the last one that is in no open batch."""
+    """The position in whole lines after the last line that is not in an open batch."""
     last = data.rfind(b"\n", 0, -1) + 1
     batch = batch_of(data[last:])
     if batch is None or batch[0] == batch[1]:
@@ -149,10 +149,10 @@ async def _commit(committer: Committer, data: bytes) -> None:
     commit = await committer.commit([Append(data, asyncio.get_running_loop().create_future(), head)])
     [outcome] = commit.outcomes
     if isinstance(outcome, Exception):
-        raise EventfoldError(f"somebody else appends to {committer.source.location}: {outcome}") from outcome
+        raise EventfoldError(f"somebody else is appending to {committer.source.location}: {outcome}") from outcome
     if commit.head.offset != head.offset + len(data):
         raise EventfoldError(
-            f"{committer.source.location} has offsets that don't count bytes: nothing can be copied there"
+            f"the offsets of {committer.source.location} don't count bytes: nothing can be copied there"
         )
 
 

@@ -1,10 +1,10 @@
-"""The seam between a log and what keeps it: the protocols that an engine fulfils.
+"""The interface between a log and what stores it: the protocols that an engine implements.
 
-An engine gives a `Source` (a log to read), a `Committer` (the same log to append to) and `Documents` (small named
-things beside it, each replaced whole). What travels through the seam is a block of whole lines, never a single event.
+An engine provides a `Source` (a log to read), a `Committer` (the same log to append to) and `Documents` (small named
+files beside it, each replaced as a whole). They exchange blocks of whole lines, never single events.
 
-An offset is opaque above the seam: a whole number that only grows, 0 before the first event; the end of one event is
-the start of the next. A `Lines` knows which offset belongs to each of its positions.
+To everything above, an offset is opaque: a whole number that only grows, 0 before the first event; the end of one event
+is the start of the next. A `Lines` knows which offset belongs to each of its positions.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ DocumentKind: TypeAlias = Literal["view", "consumer"]
 class LockMode(enum.Enum):
     """How the writer of a log in files keeps others out.
 
-    `FLOCK`: by an exclusive flock on `app.jsonl`. `SHARED`: it keeps out exclusive writers only, and any number of
-    processes of one machine write together, all with one `SyncMode`. `NONE`: not at all.
+    `FLOCK`: by an exclusive flock on `app.jsonl`. `SHARED`: only exclusive writers are kept out, and any number of
+    processes on one machine write together, all with the same `SyncMode`. `NONE`: not at all.
     """
 
     FLOCK = "flock"
@@ -54,12 +54,12 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
 def is_name(name: object) -> bool:
-    """Whether a view or a consumer may have this name. On files it is part of a file's name."""
+    """Whether a view or a consumer may have this name. In files, it is part of a file name."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def check_name(kind: str, name: str) -> str:
-    """The name, if a view or a consumer may have it; else raises `ValueError`."""
+    """Returns the name if a view or a consumer may have it; otherwise raises `ValueError`."""
     if not is_name(name):
         raise ValueError(
             f"{kind} name {name!r}: it must be 1 to 128 characters of A-Z a-z 0-9 . _ -, not starting with a dot"
@@ -77,7 +77,7 @@ class Documents(Protocol):
         """The document's content; None if there is none."""
 
     async def store(self, kind: DocumentKind, name: str, data: bytes) -> None:
-        """Replaces the document, atomically; when this returns, it is durable."""
+        """Replaces the document atomically; it is durable when this returns."""
 
     async def delete(self, kind: DocumentKind, name: str) -> None:
         """Removes the document; does nothing if there is none."""
@@ -87,22 +87,22 @@ class Documents(Protocol):
 
 
 class DocumentLock(Protocol):
-    """A lock that is held. It ends with the process too."""
+    """A held lock. It also ends with the process."""
 
     def release(self) -> None:
-        """Lets it go; idempotent, and never blocks. Any thread may call it."""
+        """Releases the lock; idempotent, and never blocks. Any thread may call it."""
 
 
 @runtime_checkable
 class LockingDocuments(Protocol):
-    """Documents that one at a time can have for itself, among all processes that use the log."""
+    """Documents that can be locked, against all processes that use the log."""
 
     async def lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
-        """The lock of a document, whether or not that exists; None where somebody else has it. Raises `OSError`."""
+        """Locks a document, whether or not it exists; None if somebody else has the lock. Raises `OSError`."""
 
 
 class Source(Protocol):
-    """One log, to be read."""
+    """One log, for reading."""
 
     @property
     def location(self) -> str | Path:
@@ -113,53 +113,53 @@ class Source(Protocol):
         """The documents beside the log."""
 
     async def identity(self) -> str:
-        """A string that is equal for two sources of the same log in this process, and only for them."""
+        """A string that is equal for two sources if and only if they are of the same log in this process."""
 
     async def waiters(self) -> Waiters:
-        """Those who wait for news of this log in this process: one object for all sources of the log."""
+        """The waiters for news of this log in this process: one object for all sources of the log."""
 
     async def head(self) -> Head:
         """The offset after the last event, and the hash of its line. In a writer's process, the durable head."""
 
     async def base(self) -> int:
-        """The offset up to which the log is archived; 0 where the engine has no archive."""
+        """The offset up to which the log is archived; 0 if the engine has no archive."""
 
     def blocks(self, start: Head, end: int) -> AsyncGenerator[Lines, None]:
         """Blocks of whole lines from one offset to another.
 
-        Raises `ValueError` where no line begins at the start, and `CorruptLogError` at damage, after all blocks before
-        it, or where the line before the start does not have the start's hash, unless that is "" (unknown).
+        Raises `ValueError` if no line begins at the start, and `CorruptLogError` at damage, after all blocks before it,
+        or if the line before the start does not have the start's hash, unless that is "" (unknown).
         """
 
     async def block_before(self, offset: int) -> Lines:
-        """A block of whole lines, at least one, that ends at an offset above 0 and up to the head; not a large one.
+        """A block of at least one whole line, not a large one, that ends at an offset (above 0, at most the head).
 
-        Raises `ValueError` where no line ends there, and `CorruptLogError` at damage.
+        Raises `ValueError` if no line ends there, and `CorruptLogError` at damage.
         """
 
     async def line_hash_before(self, offset: int) -> str:
-        """The hash of the line that ends at an offset above 0. Raises `ValueError` where none ends there."""
+        """The hash of the line that ends at an offset above 0. Raises `ValueError` if none ends there."""
 
     async def aclose(self) -> None:
-        """Lets go of connections; idempotent."""
+        """Closes connections; idempotent."""
 
 
 @runtime_checkable
 class SourceOfLines(Protocol):
-    """A source that can read single lines, wherever they are, faster than by reading on from each of them."""
+    """A source that can read single lines anywhere faster than by reading blocks that begin with them."""
 
     async def lines_at(self, offsets: Sequence[int]) -> list[Lines]:
-        """For each offset, in any order, the line that begins there, alone.
+        """For each offset, in any order, just the line that begins there.
 
-        Raises `ValueError` where no line begins, and `CorruptLogError` at damage.
+        Raises `ValueError` if no line begins there, and `CorruptLogError` at damage.
         """
 
 
 class Commit(msgspec.Struct):
-    """What became of the appends that were committed together.
+    """The outcomes of appends that were committed together.
 
     `outcomes` has, for each append, the position in `lines.data` at which its lines begin, or why they were not
-    written. `lines` is what was written, with its offsets; `head` is the head after it.
+    written. `lines` are the lines that were written, with their offsets; `head` is the head after them.
     """
 
     outcomes: Sequence[int | Exception]
@@ -168,36 +168,35 @@ class Commit(msgspec.Struct):
 
 
 class Committer(Protocol):
-    """One log, open for appending. Only one commit is under way at a time."""
+    """One log, open for appending. There is only one commit at a time."""
 
     batch_size: int
-    """How many bytes of lines one commit may have; one append that is larger is refused by the engine."""
+    """The maximum size of a commit's lines in bytes; the engine refuses a larger append."""
 
     @property
     def source(self) -> Source:
-        """The same log, to be read."""
+        """The same log, for reading."""
 
     @property
     def head(self) -> Head:
         """The last durable head that this committer has seen. No I/O."""
 
     async def commit(self, appends: Sequence[Append]) -> Commit:
-        """Judges the appends in order by the true head, and writes those that hold; durable when this returns.
+        """Checks the appends' conditions in order against the true head, and writes those that hold, durably.
 
-        Raises `OSError` where nothing was written and the committer can go on, `UnknownOutcomeError` where the lines
-        may or may not be in the log and the committer can go on, `WriterFailedError` where it can't. A cancellation is
+        Raises `OSError` if nothing was written and the committer can continue, `UnknownOutcomeError` if the lines may
+        or may not be in the log and the committer can continue, `WriterFailedError` if it can't. A cancellation is
         raised only once the commit has ended.
         """
 
     async def aclose(self) -> None:
-        """Finishes what is under way and lets the log go; idempotent.
+        """Finishes what is under way and closes the log; idempotent.
 
-        Raises `WriterFailedError` where what was acknowledged could not be made durable; the log is let go all the
-        same.
+        Raises `WriterFailedError` if what was acknowledged could not be made durable; the log is closed anyway.
         """
 
     def abandon(self) -> None:
-        """Lets go at once of all that this process has open, without an event loop and without waiting; idempotent.
+        """Closes everything that this process has open at once, without an event loop and without waiting; idempotent.
 
         For a forked child, which must leave the parent's lock and connections as they are, and for a committer whose
         event loop has ended.
@@ -206,33 +205,33 @@ class Committer(Protocol):
 
 @runtime_checkable
 class RotatingCommitter(Protocol):
-    """A committer that can move what it has into an archive."""
+    """A committer that can move its log into an archive."""
 
     @property
     def rotation_is_due(self) -> bool:
-        """Whether the log has grown beyond the size at which it is to be rotated on its own. No I/O."""
+        """Whether the log has grown beyond the size at which it is rotated automatically. No I/O."""
 
     async def rotate(self, *, if_due: bool = False) -> None:
-        """Moves the whole log into the archive, while commits go on.
+        """Moves the whole log into the archive, while commits continue.
 
-        With `if_due`, does nothing where that is not due any more, or is being done by another process.
+        With `if_due`, does nothing if that is no longer due, or if another process is doing it.
 
-        Raises `OSError`, with nothing lost: the next rotation goes on where this one stopped; `CorruptLogError`;
-        `WriterFailedError` where the committer can't go on.
+        Raises `OSError`, with nothing lost: the next rotation continues where this one stopped; `CorruptLogError`;
+        `WriterFailedError` if the committer can't continue.
         """
 
 
 @runtime_checkable
 class SharedTurn(Protocol):
-    """A committer whose commits may have to wait for another process, for as long as that one is stopped."""
+    """A committer whose commits may have to wait for another process, even one that is stopped."""
 
     def begin_closing(self) -> None:
-        """The log is about to be closed: commits that wait for a process that is stopped are to fail."""
+        """Makes commits that wait for a stopped process fail, because the log is about to be closed."""
 
 
 @runtime_checkable
 class Paths(Protocol):
-    """Where a log in files lies."""
+    """Where a log in files is."""
 
     dir: Path
     log_path: Path
@@ -277,17 +276,17 @@ class HasPaths:
 
 
 def refuse_options(options: Mapping[str, Any], engine: str) -> None:
-    """For an engine without options of its own at `open_committer`: raises `ValueError` if there are any."""
+    """Raises `ValueError` if there are any options, for an engine that has none for `open_committer`."""
     if options:
         raise ValueError(f"{', '.join(sorted(options))}: only a log in files has this option, not one in {engine}")
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """What keeps a log. `EventLog.open` and `EventReader` take one, or an address that names one."""
+    """What stores a log. `EventLog.open` and `EventReader` take one, or an address that names one."""
 
     def source(self) -> Source:
-        """The log, to be read. No I/O."""
+        """The log, for reading. No I/O."""
 
     def open_committer(self, *args: Any, **options: Any) -> Awaitable[Committer]:
         """Opens the log for appending. Raises `ValueError` for an option that this engine does not have."""

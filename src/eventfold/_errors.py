@@ -1,8 +1,8 @@
-"""Every exception that eventfold raises of its own, with its fields.
+"""Every exception that eventfold defines, with its fields.
 
-Promise: whatever goes wrong with a log is an `EventfoldError` or the operating system's own `OSError`; a wrong argument
-is a `ValueError`, or a `TypeError` where it is the wrong kind of object. Messages say what was wrong, where, and what
-to do.
+Promise: anything that goes wrong with a log raises an `EventfoldError` or the operating system's own `OSError`; a wrong
+argument raises a `ValueError`, or a `TypeError` if it is the wrong kind of object. Messages say what was wrong, where,
+and what to do.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import msgspec
 
 
 class EventfoldError(Exception):
-    """Above every other error here."""
+    """The base class of all errors that eventfold defines."""
 
 
 class AppendConflict(msgspec.Struct, frozen=True):
     """Why a conditional append was refused: what the caller expected, and what the log's head was.
 
-    Offsets are bytes in the whole log. `actual_hash` is None where the offset already differed. For a condition on a
-    query, `offset` is that of the first event in the way, and `expected_offset` the one behind which none was to match.
+    Offsets are bytes in the whole log. `actual_hash` is None if the offset already differed. For a condition on a
+    query, `offset` is that of the first conflicting event, and `expected_offset` the one from which no event was
+    allowed to match.
     """
 
     expected_offset: int
@@ -33,7 +34,7 @@ class AppendConflict(msgspec.Struct, frozen=True):
 
 
 class ConditionalAppendError(EventfoldError):
-    """The condition of an append did not hold. Nothing was written; `conflict` tells why."""
+    """The condition of an append did not hold. Nothing was written; `conflict` says why."""
 
     def __init__(self, conflict: AppendConflict) -> None:
         super().__init__(conflict)
@@ -42,7 +43,7 @@ class ConditionalAppendError(EventfoldError):
     def __str__(self) -> str:
         c = self.conflict
         if c.offset is not None:
-            return f"an event at offset {c.offset} matches, and none at or behind {c.expected_offset} was to"
+            return f"the event at offset {c.offset} matches, but no event at or after {c.expected_offset} may"
         if c.actual_hash is None:
             return f"expected the head at offset {c.expected_offset}, but it is at {c.actual_offset}"
         return f"expected line hash {c.expected_hash!r} before offset {c.expected_offset}, but it is {c.actual_hash!r}"
@@ -51,8 +52,8 @@ class ConditionalAppendError(EventfoldError):
 class LogLockedError(EventfoldError):
     """Another writer holds the directory.
 
-    `path` is the locked file; `pid` a process that holds the lock, None where the system does not tell; `reason` says
-    more where there is more to say.
+    `path` is the locked file; `pid` a process that holds the lock, None if the system does not report it; `reason` may
+    say more.
     """
 
     def __init__(self, path: str | os.PathLike[str], pid: int | None = None, reason: str = "") -> None:
@@ -64,14 +65,14 @@ class LogLockedError(EventfoldError):
     def __str__(self) -> str:
         where = "" if self.pid is None else f" in process {self.pid}"
         reason = self.reason or (
-            "only one may have the log open for writing, unless all open it with LockMode.SHARED; close that one, or "
-            "open this with read_only=True to read beside it"
+            "only one may have the log open for writing, unless all open it with LockMode.SHARED; close the other one, "
+            "or open this one with read_only=True to read beside it"
         )
         return f"{os.fspath(self.path)} is locked by another writer{where}: {reason}"
 
 
 class LogClosedError(EventfoldError):
-    """The log was closed, or was being closed, when this was asked of it."""
+    """The log was closed or being closed when the call was made."""
 
 
 class InvalidEventError(EventfoldError, ValueError):
@@ -79,20 +80,20 @@ class InvalidEventError(EventfoldError, ValueError):
 
 
 class WriterFailedError(EventfoldError):
-    """A sync failed, or the file changed under the writer: what is on disk is unknown, the writer must be reopened.
+    """A sync failed, or the file changed under the writer: what is on disk is unknown, and the log must be reopened.
 
     An append that was waiting may or may not be in the log.
     """
 
 
 class UnknownOutcomeError(EventfoldError):
-    """The connection was lost during a commit: what was appended may or may not be in the log. The writer goes on."""
+    """The connection was lost during a commit: the append may or may not be in the log. The writer continues."""
 
 
 class CorruptLogError(EventfoldError):
-    """A file of the log holds something that is no part of a log.
+    """A file of the log contains something that does not belong there.
 
-    `path` is the file, `offset` where the damage begins: in bytes of the whole log, `reason` what is wrong there.
+    `path` is the file, `offset` where the damage begins, in bytes of the whole log, and `reason` what is wrong there.
     """
 
     def __init__(self, path: str | os.PathLike[str], offset: int, reason: str) -> None:
@@ -113,8 +114,8 @@ class CorruptLogError(EventfoldError):
 class SchemaError(EventfoldError):
     """The data of an event in the log does not fit the class that the catalog has for its type.
 
-    `offset` is the start of the event's line in the whole log, in bytes; `type` the event's type; `field` where in its
-    data the misfit is, such as `lines[0].amount`, "" for the whole of it; `reason` what is wrong there.
+    `offset` is the start of the event's line in the whole log, in bytes; `type` the event's type; `field` the part of
+    the data that does not fit, such as `lines[0].amount`, "" for the whole of it; `reason` what is wrong there.
     """
 
     def __init__(self, offset: int, type: str, field: str, reason: str) -> None:
@@ -148,7 +149,7 @@ class ReducerError(EventfoldError):
 
 
 class UnknownViewError(EventfoldError, KeyError):
-    """No view of that name is registered; `name` is the one asked for, `registered` are the names that there are."""
+    """No view of that name is registered; `name` was asked for, `registered` are the existing names."""
 
     def __init__(self, name: str, registered: tuple[str, ...] = ()) -> None:
         super().__init__(name, registered)
@@ -157,7 +158,7 @@ class UnknownViewError(EventfoldError, KeyError):
 
     def __str__(self) -> str:
         if self.name in self.registered:
-            return f"this View object named {self.name!r} is not registered: another one of that name is"
+            return f"this View object named {self.name!r} is not registered, but a different one of that name is"
         names = ", ".join(map(repr, self.registered)) or "none"
         return f"no view named {self.name!r} is registered; registered are: {names}"
 
@@ -166,7 +167,7 @@ _E = TypeVar("_E", bound=BaseException)
 
 
 def copy_error(error: _E) -> _E:
-    """The same error again, since one that is raised in several tasks gathers all their tracebacks."""
+    """A copy of an error, since one that is raised in several tasks would collect all their tracebacks."""
     again = copy.copy(error)
     again.__cause__ = error
     return again

@@ -1,6 +1,6 @@
-"""The values that everything else handles: an event, a record of it in the log, a head, the result of an append.
+"""The values that everything else handles: events, records of them in the log, heads, results of appends.
 
-Promise: they are immutable, and make no I/O.
+Promise: they are immutable, and do no I/O.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import xxhash
 
 
 def line_hash(line: bytes) -> str:
-    """The xxh64 (seed 0, 16 hex digits) of a line without its newline; one newline at the end is left out."""
+    """The xxh64 (seed 0, 16 hex digits) of a line without its newline; a newline at the end is ignored."""
     return xxhash.xxh64_hexdigest(line.removesuffix(b"\n"))
 
 
@@ -25,9 +25,9 @@ class Head(NamedTuple):
 
 
 class AppendResult(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """Where an event's line stands in the whole log (bytes), and its hash.
+    """Where an event's line is in the whole log (bytes), and its hash.
 
-    `duplicate` is true where nothing was appended, since an event with the same id was in the log: this is where.
+    `duplicate` is true if nothing was appended because an event with the same id was in the log: this is where it is.
     """
 
     start_offset: int
@@ -48,12 +48,12 @@ class _TypeAndData(msgspec.Struct, frozen=True, eq=False, gc=False):
     """The two fields of `Event` that may be given by position."""
 
     type: str
-    # A function of ours, since an empty dict that is the default would be left out of the line.
+    # Not `dict`: with that as the default, an empty dict would be left out of the line.
     data: Any = msgspec.field(default_factory=_no_data)
 
 
 class Event(_TypeAndData, frozen=True, eq=False, kw_only=True, omit_defaults=True, gc=False):
-    """Something that happened: an immutable record, equal to another by value.
+    """Something that happened: an immutable record, compared by value.
 
     `type` says what kind of event it is; `data` and `meta` are any JSON values; `ts` is in whole seconds since the Unix
     epoch, now if not given. `tags` are strings by which the event can be found and conditions can be stated, such as
@@ -94,7 +94,7 @@ class Event(_TypeAndData, frozen=True, eq=False, kw_only=True, omit_defaults=Tru
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """An event as it stands in the log; its offsets are bytes in the whole log."""
+    """An event in the log; its offsets are bytes in the whole log."""
 
     event: Event
     start_offset: int
@@ -103,7 +103,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def line_hash(self) -> str:
-        """The hash of the event's line, computed when asked for."""
+        """The hash of the event's line, calculated on demand."""
         return line_hash(self._line)
 
     def __repr__(self) -> str:
@@ -111,4 +111,4 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class PartialRecord(Record, frozen=True, gc=False):
-    """One of several events that stand on one line, but not the last of them: its line is not done with yet."""
+    """One of several events of a single line, but not the last one, so its line is not finished yet."""

@@ -1,7 +1,7 @@
-"""Exporting a log: as its exact lines, as CSV for spreadsheets, or as Parquet for analysis.
+"""Exports a log: as its exact lines, as CSV for spreadsheets, or as Parquet for analysis.
 
-Promises: memory stays within some blocks of the log, and one row group of Parquet, whatever the log's size; the
-event loop is not held while rows are made and written.
+Promises: memory is bounded by a few blocks of the log and one Parquet row group, whatever the log's size; the event
+loop is not blocked while rows are built and written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ._errors import CorruptLogError, EventfoldError
 from ._event import Record
 from ._reader import EventReader
 
-# A row group of Parquet: so many rows, or so many bytes of lines if those come first.
+# A Parquet row group ends after this many rows or bytes of lines, whichever comes first.
 _ROWS, _BYTES = 50_000, 16 * 2**20
 
 CSV_COLUMNS = ("offset", "ts", "type", "id", "actor", "data", "meta", "tags")
@@ -31,8 +31,8 @@ CSV_COLUMNS = ("offset", "ts", "type", "id", "actor", "data", "meta", "tags")
 class ExportFormat(enum.Enum):
     """`JSONL`: the lines of the log, byte for byte. `CSV` and `PARQUET`: a row for each event.
 
-    The columns are `offset`, `ts`, `type`, `id`, `actor`, `data`, `meta` and `tags`; `data` and `meta` are JSON, in CSV
-    `tags` too.
+    The columns are `offset`, `ts`, `type`, `id`, `actor`, `data`, `meta` and `tags`. `data` and `meta` are JSON, and so
+    is `tags` in CSV.
     """
 
     JSONL = "jsonl"
@@ -41,18 +41,18 @@ class ExportFormat(enum.Enum):
 
 
 class _Rows(Protocol):
-    """What is written of a log, slice by slice; each method but `abandon` blocks."""
+    """Writes the events of a log, slice by slice. Each method except `abandon` blocks."""
 
     def begin(self) -> None:
-        """Writes what stands before the first row. Raises `EventfoldError` where a package is missing."""
+        """Writes what comes before the first row. Raises `EventfoldError` if a package is missing."""
 
     def add(self, piece: Slice) -> None: ...
 
     def end(self) -> None:
-        """Writes what makes the file a whole one."""
+        """Completes the file."""
 
     def abandon(self) -> None:
-        """Nothing more is written."""
+        """Gives up; nothing more is written."""
 
 
 async def export_log(
@@ -62,23 +62,23 @@ async def export_log(
     *,
     progress: Callable[[int, int], object] | None = None,
 ) -> int:
-    """Writes all events of a log, live or not, to a binary file; `EventLog.backup` and `copy_log` copy a log instead.
+    """Writes all events of a log to a binary file, even while it is being written.
 
-    Cancelled, it stops after what is being written.
+    To copy a log, use `EventLog.backup` or `copy_log`. If cancelled, it stops after what is being written.
 
     Args:
         source: The data directory, an address or an engine.
         file: A buffered binary file, open for writing; it need not be seekable, and is not closed.
         format: How the events are written.
-        progress: Is called again and again with the bytes of the log that were read, and those that there are.
+        progress: Called repeatedly with the number of bytes of the log read so far and in total.
 
     Returns:
         The number of events.
 
     Raises:
         EventfoldError: `ExportFormat.PARQUET` without the package pyarrow.
-        CorruptLogError: The log is damaged; the events before the damage are in the file, which is a whole one.
-        OSError: The log could not be read, or the file not be written.
+        CorruptLogError: The log is damaged. The file is complete, and has the events before the damage.
+        OSError: The log could not be read, or the file could not be written.
     """
     rows = _WRITERS[ExportFormat(format)](file)
     reader = EventReader(source)
@@ -136,7 +136,7 @@ class _Csv(_Lines):
 
 
 def csv_row(record: Record) -> Sequence[object]:
-    """The fields of an event for CSV, in the order of `CSV_COLUMNS`; what it does not have is empty."""
+    """The fields of an event for CSV, in the order of `CSV_COLUMNS`; absent ones are empty."""
     event = record.event
     meta = "" if event.meta is None else as_json(event.meta)
     tags = as_json(event.tags) if event.tags else ""
@@ -149,7 +149,7 @@ def as_json(value: object) -> str:
 
 
 class _Sink(io.RawIOBase):
-    """A file for pyarrow, which writes the end of a file that it was given whenever it is done with it."""
+    """A file for pyarrow, which would otherwise complete a given file even when the export is abandoned."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

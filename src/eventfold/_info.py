@@ -1,7 +1,7 @@
-"""What there is to know about a log at a glance: its head, its sizes, who reads it, who writes it.
+"""A log at a glance: its head, its sizes, who reads it, who writes it.
 
-Promise: nothing is changed, and no event is decoded but the first and the last; it takes no lock, so that it never
-keeps a writer out.
+Promises: nothing is changed; only the first and the last event are decoded; no lock is taken, so a writer is never kept
+out.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ._files.segments import LogSegments
 from ._reader import EventReader
 from .snapshot import BadSnapshotError, parse
 
-# Up to this size of app.jsonl (bytes) its lines are counted, which takes some hundredths of a second.
+# Up to this size of app.jsonl (bytes), its lines are counted, which takes a few hundredths of a second.
 _COUNTED_SIZE = 64 * 2**20
 _READ_SIZE = 2**20
 
 
 class PlaceInfo(msgspec.Struct, frozen=True):
-    """How far a stored view or a consumer has come.
+    """How far a stored view or a consumer has got.
 
-    `offset` is in bytes of the whole log, `lag` the number of bytes from there to the head; both are None where
-    `problem` says why they can't be told.
+    `offset` is in bytes of the whole log, and `lag` is the number of bytes from there to the head; both are None if
+    they are unknown, and then `problem` says why.
     """
 
     name: str
@@ -45,10 +45,9 @@ class PlaceInfo(msgspec.Struct, frozen=True):
 class FilesInfo(msgspec.Struct, frozen=True):
     """What only a log in files has. Sizes are in bytes.
 
-    `base` is the offset at which `app.jsonl` begins. `frames` counts the frames of the archive with their records.
-    `events` is None where counting them would take long. `rotating` tells whether a rotation is under way, or was
-    broken off. `writer` is the process that holds the lock, as far as the system tells (on Linux, within the same
-    container).
+    `base` is the offset at which `app.jsonl` begins. `frames` counts the archive's frames with their records. `events`
+    is None if counting them would take long. `rotating` says whether a rotation is under way or was interrupted.
+    `writer` is the process that holds the lock, if the system reports it (on Linux, within the same container).
     """
 
     active_size: int
@@ -63,8 +62,8 @@ class FilesInfo(msgspec.Struct, frozen=True):
 class LogInfo(msgspec.Struct, frozen=True):
     """A log at a glance. `files` is None for a log that is not kept in files.
 
-    `bytes_a_day` and `events_a_day` are averages over the time from the first event to the last, by their `ts`; None
-    where that can't be told.
+    `bytes_a_day` and `events_a_day` are averages over the time from the first event to the last, by their `ts`; None if
+    they are unknown.
     """
 
     location: str
@@ -77,13 +76,11 @@ class LogInfo(msgspec.Struct, frozen=True):
 
 
 async def info(reader: EventReader) -> LogInfo:
-    """A log at a glance.
-
-    Args:
+    """A log at a glance. Args:
         reader: A reader of the log.
 
     Raises:
-        CorruptLogError: The head can't be told.
+        CorruptLogError: The head is unknown because of damage.
         OSError: The log could not be read.
     """
     head = await reader.head()
@@ -99,7 +96,7 @@ async def info(reader: EventReader) -> LogInfo:
 
 
 async def _days(reader: EventReader) -> float | None:
-    """The days from the first event to the last; None where there are none, or the log is damaged there."""
+    """The days from the first event to the last; None if there are none, or if the log is damaged there."""
     times = []
     try:
         for records in (reader.read_from(0), reader.read_back()):
@@ -119,7 +116,7 @@ async def _view(reader: EventReader, name: str, head: Head) -> PlaceInfo:
     except BadSnapshotError as error:
         return PlaceInfo(name, None, None, str(error))
     if found is None or found.position is None:
-        return PlaceInfo(name, None, None, "it does not tell where in the log it stands; it will be rebuilt")
+        return PlaceInfo(name, None, None, "it has no offset in the whole log; it will be rebuilt")
     return _place(name, found.position, head)
 
 
@@ -132,7 +129,7 @@ async def _consumer(reader: EventReader, name: str, head: Head) -> PlaceInfo:
 
 
 def _place(name: str, offset: int, head: Head) -> PlaceInfo:
-    # Whoever is ahead has read what came after `head` was looked up.
+    # One that is ahead has read what was appended after `head` was looked up.
     return PlaceInfo(name, offset, max(0, head.offset - offset))
 
 

@@ -1,7 +1,7 @@
-"""What the library tells the program's log.
+"""What the library writes to the program's log.
 
-Promise: each record of the logger `eventfold` has a stable name, `event_name`, and its details as attributes of their
-own, so that a filter, an alert or a JSON formatter need not take messages apart. docs/operations.md lists the names.
+Promise: each record of the logger `eventfold` has a stable name, `event_name`, and its details as attributes, so that a
+filter, an alert or a JSON formatter need not parse messages. docs/operations.md lists the names.
 """
 
 from __future__ import annotations

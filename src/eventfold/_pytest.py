@@ -17,8 +17,8 @@ def eventfold_log(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[E
     """Opens logs below the test's `tmp_path`: `async with eventfold_log(views=[view]) as log:`.
 
     It takes the options of `EventLog.open`, and `name`, that of the directory: the same name in the same test opens the
-    same log again. `sync` is `SyncMode.OS` if not given. pytest keeps the directories of the last runs, so that the log
-    of a test that failed can be looked at. Works with every plugin for async tests.
+    same log again. `sync` is `SyncMode.OS` by default. pytest keeps the directories of the last runs, so you can
+    inspect the log of a failed test. Works with every plugin for async tests.
     """
 
     def open_log(

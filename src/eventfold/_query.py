@@ -15,7 +15,7 @@ from ._event import Event
 
 
 class QueryItem(NamedTuple):
-    """One alternative of a query. Empty types stand for any type, empty tags for any tags."""
+    """One alternative of a query. Empty types match any type, empty tags any tags."""
 
     types: frozenset[str]
     tags: frozenset[str]
@@ -28,8 +28,8 @@ class Query:
     there are none) and which has all of `tags`. `a | b` matches what either matches; `Query()` matches everything.
 
     Args:
-        types: Types of events, of which an event must have one.
-        tags: Tags, of which an event must have all.
+        types: The event's type must be one of these; empty for any type.
+        tags: The event must have all of these.
 
     Raises:
         TypeError: A string was given instead of a collection of strings, or something in it is not a string.
@@ -38,7 +38,7 @@ class Query:
     __slots__ = ("items",)
 
     items: tuple[QueryItem, ...]
-    """The alternatives, sorted, without doubles."""
+    """The alternatives, sorted and without duplicates."""
 
     def __init__(self, types: Collection[str] = (), tags: Collection[str] = ()) -> None:
         object.__setattr__(self, "items", (QueryItem(_strings("types", types), _strings("tags", tags)),))
@@ -75,12 +75,12 @@ class Query:
 
     @property
     def has_tags(self) -> bool:
-        """Whether each of the alternatives has a tag, so that an index of tags can tell all events that match."""
+        """Whether every alternative has a tag, so that an index of tags can find all matching events."""
         return all([item.tags for item in self.items])  # noqa: C419 (a generator takes twice as long)
 
     @property
     def types(self) -> frozenset[str] | None:
-        """The types that an event must have one of; None if any type may match."""
+        """The types of which an event must have one; None if any type may match."""
         if any(not item.types for item in self.items):
             return None
         return frozenset().union(*(item.types for item in self.items))
@@ -95,22 +95,23 @@ class Query:
 
 
 def query_of(query: Query | None, types: Collection[str] | None) -> Query | None:
-    """A query, or the short form of one: the types of which an event must have one (None: any; empty: no event at all).
+    """The query, or that of its short form: the types of which an event must have one (None: any; empty: no event at
+    all).
 
-    Raises `ValueError` if both are given, `TypeError` for what is neither.
+    Raises `ValueError` if both are given, `TypeError` for anything else.
     """
     if query is not None and not isinstance(query, Query):
         raise TypeError(f"query must be a Query, such as Query(types={{'order_placed'}}), not {query!r}")
     if types is None:
         return query
     if query is not None:
-        raise ValueError("types were given and a query too: write the types into the query")
+        raise ValueError("both types and a query were given: put the types into the query")
     types = _strings("types", types)
     return Query(types) if types else _of(())
 
 
 def types_alone(query: Query) -> frozenset[str] | None:
-    """The types that an event must have one of, where only types matter; None where tags do, or any type may match."""
+    """The types of which an event must have one, if only types matter; None if tags do, or if any type may match."""
     return None if any(item.tags for item in query.items) else query.types
 
 

@@ -1,10 +1,10 @@
-"""Repairing a log in files: what a person may decide about it after `verify` has told what is wrong.
+"""Repairs a log in files, as a person decides after `verify` has reported what is wrong.
 
-`plan_repairs` looks and changes nothing; `repair` does what was chosen of the plan, and only while everything is still
-as the plan says.
+`plan_repairs` changes nothing; `repair` carries out the chosen parts of the plan, and only while everything is still as
+the plan says.
 
-Promises: no event is removed unless the offset from which events are lost is named; what is cut off is kept beside the
-log; nobody else writes meanwhile.
+Promises: no event is removed unless the caller names the offset from which events are lost; what is cut off is kept
+beside the log; nobody else writes meanwhile.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from ._view import View
 
 
 class CutEnd(msgspec.Struct, frozen=True):
-    """Cuts the damaged end off `app.jsonl`, from `offset` (in bytes of the whole log) on.
+    """Cuts off the damaged end of `app.jsonl` at `offset` (in bytes of the whole log).
 
-    `size` is in bytes; they are kept in `kept_in`. `events` counts the valid events among them, which are lost to the
-    log: with any, `repair` wants the offset named.
+    `size` is the number of bytes, which are kept in `kept_in`. `events` counts the valid events among them, which the
+    log loses: if there are any, `repair` requires the offset in `lose_events_from`.
     """
 
     path: str
@@ -46,7 +46,7 @@ class CutEnd(msgspec.Struct, frozen=True):
         return f"{self.path}.torn.{self.offset}"
 
     def __str__(self) -> str:
-        lost = f"; {self.events} valid events stand behind the damage and would be lost" if self.events else ""
+        lost = f"; {self.events} valid events follow the damage and would be lost" if self.events else ""
         return f"cut {self.path} at offset {self.offset} ({self.reason}): {self.size} bytes go to {self.kept_in}{lost}"
 
 
@@ -62,7 +62,7 @@ class DropSnapshot(msgspec.Struct, frozen=True):
 
 
 class ResetConsumer(msgspec.Struct, frozen=True):
-    """Makes a consumer go on from `offset` (in bytes of the whole log)."""
+    """Makes a consumer continue from `offset` (in bytes of the whole log)."""
 
     path: str
     name: str
@@ -70,14 +70,14 @@ class ResetConsumer(msgspec.Struct, frozen=True):
     reason: str
 
     def __str__(self) -> str:
-        return f"make consumer {self.name} go on from offset {self.offset} ({self.reason})"
+        return f"make consumer {self.name} continue from offset {self.offset} ({self.reason})"
 
 
 Repair: TypeAlias = CutEnd | DropSnapshot | ResetConsumer
 
 
 class RepairPlan(msgspec.Struct, frozen=True):
-    """What can be put right, and the `problems` for which only a backup helps."""
+    """The possible `repairs`, and the `problems` that only a backup can fix."""
 
     repairs: tuple[Repair, ...]
     problems: tuple[Problem, ...]
@@ -89,19 +89,19 @@ async def plan_repairs(
     views: Iterable[View[Any]] = (),
     progress: Callable[[int, int], object] | None = None,
 ) -> RepairPlan:
-    """Reads a whole log in files, and tells what of it can be repaired. Changes nothing; cancelled, it leaves nothing.
+    """Reads a whole log in files and plans its repairs. Changes nothing, and leaves nothing if cancelled.
 
-    A damaged end is told alone, since only after it was cut can be told which snapshots and consumers still fit: plan
-    again then. A consumer that has come further than the log reaches is to go on from the head; any other one whose
-    place does not fit from the start.
+    A damaged end is the only repair in its plan, since which snapshots and consumers still fit is known only after the
+    cut: plan again then. A consumer whose offset is beyond the end of the log will continue from the head; any other
+    one whose offset does not fit, from the start.
 
     Args:
         dir: The data directory.
         views: Views whose snapshots are compared with a replay of the log.
-        progress: Is called again and again with the bytes read and the bytes that there are.
+        progress: Called repeatedly with the number of bytes read so far and in total.
 
     Returns:
-        The repairs, to be given to `repair`, all or some of them.
+        The plan, all or some of whose repairs can be passed to `repair`.
 
     Raises:
         EventfoldError: There is no log in that directory, or it is kept by another engine.
@@ -134,20 +134,20 @@ async def plan_repairs(
 
 
 async def repair(dir: Address, repairs: Iterable[Repair], *, lose_events_from: int | None = None) -> None:
-    """Does what was chosen of a plan, in order, under the writer's lock.
+    """Carries out chosen repairs in order, under the writer's lock.
 
-    Cancelled, it stops after the repair that is under way; those before it are done.
+    If cancelled, it stops after the current repair; those before it are done.
 
     Args:
         dir: The data directory.
-        repairs: What `plan_repairs` gave, or some of it.
-        lose_events_from: The offset of a cut behind whose damage valid events stand, which are lost to the log then.
+        repairs: All or some of the repairs that `plan_repairs` returned.
+        lose_events_from: The offset of a cut whose damage is followed by valid events, which the log then loses.
 
     Raises:
         LogLockedError: The log is open for writing.
-        EventfoldError: Valid events would be lost and their offset was not named; a consumer is being read; or the log
-            is not as it was when the plan was made. Those repairs before it are done.
-        OSError: A file could not be read or written, such as where there is no room to keep what is cut off.
+        EventfoldError: Valid events would be lost and their offset was not named, a consumer is being read, or the log
+            has changed since the plan was made. The repairs before the failed one are done.
+        OSError: A file could not be read or written, for example if there is no room to keep what is cut off.
     """
     layout = await _layout_of(dir)
     lock = WriterLock(layout)
@@ -184,8 +184,8 @@ def _cut_end(layout: Layout, problem: Problem) -> CutEnd:
 async def _cut(layout: Layout, lock: WriterLock, chosen: CutEnd, lose_events_from: int | None) -> None:
     if chosen.events and lose_events_from != chosen.offset:
         raise EventfoldError(
-            f"{chosen.events} valid events stand behind the damage at offset {chosen.offset} of {chosen.path}, and "
-            f"would be lost to the log: restore a backup, or name the offset {chosen.offset} to lose them"
+            f"{chosen.events} valid events follow the damage at offset {chosen.offset} of {chosen.path}, and "
+            f"would be lost: restore a backup, or name the offset {chosen.offset} to lose them"
         )
     damage = await _first_damage(EventReader(layout.dir))
     end = None if damage is None else await in_thread(damaged_end, layout, damage)
@@ -195,7 +195,7 @@ async def _cut(layout: Layout, lock: WriterLock, chosen: CutEnd, lose_events_fro
 
 
 async def _first_damage(reader: EventReader) -> CorruptLogError | None:
-    """What reading the whole log meets: from anywhere else, the rest of a batch may look sound."""
+    """The first damage when reading the whole log: from anywhere else, the rest of a batch may look valid."""
     try:
         async with aclosing(reader.read_slices()) as slices:
             async for _ in slices:
@@ -210,7 +210,7 @@ async def _reset(reader: EventReader, chosen: ResetConsumer) -> None:
     assert isinstance(documents, LockingDocuments)
     lock = await documents.lock("consumer", chosen.name)
     if lock is None:
-        raise EventfoldError(f"consumer {chosen.name!r} is being read by another process: stop that first")
+        raise EventfoldError(f"consumer {chosen.name!r} is being read by another process: stop it first")
     try:
         await _Checkpoint(reader, chosen.name, 0, None).last_commit()
     except CorruptLogError:
@@ -222,4 +222,4 @@ async def _reset(reader: EventReader, chosen: ResetConsumer) -> None:
 
 
 def _changed(path: str) -> EventfoldError:
-    return EventfoldError(f"{path} is not as it was when the repair was planned: look at it again")
+    return EventfoldError(f"{path} has changed since the repair was planned: plan again")

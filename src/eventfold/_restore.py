@@ -1,15 +1,15 @@
-"""Making a log of a backup: the backup is verified, copied, and only then put into its place.
+"""Restores a backup: it is verified, copied, and only then moved into place.
 
-Everything is copied, nothing linked: a writer appends to `app.jsonl` and to the archive in place, and would change the
-backup with them.
+Everything is copied rather than linked: a writer appends to `app.jsonl` and the archive in place, which would change
+the backup too.
 
-The copy is made in a directory of its own inside the target, since that is the only place which is surely on the same
-file system, and moved from there name by name: first what depends on the log, then the base file, which says where
-`app.jsonl` begins, then `app.jsonl`, the archive last. Until that one is there, the base file keeps everybody from
-taking a part of the log for all of it.
+The copy is written to a directory inside the target, the only place that is certainly on the same file system, and
+moved from there name by name: first what depends on the log, then the base file, which says where `app.jsonl` begins,
+then `app.jsonl`, and the archive last. Until the archive is there, the base file keeps everybody from mistaking a part
+of the log for all of it.
 
-Promises: the backup is not changed, nor will it be by the restored log; a kill at any moment leaves a target that holds
-no event yet, is refused with a `CorruptLogError`, or is complete.
+Promises: neither this nor the restored log changes the backup; a kill at any moment leaves a target that has no event
+yet, is refused with a `CorruptLogError`, or is complete.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ._logging import WARNING, log_event
 from ._reader import EventReader
 from ._verify import verify
 
-# Where the copy is made, in the target.
+# The directory in the target to which the copy is written first.
 UNFINISHED = ".restoring"
 
 
@@ -40,16 +40,16 @@ async def restore(
     *,
     progress: Callable[[int, int], object] | None = None,
 ) -> Head:
-    """Makes a log of a backup, with its snapshots and its consumers' offsets; it can be opened at once.
+    """Restores a backup with its snapshots and consumers' offsets, so that it can be opened at once.
 
-    The backup is read and verified first, and stays as it is. Cancelled, it leaves no log in `dir`, and can be called
-    again. So it is if it was killed, unless that was in its last moment: then `dir` holds the log, or what is to be
-    removed first.
+    The backup is verified first, and never changed. If cancelled, it leaves no log in `dir`, and can be called again.
+    The same holds if the process is killed, unless that happens at the last moment: then `dir` contains the log, or
+    files that must be removed first.
 
     Args:
         backup: The directory that `EventLog.backup` wrote.
-        dir: The data directory that is to be: not there yet, or empty.
-        progress: Is called again and again with the bytes verified or copied, and the bytes that there are.
+        dir: The data directory to create; it may exist if it is empty.
+        progress: Called repeatedly with the number of bytes verified or copied so far and in total.
 
     Returns:
         The head of the log.
@@ -57,8 +57,8 @@ async def restore(
     Raises:
         CorruptLogError: The log in the backup is damaged; nothing was copied. A snapshot or a consumer's offset that
             does not fit is left out, with a warning.
-        EventfoldError: There is no backup, another call restores into `dir`, or that holds something; also if that was
-            put there meanwhile, such as by a program that opened it. It is left as it is.
+        EventfoldError: There is no backup, another call is restoring into `dir`, or `dir` is not empty, even if
+            something was put there only meanwhile, such as by a program that opened it. It is left as it is.
         OSError: A file could not be read or written.
     """
     source, target = Layout(backup), Layout(dir)
@@ -72,7 +72,7 @@ async def restore(
         log_event(
             WARNING,
             "restore.left_out",
-            "not restored: %(path)s, offset %(offset)d: %(reason)s",
+            "did not restore %(path)s, offset %(offset)d: %(reason)s",
             path=problem.path,
             offset=problem.offset,
             reason=problem.reason,
@@ -90,14 +90,14 @@ async def restore(
 
 
 class _Claim:
-    """What keeps others from restoring into the same directory; it ends with the process."""
+    """Keeps others from restoring into the same directory; it ends with the process."""
 
     def __init__(self, target: Layout) -> None:
         self._dir = target.dir
         self._lock: NamedLock | None = None
 
     def take(self) -> None:
-        """Raises `EventfoldError` where another one restores there."""
+        """Raises `EventfoldError` if another call is restoring there."""
         self._lock = NamedLock.take_directory(self._dir)
         if self._lock is None:
             raise EventfoldError(f"{self._dir} is being restored by another call or process: let it finish")
@@ -116,7 +116,7 @@ def _check(source: Layout, target: Layout) -> None:
         return
     if found:
         raise EventfoldError(
-            f"{target.dir} is not empty, and holds {min(found)!r}: move what is there away, or choose another directory"
+            f"{target.dir} is not empty: it contains {min(found)!r}; move that away, or choose another directory"
         )
 
 
@@ -129,34 +129,34 @@ def _check_still_empty(target: Layout) -> None:
 def _begun_meanwhile(target: Layout, name: str) -> EventfoldError:
     return EventfoldError(
         f"{name!r} was put into {target.dir} while the backup was being restored there: stop the program that opens "
-        "this directory, move what is there away, and restore again"
+        "this directory, move its content away, and restore again"
     )
 
 
 def _begin(source: Layout, target: Layout, unfinished: Layout) -> None:
-    """Removes what a restoring has left that was broken off: after a power cut, anything may be in its files."""
+    """Removes what an interrupted restore has left: after a power cut, anything may be in its files."""
     _check(source, target)
     if unfinished.dir.exists():
         shutil.rmtree(unfinished.dir)
 
 
 def _put_in_place(unfinished: Layout, target: Layout) -> None:
-    # Somebody may have begun a log there meanwhile, and appended to it. Whoever opens the directory makes app.jsonl
-    # first and looks at the base file then: so either we see app.jsonl below, or it is refused because of the base.
+    # Somebody may have created a log there meanwhile, and appended to it. A writer that opens the directory creates
+    # app.jsonl first and then reads the base file: so either we see app.jsonl below, or the base file makes it fail.
     _check_still_empty(target)
     for directory in (unfinished.views_dir, unfinished.consumers_dir):
         if directory.exists():
             operations.rename(directory, target.dir / directory.name)
     for path in (unfinished.base_path, unfinished.log_path, unfinished.archive_path):
         if path.exists():
-            # One after the other, also after a power cut.
+            # One after the other, even after a power cut.
             operations.sync_dir(target.dir)
             if path == unfinished.log_path and target.log_path.exists():
-                operations.unlink(target.base_path)  # speaks of another log than the one that was begun
+                operations.unlink(target.base_path)  # describes a log other than the one that was created
                 raise _begun_meanwhile(target, target.log_path.name)
             operations.rename(path, target.dir / path.name)
     operations.sync_dir(target.dir)
     try:
         os.rmdir(unfinished.dir)
     except OSError:
-        pass  # somebody has put something there; the log is complete all the same
+        pass  # somebody has put something there; the log is complete anyway

@@ -1,7 +1,7 @@
-"""Rotates a log while appends go on: when it is asked to, and on its own once the active log is too large.
+"""Rotates a log while appends continue: on request, and automatically once the active log is too large.
 
-Promises: one rotation at a time; one that failed on its own is tried again later, at intervals that grow; cancelling
-whoever waits for a rotation does not stop it.
+Promises: there is one rotation at a time; a failed automatic one is tried again later, at growing intervals; cancelling
+a caller that waits for a rotation does not stop it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ._errors import WriterFailedError
 from ._logging import WARNING, log_event
 from ._reader import EventReader
 
-# Seconds before a rotation that failed on its own is tried again; each further failure doubles them, up to the last.
+# Seconds before a failed automatic rotation is tried again; each further failure doubles them, up to the second value.
 RETRY_INTERVAL, LAST_RETRY_INTERVAL = 1.0, 60.0
 
 
@@ -39,7 +39,7 @@ class ViewOps(Protocol):
 
 
 class Rotator:
-    """The rotations of one open log. `fail` is called with what leaves the writer unable to go on."""
+    """The rotations of one open log. `fail` is called with an error that leaves the writer unable to continue."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Rotator:
         task.result()
 
     def rotate_if_due(self, views: Iterable[ViewOps]) -> None:
-        """Starts the same if the active log is too large and no rotation is running."""
+        """Starts a rotation if the active log is too large and none is running."""
         if self._committer.rotation_is_due and not self.running and self._loop.time() >= self._not_before:
             self._start(views, if_due=True).add_done_callback(self._ended_on_its_own)
 

@@ -1,10 +1,10 @@
-"""Ending open streams when a server is told to stop.
+"""Ends open streams when a server is asked to stop.
 
-A web server waits for open responses before it ends the application, and a tail never ends by itself; so the streams
-must hear of the signal too.
+A web server waits for open responses before it ends the application, and a tail never ends on its own; so the signal
+must end the streams too.
 
-Promises: the handlers that were there before are called, and are put back at the end; a signal that nobody handles
-keeps its default action; outside the main thread, where no signal arrives, nothing happens.
+Promises: the previous handlers are called, and are restored at the end; a signal that nobody handles keeps its default
+action; outside the main thread, where no signal arrives, nothing happens.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def end_streams_on_stop(log: EventLog) -> Iterator[None]:
                 yield {"log": log}
 
     Tails and watches end as if the log were closed, and a `wait_until` that still waits raises `LogClosedError`;
-    appends and reads go on until the log is closed. The signal is then passed to the handler that was installed before.
-    A signal without a handler keeps its default action. Outside the main thread, under a test client for example, this
-    does nothing.
+    appends and reads continue until the log is closed. The signal is then passed to the handler that was installed
+    before. A signal without a handler keeps its default action. Outside the main thread, under a test client for
+    example, this does nothing.
 
     Args:
         log: An open log.
@@ -61,7 +61,9 @@ def end_streams_on_stop(log: EventLog) -> Iterator[None]:
     try:
         for number in STOPS:
             previous = signal.getsignal(number)
-            if callable(previous):  # else the default action, SIG_IGN, or a handler that is not Python's
+            if callable(
+                previous
+            ):  # otherwise it is the default action, SIG_IGN, or a handler not installed from Python
                 handler = pass_to(previous)
                 signal.signal(number, handler)
                 installed.append((number, handler, previous))

@@ -1,7 +1,7 @@
-"""What may become of a state on disk: whether it reads back as it was, and if not, where it differs.
+"""Whether a state is the same after being saved and loaded, and if not, where it differs.
 
-Promise: two states without a difference are equal and of the same types all through, so that folding on from either
-gives the same. A Counter equals a dict, and acts otherwise; that is a difference.
+Promise: two states without a difference are equal and of the same types throughout, so that folding on from either
+gives the same. A Counter equals a dict, but behaves differently; that is a difference.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from .snapshot import decode_state
 
 
 def difference(state: Any, read: Any) -> str | None:
-    """Where and how a state differs from what it reads back as, such as `jobs['x'].due: 1 became '1'`.
+    """Where and how a state differs from the one read back, such as `jobs['x'].due: 1 became '1'`.
 
-    An `int` that reads back as the equal `float` is no difference: it stands in a field that is declared `float`.
+    An `int` that reads back as the equal `float` is not a difference: its field is declared `float`.
     """
     found = _difference(state, read, "")
     if found is None:

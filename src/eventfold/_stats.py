@@ -1,4 +1,4 @@
-"""What a log has done since it was opened, and what waits: plain counters, which cost an append next to nothing."""
+"""What a log has done since it was opened, and what is waiting: counters that cost an append next to nothing."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class ViewStats(msgspec.Struct, frozen=True):
 
 
 class LogStats(msgspec.Struct, frozen=True):
-    """What `EventLog.stats` tells. Counters begin with 0 when the log is opened.
+    """The result of `EventLog.stats`. Counters start at 0 when the log is opened.
 
     Attributes:
         head: The offset of the durable head, in bytes of the whole log; None for a read-only log.
         appends: Calls that were acknowledged, each of one event or of a batch.
-        refused: Calls that were not: conflicts, and whatever failed in the commit.
-        batches: Commits, each of all that waited.
-        largest_batch: The most calls in one commit.
-        commit_seconds: The time that all commits took, from the judging to the end of the sync.
+        refused: Calls that were not: conflicts, and those that failed in the commit.
+        batches: Commits, each of all appends that were waiting.
+        largest_batch: The largest number of calls in one commit.
+        commit_seconds: The total time of all commits, from checking conditions to the end of the sync.
         slowest_commit_seconds: The longest of them.
-        queued: Calls that wait to be committed now.
-        waiting_for_place: Calls that wait now because the queue is full.
-        waiting: Tails, watches and waits for events of this log in this process that wait now.
+        queued: Calls that are waiting to be committed.
+        waiting_for_place: Calls that are waiting because the queue is full.
+        waiting: Tails, watches and waits that are waiting for events of this log in this process.
         views: The registered views by name.
     """
 

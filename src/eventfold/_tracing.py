@@ -1,6 +1,6 @@
 """Where the library's spans begin and end. Nothing is traced until `eventfold.telemetry` sets a tracer.
 
-Promise: while there is none, an append costs one look at a variable more.
+Promise: without one, tracing costs an append a single check of a variable.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Any, Protocol
 
 
 class Span(Protocol):
-    """Something that the library does, from its start to its end."""
+    """An operation of the library, from its start to its end."""
 
     def set(self, **attributes: str | int | bool) -> None:
         """Adds details."""
 
     def end(self, error: BaseException | None = None, **attributes: str | int | bool) -> None:
-        """Ends it, with an error where it failed."""
+        """Ends the span, with an error if the operation failed."""
 
 
 class Tracer(Protocol):
-    """What begins spans. Attributes are named without the prefix `eventfold.`."""
+    """Starts spans. Attributes are named without the prefix `eventfold.`."""
 
     def start(self, name: str, caused_by: Iterable[Span], attributes: dict[str, Any]) -> Span:
-        """A span below the current one, linked to others, and ended by its caller."""
+        """Starts a child of the current span, linked to others; the caller ends it."""
 
     def enter(self, name: str, attributes: dict[str, Any]) -> AbstractContextManager[Span]:
-        """The same as the current span of a block of code, whose exception it records."""
+        """Starts a span that is current in a block of code, whose exception it records."""
 
 
 tracer: Tracer | None = None
@@ -47,7 +47,7 @@ _no_block: AbstractContextManager[Span] = nullcontext(_no_span)
 
 
 def start(name: str, caused_by: Iterable[Span] = (), **attributes: str | int | bool) -> Span:
-    """Begins a span that `end` or `end_with` ends."""
+    """Starts a span that `end` or `end_with` ends."""
     return _no_span if tracer is None else tracer.start(name, caused_by, attributes)
 
 

@@ -1,6 +1,6 @@
-"""Verifying a log: everything is read once, and whatever does not fit is told with its file and offset.
+"""Verifies a log: everything is read once, and every problem is reported with its file and offset.
 
-Promise: nothing is changed; memory stays within some blocks, whatever the log's size.
+Promises: nothing is changed; memory is bounded by a few blocks, whatever the log's size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .snapshot import BadSnapshotError, Snapshot, parse
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Something that does not fit: the file (or document), the offset in the whole log (bytes), and what is wrong."""
+    """A problem: the file (or document), the offset in the whole log (bytes), and what is wrong."""
 
     path: str
     offset: int
@@ -43,8 +43,8 @@ class Problem(msgspec.Struct, frozen=True):
 class VerifyReport(msgspec.Struct, frozen=True):
     """What `verify` found. `size` is in bytes of lines, `frames` counts the frames of the archive with their records.
 
-    `events` and `size` count what stands before the first damage in the log. `snapshots` and `consumers` are the
-    numbers of those that were looked at.
+    `events` and `size` count what comes before the first damage in the log. `snapshots` and `consumers` are the numbers
+    of those that were checked.
     """
 
     location: str
@@ -64,16 +64,16 @@ class VerifyReport(msgspec.Struct, frozen=True):
 async def verify(
     source: Address, *, views: Iterable[View[Any]] = (), progress: Callable[[int, int], object] | None = None
 ) -> VerifyReport:
-    """Reads a whole log, live or not, and tells what is wrong with it.
+    """Reads a whole log, even while it is being written, and reports what is wrong with it.
 
-    The archive's frames are compared with their records, every line is decoded, the base file must fit, and snapshots
-    and consumers must stand at a line of this log. Reading the log ends at its first damage. Cancelled, it leaves
-    nothing behind.
+    The archive's frames are compared with their records, every line is decoded, the base file must match, and snapshots
+    and consumers must be at the end of a line of this log. Reading the log ends at its first damage. If cancelled, it
+    leaves nothing behind.
 
     Args:
         source: The data directory, an address or an engine.
         views: Views whose snapshots are compared with a replay of the log. They may be registered with an open log.
-        progress: Is called again and again with the bytes read and the bytes that there are.
+        progress: Called repeatedly with the number of bytes read so far and in total.
 
     Raises:
         OSError: A file could not be read.
@@ -109,7 +109,7 @@ async def _verify(
     frames = await in_thread(_frames, Layout(paths.dir)) if isinstance(paths, Paths) else 0
     snapshots = await reader.documents.names("view")
     consumers = await reader.documents.names("consumer")
-    if head is not None:  # else nothing can be looked up in the log
+    if head is not None:  # otherwise nothing can be looked up in the log
         by_name = {view.name: view for view in views}
         for name in snapshots:
             await _check_snapshot(reader, name, by_name.get(name), problems)
@@ -126,7 +126,7 @@ def _problem(error: CorruptLogError) -> Problem:
 
 
 def _add(problems: list[Problem], error: CorruptLogError) -> None:
-    """Adds a damage, unless it is the one that another look has found."""
+    """Adds a problem, unless another check has found it already."""
     if _problem(error) not in problems:
         problems.append(_problem(error))
 
@@ -148,10 +148,10 @@ async def _check_snapshot(reader: EventReader, name: str, view: View[Any] | None
     try:
         found = parse(data)
         if found.position is None:
-            return  # the Rust crate's: it tells its place in app.jsonl only, and is rebuilt where that moved
+            return  # the Rust crate's: it has only a position in app.jsonl, and is rebuilt after a rotation
         position = found.position
         if (await reader.read_line_hash_before(position) or "") != (found.position_hash or ""):
-            raise BadSnapshotError("the log before this offset is not the one that it was made of")
+            raise BadSnapshotError("the log before this offset is not the one from which it was made")
         if view is not None and view._snapshot.is_of_this_view(found):
             await _check_state(reader, found, position, view)
     except CorruptLogError as error:
@@ -165,11 +165,11 @@ async def _check_state(reader: EventReader, found: Snapshot, position: int, view
     replayed = await state_at(reader, view, position)
     different = difference(replayed, stored)
     if different is not None:
-        raise BadSnapshotError(f"a replay gives another state: {different} in the snapshot")
+        raise BadSnapshotError(f"a replay gives a different state: {different} in the snapshot")
 
 
 async def state_at(reader: EventReader, view: View[Any], at: int | datetime) -> Any:
-    """A view's state as of an offset or a time, folded anew; the view itself stays as it is.
+    """A view's state as of an offset or a time, folded from the beginning; the view itself is not changed.
 
     Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins, `ReducerError`,
     `CorruptLogError`, `OSError`.
@@ -184,7 +184,7 @@ async def state_at(reader: EventReader, view: View[Any], at: int | datetime) -> 
 
 
 async def offset_at_time(reader: EventReader, time: int) -> int:
-    """Where the first event stands whose `ts` (seconds) is `time` or later; the head's offset if there is none."""
+    """The offset of the first event whose `ts` (seconds) is `time` or later; the head's offset if there is none."""
     head = (await reader.head()).offset
     async with aclosing(reader.read_from(0, until=head)) as records:  # type: ignore[type-var]
         async for record in records:

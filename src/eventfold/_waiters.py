@@ -1,10 +1,10 @@
-"""Those who wait for news of one log in this process: the durable head of its writer, and one watcher for all waits.
+"""The waiters for news of one log in this process: the writer's durable head, and one watcher for all waits.
 
-Where the writer lives in this process it publishes its head here and so wakes the waiters itself. Otherwise the
-engine's watcher runs while somebody waits.
+A writer in this process publishes its head here, and so wakes the waiters itself. Otherwise the engine's watcher runs
+while anything waits.
 
-Promises: readers in the writer's process are told of durable events only; a log has at most one watcher, and none while
-nobody waits.
+Promises: readers in the writer's process see only durable events; a log has at most one watcher, and none while nothing
+waits.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ._codec.lines import SLICE_SIZE, Lines
 from ._errors import copy_error
 from ._event import Head
 
-# So many waits end in one turn of the loop: those who waited run in the next, and others want to run too.
+# How many waits end in one turn of the loop: their tasks run in the next turn, and other tasks must get to run too.
 _ENDED_AT_ONCE = 200
 
 
 class Releasable(Protocol):
-    """Something that is held as long as a log is open."""
+    """Something that is held while a log is open."""
 
     def release(self) -> None: ...
 
@@ -33,7 +33,7 @@ class Releasable(Protocol):
 class Scope:
     """The waits that end together, because the log that they belong to is closed.
 
-    `final_head` is the last durable head of the writer that was closed: tails give what stands before it, then end.
+    `final_head` is the last durable head of the closed writer: tails yield what is before it, then end.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Scope:
         self._locks: weakref.WeakSet[Releasable] = weakref.WeakSet()
 
     def release_at_close(self, lock: Releasable) -> None:
-        """Has a lock released when the scope is closed; at once if it is."""
+        """Releases a lock when the scope is closed, or at once if it is closed already."""
         with self._lock:
             if not self.closed:
                 self._locks.add(lock)
@@ -63,11 +63,11 @@ class Scope:
 
     @property
     def waiting(self) -> int:
-        """How many wait now."""
+        """How many waits there are."""
         return len(self.waits)
 
     def add(self, wait: _Wait) -> None:
-        """Registers a wait, which must then look at `closed` itself."""
+        """Registers a wait, which must then check `closed` itself."""
         with self._lock:
             self.waits.add(wait)
 
@@ -77,7 +77,7 @@ class Scope:
 
 
 class _Wait:
-    """Somebody who waits for a head beyond an offset, in an event loop of any thread."""
+    """A wait for a head beyond an offset, in an event loop of any thread."""
 
     def __init__(self, offset: int, seen: bool) -> None:
         self.offset = offset
@@ -101,7 +101,7 @@ class _Wait:
 
 
 def _end_everywhere(waits: Iterable[_Wait], news: Head | Exception | None) -> None:
-    """Ends waits of any event loops, from any thread."""
+    """Ends waits in any event loops, from any thread."""
     by_loop: dict[asyncio.AbstractEventLoop, list[_Wait]] = {}
     for wait in waits:
         by_loop.setdefault(wait.loop, []).append(wait)
@@ -112,7 +112,7 @@ def _end_everywhere(waits: Iterable[_Wait], news: Head | Exception | None) -> No
             continue
         try:
             loop.call_soon_threadsafe(_end, its_waits, news)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed, so nothing is waiting in it
             pass
 
 
@@ -125,22 +125,21 @@ def _end(waits: list[_Wait], news: Head | Exception | None) -> None:
 
 
 class Watcher(Protocol):
-    """What notices that others have appended, and calls `Waiters.notify`."""
+    """Notices that others have appended, and calls `Waiters.notify`."""
 
     @property
     def head(self) -> Head | None:
-        """The newest head that it has seen; None before the first look."""
+        """The newest head that it has seen; None before the first check."""
 
     def stop(self) -> None:
-        """Ends the watching; it may go on for some milliseconds. Any thread may call it."""
+        """Stops watching, within a few milliseconds. Any thread may call it."""
 
 
 class Waiters:
-    """All that wait for news of one log in this process, and the head that is known of it.
+    """All waits for news of one log in this process, and the log's last known head.
 
-    `new_watcher` makes the engine's watcher, which is there while somebody waits.
-
-    With `watch_beside_writer`, also while a writer lives in this process: on an engine to which others append as well.
+    `new_watcher` creates the engine's watcher, which runs while anything waits. With `watch_beside_writer`, also while
+    a writer lives in this process: on an engine to which others append as well.
     """
 
     def __init__(self, new_watcher: Callable[[], Watcher], *, watch_beside_writer: bool = False) -> None:
@@ -159,7 +158,7 @@ class Waiters:
 
     @property
     def durable_head(self) -> Head | None:
-        """The durable head, where a writer of this process tells it."""
+        """The durable head, if a writer in this process publishes it."""
         return self._published
 
     def _needs_watcher(self) -> bool:
@@ -172,7 +171,7 @@ class Waiters:
         self._watcher = self._published = self._newest = None
 
     def newest(self, start: Head, end: Head) -> Lines | None:
-        """The lines between two heads, if they are what came in last; the hash of the first may be unknown ("")."""
+        """The lines between two heads, if they are the newest; the hash of the first head may be unknown ("")."""
         if self._newest is None:
             return None
         first, last, lines = self._newest
@@ -180,10 +179,10 @@ class Waiters:
         return lines if same else None
 
     def publish(self, head: Head | None, lines: Lines | None = None) -> None:
-        """The writer of this process says what is durable now, and what it wrote last; None says that it is gone."""
+        """Sets the durable head of this process's writer, and its newest lines; None if the writer is gone."""
         known, self._published = self._published, head
         if known is None or head is None:
-            # Before anybody is told: a watcher that looks just now must not tell what is not durable.
+            # Before notifying: a watcher that checks at this moment must not report what is not durable.
             self._newest = None
             self._update_watcher()
         if head is not None:
@@ -197,10 +196,10 @@ class Waiters:
         *,
         watcher: Watcher | None = None,
     ) -> None:
-        """Ends the waits that this head, or this failure to find it, is news for. Any thread may call it.
+        """Ends the waits for which this head, or this failure to find it, is news. Any thread may call it.
 
-        `lines` are those from the head that was `known` before up to this one. A `watcher` names itself: what it saw
-        does not count if it was stopped meanwhile, since a writer that has begun here may not have synced that yet.
+        `lines` are those from the previously `known` head up to this one. A `watcher` passes itself: what it saw is
+        ignored if it was stopped meanwhile, since a writer that started in this process may not have synced it yet.
         """
         with self._lock:
             if watcher is not None and watcher is not self._watcher:
@@ -211,7 +210,7 @@ class Waiters:
                 and known is not None
                 and lines is not None
                 and 0 < len(lines.data) <= SLICE_SIZE
-                # Where others append too, something may stand between what was known and these lines.
+                # If others append too, there may be something between the known head and these lines.
                 and lines.start_offset == known.offset
             ):
                 self._newest = known, news, lines
@@ -221,7 +220,7 @@ class Waiters:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Around all that waits: what others append is noticed meanwhile."""
+        """Keeps the watcher running inside the block, so that what others append is noticed."""
         with self._lock:
             self._interested += 1
         self._update_watcher()
@@ -242,9 +241,10 @@ class Waiters:
                 self._watcher = self._newest = None
 
     async def wait(self, offset: int, scope: Scope, *, seen: bool = False) -> Head | None:
-        """The head, once it lies beyond `offset` (bytes); None once the scope is closed. Call it inside `watched`.
+        """Waits for a head beyond `offset` (bytes) and returns it; None once the scope is closed. Call it inside
+        `watched`.
 
-        With `seen`, the head once was at `offset`: then also one that lies before it, which may be an older one, or
+        With `seen`, the head once was at `offset`: then a head before it ends the wait too; it may be an older one, or
         mean that somebody cut the log. Raises what kept the watcher from finding the head.
         """
         wait = _Wait(offset, seen)
@@ -252,7 +252,7 @@ class Waiters:
             self._waits.add(wait)
         scope.add(wait)
         try:
-            # Whatever was told before the wait was known must be asked for.
+            # Whatever was reported before the wait was registered must be checked for.
             watcher = self._watcher
             heads = self.durable_head, None if watcher is None else watcher.head
             head = max((head for head in heads if head is not None), default=None)

@@ -1,11 +1,10 @@
-"""Personal data in a log that is never rewritten: fields encrypted with a key for each person, the keys kept apart.
+"""Personal data in a log that is never rewritten: fields encrypted with a key for each person, kept outside the log.
 
-Whoever deletes the key has erased the person from the log, its archive and every backup of them at once. Needs the
-extra `crypto`.
+Deleting a key erases the person from the log, its archive and every backup of them at once. Needs the extra `crypto`.
 
-Promises: what was changed, was moved to another field or to another person, or meets another key is an error and never
-shown; what has lost its key is a `Forgotten`; once `forget` returns, the key is no longer in the store, also after a
-power failure.
+Promises: a value that was changed, was moved to another field or person, or meets the wrong key is an error and never
+revealed; a value whose key is gone becomes a `Forgotten`; once `forget` returns, the key is no longer in the store,
+even after a power failure.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ __all__ = ["DirectoryKeys", "Forgotten", "Key", "KeyEntry", "KeyStore", "Privacy
 
 MARK = "$protected"
 KEY_SIZE = 32  # bytes: AES-256
-NONCE_SIZE = 12  # bytes, as GCM has it
+NONCE_SIZE = 12  # bytes, as usual for GCM
 
 
 class ProtectedDataError(EventfoldError):
-    """A protected value can't be decrypted though there is a key: it was changed or moved, or the key is wrong."""
+    """A protected value can't be decrypted although there is a key: it was changed or moved, or the key is wrong."""
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """Stands for a value whose key is gone. Is false, and prints as `[forgotten]`."""
+    """A placeholder for a value whose key is gone. It is false, and prints as `[forgotten]`."""
 
     subject: str
 
@@ -58,7 +57,7 @@ class Forgotten:
 
 @dataclass(frozen=True)
 class Key:
-    """A subject's key; the random `id` stands in what was encrypted with it."""
+    """A subject's key; its random `id` is stored with everything that was encrypted with it."""
 
     id: str
     secret: bytes = field(repr=False)
@@ -73,16 +72,16 @@ class KeyEntry:
 
 
 class KeyStore(Protocol):
-    """Where keys are kept: a directory (`DirectoryKeys`), or an object of yours before a key management service."""
+    """Where keys are kept: a directory (`DirectoryKeys`), or your own adapter to a key management service."""
 
     async def load(self, subject: str) -> KeyEntry:
-        """What there is of a subject; an empty entry if it is unknown."""
+        """Returns the subject's entry; an empty one if the subject is unknown."""
 
     async def create(self, subject: str) -> Key:
-        """The subject's key; a new one, which is stored for good before this returns, if there is none."""
+        """Returns the subject's key; if there is none, a new one, which is durable before this returns."""
 
     async def delete(self, subject: str) -> None:
-        """Deletes the subject's key for good and keeps its id as forgotten; nothing if there is none."""
+        """Deletes the subject's key durably and keeps its id as forgotten; does nothing if there is no key."""
 
 
 class Privacy:
@@ -96,20 +95,20 @@ class Privacy:
         self._keys = keys
 
     async def protect(self, data: Mapping[str, Any], subject: str, fields: Collection[str]) -> dict[str, Any]:
-        """The data of an event with some of its fields encrypted.
+        """Returns an event's data with some of its fields encrypted.
 
-        Cancelled, it may have made the subject's key.
+        If cancelled, it may have created the subject's key.
 
         Args:
             data: The event's data, which is not changed.
-            subject: Whose data it is. It stands in the log as it is: use an id that tells nothing.
+            subject: Whose data it is. It is stored in plain text: use an id that reveals nothing.
             fields: The names of the fields to encrypt, each with any JSON value.
 
         Returns:
             New data for the event.
 
         Raises:
-            ValueError: A field is not there (a misspelt one would be written as it is), the data holds protected
+            ValueError: A field is missing (a misspelt one would leave the value readable), the data contains protected
                 values already, or the subject is empty.
             TypeError: A value is not JSON, or `fields` is a string.
             OSError: The key could not be read or stored.
@@ -117,12 +116,12 @@ class Privacy:
         if isinstance(fields, str):
             raise TypeError(f"fields must be a collection of names, not the string {fields!r}")
         if not isinstance(subject, str) or not subject:
-            raise ValueError(f"the subject must be a string that is not empty, not {subject!r}")
+            raise ValueError(f"the subject must be a non-empty string, not {subject!r}")
         missing = sorted(set(fields) - set(data))
         if missing:
             raise ValueError(f"the data has no field {missing[0]!r} to protect; it has: {', '.join(map(str, data))}")
         if any(_marked(data, "")):
-            raise ValueError(f"the data holds a protected value (an object with the key {MARK!r}) already")
+            raise ValueError(f"the data contains a protected value (an object with the key {MARK!r}) already")
         plain = {name: msgspec.json.encode(data[name]) for name in fields}
         key = await self._keys.create(subject)
         result = dict(data)
@@ -133,10 +132,10 @@ class Privacy:
         return result
 
     async def reveal(self, data: Any, field: str = "") -> Any:
-        """The same data with all protected values decrypted.
+        """Returns the same data with all protected values decrypted.
 
-        Works on an event's data and on anything of dicts and lists, such as a view's state, as long as a value stands
-        under the name of its field, in a list or not.
+        Works on an event's data and on any dicts and lists, such as a view's state, as long as each value is under the
+        name of its original field, in a list or not.
 
         Args:
             data: The data, which is not changed.
@@ -146,8 +145,8 @@ class Privacy:
             New data, with a `Forgotten` for each value whose key is gone.
 
         Raises:
-            ProtectedDataError: A value was changed, stands in another field than the one that it was protected in, or
-                the store has another key of that subject.
+            ProtectedDataError: A value was changed, is in a field other than the one in which it was protected, or the
+                store has a different key for that subject.
             OSError: A key could not be read.
         """
         subjects = sorted({_subject(name, value) for name, value in _marked(data, field)})
@@ -157,8 +156,8 @@ class Privacy:
     async def forget(self, subject: str) -> None:
         """Deletes a subject's key: what was protected with it can't be revealed again, wherever it was copied to.
 
-        Once it returns, the key is gone for good. Cancelled, it may be gone or not: call it again. If the subject comes
-        back, it gets a new key.
+        Once it returns, the key is gone for good. If cancelled, the key may or may not be gone: call it again. If the
+        subject returns, it gets a new key.
 
         Args:
             subject: Whose data is to be forgotten.
@@ -172,8 +171,8 @@ class Privacy:
 class DirectoryKeys:
     """A directory with one file for each subject, which only its owner can read; safe to share between processes.
 
-    The directory is made if need be. A file is named after the SHA-256 of its subject and holds JSON; it stays, without
-    the key, when the subject is forgotten.
+    The directory is created if necessary. A file is named after the SHA-256 of its subject and contains JSON; it stays,
+    without the key, when the subject is forgotten.
 
     Args:
         dir: The directory: not the log's, and not part of the log's backups.
@@ -187,15 +186,15 @@ class DirectoryKeys:
         return f"<DirectoryKeys in {str(self._dir)!r}>"
 
     async def load(self, subject: str) -> KeyEntry:
-        """What there is of a subject. Raises `ProtectedDataError` if its file is damaged."""
+        """Returns the subject's entry. Raises `ProtectedDataError` if its file is damaged."""
         return await asyncio.to_thread(self._load, subject)
 
     async def create(self, subject: str) -> Key:
-        """The subject's key, a new one if there is none. Cancelled, the key may have been made."""
+        """Returns the subject's key, a new one if there is none. If cancelled, the key may have been created."""
         return await asyncio.to_thread(self._create, subject)
 
     async def delete(self, subject: str) -> None:
-        """Deletes the subject's key for good. Cancelled, it may be gone or not."""
+        """Deletes the subject's key durably. If cancelled, the key may or may not be gone."""
         await asyncio.to_thread(self._delete, subject)
 
     def _path(self, subject: str) -> Path:
@@ -236,9 +235,9 @@ class DirectoryKeys:
                 _sync_dir(self._dir)  # the process that deleted it may have died before
 
     def _store(self, subject: str, entry: KeyEntry) -> None:
-        """Replaces the subject's file, atomically and for good."""
+        """Replaces the subject's file, atomically and durably."""
         path = self._path(subject)
-        # A fixed name: what a killed process left there, a key perhaps, is overwritten or removed by the next one.
+        # A fixed name: what a killed process left there, perhaps a key, is overwritten or removed by the next one.
         temporary = path.with_suffix(".tmp")
         temporary.unlink(missing_ok=True)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -255,7 +254,7 @@ class DirectoryKeys:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Alone among all threads and processes; the lock goes with the process."""
+        """Holds a lock against all threads and processes; it ends with the process."""
         if not self._dir.is_dir():
             self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sync_dir(self._dir.parent)
@@ -283,12 +282,12 @@ def _sync_dir(path: Path) -> None:
 
 
 def _associated(subject: str, field: str) -> bytes:
-    """What is authenticated along with a value, so that it can't be moved; JSON, in which two never look the same."""
+    """What is authenticated along with a value, so that it can't be moved; JSON, so that no two are the same."""
     return msgspec.json.encode(["eventfold", 1, subject, field])
 
 
 def _marked(data: Any, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All that looks like a protected value, each with the name of its field."""
+    """Everything that looks like a protected value, each with the name of its field."""
     if isinstance(data, Mapping):
         if MARK in data:
             yield field, data
@@ -301,7 +300,7 @@ def _marked(data: Any, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _subject(field: str, value: Mapping[str, Any]) -> str:
-    """Whose value it is. Raises `ProtectedDataError` for one that `protect` can't have made."""
+    """The subject of a value. Raises `ProtectedDataError` for a value that `protect` can't have created."""
     if {name: type(part) for name, part in value.items()} != {MARK: str, "subject": str, "key": str}:
         raise ProtectedDataError(f"the protected value in the field {field!r} was changed: {dict(value)!r}")
     subject: str = value["subject"]
@@ -324,7 +323,7 @@ def _decrypt(text: str, subject: str, key_id: str, field: str, entry: KeyEntry) 
     where = f"the value of {subject!r} in the field {field!r} can't be decrypted"
     if key_id != entry.key.id:
         raise ProtectedDataError(
-            f"{where}: it needs the key {key_id}, and the store has {entry.key.id}; is it another?"
+            f"{where}: it needs the key {key_id}, and the store has {entry.key.id}; is it the wrong store?"
         )
     try:
         encrypted = base64.b64decode(text, validate=True)
@@ -332,5 +331,5 @@ def _decrypt(text: str, subject: str, key_id: str, field: str, entry: KeyEntry) 
         return msgspec.json.decode(AESGCM(entry.key.secret).decrypt(nonce, value, _associated(subject, field)))
     except (InvalidTag, ValueError) as error:
         raise ProtectedDataError(
-            f"{where}: it was changed, was protected as another field, or the key is another one"
+            f"{where}: it was changed, it was protected as another field, or the key is wrong"
         ) from error

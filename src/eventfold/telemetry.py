@@ -22,28 +22,29 @@ __all__ = ["handling", "instrument", "uninstrument"]
 
 
 def instrument(tracer_provider: trace.TracerProvider | None = None) -> None:
-    """From now on the logs of this process make spans, also those that are open.
+    """Makes the logs of this process create spans from now on, including logs that are already open.
 
     Args:
-        tracer_provider: What makes them; OpenTelemetry's global one if not given, whenever that is set.
+        tracer_provider: The provider of the tracer; if not given, OpenTelemetry's global one, whenever that is set.
     """
     _tracing.tracer = _Tracer(trace.get_tracer("eventfold", tracer_provider=tracer_provider))
 
 
 def uninstrument() -> None:
-    """From now on nothing is traced."""
+    """Stops tracing."""
     _tracing.tracer = None
 
 
 @contextmanager
 def handling(consumer: Consumer, record: Record) -> Iterator[trace.Span]:
-    """The span of a consumer's work on a record: current inside the block, so that what is done there is below it.
+    """A span for a consumer's work on a record. It is current inside the block, so spans created there are its
+    children.
 
-    It is linked to the span whose context the event carries in `meta["traceparent"]`, if it does.
+    It is linked to the span whose context the event carries in `meta["traceparent"]`, if there is one.
 
     Args:
         consumer: The consumer.
-        record: What it gave.
+        record: The record that it yielded.
     """
     tracer = _tracing.tracer
     if not isinstance(tracer, _Tracer):
@@ -73,7 +74,7 @@ def _named(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Span:
-    """A `Span` of the library's on one of OpenTelemetry's."""
+    """Implements the library's `Span` with one of OpenTelemetry's."""
 
     def __init__(self, otel: trace.Span) -> None:
         self.otel = otel
@@ -90,7 +91,7 @@ class _Span:
 
 
 class _Tracer:
-    """A `Tracer` of the library's on one of OpenTelemetry's."""
+    """Implements the library's `Tracer` with one of OpenTelemetry's."""
 
     def __init__(self, otel: trace.Tracer) -> None:
         self.otel = otel

@@ -1,8 +1,8 @@
-"""Help for the tests of applications: a log that is gone afterwards, and given/when/then for reducers and decisions.
+"""Helpers for the tests of applications: a temporary log, and given/when/then for reducers and decisions.
 
-Promises: the log is a real one in a temporary directory, only not synced to disk; events are given to reducers as they
-would come from a log, encoded and decoded again; an assertion that fails shows the difference. Needs no test framework;
-under pytest there is also the fixture `eventfold_log`.
+Promises: the log is a real one in a temporary directory, except that it is not synced to disk; reducers get events as
+they would come from a log, encoded and decoded; a failed assertion shows the difference. Works with any test framework,
+and for pytest there is also the fixture `eventfold_log`.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ E = TypeVar("E", bound=BaseException)
 
 @asynccontextmanager
 async def log(*, views: Iterable[View[Any]] = (), **options: Any) -> AsyncIterator[EventLog]:
-    """An open log in a new temporary directory, which is removed at the end, also after an error or a cancellation.
+    """Opens a log in a new temporary directory, which is removed at the end, even after an error or a cancellation.
 
     Args:
         views: The views to register.
-        options: Those of `EventLog.open`; `sync` is `SyncMode.OS` if not given, since nothing is to outlive the test.
+        options: Those of `EventLog.open`. `sync` is `SyncMode.OS` by default, since nothing has to survive the test.
 
     Yields:
         The log. Its directory is `log.dir`, where a test can open a second log or reader.
 
     Raises:
-        EventfoldError: As for `EventLog.open`, as all other errors.
+        EventfoldError: As for `EventLog.open`, like all other errors.
     """
     options.setdefault("sync", SyncMode.OS)
     directory = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="eventfold-")
@@ -54,7 +54,7 @@ async def log(*, views: Iterable[View[Any]] = (), **options: Any) -> AsyncIterat
 
 
 def given(*events: Event) -> Given:
-    """What has happened before: the beginning of a test.
+    """Starts a test with the events that have happened so far.
 
         given(added("milk")).fold(reduce_todos, list).gives(["milk"])
         given(added("milk")).fold(reduce_todos, list).when(adding("tea")).then(added("tea"))
@@ -64,30 +64,30 @@ def given(*events: Event) -> Given:
         events: The events in their order; none for an empty log.
 
     Raises:
-        TypeError: One of them is no `Event`, or holds something that JSON has not.
+        TypeError: One of them is not an `Event`, or contains something that is not JSON.
     """
     return Given(events)
 
 
 class Given:
-    """Events that have happened; made by `given`."""
+    """Events that have happened; created by `given`."""
 
     def __init__(self, events: Iterable[Event]) -> None:
         self.events = _as_events(events, "given() takes")
 
     def fold(self, reducer: Callable[[S, Event], S], initial: S | Callable[[], S]) -> Folded[S]:
-        """Folds the events, each one as it would come from a log.
+        """Folds the events, each as it would come from a log.
 
         Args:
             reducer: A plain function of the state and an event that returns the new state.
-            initial: The state before the first event, which is copied, or a callable that makes it; as for `View`.
+            initial: The state before the first event, which is copied, or a callable that returns it; as for `View`.
 
         Returns:
             The state, to check or to decide on.
 
         Raises:
             TypeError: The reducer returned None or a coroutine instead of the new state.
-            Exception: What the reducer raised, with a note that names the event.
+            Exception: Whatever the reducer raised, with a note that names the event.
         """
         first: Any = initial() if callable(initial) else copy.deepcopy(initial)
         state: Any = first
@@ -107,7 +107,7 @@ class Given:
 
 
 class Folded(Generic[S]):
-    """A state that events were folded into; made by `Given.fold`."""
+    """A state into which events were folded; created by `Given.fold`."""
 
     def __init__(self, state: S) -> None:
         self.state = state
@@ -116,16 +116,16 @@ class Folded(Generic[S]):
         """Asserts that the state is equal to `expected`; the message shows the difference."""
         __tracebackhide__ = True
         if self.state != expected:
-            raise AssertionError(f"the state is another one\n{_difference(expected, self.state)}")
+            raise AssertionError(f"the states differ\n{_difference(expected, self.state)}")
 
     def when(self, decide: Callable[[S], Event | Iterable[Event] | None]) -> Outcome:
-        """Takes a decision on the state, at once.
+        """Makes a decision on the state, at once.
 
         Args:
             decide: A plain function of the state that returns an event, several or none, or raises.
 
         Returns:
-            What came of it. Check it with `then` or `raises`: until then an error is only kept.
+            The outcome. Check it with `then` or `raises`: until then, an error is only stored.
 
         Raises:
             TypeError: `decide` returned something else.
@@ -133,7 +133,7 @@ class Folded(Generic[S]):
         try:
             decided: Any = decide(self.state)
             if not isinstance(decided, Event | None) and isinstance(decided, Iterable):
-                decided = list(decided)  # a generator decides only now
+                decided = list(decided)  # a generator only decides now
         except Exception as error:
             return Outcome((), error)
         if type(decided) is CoroutineType:
@@ -147,7 +147,7 @@ class Folded(Generic[S]):
 
 
 class Outcome:
-    """What came of a decision; made by `Folded.when`."""
+    """The outcome of a decision; created by `Folded.when`."""
 
     def __init__(self, events: tuple[Event, ...], error: Exception | None) -> None:
         self._events = events
@@ -164,11 +164,11 @@ class Outcome:
         """Asserts that exactly these events were decided on, in this order; the message shows the difference.
 
         Args:
-            events: The expected events; none if nothing is to be written.
+            events: The expected events; none if nothing should be appended.
             ignore: The fields of events that are not compared: the time, unless you give others.
 
         Raises:
-            AssertionError: It was decided otherwise, or an error was raised, which is the cause.
+            AssertionError: The decision was a different one, or an error was raised, which is the cause.
             ValueError: `ignore` names a field that events don't have.
         """
         __tracebackhide__ = True
@@ -194,7 +194,7 @@ class Outcome:
             The error.
 
         Raises:
-            AssertionError: Events were decided on, or another error was raised, which is the cause.
+            AssertionError: Events were decided on, or a different error was raised, which is the cause.
         """
         __tracebackhide__ = True
         classes = error if isinstance(error, tuple) else (error,)
@@ -219,22 +219,22 @@ def _as_events(events: Iterable[Any], what: str) -> tuple[Event, ...]:
 
 
 def _as_from_a_log(event: Event) -> Event:
-    """A new event that was encoded and decoded, so that what a reducer changes in it is changed nowhere else."""
+    """A new event, encoded and decoded, so that a reducer's changes to it have no effect elsewhere."""
     try:
         return msgspec.json.decode(msgspec.json.encode(event), type=Event)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"no log takes {event!r}: {error}") from error
+        raise TypeError(f"{event!r} can't be appended to a log: {error}") from error
 
 
 def _fields(event: Event, ignore: Collection[str]) -> dict[str, Any]:
-    """What is compared of an event: its fields, without those that have no value."""
+    """The fields of an event to compare, without those that have no value."""
     from_a_log = _as_from_a_log(event)
     values = {name: getattr(from_a_log, name) for name in Event.__struct_fields__ if name not in ignore}
     return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
 def _difference(expected: object, actual: object) -> str:
-    """Both, line by line: `-` is missing, `+` is too much."""
+    """A line-by-line comparison: `-` is missing, `+` is unexpected."""
     before, after = (pformat(value, width=60, sort_dicts=False).splitlines() for value in (expected, actual))
     if before == after:
         return f"both print as {actual!r}, but they are not equal ({type(expected)} and {type(actual)})"

@@ -342,7 +342,7 @@ def test_a_log_that_is_not_there_is_not_made(tmp_path: Path, command: str) -> No
     [
         (("--from", "3"), "not where a line begins"),
         (("--from", "99999"), "beyond the head"),
-        (("--since", "yesterday"), "is no time"),
+        (("--since", "yesterday"), "is not a time"),
     ],
 )
 def test_a_wrong_option_is_one_line(log: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -464,7 +464,7 @@ def test_verify_compares_a_snapshot_with_a_replay(tmp_path: Path) -> None:
 
     assert "no problem" in run("verify", tmp_path / "data", "--reducer", "app:counted").stdout
     wrong = run("verify", tmp_path / "data", "--reducer", "app:wrong", status=1).stdout
-    assert "a replay gives another state" in wrong
+    assert "a replay gives a different state" in wrong
 
 
 @pytest.mark.usefixtures("application")

@@ -66,7 +66,7 @@ def test_repair_asks_about_each_thing(log: Path) -> None:
     shown = run_on_terminal("repair", log, answers=["no\n", "yes\n"], status=1)
 
     assert f"delete the snapshot {snapshot}" in "".join(shown.splitlines())
-    assert "make consumer mailer go on from offset 0" in shown
+    assert "make consumer mailer continue from offset 0" in shown
     assert shown.count("Do this?") == 2
     assert snapshot.exists()
     assert not consumer.exists()
@@ -87,7 +87,7 @@ def test_repair_loses_events_only_where_their_offset_is_named(log: Path) -> None
     path.write_bytes(path.read_bytes().replace(b'"n":15', b'"n":\0' + b"5"))
 
     done = run("repair", log, "--yes", status=1)
-    assert "4 valid events stand behind the damage" in done.stdout
+    assert "4 valid events follow the damage" in done.stdout
     assert f"add --lose-events-from {offset}" in done.stderr
     assert not list(log.glob("*.torn.*"))
 
@@ -144,7 +144,7 @@ def test_a_log_is_exported_as_parquet_through_a_pipe(log: Path) -> None:
 
 
 def test_parquet_is_not_written_to_a_terminal(log: Path) -> None:
-    assert "Parquet is no text" in run_on_terminal("export", log, "--format", "parquet", status=1)
+    assert "Parquet is binary" in run_on_terminal("export", log, "--format", "parquet", status=1)
 
 
 def test_a_closed_pipe_ends_an_export_quietly(tmp_path: Path) -> None:

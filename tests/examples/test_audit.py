@@ -110,5 +110,5 @@ def test_a_seal_tells_that_the_log_was_changed(copied: Path, tamper: Callable[[l
 def test_what_can_not_be_done_is_said_in_a_line(tmp_path: Path) -> None:
     """A log that isn't there is not shown as an empty one."""
     assert complaint("audit", "find", cwd=tmp_path) == "audit: there is no log in audit-data"
-    assert "type must be a string that is not empty" in complaint("audit", "record", "ann", "it", "", cwd=tmp_path)
+    assert "type must be a non-empty string" in complaint("audit", "record", "ann", "it", "", cwd=tmp_path)
     assert output("audit", "find", cwd=tmp_path) == ""

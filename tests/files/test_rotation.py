@@ -392,7 +392,7 @@ async def test_a_full_disk_at_the_opening_leaves_a_rotation_for_later(
     finally:
         await log.aclose()
 
-    assert "could not be finished" in caplog.text
+    assert "could not be completed" in caplog.text
     assert before == (list(range(15)), list(range(15)))
     assert (after, size) == (list(range(15)), 0)
 

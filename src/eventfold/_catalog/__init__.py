@@ -1,4 +1,4 @@
-"""Typed events: the catalog of their classes, and what decodes lines into objects of these."""
+"""Typed events: the catalog of their classes, and the decoders of lines into their objects."""
 
 from .catalog import Catalog
 from .decoding import OnMismatch, Typing, typing_of

@@ -1,7 +1,7 @@
-"""`Catalog`: which class the data of an event type is an object of, and how data of older versions becomes such data.
+"""`Catalog`: the class of each event type's data, and how data of older versions is brought up to date.
 
-Promises: what `to_event` gives can be read back into its class; an event that is read has data of the newest version,
-or is a `SchemaError` that says where it stands and what does not fit; a type that is not in the catalog is left alone.
+Promises: what `to_event` returns can be read back into its class; an event that is read has data of the newest version,
+or raises a `SchemaError` that says where it is and what does not fit; a type that is not in the catalog is left alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .._query import Query
 from .schema import MismatchError, Schema, Tags, is_supported
 
 C = TypeVar("C", bound=type)
-# From the data of one version to that of the next, or to several events (type, data), or none.
+# From the data of one version to that of the next, or to a list of events (type, data), which may be empty.
 Upcaster: TypeAlias = Callable[[Any], Any]
 F = TypeVar("F", bound=Upcaster)
 
@@ -43,18 +43,18 @@ class Catalog:
 
         Args:
             type: The event type.
-            version: The version of the data that the class describes. It stands on the line, unless it is 1.
-            tags: Gives an object's tags, which its event gets.
+            version: The version of the data that the class describes. It is stored on the line, unless it is 1.
+            tags: A function that returns the tags for an object's event.
 
         Returns:
             A decorator, which returns the class as it is.
 
         Raises:
-            ValueError: The type or the class is declared already, or the type or version is none.
-            TypeError: The class is of no supported kind.
+            ValueError: The type or the class is declared already, or the type or the version is invalid.
+            TypeError: The class is not of a supported kind.
         """
         if not isinstance(type, str) or not type:
-            raise ValueError(f"an event type must be a string that is not empty, not {type!r}")
+            raise ValueError(f"an event type must be a non-empty string, not {type!r}")
         _check_version("version", version)
 
         def declare(cls: C) -> C:
@@ -82,8 +82,8 @@ class Catalog:
     def upcast(self, type: str, from_version: int) -> Callable[[F], F]:
         """Declares a function that takes data of one version of a type, and returns data of the next version.
 
-        It may also return a list of `(type, data)`: the event becomes these events, or none. Their data is of the
-        current version of its type; of the next version, where it is the same type.
+        It may also return a list of `(type, data)`, possibly empty: the event becomes these events. Data of the same
+        type is of the next version; data of another type is of that type's current version.
 
         Args:
             type: The event type.
@@ -120,7 +120,7 @@ class Catalog:
         meta: Any = None,
         tags: Iterable[str] = (),
     ) -> Event:
-        """The event of an object, with its type, version and tags.
+        """Returns the event of an object, with its type, version and tags.
 
         Args:
             obj: An object of one of the catalog's classes.
@@ -128,13 +128,13 @@ class Catalog:
             id: The event's id.
             actor: Who caused it.
             meta: Any JSON value.
-            tags: More tags than those that its class gives.
+            tags: Tags in addition to those from its class.
 
         Returns:
-            An event whose data is plain, to be appended.
+            An event with plain data, to be appended.
 
         Raises:
-            InvalidEventError: The object's class is not in the catalog, or what it holds could not be read back.
+            InvalidEventError: The object's class is not in the catalog, or its data could not be read back.
         """
         schema = self._by_class.get(obj.__class__)
         if schema is None:
@@ -155,7 +155,7 @@ class Catalog:
     # For the log and its reader
 
     def check(self) -> None:
-        """Raises `ValueError` for upcasters that lead nowhere, `TypeError` for a class that can't be decoded into."""
+        """Raises `ValueError` for missing or useless upcasters, `TypeError` for a class that can't be decoded into."""
         for type, upcasters in self._upcasters.items():
             schema = self._by_type.get(type)
             if schema is None:
@@ -182,7 +182,7 @@ class Catalog:
         return obj.__class__ in self._by_class
 
     def encoded(self, event: object) -> Any:
-        """What is written for something that is appended: an event with plain data and its version.
+        """The event to be written for whatever is appended, with plain data and its version.
 
         Data of a type in the catalog must be that of its current version, unless the event was read with another one.
         """
@@ -202,7 +202,7 @@ class Catalog:
         return event if schema.version == 1 else _of_version(event, event.data, schema.version)
 
     def sources(self, query: Query | None) -> Query | None:
-        """What selects the lines that matching events may come from: an upcaster may give events of any type."""
+        """Selects the lines from which matching events may come: an upcaster may return events of any type."""
         if query is None:
             return None
         for item in query.items:
@@ -216,14 +216,14 @@ class Catalog:
         return schema is None or schema.version == event.version
 
     def upcasted(self, type: str, data: Any, version: int) -> list[tuple[str, Any, int]]:
-        """The events (type, object or plain data, version) that one on a line becomes. Raises `MismatchError`."""
+        """The events (type, object or plain data, version) that an event on a line becomes. Raises `MismatchError`."""
         schema = self._by_type.get(type)
         if schema is None:
             return [(type, data, version)]
         while version != schema.version:
             if version > schema.version:
                 raise MismatchError(
-                    f"it is of version {version}, and the catalog knows {schema.name} of version {schema.version}"
+                    f"it is of version {version}, and the catalog has {schema.name} of version {schema.version}"
                 )
             upcaster = self._upcasters.get(type, {}).get(version)
             if upcaster is None:
@@ -244,7 +244,7 @@ class Catalog:
             )
         type, data = item
         if type != source:
-            # What comes of another type's upcasters does not go through its own: it is made today.
+            # Data that another type's upcaster returns is of the current version, so it passes through no upcaster.
             schema = self._by_type.get(type)
             version = 1 if schema is None else schema.version
         return self.upcasted(type, data, version)
@@ -264,7 +264,7 @@ def _check_older(type: str, from_version: int, version: int) -> None:
 
 
 def _of_version(event: Event, data: Any, version: int) -> StoredEvent:
-    """The event with this data, of which the line tells the version."""
+    """The event with this data, whose line has the version."""
     return StoredEvent(
         type=event.type,
         data=data,

@@ -1,7 +1,7 @@
-"""Lines into typed events: events whose data is an object of the class that the catalog has for their type.
+"""Decodes lines into typed events: events whose data is an object of the class that the catalog has for their type.
 
-Events of the current version are decoded into their objects with their lines, in one go. Where a line of the block does
-not fit, the block is decoded as plain data, and each event is converted for itself.
+Events of the current version are decoded directly into objects together with their lines. If a line of a block does not
+fit, the block is decoded as plain data, and each event is converted separately.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OnMismatch: TypeAlias = Literal["raise", "skip"]
 
 
 class Typing:
-    """What a reader needs for typed events: the catalog, and what becomes of an event that does not fit."""
+    """What a reader needs for typed events: the catalog, and what to do with an event that does not fit."""
 
     def __init__(self, catalog: Catalog, on_mismatch: OnMismatch) -> None:
         self.catalog = catalog
@@ -38,7 +38,7 @@ class Typing:
         self.lines_of_types = lru_cache(maxsize=128)(self._lines_of_types)
 
     def _lines_of_types(self, wanted: frozenset[str] | None) -> TaggedLines:
-        """What decodes lines of the wanted types (None: of any) with their objects; those of others are passed over."""
+        """Decodes lines of the wanted types (None: any) with their objects, and skips the others."""
         schemas = self.catalog.schemas
 
         def new_struct(type: str) -> Any:
@@ -54,11 +54,11 @@ class Typing:
         return TypedDecoder(self, query, places=places)
 
     def backwards_decoder(self, query: Query | None) -> BackwardsDecoder:
-        """The same, for the newest events first."""
+        """The same, newest events first."""
         return TypedBackwardsDecoder(self, query)
 
     def events_of(self, event: StoredEvent, wanted: Query | None) -> tuple[StoredEvent, ...]:
-        """The events that one on a line becomes, as far as they are wanted. Raises `MismatchError`."""
+        """The events that an event on a line becomes, without those that are not wanted. Raises `MismatchError`."""
         if wanted is not None and not wanted.matches(event) and self.catalog.is_current(event):
             return ()
         converted = self.catalog.upcasted(event.type, event.data, event.version)
@@ -69,14 +69,14 @@ class Typing:
         )
 
     def mismatch(self, mismatch: MismatchError, event: Event, offset: int) -> None:
-        """Raises `SchemaError`, or logs a warning where such events are skipped."""
+        """Raises `SchemaError`, or logs a warning if such events are skipped."""
         error = SchemaError(offset, event.type, mismatch.field, mismatch.reason)
         if self.on_mismatch == "raise":
             raise error from mismatch
         log_event(
             WARNING,
             "event.skipped",
-            "an event is passed over: %(error)s",
+            "skipped an event: %(error)s",
             offset=offset,
             type=event.type,
             field=mismatch.field,
@@ -97,14 +97,14 @@ def typing_of(catalog: Catalog | None, on_mismatch: OnMismatch) -> Typing | None
 
 
 def _struct_of(type: str, schema: Schema) -> Any:
-    """The struct of events with an object as their data. A line of another version does not fit it."""
+    """The struct of events with an object as their data, which a line of another version does not fit."""
     version: Any = Literal[schema.version]
     field = ("version", version, 1) if schema.version == 1 else ("version", version)
     return event_struct(type, ("data", schema.cls), field)
 
 
 class TypedSlice(Slice):
-    """A slice some of whose lines give another number of events than one."""
+    """A slice in which some lines become no event or several."""
 
     __slots__ = ("_events_of_lines",)
 
@@ -119,7 +119,7 @@ class TypedSlice(Slice):
 
 
 def _records_of(line: Record, events: tuple[StoredEvent, ...]) -> list[Record]:
-    """The events of one line with its place."""
+    """The records of the events of one line."""
     kinds = [PartialRecord] * (len(events) - 1) + [Record]
     return [
         kind(event, line.start_offset, line.end_offset, line._line) for kind, event in zip(kinds, events, strict=False)
@@ -127,9 +127,9 @@ def _records_of(line: Record, events: tuple[StoredEvent, ...]) -> list[Record]:
 
 
 class TypedDecoder(Decoder):
-    """Gives events whose data is an object of the class of their type, if the catalog has one.
+    """Yields events whose data is an object of the class of their type, if the catalog has one.
 
-    Raises `SchemaError` at the first event that does not fit, after giving all before it, or passes it over.
+    At the first event that does not fit, raises `SchemaError` after yielding all before it, or skips the event.
     """
 
     def __init__(self, typing: Typing, query: Query | None, *, places: bool) -> None:
@@ -171,7 +171,7 @@ class TypedDecoder(Decoder):
         return wanted is None or not self._is_wider or all(map(wanted.matches, events))
 
     def _convert_all(self, events: list[StoredEvent]) -> bool:
-        """Converts the data of all events, or of none, where one needs more than that."""
+        """Converts the data of all events, or of none if an upcaster is needed for one."""
         schemas = self._typing.catalog.schemas
         typed: list[tuple[StoredEvent, Any]] = []
         try:
@@ -188,7 +188,7 @@ class TypedDecoder(Decoder):
         return True
 
     def _convert_each(self, piece: Slice) -> Iterator[Slice]:
-        """The patient way, for events of older versions, and such as don't fit."""
+        """The slow way, for events of older versions and those that don't fit."""
         found: list[Any] = piece._found
         lines = piece._lines
         events_of_lines: list[tuple[StoredEvent, ...]] = []
@@ -210,7 +210,7 @@ class TypedDecoder(Decoder):
 
 
 class TypedBackwardsDecoder(BackwardsDecoder):
-    """Does what `TypedDecoder` does, the newest first."""
+    """Does what `TypedDecoder` does, newest events first."""
 
     def __init__(self, typing: Typing, query: Query | None) -> None:
         super().__init__(typing.catalog.sources(query))

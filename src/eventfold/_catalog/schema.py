@@ -1,6 +1,6 @@
-"""One event type's class: how its objects become plain data, and plain data its objects.
+"""One event type's class: how its objects become plain data, and plain data becomes its objects.
 
-Promise: data that `encode` gives can be read back into the class.
+Promise: data that `encode` returns can be read back into the class.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Tags: TypeAlias = Callable[[Any], Iterable[str]]
 
 
 class MismatchError(Exception):
-    """Data that does not fit; `field` as in `lines[0].amount`, "" for the whole of it."""
+    """Data that does not fit; `field` is a path such as `lines[0].amount`, "" for the whole of it."""
 
     def __init__(self, reason: str, field: str = "") -> None:
         super().__init__(reason)
@@ -26,7 +26,7 @@ class MismatchError(Exception):
 
 
 class Schema:
-    """A type's class, and how its objects become data and data its objects."""
+    """An event type's class, with the conversions between its objects and plain data."""
 
     def __init__(self, type: str, version: int, cls: Any, tags: Tags | None) -> None:
         self.type = type
@@ -43,7 +43,7 @@ class Schema:
                 msgspec.json.Decoder(self.cls, dec_hook=decode_other)
         except (TypeError, NameError) as error:
             raise TypeError(
-                f"event type {self.type!r}: {self.name} is no class that can be decoded: {error}"
+                f"event type {self.type!r}: {self.name} is not a class that can be decoded: {error}"
             ) from error
 
     def encode(self, obj: Any) -> Any:
@@ -65,7 +65,7 @@ class Schema:
             ) from error
 
     def decode(self, data: Any) -> Any:
-        """The object that the data is, or already was made into with its line. Raises `MismatchError`."""
+        """The object for this data, which may have been decoded already with its line. Raises `MismatchError`."""
         if isinstance(data, self.cls):
             return data
         try:
@@ -80,7 +80,7 @@ class Schema:
 
 
 def _reason_and_field(message: str) -> tuple[str, str]:
-    """The parts of msgspec's messages, such as "Expected `int`, got `str` - at `$.lines[0].amount`"."""
+    """Splits msgspec's messages, such as "Expected `int`, got `str` - at `$.lines[0].amount`"."""
     reason, _, path = message.partition(" - at `$")
     field = path.removesuffix("`").removeprefix(".")
     for missing in ("Object missing required field `", "Object contains unknown field `"):
@@ -91,7 +91,7 @@ def _reason_and_field(message: str) -> tuple[str, str]:
 
 
 def _mismatch_of(error: Exception) -> MismatchError:
-    """What pydantic, or a class of its own accord, says."""
+    """A mismatch from an error that pydantic or the class itself raised."""
     if callable(errors := getattr(error, "errors", None)):
         first = errors(include_url=False, include_context=False, include_input=False)[0]
         return MismatchError(first["msg"], ".".join(map(str, first["loc"])))
@@ -118,11 +118,11 @@ def is_supported(cls: type) -> bool:
 def _encode_other(value: Any) -> Any:
     if _is_model(value.__class__):
         return value.model_dump(mode="json", by_alias=True)
-    raise TypeError(f"{type(value).__name__} is no JSON type")
+    raise TypeError(f"{type(value).__name__} is not a JSON type")
 
 
 def decode_other(cls: Any, value: Any) -> Any:
     if _is_model(cls):
-        # As JSON, so that strict models take what stands in JSON for a date, a tuple and so on.
+        # As JSON, so that strict models accept JSON's representation of a date, a tuple and so on.
         return cls.model_validate_json(msgspec.json.encode(value))
     raise TypeError(f"{cls!r} can't be decoded from JSON")

@@ -1,7 +1,7 @@
-"""Lines back into events, the newest first.
+"""Decodes lines into events, newest first.
 
-Promise: `BackwardsDecoder` gives every event of the lines that it is fed that a query matches, or says where a bad line
-begins after giving all that stand behind it; so too where a batch is not whole.
+Promise: `BackwardsDecoder` yields every matching event of the lines that it is fed; at a bad line or an incomplete
+batch, it yields all events after it, and then says where it begins.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from .stored import StoredEvent
 
 
 class BackwardsDecoder:
-    """Turns lines, fed from the end of a log to its beginning, into records, the newest first.
+    """Turns lines, fed from the end of a log to its beginning, into records, newest first.
 
-    Reading may begin inside a batch: what stands before that place in it is then given.
+    Reading may begin inside a batch: then the events before that position in the batch are yielded.
     """
 
     def __init__(self, query: Query | None = None) -> None:
         self._selection = None if query is None or query.matches_all else selection(query)
         self._nothing_seen = True
-        # The place in its batch that the next line, which stands before the last one, must have; None for any batch's
-        # end, or none.
+        # The position in its batch that the next line, which comes before the last one, must have; None if it must be
+        # the end of a batch or in none.
         self._due: BatchPlace | None = None
 
     def feed(self, lines: Lines) -> Iterator[Record]:
         """The records of lines that end where those before began.
 
-        Raises `CorruptLogError` at a line that holds no event, or that is not in the batch that it must be in.
+        Raises `CorruptLogError` at a line that is not an event, or that is not in the batch in which it must be.
         """
         texts = lines.data.split(b"\n")
         texts.pop()  # what follows the last newline: nothing
@@ -65,7 +65,7 @@ class BackwardsDecoder:
             end = begin
 
     def _decode_at_once(self, data: bytes, count: int) -> Found | None:
-        """One object for each line, or None if the lines must be looked at one by one."""
+        """One object for each line, or None if the lines must be decoded one by one."""
         if not (data.startswith(b"{") and data.count(b"}\n{") == count - 1):
             return None
         try:

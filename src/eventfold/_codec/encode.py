@@ -1,10 +1,10 @@
-"""Event to line: compact JSON and a newline, keys in the order `type`, `data`, `ts`, `id`, `actor`, `meta`, `tags`,
-`version`, `batch`.
+"""Encodes an event as a line: compact JSON and a newline, with the keys in the order `type`, `data`, `ts`, `id`,
+`actor`, `meta`, `tags`, `version`, `batch`.
 
-The format is that of the Rust crate eventfold 0.2.0, which passes over `tags`, `version` and `batch`.
+The format is that of the Rust crate eventfold 0.2.0, which ignores `tags`, `version` and `batch`.
 
-Promise: `encode_line` gives only lines that read back as they went in, here and in the Rust crate, and names what it
-refuses and where it stands.
+Promise: `encode_line` returns only lines that read back as the same event, here and in the Rust crate, and says what it
+refuses and where that is.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def encode_line(event: Event, max_size: int, batch: tuple[int, int] | None = Non
 
 
 def encode_batch(events: Iterable[Event], max_size: int) -> list[bytes]:
-    """The lines of events that are in the log all together or not at all. Raises `InvalidEventError`."""
+    """The lines of a batch: events that are in the log completely or not at all. Raises `InvalidEventError`."""
     events = list(events)
     if len(events) == 1:
         return [encode_line(events[0], max_size)]
@@ -72,7 +72,7 @@ def _stored(event: Event, batch: tuple[int, int] | None) -> StoredEvent:
 
 
 def _is_plain(event: Event) -> bool:
-    """Whether an event is of the usual kind, in which nothing can be wrong but its text: a short way to know."""
+    """A fast check for the usual kind of event, in which only text can be invalid."""
     if (
         type(event) is not Event
         or type(event.type) is not str
@@ -103,11 +103,11 @@ def _are_plain(tags: Any) -> bool:
 
 
 def _event_fault(event: Event, text: bool = False) -> str | None:
-    """What is wrong with an event and where; `text` looks for lone surrogates too, which the encoder finds faster."""
+    """What is wrong with an event and where; with `text`, also lone surrogates, which the encoder finds faster."""
     if not isinstance(event, Event):
         return f"{type(event).__name__} is not an Event"
     if not isinstance(event.type, str) or not event.type:
-        return f"type must be a string that is not empty, not {event.type!r}"
+        return f"type must be a non-empty string, not {event.type!r}"
     if not isinstance(event.ts, int) or isinstance(event.ts, bool) or not 0 <= event.ts <= MAX_INT:
         return f"ts must be whole seconds from 0 to 2^64-1, not {event.ts!r}"
     if not isinstance(event.id, _OPTIONAL_TEXT):
@@ -132,11 +132,11 @@ def _tags_fault(tags: Any) -> str | None:
         return f"they must be a tuple of strings, not {tags!r}"
     for tag in tags:
         if not isinstance(tag, str) or not tag:
-            return f"a tag must be a string that is not empty, not {tag!r}"
+            return f"a tag must be a non-empty string, not {tag!r}"
         if _has_surrogate(tag):
             return f"a lone surrogate in {tag!r}"
     if len(set(tags)) < len(tags):
-        return f"there are doubles in {tags!r}"
+        return f"there are duplicates in {tags!r}"
     return None
 
 
@@ -149,9 +149,10 @@ def _has_surrogate(text: str) -> bool:
 
 
 def _fault(value: Any, depth: int, text: bool) -> tuple[str, str] | None:
-    """Where in a JSON value something is that no line can hold, and why; None if it is fine.
+    """Where a value contains something that can't be written as JSON, and why; None if it can be written.
 
-    `depth` is the level in the line that the value would have as a container. A cycle is found as nesting too deep.
+    `depth` is the level in the line that the value would have as a container. A cycle is found as nesting that is too
+    deep.
     """
     if not isinstance(value, _CONTAINERS):
         return _scalar_fault(value, text)
@@ -160,7 +161,7 @@ def _fault(value: Any, depth: int, text: bool) -> tuple[str, str] | None:
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                return "", f"the key {key!r} is no string"
+                return "", f"the key {key!r} is not a string"
             if text and _has_surrogate(key):
                 return "", f"a lone surrogate in the key {key!r}"
             if (type(item) not in _HARMLESS or text) and (fault := _fault(item, depth + 1, text)):
@@ -179,9 +180,9 @@ def _scalar_fault(value: Any, text: bool) -> tuple[str, str] | None:
     if isinstance(value, int):
         return None if MIN_INT <= value <= MAX_INT else ("", f"{value} is outside -2^63 to 2^64-1")
     if isinstance(value, float):
-        return None if isfinite(value) else ("", f"{value!r} is no JSON number")
+        return None if isfinite(value) else ("", f"{value!r} is not a JSON number")
     if value is None:
         return None
     if isinstance(value, str):
         return ("", f"a lone surrogate in {value!r}") if text and _has_surrogate(value) else None
-    return "", f"{type(value).__name__} is no JSON type"
+    return "", f"{type(value).__name__} is not a JSON type"

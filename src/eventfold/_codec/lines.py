@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .._event import line_hash
 
-# What is decoded in one go: small enough for the processor's cache and for the event loop's patience.
+# How much is decoded at once (bytes): small enough for the processor's cache, and not to block the event loop for long.
 SLICE_SIZE = 64 * 1024
 
 
@@ -19,7 +19,7 @@ class Lines(NamedTuple):
     path: Path | str
     start_offset: int
     data: bytes
-    # (position in `data`, offset) where offsets make a jump, with one for the end; empty where they are just bytes.
+    # (position in `data`, offset) wherever offsets jump, with one for the end; empty if they count bytes.
     marks: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -43,17 +43,17 @@ class Lines(NamedTuple):
         return Lines(self.path, first, self.data[start:end], ((0, first), *inner, (end - start, self.offset_at(end))))
 
     def cut(self, size: int = SLICE_SIZE, start: int = 0) -> Iterator[Lines]:
-        """The lines from a position on in pieces of about `size` bytes, or of one longer line."""
+        """The lines from a position onwards, in chunks of about `size` bytes or of one longer line."""
         while start < len(self.data):
             end = self.data.rfind(b"\n", start, start + size) + 1 or self.data.index(b"\n", start) + 1
             yield self.part(start, end)
             start = end
 
     def cut_back(self, size: int = SLICE_SIZE) -> Iterator[Lines]:
-        """The same as `cut`, from the last piece to the first."""
+        """The same as `cut`, from the last chunk to the first."""
         end = len(self.data)
         while end > size:
-            # A piece ends with a newline of its own, which is not one that it begins after.
+            # A chunk ends with its own newline, which is not the one after which it begins.
             start = self.data.find(b"\n", end - size, end - 1) + 1 or self.data.rfind(b"\n", 0, end - 1) + 1
             yield self.part(start, end)
             end = start
@@ -62,12 +62,12 @@ class Lines(NamedTuple):
 
 
 def last_line_hash(data: bytes) -> str:
-    """The hash of the last of whole lines, of which there is at least one."""
+    """The hash of the last line in `data`, which consists of at least one whole line."""
     return line_hash(data[data.rfind(b"\n", 0, -1) + 1 :])
 
 
 def join(pieces: list[Lines]) -> Lines:
-    """Lines that follow each other, as one."""
+    """Joins lines that follow each other."""
     if len(pieces) == 1:
         return pieces[0]
     first = pieces[0]

@@ -1,4 +1,4 @@
-"""Decodes the lines of the events that a query selects; of the others it looks at no more than it must."""
+"""Decodes the lines of the events that a query selects, and as little as possible of the others."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import msgspec
 from .._query import Query, types_alone
 from .stored import StoredEvent
 
-# How many types a selection tells apart; in a log with more of them it decodes every line.
+# How many types a selection distinguishes; in a log with more of them, it decodes every line.
 _MOST_TYPES = 1000
 
 BatchPlace: TypeAlias = tuple[int, int]
 
 
 class _Passed(msgspec.Struct, frozen=True, gc=False):
-    """A line whose event is not wanted. All that counts is whether it is in a batch: it is worth a look only then."""
+    """A line whose event is not wanted. It matters only if it is in a batch."""
 
     worth_a_look: BatchPlace | None = msgspec.field(name="batch", default=None)
 
@@ -35,13 +35,13 @@ class _JustType(msgspec.Struct, gc=False):
 
 
 class _PassedLine(_Passed, kw_only=True, frozen=True, gc=False):
-    """The same, of any type; that it has one is checked."""
+    """The same, of any type; it is checked that it has one."""
 
     type: str
 
 
 class _AnyBatch(StoredEvent, frozen=True, eq=False, kw_only=True, omit_defaults=True, gc=False):
-    """An event whose `batch` is no place in a batch: others may use that key for something of their own."""
+    """An event whose `batch` is not a position in a batch: others may use that key for something else."""
 
     batch: Any = None
 
@@ -53,7 +53,7 @@ _pass_lines = msgspec.json.Decoder(_PassedLine).decode_lines
 
 
 def decode_line(line: bytes) -> StoredEvent:
-    """The event of one line. Raises what `msgspec` raises where it holds none."""
+    """The event of one line. Raises what `msgspec` raises if it is not an event."""
     try:
         return decode_events.decode(line)
     except msgspec.ValidationError:
@@ -61,24 +61,25 @@ def decode_line(line: bytes) -> StoredEvent:
 
 
 def place_of(batch: Any) -> BatchPlace | None:
-    """The place in a batch, if the value of the key `batch` is one."""
+    """The position in a batch, if the value of the key `batch` is one."""
     return batch if isinstance(batch, tuple) and 1 <= batch[0] <= batch[1] else None
 
 
 class Selection(Protocol):
-    """Decodes lines, of which it gives an event only for those that are wanted."""
+    """Decodes lines, into events only if these are wanted."""
 
     def decode_lines(self, data: bytes) -> Found:
-        """One object for each line. Raises what `msgspec` raises for a line that is none."""
+        """One object for each line. Raises what `msgspec` raises for a line that is not an event."""
 
     def look(self, event: StoredEvent) -> Any:
-        """The event if it is wanted, else what stands for one that is not."""
+        """The event if it is wanted, otherwise a placeholder."""
 
 
 class TaggedLines:
-    """Decodes lines as a union of structs that is tagged by `type`: each type's lines become what its struct holds.
+    """Decodes lines as a union of structs tagged by `type`: each line becomes the struct of its type.
 
-    `msgspec` must know every type, so the decoder is made anew whenever one turns up, with a struct of `new_struct`.
+    `msgspec` must know every type, so the decoder is recreated whenever a new type occurs, with a struct from
+    `new_struct`.
     """
 
     def __init__(self, types: Iterable[str], new_struct: Callable[[str], Any], dec_hook: Any = None) -> None:
@@ -129,13 +130,13 @@ class _ByType:
         return [self.look(event) for event in decode_events.decode_lines(data)] if found is None else found
 
     def look(self, event: StoredEvent) -> StoredEvent | _Passed:
-        """The event if it is wanted."""
+        """The event if it is wanted, otherwise a placeholder."""
         return event if event.type in self._wanted else _Passed(event.batch)
 
 
 def event_struct(type: str, *fields: tuple[str, Any] | tuple[str, Any, Any]) -> Any:
-    """The struct of the events of one type; `fields` are fields that are narrower than those of any event."""
-    # The tag takes the key `type`, so the field has another, which no line has: or its value would not be this one.
+    """The struct of the events of one type; `fields` have narrower types than those of any event."""
+    # The tag takes the key `type`, so the field has a key that no line has; otherwise its value would not be this one.
     type_field = msgspec.field(name="eventfold type", default=type)
     return msgspec.defstruct(
         "StoredEvent",
@@ -157,7 +158,7 @@ def passed_struct(type: str) -> Any:
 
 
 class _Filter:
-    """Decodes what may be wanted by its type, and looks at the tags of that."""
+    """Decodes events whose type may be wanted, and then checks their tags."""
 
     def __init__(self, query: Query) -> None:
         self._query = query
@@ -171,7 +172,7 @@ class _Filter:
 
 
 class _ByTag(_Filter):
-    """For a query of which every item has tags: decodes only lines in whose text one of these stands.
+    """For a query in which every item has tags: decodes only lines whose text contains one of these.
 
     A tag may be written with escapes, so a line with a backslash is decoded too.
     """
@@ -202,7 +203,7 @@ _by_type = lru_cache(maxsize=128)(_ByType)
 
 @lru_cache(maxsize=128)
 def selection(query: Query) -> Selection:
-    """What selects the events that a query matches; the query does not match everything."""
+    """A selection of the events that a query matches; the query must not match everything."""
     types = types_alone(query)
     if types is not None:
         return _by_type(types)

@@ -1,4 +1,4 @@
-"""The event as its line holds it: what the encoder writes and the decoder reads."""
+"""The event as stored on its line: what the encoder writes and the decoder reads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .._event import Event
 
 
 class StoredEvent(Event, frozen=True, eq=False, kw_only=True, omit_defaults=True, gc=False):
-    """An event as its line holds it: nothing is filled in for it, and it may be line `i` (from 1) of a batch of `n`.
+    """An event as stored on its line: without default values, and possibly line `i` (from 1) of a batch of `n`.
 
-    All fields stand here again because their order is that of the keys in the line.
+    All fields are repeated here because their order is that of the keys on the line.
     """
 
     type: str  # the Rust crate writes an empty one too
@@ -24,7 +24,7 @@ class StoredEvent(Event, frozen=True, eq=False, kw_only=True, omit_defaults=True
     tags: tuple[str, ...] = ()
     version: int = 1
     batch: tuple[int, int] | None = None
-    worth_a_look = True  # see what stands for the events that a selection leaves out
+    worth_a_look = True  # as opposed to the placeholders of events that a selection leaves out
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _event, (self.type, self.data, self.ts, self.id, self.actor, self.meta, self.tags, self.version)
@@ -40,7 +40,7 @@ def _event(
     tags: tuple[str, ...],
     version: int,
 ) -> Event:
-    """What a pickled or deeply copied event is made of again: a place in a batch is of no use to it."""
+    """Creates a pickled or deeply copied event, for which a position in a batch has no meaning."""
     if version != 1:
         return StoredEvent(type=type, data=data, ts=ts, id=id, actor=actor, meta=meta, tags=tags, version=version)
     return Event(type, data, ts=ts, id=id, actor=actor, meta=meta, tags=tags)

@@ -1,8 +1,8 @@
 """For the writer: the active log, locked, and written at its end.
 
-Promises: the file is the one that its name names, and nobody else's (flock); after `commit` returns the lines are in
-it, and on disk if asked; after `commit` raises an `OSError` the file is as it was before. Where neither can be said, it
-raises `WriterFailedError`, and the log must be opened again.
+Promises: the file is the one that `app.jsonl` names, and no other writer has it (flock); once `commit` returns, the
+lines are in it, and on disk if requested; if `commit` raises an `OSError`, the file is as it was before. If neither can
+be guaranteed, it raises `WriterFailedError`, and the log must be opened again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .segments import LogSegments, last_complete_offset, line_before
 
 
 def open_locked(layout: Layout, lock: bool) -> int:
-    """A descriptor of `app.jsonl`, created if need be, that the name names and, with `lock`, nobody else has locked.
+    """A descriptor of the current `app.jsonl`, created if necessary and, with `lock`, locked.
 
-    Raises `LogLockedError` where another writer holds it.
+    Raises `LogLockedError` if another writer holds the lock.
     """
     operations.make_dir(layout.dir)
     while True:
@@ -51,7 +51,7 @@ class ActiveLog:
 
     def __init__(self, layout: Layout, fd: int, base: int, before: Head) -> None:
         self._layout = layout
-        self._path = str(layout.log_path)  # of which a `Path` would make a string at each commit
+        self._path = str(layout.log_path)  # a `Path` would be converted to a string at each commit
         self.fd = fd
         self._file = identity(fd)
         self.base = base
@@ -61,13 +61,13 @@ class ActiveLog:
         return f"<ActiveLog {str(self._layout.log_path)!r} from {self.base} to {self.head.offset}>"
 
     def close(self) -> None:
-        """Closes the file, and so lets the lock go."""
+        """Closes the file, and so releases the lock."""
         os.close(self.fd)
 
     def _recover(self, before: Head) -> Head:
-        """Cuts what a crash left, and brings the rest to the disk; the head then."""
+        """Cuts off what a crash left, and syncs the rest; returns the head."""
         end = self._cut_torn()
-        # Also where nothing was cut: what a killed process left may be in the page cache only.
+        # Even if nothing was cut: what a killed process left may be in the page cache only.
         operations.sync(self.fd)
         return self._head_at(end, before)
 
@@ -76,7 +76,7 @@ class ActiveLog:
         return Head(self.base + end, line_hash(line_before(self.fd, end)[1])) if end else before
 
     def _cut_torn(self) -> int:
-        """Cuts what a crash left at the end, a line or a batch that was never acknowledged; the position there."""
+        """Cuts off an incomplete line or batch, which was never acknowledged; returns the position of the end."""
         size = os.fstat(self.fd).st_size
         end = last_complete_offset(self.fd, size)
         if end < size:
@@ -88,7 +88,7 @@ class ActiveLog:
                     raise WriterFailedError(f"{self._layout.log_path} was cut by somebody else while it was recovered")
                 torn += piece
             earlier = path.read_bytes() if path.exists() else b""
-            if not earlier.endswith(torn):  # else a recovery has kept them, and got no further
+            if not earlier.endswith(torn):  # otherwise an earlier recovery has kept them, but got no further
                 operations.replace_file(path, earlier + torn)
             operations.truncate(self.fd, end)
             log_event(
@@ -111,7 +111,7 @@ class ActiveLog:
         self.base, self.head = head.offset, head
 
     def check(self) -> None:
-        """Raises `WriterFailedError` where the file is not the one that was written, or not at its name."""
+        """Raises `WriterFailedError` if the file was changed by somebody else, or is no longer `app.jsonl`."""
         end = self.head.offset - self.base
         what = "deleted or replaced"
         try:
@@ -125,7 +125,7 @@ class ActiveLog:
         raise WriterFailedError(f"{self._layout.log_path} was changed by somebody else: it is {what}")
 
     def lines(self, start: int) -> list[Lines]:
-        """The lines from an offset to the head, which are mostly in the page cache still."""
+        """The lines from an offset to the head, most of which are still in the page cache."""
         end = self.head.offset
         if start >= end:
             return []
@@ -167,7 +167,7 @@ class ActiveLog:
         except BaseException as error:
             try:
                 if not end:
-                    # First, or a crash would leave a base file that speaks of a line which has been cut off.
+                    # First, or a crash would leave a base file that lists a line that was cut off.
                     BaseFile(self._layout.base_path).write(Generation(self.base, self.head.line_hash))
                 operations.truncate(self.fd, end)
                 self.sync()
@@ -184,20 +184,20 @@ class ActiveLog:
         generation = Generation(self.base, self.head.line_hash, line_hash(data[: data.index(b"\n")]))
         base_file.write(generation)
         operations.write(self.fd, data, 0)
-        # In every sync mode: the base file must not say that a line was written which a power cut takes away.
+        # In every sync mode: the base file must not confirm a line that a power cut then takes away.
         self.sync()
         base_file.write(generation._replace(written=True))
 
     def sync(self) -> None:
-        """What was committed is on disk when this returns, or `WriterFailedError`."""
+        """Syncs what was committed, or raises `WriterFailedError`."""
         try:
             operations.sync(self.fd)
         except OSError as error:
-            # The kernel may have dropped what it could not write, and would say yes to a second try.
+            # The kernel may have dropped what it could not write, and a second sync would succeed.
             raise WriterFailedError(f"{self._layout.log_path}: a sync failed: {error}") from error
 
     def replaced_by(self, fd: int, base: int) -> int:
-        """Goes on in another file that has taken the name; the descriptor of the one before, still locked."""
+        """Continues in a new file that has taken the name; returns the descriptor of the old one, still locked."""
         old, self.fd, self.base = self.fd, fd, base
         self._file = identity(fd)
         try:

@@ -1,8 +1,8 @@
-"""The archive, read: where it ends, and its lines from an offset on.
+"""Reads the archive: where it ends, and its lines from an offset onwards.
 
-Promises: the end is found in one read where the last thing is a record; lines that a record speaks for are verified
-before they are given; memory stays within a few frames, whatever the archive's size. Damage is a `CorruptLogError`
-after everything before it has been given.
+Promises: the end is found in one read if the archive ends with a record; lines that a record describes are verified
+before they are yielded; memory is bounded by a few frames, whatever the archive's size. Damage raises a
+`CorruptLogError` after everything before it has been yielded.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .frames import (
     walk,
 )
 
-# In bytes of lines: up to here a span, which is a frame of ours then, is decompressed as a whole.
+# In bytes of lines: up to this size, a span, which is then one of our frames, is decompressed as a whole.
 WHOLE_SIZE = 8 * 1024 * 1024
-# What is given at once of a larger one, such as the Rust crate's, all of whose frames share one record.
+# The block size for larger ones, such as the Rust crate's, all of whose frames share one record.
 PART_SIZE = 1024 * 1024
 _RECENT_FRAMES = 4
 
@@ -40,14 +40,14 @@ class Archive:
     """An archive opened for reading, up to `size` bytes of it. Close it.
 
     `head` is its end: the offset after its last line, with that line's hash. `end_position` (bytes in the file) is
-    where its last whole frame or record ends; what follows is an unfinished tail, or `damage`, with which the end can't
-    be told. `recorded` tells whether a record speaks for everything up to there.
+    where its last whole frame or record ends; what follows is an unfinished tail, or `damage`, in which case the end is
+    unknown. `recorded` says whether records describe everything up to there.
     """
 
-    # What walking an archive without a last record has found, since readers would do it again and again.
+    # What a walk through an archive without a last record has found, since readers would repeat it.
     _walked: ClassVar[dict[tuple[int, int, int, int], tuple[Span | None, CorruptLogError | None]]] = {}
 
-    # The frames of which a part was read last, in that order; for all readers of the process.
+    # The most recently used frames, in that order, for all readers of the process.
     _recent: ClassVar[dict[tuple[object, ...], Lines]] = {}
     _recent_lock: ClassVar[threading.Lock] = threading.Lock()
 
@@ -71,10 +71,10 @@ class Archive:
         os.close(self.fd)
 
     def missing_record(self) -> CorruptLogError | None:
-        """Where no rotation is under way: what is wrong if the archive ends in a frame of ours without its record.
+        """The error if the archive ends with one of our frames without its record although no rotation is under way.
 
-        A crash can't leave that, since a rotation says that it is under way as long as its frames may be torn. The Rust
-        crate's frames, which it may leave torn, and which have no records yet, have no checksum.
+        A crash can't leave that, since a rotation's file exists as long as its frames may be torn. The Rust crate's
+        frames, which may be torn and have no records yet, have no checksum.
         """
         position = self.end_position if self.recorded or self._last is None else self._last.position
         if self.damage is None and position < self.size:
@@ -84,7 +84,7 @@ class Archive:
         return None
 
     def unrecorded(self) -> Span | None:
-        """The frames at the end for which no record speaks yet, with the hash that their record will have."""
+        """The frames at the end that no record describes yet, with the hash that their record will have."""
         if self.recorded or self._last is None:
             return None
         tally = Tally()
@@ -93,12 +93,12 @@ class Archive:
         return tally.span(self._last.position, self._last.size, self._last.first_offset)
 
     def lines(self, offset: int, block_size: Callable[[], int]) -> Iterator[Lines]:
-        """The lines from `offset` (bytes in the whole log) on, which must be where a line begins, else `ValueError`.
+        """The lines from `offset` (bytes in the whole log) onwards; `ValueError` if no line begins there.
 
-        `block_size` tells before each block how many bytes of a frame it may have. Of a frame that has more, nothing is
-        held between two blocks: it is read again, unless it is one of those read last.
+        `block_size` is called before each block and returns how many bytes of a frame it may have. Of a larger frame,
+        nothing is held between two blocks: it is read again, unless it is among those used most recently.
 
-        Raises `CorruptLogError` where the damage begins, after all lines before it.
+        Raises `CorruptLogError` at damage, after yielding all lines before it.
         """
         reached = 0
         for span in self._spans_from(offset):
@@ -112,7 +112,7 @@ class Archive:
             raise CorruptLogError(self.path, reached, "a frame or its commit record is damaged here")
 
     def _blocks_of(self, span: Span, offset: int, block_size: Callable[[], int]) -> Iterator[Lines]:
-        """A span's lines from `offset` on."""
+        """A span's lines from `offset` onwards."""
         if _is_large(span):
             for lines in self._span_lines(span):
                 if lines.end_offset > offset:
@@ -124,7 +124,7 @@ class Archive:
             [lines] = self._span_lines(span) if at_once else self._kept(span)
             block = next(lines.cut(size, _position_in(lines, offset)))
             offset = block.end_offset
-            del lines  # the rest of the frame is not to be held while this block is used
+            del lines  # don't hold the rest of the frame while this block is used
             yield block
 
     def line_before(self, offset: int) -> bytes:
@@ -138,9 +138,9 @@ class Archive:
         raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
 
     def line_at(self, offset: int) -> Lines:
-        """The line that begins at `offset` (bytes in the whole log), alone; `ValueError` if none does.
+        """Just the line that begins at `offset` (bytes in the whole log); `ValueError` if none does.
 
-        It decompresses one frame of ours, or none that was read in this way lately.
+        Decompresses one of our frames, or none if it was used recently.
         """
         for span in self._spans_from(offset):
             if span.end_offset <= offset:
@@ -154,7 +154,7 @@ class Archive:
     def block_before(self, offset: int) -> Lines:
         """The lines that end at `offset` (bytes in the whole log, more than 0), back to where their frames begin.
 
-        In frames larger than ours, it is the last of those lines. Raises `ValueError` where no line ends there.
+        In frames larger than ours, only the last of those lines. Raises `ValueError` if no line ends there.
         """
         for span in self._spans_from(offset - 1):
             if span.end_offset < offset:
@@ -172,18 +172,18 @@ class Archive:
         raise self.damage or CorruptLogError(self.path, offset, "a frame or its commit record is damaged before this")
 
     def spans(self) -> Iterator[Span]:
-        """All spans, by their records; where one of those is damaged, by decoding everything."""
+        """All spans, by their records; if one of these is damaged, by decoding everything."""
         return self._spans_from(0)
 
     def position_of(self, offset: int) -> int:
         """The position (bytes in the file) of the frames that begin at `offset`, or `CorruptLogError` if none do."""
         span = next(self._spans_from(offset), None)
         if span is None or span.first_offset != offset:
-            raise CorruptLogError(self.path, offset, "no frame begins here, and the active log does")
+            raise CorruptLogError(self.path, offset, "no frame begins here, but the active log does")
         return span.position
 
     def _spans_from(self, offset: int) -> Iterator[Span]:
-        """The spans from the one that holds `offset` on."""
+        """The spans from the one that contains `offset` onwards."""
         spans = []
         span = self._last
         while span is not None:
@@ -193,7 +193,7 @@ class Archive:
                 return
             before = record_before(self.fd, span.position)
             span = before if before is not None and before.end_offset == span.first_offset else None
-        # A record is damaged, so that only going through everything tells what stands before it.
+        # A record is damaged, so only decoding everything shows what comes before it.
         yield from walk(self.path, self.fd, 0, 0, self.size)
 
     def _walk_to_end(self) -> tuple[Span | None, CorruptLogError | None]:
@@ -212,7 +212,7 @@ class Archive:
         return self._walked[key]
 
     def _kept(self, span: Span) -> Iterator[Lines]:
-        """The same as `_span_lines`; the last few frames of ours are kept, and not read again."""
+        """The same as `_span_lines`, but our most recently used frames are cached."""
         key = (self.path, *span)
         with self._recent_lock:
             kept = self._recent.pop(key, None)
@@ -228,7 +228,7 @@ class Archive:
         yield kept
 
     def _span_lines(self, span: Span) -> Iterator[Lines]:
-        """A span's lines, verified before the first is given."""
+        """A span's lines, verified before the first is yielded."""
         try:
             if not _is_large(span):
                 data = b"".join(self._claimed_pieces(span))
@@ -247,17 +247,17 @@ class Archive:
             if held:
                 yield Lines(self.path, offset, bytes(held))
         except UnfinishedError:
-            raise CorruptLogError(self.path, span.first_offset, "a frame ends before its end") from None
+            raise CorruptLogError(self.path, span.first_offset, "the file ends inside a frame") from None
         except DamagedError as error:
             raise CorruptLogError(self.path, span.first_offset, str(error)) from error
 
     def _claimed_pieces(self, span: Span) -> Iterator[bytes]:
-        """What a span's frames expand to; raises `DamagedError` as soon as that is more than the span has."""
+        """What a span's frames expand to; raises `DamagedError` as soon as that is more than the record says."""
         left = span.end_offset - span.first_offset
         for piece, _ in pieces(self.fd, span.position, span.position + span.size):
             left -= len(piece)
             if left < 0:
-                raise DamagedError("the frames expand to more than their commit record speaks of")
+                raise DamagedError("the frames expand to more than their commit record says")
             yield piece
 
     def _verify(self, span: Span, pieces: Iterable[bytes]) -> None:
@@ -266,7 +266,7 @@ class Archive:
             tally.add(piece)
         found = tally.span(span.position, span.size, span.first_offset)
         if found != (span if span.lines_hash is not None else span._replace(lines_hash=found.lines_hash)):
-            raise DamagedError("the frames do not hold the lines that their commit record speaks of")
+            raise DamagedError("the frames do not contain the lines that their commit record describes")
         if not tally.whole:
             raise DamagedError("the frames end inside a line")
 
@@ -276,7 +276,7 @@ def _is_large(span: Span) -> bool:
 
 
 def _position_in(lines: Lines, offset: int) -> int:
-    """The position of an offset within some lines; `ValueError` where no line begins or ends there."""
+    """The position of an offset within some lines; `ValueError` if no line begins or ends there."""
     position = offset - lines.start_offset
     if position > 0 and lines.data[position - 1 : position] != b"\n":
         raise ValueError(f"offset {offset} is not where a line begins")
@@ -287,5 +287,5 @@ def _after_fork() -> None:
     Archive._recent_lock = threading.Lock()
 
 
-# In a forked child, whoever held it in the parent will never release it.
+# In a forked child, the thread that held it in the parent will never release it.
 os.register_at_fork(after_in_child=_after_fork)

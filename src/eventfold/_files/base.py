@@ -1,18 +1,18 @@
 """The base file, `app.jsonl.base`: where in the whole log the active log begins.
 
-The archive's end says it too, until somebody copies the two files at different moments. So this file lists the last
+The archive's end says so too, until somebody copies the two files at different moments. So this file lists the last
 generations of the active log, one for each rotation, oldest first:
 
     {"generations": [[BASE, BEFORE, FIRST, WRITTEN], …], "checksum": CHECKSUM}
 
 BASE is the offset of the generation's first byte, BEFORE the hash of the line before it ("" at 0), and FIRST the hash
 of its first line ("" while it has none). WRITTEN becomes true when that line is on disk, and before its append is
-acknowledged. CHECKSUM is the xxh64 of the encoded list. The first line binds a generation to the content of
-`app.jsonl`: it is listed here before it is written there, and the next generation is before the rename. An active log
-without a line belongs to the newest generation, unless that one's first line has been written.
+acknowledged. CHECKSUM is the xxh64 of the encoded list. The first line ties a generation to the content of `app.jsonl`:
+it is listed here before it is written there, and the next generation is listed before the rename. An active log without
+a line belongs to the newest generation, unless that one's first line has been written.
 
 Promise: the file is replaced atomically, and is durable before what it announces. Two generations with the same first
-line can't be told apart; the one that fits the archive is taken.
+line can't be distinguished; the one that matches the archive is used.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _decode_generations = msgspec.json.Decoder(list[Generation]).decode
 class BaseFile:
     """The base file of one directory."""
 
-    # Readers look at it again and again, and it changes once a rotation.
+    # Readers look at it often, and it changes once per rotation.
     _known: ClassVar[dict[Path, tuple[_Key, list[Generation]]]] = {}
 
     def __init__(self, path: Path) -> None:
@@ -95,7 +95,7 @@ class BaseFile:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise self._damaged(str(error)) from error
         if file.checksum != line_hash(encoded) or not generations:
-            raise self._damaged("its checksum does not fit its content")
+            raise self._damaged("its checksum does not match its content")
         return generations
 
     def _damaged(self, reason: str) -> CorruptLogError:
@@ -103,7 +103,7 @@ class BaseFile:
             self.path,
             0,
             f"{reason}. It says where app.jsonl begins: delete it if app.jsonl and the archive belong together, and "
-            "the next writer makes it anew",
+            "the next writer will create it again",
         )
 
     def write(self, generation: Generation) -> None:
@@ -114,14 +114,14 @@ class BaseFile:
 
 
 def find_generations(generations: Sequence[Generation], first: str) -> list[Generation]:
-    """The generations whose first line has this hash, newest first; for "" (no line yet) the newest, if it has none."""
+    """The generations whose first line has this hash, newest first; for "" (no line yet), the newest if it has none."""
     if not first:
         return [] if generations[-1].written else [generations[-1]]
     return [generation for generation in reversed(generations) if generation.first == first]
 
 
 def first_line_hash(fd: int) -> str | None:
-    """The hash of a file's first line; "" if it has no whole one yet, None for a hole that a power cut left."""
+    """The hash of a file's first line; "" if it has no whole line yet, None for a hole left by a power cut."""
     data, size = b"", _READ_SIZE
     while True:
         data = os.pread(fd, size, 0)
@@ -134,17 +134,17 @@ def first_line_hash(fd: int) -> str | None:
 
 
 def find_base(layout: Layout, fd: int, archive: Archive | None, under_way: NextFile | None) -> int | None:
-    """The offset at which an opened active log begins, by the base file; None where that says nothing.
+    """The offset at which an opened active log begins, by the base file; None if that does not say.
 
     Without a rotation under way, a base below the archive's end means that the archive was copied after a rotation and
-    the active log before its end: what the archive holds from there on is what the active log begins with.
+    the active log before: the active log begins with the lines that the archive has from there on.
 
-    Raises `CorruptLogError` where the files were copied at different moments, so that events are missing between them,
-    `ChangedError` where the base file changed meanwhile.
+    Raises `CorruptLogError` if the files were copied at different moments, so that events are missing between them, and
+    `ChangedError` if the base file changed meanwhile.
     """
     base_file = BaseFile(layout.base_path)
     generations = base_file.read()
-    # Looked at after the list was read: a line that is there was listed before it was written.
+    # Read after the list: a line that is there was listed before it was written.
     first = first_line_hash(fd)
     if generations is None or first is None:
         return None
@@ -177,4 +177,4 @@ def find_base(layout: Layout, fd: int, archive: Archive | None, under_way: NextF
 
 
 class ChangedError(Exception):
-    """The base file was replaced while it was being compared with the active log: look again."""
+    """The base file was replaced while it was being compared with the active log: try again."""

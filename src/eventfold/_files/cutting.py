@@ -1,7 +1,7 @@
-"""Cutting a damaged end off the active log: what no recovery decides on its own, and a person may.
+"""Cuts off a damaged end of the active log, which no recovery decides on its own, but a person may.
 
-Promises: what is cut is kept, durably, before anything is changed; a crash at any moment leaves the log as it was, or
-cut, and the same cut can then be made again without keeping anything twice.
+Promises: what is cut is kept durably before anything is changed; a crash at any moment leaves the log as it was or cut,
+and then the same cut can be repeated without keeping anything twice.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .paths import Layout
 from .segments import LogSegments, last_complete_offset
 
 _PIECE = 4 * 2**20
-# No commit has more bytes, so what is longer without a newline holds no event.
+# No commit has more bytes, so anything longer without a newline is not an event.
 _LONGEST_LINE = 64 * 2**20
 
 
 class End(NamedTuple):
-    """The end of the active log from `offset` (bytes in the whole log) on.
+    """The end of the active log from `offset` (bytes in the whole log) onwards.
 
-    `size` is in bytes; `events` counts the whole lines in it that hold an event.
+    `size` is in bytes; `events` counts the whole lines in it that are events.
     """
 
     offset: int
@@ -38,14 +38,14 @@ class End(NamedTuple):
 
 
 class WriterLock:
-    """The writer's lock of a directory that has an `app.jsonl`, without anything being recovered. Methods block."""
+    """The writer's lock of a directory that has an `app.jsonl`, without recovering anything. Methods block."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._fd = -1
 
     def take(self) -> None:
-        """Raises `LogLockedError` where a writer has the log open, `EventfoldError` where there is no active log."""
+        """Raises `LogLockedError` if a writer has the log open, `EventfoldError` if there is no active log."""
         if not self._layout.log_path.exists():
             raise EventfoldError(f"there is no {self._layout.log_path}, so there is nothing to change")
         self._fd = open_locked(self._layout, True)
@@ -56,16 +56,16 @@ class WriterLock:
         return self._fd
 
     def release(self) -> None:
-        """Lets the lock go; idempotent."""
+        """Releases the lock; idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             operations.close_locked(fd)
 
 
 def damaged_end(layout: Layout, damage: CorruptLogError) -> End:
-    """What is to be cut so that the log ends before a damage that reading it has met.
+    """What must be cut so that the log ends before damage that reading has found.
 
-    Raises the damage again where it is not in the active log, `EventfoldError` where cutting would not mend it.
+    Raises the damage again if it is not in the active log, `EventfoldError` if cutting would not repair it.
     """
     with LogSegments(layout) as segments:
         base, archive = segments.base, segments.archive
@@ -76,16 +76,18 @@ def damaged_end(layout: Layout, damage: CorruptLogError) -> End:
             raise damage
         start = damage.offset - base
         if start < 0 or (archive is not None and damage.offset < archive.head.offset):
-            raise EventfoldError(f"{damage}; the archive has these lines too, so cutting them here would mend nothing")
+            raise EventfoldError(
+                f"{damage}; the archive has these lines too, so cutting them here would repair nothing"
+            )
         if under_way is not None and damage.offset < under_way.base + under_way.size:
             raise EventfoldError(
-                f"{damage}; a rotation that was broken off was moving this line into the archive, so it can't be cut "
+                f"{damage}; an interrupted rotation was moving this line into the archive, so it can't be cut "
                 "any more: restore a backup"
             )
         size = segments.size
         if start >= size:
             raise damage  # something is missing
-        # Before the damage, a batch may have begun whose end is lost with it.
+        # A batch may have begun before the damage, whose end is lost with it.
         start = last_complete_offset(segments.fd, start)
         return End(base + start, size - start, _count_events(segments.fd, start, size))
 
@@ -101,20 +103,20 @@ def _only_first_line_differs(layout: Layout, fd: int, base: int) -> bool:
 
 
 def _count_events(fd: int, start: int, end: int) -> int:
-    """The whole lines between two positions of a file that hold an event."""
+    """The number of whole lines between two positions of a file that are events."""
     events, rest = 0, b""
     for piece in _pieces(fd, start, end):
         *lines, rest = (rest + piece).split(b"\n")
         events += sum(map(is_event, lines))
         if len(rest) > _LONGEST_LINE:
-            rest = b"\0"  # whatever follows it on its line is no event either
+            rest = b"\0"  # so that whatever follows on this line is not an event either
     return events
 
 
 def cut(layout: Layout, fd: int, end: End) -> Path:
-    """Cuts this end off the active log, whose locked descriptor is given; where its bytes are kept.
+    """Cuts off this end of the active log, given its locked descriptor; returns where the bytes are kept.
 
-    Raises `OSError`; then nothing has been cut, or the same cut can be made again.
+    Raises `OSError`; then nothing has been cut, or the same cut can be repeated.
     """
     size = os.fstat(fd).st_size
     position = size - end.size
@@ -129,9 +131,9 @@ def cut(layout: Layout, fd: int, end: End) -> Path:
 
 
 def _forget_first_line(layout: Layout) -> str:
-    """Removes the base file, which speaks of a line that is to be cut; the hash of the line before that one.
+    """Removes the base file, which lists a line that will be cut; returns the hash of the line before that one.
 
-    Without it the archive's end tells where the active log begins, whether or not the line is still there.
+    Without it, the archive's end says where the active log begins, whether or not the line is still there.
     """
     with LogSegments(layout) as segments:
         before = "" if segments.archive is None else segments.archive.head.line_hash
@@ -142,7 +144,7 @@ def _forget_first_line(layout: Layout) -> str:
 
 
 def _keep(path: Path, fd: int, start: int, end: int) -> None:
-    """Adds what stands between two positions of a file to another one, for good, unless that ends with it already."""
+    """Appends the bytes between two positions to another file, durably, unless that file ends with them already."""
     try:
         earlier = operations.open_to_read(path)
     except FileNotFoundError:
@@ -154,7 +156,7 @@ def _keep(path: Path, fd: int, start: int, end: int) -> None:
                 _write_new(path, chain(_pieces(earlier, 0, size), _pieces(fd, start, end)))
         finally:
             os.close(earlier)
-    # Also where nothing was written: what a killed process did may be in the page cache only.
+    # Even if nothing was written: what a killed process wrote may be in the page cache only.
     operations.sync_dir(path.parent)
 
 
@@ -177,7 +179,7 @@ def _write_new(path: Path, content: Iterable[bytes]) -> None:
 
 
 def _is_same(one: int, one_start: int, other: int, start: int, end: int) -> bool:
-    """Whether one file has from a position on what the other has between two positions."""
+    """Whether one file has at a position what the other has between two positions."""
     if one_start < 0:
         return False
     for piece in _pieces(other, start, end):
@@ -188,7 +190,7 @@ def _is_same(one: int, one_start: int, other: int, start: int, end: int) -> bool
 
 
 def _pieces(fd: int, start: int, end: int) -> Iterator[bytes]:
-    """What stands between two positions of a file. Raises `OSError` where the file ends before."""
+    """The bytes between two positions of a file, in chunks. Raises `OSError` if the file ends before."""
     while start < end:
         piece = os.pread(fd, min(_PIECE, end - start), start)
         if not piece:

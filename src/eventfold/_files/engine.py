@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Files:
-    """A log in files, with the options that it is to be opened with for appending.
+    """A log in files, with the options with which it is opened for appending.
 
-    `max_log_size` is the size in bytes of `app.jsonl` from which it is rotated on its own (0: never).
+    `max_log_size` is the size in bytes of `app.jsonl` from which it is rotated automatically (0: never).
     """
 
     def __init__(
@@ -37,15 +37,15 @@ class Files:
         return f"Files({str(self._dir)!r})"
 
     def source(self) -> FileSource:
-        """The log, to be read. No I/O."""
+        """The log, for reading. No I/O."""
         return FileSource(self._dir)
 
     async def open_committer(
         self, *, lock: LockMode | None = None, sync: SyncMode | None = None, max_log_size: int | None = None
     ) -> FileCommitter | SharedCommitter:
-        """Opens the directory for appending; what is given here comes before what the engine was made with.
+        """Opens the directory for appending; options given here override the engine's own.
 
-        Raises `LogLockedError`, `CorruptLogError`, `OSError`. Cancelled, it opens nothing.
+        Raises `LogLockedError`, `CorruptLogError`, `OSError`. If cancelled, it opens nothing.
         """
         lock = self._lock if lock is None else lock
         committer: type[FileCommitter | SharedCommitter] = FileCommitter

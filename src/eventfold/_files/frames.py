@@ -2,14 +2,13 @@
 
 A commit record is a skippable frame (RFC 8878, section 3.1.2) of 80 bytes, little-endian: magic 0x184D2A5B and the
 length of the rest (u32 each); `EVTFOLD` and a NUL; version and a zero (u32 each); then, u64 each, the first offset, the
-end offset, the number of events, the hash of the last line, the number of compressed bytes that it speaks for (those
-right before it), the xxh64 of the lines, and the xxh64 of all that stands before in the record.
+end offset, the number of events, the hash of the last line, the number of compressed bytes that it describes (those
+right before it), the xxh64 of the lines, and the xxh64 of everything before it in the record.
 
-Frames that the Rust crate wrote have no record until a writer of ours appends one for all of them.
+Frames that the Rust crate wrote have no record until one of our writers appends one for all of them.
 
-Promises: the end is found in one read where the last thing is a record; lines that a record speaks for are verified
-before they are given; memory stays within a few frames, whatever the archive's size. Damage is a `CorruptLogError`
-after everything before it has been given.
+Promises: at most a few frames are in memory, whatever the archive's size; what a crash may leave of the last write is
+distinguished from damage, which raises a `CorruptLogError` after everything before it has been yielded.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ else:
 FRAME_SIZE = 1024 * 1024
 _READ_SIZE = 256 * 1024
 _SEARCH_SIZE = 256 * 2**20
-_CANDIDATE_SIZE = 4096  # what a look at a candidate costs at least, in the same measure
+_CANDIDATE_SIZE = 4096  # the minimum cost of checking a candidate, in the same unit
 _VERSION = 1
 _BODY = struct.Struct("<II8sIIQQQQQQ")
 _HASH = struct.Struct("<Q")
@@ -52,7 +51,7 @@ _OPTIONS: dict[int, int] = {
 
 
 class Span(NamedTuple):
-    """The part of an archive that one record speaks for; `position` and `size` are bytes in the file."""
+    """The part of an archive that one record describes; `position` and `size` are bytes in the file."""
 
     position: int
     size: int
@@ -73,7 +72,7 @@ class UnfinishedError(Exception):
 
 
 class DamagedError(Exception):
-    """These bytes are no frame, or not the frame they should be."""
+    """These bytes are not a frame, or not the frame that they should be."""
 
 
 def pack_record(span: Span) -> bytes:
@@ -107,7 +106,9 @@ def _claims_record(fd: int, position: int) -> bool:
 
 
 def pieces(fd: int, position: int, end: int) -> Iterator[tuple[bytes, int]]:
-    """What the frames from `position` to `end` hold: `(piece, 0)` again and again, `(b"", position after)` a frame."""
+    """The content of the frames from `position` to `end`: `(chunk, 0)` repeatedly, and `(b"", position after)` per
+    frame.
+    """
     while position < end:
         head = os.pread(fd, min(_SKIPPABLE.size, end - position), position)
         if len(head) < _SKIPPABLE.size:
@@ -140,7 +141,7 @@ def pieces(fd: int, position: int, end: int) -> Iterator[tuple[bytes, int]]:
 
 
 class Tally:
-    """Counts and hashes the lines of a span as they go by."""
+    """Counts and hashes the lines of a span as they pass."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -168,7 +169,7 @@ class Tally:
         self.whole = piece.endswith(b"\n")
 
     def span(self, position: int, size: int, first_offset: int) -> Span:
-        """The span that these lines make."""
+        """The span of these lines."""
         end = first_offset + self.size
         return Span(position, size, first_offset, end, self.events, self.last_hash, self._all.intdigest())
 
@@ -176,7 +177,7 @@ class Tally:
 def walk(path: Path, fd: int, start: int, offset: int, end: int) -> Iterator[Span]:
     """The spans from position `start` to `end`, by decoding everything; ends before an unfinished tail.
 
-    `offset` is that of the first line in the whole log. Raises `CorruptLogError` where damage begins.
+    `offset` is that of the first line in the whole log. Raises `CorruptLogError` at damage.
     """
     tally = Tally()
     unrecorded = None
@@ -206,10 +207,10 @@ def walk(path: Path, fd: int, start: int, offset: int, end: int) -> Iterator[Spa
 
 
 def _continues_after(fd: int, position: int, end: int) -> bool:
-    """Whether a whole frame or record stands behind what looks like an unfinished one: then that is damaged instead.
+    """Whether a whole frame or record follows what looks like an unfinished one, which is damaged in that case.
 
-    Planted bytes could make each look at one of many candidates take long, so that all of them together may expand to
-    `_SEARCH_SIZE` bytes. What needs more is taken for damage too, since damage is reported and never cut off.
+    Planted bytes could make checking each of many candidates take long, so all of them together may expand to at most
+    `_SEARCH_SIZE` bytes. If that is not enough, it counts as damage too, since damage is reported and never cut off.
     """
     left = _SEARCH_SIZE
     for start in range(position + 1, end, _READ_SIZE):
@@ -226,9 +227,9 @@ def _continues_after(fd: int, position: int, end: int) -> bool:
 
 
 def _is_whole(fd: int, position: int, end: int, limit: int) -> tuple[bool, int]:
-    """Whether a frame that holds whole lines, or a record, begins here; and to how many bytes it expanded.
+    """Whether a frame of whole lines, or a record, begins here, and to how many bytes it expanded.
 
-    It looks no further than `limit` bytes.
+    It reads at most `limit` bytes.
     """
     last, size = b"", 0
     try:
@@ -245,7 +246,7 @@ def _is_whole(fd: int, position: int, end: int, limit: int) -> tuple[bool, int]:
 
 
 def _is_torn_record(fd: int, span: Span, end: int) -> bool:
-    """Whether all that follows a span is its record, cut short or with NULs where a page was not written."""
+    """Whether all that follows a span is its record, truncated or with NULs where a page was not written."""
     at = span.position + span.size
     if end - at > RECORD_SIZE:
         return False
@@ -256,7 +257,7 @@ def _is_torn_record(fd: int, span: Span, end: int) -> bool:
 def spans_after(path: Path, fd: int, position: int, offset: int) -> Iterator[Span]:
     """The recorded spans after a position of the file, where a line of that offset begins.
 
-    Ends before what a crash left of the last write: cut short, or with pages that never got to the disk. Other damage
+    Ends before what a crash left of the last write: truncated, or with pages that never reached the disk. Other damage
     raises `CorruptLogError`.
     """
     size = os.fstat(fd).st_size
@@ -272,14 +273,15 @@ def spans_after(path: Path, fd: int, position: int, offset: int) -> Iterator[Spa
 
 
 def write_record(fd: int, span: Span) -> int:
-    """Appends the record of a span that has none, for good; the position after it."""
+    """Appends the record of a span that has none, durably; returns the position after it."""
     operations.write(fd, pack_record(span), span.position + span.size)
     operations.sync(fd)
     return span.after
 
 
 def write_frames(fd: int, position: int, offset: int, chunks: Iterable[bytes]) -> int:
-    """Appends each chunk of whole lines as a frame with its record, each on disk before the next; the position after.
+    """Appends each chunk of whole lines as a frame with its record, each on disk before the next; returns the end
+    position.
 
     `position` is in bytes of the file, `offset` that of the first line in the whole log.
     """
@@ -288,14 +290,14 @@ def write_frames(fd: int, position: int, offset: int, chunks: Iterable[bytes]) -
         tally.add(chunk)
         frame = zstd.compress(chunk, options=_OPTIONS)
         span = tally.span(position, len(frame), offset)
-        # The last of the space is left to the appends.
+        # The last space is left for appends.
         operations.check_space(fd, 2 * len(frame))
-        # One sync a frame: a power cut can then tear only the last one, and what stands before it is whole.
+        # One sync per frame: then a power cut can tear only the last one, and everything before it is whole.
         try:
             operations.write(fd, frame + pack_record(span), position)
             operations.sync(fd)
         except BaseException:
-            # A record may never stand there whose frame could not be synced.
+            # There must never be a record whose frame could not be synced.
             operations.truncate(fd, position)
             raise
         position, offset = span.after, span.end_offset

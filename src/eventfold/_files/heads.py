@@ -1,7 +1,7 @@
-"""Finds the head of a directory's files, and looks into them again only when they have changed.
+"""Finds the head of a directory's files, and reads them again only when they have changed.
 
-Promise: a head that is remembered is given only while the active log and the archive are, by all that `stat` tells,
-the files that it was found in, and were last changed long enough before for a later change to show.
+Promise: a cached head is returned only while the active log and the archive are, according to `stat`, the files in
+which it was found, and were last changed long enough before for a later change to be visible.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Known(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A head that is not the last one, and the lines between the two where they are few; `known` is that last one."""
+    """A head that differs from the previous one, `known`, and the lines between the two if they are few."""
 
     head: Head
     known: Head | None
@@ -50,14 +50,14 @@ def _stat(path: Path) -> _Stat:
 
 
 class HeadLookup:
-    """The head of one directory, as this process last found it. Makes blocking calls."""
+    """The head of one directory, as this process last found it. Blocks."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._known: _Known | None = None
 
     def copy(self) -> HeadLookup:
-        """Another one, which knows what this one does: its first change is the one after that."""
+        """A copy with the same knowledge: its first change is the next one."""
         other = HeadLookup(self._layout)
         other._known = self._known
         return other
@@ -68,7 +68,7 @@ class HeadLookup:
         return None if self._known is None else self._known.head
 
     def head(self) -> Head:
-        """The head of now. Raises `OSError` and `CorruptLogError`."""
+        """The current head. Raises `OSError` and `CorruptLogError`."""
         log, archive = self._state()
         known = self._known
         if known is not None and known.settled and known.log == log and known.archive == archive:
@@ -108,7 +108,7 @@ class HeadLookup:
         self._known = _Known(log, archive, base, head, settled)
 
     def _grown(self, known: _Known, log: _Stat) -> Change | None:
-        """What was added to the active log that was there already; None where that is not all that has happened."""
+        """What was added to the same active log; None if anything else has changed."""
         start = known.head.offset - known.base
         if log is None or known.log is None or log[:2] != known.log[:2] or not 0 < log[2] - start <= SLICE_SIZE:
             return None
@@ -135,7 +135,7 @@ class HeadLookup:
 
 
 def _lines_between(parts: LogSegments, start: Head, end: Head) -> Lines | None:
-    """The lines from one head to another; None where they are many, or not those that stood there."""
+    """The lines from one head to another; None if they are many, or if they have changed."""
     if not 0 < end.offset - start.offset <= SLICE_SIZE:
         return None
     try:

@@ -1,7 +1,7 @@
 """Linux: one thread and one inotify instance for all directories that this process watches.
 
-The thread blocks in the kernel until something happens, so it costs next to nothing while nothing does. It outlives the
-last directory by some seconds, so that waits that follow each other do not start one each.
+The thread blocks in the kernel until something happens, so it costs next to nothing meanwhile. It outlives the last
+directory by a few seconds, so that successive waits do not start one each.
 
 Promise: no descriptor and no thread is left once `KEEP` seconds have passed without a directory; a forked child has its
 own instance.
@@ -16,14 +16,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
-# Seconds for which the thread stays when nobody waits any more.
+# Seconds for which the thread stays when nothing waits any more.
 KEEP = 5.0
-# Seconds between two looks without a hint.
+# Seconds between two checks without a hint.
 TICK = 0.25
 
 
 class Watched(Protocol):
-    """Who is to be told that something may have happened in a directory. All is called in the hub's thread."""
+    """Is notified when something may have happened in a directory. All methods are called in the hub's thread."""
 
     dir: Path
     names: tuple[str, ...]
@@ -33,17 +33,17 @@ class Watched(Protocol):
         """Called on a hint, and when the directory is newly watched."""
 
     def tick(self) -> bool:
-        """Called every `TICK` seconds; whether it was time for a look without a hint."""
+        """Called every `TICK` seconds; returns whether it was time for a check without a hint."""
 
     def unwatchable(self, error: Exception) -> None:
-        """No hints will come from this directory for now; ticks do."""
+        """No hints will come from this directory for now, but ticks do."""
 
     def watch_alone(self, error: Exception) -> None:
-        """There is no inotify: nothing will be called any more."""
+        """inotify is not available: no method will be called any more."""
 
 
 class Hub:
-    """Hands out the hints of the kernel to those who watch directories."""
+    """Passes the kernel's hints on to those who watch directories."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class Hub:
         self._changes: list[tuple[bool, Watched]] = []
 
     def add(self, watched: Watched) -> None:
-        """Watches a directory, which need not exist. Raises `OSError` or `RuntimeError` where that can't begin."""
+        """Starts watching a directory, which need not exist. Raises `OSError` or `RuntimeError` if that fails."""
         with self._lock:
             if not self._running:
                 self._start()
@@ -61,7 +61,7 @@ class Hub:
             os.eventfd_write(self._wake_fd, 1)
 
     def remove(self, watched: Watched) -> None:
-        """Ends the watching, in some milliseconds."""
+        """Stops watching, within a few milliseconds."""
         with self._lock:
             if self._running:
                 self._changes.append((False, watched))
@@ -77,14 +77,14 @@ class Hub:
             raise
 
     def _end(self) -> list[tuple[bool, Watched]]:
-        """Lets the wake-up descriptor go; what was still to be done. Call it with the lock held."""
+        """Closes the wake-up descriptor; returns what was still to be done. Call it with the lock held."""
         changes, self._changes = self._changes, []
         self._running = False
         os.close(self._wake_fd)
         return changes
 
     def _take(self, *, end: bool) -> list[tuple[bool, Watched]] | None:
-        """What has been asked for meanwhile; with `end`, and nothing asked, None: the hub has ended."""
+        """The pending requests; with `end` and no request, ends the hub and returns None."""
         with self._lock:
             if end and not self._changes:
                 self._end()
@@ -95,7 +95,7 @@ class Hub:
     def _run(self) -> None:
         directories: dict[Watched, _Watch] = {}
         try:
-            from inotify_simple import INotify  # slow to import, and there on Linux only
+            from inotify_simple import INotify  # slow to import, and only available on Linux
 
             inotify = INotify()
         except (ImportError, OSError) as error:
@@ -148,7 +148,7 @@ class Hub:
                 next_tick = monotonic() + TICK
 
     def _hinted(self, inotify: Any, directories: dict[Watched, _Watch], by_number: dict[int, Watched]) -> set[Watched]:
-        """Whose file may have changed."""
+        """Those whose file may have changed."""
         from inotify_simple import flags
 
         hinted: set[Watched] = set()
@@ -167,7 +167,7 @@ class Hub:
 
 
 class _Watch:
-    """The kernel's watch on one directory: on the one that has the name now, whichever had it before."""
+    """The kernel's watch on one directory: the one that has the name now."""
 
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
@@ -194,7 +194,7 @@ class _Watch:
     def end(self, inotify: Any, by_number: dict[int, Watched]) -> None:
         number, self._number, self._identity = self._number, None, None
         if number is None or by_number.get(number) is not self._watched:
-            return  # another one watches the same directory by now
+            return  # another watch on the same directory has taken its place
         del by_number[number]
         try:
             inotify.rm_watch(number)
@@ -202,7 +202,7 @@ class _Watch:
             pass  # the kernel has removed it with its directory
 
     def renew(self, inotify: Any, by_number: dict[int, Watched]) -> None:
-        """Watches anew if there was no directory, or if another one has taken its place."""
+        """Watches again if there was no directory before, or if another one has taken its place."""
         if self._identity is not None:
             try:
                 stat = os.stat(self._watched.dir)
@@ -219,7 +219,7 @@ hub = Hub()
 
 def _after_fork() -> None:
     global hub
-    # The child's copies of the descriptors: closing them takes no watch from the parent.
+    # The child's copies of the descriptors: closing them does not affect the parent's watches.
     if hub._running:
         os.close(hub._wake_fd)
         if hub._inotify is not None:

@@ -1,6 +1,7 @@
-"""A lock for what one process at a time may do: read under a consumer's name, replace a snapshot.
+"""A lock for what only one process at a time may do: read under a consumer's name, replace a snapshot.
 
-It is the flock of a file of its own, or of the directory that the snapshots are in: never of a file that is replaced.
+It is the flock of a separate file, or of the directory that contains the snapshots, but never of a file that is
+replaced.
 
 Promise: the lock ends with its process, and with the object; a forked child does not keep it.
 """
@@ -15,7 +16,7 @@ from . import operations
 
 
 class NamedLock:
-    """An exclusive flock that is held. Get it from `take`."""
+    """A held exclusive flock. Get it from `take`."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
@@ -24,13 +25,13 @@ class NamedLock:
 
     @classmethod
     def take(cls, path: Path) -> NamedLock | None:
-        """The lock of a file; None where another holds it. Creates the file and its directory. Raises `OSError`."""
+        """Locks a file; None if another holds the lock. Creates the file and its directory. Raises `OSError`."""
         operations.make_dir(path.parent)
         return cls._open_and_lock(path, os.O_RDWR | os.O_CREAT)
 
     @classmethod
     def take_directory(cls, path: Path) -> NamedLock | None:
-        """The lock of a directory, which is created if need be; None where another holds it. Raises `OSError`."""
+        """Locks a directory, which is created if necessary; None if another holds the lock. Raises `OSError`."""
         operations.make_dir(path)
         return cls._open_and_lock(path, os.O_RDONLY | os.O_DIRECTORY)
 
@@ -53,7 +54,7 @@ class NamedLock:
         self.release()
 
     def release(self) -> None:
-        """Lets the lock go; idempotent, and never blocks."""
+        """Releases the lock; idempotent, and never blocks."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

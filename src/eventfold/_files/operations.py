@@ -1,10 +1,9 @@
 """The one place for file operations that change something.
 
-Every operation that changes a file, or makes a change last, is a function here, called as `operations.NAME`, so that a
-test can replace it to count, fail or freeze the call. What is only read is read with `os` directly.
+Every operation that changes a file or makes a change durable is a function here, called as `operations.NAME`, so that a
+test can replace it to count the call, make it fail or suspend it. Reading uses `os` directly.
 
-Promise: what `replace_file` has written is there whole or not at
-all, whatever happens meanwhile.
+Promise: what `replace_file` writes is there completely or not at all, whatever happens meanwhile.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import time
 from pathlib import Path
 
 _WRITE_SIZE = 1024**3  # Linux writes no more than 2 GiB in one call
-# Earlier versions put the process and a serial number there instead, and nothing for the archive.
+# Earlier versions used the process id and a serial number instead, and nothing for the archive.
 _TEMPORARY = re.compile(r"\..+\.(?:[0-9a-f]{16}|\d+\.\d+|zst)\.tmp")
-# Seconds after which a temporary file that nobody wrote to belongs to nobody: its process was killed.
+# Seconds without a write after which a temporary file is abandoned: its process was killed.
 LEFTOVER_AGE = 3600.0
 
 
@@ -31,17 +30,17 @@ def open_file(path: Path, flags: int) -> int:
 
 
 def create_file(path: Path) -> int:
-    """A new descriptor of a file that must not be there yet, not even as a link."""
+    """A new descriptor of a file that must not exist yet, not even as a link."""
     return open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
 
 
 def open_regular(path: Path, flags: int) -> int:
-    """A new descriptor of a regular file; whatever else has the name is an `OSError`, and never waited for."""
+    """A new descriptor of a regular file; anything else raises `OSError`, and never blocks."""
     return _regular(path, open_file(path, flags | os.O_NONBLOCK))
 
 
 def open_to_read(path: Path) -> int:
-    """The same for reading only, which changes nothing."""
+    """The same, for reading only."""
     return _regular(path, os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
@@ -55,7 +54,7 @@ def _regular(path: Path, fd: int) -> int:
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """What a regular file holds; `OSError` for more than `most` bytes."""
+    """The content of a regular file; `OSError` for more than `most` bytes."""
     fd = open_to_read(path)
     with os.fdopen(fd, "rb") as file:
         data = file.read(most + 1)
@@ -65,15 +64,15 @@ def read_file(path: Path, most: int) -> bytes:
 
 
 def temporary_path(path: Path) -> Path:
-    """A name beside `path` that nobody else has or guesses, for what will take its place.
+    """A name beside `path` that nobody else uses or guesses, for the file that will replace it.
 
-    Process ids and serial numbers are no such names: both begin anew with each start of a container.
+    Process ids and serial numbers would not do: both start over with each start of a container.
     """
     return path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
 
 
 def write(fd: int, data: bytes, position: int) -> None:
-    """All of `data` at `position` (bytes in the file), or an `OSError`; then part of it may be there."""
+    """Writes all of `data` at `position` (bytes in the file), or raises `OSError`; then a part of it may be there."""
     for start in range(0, len(data), _WRITE_SIZE):
         piece = data[start : start + _WRITE_SIZE] if len(data) > _WRITE_SIZE else data
         written = os.pwrite(fd, piece, position + start)
@@ -82,7 +81,7 @@ def write(fd: int, data: bytes, position: int) -> None:
 
 
 def sync(fd: int) -> None:
-    """What was written to the file is on disk when this returns."""
+    """Syncs the file: what was written to it is on disk when this returns."""
     if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, where fsync leaves data in the drive's cache
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
@@ -102,7 +101,7 @@ def unlink(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Removes a file that is of no use to anybody, if that can be done."""
+    """Removes a file that nobody needs, if that is possible."""
     try:
         unlink(path)
     except OSError:
@@ -110,7 +109,7 @@ def discard(path: Path) -> None:
 
 
 def make_dir(path: Path) -> None:
-    """The directory and those above it, each of them there for good; nothing if it is there already."""
+    """Creates the directory and those above it, durably; does nothing if it exists."""
     if path.is_dir():
         return
     if path.parent != path:
@@ -124,7 +123,7 @@ def make_dir(path: Path) -> None:
 
 
 def sync_dir(path: Path) -> None:
-    """The names in the directory are on disk when this returns."""
+    """Syncs the directory: the names in it are on disk when this returns."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -133,7 +132,7 @@ def sync_dir(path: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Makes `data` the file's content, atomically and for good: temporary file, sync, rename, sync of the directory."""
+    """Replaces the file's content, atomically and durably: temporary file, sync, rename, sync of the directory."""
     make_dir(path.parent)
     temporary = temporary_path(path)
     fd = create_file(temporary)
@@ -151,9 +150,9 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def discard_leftovers(directory: Path) -> None:
-    """Removes the temporary files that nobody has written to for an hour: their process was killed.
+    """Removes the temporary files to which nothing was written for an hour: their process was killed.
 
-    Whether that process lives can't be asked, since it may be in another pid namespace.
+    Whether that process is alive can't be found out, since it may be in another pid namespace.
     """
     try:
         names = os.listdir(directory)
@@ -170,7 +169,7 @@ def discard_leftovers(directory: Path) -> None:
 
 
 def lock(fd: int) -> bool:
-    """Takes the exclusive flock without waiting; false where another holds it. It goes when the descriptor closes."""
+    """Takes the exclusive flock without waiting; false if another holds it. Closing the descriptor releases it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -179,7 +178,7 @@ def lock(fd: int) -> bool:
 
 
 def lock_shared(fd: int) -> bool:
-    """Takes the shared flock, or turns an exclusive one into it, without waiting; false where it is refused."""
+    """Takes the shared flock, or downgrades an exclusive one, without waiting; false if it is refused."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -188,12 +187,12 @@ def lock_shared(fd: int) -> bool:
 
 
 def wait_for_lock(fd: int) -> None:
-    """Takes the exclusive flock once nobody else holds it, however long that takes."""
+    """Takes the exclusive flock, and waits for it as long as necessary."""
     fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 def lock_holder(fd: int) -> int | None:
-    """The process that holds the flock on this file, as far as the system tells (Linux, same pid namespace)."""
+    """The process that holds the flock on this file, if the system reports it (Linux, same pid namespace)."""
     status = os.fstat(fd)
     file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
@@ -208,26 +207,28 @@ def lock_holder(fd: int) -> int | None:
 
 
 def unlock(fd: int) -> None:
-    """Lets the flock go, also where a forked child still has the descriptor. In that child it would be the parent's."""
+    """Releases the flock, even if a forked child still has the descriptor. In that child, it would release the
+    parent's.
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_UN)
     except OSError:
-        pass  # closing the descriptor does it too, but for the child
+        pass  # closing the descriptor does it too, except for the child
 
 
 def close_locked(fd: int) -> None:
-    """Lets the flock go and closes the file; closing is not enough if a child has just inherited the descriptor."""
+    """Releases the flock and closes the file; closing is not enough if a child has just inherited the descriptor."""
     unlock(fd)
     os.close(fd)
 
 
 def write_mapped(memory: mmap.mmap, data: bytes, position: int) -> None:
-    """Changes a mapped file. Makes no system call; a process that is killed meanwhile may have changed part of it."""
+    """Changes a mapped file, without a system call; a process that is killed meanwhile may have changed part of it."""
     memory[position : position + len(data)] = data
 
 
 def check_space(fd: int, size: int) -> None:
-    """Raises `OSError` where the file system has not `size` bytes left."""
+    """Raises `OSError` if the file system has less than `size` bytes left."""
     stat = os.fstatvfs(fd)
     if stat.f_bavail * stat.f_frsize < size:
         raise OSError(errno.ENOSPC, f"no {size} bytes are left on the device")

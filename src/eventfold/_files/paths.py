@@ -1,6 +1,6 @@
 """The names in a data directory.
 
-Promise: no name that a user gives leads out of its directory.
+Promise: no name from a user leads out of its directory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NEXT = re.compile(r"app\.jsonl\.next\.(\d{1,19})\.(\d{1,19})\.(\d{1,19})", re.A
 
 
 class NextFile(NamedTuple):
-    """The file that a rotation has begun; its name says what the log was then (offsets and sizes in bytes)."""
+    """The file that a rotation creates; its name says what the log was at that moment (offsets and sizes in bytes)."""
 
     path: Path
     base: int
@@ -26,13 +26,13 @@ class NextFile(NamedTuple):
 
 
 class Layout:
-    """Where everything lies in one data directory. Makes no system call but in `next_file`."""
+    """Where everything is in a data directory. Makes no system call except in `next_file`."""
 
     __slots__ = ("archive_path", "base_path", "consumers_dir", "dir", "lock_path", "log_path", "views_dir")
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         path = Path(directory)
-        # Resolved once: a later `os.chdir` moves nothing.
+        # Resolved once: a later `os.chdir` has no effect.
         self.dir = path if path.is_absolute() else Path(os.getcwd(), path)
         self.log_path = self.dir / "app.jsonl"
         self.base_path = self.dir / "app.jsonl.base"
@@ -48,7 +48,9 @@ class Layout:
         return self.dir / f"app.jsonl.next.{base}.{size}.{archive_size}"
 
     def next_file(self) -> NextFile | None:
-        """The rotation under way, if one is. Raises `CorruptLogError` where the directory has files of two of them."""
+        """The rotation under way, if there is one. Raises `CorruptLogError` if the directory has files of two
+        rotations.
+        """
         try:
             names = os.listdir(self.dir)
         except FileNotFoundError:
@@ -69,7 +71,7 @@ class Layout:
         return self.views_dir / f"{check_name('view', view)}.snapshot.json"
 
     def document_lock_path(self, document: Path) -> Path:
-        """The file whose lock says who reads under a consumer's name."""
+        """The file whose lock is held by the process that reads under a consumer's name."""
         return document.with_name(f".{document.name}.lock")
 
     def consumer_path(self, consumer: str) -> Path:

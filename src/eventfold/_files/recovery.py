@@ -1,6 +1,6 @@
-"""Opening a log for writing: what a crash left is undone or finished before anything is appended.
+"""Opens a log for writing: what a crash left is undone or completed before anything is appended.
 
-Promise: nothing is touched where the files contradict each other (`CorruptLogError`).
+Promise: nothing is touched if the files contradict each other (`CorruptLogError`).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ LOOKED_AT = 3  # last lines, of which one must be an event
 
 
 def recover(layout: Layout, active_fd: int, locked: int | None = None) -> Rotation | None:
-    """What a rotation left that did not get to its end: undone (None), or to be gone on with from step 2.
+    """Undoes an interrupted rotation (None), or returns it to be continued from step 2.
 
-    `locked` is a descriptor of the rotation's file whose lock is held already; a rotation that is given owns it.
+    `locked` is a descriptor of the rotation's file that is locked already; a returned rotation owns it.
 
-    Raises `CorruptLogError`, with nothing touched, where the files contradict each other.
+    Raises `CorruptLogError`, with nothing touched, if the files contradict each other.
     """
     left = layout.next_file()
     if left is None:
@@ -38,17 +38,19 @@ def recover(layout: Layout, active_fd: int, locked: int | None = None) -> Rotati
     log_size = os.fstat(active_fd).st_size
     if log_size < left.size:
         raise CorruptLogError(
-            layout.log_path, left.base + log_size, f"the file ends here, and {left.path.name} says that it went on"
+            layout.log_path, left.base + log_size, f"the file ends here, but {left.path.name} says that it continues"
         )
     if left.size and os.pread(active_fd, 1, left.size - 1) != b"\n":
         raise CorruptLogError(
-            layout.log_path, left.base + left.size, f"no line ends here, and {left.path.name} says that one did"
+            layout.log_path, left.base + left.size, f"no line ends here, but {left.path.name} says that one does"
         )
     try:
         archive_fd = operations.open_regular(layout.archive_path, os.O_RDWR)
     except FileNotFoundError:
         if left.archive_size:
-            raise CorruptLogError(layout.archive_path, 0, f"the file is gone that {left.path.name} speaks of") from None
+            raise CorruptLogError(
+                layout.archive_path, 0, f"the file that {left.path.name} refers to is missing"
+            ) from None
         _undo(layout, left)
         return None
     try:
@@ -60,7 +62,7 @@ def recover(layout: Layout, active_fd: int, locked: int | None = None) -> Rotati
             end = span.after
         if os.fstat(archive_fd).st_size > end:
             operations.truncate(archive_fd, end)
-        # Also where nothing was cut: what a killed process wrote may be in the page cache only.
+        # Even if nothing was cut: what a killed process wrote may be in the page cache only.
         operations.sync(archive_fd)
     finally:
         os.close(archive_fd)
@@ -104,9 +106,9 @@ def _check_archived(
 
 
 def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
-    """The active log, locked and recovered, with a rotation that was under way undone or finished.
+    """Opens, locks and recovers the active log, and undoes or completes an interrupted rotation.
 
-    Also gives the descriptors that are to stay locked for a while. Raises `LogLockedError`, `CorruptLogError`.
+    Also returns the descriptors that have to stay locked for a while. Raises `LogLockedError`, `CorruptLogError`.
     """
     fd = open_locked(layout, lock)
     rotation = None
@@ -140,7 +142,7 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
 
 
 def check_events(layout: Layout, fd: int) -> None:
-    """Raises `CorruptLogError`, with nothing touched, where none of the last lines is an event."""
+    """Raises `CorruptLogError`, with nothing touched, if none of the last lines is an event."""
     at = last_line_end(fd, 0, os.fstat(fd).st_size)
     if not at:
         return
@@ -151,14 +153,14 @@ def check_events(layout: Layout, fd: int) -> None:
         if not at:
             break
     reason = (
-        "the last lines of the file are no events, so it is no log of eventfold; "
+        "the last lines of the file are not events, so it is not an eventfold log; "
         "nothing was touched: choose another directory, or move the file away"
     )
     raise CorruptLogError(layout.log_path, at, reason)
 
 
 def _finish(rotation: Rotation, active: ActiveLog) -> int | None:
-    """Goes on with a recovered rotation; a failure of the disk leaves it for the next one, with a warning."""
+    """Continues a recovered rotation; if the disk fails, it is left for the next one, with a warning."""
     try:
         rotation.archive(active)
         return rotation.switch(active)
@@ -170,9 +172,9 @@ def _finish(rotation: Rotation, active: ActiveLog) -> int | None:
 
 
 def find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tuple[Head, int]:
-    """The archive's end, and where the active log begins, which the base file says from now on.
+    """The archive's end, and where the active log begins, which is written to the base file.
 
-    Frames of the Rust crate get their record, an unfinished one is cut.
+    Frames of the Rust crate get their record, and an unfinished frame is cut off.
     """
     archive = _open_archive(layout)
     try:
@@ -187,7 +189,7 @@ def find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tupl
                 excess = archive.size - archive.end_position
                 if archive.end_position:
                     operations.truncate(archive.fd, archive.end_position)
-                else:  # the Rust crate can't read an empty archive; should this get lost, it is removed again
+                else:  # the Rust crate can't read an empty archive; if this is lost in a crash, it is removed again
                     operations.unlink(archive.path)
                 log_event(
                     WARNING,
@@ -214,7 +216,7 @@ def find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tupl
                     error=error,
                 )
                 return head, base
-        # Only now: without a record, the Rust crate may have moved the archive's end behind the base file's back.
+        # Only now: without a record, the Rust crate may have moved the archive's end without updating the base file.
         if archive is not None and (span := archive.unrecorded()) is not None:
             write_record(archive.fd, span)
         return head, base
@@ -232,9 +234,9 @@ def _open_archive(layout: Layout) -> Archive | None:
 
 
 def finish_copy(layout: Layout, active: ActiveLog, archived: Head) -> Rotation | None:
-    """Goes on with a copy of which the archive was copied after a rotation, and the active log before its end.
+    """Completes a copy whose archive was copied after a rotation, and whose active log was copied before its end.
 
-    The lines that both have are left to the archive.
+    The lines that both have stay in the archive only.
     """
     archive = _open_archive(layout)
     assert archive is not None

@@ -2,13 +2,13 @@
 
 The steps, and what a crash leaves after each:
 
-1. `begin` creates `app.jsonl.next.<base>.<size>.<archive size>`: nothing has moved, undone on open.
-2. `archive` appends the first `size` bytes of the active log to the archive: undone on open as long as no whole record
-   was added, else finished, since readers may have counted what a record speaks for.
-3. `catch_up` and `switch` copy what came in meanwhile into the new file, which then takes the name `app.jsonl`.
+1. `begin` creates `app.jsonl.next.<base>.<size>.<archive size>`: nothing has moved, undone on open. 2. `archive`
+   appends the first `size` bytes of the active log to the archive: undone on open as long as no whole record was added,
+   otherwise completed, since readers may have relied on the record. 3. `catch_up` and `switch` copy what was appended
+   meanwhile into the new file, which then takes the name `app.jsonl`.
 
-Promises: the two named files together hold everything at every moment; nothing is touched where the files contradict
-each other (`CorruptLogError`); a failure leaves a state from which `recover` goes on.
+Promises: at every moment, the two files together contain everything; nothing is touched if the files contradict each
+other (`CorruptLogError`); a failure leaves a state from which `recover` continues.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ COPY_SIZE = 1024 * 1024
 
 
 class Rotation:
-    """A rotation that has begun: the first `size` bytes of the active log are on their way into the archive."""
+    """A rotation that has begun: the first `size` bytes of the active log are being moved into the archive."""
 
     def __init__(self, layout: Layout, next_file: NextFile, fd: int) -> None:
         self._layout = layout
         self._next = next_file
         self._fd = fd
-        self._copied = next_file.size  # how far the active log is archived or in the new file, in its bytes
+        self._copied = next_file.size  # how many bytes of the active log are in the archive or in the new file
 
     def __repr__(self) -> str:
         return f"<Rotation {self._next.path.name}>"
@@ -53,16 +53,16 @@ class Rotation:
         return self._next.base
 
     def close(self) -> None:
-        """Leaves the rotation as it stands, to be recovered."""
+        """Leaves the rotation as it is, to be recovered."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def archive(self, active: ActiveLog) -> None:
-        """Step 2. Appends may go on meanwhile."""
+        """Step 2. Appends may continue meanwhile."""
         path, base = self._layout.archive_path, self._next.base
         if not path.exists():
-            # The first archive appears whole, so that there is never an empty one.
+            # The first archive appears complete, so that there is never an empty one.
             temporary = operations.temporary_path(path)
             fd = operations.create_file(temporary)
             try:
@@ -74,7 +74,7 @@ class Rotation:
             except BaseException:
                 operations.discard(temporary)
                 raise
-            # The base file, which is replaced before the switch, brings the name to the disk.
+            # Replacing the base file before the switch syncs the directory, and so this name.
             return
         fd = operations.open_regular(path, os.O_RDWR)
         archive = Archive(path, fd, os.fstat(fd).st_size)
@@ -85,11 +85,11 @@ class Rotation:
             archive.close()
 
     def _chunks(self, fd: int, start: int) -> Iterator[bytes]:
-        """The whole lines from position `start` on, at most a frame's worth of them or one longer line."""
+        """The whole lines from position `start` onwards, in chunks of at most a frame, or of one longer line."""
         size, end = FRAME_SIZE, self._next.size
         while start < end:
             data = os.pread(fd, min(size, end - start), start)
-            # A read that had to be made larger is for one line; those after it go into a frame of their own.
+            # A read that had to be enlarged is for a single line; those after it go into the next frame.
             whole = (data.rfind(b"\n") if size == FRAME_SIZE else data.find(b"\n")) + 1
             if whole:
                 yield data[:whole]
@@ -101,7 +101,7 @@ class Rotation:
                 size *= 2
 
     def _cut_short(self, position: int) -> CorruptLogError:
-        reason = "the file was cut or changed while it was being archived: no line goes on and ends here"
+        reason = "the file was cut or changed while it was being archived: no line ends after this"
         return CorruptLogError(self._layout.log_path, self._next.base + position, reason)
 
     def catch_up(self, active: ActiveLog) -> None:
@@ -123,7 +123,7 @@ class Rotation:
             raise LogLockedError(self._next.path)
 
     def switch(self, active: ActiveLog) -> int:
-        """Step 3, with commits paused. Returns the old file's descriptor, which is to stay locked for a while."""
+        """Step 3, with commits paused. Returns the old file's descriptor, which has to stay locked for a while."""
         active.check()
         self._copy(active, active.head.offset - active.base)
         operations.sync(self._fd)
@@ -148,7 +148,7 @@ def begin(layout: Layout, active: ActiveLog) -> Rotation:
 
 
 def begin_at(layout: Layout, base: int, size: int, archive_size: int) -> Rotation:
-    """Says that the first `size` bytes of the active log are on their way into the archive, from `archive_size` on."""
+    """Announces that the first `size` bytes of the active log will be archived, from `archive_size` on."""
     path = layout.next_path(base, size, archive_size)
     fd = operations.create_file(path)
     try:
@@ -161,11 +161,11 @@ def begin_at(layout: Layout, base: int, size: int, archive_size: int) -> Rotatio
 
 
 def warn_unfinished(rotation: Rotation, error: OSError) -> None:
-    """Tells that the disk kept a recovered rotation from being finished."""
+    """Warns that a recovered rotation could not be completed because of the disk."""
     log_event(
         WARNING,
         "rotation.unfinished",
-        "%(rotation)s could not be finished, and will be tried again: %(error)s",
+        "%(rotation)s could not be completed, and will be tried again: %(error)s",
         rotation=rotation,
         error=error,
     )

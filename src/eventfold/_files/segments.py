@@ -1,9 +1,10 @@
-"""For readers: where an offset lives, and the lines from there on, in blocks of whole lines.
+"""For readers: finds where an offset is, and reads the lines from there on, in blocks of whole lines.
 
-Reads only, without locks, while a writer in any process goes on. What has been opened stays good whatever that writer
-does next: a rotation replaces `app.jsonl` and only adds to the archive.
+Reads only, without locks, while a writer in any process continues. What has been opened stays valid whatever that
+writer does next: a rotation replaces `app.jsonl` and only adds to the archive.
 
-Promise: what is given ends with a whole line, and never beyond the head: the end of the last whole line or batch.
+Promise: what is yielded ends with a whole line, and never beyond the head, which is the end of the last whole line or
+batch.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from .archive import Archive
 from .base import ChangedError, find_base
 from .paths import Layout, NextFile
 
-# One read from the active log: long enough to make the trip to a thread cheap.
+# One read from the active log: large enough to make the hop to a thread cheap.
 BLOCK_SIZE = 8 * 1024 * 1024
 _STEP_BACK = 4096
 # The first read of a single line.
 _LINE_SIZE = 4096
-# One such read from the end of the active log towards its beginning.
+# One read from the end of the active log towards its beginning.
 _BLOCK_BACK = 64 * 1024
 
 
@@ -39,7 +40,7 @@ def _open_if_there(path: Path) -> int | None:
 
 
 def line_before(fd: int, end: int) -> tuple[int, bytes]:
-    """The line that ends at position `end` of a file: where it begins, and itself without its newline."""
+    """The line that ends at position `end` of a file: where it begins, and its bytes without the newline."""
     step = _STEP_BACK
     while True:
         start = max(0, end - step)
@@ -64,7 +65,7 @@ def last_line_end(fd: int, start: int, end: int) -> int:
 
 
 def last_complete_offset(fd: int, size: int) -> int:
-    """The position in the first `size` bytes of an active log after the last whole line that is in no open batch."""
+    """The position in an active log's first `size` bytes after the last whole line that is not in an open batch."""
     end = last_line_end(fd, 0, size)
     if not end:
         return 0
@@ -79,7 +80,7 @@ def last_complete_offset(fd: int, size: int) -> int:
         start, line = line_before(fd, start)
         index -= 1
         if batch_of(line) != (index, count):
-            return end  # lines out of any order are no torn batch: let whoever reads them say so
+            return end  # lines in the wrong order are not a torn batch: readers will report them
     return start
 
 
@@ -93,15 +94,15 @@ def check_archived(layout: Layout, archive: Archive, fd: int, base: int) -> None
         return
     archived = archive.head.line_hash if end == archive.head.offset else line_hash(archive.line_before(end))
     if os.pread(fd, 1, end - base - 1) != b"\n" or line_hash(line_before(fd, end - base)[1]) != archived:
-        reason = f"another line ends here than in {layout.archive_path}: they are not of the same log"
+        reason = f"a different line ends here than in {layout.archive_path}: they are not of the same log"
         raise CorruptLogError(layout.log_path, end, reason)
 
 
 class LogSegments:
     """The archive and the active log as they belong together at one moment. Close it, or use it in a `with`.
 
-    `base` is the offset of the active log's first byte. Where `damage` in the archive hides it, only what the archive
-    holds before the damage can be read.
+    `base` is the offset of the active log's first byte. If `damage` in the archive hides it, only what comes before the
+    damage in the archive can be read.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -134,7 +135,7 @@ class LogSegments:
             self.archive = None
 
     def _resolve(self) -> bool:
-        """Opens both and finds the base; false where a rotation came in between.
+        """Opens both and finds the base; false if a rotation came in between.
 
         The order matters: the active log, the archive's end, the rotation under way, the active log's name again.
         """
@@ -175,17 +176,17 @@ class LogSegments:
         return True
 
     def _missing_behind(self, under_way: NextFile) -> CorruptLogError | None:
-        """What the files lack that a rotation under way says is there: they were cut, or are a mixed copy."""
+        """The error if the files lack what a rotation under way says is there: they were cut, or are a mixed copy."""
         if self.size < under_way.size:
-            reason = f"the file ends here, and {under_way.path.name} says that it went on"
+            reason = f"the file ends here, but {under_way.path.name} says that it continues"
             return CorruptLogError(self._layout.log_path, under_way.base + self.size, reason)
         if self.archive is None and under_way.archive_size:
-            reason = f"the file is gone that {under_way.path.name} speaks of"
+            reason = f"the file that {under_way.path.name} refers to is missing"
             return CorruptLogError(self._layout.archive_path, 0, reason)
         return None
 
     def _skip_archived(self, base: int) -> None:
-        """Takes the files for what a copy of them is whose archive has lines that the active log has too."""
+        """Treats the files as a copy whose active log begins with lines that the archive has too."""
         assert self.fd is not None
         assert self.archive is not None
         check_archived(self._layout, self.archive, self.fd, base)
@@ -196,7 +197,7 @@ class LogSegments:
             self.base = base
 
     def _named(self) -> bool:
-        """Whether `app.jsonl` still names the file that was opened, or still is not there."""
+        """Whether `app.jsonl` is still the file that was opened, or still does not exist."""
         try:
             stat = os.stat(self._layout.log_path)
         except FileNotFoundError:
@@ -232,9 +233,9 @@ class LogSegments:
         return line_before(self.fd, end)[1]
 
     def line_at(self, offset: int) -> Lines:
-        """The line that begins at `offset` (bytes in the whole log), alone.
+        """Just the line that begins at `offset` (bytes in the whole log).
 
-        Raises `ValueError` where no line begins there, `CorruptLogError` where it is damaged or not there.
+        Raises `ValueError` if no line begins there, `CorruptLogError` if it is damaged or missing.
         """
         if self.archive is not None and (offset < self.base or self.damage is not None):
             return self.archive.line_at(offset)
@@ -242,7 +243,7 @@ class LogSegments:
             raise self.damage
         path, start = self._layout.log_path, offset - self.base
         if self.fd is None or start < 0:
-            raise CorruptLogError(path, offset, "the file is gone, and the log went on behind this")
+            raise CorruptLogError(path, offset, "the file is missing, but the log continues here")
         if start and os.pread(self.fd, 1, start - 1) != b"\n":
             raise ValueError(f"offset {offset} is not where a line begins")
         size = _LINE_SIZE
@@ -251,13 +252,13 @@ class LogSegments:
             if end := data.find(b"\n") + 1:
                 return Lines(path, offset, data[:end])
             if len(data) < size:
-                raise CorruptLogError(path, offset, "the file ends in the line that begins here")
+                raise CorruptLogError(path, offset, "the file ends inside the line that begins here")
             size *= 4
 
     def block_before(self, offset: int) -> Lines:
         """The whole lines that end at `offset` (bytes in the whole log, more than 0): some, or one that is longer.
 
-        Raises `ValueError` where no line ends there, `CorruptLogError` for a block that is damaged.
+        Raises `ValueError` if no line ends there, `CorruptLogError` for a damaged block.
         """
         if self.archive is not None and offset <= self.base:
             return self.archive.block_before(offset)
@@ -265,29 +266,29 @@ class LogSegments:
             raise self.damage
         path, end = self._layout.log_path, offset - self.base
         if self.fd is None or end <= 0:
-            raise CorruptLogError(path, offset, "the file is gone, and the log went on to here")
+            raise CorruptLogError(path, offset, "the file is missing, but the log ends here")
         step = _BLOCK_BACK
         while True:
             start = max(0, end - step)
             data = os.pread(self.fd, end - start, start)
             if len(data) != end - start:
-                raise CorruptLogError(path, self.base + start + len(data), f"the file ends here, and not at {offset}")
+                raise CorruptLogError(path, self.base + start + len(data), f"the file ends here, not at {offset}")
             if not data.endswith(b"\n"):
                 raise ValueError(f"offset {offset} is not where a line ends")
-            # What stands before the first newline may be a part of a line.
+            # What comes before the first newline may be a part of a line.
             begin = data.index(b"\n") + 1 if start else 0
             if begin < len(data):
                 return Lines(path, self.base + start + begin, data[begin:])
             step *= 4
 
     def line_hash_before(self, offset: int) -> str:
-        """The hash of that line; at the archive's end its record tells."""
+        """The hash of that line; at the archive's end, it is in the record."""
         if self.archive is not None and offset == self.archive.head.offset == self.base:
             return self.archive.head.line_hash
         return line_hash(self.line_before(offset))
 
     def check_line_before(self, head: Head) -> None:
-        """Raises `CorruptLogError` where what was the head once is not in the log: where no such line ends there."""
+        """Raises `CorruptLogError` if a former head is not in the log, because no such line ends there."""
         offset, expected = head
         if not offset:
             return
@@ -297,14 +298,14 @@ class LogSegments:
             found = ""
         if found != expected:
             path = self._layout.log_path if offset > self.base else self._layout.archive_path
-            raise CorruptLogError(path, offset, "another line ended here before: somebody cut or replaced the log")
+            raise CorruptLogError(path, offset, "a different line ended here before: somebody cut or replaced the log")
 
     def lines(self, offset: int, end: int, block_size: Callable[[], int] = lambda: BLOCK_SIZE) -> Iterator[Lines]:
         """Blocks of the lines from `offset`, where a line must begin, to `end`, where one must end.
 
-        `block_size` tells before each block how many bytes it should have.
+        `block_size` is called before each block and returns how many bytes it should have.
 
-        Raises `ValueError` for an offset inside a line, `CorruptLogError` where damage begins, after all before it.
+        Raises `ValueError` for an offset inside a line, `CorruptLogError` at damage, after everything before it.
         """
         if self.damage is not None:
             if self.archive is not None:
@@ -326,7 +327,7 @@ class LogSegments:
                 if reached == end:
                     return
             if reached < self.base:
-                reason = f"the archive ends here, and the active log begins at {self.base}"
+                reason = f"the archive ends here, but the active log begins at {self.base}"
                 raise CorruptLogError(self._layout.archive_path, reached, reason)
             offset = self.base
         if offset < end:
@@ -335,25 +336,25 @@ class LogSegments:
     def _active_lines(self, offset: int, end: int, block_size: Callable[[], int]) -> Iterator[Lines]:
         path, base = self._layout.log_path, self.base
         if self.fd is None:
-            raise CorruptLogError(path, offset, f"the file is gone, and the log went on to {end}")
+            raise CorruptLogError(path, offset, f"the file is missing, but the log continues to {end}")
         if offset > base and os.pread(self.fd, 1, offset - base - 1) != b"\n":
             raise ValueError(f"offset {offset} is not where a line begins")
         size = block_size()
         while offset < end:
             start = offset - base
             stop = min(start + size, end - base)
-            # Where a block ends is looked up first: cutting what was read down to that would copy it.
+            # The end of a block is looked up first: truncating what was read would copy it.
             line_end = last_line_end(self.fd, start, stop)
             if line_end > start:
                 data = os.pread(self.fd, line_end - start, start)
-                if data.endswith(b"\n"):  # else the file was cut just now
+                if data.endswith(b"\n"):  # otherwise the file was cut just now
                     yield Lines(path, offset, data)
                     offset += len(data)
                     size = block_size()
                 continue
             file_end = os.fstat(self.fd).st_size
             if start >= file_end:
-                raise CorruptLogError(path, offset, f"the file ends here, and the log went on to {end}")
+                raise CorruptLogError(path, offset, f"the file ends here, but the log continues to {end}")
             if min(stop, file_end) < start + size:
-                raise CorruptLogError(path, offset, f"no line ends here, and the log went on to {end}")
+                raise CorruptLogError(path, offset, f"no line ends here, but the log continues to {end}")
             size *= 4

@@ -1,7 +1,7 @@
 """The command line `eventfold`, which comes with the extra `cli`.
 
-Promises: results go to standard output, in a pipe as exact lines, everything else to standard error; an error is one
-line that says what to do; Ctrl-C and a closed pipe end a command quietly.
+Promises: results go to standard output, in a pipe as exact lines, and everything else to standard error; an error is
+one line that says what to do; Ctrl-C and a closed pipe end a command quietly.
 """
 
 from __future__ import annotations

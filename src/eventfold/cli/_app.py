@@ -1,4 +1,4 @@
-"""The commands and their options; what they do is in the other modules."""
+"""The commands and their options. The work is done in the other modules."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help=(
-        "Look into an event log, append to it and look after it. LOG is the directory that holds app.jsonl, or an "
-        "address such as nats://host/name; whatever only reads works while the log is being written. Exit status: 0 "
+        "Inspect, append to and maintain an event log. LOG is the directory that contains app.jsonl, or an "
+        "address such as nats://host/name. Commands that only read work while the log is being written. Exit status: 0 "
         "done, 1 refused, failed or damaged, 2 wrong usage, 130 ended by Ctrl-C, 141 nobody reads the output any more."
     ),
 )
 consumers = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="List consumers, or make one start elsewhere."
+    no_args_is_help=True, rich_markup_mode=None, help="List consumers, or reset one to another offset."
 )
 app.add_typer(consumers, name="consumers")
 index = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build or remove the index of tags and ids.")
@@ -34,7 +34,7 @@ app.add_typer(index, name="index")
 
 
 def _directories(incomplete: str) -> list[str]:
-    """What a shell completes the name of a log to."""
+    """The directories to which a shell completes the name of a log."""
     try:
         return sorted(name + os.sep for name in glob(glob_escape(incomplete) + "*") if os.path.isdir(name))
     except OSError:
@@ -49,7 +49,9 @@ Log = Annotated[
 ]
 Types = Annotated[list[str] | None, typer.Option("--type", help="Only events of this type; may be repeated.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="Only events with this tag; may be repeated for more.")]
-Since = Annotated[str | None, typer.Option("--since", help="Only events from this time on, ISO 8601 or Unix seconds.")]
+Since = Annotated[
+    str | None, typer.Option("--since", help="Only events from this time onwards, ISO 8601 or Unix seconds.")
+]
 Until = Annotated[str | None, typer.Option("--until-time", help="Only events before this time.")]
 Formats = Annotated[Format | None, typer.Option("--format", help="By default table on a terminal, jsonl in a pipe.")]
 Lines = Annotated[bool, typer.Option("--json", help="The exact lines; short for --format jsonl.")]
@@ -65,21 +67,21 @@ Initial = Annotated[
 
 @app.command()
 def info(log: Log, json: Json = False) -> None:
-    """Tell the head, the sizes, views and consumers with their lag. Example: eventfold info data --json"""
+    """Show the head, sizes, and views and consumers with their lag. Example: eventfold info data --json"""
     run(_reading.info(log, json))
 
 
 @app.command()
 def cat(
     log: Log,
-    start: Annotated[int, typer.Option("--from", min=0, help="The offset to begin at.")] = 0,
-    end: Annotated[int | None, typer.Option("--until", min=0, help="The offset to end before.")] = None,
+    start: Annotated[int, typer.Option("--from", min=0, help="The offset to start at.")] = 0,
+    end: Annotated[int | None, typer.Option("--until", min=0, help="The offset to stop before.")] = None,
     since: Since = None,
     until_time: Until = None,
     type: Types = None,
     tag: Tags = None,
-    last: Annotated[int | None, typer.Option("--last", min=1, help="Only the last so many of these events.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=0, help="Stop after so many events.")] = None,
+    last: Annotated[int | None, typer.Option("--last", min=1, help="Only the last N of these events.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=0, help="Stop after N events.")] = None,
     format: Formats = None,
     json: Lines = False,
 ) -> None:
@@ -95,9 +97,9 @@ def cat(
 @app.command()
 def tail(
     log: Log,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with each new event.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Continue with each new event.")] = False,
     start: Annotated[int | None, typer.Option("--from", min=0, help="The offset to begin at.")] = None,
-    count: Annotated[int, typer.Option("-n", "--last", min=1, help="How many events to begin with.")] = 10,
+    count: Annotated[int, typer.Option("-n", "--last", min=1, help="How many of the last events to print first.")] = 10,
     since: Since = None,
     until_time: Until = None,
     type: Types = None,
@@ -122,7 +124,7 @@ def append(
     ts: Annotated[int | None, typer.Option(min=0, help="Unix seconds; now by default.")] = None,
     id: Annotated[str | None, typer.Option(help="The event's id.")] = None,
     actor: Annotated[str | None, typer.Option(help="Who did it.")] = None,
-    meta: Annotated[str | None, typer.Option(help="More about it, as JSON.")] = None,
+    meta: Annotated[str | None, typer.Option(help="The event's metadata, as JSON.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag; may be repeated.")] = None,
     if_head: Annotated[
         str | None, typer.Option("--if-head", metavar="OFFSET:HASH", help="Only if the head is still this one.")
@@ -133,8 +135,8 @@ def append(
 ) -> None:
     """Append an event, or events from standard input. Example: eventfold append data paid '{"amount": 3}'
 
-    From standard input, each line is an object with `type`, and if wanted `data`, `ts`, `id`, `actor`, `meta` and
-    `tags`. Lines are written in batches, each of them whole or not at all.
+    On standard input, each line is an object with `type` and optionally `data`, `ts`, `id`, `actor`, `meta` and `tags`.
+    Lines are written in batches, each completely or not at all.
     """
 
     async def command() -> None:
@@ -158,7 +160,7 @@ def verify(
         typer.Option("--reducer", metavar="MODULE:VIEW", help="Compare the snapshot of this View with a replay."),
     ] = None,
 ) -> None:
-    """Read everything and tell what is wrong; exit status 1 if anything is. Example: eventfold verify data"""
+    """Read everything and report what is wrong; exit status 1 if anything is. Example: eventfold verify data"""
 
     async def command() -> int:
         return await _reading.verify(log, json, _folding.views_of(reducer or ()))
@@ -178,7 +180,7 @@ def state(
     view: Annotated[str | None, typer.Argument(help="The view's name, for its stored state.")] = None,
     reducer: Annotated[
         str | None,
-        typer.Option("--reducer", metavar="MODULE:NAME", help="Fold anew with this View, or reducer with --initial."),
+        typer.Option("--reducer", metavar="MODULE:NAME", help="Fold with this View, or reducer with --initial."),
     ] = None,
     initial: Initial = None,
     at: Annotated[str | None, typer.Option("--at", metavar="OFFSET", help="Fold up to this offset.")] = None,
@@ -190,7 +192,7 @@ def state(
         if reducer is not None:
             await _folding.state(log, _folding.load_view(reducer, view, initial), at, at_time)
         elif view is None or at is not None or at_time is not None:
-            raise ValueError("name the VIEW whose stored state is wanted, or give the --reducer to fold with")
+            raise ValueError("name the VIEW whose stored state to print, or the --reducer to fold with")
         else:
             await _reading.state(log, view)
 
@@ -218,7 +220,7 @@ def diff(
 
 @app.command()
 def rebuild(log: Log, reducer: Reducer) -> None:
-    """Make a view's snapshot anew; no other process may be writing.
+    """Rebuild a view's snapshot; no other process may be writing.
 
     Example: eventfold rebuild data --reducer app:todos
     """
@@ -231,7 +233,7 @@ def rebuild(log: Log, reducer: Reducer) -> None:
 
 @app.command()
 def copy(log: Log, target: Annotated[str, typer.Argument(help="Directory or address of the copy.")]) -> None:
-    """Copy a log with its snapshots and consumers to another engine or directory; a copy that broke off is taken up.
+    """Copy a log with its snapshots and consumers to another engine or directory; continues an interrupted copy.
 
     Example: eventfold copy data postgresql://host/db
     """
@@ -240,7 +242,7 @@ def copy(log: Log, target: Annotated[str, typer.Argument(help="Directory or addr
 
 @app.command()
 def backup(log: Log, directory: Annotated[str, typer.Argument(help="New, empty, or an older copy.")]) -> None:
-    """Copy a log, also one that is being written; extend an older copy. Example: eventfold backup data /backup/data"""
+    """Copy a log, even while it is written; update an older copy. Example: eventfold backup data /backup/data"""
     run(_writing.backup(log, directory))
 
 
@@ -249,20 +251,20 @@ def restore(
     backup: Annotated[str, typer.Argument(help="The directory of the backup.", show_default=False)],
     directory: Annotated[str, typer.Argument(help="New or empty.", show_default=False)],
 ) -> None:
-    """Verify a backup and make a log of it. Example: eventfold restore /backup/data data"""
+    """Verify a backup and restore it. Example: eventfold restore /backup/data data"""
     run(_repairing.restore(backup, directory))
 
 
 @app.command()
 def repair(
     log: Log,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Repair without asking.")] = False,
     lose_events_from: Annotated[
         int | None,
         typer.Option(
             "--lose-events-from",
             metavar="OFFSET",
-            help="Cut here although valid events stand behind the damage, and lose them.",
+            help="Cut here although there are valid events after the damage, and lose them.",
         ),
     ] = None,
     reducer: Annotated[
@@ -270,10 +272,10 @@ def repair(
         typer.Option("--reducer", metavar="MODULE:VIEW", help="Compare the snapshot of this View with a replay."),
     ] = None,
 ) -> None:
-    """Show what is wrong, ask, and put it right; no other process may be writing. Example: eventfold repair data
+    """Show what is wrong, ask, and repair it; no other process may be writing. Example: eventfold repair data
 
-    Cuts a damaged end off app.jsonl, whose bytes are kept, deletes bad snapshots, and resets consumers whose place is
-    not in the log. Exit status 1 if something is wrong afterwards.
+    Cuts off a damaged end of app.jsonl, whose bytes are kept, deletes bad snapshots, and resets consumers whose offset
+    is not in the log. Exit status 1 if something is still wrong afterwards.
     """
 
     async def command() -> int:
@@ -286,13 +288,13 @@ def repair(
 def export(
     log: Log, format: Annotated[ExportFormat, typer.Option("--format", help="What to print.")] = ExportFormat.JSONL
 ) -> None:
-    """Print all events: exactly as they are stored, or as rows. Example: eventfold export data > events.jsonl"""
+    """Print all events, exactly as they are stored or as rows. Example: eventfold export data > events.jsonl"""
     run(_reading.export(log, format))
 
 
 @app.command("import")
 def import_(log: Log) -> None:
-    """Append lines that `export` printed, exactly as they were. Example: eventfold import data < events.jsonl"""
+    """Append lines that `export` printed, byte for byte. Example: eventfold import data < events.jsonl"""
     run(_writing.import_lines(log))
 
 
@@ -308,13 +310,13 @@ def reset(
     name: Annotated[str, typer.Argument(help="The consumer's name.")],
     to: Annotated[str, typer.Option("--to", help="An offset, `start` or `head`.", show_default=False)],
 ) -> None:
-    """Make a stopped consumer go on from elsewhere. Example: eventfold consumers reset data mailer --to start"""
+    """Reset a stopped consumer to another offset. Example: eventfold consumers reset data mailer --to start"""
     run(_writing.reset_consumer(log, name, to))
 
 
 @index.command()
 def build(log: Log) -> None:
-    """Build index.sqlite, or bring it up to date, beside whoever writes. Example: eventfold index build data"""
+    """Build index.sqlite or bring it up to date, even while the log is written. Example: eventfold index build data"""
     run(_indexing.build(log))
 
 

@@ -21,12 +21,13 @@ from ._output import print_json
 from ._run import FAILED, progress, reading
 from ._select import parse_time
 
-# Seconds between two looks at how far a view is.
+# Seconds between two progress reports.
 _WATCH_INTERVAL = 0.1
 
 
 def load_view(name: str, view: str | None = None, initial: str | None = None) -> View[Any]:
-    """The view that `MODULE:NAME` names: a `View`, or a reducer, which gets the given name and initial state (JSON).
+    """Loads the view that `MODULE:NAME` names: a `View`, or a reducer, which gets the given name and initial state
+    (JSON).
 
     Python looks for the module in the current directory first. Raises `ValueError` if there is no such view or reducer.
     """
@@ -55,7 +56,7 @@ def load_view(name: str, view: str | None = None, initial: str | None = None) ->
 
 
 async def offset_of(reader: EventReader, at: str | None, at_time: str | None) -> int:
-    """The offset that the options name; the head's without them. A time is that of the first event at or after it."""
+    """The offset that the options name, by default the head's; for a time, that of the first event at or after it."""
     if at is not None and at_time is not None:
         raise ValueError("--at and --at-time were both given")
     if at is not None:
@@ -68,7 +69,7 @@ async def offset_of(reader: EventReader, at: str | None, at_time: str | None) ->
 
 
 async def _moment(reader: EventReader, text: str) -> int:
-    """The offset that is given as one, or as a time."""
+    """The offset of a moment, given as an offset or as a time."""
     if text.isascii() and text.isdigit():
         return int(text)
     try:
@@ -79,7 +80,7 @@ async def _moment(reader: EventReader, text: str) -> int:
 
 
 async def state(where: str, view: View[Any], at: str | None, at_time: str | None) -> None:
-    """The state of a view, folded anew up to an offset or a time."""
+    """Prints a view's state, folded up to an offset or a time."""
     async with reading(where) as reader:
         folded = await state_at(reader, view, await offset_of(reader, at, at_time))
     encoded = msgspec.json.encode(folded)
@@ -87,7 +88,7 @@ async def state(where: str, view: View[Any], at: str | None, at_time: str | None
 
 
 async def diff(where: str, view: View[Any], before: str, after: str) -> int:
-    """Where the states of a view at two moments differ first, and both states; exit status 1 if they differ."""
+    """Prints where a view's states at two moments differ first, and both states; exit status 1 if they differ."""
     async with reading(where) as reader:
         states = [
             msgspec.to_builtins(await state_at(reader, view, await _moment(reader, at))) for at in (before, after)
@@ -98,10 +99,12 @@ async def diff(where: str, view: View[Any], before: str, after: str) -> int:
 
 
 async def rebuild(where: str, view: View[Any]) -> None:
-    """Makes the snapshot of a view anew from the whole log."""
+    """Rebuilds a view's snapshot from the whole log."""
     async with reading(where), EventLog.open(where, views=[view]) as log:
-        with progress("rebuild") as told:
-            watching = None if told is None else asyncio.create_task(_watch(view, log.head.offset, told))
+        with progress("rebuild") as report_progress:
+            watching = (
+                None if report_progress is None else asyncio.create_task(_watch(view, log.head.offset, report_progress))
+            )
             try:
                 await log.rebuild(view)
             finally:
@@ -110,15 +113,15 @@ async def rebuild(where: str, view: View[Any]) -> None:
         print_json({"view": view.name, "offset": view.offset})
 
 
-async def _watch(view: View[Any], end: int, told: Callable[[int, int], object]) -> None:
-    """Tells again and again how far a view is."""
+async def _watch(view: View[Any], end: int, report_progress: Callable[[int, int], object]) -> None:
+    """Reports the progress of a view until cancelled."""
     while True:
-        told(view.offset, end)
+        report_progress(view.offset, end)
         await asyncio.sleep(_WATCH_INTERVAL)
 
 
 def views_of(reducers: Iterable[str]) -> list[View[Any]]:
-    """The views that `verify` compares. Raises `EventfoldError` for a bare reducer, whose snapshot has no version."""
+    """The views that `verify` compares. Raises `EventfoldError` for a bare reducer, which has no version."""
     views = []
     for name in reducers:
         try:

@@ -11,8 +11,8 @@ from ._run import progress, reading
 async def build(where: str) -> None:
     """Builds the index, or brings it up to date."""
     async with reading(where):
-        with progress("index") as told:
-            place = await build_index(where, progress=told)
+        with progress("index") as report_progress:
+            place = await build_index(where, progress=report_progress)
     print_json({"offset": place.offset, "line_hash": place.line_hash})
 
 

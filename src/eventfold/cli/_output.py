@@ -27,7 +27,9 @@ class Format(enum.Enum):
 
 
 def printer(format: Format | None) -> Callable[[Record], None]:
-    """What writes a record to standard output; by default as a table on a terminal, and as the exact line elsewhere."""
+    """A function that writes a record to standard output, by default as a table row on a terminal and as the exact line
+    elsewhere.
+    """
     if format is None:
         format = Format.TABLE if sys.stdout.isatty() else Format.JSONL
     return {Format.TABLE: _row_printer, Format.JSONL: _line_printer, Format.CSV: _csv_printer}[format]()
@@ -71,7 +73,7 @@ def _row_printer() -> Callable[[Record], None]:
 
 
 def show_time(seconds: int) -> str:
-    """A time as local date and time, or the number where no calendar has it."""
+    """A time as local date and time, or as the number if it is out of the calendar's range."""
     try:
         return datetime.fromtimestamp(seconds).isoformat(" ")
     except (ValueError, OverflowError, OSError):
@@ -79,12 +81,12 @@ def show_time(seconds: int) -> str:
 
 
 def print_json(value: object) -> None:
-    """One line of JSON."""
+    """Prints one line of JSON."""
     sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """A table on a terminal; elsewhere lines whose fields are separated by tabs."""
+    """Prints a table on a terminal, and tab-separated lines elsewhere."""
     if not sys.stdout.isatty():
         for row in rows:
             print("\t".join(printable(str(field)) for field in row))

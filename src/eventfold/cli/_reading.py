@@ -21,7 +21,7 @@ from ._select import Selection, between, last
 
 
 async def info(where: str, json: bool) -> None:
-    """Head, sizes, views and consumers."""
+    """Prints head, sizes, views and consumers."""
     async with reading(where) as reader:
         found = await info_of(reader)
     if json:
@@ -42,7 +42,7 @@ def _facts(found: LogInfo) -> list[tuple[str, object]]:
             ("app.jsonl", f"{files.active_size} bytes, from offset {files.base}"),
             ("archive", f"{files.archive_size} bytes, {files.frames} frames"),
             ("rotation", "under way" if files.rotating else "none"),
-            ("writer", "none that this system tells of" if files.writer is None else f"process {files.writer}"),
+            ("writer", "none that the system reports" if files.writer is None else f"process {files.writer}"),
         ]
     if found.bytes_a_day is not None:
         events = "" if found.events_a_day is None else f", {found.events_a_day:.3g} events"
@@ -65,7 +65,7 @@ async def cat(
     limit: int | None,
     format: Format | None,
 ) -> None:
-    """The wanted events between two offsets, or the last of them."""
+    """Prints the wanted events between two offsets, or the last of them."""
     if limit is not None and limit < 1:
         return
     async with reading(where) as reader:
@@ -87,7 +87,7 @@ async def cat(
 async def tail(
     where: str, start: int | None, wanted: Selection, count: int, follow: bool, format: Format | None
 ) -> None:
-    """The last wanted events, or those from an offset; with `follow`, each new one too."""
+    """Prints the last wanted events, or those from an offset onwards; with `follow`, each new one too."""
     async with reading(where) as reader:
         show = printer(format)
         head = (await reader.head()).offset
@@ -111,17 +111,17 @@ async def tail(
 
 
 async def export(where: str, format: ExportFormat) -> None:
-    """All events: as their exact lines, or as rows."""
+    """Prints all events, as their exact lines or as rows."""
     if format is ExportFormat.PARQUET and sys.stdout.isatty():
-        raise ValueError("Parquet is no text: write it to a file, such as `eventfold export data --format parquet > f`")
+        raise ValueError("Parquet is binary: write it to a file, such as `eventfold export data --format parquet > f`")
     async with reading(where):
-        # A bar would stand between the events on a terminal.
-        with nullcontext(None) if sys.stdout.isatty() else progress("export") as told:
-            await export_log(where, sys.stdout.buffer, format, progress=told)
+        # On a terminal, a progress bar would get between the events.
+        with nullcontext(None) if sys.stdout.isatty() else progress("export") as report_progress:
+            await export_log(where, sys.stdout.buffer, format, progress=report_progress)
 
 
 async def state(where: str, view: str) -> None:
-    """The state in a view's snapshot."""
+    """Prints the state in a view's snapshot."""
     async with reading(where) as reader:
         data = await reader.documents.load("view", view)
         if data is None:
@@ -137,10 +137,10 @@ async def state(where: str, view: str) -> None:
 
 
 async def verify(where: str, json: bool, views: list[View[Any]]) -> int:
-    """Whatever is wrong; the exit status."""
+    """Prints whatever is wrong; returns the exit status."""
     async with reading(where):
-        with progress("verify") as told:
-            report = await verify_log(where, views=views, progress=told)
+        with progress("verify") as report_progress:
+            report = await verify_log(where, views=views, progress=report_progress)
     if json:
         print_json(report)
     else:
@@ -155,7 +155,7 @@ async def verify(where: str, json: bool, views: list[View[Any]]) -> int:
 
 
 async def consumers(where: str) -> None:
-    """The consumers with their places."""
+    """Prints the consumers with their offsets."""
     async with reading(where) as reader:
         found = await info_of(reader)
     print_table(("consumer", "offset", "lag"), ((place.name, *_place(place)) for place in found.consumers))

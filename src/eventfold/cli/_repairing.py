@@ -1,4 +1,4 @@
-"""The commands that put a log right: `repair`, after showing what it would do and asking, and `restore`."""
+"""The commands that repair a log: `repair`, which shows what it would do and asks first, and `restore`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ._run import FAILED, printable, progress, reading, say
 
 
 async def repair(where: str, yes: bool, lose_events_from: int | None, views: list[View[Any]]) -> int:
-    """Shows each repair, asks, and does it; the exit status says whether nothing is wrong any more."""
+    """Shows each repair, asks, and does it; the exit status says whether a problem is left."""
     asked: list[Repair] = []
     async with reading(where):
         plan = await _plan(where, views)
-        # After a cut there may be more to do: what was cut may have been the ground of snapshots and consumers.
+        # After a cut there may be more to do: snapshots and consumers may depend on what was cut.
         while new := [one for one in plan.repairs if one not in asked]:
             asked += new
             agreed = [one for one in new if await _agreed(one, yes, lose_events_from)]
@@ -37,8 +37,8 @@ async def repair(where: str, yes: bool, lose_events_from: int | None, views: lis
 
 
 async def _plan(where: str, views: list[View[Any]]) -> RepairPlan:
-    with progress("verify") as told:
-        return await plan_repairs(where, views=views, progress=told)
+    with progress("verify") as report_progress:
+        return await plan_repairs(where, views=views, progress=report_progress)
 
 
 async def _agreed(one: Repair, yes: bool, lose_events_from: int | None) -> bool:
@@ -52,7 +52,7 @@ async def _agreed(one: Repair, yes: bool, lose_events_from: int | None) -> bool:
         say("nothing was changed: add --yes, or answer on a terminal")
         return False
     print("Do this? [y/N] ", end="", flush=True)
-    # A thread that nobody waits for: Ctrl-C must end the command while it waits for an answer.
+    # In a thread that is never joined: Ctrl-C must end the command while it waits for an answer.
     thread = Thread("eventfold answer")
     answer: bytes = await thread.call(os.read, sys.stdin.fileno(), 1000)
     thread.end()
@@ -60,8 +60,8 @@ async def _agreed(one: Repair, yes: bool, lose_events_from: int | None) -> bool:
 
 
 async def restore(backup: str, target: str) -> None:
-    """Makes a log of a backup."""
+    """Restores a backup."""
     async with reading(backup):
-        with progress("restore") as told:
-            head = await restore_log(backup, target, progress=told)
+        with progress("restore") as report_progress:
+            head = await restore_log(backup, target, progress=report_progress)
     print_json({"directory": target, "offset": head.offset, "line_hash": head.line_hash})

@@ -1,4 +1,4 @@
-"""What all commands share: how they run and end, and how a log is opened for them."""
+"""What all commands share: how they run and end, and how they open a log."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ SHOW_CURSOR = b"\x1b[?25h"
 
 
 def run(command: Coroutine[Any, Any, int | None]) -> None:
-    """Runs a command to its end. Raises `typer.Exit` with its status, after a message where it failed."""
+    """Runs a command to its end. Raises `typer.Exit` with its status, after a message if it failed."""
     try:
         status = asyncio.run(_interruptible(command))
         sys.stdout.flush()
     except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:
-        # Nobody reads any more. What is still in the buffer must go somewhere, or Python complains at its end.
+        # The reader is gone. What is still in the buffer must go somewhere, or Python complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = CLOSED_PIPE
     except CorruptLogError as error:
-        say(f"{error} (`eventfold verify` tells all that is wrong)")
+        say(f"{error} (`eventfold verify` lists everything that is wrong)")
         status = FAILED
     except OSError as error:
         where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
@@ -48,10 +48,11 @@ def run(command: Coroutine[Any, Any, int | None]) -> None:
 
 
 async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None:
-    """The command, cancelled by Ctrl-C; by a second one, or where the output waits for its reader, it ends at once.
+    """Runs the command, which Ctrl-C cancels; a second Ctrl-C, or one while output is blocked, ends the process at
+    once.
 
-    A write to a pipe that nobody empties, such as that of a pager on its first page, can't be cancelled. Ending at once
-    leaves a log as any other kill does.
+    A blocked write to a pipe, such as that of a pager on its first page, can't be cancelled. Ending at once leaves the
+    log as any other kill does.
     """
     cancel = signal.getsignal(signal.SIGINT)
     interrupted = False
@@ -66,31 +67,31 @@ async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None
         if callable(cancel):
             cancel(number, frame)
 
-    if callable(cancel):  # else the command was started so that Ctrl-C does not end it
+    if callable(cancel):  # else the command was started so that it ignores Ctrl-C
         signal.signal(signal.SIGINT, on_signal)
     return await command
 
 
 def say(message: str) -> None:
-    """A line on standard error."""
+    """Prints a line on standard error."""
     print(f"eventfold: {printable(message)}", file=sys.stderr)
 
 
 def printable(text: str) -> str:
-    """The text as a terminal may see it: what would move its cursor or change its colours is escaped."""
+    """The text, made safe for a terminal: what would move the cursor or change colours is escaped."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @asynccontextmanager
 async def reading(where: str) -> AsyncIterator[EventReader]:
-    """A reader of a log that must be there. Raises `EventfoldError` where a directory is not."""
+    """Opens a reader of a log that must exist. Raises `EventfoldError` if its directory does not."""
     reader = EventReader(where)
     try:
         directory = reader.dir
     except EventfoldError:
-        directory = None  # another engine tells on its own
+        directory = None  # another engine reports that itself
     if directory is not None and not directory.is_dir():
-        raise EventfoldError(f"there is no log in {where}: name the directory that holds app.jsonl")
+        raise EventfoldError(f"there is no log in {where}: name the directory that contains app.jsonl")
     try:
         yield reader
     finally:
@@ -99,7 +100,7 @@ async def reading(where: str) -> AsyncIterator[EventReader]:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], object] | None]:
-    """A progress bar on a terminal, with the rate and the remaining time; None where nobody would see it."""
+    """A progress bar on a terminal, with the rate and the remaining time; None if nobody would see it."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None

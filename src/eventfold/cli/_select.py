@@ -15,7 +15,7 @@ from .._reader import EventReader
 
 
 class Selection(NamedTuple):
-    """What an event must be like. Times are in seconds since the Unix epoch; `until` is exclusive."""
+    """Which events are wanted. Times are in seconds since the Unix epoch; `until` is exclusive."""
 
     query: Query
     since: int | None = None
@@ -30,9 +30,9 @@ class Selection(NamedTuple):
 
 
 def parse_time(text: str) -> int:
-    """Seconds since the Unix epoch, or a date and time in ISO 8601 (local time, unless it says otherwise).
+    """Parses seconds since the Unix epoch, or a date and time in ISO 8601 (local time, unless it says otherwise).
 
-    A fraction is rounded up: an event of a whole second stands before or behind the result as it does before the time.
+    A fraction is rounded up, so that an event's whole second compares with the result as it does with the time itself.
     """
     if text.isascii() and text.isdigit():
         return int(text)
@@ -40,14 +40,14 @@ def parse_time(text: str) -> int:
         return math.ceil(datetime.fromisoformat(text).timestamp())
     except ValueError:
         raise ValueError(
-            f"{text!r} is no time: write 2026-01-31, 2026-01-31T12:00, 2026-01-31T12:00Z, or seconds since 1970"
+            f"{text!r} is not a time: write 2026-01-31, 2026-01-31T12:00, 2026-01-31T12:00Z, or seconds since 1970"
         ) from None
 
 
 def selection(
     types: Collection[str] = (), tags: Collection[str] = (), since: str | None = None, until: str | None = None
 ) -> Selection:
-    """The selection that the options of a command name. Raises `ValueError`."""
+    """The selection that a command's options describe. Raises `ValueError`."""
     return Selection(
         Query(types=types, tags=tags),
         None if since is None else parse_time(since),
@@ -56,7 +56,7 @@ def selection(
 
 
 async def between(reader: EventReader, start: int, end: int | None, wanted: Selection) -> AsyncIterator[Record]:
-    """The wanted events from one offset to another (exclusive; None: the head of now)."""
+    """The wanted events from one offset to another (exclusive; None: the current head)."""
     records: Any = reader.read_from(start, query=wanted.query, until=end)
     async with aclosing(records):
         async for record in records:
@@ -65,7 +65,7 @@ async def between(reader: EventReader, start: int, end: int | None, wanted: Sele
 
 
 async def last(reader: EventReader, count: int, start: int, end: int | None, wanted: Selection) -> list[Record]:
-    """The last `count` wanted events between two offsets (None: the head of now), oldest first."""
+    """The last `count` wanted events between two offsets (None: the current head), oldest first."""
     found: deque[Record] = deque()
     records: Any = reader.read_back(end, query=wanted.query)
     async with aclosing(records):

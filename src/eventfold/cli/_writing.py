@@ -25,7 +25,7 @@ from .._query import Query
 from ._output import print_json
 from ._run import progress, reading
 
-# Lines that are checked, and then written, together.
+# How many lines are checked, and then written, together.
 _BATCH = 1000
 _READ_SIZE = 2**20
 _MAX_EVENT_SIZE = 16 * 2**20
@@ -53,7 +53,7 @@ _decode_given = msgspec.json.Decoder(_Given).decode
 
 @asynccontextmanager
 async def writing(where: str) -> AsyncIterator[EventLog]:
-    """The log, open for writing."""
+    """Opens the log for writing."""
     async with EventLog.open(where) as log:
         try:
             yield log
@@ -62,7 +62,7 @@ async def writing(where: str) -> AsyncIterator[EventLog]:
 
 
 async def append_one(where: str, event: Event, head: str | None, unless: list[str] | None) -> None:
-    """One event, on condition that the head is still `head` (`OFFSET:HASH`), or that no event has all of some tags."""
+    """Appends one event, if the head is still `head` (`OFFSET:HASH`), or if no event has all of the tags `unless`."""
     if head is not None and unless is not None:
         raise ValueError("--if-head and --unless-tag were both given")
     expected = None if head is None else _parse_head(head)
@@ -79,7 +79,7 @@ async def append_one(where: str, event: Event, head: str | None, unless: list[st
 def given_event(
     type: str, data: str, ts: int | None, id: str | None, actor: str | None, meta: str | None, tags: list[str]
 ) -> Event:
-    """The event that the options name. Raises `ValueError` for what is no JSON."""
+    """The event that the options describe. Raises `ValueError` for invalid JSON."""
     options = {} if ts is None else {"ts": ts}
     parsed_meta = None if meta is None else _parse_json("--meta", meta)
     return Event(type, _parse_json("DATA", data), id=id, actor=actor, meta=parsed_meta, tags=tuple(tags), **options)
@@ -89,18 +89,18 @@ def _parse_json(name: str, text: str) -> Any:
     try:
         return msgspec.json.decode(os.fsencode(text))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is no JSON ({error}): write it like '{{\"amount\": 3}}'") from error
+        raise ValueError(f"{name} is not JSON ({error}): write it like '{{\"amount\": 3}}'") from error
 
 
 def _parse_head(text: str) -> tuple[int, str]:
     offset, colon, hash = text.partition(":")
     if not colon or not (offset.isascii() and offset.isdigit()):
-        raise ValueError(f"--if-head is OFFSET:HASH, as `eventfold info` tells it, not {text!r}")
+        raise ValueError(f"--if-head must be OFFSET:HASH, as `eventfold info` prints it, not {text!r}")
     return int(offset), hash
 
 
 async def append_lines(where: str) -> None:
-    """Events from standard input, batch by batch; each batch is written whole or not at all."""
+    """Appends events from standard input, batch by batch; each batch is written completely or not at all."""
     async with writing(where) as log:
         async for first, lines in _batches():
             events = []
@@ -118,21 +118,21 @@ async def append_lines(where: str) -> None:
 
 def _bad_line(number: int, error: object, first: int) -> ValueError:
     return ValueError(
-        f"line {number}: {error}; nothing was written from line {first} on, so mend the line and go on from there"
+        f"line {number}: {error}; nothing was written from line {first} on: correct the line, and continue from there"
     )
 
 
 async def import_lines(where: str) -> None:
-    """The lines that `export` gave, so that they become the same lines again, byte for byte."""
-    with progress("import") as told:
-        count = await _import(where, told)
+    """Appends the lines that `export` printed, so that they become the same lines again, byte for byte."""
+    with progress("import") as report_progress:
+        count = await _import(where, report_progress)
     print_json({"imported": count})
 
 
-async def _import(where: str, told: Callable[[int, int], object] | None) -> int:
-    size = os.fstat(sys.stdin.fileno()).st_size  # 0 for a pipe, whose end nobody knows
+async def _import(where: str, report_progress: Callable[[int, int], object] | None) -> int:
+    size = os.fstat(sys.stdin.fileno()).st_size  # 0 for a pipe, whose length is unknown
     read = count = 0
-    held: list[StoredEvent] = []  # a batch whose end is still to come
+    held: list[StoredEvent] = []  # a batch that is not complete yet
     held_lines: list[bytes] = []
     held_from = 1
     async with writing(where) as log:
@@ -146,7 +146,9 @@ async def _import(where: str, told: Callable[[int, int], object] | None) -> int:
                     if event.batch != _due(held, event):
                         raise InvalidEventError("a batch is broken here: lines of it are missing or out of order")
                     if encode_line(event, _MAX_EVENT_SIZE, event.batch) != line + b"\n":
-                        raise InvalidEventError("it would be written differently; use `append` for lines made by hand")
+                        raise InvalidEventError(
+                            "it would be written differently; use `append` for lines written by hand"
+                        )
                 except (msgspec.MsgspecError, UnicodeDecodeError, InvalidEventError) as error:
                     raise _bad_line(number, error, batch_from) from error
                 held.append(event)
@@ -161,15 +163,15 @@ async def _import(where: str, told: Callable[[int, int], object] | None) -> int:
                 raise EventfoldError(f"lines from {first} on were written differently than they were exported")
             count += len(results)
             read += sum(map(len, lines)) + len(lines)
-            if told is not None:
-                told(read, size)
+            if report_progress is not None:
+                report_progress(read, size)
         if held:
-            raise _bad_line(held_from, "a batch that begins here has no end", held_from)
+            raise _bad_line(held_from, "the batch that begins here has no end", held_from)
     return count
 
 
 def _due(held: list[StoredEvent], event: StoredEvent) -> tuple[int, int] | None:
-    """The place in a batch that an event must have behind those that are held."""
+    """The position in its batch that an event must have after those that are held."""
     if not held:
         return None if event.batch is None else (1, event.batch[1])
     assert held[0].batch is not None
@@ -177,14 +179,14 @@ def _due(held: list[StoredEvent], event: StoredEvent) -> tuple[int, int] | None:
 
 
 async def _append_units(log: EventLog, units: list[list[StoredEvent]]) -> list[AppendResult]:
-    """Appends events and batches in their order, all of them waiting for the disk together."""
+    """Appends events and batches in order, all in one group commit."""
     appended = await asyncio.gather(*(log.append_many(unit) for unit in units))
     return [result for results in appended for result in results]
 
 
 async def _batches() -> AsyncIterator[tuple[int, list[bytes]]]:
-    """The lines of standard input with the number of the first, as many as have come, at most `_BATCH`."""
-    # A thread that nobody waits for: Ctrl-C must end the command while it waits for input.
+    """The lines of standard input that have arrived, at most `_BATCH` at a time, with the number of the first."""
+    # In a thread that is never joined: Ctrl-C must end the command while it waits for input.
     thread = Thread("eventfold input")
     number, rest, ended = 1, b"", False
     while not ended:
@@ -192,7 +194,7 @@ async def _batches() -> AsyncIterator[tuple[int, list[bytes]]]:
         ended = not data
         *lines, rest = (rest + data).split(b"\n")
         if len(rest) > _MAX_EVENT_SIZE:
-            raise ValueError(f"line {number + len(lines)} has more than {_MAX_EVENT_SIZE} bytes, so it is no event")
+            raise ValueError(f"line {number + len(lines)} has more than {_MAX_EVENT_SIZE} bytes, so it is not an event")
         if ended and rest:
             lines.append(rest)
         for start in range(0, len(lines), _BATCH):
@@ -209,7 +211,7 @@ async def rotate(where: str) -> None:
 
 
 async def reset_consumer(where: str, name: str, to: str) -> None:
-    """Makes a consumer go on from another place."""
+    """Resets a consumer to another offset."""
     async with reading(where) as reader:
         names = await reader.documents.names("consumer")
         if name not in names:
@@ -228,14 +230,14 @@ async def reset_consumer(where: str, name: str, to: str) -> None:
 async def copy(where: str, target: str) -> None:
     """Copies the log to another engine, or another directory."""
     async with reading(where):
-        with progress("copy") as told:
-            head = await copy_log(where, target, told)
+        with progress("copy") as report_progress:
+            head = await copy_log(where, target, report_progress)
     print_json({"target": target, "offset": head.offset, "line_hash": head.line_hash})
 
 
 async def backup(where: str, target: str) -> None:
     """Copies the log."""
     async with reading(where) as reader:
-        with progress("backup") as told:
-            head = await backup_log(reader, target, told)
+        with progress("backup") as report_progress:
+            head = await backup_log(reader, target, report_progress)
     print_json({"directory": target, "offset": head.offset, "line_hash": head.line_hash})
