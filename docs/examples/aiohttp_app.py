@@ -1,12 +1,12 @@
-"""A to-do list behind aiohttp, any number of whose processes write: changes on condition that nobody else has changed
-that to-do, requests that may be sent again, read your own writes, events over a WebSocket.
+"""A to-do list behind aiohttp, in any number of processes that all write: changes only if nobody else has changed that
+to-do, requests that may be sent again, reads that include your own writes, events over a WebSocket.
 
     EVENTFOLD_DATA=todo-data python docs/examples/aiohttp_app.py --port 8080 --reuse-port
 
-Start that as often as you like: all the processes listen on the port, and all write. Gunicorn does the same with
-`gunicorn --chdir docs/examples -k aiohttp.GunicornWebWorker -w 4 aiohttp_app:app_factory`.
-`EVENTFOLD_DATA` is a directory, or the address of a log that several machines share, such as
-`postgresql://host/db?log=todos` or `nats://host:4222/todos`. Nothing else changes.
+Start it as often as you like: all the processes listen on the port, and all write. Gunicorn does the same with
+`gunicorn --chdir docs/examples -k aiohttp.GunicornWebWorker -w 4 aiohttp_app:app_factory`. `EVENTFOLD_DATA` is a
+directory, or the address of a log that several machines share, such as `postgresql://host/db?log=todos` or
+`nats://host:4222/todos`. Nothing else changes.
 
 Ctrl-C ends the open WebSockets first, and then closes the log.
 """
@@ -43,7 +43,7 @@ def reduce_todos(todos: Todos, event: Event) -> Todos:
 
 
 def todo_event(type: str, todo: str, key: str | None = None, **data: Any) -> Event:
-    """An event of one to-do: the tag says whose, and the id that it is in the log once only."""
+    """An event of one to-do, which its tag names; the id makes sure that it is in the log only once."""
     return Event(type, {"id": todo, **data}, id=key, tags=(f"todo:{todo}",))
 
 
@@ -66,14 +66,14 @@ async def change_todo(request: web.Request) -> web.Response:
         [result] = await log.append_unless([event], Query(tags={f"todo:{todo}"}), after=new["seen"])
     except ConditionalAppendError as error:
         raise web.HTTPConflict(text=f"{todo} has been changed since offset {new['seen']}: look again") from error
-    except ValueError as error:  # no offset of this log
+    except ValueError as error:  # not an offset of this log
         raise web.HTTPBadRequest(text=str(error)) from error
     return web.json_response({"offset": result.end_offset})
 
 
 @routes.post("/todos/{todo}/done")
 async def finish_todo(request: web.Request) -> web.Response:
-    """Decided on the newest state, whichever process has made it: of many requests, one finishes the to-do."""
+    """Decides on the newest state, whichever process wrote it: of many requests, only one finishes the to-do."""
     log, todo = request.app[LOG], request.match_info["todo"]
     seen = await find(log, todo)
 
@@ -110,7 +110,7 @@ async def find(log: EventLog, todo: str, after: int = 0) -> int:
 
 @routes.get("/events")
 async def stream_events(request: web.Request) -> web.WebSocketResponse:
-    """Each event from `after` on (now, if it is not given), with the offset to go on from."""
+    """Each event from `after` onwards (by default, from now), with the offset to continue from."""
     log, after = request.app[LOG], offset_of(request)
     try:
         if after is not None:
@@ -128,7 +128,7 @@ async def stream_events(request: web.Request) -> web.WebSocketResponse:
 
     async with asyncio.TaskGroup() as group:
         sending = group.create_task(send())
-        async for _ in socket:  # ends when the client goes, or the tail
+        async for _ in socket:  # ends when the client leaves, or the tail ends
             pass
         sending.cancel()
     return socket
@@ -171,5 +171,5 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--reuse-port", action="store_true", help="lets other processes listen on the port too")
     args = parser.parse_args()
-    # Clients that have stopped reading are not waited for any longer.
+    # Don't wait any longer for clients that have stopped reading.
     web.run_app(make_app(), host=args.host, port=args.port, reuse_port=args.reuse_port, shutdown_timeout=0.2)

@@ -1,13 +1,13 @@
-"""An audit log: who did what to which thing, and a way to prove that no entry was changed since.
+"""An audit log: who did what to which thing, and a way to prove that no entry has been changed since.
 
     python docs/examples/audit.py record ann invoice:7 approved amount=1200
     python docs/examples/audit.py find --thing invoice:7 --since 2026-11-01 --last 20
     python docs/examples/audit.py seal
     python docs/examples/audit.py check 103 9f86d081884c7d65...
 
-A seal is an offset and a checksum (SHA-256) of all entries before it. Keep seals where whoever can write to this log
-can't change them: in a mail, at a customer's, in print. An entry that was altered, removed, inserted or moved since
-gives another checksum, and `check` says so. It can't tell about entries behind the last seal, so seal often.
+A seal is an offset and a checksum (SHA-256) of all entries before it. Keep seals where those who can write to this log
+can't change them: in an email, with a customer, in print. If an entry was altered, removed, inserted or moved since,
+the checksum is different, and `check` says so. It says nothing about entries after the last seal, so seal often.
 """
 
 import argparse
@@ -28,11 +28,11 @@ def reduce_seal(seal: str, event: Event) -> str:
 
 
 async def find(log: EventLog, args: argparse.Namespace) -> list[Record]:
-    """The entries that fit, the oldest first."""
+    """The matching entries, oldest first."""
     tags = [f"{key}:{value}" for key, value in (("actor", args.actor), ("thing", args.thing)) if value]
     query = Query(types=[args.action] if args.action else [], tags=tags)
     found: list[Record] = []
-    # From the newest one back: recent entries are found at once, and nothing older than `--since` is looked at.
+    # From the newest one back: recent entries are found at once, and nothing older than `--since` is read.
     async for record in log.read_back(query=query):
         if len(found) == args.last or (args.since and record.event.ts < args.since.timestamp()):
             break
@@ -54,7 +54,7 @@ async def check(log: EventLog, seal: View[str], offset: int, expected: str) -> s
     if not report.ok:
         return f"the log is damaged: {report.problems[0]}"
     try:
-        # Made anew from the entries themselves: a snapshot could have been changed together with them.
+        # Calculated from the entries themselves: a snapshot could have been changed together with them.
         found = await log.state_at(seal, offset)
     except ValueError as error:
         return f"this is not the log that was sealed: {error}"
@@ -65,7 +65,7 @@ async def run(args: argparse.Namespace) -> None:
     if args.command != "record" and not args.dir.is_dir():
         sys.exit(f"audit: there is no log in {args.dir}")  # an empty answer would hide a mistyped name
     seal = View("seal", reduce_seal, "")
-    # SHARED: any number of programs record at once. What only looks takes no lock, and changes nothing on disk.
+    # SHARED: any number of programs record at once. Commands that only read take no lock, and change nothing on disk.
     options = {"lock": LockMode.SHARED, "index": True} if args.command == "record" else {"read_only": True}
     async with EventLog.open(args.dir, views=[seal], **options) as log:
         match args.command:
@@ -93,7 +93,7 @@ def detail(text: str) -> tuple[str, str]:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="An audit log.")
-    parser.add_argument("--dir", default="audit-data", type=Path, help="where the log lies (default: %(default)s)")
+    parser.add_argument("--dir", default="audit-data", type=Path, help="where the log is (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record", help="record who did what to which thing")
     for name in ("actor", "thing", "action"):
@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
         finding.add_argument(name)
     for name in ("--since", "--until"):
         finding.add_argument(name, type=datetime.fromisoformat, metavar="TIME", help="such as 2026-11-25 or '… 18:30'")
-    finding.add_argument("--last", type=int, default=100, metavar="N", help="the last N only (default: %(default)s)")
+    finding.add_argument("--last", type=int, default=100, metavar="N", help="only the last N (default: %(default)s)")
     commands.add_parser("seal", help="print the offset and the checksum of all entries")
     checking = commands.add_parser("check", help="see whether what was sealed is unchanged")
     checking.add_argument("offset", type=int)

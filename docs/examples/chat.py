@@ -1,13 +1,13 @@
-"""Chat rooms over WebSockets: whoever loses the connection comes back to exactly the next message.
+"""Chat rooms over WebSockets: a client that lost the connection continues with exactly the next message.
 
     CHAT_DATA=chat-data uvicorn --app-dir docs/examples chat:app
 
 Open http://127.0.0.1:8000/ in two windows, and restart the server while they are open: they reconnect, and nothing is
-missing and nothing repeated. `--workers 4` needs nothing else, since all workers write the same log.
+missing or repeated. `--workers 4` needs nothing else, since all workers write the same log.
 
-A client connects to `/rooms/ROOM?name=NAME&after=OFFSET` and gets `{offset, id, name, text, ts}` for each message
-behind that offset; without `after`, the last messages and then each new one. It sends `{id, text}`. The id is of its
-own making: a message that may or may not have arrived can be sent again with the same id, and is in the room once.
+A client connects to `/rooms/ROOM?name=NAME&after=OFFSET` and gets `{offset, id, name, text, ts}` for each message after
+that offset; without `after`, the last messages and then each new one. It sends `{id, text}` with an id that it chooses:
+a message that may or may not have arrived can be sent again with the same id, and is in the room only once.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ from fastapi.websockets import WebSocketState
 from eventfold import Catalog, EventLog, InvalidEventError, LockMode, Query, end_streams_on_stop
 
 PAGE = Path(__file__).with_name("chat.html")
-BACKLOG = 50  # messages that a newcomer gets
-REFUSED = 1008  # the code with which a WebSocket is closed that asks for something impossible
+BACKLOG = 50  # how many messages a newcomer gets
+REFUSED = 1008  # the code for closing a WebSocket that asks for something impossible
 catalog = Catalog()
 Name = Annotated[str, Parameter(min_length=1, max_length=50)]
 
@@ -64,12 +64,12 @@ async def page() -> FileResponse:
 
 @app.websocket("/rooms/{room}")
 async def join(socket: WebSocket, room: str, name: Name, after: int | None = None) -> None:
-    """Sends the room's messages, and takes those of the client, until one of the two ends the connection."""
+    """Sends the room's messages and receives the client's, until either side ends the connection."""
     log: EventLog = socket.state.log
     try:
         offset = await resume_at(log, room, after)
     except ValueError as error:
-        await socket.accept()  # before that, no reason can be told
+        await socket.accept()  # before that, no reason can be given
         raise WebSocketException(REFUSED, str(error)) from error
     await socket.accept()
     try:
@@ -77,13 +77,13 @@ async def join(socket: WebSocket, room: str, name: Name, after: int | None = Non
             group.create_task(send(socket, log, room, offset))
             group.create_task(receive(socket, log, room, name))
     except* WebSocketDisconnect:
-        pass  # whichever of the two noticed it first, the other one was cancelled
+        pass  # whichever noticed it first, the other one was cancelled
 
 
 async def resume_at(log: EventLog, room: str, after: int | None) -> int:
-    """Where to begin: at the offset, if it is one of the log's, or with the room's last messages."""
+    """Where to start: at the given offset, if an event ends there, or with the room's last messages."""
     if after is not None:
-        await log.read_line_hash_before(after)  # a ValueError, if no event ends there
+        await log.read_line_hash_before(after)  # raises ValueError if no event ends there
         return after
     offset = (await log.reader().head()).offset
     found = 0
@@ -95,7 +95,7 @@ async def resume_at(log: EventLog, room: str, after: int | None) -> int:
 
 
 async def send(socket: WebSocket, log: EventLog, room: str, offset: int) -> None:
-    # A client that reads slowly slows down its own tail and nobody else: events wait in the log, not in memory.
+    # A slow client slows down only its own tail: events wait in the log, not in memory.
     async for record in log.tail(offset, query=in_room(room)):
         event = record.event
         message = {"offset": record.end_offset, "id": event.id, "ts": event.ts} | msgspec.structs.asdict(event.data)
@@ -106,7 +106,7 @@ async def receive(socket: WebSocket, log: EventLog, room: str, name: str) -> Non
     while (message := await socket.receive())["type"] == "websocket.receive":
         try:
             incoming = msgspec.json.decode(message.get("text") or message.get("bytes") or b"", type=Incoming)
-            # The id is in the log once: a repetition is no error, and changes nothing.
+            # The id is in the log only once: a repetition is not an error, and changes nothing.
             await log.append(MessagePosted(room, name, incoming.text), id=incoming.id)
         except (msgspec.DecodeError, UnicodeDecodeError, InvalidEventError) as error:
             if socket.application_state is WebSocketState.CONNECTED:

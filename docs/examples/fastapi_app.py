@@ -1,5 +1,5 @@
-"""A to-do list behind FastAPI, whose workers all write: changes on condition that nobody else has changed that to-do,
-requests that may be sent again, read your own writes, and server-sent events that resume exactly.
+"""A to-do list behind FastAPI, whose workers all write: changes only if nobody else has changed that to-do, requests
+that may be sent again, reads that include your own writes, and server-sent events that resume exactly.
 
     EVENTFOLD_DATA=todo-data uvicorn --app-dir docs/examples --workers 4 fastapi_app:app
 
@@ -48,7 +48,7 @@ def reduce_todos(todos: Todos, event: Event) -> Todos:
 
 
 def todo_event(type: str, todo: str, key: str | None = None, **data: Any) -> Event:
-    """An event of one to-do: the tag says whose, and the id that it is in the log once only."""
+    """An event of one to-do, which its tag names; the id makes sure that it is in the log only once."""
     return Event(type, {"id": todo, **data}, id=key, tags=(f"todo:{todo}",))
 
 
@@ -96,14 +96,14 @@ async def change_todo(todo: str, new: ChangedTodo, log: Log, key: Key = None) ->
         [result] = await log.append_unless([event], Query(tags={f"todo:{todo}"}), after=new.seen)
     except ConditionalAppendError as error:
         raise HTTPException(409, f"{todo} has been changed since offset {new.seen}: look again") from error
-    except ValueError as error:  # no offset of this log
+    except ValueError as error:  # not an offset of this log
         raise HTTPException(400, str(error)) from error
     return {"offset": result.end_offset}
 
 
 @app.post("/todos/{todo}/done")
 async def finish_todo(todo: str, log: Log) -> dict:
-    """Decided on the newest state, whichever worker has made it: of many requests, one finishes the to-do."""
+    """Decides on the newest state, whichever worker wrote it: of many requests, only one finishes the to-do."""
     seen = await find(log, todo)
 
     def decide(todos: Todos) -> list[Event]:
@@ -138,7 +138,7 @@ async def find(log: EventLog, todo: str, after: int = 0) -> int:
 
 
 async def resume_at(log: Log, last_event_id: Annotated[int | None, Header()] = None, after: int | None = None):
-    """Where a stream begins: behind the last event that the client has got, else at `after`, else now."""
+    """Where a stream begins: after the last event that the client received, else at `after`, else now."""
     offset = after if last_event_id is None else last_event_id
     try:
         if offset is not None:

@@ -4,7 +4,7 @@
     python docs/examples/jobs.py work        # in as many terminals as you like
     python docs/examples/jobs.py list
 
-A worker takes a job for some seconds at a time, and prolongs that for as long as it works. Kill one (`kill -9`) in the
+A worker takes a job for a few seconds at a time, and extends that for as long as it works. Kill one (`kill -9`) in the
 middle of a job: when its time is up, another worker takes the job. Ctrl-C gives the job back at once.
 """
 
@@ -85,11 +85,11 @@ def reduce_jobs(jobs: Jobs, event: Event) -> Jobs:
 class Worker:
     def __init__(self, log: EventLog, jobs: View[Jobs], lease: float) -> None:
         self.log, self.jobs, self.lease = log, jobs, lease
-        # The number of a process is used again after a reboot or in another container; the random part never is.
+        # A process id may be reused after a reboot or in another container; the random part never is.
         self.name = f"{os.getpid()}-{secrets.token_hex(4)}"
 
     async def take(self) -> str | None:
-        """Takes the first job that nobody works on; None if there is none at the moment."""
+        """Takes the first job that nobody is working on; None if there is none at the moment."""
         while True:
             jobs, offset = await self.log.wait_until(self.jobs), self.jobs.offset
             now = time.time()
@@ -98,14 +98,14 @@ class Worker:
                 return None
             taken = JobTaken(name, self.name, now + self.lease)
             try:
-                # Of the workers that try at this moment, one comes first, and for the others that is news of the job.
+                # Of the workers that try at this moment, one succeeds, and its event makes the others fail.
                 await self.log.append_unless([taken], Query(tags=[f"job:{name}"]), after=offset)
                 return name
             except ConditionalAppendError:
                 continue  # look for another one
 
     async def tell(self, name: str, event: object) -> None:
-        """Appends an event of a job, if the job is still this worker's."""
+        """Appends an event of a job if the job still belongs to this worker."""
 
         def decide(jobs: Jobs) -> object:
             if jobs[name].worker != self.name or jobs[name].result is not None:
@@ -120,7 +120,7 @@ class Worker:
             await self.tell(name, JobTaken(name, self.name, time.time() + self.lease))
 
     async def do(self, name: str) -> None:
-        """Does a job that was taken, and keeps it meanwhile."""
+        """Does a job that was taken, and keeps extending its time meanwhile."""
         job = self.jobs.state[name]
         print(f"{self.name} begins {job.task}", flush=True)
         try:
@@ -134,10 +134,10 @@ class Worker:
             print(*lost.exceptions, flush=True)
 
     async def work(self) -> None:
-        """Does one job after the other, until it is cancelled."""
+        """Does one job after another until cancelled."""
         while True:
             if (name := await self.take()) is None:
-                # For a new job, or for the time of a killed worker to be up, which is no event.
+                # Wait for a new job, or for a killed worker's time to be up, which is not an event.
                 await self.log.wait_for_events(self.jobs.offset, timeout=self.lease / 3)
                 continue
             try:
@@ -149,7 +149,7 @@ class Worker:
 
 
 async def perform(job: Job) -> str:
-    """Stands for the real work. It may be done twice, if a worker dies before it has told that it was done."""
+    """Stands in for the real work. It may be done twice if a worker dies before it has recorded the result."""
     await asyncio.sleep(job.seconds)
     return job.task.upper()
 
@@ -167,7 +167,7 @@ async def run(args: argparse.Namespace) -> None:
             case "add":
                 await log.append_many(JobAdded(secrets.token_hex(4), task, args.seconds) for task in args.task)
             case "work":
-                # Ctrl-C cancels this task; so shall what a supervisor or a container sends.
+                # Ctrl-C cancels this task; SIGTERM from a supervisor or a container should do the same.
                 asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
                 await Worker(log, jobs, args.lease).work()
             case "list":
@@ -183,7 +183,7 @@ def seconds(text: str) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A job queue without a server.")
-    parser.add_argument("--dir", default="jobs-data", help="where the queue lies (default: %(default)s)")
+    parser.add_argument("--dir", default="jobs-data", help="where the queue is (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)
     adding = commands.add_parser("add", help="add jobs")
     adding.add_argument("task", nargs="+")

@@ -1,4 +1,4 @@
-"""A log's figures for Prometheus, beside a backend that appends to it.
+"""A log's metrics for Prometheus, in a backend that appends to it.
 
     EVENTFOLD_DATA=data python docs/examples/metrics.py --port 8080
 
@@ -18,24 +18,29 @@ routes = web.RouteTableDef()
 
 
 async def metrics(log: EventLog) -> str:
-    """The text that Prometheus reads. `stats` costs nothing; `info` looks at the files, so don't ask too often."""
+    """The text that Prometheus reads. `stats` costs nothing; `info` looks at the files, so don't scrape too often."""
     stats, info = log.stats(), await log.info()
     lines = [
         *metric("appends_total", "counter", "Appends that were acknowledged.", {"": stats.appends}),
         *metric("refused_total", "counter", "Appends that were refused or failed.", {"": stats.refused}),
-        *metric("commits_total", "counter", "Trips to the disk, each with all that waited.", {"": stats.batches}),
-        *metric("commit_seconds_total", "counter", "Seconds that all commits took.", {"": stats.commit_seconds}),
-        *metric("queued", "gauge", "Appends that wait to be committed.", {"": stats.queued}),
         *metric(
-            "waiting_for_place", "gauge", "Appends that wait since the queue is full.", {"": stats.waiting_for_place}
+            "commits_total", "counter", "Writes and syncs, each of all appends that were waiting.", {"": stats.batches}
         ),
-        *metric("waiting", "gauge", "Tails, watches and waits that wait for events.", {"": stats.waiting}),
+        *metric("commit_seconds_total", "counter", "Seconds that all commits took.", {"": stats.commit_seconds}),
+        *metric("queued", "gauge", "Appends that are waiting to be committed.", {"": stats.queued}),
+        *metric(
+            "waiting_for_place",
+            "gauge",
+            "Appends that are waiting because the queue is full.",
+            {"": stats.waiting_for_place},
+        ),
+        *metric("waiting", "gauge", "Tails, watches and waits that are waiting for events.", {"": stats.waiting}),
         *metric("head_bytes", "gauge", "The offset of the head.", {"": info.head.offset}),
-        *metric("view_lag_bytes", "gauge", "What a view has not folded yet.", labels("view", view_lags(log))),
+        *metric("view_lag_bytes", "gauge", "Bytes that a view has not folded yet.", labels("view", view_lags(log))),
         *metric(
             "consumer_lag_bytes",
             "gauge",
-            "What a consumer has not done yet.",
+            "Bytes that a consumer has not committed yet.",
             labels("consumer", {place.name: place.lag for place in info.consumers if place.lag is not None}),
         ),
     ]
@@ -50,7 +55,7 @@ def view_lags(log: EventLog) -> dict[str, int]:
 
 
 def labels(label: str, values: dict[str, int]) -> dict[str, float]:
-    # Names of views and consumers have no characters that would have to be escaped.
+    # Names of views and consumers contain no characters that would have to be escaped.
     return {f'{{{label}="{name}"}}': value for name, value in values.items()}
 
 
@@ -81,7 +86,7 @@ async def open_log(app: web.Application) -> AsyncIterator[None]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="A log's figures for Prometheus.")
+    parser = argparse.ArgumentParser(description="A log's metrics for Prometheus.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A notebook on the command line, that forgets nothing: every note keeps its history, also after it was deleted.
+"""A notebook on the command line that forgets nothing: every note keeps its history, even after it was deleted.
 
     python docs/examples/notebook.py add "Call the plumber"
     python docs/examples/notebook.py edit 1 "Call the plumber before noon"
@@ -44,7 +44,7 @@ class NoteDeleted(msgspec.Struct, frozen=True):
 
 class Notebook(msgspec.Struct):
     notes: dict[int, str] = {}
-    last: int = 0  # the last number that was given to a note; a deleted note's number is not used again
+    last: int = 0  # the last number that was given to a note; a deleted note's number is not reused
 
 
 class RefusedError(Exception):
@@ -126,7 +126,7 @@ async def run(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="A notebook that forgets nothing.")
-    parser.add_argument("--dir", default="notebook-data", help="where the notebook lies (default: %(default)s)")
+    parser.add_argument("--dir", default="notebook-data", help="where the notebook is (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("add", help="write a note").add_argument("text")
     editing = commands.add_parser("edit", help="change a note")
@@ -134,9 +134,9 @@ def parser() -> argparse.ArgumentParser:
     editing.add_argument("text")
     commands.add_parser("delete", help="delete a note").add_argument("note", type=int)
     commands.add_parser("list", help="show the notes").add_argument(
-        "word", nargs="?", default="", help="that have this"
+        "word", nargs="?", default="", help="only those that contain this"
     )
-    commands.add_parser("history", help="show all that happened to a note").add_argument("note", type=int)
+    commands.add_parser("history", help="show everything that happened to a note").add_argument("note", type=int)
     commands.add_parser("watch", help="show the notes, and again whenever they change")
     return parser
 

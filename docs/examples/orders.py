@@ -85,7 +85,7 @@ class RefusedError(Exception):
     """The rules of the shop forbid it."""
 
 
-# The decisions. Each one may be asked for again, since an answer can get lost: what was done already needs no event.
+# The decisions. Each one may be requested again, since an answer can get lost: what was done already needs no event.
 
 
 def place(shop: Shop, order: str, product: str, count: int) -> OrderPlaced | None:
@@ -109,13 +109,13 @@ def ship(shop: Shop, order: str) -> OrderShipped | None:
 
 
 def open_log() -> AsyncOpener[EventLog]:
-    # A directory must be told that several processes write to it; a database expects nothing else.
+    # For a directory, sharing must be requested; with a database, there are always several writers.
     options = {} if "://" in LOG else {"lock": LockMode.SHARED}
     return EventLog.open(LOG, catalog=catalog, views=[View("shop", reduce_shop, Shop)], **options)
 
 
 async def decide(log: EventLog, decision: Callable[[Shop], object], *tags: str) -> None:
-    """Takes a decision that rests on the events with one of the tags; others may come in between."""
+    """Makes a decision that depends on the events with one of the tags; other events may be appended in between."""
     query = reduce(or_, (Query(tags=[tag]) for tag in tags))
     await log.decide(log.views["shop"], decision, query=query, attempts=100)
 
@@ -152,7 +152,7 @@ async def pay_order(log: Log, order: str) -> None:
 
 @app.get("/orders/{order}")
 async def get_order(log: Log, order: str) -> dict[str, str | int]:
-    shop = await log.wait_until("shop")  # with all that was acknowledged before, by whichever server
+    shop = await log.wait_until("shop")  # includes everything acknowledged before, by any server
     if order not in shop.orders:
         raise HTTPException(404, f"there is no order {order}")
     return msgspec.structs.asdict(shop.orders[order])
@@ -166,7 +166,7 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
 @app.exception_handler(OSError)
 @app.exception_handler(UnknownOutcomeError)
 async def unavailable(request: Request, error: Exception) -> JSONResponse:
-    """The database is away. All but new stock can be asked for again, whether or not it was written."""
+    """The database is unavailable. All requests except new stock can be sent again, written or not."""
     return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
 
 
@@ -174,8 +174,8 @@ async def ship_what_is_paid() -> None:
     async with open_log() as log:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, log.reader().end_waits)
-        # It goes on behind the last order that it has committed. Killed before the commit, it gets that order again,
-        # and the decision finds that there is nothing left to do.
+        # It continues after the last order that it has committed. If killed before the commit, it gets that order
+        # again, and the decision finds nothing left to do.
         consumer = log.consumer("shipping", query=Query(types=["order_paid"]))
         async for record in consumer:
             order = record.event.data.order
@@ -187,5 +187,9 @@ async def ship_what_is_paid() -> None:
 if __name__ == "__main__":
     try:
         asyncio.run(ship_what_is_paid())
-    except (ValueError, EventfoldError, OSError) as error:  # a wrong address, or a database that is away for too long
+    except (
+        ValueError,
+        EventfoldError,
+        OSError,
+    ) as error:  # a wrong address, or a database that is unavailable for too long
         sys.exit(f"orders: {error}")

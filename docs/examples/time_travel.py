@@ -1,11 +1,11 @@
-"""The notebook as it was at another moment, and what changed between two moments. Write notes with `notebook.py` first.
+"""The notebook as it was at any moment, and what changed between two moments. Write notes with `notebook.py` first.
 
     python docs/examples/time_travel.py log
     python docs/examples/time_travel.py at "2026-11-25 18:30"
     python docs/examples/time_travel.py diff 158 now
 
 A moment is an offset that `log` shows, a date with or without a time of day, or `now`. The notebook knows nothing of
-this program: whatever keeps its state in a log can be asked afterwards what it was.
+this program: any program that keeps its state in a log can be examined afterwards.
 """
 
 import argparse
@@ -28,12 +28,12 @@ def moment(text: str) -> int | datetime | None:
         return int(text) if text.isdecimal() else datetime.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no offset, no time like '2026-11-25 18:30', and not 'now'"
+            f"{text!r} is neither an offset, nor a time like '2026-11-25 18:30', nor 'now'"
         ) from None
 
 
 async def state_at(log: EventLog, view: View[Notebook], at: int | datetime | None) -> Notebook:
-    # Everything before the offset, or before the time, is folded anew with the reducer of today.
+    # Everything before the offset or the time is folded with today's reducer.
     return view.state if at is None else await log.state_at(view, at)
 
 
@@ -60,10 +60,10 @@ async def run(args: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="The notebook as it was at another moment.")
-    parser.add_argument("--dir", default="notebook-data", type=Path, help="where it lies (default: %(default)s)")
+    parser = argparse.ArgumentParser(description="The notebook as it was at any moment.")
+    parser.add_argument("--dir", default="notebook-data", type=Path, help="where it is (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("log", help="all that has happened, with the offset after each event")
+    commands.add_parser("log", help="everything that has happened, with the offset after each event")
     commands.add_parser("at", help="the notes at a moment").add_argument("moment", type=moment)
     diff = commands.add_parser("diff", help="the notes that changed between two moments")
     diff.add_argument("before", type=moment)
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     args = parser().parse_args()
-    if not args.dir.is_dir():  # reading makes no directory: an empty log would hide a mistyped name
+    if not args.dir.is_dir():  # reading creates no directory: an empty log would hide a mistyped name
         sys.exit(f"time_travel: there is no notebook in {args.dir}")
     try:
         asyncio.run(run(args))

@@ -1,8 +1,9 @@
-"""A worker beside a web backend: consumes its events by name, and goes on where it stopped, however it stopped.
+"""A worker beside a web backend: consumes its events under a name, and continues where it stopped, however it stopped.
 
     EVENTFOLD_DATA=todo-data python docs/examples/worker.py
 
-Killed between the work and the commit, it does that event's work again: at least once. The offset tells a repetition.
+If killed between the work and the commit, it does that event's work again: at least once. The offset identifies a
+repetition.
 """
 
 import asyncio

@@ -40,7 +40,8 @@ from .snapshot import BadSnapshotError, encode, parse
 
 Progress: TypeAlias = Callable[[int, int], object]
 
-_PIECE = 4 * 2**20
+# How much is copied at once (bytes).
+_CHUNK_SIZE = 4 * 2**20
 
 
 async def backup(reader: EventReader, target: str | os.PathLike[str], progress: Progress | None = None) -> Head:
@@ -117,12 +118,12 @@ class _Copying:
         self._archive_fd: int | None = None
         self._archive_end = 0  # where the last whole span in the copy's archive ends
         self._temporary: Path | None = None
-        self._pieces: Generator[int, None, None] | None = None
+        self._chunks: Generator[int, None, None] | None = None
 
     def close(self) -> None:
         """Closes all files; whatever is unfinished is cut off."""
-        if self._pieces is not None:
-            self._pieces.close()
+        if self._chunks is not None:
+            self._chunks.close()
         if self._segments is not None:
             self._segments.close()
         if self._archive_fd is not None:
@@ -161,12 +162,12 @@ class _Copying:
         start = self._older_archive(segments.archive)
         active_size = 0 if segments.fd is None else self.end.offset - segments.base
         self.total = archive_size - start + active_size
-        self._pieces = self._copy_all(start, active_size)
+        self._chunks = self._copy_all(start, active_size)
 
     def step(self) -> bool:
         """Copies a chunk; false when nothing is left."""
-        assert self._pieces is not None
-        size = next(self._pieces, None)
+        assert self._chunks is not None
+        size = next(self._chunks, None)
         if size is None:
             return False
         self.done += size
@@ -210,8 +211,8 @@ class _Copying:
                     raise self._of_another_log()
         else:
             # Frames of the Rust crate, which have no records.
-            for start in range(0, older.end_position, _PIECE):
-                size = min(_PIECE, older.end_position - start)
+            for start in range(0, older.end_position, _CHUNK_SIZE):
+                size = min(_CHUNK_SIZE, older.end_position - start)
                 if os.pread(fd, size, start) != os.pread(archive.fd, size, start):
                     raise self._of_another_log()
         if older.size > older.end_position:
@@ -235,7 +236,7 @@ class _Copying:
             at = 0
             while at < active_size:
                 assert segments.fd is not None
-                data = os.pread(segments.fd, min(_PIECE, active_size - at), at)
+                data = os.pread(segments.fd, min(_CHUNK_SIZE, active_size - at), at)
                 if not data:
                     reason = "the file was cut while it was being copied"
                     raise CorruptLogError(self._source.log_path, segments.base + at, reason)
@@ -261,7 +262,7 @@ class _Copying:
         at = start
         for end in ends:
             while at < end:
-                data = os.pread(archive.fd, min(_PIECE, end - at), at)
+                data = os.pread(archive.fd, min(_CHUNK_SIZE, end - at), at)
                 if not data:
                     raise CorruptLogError(archive.path, 0, "the file was cut while it was being copied")
                 operations.write(self._archive_fd, data, at)

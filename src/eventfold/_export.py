@@ -46,7 +46,7 @@ class _Rows(Protocol):
     def begin(self) -> None:
         """Writes what comes before the first row. Raises `EventfoldError` if a package is missing."""
 
-    def add(self, piece: Slice) -> None: ...
+    def add(self, slice_: Slice) -> None: ...
 
     def end(self) -> None:
         """Completes the file."""
@@ -88,11 +88,11 @@ async def export_log(
         head = None if progress is None else (await reader.head()).offset
         try:
             async with aclosing(reader.read_slices()) as slices:
-                async for piece in slices:
-                    await in_thread(rows.add, piece)
-                    events += len(piece.events)
+                async for slice_ in slices:
+                    await in_thread(rows.add, slice_)
+                    events += len(slice_.events)
                     if progress is not None and head is not None:
-                        progress(piece.end_offset, max(head, piece.end_offset))
+                        progress(slice_.end_offset, max(head, slice_.end_offset))
         except CorruptLogError:
             await in_thread(rows.end)
             raise
@@ -112,8 +112,8 @@ class _Lines:
     def begin(self) -> None:
         pass
 
-    def add(self, piece: Slice) -> None:
-        self._file.write(piece._lines.data)
+    def add(self, slice_: Slice) -> None:
+        self._file.write(slice_._lines.data)
 
     def end(self) -> None:
         self._file.flush()
@@ -131,8 +131,8 @@ class _Csv(_Lines):
         csv.writer(text, lineterminator="\n").writerows(rows)
         self._file.write(text.getvalue().encode())
 
-    def add(self, piece: Slice) -> None:
-        self._write(map(csv_row, piece.records()))
+    def add(self, slice_: Slice) -> None:
+        self._write(map(csv_row, slice_.records()))
 
 
 def csv_row(record: Record) -> Sequence[object]:
@@ -185,9 +185,9 @@ class _Parquet:
         self._new_batch = pyarrow.record_batch
         self._writer = parquet.ParquetWriter(self._sink, self._schema, compression="zstd")
 
-    def add(self, piece: Slice) -> None:
-        self._rows += map(_parquet_row, piece.records())
-        self._size += len(piece._lines.data)
+    def add(self, slice_: Slice) -> None:
+        self._rows += map(_parquet_row, slice_.records())
+        self._size += len(slice_._lines.data)
         if len(self._rows) >= _ROWS or self._size >= _BYTES:
             self._write()
 

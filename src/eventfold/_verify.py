@@ -98,11 +98,11 @@ async def _verify(
     events = size = 0
     try:
         async with aclosing(reader.read_slices()) as slices:
-            async for piece in slices:
-                events += len(piece.events)
-                size += len(piece._lines.data)
+            async for slice_ in slices:
+                events += len(slice_.events)
+                size += len(slice_._lines.data)
                 if progress is not None:
-                    progress(piece.end_offset, max(piece.end_offset, 0 if head is None else head.offset))
+                    progress(slice_.end_offset, max(slice_.end_offset, 0 if head is None else head.offset))
     except CorruptLogError as error:
         _add(problems, error)
     paths = getattr(reader._source, "layout", None)

@@ -1,4 +1,4 @@
-"""Lines back into events: whole batches, whatever the pieces, and only what is wanted."""
+"""Decoding lines into events: whole batches, however the lines are cut, and only the wanted ones."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def decoded(
     data: bytes, types: Iterable[str] | None = None, places: bool = True, query: Query | None = None
 ) -> list[Slice]:
     decoder = Decoder(query_of(query, None if types is None else frozenset(types)), places=places)
-    return [piece for lines in Lines(PATH, 0, data).cut() for piece in decoder.feed(lines)]
+    return [slice_ for lines in Lines(PATH, 0, data).cut() for slice_ in decoder.feed(lines)]
 
 
-def records(pieces: Iterable[Slice]) -> list[Record]:
-    return [record for piece in pieces for record in piece.records()]
+def records(slices: Iterable[Slice]) -> list[Record]:
+    return [record for slice_ in slices for record in slice_.records()]
 
 
 @given(st.lists(st.tuples(EVENTS, st.integers(1, 3)), max_size=8), st.integers(1, 400))
 @settings(max_examples=100, deadline=None)
 def test_how_lines_are_cut_into_blocks_changes_nothing(groups: list[tuple[Event, int]], size: int) -> None:
-    """Batches and single lines come out whole and in order, whatever the size of the pieces that are fed."""
+    """Batches and single lines come out whole and in order, whatever the size of the blocks that are fed."""
     lines = [
         encode_line(each, 2**24, None if count == 1 else (i, count))
         for each, count in groups
@@ -49,15 +49,15 @@ def test_how_lines_are_cut_into_blocks_changes_nothing(groups: list[tuple[Event,
     ]
     data = b"".join(lines)
     decoder = Decoder()
-    pieces = [piece for block in Lines(PATH, 7, data).cut(size) for piece in decoder.feed(block)]
-    places = [(record.start_offset, record.end_offset) for piece in pieces for record in piece.records()]
+    slices = [slice_ for block in Lines(PATH, 7, data).cut(size) for slice_ in decoder.feed(block)]
+    places = [(record.start_offset, record.end_offset) for slice_ in slices for record in slice_.records()]
     ends = [7 + sum(map(len, lines[: i + 1])) for i in range(len(lines))]
 
-    assert [exactly(e) for piece in pieces for e in piece.events] == [
+    assert [exactly(e) for slice_ in slices for e in slice_.events] == [
         exactly(each) for each, count in groups for _ in range(count)
     ]
     assert places == list(zip([7, *ends], ends, strict=False))
-    assert all(piece.end_offset in ends for piece in pieces)
+    assert all(slice_.end_offset in ends for slice_ in slices)
 
 
 def test_a_batch_longer_than_many_slices_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +71,9 @@ def test_a_batch_longer_than_many_slices_is_decoded_once(monkeypatch: pytest.Mon
         return decode(decoder, part)
 
     monkeypatch.setattr(Decoder, "_decode_at_once", counted)
-    pieces = decoded(data)
+    slices = decoded(data)
 
-    assert [e.data["n"] for piece in pieces for e in piece.events] == list(range(count))
+    assert [e.data["n"] for slice_ in slices for e in slice_.events] == list(range(count))
     assert len(decoded_bytes) > 1
     assert sum(decoded_bytes) == len(data)
 
@@ -89,7 +89,7 @@ def test_a_batch_that_breaks_off_after_a_slice_is_reported_where_it_begins(place
             given += decoder.feed(Lines(PATH, offset, each))
             offset += len(each)
 
-    assert sum(len(piece.events) for piece in given) == 1
+    assert sum(len(slice_.events) for slice_ in given) == 1
     assert raised.value.offset == len(first)
 
 
@@ -108,7 +108,7 @@ def test_a_selection_gives_what_is_left_of_all_events(groups: list[tuple[Event, 
     expected = [(exactly(r.event), r.start_offset, r.end_offset) for r in everything if r.event.type in types]
 
     assert [(exactly(r.event), r.start_offset, r.end_offset) for r in records(selected)] == expected
-    assert [exactly(e) for piece in selected for e in piece.events] == [each for each, _, _ in expected]
+    assert [exactly(e) for slice_ in selected for e in slice_.events] == [each for each, _, _ in expected]
 
 
 @pytest.mark.parametrize("most", [3, 1000])
@@ -120,8 +120,8 @@ def test_a_selection_finds_its_events_among_any_number_of_types(most: int) -> No
         found = [
             e.data
             for i in range(0, 200, 7)
-            for piece in decoder.feed(Lines(PATH, 0, b"".join(lines[i : i + 7])))
-            for e in piece.events
+            for slice_ in decoder.feed(Lines(PATH, 0, b"".join(lines[i : i + 7])))
+            for e in slice_.events
         ]
 
     assert found == list(range(most % 7, 200, 10))
@@ -156,19 +156,19 @@ def test_a_query_gives_what_is_left_of_all_events(
             lines.append(each.replace(b"order", b"\\u006frder") if escaped else each)
     everything = records(decoded(b"".join(lines)))
     decoder = Decoder(query, places=places)
-    selected = [piece for part in Lines(PATH, 0, b"".join(lines)).cut(size) for piece in decoder.feed(part)]
+    selected = [slice_ for part in Lines(PATH, 0, b"".join(lines)).cut(size) for slice_ in decoder.feed(part)]
     expected = [r for r in everything if query.matches(r.event)]
 
-    assert [e for piece in selected for e in piece.events] == [r.event for r in expected]
+    assert [e for slice_ in selected for e in slice_.events] == [r.event for r in expected]
     assert not places or records(selected) == expected
-    assert sum(piece.end_offset - piece.start_offset for piece in selected) == sum(map(len, lines))
+    assert sum(slice_.end_offset - slice_.start_offset for slice_ in selected) == sum(map(len, lines))
 
 
 def test_a_line_whose_text_has_no_wanted_tag_is_not_decoded() -> None:
     """Its text may be no UTF-8, then: nobody looks at it."""
     line = b'{"type":"a","data":"\xff","ts":1,"tags":["order:77"]}\n'
 
-    assert [piece.events for piece in decoded(line, query=Query(tags={"order:7"}))] == [[]]
+    assert [slice_.events for slice_ in decoded(line, query=Query(tags={"order:7"}))] == [[]]
     with pytest.raises(CorruptLogError):
         decoded(line, query=Query(tags={"order:77"}))
 
@@ -185,7 +185,7 @@ def test_a_batch_that_is_no_place_in_one_is_no_batch(batch: str, query: Query | 
     """Another program may use that key for something of its own: the event stands alone."""
     data = f'{{"type":"a","data":1,"ts":1,"tags":["t"],"batch":{batch}}}\n'.encode() * 2
     around = encode_line(Event("b", 2, ts=1), 2**24)
-    found = [e.data for piece in decoded(around + data + around, query=query, places=places) for e in piece.events]
+    found = [e.data for slice_ in decoded(around + data + around, query=query, places=places) for e in slice_.events]
     wanted = {1} if query is None or query.matches(Event("a", tags=("t",))) else set()
     wanted |= {2} if query is None or query.matches(Event("b")) else set()
 
@@ -208,14 +208,14 @@ def test_an_event_may_have_an_empty_type(types: list[str] | None) -> None:
     """The Rust crate writes them."""
     line = b'{"type":"","data":{},"ts":1}\n'
 
-    assert [e.type for piece in decoded(line, types) for e in piece.events] == ([] if types == ["a"] else [""])
+    assert [e.type for slice_ in decoded(line, types) for e in slice_.events] == ([] if types == ["a"] else [""])
 
 
 def test_an_empty_selection_gives_nothing_and_still_looks_at_the_lines() -> None:
     """Where a line is no JSON, it says so."""
     line = encode_line(Event("a", ts=1), 2**24)
 
-    assert [piece.events for piece in decoded(line, [])] == [[]]
+    assert [slice_.events for slice_ in decoded(line, [])] == [[]]
     with pytest.raises(CorruptLogError, match="offset"):
         decoded(line + b"}" + line, [])
 
@@ -241,8 +241,8 @@ def test_a_bad_line_is_found_whatever_is_wanted(line: bytes, wanted: list[str], 
     decoder = Decoder(query_of(None, wanted), places=places)
     given = []
     with pytest.raises(CorruptLogError) as caught:
-        for piece in decoder.feed(Lines(PATH, 0, good + line + good)):
-            given += piece.events
+        for slice_ in decoder.feed(Lines(PATH, 0, good + line + good)):
+            given += slice_.events
 
     assert caught.value.offset == len(good)
     assert [e.type for e in given] == wanted
@@ -252,7 +252,7 @@ def test_text_that_is_no_utf_8_is_found_where_it_is_wanted() -> None:
     """In an event that is passed over, nobody looks at the text."""
     line = b'{"type":"a","data":"\xff","ts":1}\n'
 
-    assert [piece.events for piece in decoded(line, ["b"])] == [[]]
+    assert [slice_.events for slice_ in decoded(line, ["b"])] == [[]]
     for types in (["a"], None):
         with pytest.raises(CorruptLogError):
             decoded(line, types)
@@ -263,8 +263,8 @@ def test_a_selected_event_is_like_any_other() -> None:
     original = Event("a", {"b": [1]}, ts=1, id="i", meta=2)
     line = encode_line(original, 2**24)
     for types in (None, ["a"]):
-        [piece] = decoded(line, types)
-        [found] = piece.events
+        [slice_] = decoded(line, types)
+        [found] = slice_.events
 
         assert found == original
         assert repr(found) == repr(original)
@@ -277,8 +277,8 @@ def test_a_key_that_looks_like_ours_changes_no_type() -> None:
     """Unknown keys are passed over, whatever they are called."""
     line = b'{"type":"a","eventfold type":"b","data":{},"ts":1}\n'
 
-    assert [e.type for piece in decoded(line, ["a"]) for e in piece.events] == ["a"]
-    assert [e.type for piece in decoded(line, ["b"]) for e in piece.events] == []
+    assert [e.type for slice_ in decoded(line, ["a"]) for e in slice_.events] == ["a"]
+    assert [e.type for slice_ in decoded(line, ["b"]) for e in slice_.events] == []
 
 
 @given(
@@ -290,7 +290,7 @@ def test_a_key_that_looks_like_ours_changes_no_type() -> None:
 def test_lines_decoded_backwards_are_the_same_in_reverse(
     groups: list[tuple[str, list[str], int]], query: Query | None, size: int
 ) -> None:
-    """Whatever the size of the pieces that are fed, in batches too, and with any query."""
+    """Whatever the size of the blocks that are fed, in batches too, and with any query."""
     lines = [
         encode_line(Event(type, i, ts=1, tags=tuple(tags)), 2**24, None if count == 1 else (i, count))
         for type, tags, count in groups
@@ -299,8 +299,8 @@ def test_lines_decoded_backwards_are_the_same_in_reverse(
     block = Lines(PATH, 0, b"".join(lines))
     forwards = [r for r in records(decoded(block.data)) if query is None or query.matches(r.event)]
     decoder = BackwardsDecoder(query)
-    pieces = list(block.cut_back(size))
+    blocks = list(block.cut_back(size))
 
-    assert [record for piece in pieces for record in decoder.feed(piece)] == forwards[::-1]
-    assert b"".join(piece.data for piece in reversed(pieces)) == block.data
-    assert all(len(piece.data) <= size or piece.data.count(b"\n") == 1 for piece in pieces)
+    assert [record for chunk in blocks for record in decoder.feed(chunk)] == forwards[::-1]
+    assert b"".join(chunk.data for chunk in reversed(blocks)) == block.data
+    assert all(len(chunk.data) <= size or chunk.data.count(b"\n") == 1 for chunk in blocks)

@@ -156,13 +156,13 @@ async def test_reading_from_an_offset_touches_only_the_frames_behind_it(
         await log.rotate()
         size = (await asyncio.to_thread((data_dir / "archive.jsonl.zst").stat)).st_size
         decompressed = []
-        original = archive.pieces
+        original = archive.decompressed
 
         def counted(fd: int, position: int, end: int) -> object:
             decompressed.append((position, end))
             return original(fd, position, end)
 
-        monkeypatch.setattr(archive, "pieces", counted)
+        monkeypatch.setattr(archive, "decompressed", counted)
         found = [record.event.data["n"] async for record in log.read_from(ends[-3])]
         hashed = await log.read_line_hash_before(ends[-2])
 

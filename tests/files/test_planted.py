@@ -52,7 +52,7 @@ async def test_many_bytes_that_look_like_frames_are_soon_seen_through(damaged_di
     chain = header + (_raw_block(9) + header + _raw_block(0)) * 30_000
     (damaged_dir / "archive.jsonl.zst").write_bytes(chain)
     expanded = 0
-    original = frames.pieces
+    original = frames.decompressed
 
     def counted(*arguments: int) -> Iterator[tuple[bytes, int]]:
         nonlocal expanded
@@ -62,7 +62,7 @@ async def test_many_bytes_that_look_like_frames_are_soon_seen_through(damaged_di
             yield piece, after
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frames, "pieces", counted)
+        patch.setattr(frames, "decompressed", counted)
         with pytest.raises(CorruptLogError):
             await numbers(EventReader(damaged_dir))
 

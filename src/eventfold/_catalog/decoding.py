@@ -147,13 +147,13 @@ class TypedDecoder(Decoder):
     def feed(self, lines: Lines) -> Iterator[Slice]:
         if not self._held:
             self._has_plain = False
-        for piece in super().feed(lines):
-            events = piece.events
+        for slice_ in super().feed(lines):
+            events = slice_.events
             if not events or (self._wants(events) and (not self._has_plain or self._convert_all(events))):
-                piece.query = self._wanted
-                yield piece
+                slice_.query = self._wanted
+                yield slice_
             else:
-                yield from self._convert_each(piece)
+                yield from self._convert_each(slice_)
 
     def _decode_lines(self, data: bytes) -> list[Any]:
         found = None if self._typed_lines is None else self._typed_lines.decode_lines(data)
@@ -187,10 +187,10 @@ class TypedDecoder(Decoder):
             force_setattr(event, "data", data)
         return True
 
-    def _convert_each(self, piece: Slice) -> Iterator[Slice]:
+    def _convert_each(self, slice_: Slice) -> Iterator[Slice]:
         """The slow way, for events of older versions and those that don't fit."""
-        found: list[Any] = piece._found
-        lines = piece._lines
+        found: list[Any] = slice_._found
+        lines = slice_._lines
         events_of_lines: list[tuple[StoredEvent, ...]] = []
         for event in found:
             events: tuple[StoredEvent, ...] = ()

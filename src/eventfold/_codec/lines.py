@@ -66,17 +66,17 @@ def last_line_hash(data: bytes) -> str:
     return line_hash(data[data.rfind(b"\n", 0, -1) + 1 :])
 
 
-def join(pieces: list[Lines]) -> Lines:
+def join(blocks: list[Lines]) -> Lines:
     """Joins lines that follow each other."""
-    if len(pieces) == 1:
-        return pieces[0]
-    first = pieces[0]
-    data = b"".join(lines.data for lines in pieces)
+    if len(blocks) == 1:
+        return blocks[0]
+    first = blocks[0]
+    data = b"".join(lines.data for lines in blocks)
     if not first.marks:
         return Lines(first.path, first.start_offset, data)
     marks: dict[int, int] = {}
     at = 0
-    for lines in pieces:
+    for lines in blocks:
         marks.update((at + position, offset) for position, offset in lines.marks)
         at += len(lines.data)
     return Lines(first.path, first.start_offset, data, tuple(marks.items()))

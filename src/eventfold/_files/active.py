@@ -83,10 +83,10 @@ class ActiveLog:
             path = self._layout.torn_path(self.base + end)
             torn = bytearray()
             while len(torn) < size - end:
-                piece = os.pread(self.fd, size - end - len(torn), end + len(torn))
-                if not piece:
+                chunk = os.pread(self.fd, size - end - len(torn), end + len(torn))
+                if not chunk:
                     raise WriterFailedError(f"{self._layout.log_path} was cut by somebody else while it was recovered")
-                torn += piece
+                torn += chunk
             earlier = path.read_bytes() if path.exists() else b""
             if not earlier.endswith(torn):  # otherwise an earlier recovery has kept them, but got no further
                 operations.replace_file(path, earlier + torn)

@@ -24,7 +24,7 @@ from .frames import (
     Span,
     Tally,
     UnfinishedError,
-    pieces,
+    decompressed,
     record_before,
     walk,
 )
@@ -88,8 +88,8 @@ class Archive:
         if self.recorded or self._last is None:
             return None
         tally = Tally()
-        for piece, _ in pieces(self.fd, self._last.position, self._last.after):
-            tally.add(piece)
+        for chunk, _ in decompressed(self.fd, self._last.position, self._last.after):
+            tally.add(chunk)
         return tally.span(self._last.position, self._last.size, self._last.first_offset)
 
     def lines(self, offset: int, block_size: Callable[[], int]) -> Iterator[Lines]:
@@ -231,14 +231,14 @@ class Archive:
         """A span's lines, verified before the first is yielded."""
         try:
             if not _is_large(span):
-                data = b"".join(self._claimed_pieces(span))
+                data = b"".join(self._decompressed(span))
                 self._verify(span, [data])
                 yield Lines(self.path, span.first_offset, data)
                 return
-            self._verify(span, self._claimed_pieces(span))
+            self._verify(span, self._decompressed(span))
             offset, held = span.first_offset, bytearray()
-            for piece in self._claimed_pieces(span):
-                held += piece
+            for chunk in self._decompressed(span):
+                held += chunk
                 end = held.rfind(b"\n") + 1
                 if end >= PART_SIZE:
                     yield Lines(self.path, offset, bytes(held[:end]))
@@ -251,19 +251,19 @@ class Archive:
         except DamagedError as error:
             raise CorruptLogError(self.path, span.first_offset, str(error)) from error
 
-    def _claimed_pieces(self, span: Span) -> Iterator[bytes]:
+    def _decompressed(self, span: Span) -> Iterator[bytes]:
         """What a span's frames expand to; raises `DamagedError` as soon as that is more than the record says."""
         left = span.end_offset - span.first_offset
-        for piece, _ in pieces(self.fd, span.position, span.position + span.size):
-            left -= len(piece)
+        for chunk, _ in decompressed(self.fd, span.position, span.position + span.size):
+            left -= len(chunk)
             if left < 0:
                 raise DamagedError("the frames expand to more than their commit record says")
-            yield piece
+            yield chunk
 
-    def _verify(self, span: Span, pieces: Iterable[bytes]) -> None:
+    def _verify(self, span: Span, chunks: Iterable[bytes]) -> None:
         tally = Tally()
-        for piece in pieces:
-            tally.add(piece)
+        for chunk in chunks:
+            tally.add(chunk)
         found = tally.span(span.position, span.size, span.first_offset)
         if found != (span if span.lines_hash is not None else span._replace(lines_hash=found.lines_hash)):
             raise DamagedError("the frames do not contain the lines that their commit record describes")

@@ -21,7 +21,7 @@ from .base import BaseFile, Generation
 from .paths import Layout
 from .segments import LogSegments, last_complete_offset
 
-_PIECE = 4 * 2**20
+_CHUNK_SIZE = 4 * 2**20
 # No commit has more bytes, so anything longer without a newline is not an event.
 _LONGEST_LINE = 64 * 2**20
 
@@ -105,8 +105,8 @@ def _only_first_line_differs(layout: Layout, fd: int, base: int) -> bool:
 def _count_events(fd: int, start: int, end: int) -> int:
     """The number of whole lines between two positions of a file that are events."""
     events, rest = 0, b""
-    for piece in _pieces(fd, start, end):
-        *lines, rest = (rest + piece).split(b"\n")
+    for chunk in _chunks(fd, start, end):
+        *lines, rest = (rest + chunk).split(b"\n")
         events += sum(map(is_event, lines))
         if len(rest) > _LONGEST_LINE:
             rest = b"\0"  # so that whatever follows on this line is not an event either
@@ -148,12 +148,12 @@ def _keep(path: Path, fd: int, start: int, end: int) -> None:
     try:
         earlier = operations.open_to_read(path)
     except FileNotFoundError:
-        _write_new(path, _pieces(fd, start, end))
+        _write_new(path, _chunks(fd, start, end))
     else:
         try:
             size = os.fstat(earlier).st_size
             if not _is_same(earlier, size - (end - start), fd, start, end):
-                _write_new(path, chain(_pieces(earlier, 0, size), _pieces(fd, start, end)))
+                _write_new(path, chain(_chunks(earlier, 0, size), _chunks(fd, start, end)))
         finally:
             os.close(earlier)
     # Even if nothing was written: what a killed process wrote may be in the page cache only.
@@ -166,9 +166,9 @@ def _write_new(path: Path, content: Iterable[bytes]) -> None:
     try:
         try:
             at = 0
-            for piece in content:
-                operations.write(fd, piece, at)
-                at += len(piece)
+            for chunk in content:
+                operations.write(fd, chunk, at)
+                at += len(chunk)
             operations.sync(fd)
         finally:
             os.close(fd)
@@ -182,18 +182,18 @@ def _is_same(one: int, one_start: int, other: int, start: int, end: int) -> bool
     """Whether one file has at a position what the other has between two positions."""
     if one_start < 0:
         return False
-    for piece in _pieces(other, start, end):
-        if os.pread(one, len(piece), one_start) != piece:
+    for chunk in _chunks(other, start, end):
+        if os.pread(one, len(chunk), one_start) != chunk:
             return False
-        one_start += len(piece)
+        one_start += len(chunk)
     return True
 
 
-def _pieces(fd: int, start: int, end: int) -> Iterator[bytes]:
+def _chunks(fd: int, start: int, end: int) -> Iterator[bytes]:
     """The bytes between two positions of a file, in chunks. Raises `OSError` if the file ends before."""
     while start < end:
-        piece = os.pread(fd, min(_PIECE, end - start), start)
-        if not piece:
+        chunk = os.pread(fd, min(_CHUNK_SIZE, end - start), start)
+        if not chunk:
             raise OSError(errno.EIO, "the file was cut while it was being read")
-        yield piece
-        start += len(piece)
+        yield chunk
+        start += len(chunk)

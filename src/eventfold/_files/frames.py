@@ -105,7 +105,7 @@ def _claims_record(fd: int, position: int) -> bool:
     )
 
 
-def pieces(fd: int, position: int, end: int) -> Iterator[tuple[bytes, int]]:
+def decompressed(fd: int, position: int, end: int) -> Iterator[tuple[bytes, int]]:
     """The content of the frames from `position` to `end`: `(chunk, 0)` repeatedly, and `(b"", position after)` per
     frame.
     """
@@ -129,11 +129,11 @@ def pieces(fd: int, position: int, end: int) -> Iterator[tuple[bytes, int]]:
                         raise UnfinishedError
                     fed += len(data)
                 try:
-                    piece = decompressor.decompress(data, max_length=_READ_SIZE)
+                    chunk = decompressor.decompress(data, max_length=_READ_SIZE)
                 except zstd.ZstdError as error:
                     raise DamagedError(str(error)) from error
-                if piece:
-                    yield piece, 0
+                if chunk:
+                    yield chunk, 0
             position = fed - len(decompressor.unused_data)
         else:
             raise DamagedError("no zstd frame begins here")
@@ -151,22 +151,22 @@ class Tally:
         self.last_hash = 0
         self.whole = True
 
-    def add(self, piece: bytes) -> None:
-        if not piece:
+    def add(self, chunk: bytes) -> None:
+        if not chunk:
             return
-        self.size += len(piece)
-        self._all.update(piece)
-        self.events += piece.count(b"\n")
-        at = piece.rfind(b"\n")
+        self.size += len(chunk)
+        self._all.update(chunk)
+        self.events += chunk.count(b"\n")
+        at = chunk.rfind(b"\n")
         if at >= 0:
-            before = piece.rfind(b"\n", 0, at)
+            before = chunk.rfind(b"\n", 0, at)
             if before >= 0:
                 self._line = xxhash.xxh64()
-            self._line.update(piece[before + 1 : at])
+            self._line.update(chunk[before + 1 : at])
             self.last_hash = self._line.intdigest()
             self._line = xxhash.xxh64()
-        self._line.update(piece[at + 1 :])
-        self.whole = piece.endswith(b"\n")
+        self._line.update(chunk[at + 1 :])
+        self.whole = chunk.endswith(b"\n")
 
     def span(self, position: int, size: int, first_offset: int) -> Span:
         """The span of these lines."""
@@ -182,9 +182,9 @@ def walk(path: Path, fd: int, start: int, offset: int, end: int) -> Iterator[Spa
     tally = Tally()
     unrecorded = None
     try:
-        for piece, after in pieces(fd, start, end):
+        for chunk, after in decompressed(fd, start, end):
             if not after:
-                tally.add(piece)
+                tally.add(chunk)
             elif _claims_record(fd, after):
                 span = tally.span(start, after - RECORD_SIZE - start, offset)
                 if record_before(fd, after) != span:
@@ -233,11 +233,11 @@ def _is_whole(fd: int, position: int, end: int, limit: int) -> tuple[bool, int]:
     """
     last, size = b"", 0
     try:
-        for piece, after in pieces(fd, position, end):
+        for chunk, after in decompressed(fd, position, end):
             if after:
                 return last.endswith(b"\n") or record_before(fd, after) is not None, size
-            last = piece
-            size += len(piece)
+            last = chunk
+            size += len(chunk)
             if size >= limit:
                 break
     except (UnfinishedError, DamagedError):

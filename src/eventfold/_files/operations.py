@@ -74,9 +74,9 @@ def temporary_path(path: Path) -> Path:
 def write(fd: int, data: bytes, position: int) -> None:
     """Writes all of `data` at `position` (bytes in the file), or raises `OSError`; then a part of it may be there."""
     for start in range(0, len(data), _WRITE_SIZE):
-        piece = data[start : start + _WRITE_SIZE] if len(data) > _WRITE_SIZE else data
-        written = os.pwrite(fd, piece, position + start)
-        if written != len(piece):
+        chunk = data[start : start + _WRITE_SIZE] if len(data) > _WRITE_SIZE else data
+        written = os.pwrite(fd, chunk, position + start)
+        if written != len(chunk):
             raise OSError(errno.ENOSPC, f"short write: {start + written} of {len(data)} bytes")
 
 
