@@ -1,1 +1,1 @@
-"""Measurements of eventfold, beside what people would pick instead: `python -m benchmarks`; see docs/benchmarks.md."""
+"""Benchmarks of eventfold and its alternatives: `python -m benchmarks`; see docs/benchmarks.md."""

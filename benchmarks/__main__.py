@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...]`: runs the named benchmarks, or all; prints tables and writes JSON."""
+"""`python -m benchmarks [NAME ...]`: runs the named benchmarks or all, prints tables and writes JSON."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ BENCHMARKS: dict[str, Tables] = {
     "growth": growth.tables,
 }
 PACKAGES = ("eventfold", "msgspec", "aiosqlite", "eventsourcing", "aiofiles", "umadb", "uvloop")
-# Where a sync reaches no disk.
+# File systems on which a sync reaches no disk.
 MEMORY = {"tmpfs", "ramfs"}
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(BENCHMARKS)}; default all")
-    parser.add_argument("--quick", action="store_true", help="little of everything: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="a little of everything: to see that it works")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often each case is measured (5; quick: 1)")
     parser.add_argument("--events", type=int, metavar="N", help="how long the log is (1,000,000; quick: 20,000)")
     parser.add_argument("--json", type=Path, metavar="FILE", default=Path("build/benchmarks.json"), help="all figures")
     parser.add_argument("--report", type=Path, metavar="DIR", help="put tables and plots into DIR/benchmarks.md")
     parser.add_argument(
-        "--compare", type=Path, metavar="FILE", help="warn where a ratio is a third worse than in this file of a report"
+        "--compare", type=Path, metavar="FILE", help="warn if a ratio is a third worse than in this file of a report"
     )
-    parser.add_argument("--redraw", type=Path, metavar="DIR", help="only draw the plots of DIR/benchmarks.md again")
-    parser.add_argument("--dir", default=tempfile.gettempdir(), help="where temporary directories are made")
+    parser.add_argument("--redraw", type=Path, metavar="DIR", help="only redraw the plots of DIR/benchmarks.md")
+    parser.add_argument("--dir", default=tempfile.gettempdir(), help="where temporary directories are created")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the event loop")
     parser.add_argument(
         "--contender",
@@ -117,7 +117,7 @@ def environment(options: Options) -> dict[str, Any]:
 
 
 def run(names: list[str], options: Options) -> list[Result]:
-    """Measures and prints one table after the other."""
+    """Measures and prints one table after another."""
     results = []
     with Bench(options) as bench:
         for name in names:
@@ -130,7 +130,7 @@ def run(names: list[str], options: Options) -> list[Result]:
 
 
 def warn_of_falls(published: dict[str, Any], results: list[Result]) -> None:
-    """Says on standard error what has become much worse since the figures were published. Never fails."""
+    """Reports on standard error what is much worse than the published figures. Never fails."""
     compared, worse = _published.compare(published, results)
     print(f"{compared} ratios compared with the published ones, {len(worse)} worse by a third or more", file=sys.stderr)
     for line in worse:

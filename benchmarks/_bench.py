@@ -1,4 +1,4 @@
-"""What a benchmark gets: the sizes that were chosen, the contenders, and directories to work in."""
+"""What a benchmark gets: the chosen sizes, the contenders, and directories to work in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._child import BUILT_IN, Answer, Contender
 from ._events import LINE_SIZE
 from ._harness import Figures, Table
 
-# What a contender's module needs besides eventfold's own dependencies.
+# The packages that a contender's module needs besides eventfold's own dependencies.
 NEEDS = {
     "sqlite": "aiosqlite",
     "sqlite_shared": "aiosqlite",
@@ -26,7 +26,7 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line chose: where temporary files go, how much is measured, by whom."""
+    """The command line's options: where temporary files go, how much is measured, by whom."""
 
     dir: str
     events: int = 1_000_000
@@ -36,7 +36,7 @@ class Options:
     others: tuple[str, ...] = ()
 
     def size(self, full: int, quick: int) -> int:
-        """How much of something, in this run."""
+        """The size to use in this run."""
         return quick if self.quick else full
 
 
@@ -73,13 +73,13 @@ class Bench:
             yield Path(path).resolve()
 
     def in_new_dir(self, contender: Contender, do: str, **fields: Any) -> Answer | None:
-        """What the contender answers to a request for work in an empty directory."""
+        """The contender's answer to a request for work in an empty directory."""
         with self.new_dir() as dir:
             return contender.ask(do, dir=str(dir), **fields)
 
     def write(self, contender: Contender, parent: Path, events: int, distinct: int | None = None) -> Path | None:
-        """A directory with the contender's log of sample events; None where it can't write one."""
-        # What raw reads and what eventfold reads is the same file.
+        """A directory with the contender's log of sample events; None if it can't write one."""
+        # raw and eventfold read the same file.
         dir = parent / f"{'lines' if contender.name in ('raw', 'eventfold') else contender.name}-{events}"
         if not dir.exists():
             dir.mkdir()
@@ -92,7 +92,7 @@ Tables = Callable[[Bench], Iterator[Table]]
 
 
 def missing_packages(*others: str) -> list[str]:
-    """What is not installed of what the contenders need, and of others."""
+    """The packages that the contenders need, and others, that are not installed."""
     return sorted({package for package in [*NEEDS.values(), *others] if importlib.util.find_spec(package) is None})
 
 
@@ -102,5 +102,5 @@ def per_second(amount: float, column: str, answer: Answer | None) -> Figures | N
 
 
 def events_in(size: int) -> int:
-    """About how many sample events have so many bytes."""
+    """About how many sample events have `size` bytes."""
     return size // LINE_SIZE

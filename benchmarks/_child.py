@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 # The built-in ones, by the module's name.
 BUILT_IN = ("raw", "eventfold", "sqlite", "sqlite_shared", "eventsourcing", "jsonl", "umadb")
-# Seconds for an answer.
+# Seconds to wait for an answer.
 PATIENCE = 600.0
 
 Answer = dict[str, Any]
@@ -25,7 +25,7 @@ class ContenderError(Exception):
 
 
 class Contender:
-    """One contender, and the process that it runs in, which is started when it is first asked for something."""
+    """One contender and its process, which is started at the first request."""
 
     def __init__(self, name: str, command: list[str]) -> None:
         self.name = name
@@ -49,7 +49,7 @@ class Contender:
         return cls(name, shlex.split(command))
 
     def again(self) -> Contender:
-        """The same in a process of its own."""
+        """The same contender in another process."""
         return Contender(self.name, self._command)
 
     def __enter__(self) -> Contender:
@@ -61,7 +61,7 @@ class Contender:
         self.close()
 
     def ask(self, do: str, **fields: Any) -> Answer | None:
-        """The answer to a request; None where the contender can't do it."""
+        """The answer to a request; None if the contender can't do it."""
         self.request(do, **fields)
         return self.answer()
 
@@ -83,9 +83,9 @@ class Contender:
         try:
             answer = json.loads(self._line())
         except json.JSONDecodeError as error:
-            raise ContenderError(f"{self.name} answered with something else than JSON: {error}") from None
+            raise ContenderError(f"{self.name} answered with something other than JSON: {error}") from None
         if not isinstance(answer, dict):
-            raise ContenderError(f"{self.name} answered with something else than a JSON object: {answer!r}")
+            raise ContenderError(f"{self.name} answered with something other than a JSON object: {answer!r}")
         if "error" in answer:
             raise ContenderError(f"{self.name} failed: {answer['error']}")
         return None if answer.get("unsupported") else answer
@@ -105,7 +105,7 @@ class Contender:
         return line
 
     def close(self) -> None:
-        """Ends the process, which reads that its input is at its end."""
+        """Ends the process by closing its input."""
         if self._process is None:
             return
         process, self._process = self._process, None

@@ -1,8 +1,8 @@
-"""The plots of tables whose columns are lengths of a log: cost against length, both logarithmic, as SVG text.
+"""Plots of tables whose columns are lengths of a log: cost against length, both logarithmic, as SVG text.
 
-A cost that does not depend on the length is a level line, one that is proportional to it climbs by a decade a decade.
-Each line of the table is one curve, with its name at the end; the active log stands on the left, the archive on the
-right. Like the bars of `_plot`, they are drawn from the tables on the page.
+A cost that does not depend on the length is a level line; one that is proportional to it climbs a decade per decade.
+Each row of the table is one curve, with its name at the end; the active log is on the left, the archive on the right.
+Like the bars of `_plot`, the curves are drawn from the tables on the page.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Curves(NamedTuple):
 
 
 def curves_of(page: str) -> Iterator[Curves]:
-    """The tables of the page that have lengths for columns, in their order."""
+    """The tables of the page that have lengths for columns, in order."""
     for found in TABLE.finditer(page):
         header, _, *lines = [
             [cell.strip() for cell in line.strip("|\n").split("|")] for line in found["rows"].splitlines()

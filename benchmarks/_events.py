@@ -1,4 +1,4 @@
-"""The events that the benchmarks write and read: an order book's, with lines of about 190 bytes."""
+"""The events that the benchmarks write and read: those of an order book, with lines of about 190 bytes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import msgspec
 
 # Each type has a quarter of the events.
 TYPES = ("order_placed", "order_paid", "order_sent", "order_closed")
-# Bytes of a line, on the average.
+# Average bytes of a line.
 LINE_SIZE = 190
 _BLOCK = 10_000
 
 
 class PlainEvent(msgspec.Struct, omit_defaults=True):
-    """What a program without eventfold would keep an event in, and decode a line into."""
+    """The event class of a program without eventfold."""
 
     type: str
     data: Any
@@ -48,7 +48,7 @@ def sample_fields(number: int) -> dict[str, Any]:
 
 
 def tagged_fields(number: int, tags: int | None = None) -> dict[str, Any]:
-    """The same with one tag: the event's own, or, where there are only so many `tags`, each of them in turn."""
+    """The same with one tag: the event's own, or one of `tags` different ones in turn."""
     return {**sample_fields(number), "tags": (f"entity:{number if tags is None else number % tags}",)}
 
 
@@ -64,7 +64,7 @@ def sample_lines(count: int, start: int = 0) -> list[bytes]:
 
 
 def blocks(count: int, distinct: int | None = None) -> Iterator[tuple[int, int]]:
-    """The numbers of `count` events in pieces, as (start, how many); they begin anew after `distinct`."""
+    """The numbers of `count` events in chunks, as (start, count); they start over after `distinct`."""
     distinct = distinct or count
     done = 0
     while done < count:
@@ -82,18 +82,18 @@ class Totals(msgspec.Struct):
 
 
 def add(state: Totals, event: Any) -> Totals:
-    """The reducer of the replayed view: as cheap as one can be that looks at the data, so that the rest counts."""
+    """The reducer of the replayed view, as cheap as a reducer that reads the data can be, so that the rest counts."""
     state.events += 1
     state.amount += event.data["amount"]
     return state
 
 
 def add_wanted(state: Totals, event: Any) -> Totals:
-    """The reducer for a quarter of the events, where it sees all of them."""
+    """The reducer for a quarter of the events, for when it gets all of them."""
     return add(state, event) if event.type == TYPES[0] else state
 
 
 def totals(count: int, *, selective: bool = False) -> Totals:
-    """What the reducer must give for the events with the numbers below `count`."""
+    """The expected state for the events with numbers below `count`."""
     numbers = range(0, count, len(TYPES) if selective else 1)
     return Totals(len(numbers), sum(number % 9973 for number in numbers))

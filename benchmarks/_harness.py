@@ -1,11 +1,11 @@
 """What all benchmarks share: tables of cases, measured in interleaved rounds, with ratios to a reference.
 
-A benchmark is a function `tables(bench)` that gives its tables. A case is a contender doing some work; its `round` does
-the work once and returns its figures, or None where the contender can't do it. The rounds interleave (A B C A B C), so
-that a disturbance from outside meets all of them alike, and each ratio is the median of the ratios within the rounds.
+A benchmark is a function `tables(bench)` that yields its tables. A case is a contender doing some work; its `round`
+does the work once and returns its figures, or None if the contender can't do it. The rounds interleave (A B C A B C),
+so that a disturbance affects all of them equally, and each ratio is the median of the ratios within the rounds.
 
-A ratio is always the case's figure through its reference's: of rates, more than 1 is faster; of times and bytes, less
-than 1 is better.
+A ratio is always the case's figure divided by its reference's: for rates, more than 1 is faster; for times and bytes,
+less than 1 is better.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Goal:
-    """What a case is to reach: a limit for its ratio to another case (`to`, its label), or for its own figure.
+    """A case's goal: a limit for its ratio to another case (`to`, its label), or for its own figure.
 
     `column` names the figure; None for the table's first.
     """
@@ -38,7 +38,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Case:
-    """One line of a table: who does what. `reference` is the label of the case that it is compared with."""
+    """One row of a table: who does what. `reference` is the label of the case with which it is compared."""
 
     work: str
     contender: str
@@ -53,11 +53,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Table:
-    """Cases that are measured together; the first is the reference, where none is named.
+    """Cases that are measured together; the first is the reference if none is named.
 
-    `columns` names the figures, with their units; the first is the one that ratios are made of. `more_is_better` tells
-    a rate from a time. `rounds` overrides the command line's; `warm_up` tells whether a round that doesn't count goes
-    before. `setting` is entered while the table is measured.
+    `columns` names the figures with their units; ratios are of the first. `more_is_better` distinguishes rates from
+    times. `rounds` overrides the command line's; `warm_up` says whether a round that doesn't count comes first.
+    `setting` is entered while the table is measured.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured for a case: the figures of each round, and its ratio to the reference in the same round."""
+    """The measurements of a case: the figures of each round, and the ratio to the reference in the same round."""
 
     case: Case
     main: str
@@ -103,7 +103,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A goal, and what became of it."""
+    """A goal, and whether it was reached."""
 
     row: Row
     goal: Goal
@@ -131,7 +131,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Result:
-    """A table with its figures. `ours` is the name of the contender whose losses are told."""
+    """A table with its figures. `ours` is the name of the contender whose losses are reported."""
 
     table: Table
     rows: list[Row]
@@ -153,7 +153,7 @@ class Result:
         return found
 
     def losses(self) -> list[str]:
-        """In plain words, where a goal was missed or somebody else does the same work better."""
+        """The goals that were missed and the works that somebody else does better, in plain words."""
         losses = [str(verdict) for verdict in self.verdicts() if not verdict.reached]
         for row in self.rows:
             if not row.case.contender.startswith(self.ours):
@@ -187,7 +187,7 @@ class Result:
         ]
 
     def remarks(self) -> list[str]:
-        """What is to be said below the table."""
+        """The remarks below the table."""
         if not self.rows:
             return ["Nobody here can do this."]
         first = self.table.cases[0].label
@@ -249,7 +249,7 @@ class Result:
 
 
 def measure(table: Table, rounds: int, *, warm_up: bool = True) -> Result:
-    """Does the rounds of all cases in turn, with `warm_up` after one of each that does not count."""
+    """Runs the rounds of all cases in turn; with `warm_up`, after one round that does not count."""
     rounds = table.rounds or rounds
     found: dict[str, list[Figures]] = {case.label: [] for case in table.cases}
     if len(found) != len(table.cases):
@@ -283,19 +283,19 @@ def _rows(table: Table, found: dict[str, list[Figures]]) -> Iterator[Row]:
 
 
 def quotient(one: float, other: float) -> float:
-    """The ratio of two figures; 1 of two noughts, and of one nought the smallest thing that it may have been."""
+    """The ratio of two figures; 1 for two zeros, while a single zero counts as the smallest measurable value."""
     return 1.0 if one == other else one / max(other, 1e-9)
 
 
 def show(figure: float) -> str:
-    """A figure with three digits that count, or all before the point."""
+    """A figure with three significant digits, or all digits before the point."""
     if abs(figure) >= 100:
         return f"{figure:,.0f}"
     return f"{figure:.3g}"
 
 
 def file_system(path: str) -> str:
-    """The type of the file system that a directory is on, such as ext4; "unknown" where the system does not tell."""
+    """The type of the file system that a directory is on, such as ext4; "unknown" if the system does not say."""
     found, longest = "unknown", -1
     try:
         with open("/proc/self/mounts") as mounts:

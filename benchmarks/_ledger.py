@@ -1,7 +1,7 @@
-"""What the soak keeps its books with: what was acknowledged, what was refused, and what the process holds.
+"""The soak's records: what was acknowledged, what was refused, and what the process has open.
 
-Promise: each of these finds what it is there to find, which tests show with a log that lacks an event, has one twice or
-out of order, and with a count that grows.
+Promise: each finds what it is there to find. Tests show that with a log that lacks an event or has one twice or out of
+order, and with a count that grows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Note = Callable[..., None]
 
 
 class Batch(NamedTuple):
-    """Events that are appended together, and how they are told from all others."""
+    """Events that are appended together, with their identity."""
 
     run: int
     task: int
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
 
 class Sum:
-    """How many lines there were, which, and where the last one ended; the order in which they are added is free."""
+    """An order-independent sum of lines: how many there were, which ones, and where the last one ended."""
 
     def __init__(self) -> None:
         self.events = self.total = self.end = 0
@@ -53,17 +53,17 @@ class Sum:
 
 
 class Ledger:
-    """Everything that was noted about one directory's events, and what was found to be wrong (`faults`)."""
+    """Everything that was recorded about one directory's events, and what was found to be wrong (`faults`)."""
 
     def __init__(self) -> None:
         # (run, task, n): where it ends, and its line's hash.
         self.acknowledged: dict[tuple[int, int, int], tuple[int, int]] = {}
         self.refused: set[tuple[int, int, int]] = set()
         self.faults: list[str] = []
-        self._places = {0}  # those that the consumer may go on from
+        self._places = {0}  # those from which the consumer may continue
 
     def note(self, kind: str, *numbers: int) -> None:
-        """Takes down what became of an event, or what the consumer did."""
+        """Records the outcome of an append, or what the consumer did."""
         if kind == "acknowledged":
             run, task, n, end, line_hash = numbers
             self.acknowledged[run, task, n] = end, line_hash
@@ -78,7 +78,7 @@ class Ledger:
             self.faults.append(f"the consumer: {kind} at {numbers}, committed was one of {self._places}")
 
     def check(self, records: Iterable[Record], tailed: Sum) -> None:
-        """Compares a whole log with what was noted, and with what a tail gave."""
+        """Compares a whole log with the record, and with what a tail yielded."""
         found: dict[tuple[int, int, int], tuple[int, int]] = {}
         last: dict[tuple[int, int], int] = {}
         read, due, offset = Sum(), [], 0
@@ -92,21 +92,21 @@ class Ledger:
             if not due:
                 due = list(range(data["first"], data["first"] + data["size"]))
             if data["n"] != due.pop(0):
-                self.faults.append(f"event {key} is part of a batch that is not whole")
+                self.faults.append(f"event {key} is part of an incomplete batch")
             offset, last[key[:2]], found[key] = record.end_offset, data["n"], (record.end_offset, line_hash)
             read.add(record.end_offset, line_hash)
         if due:
-            self.faults.append(f"the last batch is not whole: {due} are missing")
+            self.faults.append(f"the last batch is incomplete: {due} are missing")
         for key, place in self.acknowledged.items():
             if found.get(key) != place:
                 self.faults.append(f"event {key} was acknowledged at {place}, and is at {found.get(key)}")
         self.faults += [f"event {key} was refused, and is there" for key in self.refused & found.keys()]
         if read != tailed:
-            self.faults.append(f"a read gives {read}, the tail gave {tailed}")
+            self.faults.append(f"a read yields {read}, the tail yielded {tailed}")
 
 
 class Sample(NamedTuple):
-    """What the process holds at a moment (seconds since the start)."""
+    """The process's resources at a moment (seconds since the start)."""
 
     seconds: float
     descriptors: int
@@ -116,7 +116,7 @@ class Sample(NamedTuple):
 
 
 def sample(seconds: float) -> Sample:
-    """What there is now. Linux tells the descriptors and the memory, others 0."""
+    """The current resources. Descriptors and memory are known on Linux only, and 0 elsewhere."""
     descriptors, megabytes = 0, 0.0
     if os.path.isdir("/proc/self/fd"):
         descriptors = len(os.listdir("/proc/self/fd"))
@@ -125,7 +125,7 @@ def sample(seconds: float) -> Sample:
     return Sample(seconds, descriptors, threading.active_count(), len(asyncio.all_tasks()), megabytes)
 
 
-# How much more of each there may be in the last quarter than in the first, by the medians.
+# By how much the median of each may grow from the first quarter to the last.
 TOLERANCE = {"descriptors": 4, "threads": 2, "tasks": 3, "megabytes": 8.0}
 # Fewer samples than this say nothing.
 ENOUGH = 20
@@ -152,7 +152,7 @@ class Samples:
         return [each for each in self.all if each.seconds >= self._warm_up]
 
     def table(self) -> list[str]:
-        """The median and the most of each in each quarter of the time after the warm-up."""
+        """The median and the maximum of each in each quarter of the time after the warm-up."""
         judged = self._judged()
         if len(judged) < ENOUGH:
             return [self.latest(), f"{len(judged)} samples after the warm-up: too few to judge growth"]

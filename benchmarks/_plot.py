@@ -1,10 +1,10 @@
-"""Plots as SVG text, one for each table: who is ahead, at a glance, on a light and on a dark page.
+"""Plots as SVG text, one for each table: who is ahead, at a glance, for light and dark pages.
 
-A table in which several contenders do the same work becomes a panel for each work, from the best to the worst, with a
-scale of its own. Any other table becomes one panel, in the table's order. Bars show the median of the rounds, thin
-lines the least and the most. `raw` is a limit and no contender: its bar is only an outline.
+A table in which several contenders do the same work becomes a panel for each work, from best to worst, each with its
+own scale. Any other table becomes one panel, in the table's order. Bars show the median of the rounds, thin lines the
+least and the most. `raw` is a limit rather than a contender: its bar is only an outline.
 
-The plots are drawn from the tables in Markdown: they show what the page says, and can be drawn again at any time.
+The plots are drawn from the tables in Markdown: they show what the page says, and can be redrawn at any time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GAP = 28
 ROW = 22
 BAR = 14
 HEADING = 30
-PER_CHARACTER = 7.5  # of a label: a little more than a character of the font takes
+PER_CHARACTER = 7.5  # of a label: a little more than the width of a character
 
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1f2937 }
@@ -56,7 +56,7 @@ text { font: 12px system-ui, sans-serif; fill: #1f2937 }
 
 @dataclass(frozen=True)
 class Row:
-    """What a line of a table says; the median also as it is printed."""
+    """A row of a table; the median also as it is printed."""
 
     work: str
     contender: str
@@ -85,7 +85,7 @@ class Plot:
 
 
 def plots_of(page: str) -> Iterator[Plot]:
-    """The tables of the page, in their order."""
+    """The tables of the page, in order."""
     for found in TABLE.finditer(page):
         header, _, *lines = [
             [cell.strip() for cell in line.strip("|\n").split("|")] for line in found["rows"].splitlines()
@@ -141,7 +141,7 @@ def _best_first(plot: Plot, rows: list[Row]) -> list[Row]:
 
 @dataclass(frozen=True)
 class _Panel:
-    """Some bars below each other; with a heading they are a contest, which somebody leads."""
+    """Bars below each other; with a heading they are a contest, which somebody leads."""
 
     heading: str
     rows: list[Row]
@@ -157,7 +157,7 @@ class _Panel:
         return f"{row.contender} (limit)" if row.kind == "limit" else row.contender
 
     def drawn(self, x: float, y: float, width: float, indent: float) -> Iterator[str]:
-        """The bars begin `indent` behind `x`, and are as long as lets all figures stand within the width."""
+        """The bars begin `indent` after `x`, and are scaled so that all figures fit within the width."""
         left = x + indent
         notes = [self._note(row) for row in self.rows]
         scale = min(

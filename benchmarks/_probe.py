@@ -1,4 +1,4 @@
-"""Probes that a contender puts around its work: how long the event loop was held, how much memory it took."""
+"""Probes that a contender puts around its work: how long the event loop was blocked, how much memory was used."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PERIOD = 0.001
 
 
 class Watched:
-    """How much too late a timer was called.
+    """How late a timer was called.
 
-    `late` is all of it: what others on the loop feel. It has in it the timer's own grain and other programs that wanted
-    the processor. So `ours` counts of each lateness no more than the processor time that this process took since the
-    timer was asked for, all threads together: what the program itself is to blame for, and at times a little more.
-    `callback` is the longest time that the loop's thread computed in one callback; uvloop's are not seen.
+    `late` is all of it: what other tasks on the loop notice. It includes the timer's resolution, and other programs
+    that used the processor. So `ours` limits each lateness to the processor time that this process, in all its threads,
+    has used since the timer was set: what the program itself causes, and sometimes a little more. `callback` is the
+    longest time that the loop's thread computed in one callback; uvloop's are not seen.
     """
 
     def __init__(self) -> None:
@@ -80,9 +80,9 @@ def _peak_bytes() -> int:
 
 @contextmanager
 def growth() -> Iterator[Callable[[], int]]:
-    """By how many bytes the peak of the resident memory then lay above what is resident now.
+    """Yields a function that returns by how many bytes the peak of the resident memory exceeded the current size.
 
-    Where the system can't forget an earlier peak (Linux can), only a growth beyond that one is seen.
+    If the system can't reset an earlier peak (Linux can), only growth beyond that one is seen.
     """
     try:
         Path("/proc/self/clear_refs").write_text("5")

@@ -1,8 +1,8 @@
-"""The ratios that were published last, and what has become of them since.
+"""The published ratios, and how new results compare with them.
 
-`docs/benchmarks/published.json` has for each table of the page the ratio of each case and the label of the case that it
-is a ratio to. Figures differ from machine to machine; ratios hardly do, so that a quick run anywhere can tell when
-something has become much slower.
+`docs/benchmarks/published.json` has the ratio of each case of each table on the page, with the label of its reference.
+Figures differ from machine to machine, but ratios hardly do, so a quick run anywhere can show that something has become
+much slower.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from typing import Any
 from ._harness import Result, quotient, show
 
 FILE = "published.json"
-# What a ratio must fall by to be told. Quick runs spread by less than that.
+# By how much a ratio must fall to be reported. Quick runs vary by less than that.
 A_THIRD = 1 / 3
 
 
 def write(path: Path, results: list[Result]) -> None:
-    """Replaces what stands in the file about the tables of these results."""
+    """Replaces the file's entries for the tables of these results."""
     tables = read(path) if path.exists() else {}
     tables |= {result.table.name: table(result.as_json()) for result in results}
     path.write_text(json.dumps(tables, indent=1, sort_keys=True) + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The tables by name. Raises `OSError`, and `ValueError` for what is no JSON object."""
+    """The tables by name. Raises `OSError`, and `ValueError` if the file is not such a JSON object."""
     tables = json.loads(path.read_text())
     if not isinstance(tables, dict):
-        raise ValueError(f"{path} does not have the tables of a report; make it with --report")
+        raise ValueError(f"{path} does not have the tables of a report; create it with --report")
     return tables
 
 
 def table(result: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a table: `result` is what `Result.as_json` gives."""
+    """The published part of a table; `result` is what `Result.as_json` returns."""
     cases = {
         f"{case['work']}, {case['contender']}": {"ratio": case["ratio"], "to": case["reference"]}
         for case in result["cases"]
@@ -46,7 +46,7 @@ def table(result: dict[str, Any]) -> dict[str, Any]:
 def compare(published: dict[str, Any], results: list[Result], ours: str = "eventfold") -> tuple[int, list[str]]:
     """How many ratios of ours are in both, and those that have become worse by a third or more, in words.
 
-    A case that is not in both, or is compared with another one now, is passed over: a quick run has shorter logs.
+    A case that is not in both, or has a different reference now, is skipped: a quick run has shorter logs.
     """
     compared, worse = 0, []
     for result in results:

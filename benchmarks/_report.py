@@ -1,8 +1,8 @@
-"""The report: the tables put into docs/benchmarks.md, and a plot drawn from each table on that page.
+"""The report: puts the tables into docs/benchmarks.md, and draws a plot from each table on that page.
 
-The page has a place for each table, between `<!-- NAME -->` and `<!-- /NAME -->`; what stands there is replaced, and
-the rest is left as it is. Between the marks of `losses` stand those of all tables on the page, also of earlier runs.
-The ratios go into a file beside the plots, with which later runs are compared.
+The page has a place for each table, between `<!-- NAME -->` and `<!-- /NAME -->`, whose content is replaced; the rest
+of the page is left alone. The place `losses` gets those of all tables on the page, including earlier runs. The ratios
+go into a file beside the plots, with which later runs are compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WHERE_WE_LOSE = "Where we lose:"
 
 
 def write_report(directory: Path, results: list[Result], about: dict[str, Any]) -> None:
-    """Replaces the tables of these results and draws all plots. Raises `ValueError` where the page lacks a table."""
+    """Replaces the tables of these results and draws all plots. Raises `ValueError` if the page lacks a place."""
     page = directory / PAGE
     text = page.read_text()
     for result in results:
@@ -51,7 +51,7 @@ def replaced(text: str, name: str, content: str) -> str:
 
 
 def all_losses(text: str) -> str:
-    """The losses that the tables on the page tell of, in their order."""
+    """The losses of the tables on the page, in order."""
     lines = []
     for part in re.finditer(r"<!-- (\S+) -->\n(.*?)<!-- /\1 -->", text, re.DOTALL):
         if part[1] != LOSSES and WHERE_WE_LOSE in part[2]:

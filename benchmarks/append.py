@@ -1,8 +1,8 @@
 """Durable appends: what was acknowledged is on disk.
 
-The reference writes a line that was encoded before with `os.write` and syncs it with `os.fdatasync`, one after the
-other, which is as many single durable lines as the disk takes. All figures are events acknowledged, per second; opening
-and closing the log don't count.
+The reference writes pre-encoded lines with `os.write` and syncs each with `os.fdatasync`, which is as many single
+durable lines as the disk takes. All figures are acknowledged events per second; opening and closing the log don't
+count.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The same work on each engine, beside asyncpg (a row and a transaction an event) and nats-py (a message an event).
+"""The same work on each engine, compared with asyncpg (a row and transaction per event) and nats-py (a message per
+event).
 
-Run it apart, since it starts a PostgreSQL server and four nats-servers, one alone and three in a cluster, all of which
-sync what they acknowledge: `python -m benchmarks.engines`. Needs the servers' binaries. `R3` has a replica on each
-server of the cluster. Clients and servers share the machine's processors, so only the ratios count. It fails where a
+Run it separately, since it starts a PostgreSQL server and four nats-servers, one alone and three in a cluster, all of
+which sync what they acknowledge: `python -m benchmarks.engines`. Needs the servers' binaries. `R3` has a replica on
+each server of the cluster. Clients and servers share the machine's processors, so only the ratios count. It fails if a
 floor is not reached.
 """
 
@@ -36,40 +37,40 @@ from ._harness import Case, Figures, Goal, Table, measure
 TASKS = (1, 100, 1000)
 # How many times as fast as plain asyncpg the engine must be.
 APPEND_FLOOR, REPLAY_FLOOR = 15.0, 5.0
-_TAILED = 100  # events to a tail, one every so many seconds
+_TAILED = 100  # events to a tail, and seconds between them
 _TAIL_INTERVAL = 0.01
 _CONNECTIONS = 20
 _PLAIN_MESSAGES = 20_000  # of the replay with a message an event, since each is synced
 
 
 class Contender(Protocol):
-    """Somebody who keeps a log."""
+    """A program that keeps a log."""
 
     name: str
 
     async def append(self, number: int) -> Any:
-        """Appends one event; it is durable then."""
+        """Appends one event durably."""
 
     async def append_if(self, number: int) -> Any:
-        """The same if nothing was appended since the last call."""
+        """The same, if nothing was appended since the last call."""
 
     async def append_now(self) -> Any:
-        """Appends an event that holds the time of the call."""
+        """Appends an event that contains the time of the call."""
 
     def tail(self, begun: Callable[[], object]) -> AsyncIterator[int]:
-        """The times of the calls that append such events after `begun` is called."""
+        """Yields the times in such events that are appended after `begun` is called."""
 
     async def fill(self, count: int) -> int:
-        """Appends that many sample events, or fewer, to a log of its own, which `replay` reads; how many."""
+        """Appends up to `count` sample events to a separate log, which `replay` reads; returns how many."""
 
     async def replay(self) -> int:
-        """Reads and decodes all events of that log; their number."""
+        """Reads and decodes all events of that log; returns their number."""
 
     async def aclose(self) -> None: ...
 
 
 class Eventfold:
-    """This package, with one log that is appended to and one that is replayed."""
+    """This package, with one log to append to and one to replay."""
 
     def __init__(self, name: str, where: Callable[[str], str]) -> None:
         self.name = name
@@ -116,7 +117,7 @@ class Eventfold:
 
 
 class Plain:
-    """A table with a row for each event, written in a transaction of its own."""
+    """A table with a row for each event, each written in its own transaction."""
 
     name = "asyncpg"
 
@@ -195,7 +196,7 @@ class Plain:
 
 
 class PlainNats:
-    """A stream with a message for each event, whose acknowledgement is waited for."""
+    """A stream with a message for each event, each of which is awaited until it is acknowledged."""
 
     def __init__(self, name: str, address: str, replicas: int) -> None:
         self.name = name
@@ -257,12 +258,12 @@ class PlainNats:
 
 
 CONTENDERS = ("asyncpg", "files", "postgres", "nats-py", "jetstream", "nats-py R3", "jetstream R3")
-# Which contender is compared with which other one.
+# Each contender's reference.
 PLAIN = {"postgres": "asyncpg", "jetstream": "nats-py", "jetstream R3": "nats-py R3"}
 
 
 def contender_of(name: str, places: Mapping[str, str]) -> Plain | PlainNats | Eventfold:
-    """The one with this name, not opened yet. `places` has a directory and the servers' addresses."""
+    """The contender with this name, not opened yet. `places` has a directory and the servers' addresses."""
     engine, _, cluster = name.partition(" ")
     servers = places["cluster" if cluster else "server"]
     if engine == "asyncpg":
@@ -278,7 +279,7 @@ def contender_of(name: str, places: Mapping[str, str]) -> Plain | PlainNats | Ev
 
 
 async def appends(append: Callable[[int], Awaitable[Any]], tasks: int, seconds: float) -> Figures:
-    """How many calls end in a second, where each of so many tasks makes one after the other."""
+    """How many calls per second end if each task makes one after another."""
     done, start = 0, perf_counter()
 
     async def run(task: int) -> None:
@@ -351,7 +352,7 @@ def percentiles(delays: list[float]) -> Figures:
 
 
 def tables(runner: asyncio.Runner, places: Mapping[str, str], options: argparse.Namespace) -> Iterator[Table]:
-    """What is measured, with all contenders open in one event loop."""
+    """The tables, with all contenders open in one event loop."""
     contenders = [contender_of(name, places) for name in CONTENDERS]
     for contender in contenders:
         runner.run(contender.open())
@@ -391,7 +392,7 @@ def tables(runner: asyncio.Runner, places: Mapping[str, str], options: argparse.
 
 
 def main() -> int:
-    """Measures, prints tables, and tells by the status whether the floors were reached."""
+    """Measures and prints tables; the exit status says whether the floors were reached."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each number of tasks, in each round")
     parser.add_argument("--events", type=int, default=1_000_000, help="to replay, a multiple of 1,000")

@@ -1,4 +1,4 @@
-"""How long an import takes in a fresh interpreter, measured inside it, so without the interpreter's start."""
+"""How long an import takes in a new interpreter, measured inside it, so without the interpreter's startup."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODULES = {
 
 
 def tables(bench: Bench) -> Iterator[Table]:
-    """The reference is asyncio, which every program that uses the package has imported anyway."""
+    """The reference is asyncio, which every program that uses the package imports anyway."""
 
     def case(work: str, contender: str, module: str) -> Case:
         def once() -> Figures:

@@ -1,7 +1,7 @@
 """The peak memory of going through 1 GB.
 
-Each in a new process: by how much its resident memory grew at most, beyond what it had when everything was imported and
-the log was open. Measured once.
+Each runs in a new process: the peak growth of its resident memory after everything was imported and the log was open.
+Measured once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DISTINCT = 100_000
 
 
 def tables(bench: Bench) -> Iterator[Table]:
-    """The cases follow each other: the log is rotated once, and then read from the archive."""
+    """The cases depend on each other: the log is rotated once, and then read from the archive."""
     size = bench.options.size(SIZE, QUICK_SIZE)
     dirs: dict[str, Path | None] = {}
 

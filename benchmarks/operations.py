@@ -1,7 +1,7 @@
-"""What an operator asks of a large log: whether all of it is sound, and what its last events are.
+"""Operations on a large log: verifying it, and reading its last events.
 
 Verifying is compared with a replay of the same log into one view. The last events are those of `cat --last`, without
-the interpreter's start and the imports, which the benchmark `import` has.
+the interpreter's startup and the imports, which the benchmark `import` measures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ._harness import Case, Figures, Goal, Table
 
 LAST = 50
 ACTIVE, ARCHIVED = "app.jsonl", "archived"
-# Where the last events stand.
+# Where the last events are.
 PLACES = (ACTIVE, ARCHIVED)
 
 

@@ -1,7 +1,7 @@
 """Rotating a log of 64 MB: how fast, and how long appends wait meanwhile.
 
-The reference compresses the same file in the same pieces at the same level, writes it and syncs it once. eventfold also
-checks and counts the lines, and syncs each piece, so that a power cut tears only the last.
+The reference compresses the same file in the same chunks at the same level, writes it and syncs it once. eventfold also
+checks and counts the lines, and syncs each chunk, so that a power cut tears only the last.
 """
 
 from __future__ import annotations

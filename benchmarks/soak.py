@@ -1,13 +1,13 @@
-"""`python -m benchmarks.soak MINUTES`: everything at once, for long, and at last the count of what was lost.
+"""`python -m benchmarks.soak MINUTES`: everything at once, for a long time, and then a count of what was lost.
 
-Two logs. The *steady* one stays open in this process all the time, with appends, rotations, a tail, a watch, a consumer
-and a view. The *stormy* one is worked on in rounds: by this process, closed gently or amid the work, or by another one,
-which is killed with SIGKILL; after each round it is opened again, read and compared with everything that was ever
-acknowledged, while a tail of this process lives through all of it. A new stormy directory is begun now and then, to
-keep what is read again and again small.
+There are two logs. The *steady* one stays open in this process all the time, with appends, rotations, a tail, a watch,
+a consumer and a view. The *stormy* one is used in rounds: by this process, which closes it cleanly or in the middle of
+the work, or by another one, which is killed with SIGKILL; after each round it is opened, read and compared with
+everything that was ever acknowledged, while a tail of this process lives through all of it. A new stormy directory is
+started now and then, to keep what is read repeatedly small.
 
-After each round this process's descriptors, threads, tasks and memory are counted; they must stay level. Any loss, any
-unexpected error and any growth makes the exit code 1. `--seed` repeats the choices, though not their timing.
+After each round, this process's descriptors, threads, tasks and memory are counted; they must stay level. Any loss,
+unexpected error or growth makes the exit status 1. `--seed` repeats the choices, though not their timing.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from ._ledger import Batch, Ledger, Note, Samples, Sum
 TASKS = 12
 MAX_LOG_SIZE = 20_000  # bytes
 EVENTS_PER_DIRECTORY = 8_000
-# Seconds: a rotated file is kept open for a minute, so that the count of descriptors is level only then.
+# Seconds: a rotated file is kept open for a minute, so the count of descriptors is level only after that.
 WARM_UP = 75.0
-# For whatever is sure to come; a machine under load takes its time.
+# Seconds to wait for what is certain to happen; a machine under load takes its time.
 PATIENCE = 120.0
 
 
@@ -53,7 +53,7 @@ def counts() -> View[dict[str, int]]:
 
 
 async def work(log: EventLog, run: int, task: int, dice: random.Random, note: Note) -> None:
-    """Appends in every way there is, until the log is closed, and notes what became of each event."""
+    """Appends in every way there is until the log is closed, and records the outcome of each append."""
     n = 0
     while True:
         size = dice.choice((1, 1, 1, 1, 1, 2, 3, 8))
@@ -91,7 +91,7 @@ async def work(log: EventLog, run: int, task: int, dice: random.Random, note: No
 
 
 async def consume(log: EventLog, dice: random.Random, note: Note) -> None:
-    """Goes on where this consumer was, and commits now and then."""
+    """Continues where this consumer was, and commits now and then."""
     reached = None
     async for record in (consumer := log.consumer("consumer")):
         if reached is None:
@@ -120,14 +120,14 @@ async def watch(log: EventLog) -> None:
 
 
 def busy(log: EventLog, run: int, dice: random.Random, note: Note) -> list[asyncio.Task[None]]:
-    """All that is done in one round."""
+    """The tasks of one round."""
     jobs = [work(log, run, task, random.Random(dice.random()), note) for task in range(TASKS)]
     jobs += [consume(log, random.Random(dice.random()), note), disturb(log, random.Random(dice.random())), watch(log)]
     return [asyncio.create_task(job) for job in jobs]
 
 
 async def child(directory: str, run: int, seed: float) -> None:
-    """The process that is killed: tells on standard output what it has noted."""
+    """The process that is killed: reports its records on standard output."""
 
     def tell(*note: Any) -> None:
         os.write(1, (" ".join(map(str, note)) + "\n").encode())
@@ -137,7 +137,7 @@ async def child(directory: str, run: int, seed: float) -> None:
 
 
 class Follower:
-    """A tail that goes on through everything; `sum` is that of all that it gave."""
+    """A tail that continues through everything; `sum` is that of all that it yielded."""
 
     def __init__(self, reader: EventReader | EventLog) -> None:
         self.sum = Sum()
@@ -152,14 +152,14 @@ class Follower:
                 self.sum.add(record.end_offset, int(record.line_hash, 16))
 
     async def reach(self, offset: int) -> None:
-        """Waits until it has given everything before an offset."""
+        """Waits until it has yielded everything before an offset."""
         until = monotonic() + PATIENCE
         while self.sum.end < offset:
             if self._task.done():
                 self._task.result()
-                raise AssertionError("a tail ended by itself")
+                raise AssertionError("a tail ended on its own")
             if monotonic() > until:
-                raise AssertionError(f"a tail is stuck at {self.sum.end}, and the log goes on to {offset}")
+                raise AssertionError(f"a tail is stuck at {self.sum.end}, but the log continues to {offset}")
             await asyncio.sleep(0.01)
 
     async def end(self) -> None:
@@ -176,7 +176,7 @@ class Storm:
         self.follower = Follower(EventReader(directory))
 
     async def own_round(self, run: int, dice: random.Random) -> str:
-        """Works in this process, and closes the log, half of the time while all goes on."""
+        """Works in this process and closes the log, half of the time in the middle of the work."""
         gentle = dice.random() < 0.5
         log = await EventLog.open(self.dir, views=[counts()], max_log_size=MAX_LOG_SIZE)
         try:
@@ -191,7 +191,7 @@ class Storm:
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result
-        return "closed gently" if gentle else "closed amid the work"
+        return "closed cleanly" if gentle else "closed in the middle of the work"
 
     async def killed_round(self, run: int, dice: random.Random) -> str:
         """Lets another process work, and kills it."""
@@ -203,7 +203,7 @@ class Storm:
             else:
                 for _ in range(dice.randrange(1, 1500)):
                     if not await self._hear(process.stdout):
-                        raise AssertionError("the other process ended by itself")
+                        raise AssertionError("the other process ended on its own")
         finally:
             with suppress(ProcessLookupError):
                 process.kill()
@@ -213,7 +213,7 @@ class Storm:
         return "killed"
 
     async def _hear(self, stream: asyncio.StreamReader) -> bool:
-        """Takes down one note of the other process; false where there is no more."""
+        """Reads one record of the other process; false if there are no more."""
         line = await asyncio.wait_for(stream.readline(), PATIENCE)
         if not line.endswith(b"\n"):
             return False
@@ -222,7 +222,7 @@ class Storm:
         return True
 
     async def check(self) -> int:
-        """Opens the log, reads all of it and adds what is wrong to the ledger's faults; how many events there are."""
+        """Opens and reads the log, and adds what is wrong to the ledger's faults; returns the number of events."""
         async with EventLog.open(self.dir, views=[counts()]) as log:
             found = [record async for record in log.read_full()]
             await self.follower.reach(log.head.offset)
@@ -259,7 +259,7 @@ class Steady:
                 await consumer.commit(record)
 
     async def check(self) -> None:
-        """Compares what was acknowledged, what the tail gave and what a replay gives."""
+        """Compares what was acknowledged, what the tail yielded and what a replay yields."""
         await self.follower.reach(self.log.head.offset)
         read = Sum()
         async for record in self.log.read_full():
@@ -292,7 +292,7 @@ async def steady(directory: Path) -> AsyncIterator[Steady]:
 
 
 async def soak(seconds: float, seed: int, parent: Path) -> list[str]:
-    """Works for so long and prints what it did; what is wrong."""
+    """Works for that long and prints what it did; returns what is wrong."""
     dice, samples, faults = random.Random(seed), Samples(WARM_UP), []
     started, told, run, acknowledged, read, directories = monotonic(), 0.0, 0, 0, 0, 1
     done: dict[str, int] = {}
@@ -339,7 +339,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("minutes", type=float, help="how long to work")
     parser.add_argument("--seed", type=int, default=None, help="repeats the choices of a run that printed it")
-    parser.add_argument("--dir", default=tempfile.gettempdir(), help="where a temporary directory is made")
+    parser.add_argument("--dir", default=tempfile.gettempdir(), help="where a temporary directory is created")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:

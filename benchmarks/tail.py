@@ -1,7 +1,8 @@
-"""How long after the call of append an event reaches those who wait for it, in the writer's process and in another one.
+"""How long after the call of append an event reaches the tails, in the writer's process and in another one.
 
-The time of the append itself, until the event is on disk, is part of it, and shown beside. In the same process each
-event is appended when the one before has reached everybody; to another process they come at a steady pace.
+That includes the time of the append itself, until the event is on disk, which is also shown separately. In the same
+process, each event is appended when the previous one has reached all tails; to another process, they are sent at a
+steady pace.
 """
 
 from __future__ import annotations

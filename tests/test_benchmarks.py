@@ -95,8 +95,8 @@ def test_another_program_is_measured_beside_the_built_in_contenders(tmp_path: Pa
 @pytest.mark.parametrize(
     ("program", "complaint"),
     [
-        ("print('hello')", "something else than JSON"),
-        ("print('[]')", "something else than a JSON object"),
+        ("print('hello')", "something other than JSON"),
+        ("print('[]')", "something other than a JSON object"),
         ('print(\'{"error": "out of ink"}\')', "out of ink"),
         ("raise SystemExit(3)", "ended without an answer, with 3"),
     ],

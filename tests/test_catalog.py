@@ -201,7 +201,7 @@ async def test_a_class_that_cannot_be_decoded_is_refused_when_the_log_is_opened(
     class Odd:
         lock: NoSuchType  # type: ignore[name-defined]  # noqa: F821
 
-    with pytest.raises(TypeError, match=r"'placed': .*Odd is no class that can be decoded.*NoSuchType"):
+    with pytest.raises(TypeError, match=r"'placed': .*Odd is not a class that can be decoded.*NoSuchType"):
         await EventLog.open(tmp_path, catalog=catalog)
 
 
@@ -575,7 +575,7 @@ WRONG = [
     ('{"order":1,"cents":1}', 3, "currency", "missing required field"),
     ("[1]", 3, "", "Expected `object`, got `array`"),
     ('{"order":1}', 1, "", "the upcaster from version 2 failed: KeyError"),
-    ('{"order":1}', 4, "", "it is of version 4, and the catalog knows OrderPlaced of version 3"),
+    ('{"order":1}', 4, "", "it is of version 4, and the catalog has OrderPlaced of version 3"),
 ]
 
 

@@ -618,7 +618,7 @@ async def test_an_unknown_view_is_told_the_names_there_are(data_dir: Path) -> No
     async with EventLog.open(data_dir, views=views()) as log:
         with pytest.raises(UnknownViewError, match="'count', 'numbers'"):
             log.view("numbrs")
-        with pytest.raises(UnknownViewError, match="another one"):
+        with pytest.raises(UnknownViewError, match="a different one"):
             log.view(View("count", count, 0))
 
 

@@ -308,7 +308,7 @@ async def test_a_log_that_has_changed_since_the_plan_is_not_cut(tmp_path: Path, 
     changed = data + line(2) if change == "append" else mended
     (tmp_path / "app.jsonl").write_bytes(changed)
 
-    with pytest.raises(EventfoldError, match="not as it was"):
+    with pytest.raises(EventfoldError, match="has changed since"):
         await repair(tmp_path, [cut])
 
     assert (tmp_path / "app.jsonl").read_bytes() == changed

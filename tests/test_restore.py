@@ -108,7 +108,7 @@ async def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> No
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "note.txt").write_text("mine")
 
-    with pytest.raises(EventfoldError, match=r"is not empty, and holds 'note\.txt'"):
+    with pytest.raises(EventfoldError, match=r"is not empty: it contains 'note\.txt'"):
         await restore(tmp_path / "backup", tmp_path / "log")
     with pytest.raises(EventfoldError, match="is not empty"):
         await restore(tmp_path / "backup", tmp_path / "backup")

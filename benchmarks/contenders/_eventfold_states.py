@@ -1,4 +1,4 @@
-"""Logs of eventfold's with a large state, and what is done to them again and again."""
+"""Logs with a large state, and the work that is repeated on them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sample_events(count: int) -> list[Event]:
 
 @asynccontextmanager
 async def large_log(dir: str | Path, bytes: int) -> AsyncIterator[EventLog]:
-    """A log with the view "large" of about so many bytes, up to date and saved. Appends are not synced."""
+    """A log with the view "large" of about `bytes` bytes, up to date and saved. Appends are not synced."""
     async with EventLog.open(dir, views=[View("large", fill, Entries)], sync=SyncMode.OS) as log:
         await log.append(Event("filled", {"texts": bytes // len(ENTRY)}))
         await log.append_many(sample_events(1_000))

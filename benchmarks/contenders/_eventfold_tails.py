@@ -12,12 +12,12 @@ from eventfold import Event, EventReader, EventWriter, LockMode
 
 from ._serve import Answer, percentiles
 
-# Seconds in which tails that were started have come to wait.
+# Seconds after which started tails are waiting.
 SETTLE = 0.2
 
 
 class Deliveries:
-    """What `tails` tails got: the latency of each delivery, in seconds."""
+    """The latency of each delivery to `tails` tails, in seconds."""
 
     def __init__(self, tails: int) -> None:
         self.latencies: list[float] = []
@@ -30,14 +30,14 @@ class Deliveries:
             self._all_of_them.set()
 
     async def next(self) -> None:
-        """Waits until every tail has got the event that was sent last."""
+        """Waits until every tail has received the last event."""
         await self._all_of_them.wait()
         self._all_of_them.clear()
 
 
 @asynccontextmanager
 async def tailing(reader: EventReader, tails: int) -> AsyncIterator[Deliveries]:
-    """Tails from the beginning of an empty log, which wait."""
+    """Tails from the beginning of an empty log, which are waiting."""
     deliveries = Deliveries(tails)
 
     async def follow() -> None:
@@ -55,7 +55,7 @@ async def tailing(reader: EventReader, tails: int) -> AsyncIterator[Deliveries]:
 
 
 async def append_timed(log: EventWriter, number: int) -> float:
-    """Appends an event that says when this was called; the seconds that the append took."""
+    """Appends an event with the time of the call; returns the seconds that the append took."""
     fields = sample_fields(number)
     sent = monotonic_ns()
     fields["data"]["at"] = sent

@@ -1,4 +1,4 @@
-"""One of several eventfold processes that append to a log at the same time, or one that has it for itself."""
+"""One of several eventfold processes that append to a log at the same time, or one that has it to itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from eventfold import ConditionalAppendError, EventWriter, LockMode
 from ._eventfold_states import sample_events
 from ._serve import Answer, time_together
 
-# Events to be appended again and again.
+# Events to append repeatedly.
 EVENTS = 5_000
 
 

@@ -36,9 +36,10 @@ class Appender(Protocol):
 async def time_appends(
     opening: AbstractAsyncContextManager[Appender], events: Sequence[Any], tasks: int, batch: int
 ) -> Answer:
-    """Appends the events from `tasks` tasks, each its share of them one after the other or in batches.
+    """Appends the events from `tasks` tasks, each of which appends its share one by one or in batches.
 
-    They are dealt out in turn, so that they are reached about as they lie in memory: a program's events are fresh.
+    They are dealt out in turn, so that they are used in about the order in which they are in memory: a program's events
+    are recent.
     """
     start = asyncio.Event()
 
@@ -76,9 +77,9 @@ async def time_conditional(attempt: Callable[[], Awaitable[bool]], tasks: int, c
 async def time_together(
     say: Callable[[Answer], None], append: Callable[[], Awaitable[object]], tasks: int, start: str, seconds: float
 ) -> Answer:
-    """The answer to `append_together`: has each task call `append` again and again, for so long.
+    """The answer to `append_together`: has each task call `append` repeatedly for that long.
 
-    Only what ended in that time counts. The file `start` tells when it begins, as soon as all processes are ready.
+    Only what ended in that time counts. The file `start` says when to begin, once all processes are ready.
     """
     say({"ready": True})
     while not os.path.exists(start):
@@ -95,12 +96,12 @@ async def time_together(
                 waits.append(now - called)
 
     await asyncio.gather(*(work() for _ in range(tasks)))
-    # Where nothing ended in time, it took longer than that.
+    # If nothing ended in time, it took longer than that.
     return {"events": len(waits), "p99": percentiles(waits)["p99"] / 1e9 if waits else seconds}
 
 
 async def reading_times(begun: float, events_of: Callable[[str], Awaitable[int]], tags: Sequence[int]) -> Answer:
-    """The answer to `read_tagged`: has the events of each tag read and counted, the first of them since `begun`."""
+    """The answer to `read_tagged`: reads and counts the events of each tag; the first is timed from `begun`."""
     first, *others = tags
     events, times = await events_of(f"entity:{first}"), []
     opened = perf_counter() - begun
@@ -119,7 +120,7 @@ def percentiles(times: Sequence[float]) -> Answer:
 
 
 def at(ordered: Sequence[float], share: float) -> float:
-    """The figure that this share of the sorted ones does not exceed."""
+    """The figure that this share of the sorted figures does not exceed."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 

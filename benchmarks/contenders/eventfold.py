@@ -1,4 +1,4 @@
-"""eventfold, as its pages say to use it: defaults everywhere, so every append is on disk before it returns."""
+"""eventfold, used as its documentation says: defaults everywhere, so every append is on disk before it returns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .raw import write_lines
 
 REFRESHES = 20
 CALLS = 10_000
-# Seconds of appends before a rotation, whose waits are the usual ones.
+# Seconds of appends before a rotation, for comparison.
 USUAL = 1.0
 
 
@@ -86,7 +86,7 @@ class Eventfold:
         return await _eventfold_together.append(self.say, **fields)
 
     async def write(self, dir: str, events: int, distinct: int | None) -> Answer:
-        """Written without eventfold, in the form of single appends; that it is the same is checked with the first."""
+        """Writes without eventfold, in the form of single appends; the first line is checked to be the same."""
         write_lines(Path(dir), events, distinct)
         async with EventWriter.open(Path(dir, "checked"), sync=SyncMode.OS) as writer:
             await writer.append(Event(**sample_fields(0)))
@@ -98,7 +98,7 @@ class Eventfold:
         return {}
 
     async def replay(self, dir: str, views: int, types: list[str] | None) -> Answer:
-        """`EventLog.open`, with no snapshot there; saving those of the views, which are small, counts."""
+        """`EventLog.open` without snapshots; saving those of the views, which are small, counts."""
         return await self._replay(dir, [new_view(f"totals-{number}", types) for number in range(views)])
 
     async def replay_shared(self, dir: str, views: int, types: list[str] | None) -> Answer:
@@ -234,7 +234,7 @@ class Eventfold:
 
 @contextmanager
 def counted_writes() -> Iterator[list[int]]:
-    """The bytes of each write that eventfold makes to a file while the block runs."""
+    """The sizes of eventfold's writes to files while the block runs."""
     written: list[int] = []
     write = operations.write
 
@@ -251,7 +251,7 @@ def counted_writes() -> Iterator[list[int]]:
 
 @asynccontextmanager
 async def appending(log: EventWriter, tasks: int) -> AsyncIterator[list[tuple[float, float]]]:
-    """Tasks that append one event after the other while the block runs; when each append began and ended."""
+    """Tasks that append one event after another while the block runs; yields when each append began and ended."""
     waits: list[tuple[float, float]] = []
     number, going = numbers(), True
 

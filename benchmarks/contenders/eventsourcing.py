@@ -1,8 +1,8 @@
 """The `eventsourcing` package with its SQLite recorder, called as its applications call it.
 
-The recorder is used directly, with events that are encoded already by msgspec: aggregates, and the package's own mapper
-and transcoder, would come on top. Each order is an aggregate of four events. The package is synchronous: a single task
-calls it directly, which holds the event loop but is the quicker; several tasks call it in threads.
+The recorder is used directly, with events already encoded by msgspec: aggregates, and the package's own mapper and
+transcoder, would come on top. Each order is an aggregate of four events. The package is synchronous: a single task
+calls it directly, which blocks the event loop but is faster; several tasks call it in threads.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Eventsourcing:
         return await time_appends(self.log(dir, tasks), plain_events(tasks * count * batch), tasks, batch)
 
     async def append_if(self, dir: str, tasks: int, count: int) -> Answer:
-        """All append to one aggregate, each the version after the one that it knows."""
+        """All append to one aggregate, each with the version after the one that it knows."""
         events = plain_events(tasks * count)
         async with recorder(dir) as opened:
             call, version = caller(tasks), 0

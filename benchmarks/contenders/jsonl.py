@@ -1,6 +1,6 @@
-"""A plain JSONL logger with aiofiles: each append writes its line to a file without a buffer and syncs it.
+"""A plain JSONL logger with aiofiles: each append writes its line to an unbuffered file and syncs it.
 
-What it wrote is read like any file of lines: the bare loop of `raw`.
+Its files are read like any file of lines, with the bare loop of `raw`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The raw limit: what the machine gives to a program that does the least.
+"""The raw limit: what the machine allows a program that does the minimum.
 
-Appends are one `os.write` and one `os.fdatasync` each, of lines that were encoded before, with no event loop. A replay
-decodes each line of the file into a plain `msgspec.Struct` and gives it to the reducer, with no checks, no offsets, and
-nothing else running meanwhile. A rotation compresses pieces of 4 MiB and syncs once, at the end.
+Appends are one `os.write` and one `os.fdatasync` each, of pre-encoded lines, without an event loop. A replay decodes
+each line of the file into a plain `msgspec.Struct` and passes it to the reducer, without checks or offsets, and with
+nothing else running meanwhile. A rotation compresses chunks of 4 MiB and syncs once, at the end.
 """
 
 from __future__ import annotations

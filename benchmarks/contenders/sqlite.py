@@ -1,8 +1,8 @@
 """SQLite through aiosqlite, in WAL mode with `synchronous=FULL`, so that a commit is on disk before it returns.
 
-One connection, as aiosqlite's pages show. Each append is a transaction of its own (one statement in autocommit mode, so
-one trip to aiosqlite's thread), as an append of eventfold's is: what becomes of one does not depend on another. How
-fast it is when tasks share transactions, see `sqlite_shared`.
+One connection, as in aiosqlite's documentation. Each append is its own transaction (one statement in autocommit mode,
+so one trip to aiosqlite's thread), like an append of eventfold: its outcome does not depend on others. For tasks that
+share transactions, see `sqlite_shared`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INSERT = f"INSERT INTO events ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
 ROWS = 1_000
 # Seconds for which a process waits while others have the database's lock.
 LOCK_TIMEOUT = 60
-# Events that are inserted again and again.
+# Events to insert repeatedly.
 EVENTS = 5_000
 INSERT_IF = (
     f"INSERT INTO events ({COLUMNS}) SELECT ?, ?, ?, ?, ?, ? WHERE (SELECT ifnull(max(position), 0) FROM events) = ?"
@@ -76,7 +76,7 @@ async def connect(dir: str, isolation_level: str | None = None) -> AsyncIterator
 
 
 async def fold(db: aiosqlite.Connection, states: list[Totals], types: list[str] | None, after: int = 0) -> int:
-    """Folds the events behind a position into each state, in place; the position of the last."""
+    """Folds the events after a position into each state, in place; returns the position of the last one."""
     query, values = f"SELECT {COLUMNS}, position FROM events WHERE position > ?", [after]
     if types is not None:
         query += f" AND type IN ({', '.join('?' * len(types))})"
@@ -101,7 +101,7 @@ class Sqlite:
         return await time_appends(self.log(dir), plain_events(tasks * count * batch), tasks, batch)
 
     async def append_if(self, dir: str, tasks: int, count: int) -> Answer:
-        """The condition is in the statement: nobody needs to hold a transaction open."""
+        """The condition is part of the statement, so no transaction has to stay open."""
         events = iter(plain_events(tasks * count))
         async with connect(dir) as db:
             position = 0
@@ -171,7 +171,7 @@ class Sqlite:
         return {"seconds": perf_counter() - begun}
 
     async def _open(self, dir: str, snapshot: bool) -> bool:
-        """Whether there was a snapshot; after this, one is."""
+        """Opens the log and writes a snapshot; returns whether there was one before."""
         async with connect(dir) as db:
             state, position, found = Totals(), 0, None
             if snapshot:

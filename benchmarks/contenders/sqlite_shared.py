@@ -1,8 +1,8 @@
 """SQLite as in `sqlite`, with transactions that tasks share: `execute`, then `commit`, on one connection.
 
-That is what the first example of aiosqlite's pages comes to when many tasks use one connection: all that was executed
-before a commit is committed by it, whoever executed it. It is quick, and durable; but a task's rollback, or its failed
-statement, concerns the others too.
+That is the result of the first example in aiosqlite's documentation when many tasks use one connection: a commit
+commits everything that was executed before, by any task. It is fast and durable, but a task's rollback or failed
+statement affects the others too.
 """
 
 from __future__ import annotations

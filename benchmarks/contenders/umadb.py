@@ -2,7 +2,7 @@
 
 The server runs while a request is answered, with its defaults: every append is on disk before it is acknowledged. The
 client is synchronous and does not hold the interpreter while it waits, so each task is a thread; they share a client,
-which is as quick here as one for each. An event's data is the same JSON as in a line of eventfold's, without its tags.
+which is as fast here as one for each. An event's data is the same JSON as in eventfold's line, without its tags.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def connected(server: subprocess.Popen[bytes], url: str) -> umadb.Client:
 
 
 def appending(client: umadb.Client, events: Sequence[umadb.Event], tasks: int, conditional: bool) -> float:
-    """The seconds that as many threads take to append the events, each its share of them one after the other."""
+    """The seconds that `tasks` threads take to append the events, each its share one by one."""
     start = threading.Event()
     failures: list[BaseException] = []
 
@@ -115,7 +115,7 @@ class Umadb:
         return {}
 
     async def read_tagged(self, dir: str, tags: list[int], index: bool | None) -> Answer:
-        """That the server must be started first counts for the first reading."""
+        """Starting the server counts for the first reading."""
         begun = perf_counter()
         with running(dir) as client:
 

@@ -59,8 +59,8 @@ async def test_a_whole_log_has_no_faults(data_dir: Path) -> None:
         (lambda found: found[:1] + found[2:], "was acknowledged at"),
         (lambda found: [found[0], *found], "is there twice, or out of order"),
         (lambda found: [found[1], found[0], *found[2:]], "is followed by"),
-        (lambda found: found[:3] + found[4:], "part of a batch that is not whole"),
-        (lambda found: found[:4], "the last batch is not whole"),
+        (lambda found: found[:3] + found[4:], "part of an incomplete batch"),
+        (lambda found: found[:4], "the last batch is incomplete"),
     ],
     ids=[
         "the last is lost",
