@@ -52,7 +52,7 @@ def contents(dir: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("rotations", [0, 1, 3])
 @pytest.mark.parametrize("after", [0, 5])
-async def test_a_copy_has_the_same_events_and_goes_on_on_its_own(tmp_path: Path, rotations: int, after: int) -> None:
+async def test_a_copy_has_the_same_events_and_can_be_appended_to(tmp_path: Path, rotations: int, after: int) -> None:
     """With and without an archive, and with an active log that is empty."""
     source, copy = tmp_path / "log", tmp_path / "copy"
     async with EventLog.open(source, views=[counting()]) as log:
@@ -251,7 +251,7 @@ async def test_a_copy_of_another_log_is_left_as_it_is(tmp_path: Path) -> None:
     assert contents(tmp_path / "other") == before
 
 
-async def test_a_copy_that_has_gone_on_by_itself_is_left_as_it_is(tmp_path: Path) -> None:
+async def test_a_copy_that_was_appended_to_is_left_as_it_is(tmp_path: Path) -> None:
     """Its events would be lost."""
     source, copy = tmp_path / "log", tmp_path / "copy"
     async with EventLog.open(source) as log:
@@ -313,7 +313,7 @@ async def test_two_backups_into_one_directory_keep_out_of_each_other_s_way(tmp_p
         assert await lines(tmp_path / "copy") == await lines(tmp_path / "log")
 
 
-async def test_a_log_that_is_begun_where_a_copy_is_made_keeps_its_events(tmp_path: Path, seam: Seam) -> None:
+async def test_a_log_that_is_created_where_a_copy_is_written_keeps_its_events(tmp_path: Path, seam: Seam) -> None:
     """The copy, which is not there yet, would take its place."""
     begun: list[bool] = []
 

@@ -177,7 +177,7 @@ def test_a_goal_is_judged_by_the_ratios_within_the_rounds() -> None:
 
 
 @pytest.mark.parametrize(("more_is_better", "losses"), [(True, ["w, eventfold: b is 2 times as fast"]), (False, [])])
-def test_a_loss_is_told_where_somebody_does_the_same_work_better(more_is_better: bool, losses: list[str]) -> None:
+def test_a_loss_is_reported_if_somebody_does_the_same_work_better(more_is_better: bool, losses: list[str]) -> None:
     calls: list[str] = []
     cases = [
         case_of("w", "eventfold", [1, 1], calls),
@@ -197,14 +197,14 @@ def test_who_cannot_do_a_work_is_left_out_and_named() -> None:
     assert "b can't do: w." in result.remarks()
 
 
-def test_the_losses_of_all_tables_on_the_page_are_told_together() -> None:
+def test_the_losses_of_all_tables_on_the_page_are_listed_together() -> None:
     tables = "".join(f"<!-- {name} -->\n- a note\n\nWhere we lose:\n\n- of {name}\n<!-- /{name} -->\n" for name in "ab")
     page = f"<!-- losses -->\n- old\n<!-- /losses -->\n{tables}<!-- c -->\nNo losses.\n<!-- /c -->\n"
 
     assert all_losses(page).splitlines() == ["- **a**: of a", "- **b**: of b"]
 
 
-def test_a_report_replaces_only_what_stands_between_its_marks() -> None:
+def test_a_report_replaces_only_what_is_between_its_marks() -> None:
     page = "before\n<!-- a -->\nold\n<!-- /a -->\nafter\n<!-- b -->\nkept\n<!-- /b -->\n"
 
     assert replaced(page, "a", "new") == page.replace("old", "\nnew")
@@ -223,7 +223,7 @@ def measured(ratio: float, *, more_is_better: bool = True, work: str = "w") -> R
     ("more_is_better", "before", "now", "told"),
     [(True, 3, 2, True), (True, 3, 2.1, False), (False, 2, 3, True), (False, 2, 2.9, False), (False, 3, 2, False)],
 )
-def test_a_ratio_that_has_become_worse_by_a_third_is_told_with_both_figures(
+def test_a_ratio_that_has_become_worse_by_a_third_is_reported_with_both_figures(
     more_is_better: bool, before: float, now: float, told: bool, tmp_path: Path
 ) -> None:
     file = tmp_path / "published.json"

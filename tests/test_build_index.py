@@ -99,7 +99,7 @@ async def test_a_building_that_is_cancelled_leaves_an_index_that_is_used(
         assert await tagged(log, "seven:3") == list(range(3, 50, 7))
 
 
-async def test_progress_is_told(tmp_path: Path) -> None:
+async def test_progress_is_reported(tmp_path: Path) -> None:
     await make(tmp_path)
     told: list[tuple[int, int]] = []
 

@@ -294,7 +294,7 @@ def test_an_event_of_an_object_has_its_type_version_and_tags() -> None:
     assert pickle.loads(pickle.dumps(event)) == event
 
 
-async def test_the_version_stands_on_the_line_unless_it_is_1(tmp_path: Path) -> None:
+async def test_the_version_is_on_the_line_unless_it_is_1(tmp_path: Path) -> None:
     """Behind the tags, and before the place in a batch."""
     async with EventLog.open(tmp_path, catalog=orders()) as log:
         await log.append(OrderPlaced(7, 100, "EUR"), ts=1)
@@ -653,7 +653,7 @@ async def test_an_upcaster_that_returns_something_else_is_an_error(tmp_path: Pat
             await data_of(log)
 
 
-async def test_a_view_stands_before_an_event_that_does_not_fit(tmp_path: Path) -> None:
+async def test_a_view_stops_before_an_event_that_does_not_fit(tmp_path: Path) -> None:
     """Those that do not select its type go on."""
     first = line("order_paid", '{"order":1}')
     views: list[View[Any]] = [

@@ -94,7 +94,7 @@ async def test_a_log_gives_the_crate_s_events_and_states(compat: Compat, name: s
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_the_log_goes_on_behind_the_crate_s_events(compat: Compat, name: str) -> None:
+async def test_the_log_continues_after_the_crate_s_events(compat: Compat, name: str) -> None:
     """What is appended stands behind them, and both are there after a restart, with the snapshots of ours."""
     directory, wanted = compat(name), expected(name)
     async with EventLog.open(directory, views=Folding().views) as log:
@@ -182,7 +182,7 @@ async def test_our_lines_are_the_crate_s_lines(tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["plain", "rotated", "stale_snapshot", "archive_only"])
-async def test_our_snapshots_tell_the_crate_the_truth(compat: Compat, name: str) -> None:
+async def test_our_snapshots_are_correct_for_the_crate(compat: Compat, name: str) -> None:
     """`offset` lies in the active log with the hash of the line before it, or is 0 with none."""
     directory = compat(name)
     async with EventLog.open(directory, views=Folding().views) as log:

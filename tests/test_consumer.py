@@ -62,7 +62,7 @@ async def test_without_a_commit_a_consumer_begins_at_its_start(data_dir: Path, s
         assert numbers_of(await consuming) == expected
 
 
-async def test_a_consumer_goes_on_after_its_last_commit(data_dir: Path) -> None:
+async def test_a_consumer_continues_after_its_last_commit(data_dir: Path) -> None:
     """What was committed is not given again, also when the log was closed and opened in between; `start` is void."""
     await fill(data_dir, 5)
     async with EventLog.open(data_dir) as log:
@@ -168,7 +168,7 @@ async def test_an_older_record_is_refused_after_a_restart_too(data_dir: Path) ->
             await log.consumer("mailer").commit(records[0])
 
 
-async def test_a_commit_never_goes_back_behind_that_of_another_consumer_object(data_dir: Path) -> None:
+async def test_a_commit_never_goes_back_before_that_of_another_consumer_object(data_dir: Path) -> None:
     """One after the other, of one name: the older object goes by the file, not by what it committed itself."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
@@ -182,7 +182,7 @@ async def test_a_commit_never_goes_back_behind_that_of_another_consumer_object(d
         assert place(data_dir) == before
 
 
-async def test_a_commit_never_goes_back_behind_a_cancelled_one(data_dir: Path, seam: Seam) -> None:
+async def test_a_commit_never_goes_back_before_a_cancelled_one(data_dir: Path, seam: Seam) -> None:
     """A cancelled commit may be made all the same, and then it counts."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
@@ -303,7 +303,7 @@ async def test_a_name_is_free_again_once_its_log_was_closed(data_dir: Path) -> N
     assert first.name == "mailer"
 
 
-async def test_consumers_of_two_names_go_their_own_ways(data_dir: Path) -> None:
+async def test_consumers_of_two_names_are_independent(data_dir: Path) -> None:
     """Each has its own place, and both get everything."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
@@ -314,7 +314,7 @@ async def test_consumers_of_two_names_go_their_own_ways(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../mailer", ".mailer", "a/b", "x" * 129])
-async def test_a_name_that_can_be_no_files_is_refused(data_dir: Path, name: str) -> None:
+async def test_a_name_that_can_not_be_a_file_name_is_refused(data_dir: Path, name: str) -> None:
     """It is refused when the consumer is made."""
     async with EventLog.open(data_dir) as log:
         with pytest.raises(ValueError, match="consumer name"):
@@ -376,7 +376,7 @@ async def test_after_such_an_error_the_name_is_free(data_dir: Path) -> None:
         assert numbers_of(await consume(consumer, 1)) == [0]
 
 
-async def test_a_consumer_goes_on_through_rotations(data_dir: Path) -> None:
+async def test_a_consumer_continues_through_rotations(data_dir: Path) -> None:
     """A place keeps its meaning when the events around it move into the archive."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
@@ -432,7 +432,7 @@ async def test_a_cancelled_consumer_leaves_nothing_behind(data_dir: Path, lives_
     assert left == before
 
 
-async def test_a_consumer_that_is_dropped_lets_its_files_go_at_once(data_dir: Path) -> None:
+async def test_a_consumer_that_is_dropped_closes_its_files_at_once(data_dir: Path) -> None:
     """Taken step by step and then forgotten, it waits for no garbage collector to be rid of them."""
     await fill(data_dir, 3)
     before = await at_rest()

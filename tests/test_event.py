@@ -93,7 +93,7 @@ def test_an_event_that_no_line_can_hold_is_refused_and_the_place_named(case: str
 
 
 @pytest.mark.parametrize("case", REFUSED)
-async def test_a_refused_event_harms_no_other_append_of_its_batch(data_dir: Path, case: str) -> None:
+async def test_a_refused_event_affects_no_other_append_of_its_batch(data_dir: Path, case: str) -> None:
     """Its own call gets the error; those before and after it, called at the same moment, are in the log."""
     bad, place = REFUSED[case]
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:

@@ -220,7 +220,7 @@ async def test_an_opening_without_a_thread_opens_nothing(data_dir: Path, monkeyp
         await writer.append(event(1))
 
 
-async def test_a_close_without_a_thread_lets_the_lock_go(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_close_without_a_thread_releases_the_lock(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer has a thread of its own; what needs another one fails, and is told after that."""
 
     class Unsaved:
@@ -280,7 +280,7 @@ async def test_calls_at_the_same_time_are_made_by_as_many_threads_as_there_may_b
     assert await _aio.uninterrupted(fourth)
 
 
-async def test_a_call_that_several_wait_for_is_told_to_all_of_them_but_those_who_were_cancelled() -> None:
+async def test_the_result_of_a_call_that_several_await_reaches_all_but_those_who_were_cancelled() -> None:
     from eventfold import _aio
 
     go_on = threading.Event()

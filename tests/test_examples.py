@@ -457,7 +457,7 @@ async def test_a_stream_is_resumed_at_any_worker(workers: Workers) -> None:
 
 @needs_proc
 @pytest.mark.parametrize("name", ["fastapi", "aiohttp"])
-async def test_a_worker_killed_under_load_loses_and_doubles_nothing(tmp_path: Path, name: str) -> None:
+async def test_a_worker_killed_under_load_loses_and_duplicates_nothing(tmp_path: Path, name: str) -> None:
     """Clients that got no answer send their request again; the other workers go on at once, and end on Ctrl-C."""
     data = tmp_path / "data"
     told: dict[str, int] = {}

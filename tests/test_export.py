@@ -89,7 +89,7 @@ async def test_an_empty_log_is_exported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ExportFormat)
-async def test_what_stands_before_a_damage_is_exported(tmp_path: Path, format: ExportFormat) -> None:
+async def test_what_comes_before_damage_is_exported(tmp_path: Path, format: ExportFormat) -> None:
     """As a whole file; then the damage is told."""
     write_log(tmp_path, line(1), line(2), b"damage\n", line(3))
     file = io.BytesIO()
@@ -148,7 +148,7 @@ async def test_the_event_loop_is_not_held_by_a_slow_file(tmp_path: Path, format:
     assert threading.main_thread() not in threads
 
 
-async def test_progress_is_told(tmp_path: Path) -> None:
+async def test_progress_is_reported(tmp_path: Path) -> None:
     await make(tmp_path)
     told: list[tuple[int, int]] = []
 

@@ -105,7 +105,7 @@ async def test_a_watcher_is_not_woken_by_events_that_its_view_does_not_look_at(d
     assert newer == 2
 
 
-async def test_a_watch_goes_on_through_a_rotation(data_dir: Path) -> None:
+async def test_a_watch_continues_through_a_rotation(data_dir: Path) -> None:
     """Rotating neither repeats a state nor loses one."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log, aclosing(log.watch("sum")) as states:
         found = [await anext(states)]
@@ -174,7 +174,7 @@ async def test_a_view_that_is_not_registered_is_refused(data_dir: Path, ask: str
                 log.view("nobody")
 
 
-async def test_ones_own_write_is_in_the_state_that_is_waited_for(data_dir: Path) -> None:
+async def test_a_write_is_in_the_state_that_its_offset_waits_for(data_dir: Path) -> None:
     """An append's end offset is all it takes, without a refresh in between."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log:
         appended = await log.append(event(3))
@@ -208,7 +208,7 @@ async def test_a_state_can_be_waited_for_before_the_write(data_dir: Path) -> Non
     assert state == 2
 
 
-async def test_a_wait_for_a_state_is_told_that_the_log_was_closed(data_dir: Path) -> None:
+async def test_a_wait_for_a_state_raises_when_the_log_is_closed(data_dir: Path) -> None:
     """It raises LogClosedError instead of waiting for ever."""
     log = await EventLog.open(data_dir, views=[sum_view()])
     waiting = asyncio.ensure_future(log.wait_until("sum", 1000))

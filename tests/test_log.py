@@ -284,7 +284,7 @@ async def test_the_views_can_be_looked_up_but_not_changed(data_dir: Path) -> Non
         assert dict(log.views) == {"count": made[0], "numbers": made[1]}
 
 
-async def test_rebuild_makes_a_state_anew(data_dir: Path) -> None:
+async def test_rebuild_folds_a_state_from_the_beginning(data_dir: Path) -> None:
     """From the whole log, whatever the view had."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append_many([event(n) for n in range(3)])
@@ -573,7 +573,7 @@ def test_a_forgotten_await_is_named(data_dir: Path) -> None:
     [View("v", count, 0), {"v": View("v", count, 0)}, [count], "v", 5],
     ids=["view", "dict", "function", "str", "int"],
 )
-def test_views_that_are_no_list_of_views_are_refused(data_dir: Path, wrong: Any) -> None:
+def test_views_that_are_not_a_list_of_views_are_refused(data_dir: Path, wrong: Any) -> None:
     """Before anything is opened, and the message shows what was given."""
     with pytest.raises(TypeError, match="views must be a list of View objects"):
         EventLog.open(data_dir, views=wrong)
@@ -613,7 +613,7 @@ async def test_a_view_can_move_to_another_log_once_the_first_is_closed(tmp_path:
     assert states == [3, 1]
 
 
-async def test_an_unknown_view_is_told_the_names_there_are(data_dir: Path) -> None:
+async def test_the_error_about_an_unknown_view_names_the_registered_ones(data_dir: Path) -> None:
     """Also one that has the name of another."""
     async with EventLog.open(data_dir, views=views()) as log:
         with pytest.raises(UnknownViewError, match="'count', 'numbers'"):

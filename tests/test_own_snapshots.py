@@ -39,7 +39,7 @@ def own(tmp_path: Path) -> Path:
     return tmp_path / "own" / "snapshots"
 
 
-async def test_a_view_goes_on_from_its_own_snapshot(log: Path, own: Path) -> None:
+async def test_a_view_continues_from_its_own_snapshot(log: Path, own: Path) -> None:
     """Which is saved when the log is closed; only what is new is folded then."""
     await write(log, 100)
     async with EventLog.open(log, views=[Counting().view], read_only=True, snapshots=own):

@@ -190,7 +190,7 @@ async def test_a_changed_value_is_an_error(keeper: Privacy, index: int) -> None:
     [{"$protected": ""}, {"$protected": "é"}, {"$protected": 5}, {"subject": None}, {"key": []}, {"more": 1}],
     ids=str,
 )
-async def test_what_is_no_protected_value_is_an_error(keeper: Privacy, change: dict[str, Any]) -> None:
+async def test_an_invalid_protected_value_is_an_error(keeper: Privacy, change: dict[str, Any]) -> None:
     """Not a crash of another kind, and not shown."""
     data = await protected(keeper)
     data["name"] |= change
@@ -312,7 +312,7 @@ async def test_a_key_that_can_not_be_stored_is_not_used(
     assert await keeper.reveal(await protected(keeper)) == ADA
 
 
-async def test_what_a_killed_process_left_behind_is_in_nobodys_way(keeper: Privacy, keys_dir: Path) -> None:
+async def test_what_a_killed_process_left_is_not_in_the_way(keeper: Privacy, keys_dir: Path) -> None:
     """It died before its new file was put in place."""
     await protected(keeper)
     left = key_file(keys_dir).rename(key_file(keys_dir).with_suffix(".tmp"))

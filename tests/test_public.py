@@ -148,7 +148,7 @@ def test_every_public_name_can_be_imported(name: str) -> None:
     assert name in eventfold.__all__
 
 
-def test_all_is_sorted_and_without_strangers() -> None:
+def test_all_is_sorted_and_complete() -> None:
     """Whatever is public is listed once, and exists."""
     assert len(eventfold.__all__) == len(set(eventfold.__all__))
     assert all(hasattr(eventfold, name) and not name.startswith("_") for name in eventfold.__all__)

@@ -120,13 +120,13 @@ def test_a_query_prints_as_it_is_written() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"types": "abc"}, {"tags": "abc"}, {"types": {1}}, {"tags": [None]}])
-def test_a_string_is_no_collection_and_only_strings_are_in_one(wrong: dict[str, Any]) -> None:
+def test_a_string_is_not_a_collection_of_strings(wrong: dict[str, Any]) -> None:
     """`Query(types="abc")` would mean three one-letter types."""
     with pytest.raises(TypeError, match=next(iter(wrong))):
         Query(**wrong)
 
 
-def test_no_types_in_the_short_form_are_no_events() -> None:
+def test_no_types_in_the_short_form_match_no_event() -> None:
     """As opposed to a query without types."""
     nothing = query_of(None, [])
 

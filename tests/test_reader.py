@@ -126,7 +126,7 @@ async def test_spaces_in_a_line_are_json(damaged_dir: Path) -> None:
     assert found[1].line_hash == line_hash(raw)
 
 
-async def test_records_tell_their_place_and_hash(data_dir: Path) -> None:
+async def test_records_have_their_offsets_and_hash(data_dir: Path) -> None:
     """They are those that `append` returned, and the offsets chain."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n)) for n in range(3)] + await writer.append_many([event(3), event(4)])
@@ -208,7 +208,7 @@ async def test_reading_ends_at_the_head_of_its_beginning(data_dir: Path) -> None
 
 
 @pytest.mark.parametrize("offset", [-1, -(2**70), True, 1.0, "0", None])
-async def test_an_offset_that_is_no_position_is_a_value_error(data_dir: Path, offset: Any) -> None:
+async def test_an_invalid_offset_is_a_value_error(data_dir: Path, offset: Any) -> None:
     """Negative or not an integer, for every method that takes one."""
     write_log(data_dir, line(0), line(1))
     reader = EventReader(data_dir)
@@ -292,7 +292,7 @@ async def test_a_reader_sees_the_log_that_comes_later(data_dir: Path) -> None:
     assert (before, after) == ([], [1])
 
 
-async def test_head_tells_the_end_of_the_last_line(data_dir: Path) -> None:
+async def test_head_is_the_end_of_the_last_line(data_dir: Path) -> None:
     """For a log that nobody here writes, as the file shows it."""
     data = write_log(data_dir, line(0), line(1))
 
@@ -434,7 +434,7 @@ def test_making_a_reader_does_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-async def test_a_record_tells_the_event_s_own_time(data_dir: Path) -> None:
+async def test_a_record_has_the_event_s_own_time(data_dir: Path) -> None:
     """`ts` is that of the event, not of its appending."""
     write_log(data_dir, line(3))
     [record] = await records(EventReader(data_dir))
@@ -487,7 +487,7 @@ async def test_types_are_short_for_a_query_in_slices(data_dir: Path) -> None:
             await anext(reader.read_slices(query=Query({"a"}), types=["a"]))
 
 
-async def test_what_is_no_query_is_refused(data_dir: Path) -> None:
+async def test_what_is_not_a_query_is_refused(data_dir: Path) -> None:
     """A set of types would be taken for one easily."""
     reader = EventReader(data_dir)
     for reading in (reader.read_from, reader.tail, reader.read_back):
@@ -518,7 +518,7 @@ async def test_a_batch_beyond_until_is_left_out_whole(data_dir: Path) -> None:
     assert found == [0]
 
 
-async def test_an_until_that_is_no_end_is_refused(data_dir: Path) -> None:
+async def test_an_until_where_no_line_ends_is_refused(data_dir: Path) -> None:
     """Inside a line, before the offset, or no offset at all."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n)) for n in range(2)]
@@ -605,7 +605,7 @@ async def test_the_newest_event_of_a_large_log_is_read_without_the_rest(
 
 
 @pytest.mark.parametrize("place", [0, 1, 5_000])
-async def test_damage_ends_reading_backwards_after_all_behind_it(damaged_dir: Path, place: int) -> None:
+async def test_damage_ends_reading_backwards_after_everything_that_follows_it(damaged_dir: Path, place: int) -> None:
     """The error tells the bad line's offset."""
     lines = [line(n) for n in range(6000)]
     write_log(damaged_dir, *lines[:place], b"bad\n", *lines[place:])
@@ -658,7 +658,7 @@ async def test_damage_in_the_archive_ends_reading_backwards(damaged_dir: Path) -
     assert found == list(range(29, 9, -1))
 
 
-async def test_an_offset_that_is_no_end_is_refused_backwards(data_dir: Path) -> None:
+async def test_an_offset_where_no_line_ends_is_refused_backwards(data_dir: Path) -> None:
     """Negative, beyond the head, or inside a line, in the active log and in the archive."""
     async with EventWriter.open(data_dir) as writer:
         head = (await writer.append(event(0))).end_offset

@@ -333,7 +333,7 @@ def test_swapped_arguments_are_refused(arguments: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize("first", [0, 3])
 @pytest.mark.parametrize("goes_on", [False, True], ids=["raises on None", "takes None"])
-async def test_a_reducer_that_returns_none_is_told_so(data_dir: Path, first: int, goes_on: bool) -> None:
+async def test_a_reducer_that_returns_none_is_an_error_that_says_so(data_dir: Path, first: int, goes_on: bool) -> None:
     """`state.append(…)` without `return state`: the error names the event for which nothing came back."""
 
     def reduce(state: Any, event: Event) -> Any:
@@ -349,7 +349,7 @@ async def test_a_reducer_that_returns_none_is_told_so(data_dir: Path, first: int
     assert caught.value.offset == results[first].start_offset
 
 
-async def test_a_reducer_that_returns_a_coroutine_is_told_so(data_dir: Path) -> None:
+async def test_a_reducer_that_returns_a_coroutine_is_an_error_that_says_so(data_dir: Path) -> None:
     """A lambda around an async function can't be known before."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(0), event(1)])

@@ -98,7 +98,7 @@ async def test_a_damaged_end_is_cut_and_its_bytes_are_kept(tmp_path: Path, archi
     assert await numbers(tmp_path) == [*range(archived + 3), 99]
 
 
-async def test_events_behind_the_damage_are_not_cut_unless_their_offset_is_named(tmp_path: Path) -> None:
+async def test_events_after_the_damage_are_not_cut_unless_their_offset_is_named(tmp_path: Path) -> None:
     data = write_log(tmp_path, line(1), GARBAGE, line(2), GARBAGE, line(3))
     [cut] = (await plan_repairs(tmp_path)).repairs
     assert isinstance(cut, CutEnd)
@@ -223,7 +223,7 @@ async def test_a_snapshot_that_a_replay_contradicts_is_deleted(tmp_path: Path) -
     assert "a replay gives a different state" in drop.reason
 
 
-async def test_a_consumer_that_came_further_than_the_log_goes_on_from_the_head(tmp_path: Path) -> None:
+async def test_a_consumer_beyond_the_end_of_the_log_continues_from_the_head(tmp_path: Path) -> None:
     """As after the end of the log was cut, or an older copy of it restored."""
     await make(tmp_path)
     path = tmp_path / "app.jsonl"
@@ -243,7 +243,7 @@ async def test_a_consumer_that_came_further_than_the_log_goes_on_from_the_head(t
 
 
 @pytest.mark.parametrize("place", [b"nonsense", b'{"offset":40,"hash":"0"}'])
-async def test_another_consumer_whose_place_does_not_fit_begins_anew(tmp_path: Path, place: bytes) -> None:
+async def test_another_consumer_whose_offset_does_not_fit_starts_over(tmp_path: Path, place: bytes) -> None:
     """Rather twice than not at all."""
     await make(tmp_path)
     (tmp_path / "consumers" / "mailer.json").write_bytes(place)
@@ -259,7 +259,7 @@ async def test_another_consumer_whose_place_does_not_fit_begins_anew(tmp_path: P
             break
 
 
-async def test_what_stood_on_a_cut_end_is_planned_after_the_cut(tmp_path: Path) -> None:
+async def test_what_depends_on_a_cut_end_is_planned_after_the_cut(tmp_path: Path) -> None:
     """Before it, nobody knows where the log will end."""
     await make(tmp_path)
     path = tmp_path / "app.jsonl"
@@ -331,7 +331,7 @@ async def test_nothing_is_cut_where_it_can_not_be_kept(
 
 
 @pytest.mark.parametrize("cancelling", ["task", "anyio scope"])
-async def test_a_repair_that_is_cancelled_lets_the_lock_go(
+async def test_a_repair_that_is_cancelled_releases_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cancelling: str
 ) -> None:
     """Once what is under way has ended: the log is cut by then, or as it was."""
@@ -362,7 +362,7 @@ async def test_what_another_engine_keeps_is_not_repaired() -> None:
 
 
 @pytest.mark.parametrize("directory", ["none", "empty"])
-async def test_where_there_is_no_log_nothing_is_made(tmp_path: Path, directory: str) -> None:
+async def test_without_a_log_nothing_is_created(tmp_path: Path, directory: str) -> None:
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(EventfoldError, match=r"there is no"):

@@ -116,7 +116,7 @@ async def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> No
     assert read_files(tmp_path / "log") == {"note.txt": b"mine"}
 
 
-async def test_where_there_is_no_backup_nothing_is_made(tmp_path: Path) -> None:
+async def test_without_a_backup_nothing_is_created(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 
     for backup in ("none", "empty"):
@@ -126,7 +126,7 @@ async def test_where_there_is_no_backup_nothing_is_made(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-async def test_progress_is_told(tmp_path: Path) -> None:
+async def test_progress_is_reported(tmp_path: Path) -> None:
     await make_backup(tmp_path / "backup")
     told: list[tuple[int, int]] = []
 
@@ -135,9 +135,7 @@ async def test_progress_is_told(tmp_path: Path) -> None:
     assert told[-1][0] == told[-1][1] > 0
 
 
-async def test_a_restoring_that_was_cancelled_can_be_begun_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancelled_restore_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until then there is no log."""
     await make_backup(tmp_path / "backup")
     seam = Seam(monkeypatch)
@@ -169,7 +167,7 @@ async def test_only_one_at_a_time_restores_into_a_directory(tmp_path: Path, seam
 
 
 @pytest.mark.parametrize("before", [".restoring/app.jsonl", "app.jsonl.base", "app.jsonl", "archive.jsonl.zst"])
-async def test_a_log_that_is_begun_meanwhile_loses_no_event(tmp_path: Path, seam: Seam, before: str) -> None:
+async def test_a_log_that_is_created_meanwhile_loses_no_event(tmp_path: Path, seam: Seam, before: str) -> None:
     """Such as by a program that is started again and again: either it can't open the directory, or restoring fails."""
     await make_backup(tmp_path / "backup")
     target = tmp_path / "log"

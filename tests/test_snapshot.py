@@ -71,7 +71,7 @@ async def test_a_good_snapshot_is_believed(data_dir: Path, caplog: pytest.LogCap
     assert caplog.records == []
 
 
-async def test_a_snapshot_behind_the_head_is_gone_on_from(data_dir: Path) -> None:
+async def test_folding_continues_from_a_snapshot_before_the_head(data_dir: Path) -> None:
     """Only what came after it is folded."""
     await build(data_dir)
     async with EventWriter.open(data_dir) as writer:
@@ -121,7 +121,7 @@ async def test_other_event_types_mean_a_rebuild(
     assert "the view selects" in caplog.text
 
 
-async def test_a_snapshot_tells_what_it_was_made_of(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_snapshot_says_from_which_events_it_was_made(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The types, sorted; the same ones in another order are the same, and the snapshot is believed."""
     calls = 0
 
@@ -212,7 +212,7 @@ async def test_every_changed_byte_of_a_snapshot_is_noticed_or_harmless(damaged_d
     assert states == {2}
 
 
-async def test_a_missing_snapshot_is_no_warning(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_missing_snapshot_is_not_a_warning(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A view that is new, or whose snapshot somebody removed, is folded without a word."""
     path = await build(data_dir)
     path.unlink()
@@ -223,7 +223,7 @@ async def test_a_missing_snapshot_is_no_warning(data_dir: Path, caplog: pytest.L
     assert caplog.records == []
 
 
-async def test_a_directory_in_the_place_of_a_snapshot_harms_nothing(
+async def test_a_directory_in_the_place_of_a_snapshot_affects_nothing(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It can't be read and not be replaced: the view works, with warnings."""
@@ -330,7 +330,7 @@ async def test_a_snapshot_needs_only_state_offset_and_hash(tmp_path: Path) -> No
     assert (original.position, original.position_hash, original.version) == (None, None, 0)
 
 
-async def test_load_of_no_file_is_none_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_load_of_no_file_is_none_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A snapshot need not be there."""
     found = await snapshot.load(tmp_path / "x.json")
 
@@ -363,7 +363,7 @@ async def test_delete_removes_the_file_for_good(tmp_path: Path, seam: Seam) -> N
     assert removed == [(tmp_path,)]
 
 
-async def test_a_state_that_is_no_json_is_refused_by_save(tmp_path: Path) -> None:
+async def test_a_state_that_is_not_json_is_refused_by_save(tmp_path: Path) -> None:
     """And an older file stays."""
     await snapshot.save(tmp_path / "x.json", Snapshot(1, 0, ""))
     with pytest.raises(TypeError, match="object"):

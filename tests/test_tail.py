@@ -80,7 +80,7 @@ async def test_a_tail_from_where_no_line_begins_is_refused(data_dir: Path, offse
             await take(log.tail(offset), 1)
 
 
-async def test_a_tail_goes_through_many_rotations_of_its_own_process(data_dir: Path) -> None:
+async def test_a_tail_continues_through_many_rotations_of_its_own_process(data_dir: Path) -> None:
     """Whether the tail is ahead of a rotation or behind it, it misses nothing and repeats nothing."""
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log, aclosing(log.tail(0)) as tail:
         found = asyncio.ensure_future(take(tail, 400))
@@ -94,7 +94,7 @@ async def test_a_tail_goes_through_many_rotations_of_its_own_process(data_dir: P
     assert chained(records)
 
 
-async def test_a_tail_goes_through_rotations_that_happen_by_themselves(data_dir: Path) -> None:
+async def test_a_tail_continues_through_automatic_rotations(data_dir: Path) -> None:
     """With a small max_log_size rotations come while appends and tails go on."""
     async with EventLog.open(data_dir, sync=SyncMode.OS, max_log_size=2000) as log:
         tails = [asyncio.ensure_future(take(log.tail(0), 500)) for _ in range(3)]
@@ -106,7 +106,7 @@ async def test_a_tail_goes_through_rotations_that_happen_by_themselves(data_dir:
     assert [numbers_of(records) for records in found] == [list(range(500))] * 3
 
 
-async def test_a_tail_goes_through_many_rotations_of_another_process(data_dir: Path) -> None:
+async def test_a_tail_continues_through_many_rotations_of_another_process(data_dir: Path) -> None:
     """A writer elsewhere appends and rotates; the tail here sees one unbroken sequence."""
     async with other_writer(data_dir) as writer, aclosing(EventReader(data_dir).tail(0)) as tail:
         found = asyncio.ensure_future(take(tail, 150))
@@ -182,7 +182,7 @@ async def test_a_tail_waits_for_a_log_that_does_not_exist_yet(data_dir: Path) ->
         assert numbers_of(await first) == [0]
 
 
-async def test_a_tail_from_before_the_directory_existed_hears_a_writer_of_its_own_process(data_dir: Path) -> None:
+async def test_a_tail_from_before_the_directory_existed_is_woken_by_a_writer_of_its_own_process(data_dir: Path) -> None:
     """A reader made by itself and a log opened later in the same process belong to one directory."""
     async with aclosing(EventReader(data_dir).tail()) as tail:
         first = asyncio.ensure_future(take(tail, 1))

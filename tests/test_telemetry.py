@@ -128,7 +128,7 @@ async def test_a_cancelled_append_ends_its_span(tmp_path: Path, spans: Spans) ->
         assert attributes(spans.one("eventfold.append"))["cancelled"] is True
 
 
-async def test_rotations_are_spans_that_tell_who_asked_for_them(tmp_path: Path, spans: Spans) -> None:
+async def test_rotations_are_spans_that_say_who_requested_them(tmp_path: Path, spans: Spans) -> None:
     async with EventLog.open(tmp_path, max_log_size=1) as log:
         with spans.tracer.start_as_current_span("request"):
             await log.append(Event("added"))

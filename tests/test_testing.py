@@ -233,7 +233,7 @@ async def decide_later(todos: list[str]) -> None: ...
 
 
 @pytest.mark.parametrize("decide", [lambda todos: "added", lambda todos: 5, decide_later])
-def test_a_decision_that_is_no_event_is_refused(decide: Any) -> None:
+def test_a_decision_that_is_not_an_event_is_refused(decide: Any) -> None:
     """So that a coroutine or a string is not taken for nothing."""
     with pytest.raises(TypeError, match="decide"):
         given().fold(reduce, list).when(decide)

@@ -66,7 +66,7 @@ async def test_a_log_that_is_open_for_writing_can_be_verified(tmp_path: Path) ->
         assert (await verify(tmp_path)).events == 1
 
 
-async def test_a_bad_line_is_told_with_its_file_and_offset(tmp_path: Path) -> None:
+async def test_a_bad_line_is_reported_with_its_file_and_offset(tmp_path: Path) -> None:
     """The events before it are counted."""
     offsets = await write(tmp_path)
     damage(tmp_path / "app.jsonl", b'"n":4', b'"n":\0')
@@ -77,7 +77,7 @@ async def test_a_bad_line_is_told_with_its_file_and_offset(tmp_path: Path) -> No
     assert report.events == 14
 
 
-async def test_a_damaged_frame_is_told(tmp_path: Path) -> None:
+async def test_a_damaged_frame_is_reported(tmp_path: Path) -> None:
     """Although its record is whole."""
     await write(tmp_path)
     path = tmp_path / "archive.jsonl.zst"
@@ -91,7 +91,7 @@ async def test_a_damaged_frame_is_told(tmp_path: Path) -> None:
     assert not report.ok
 
 
-async def test_a_damaged_base_file_is_told(tmp_path: Path) -> None:
+async def test_a_damaged_base_file_is_reported(tmp_path: Path) -> None:
     """Without it nobody knows where app.jsonl begins."""
     await write(tmp_path)
     (tmp_path / "app.jsonl.base").write_bytes(b"{}")
@@ -101,7 +101,7 @@ async def test_a_damaged_base_file_is_told(tmp_path: Path) -> None:
     assert str(tmp_path / "app.jsonl.base") in [p.path for p in report.problems]
 
 
-async def test_a_snapshot_that_is_damaged_is_told(tmp_path: Path) -> None:
+async def test_a_snapshot_that_is_damaged_is_reported(tmp_path: Path) -> None:
     """Its checksum does not fit."""
     await write(tmp_path)
     path = tmp_path / "views" / "count.snapshot.json"
@@ -113,7 +113,7 @@ async def test_a_snapshot_that_is_damaged_is_told(tmp_path: Path) -> None:
     assert "checksum" in report.problems[0].reason
 
 
-async def test_a_snapshot_beyond_the_log_is_told(tmp_path: Path) -> None:
+async def test_a_snapshot_beyond_the_log_is_reported(tmp_path: Path) -> None:
     """As after a log was replaced by an older copy."""
     await write(tmp_path / "one", 20)
     await write(tmp_path / "other", 5)
@@ -125,7 +125,7 @@ async def test_a_snapshot_beyond_the_log_is_told(tmp_path: Path) -> None:
     assert [p.path for p in report.problems] == [str(tmp_path / "other" / snapshot)]
 
 
-async def test_a_snapshot_that_a_replay_does_not_give_is_told(tmp_path: Path) -> None:
+async def test_a_snapshot_that_differs_from_a_replay_is_reported(tmp_path: Path) -> None:
     """Where its view is given."""
     await write(tmp_path)
 
@@ -139,7 +139,7 @@ async def test_a_snapshot_that_a_replay_does_not_give_is_told(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"nonsense", b'{"offset":3,"hash":"x"}', b'{"offset":9999999,"hash":"x"}'])
-async def test_a_consumer_that_stands_nowhere_in_the_log_is_told(tmp_path: Path, content: bytes) -> None:
+async def test_a_consumer_whose_offset_is_not_in_the_log_is_reported(tmp_path: Path, content: bytes) -> None:
     """Damaged, inside a line, or beyond the head."""
     await write(tmp_path)
     path = tmp_path / "consumers" / "mailer.json"
@@ -175,7 +175,7 @@ async def test_progress_ends_at_the_size_of_the_log(tmp_path: Path) -> None:
     assert told[-1] == (report.size, report.size)
 
 
-async def test_info_tells_sizes_events_and_lags(tmp_path: Path) -> None:
+async def test_info_has_sizes_events_and_lags(tmp_path: Path) -> None:
     """As of now."""
     offsets = await write(tmp_path)
     async with EventLog.open(tmp_path, read_only=True) as log:
@@ -192,7 +192,7 @@ async def test_info_tells_sizes_events_and_lags(tmp_path: Path) -> None:
     assert not info.files.rotating
 
 
-async def test_info_tells_how_much_comes_in_a_day_on_average(tmp_path: Path) -> None:
+async def test_info_has_the_average_events_and_bytes_per_day(tmp_path: Path) -> None:
     async with EventLog.open(tmp_path) as log:
         assert (await log.info()).bytes_a_day is None
         for day in range(3):
@@ -204,7 +204,7 @@ async def test_info_tells_how_much_comes_in_a_day_on_average(tmp_path: Path) -> 
     assert info.files.frames == 1
 
 
-async def test_info_tells_what_is_wrong_with_a_place(tmp_path: Path) -> None:
+async def test_info_says_what_is_wrong_with_an_offset(tmp_path: Path) -> None:
     """And all the rest."""
     await write(tmp_path)
     (tmp_path / "consumers" / "mailer.json").write_bytes(b"nonsense")
@@ -249,7 +249,7 @@ async def test_state_at_a_time_has_what_was_before_it(tmp_path: Path) -> None:
         assert states == [0, 0, 1, 1, 1, 3, 4]
 
 
-async def test_state_at_refuses_an_offset_that_is_no_place(tmp_path: Path) -> None:
+async def test_state_at_refuses_an_offset_where_no_line_begins(tmp_path: Path) -> None:
     """Inside a line, or beyond the head."""
     await write(tmp_path)
     async with EventLog.open(tmp_path, views=[counting()]) as log:

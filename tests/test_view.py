@@ -266,7 +266,7 @@ async def test_types_that_never_occur_leave_the_initial_state(data_dir: Path) ->
     assert len(offsets) == 1
 
 
-def test_a_string_is_no_collection_of_types() -> None:
+def test_a_string_is_not_a_collection_of_types() -> None:
     """`event_types="added"` would mean five one-letter types."""
     with pytest.raises(ValueError, match="event_types"):
         View("v", lambda s, e: s, 0, event_types="added")
@@ -325,7 +325,7 @@ async def test_a_reducer_that_raises_among_selected_types_names_the_right_event(
     assert view.state == [1, 3, 5]
 
 
-async def test_a_reducer_that_works_again_goes_on_where_it_failed(data_dir: Path) -> None:
+async def test_a_reducer_that_works_again_continues_where_it_failed(data_dir: Path) -> None:
     """Nothing is folded twice and nothing is left out."""
     fault = [5]
 
@@ -531,7 +531,7 @@ async def test_a_snapshot_is_not_rewritten_for_every_few_events(data_dir: Path, 
     assert (first, few, many, asked) == (1, 1, 2, 2)
 
 
-async def test_a_snapshot_that_cannot_be_written_harms_nothing(
+async def test_a_snapshot_that_cannot_be_written_affects_nothing(
     data_dir: Path, seam: Seam, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A full disk costs the time to fold again, not the state."""
@@ -684,7 +684,7 @@ def test_event_types_are_short_for_a_query() -> None:
         View("v", lambda s, e: s, 0, query={"a"})  # type: ignore[arg-type]
 
 
-async def test_the_reducers_failure_tells_the_event_among_those_that_match(data_dir: Path) -> None:
+async def test_the_reducers_failure_names_the_event_among_those_that_match(data_dir: Path) -> None:
     """The offset is that of the event in the log."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n, tags=(f"order:{n % 2}",))) for n in range(10)]

@@ -68,7 +68,7 @@ def run_and_collect(main: Coroutine[Any, Any, None]) -> None:
 # Appending
 
 
-async def test_append_tells_where_the_line_stands(data_dir: Path) -> None:
+async def test_append_returns_where_the_line_is(data_dir: Path) -> None:
     """Start, end and hash are those of the bytes in the file."""
     async with EventWriter.open(data_dir) as writer:
         first = await writer.append(event(1))
@@ -119,7 +119,7 @@ async def test_every_append_is_synced_before_it_returns(data_dir: Path, seam: Se
     assert result.end_offset == len(line(1))
 
 
-async def test_appends_stand_in_the_log_in_the_order_of_their_calls(data_dir: Path) -> None:
+async def test_appends_are_in_the_log_in_the_order_of_their_calls(data_dir: Path) -> None:
     """Single appends, batches and conditional ones keep the order in which they were called."""
     async with EventWriter.open(data_dir) as writer:
         calls: list[Any] = []
@@ -182,7 +182,7 @@ async def test_append_if_on_an_empty_log_takes_the_reader_s_hash_too(data_dir: P
     assert result.start_offset == 0
 
 
-async def test_append_if_at_another_offset_writes_nothing_and_tells_both(data_dir: Path) -> None:
+async def test_append_if_at_another_offset_writes_nothing_and_names_both(data_dir: Path) -> None:
     """The conflict has the expected and the actual offset, and no actual hash."""
     async with EventWriter.open(data_dir) as writer:
         result = await writer.append(event(1))
@@ -197,7 +197,7 @@ async def test_append_if_at_another_offset_writes_nothing_and_tells_both(data_di
     assert str(result.end_offset) in str(caught.value)
 
 
-async def test_append_if_with_another_hash_writes_nothing_and_tells_both(data_dir: Path) -> None:
+async def test_append_if_with_another_hash_writes_nothing_and_names_both(data_dir: Path) -> None:
     """Where the offset is the same, the conflict has the hash that the log has there."""
     async with EventWriter.open(data_dir) as writer:
         result = await writer.append(event(1))
@@ -227,7 +227,7 @@ async def test_of_several_conditional_appends_in_one_batch_the_first_wins(data_d
     assert all(result.conflict.actual_offset == len(line(0)) for result in results[1:])  # type: ignore[union-attr]
 
 
-async def test_a_conditional_append_may_expect_what_stands_before_it_in_its_batch(data_dir: Path, seam: Seam) -> None:
+async def test_a_conditional_append_may_expect_what_comes_before_it_in_its_batch(data_dir: Path, seam: Seam) -> None:
     """A chain of conditions is met within one batch, though nothing of it is written yet."""
     sizes = [len(line(n)) for n in range(4)]
     async with EventWriter.open(data_dir) as writer:
@@ -245,7 +245,7 @@ async def test_a_conditional_append_may_expect_what_stands_before_it_in_its_batc
     assert cost == 1
 
 
-async def test_a_refused_conditional_append_harms_no_other(data_dir: Path) -> None:
+async def test_a_refused_conditional_append_affects_no_other(data_dir: Path) -> None:
     """Those around it in its batch are written without a gap."""
     async with EventWriter.open(data_dir) as writer:
         results = await asyncio.gather(
@@ -422,7 +422,7 @@ async def test_the_queue_stays_bounded_while_it_is_emptied(
     assert max(sizes) <= 5 * len(line(10))
 
 
-async def test_one_who_gives_up_waiting_for_a_place_holds_up_nobody(
+async def test_an_append_that_gives_up_waiting_for_a_place_holds_nobody_up(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelled before it got a place, an append is not in the log, and the next one has its turn."""
@@ -441,7 +441,7 @@ async def test_one_who_gives_up_waiting_for_a_place_holds_up_nobody(
     assert found == [0, 1, 4, 5]
 
 
-async def test_one_who_waits_for_a_place_is_refused_in_its_own_call(
+async def test_an_append_that_waits_for_a_place_is_refused_in_its_own_call(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An invalid event that had to wait takes nobody's place."""
@@ -459,7 +459,7 @@ async def test_one_who_waits_for_a_place_is_refused_in_its_own_call(
     assert isinstance(results[2], InvalidEventError)
 
 
-async def test_closing_ends_also_when_the_last_who_waits_brings_nothing(
+async def test_closing_ends_even_if_the_last_waiting_append_is_refused(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that waited for a place and was refused then, behind others that wrote nothing, leaves the close hanging on
@@ -527,7 +527,7 @@ async def test_a_short_write_is_undone(data_dir: Path, monkeypatch: pytest.Monke
     assert data == line(2)
 
 
-async def test_the_appends_behind_a_failed_batch_are_written(data_dir: Path, seam: Seam) -> None:
+async def test_the_appends_after_a_failed_batch_are_written(data_dir: Path, seam: Seam) -> None:
     """Only the calls of the batch that failed get its error; those that queued meanwhile go behind the old head."""
     async with EventWriter.open(data_dir) as writer:
         seam.fail("write", number=errno.ENOSPC)
@@ -672,7 +672,7 @@ async def test_with_the_mode_os_appends_are_not_synced_until_the_close(data_dir:
     assert len(syncs) == 1
 
 
-async def test_with_the_mode_every_second_a_sync_follows_by_itself(
+async def test_with_the_mode_every_second_a_sync_follows_automatically(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
 ) -> None:
     """Nobody need append for what was appended to be synced."""
@@ -773,7 +773,7 @@ async def test_closing_twice_is_closing_once(data_dir: Path) -> None:
     assert "closed" in repr(writer)
 
 
-async def test_a_close_that_is_cancelled_goes_on(data_dir: Path, seam: Seam) -> None:
+async def test_a_close_that_is_cancelled_continues(data_dir: Path, seam: Seam) -> None:
     """The appends are finished and the lock is let go all the same."""
     writer = await EventWriter.open(data_dir)
     gate = seam.freeze("sync")
@@ -791,7 +791,7 @@ async def test_a_close_that_is_cancelled_goes_on(data_dir: Path, seam: Seam) -> 
         pass
 
 
-async def test_reopening_goes_on_at_the_head(data_dir: Path) -> None:
+async def test_reopening_continues_at_the_head(data_dir: Path) -> None:
     """The new writer's head is the old one's, and offsets go on from there."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(1), event(2)])
@@ -912,7 +912,7 @@ async def test_a_file_that_was_replaced_before_it_was_locked_is_not_written(
     assert found == [1, 2, 3]
 
 
-async def test_a_file_that_was_removed_before_it_was_locked_is_made_anew(
+async def test_a_file_that_was_removed_before_it_was_locked_is_created_again(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name must name the file that is locked."""
@@ -1136,7 +1136,7 @@ async def test_an_error_nobody_thought_of_ends_the_writer_instead_of_leaving_it_
     assert [type(result) for result in results] == [WriterFailedError] * 2
 
 
-async def test_an_append_behind_a_switch_whose_sync_failed_is_not_acknowledged(damaged_dir: Path, seam: Seam) -> None:
+async def test_an_append_after_a_switch_whose_sync_failed_is_not_acknowledged(damaged_dir: Path, seam: Seam) -> None:
     """The failure is known in the thread that commits, before the event loop hears of it."""
     writer = await EventWriter.open(damaged_dir)
     await writer.append(event(1))
@@ -1229,7 +1229,7 @@ def test_lines_that_no_system_call_can_read_can_not_be_asked_for(tmp_path: Path)
         EventWriter.open(tmp_path, max_event_size=2**31)
 
 
-async def test_a_close_that_can_t_save_a_view_lets_the_lock_go(data_dir: Path) -> None:
+async def test_a_close_that_can_t_save_a_view_releases_the_lock(data_dir: Path) -> None:
     """The error is raised once everything is closed, as often as somebody closes, and no larger each time."""
 
     class Broken:

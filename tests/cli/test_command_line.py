@@ -121,7 +121,7 @@ def test_tail_follows_a_log_that_is_being_written_until_it_is_interrupted(log: P
         assert process.stderr.read() == b""
 
 
-def test_append_writes_an_event_and_tells_where(tmp_path: Path) -> None:
+def test_append_writes_an_event_and_prints_where(tmp_path: Path) -> None:
     """With everything that an event has."""
     options = ("--ts", 7, "--id", "a", "--actor", "ann", "--meta", "[1]", "--tag", "x", "--tag", "y")
     done = run("append", tmp_path, "paid", '{"amount": 3}', *options)
@@ -131,7 +131,7 @@ def test_append_writes_an_event_and_tells_where(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["end_offset"] == len(line) + 1
 
 
-def test_append_refuses_data_that_is_no_json(tmp_path: Path) -> None:
+def test_append_refuses_data_that_is_not_json(tmp_path: Path) -> None:
     """In one line that says how to write it."""
     done = run("append", tmp_path, "paid", "amount=3", status=1)
 
@@ -219,7 +219,7 @@ def test_what_reads_works_beside_a_writer(log: Path) -> None:
     assert lines(log.parent / "copy") == lines(log)
 
 
-def test_info_tells_the_same_on_a_terminal(log: Path) -> None:
+def test_info_prints_the_same_on_a_terminal(log: Path) -> None:
     """In tables."""
     shown = run_on_terminal("info", log)
 
@@ -227,7 +227,7 @@ def test_info_tells_the_same_on_a_terminal(log: Path) -> None:
     assert "count" in shown
 
 
-def test_verify_tells_damage_and_exits_with_1(log: Path) -> None:
+def test_verify_reports_damage_and_exits_with_1(log: Path) -> None:
     """With file and offset; `cat` prints what stands before it and then says so."""
     path = log / "app.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"n":15', b'"n":\0' + b"5"))
@@ -327,7 +327,7 @@ def test_import_refuses_what_would_not_be_the_same_line(tmp_path: Path, bad: str
 
 
 @pytest.mark.parametrize("command", ["info", "cat", "tail", "verify", "export", "rotate", "state"])
-def test_a_log_that_is_not_there_is_not_made(tmp_path: Path, command: str) -> None:
+def test_a_missing_log_is_not_created(tmp_path: Path, command: str) -> None:
     """A typing error must not look like an empty log."""
     arguments = ["count"] if command == "state" else []
 
@@ -359,7 +359,7 @@ def test_wrong_usage_exits_with_2() -> None:
     run("nonsense", status=2)
 
 
-def test_help_tells_the_exit_statuses_and_an_example_of_each_command() -> None:
+def test_help_has_the_exit_statuses_and_an_example_of_each_command() -> None:
     """`--help` is where people look first."""
     told = " ".join(run("--help").stdout.split())
 
@@ -468,7 +468,7 @@ def test_verify_compares_a_snapshot_with_a_replay(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("application")
-def test_a_snapshot_is_made_anew(tmp_path: Path) -> None:
+def test_a_snapshot_is_rebuilt(tmp_path: Path) -> None:
     make(tmp_path / "data")
     (tmp_path / "data" / "views" / "count.snapshot.json").unlink()
 
@@ -478,7 +478,7 @@ def test_a_snapshot_is_made_anew(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("application")
 @pytest.mark.parametrize(("command", "arguments"), [("copy", ["other"]), ("rebuild", ["--reducer", "app:counted"])])
-def test_what_takes_long_shows_how_far_it_is_on_a_terminal_alone(
+def test_a_long_command_shows_its_progress_only_on_a_terminal(
     tmp_path: Path, command: str, arguments: list[str]
 ) -> None:
     make(tmp_path / "data")

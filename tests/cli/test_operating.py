@@ -99,7 +99,7 @@ def test_repair_loses_events_only_where_their_offset_is_named(log: Path) -> None
     assert (log / f"app.jsonl.torn.{offset}").read_bytes().count(b"\n") == 5
 
 
-def test_what_can_not_be_repaired_is_told(log: Path) -> None:
+def test_what_can_not_be_repaired_is_reported(log: Path) -> None:
     path = log / "archive.jsonl.zst"
     path.write_bytes(path.read_bytes()[:-10])
 

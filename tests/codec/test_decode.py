@@ -181,7 +181,7 @@ def test_a_line_whose_text_has_no_wanted_tag_is_not_decoded() -> None:
     "query", [None, Query({"a"}), Query({"b"}), Query(tags={"t"}), Query({"b"}) | Query(tags={"t"})]
 )
 @pytest.mark.parametrize("places", [True, False])
-def test_a_batch_that_is_no_place_in_one_is_no_batch(batch: str, query: Query | None, places: bool) -> None:
+def test_a_batch_value_that_is_not_a_position_is_ignored(batch: str, query: Query | None, places: bool) -> None:
     """Another program may use that key for something of its own: the event stands alone."""
     data = f'{{"type":"a","data":1,"ts":1,"tags":["t"],"batch":{batch}}}\n'.encode() * 2
     around = encode_line(Event("b", 2, ts=1), 2**24)
@@ -193,7 +193,7 @@ def test_a_batch_that_is_no_place_in_one_is_no_batch(batch: str, query: Query | 
 
 
 @pytest.mark.parametrize("batch", ["0", "[0,5]"])
-def test_a_batch_is_broken_by_an_event_whose_batch_is_no_place_in_one(batch: str) -> None:
+def test_a_batch_is_broken_by_an_event_whose_batch_is_not_a_position(batch: str) -> None:
     """It stands alone, so it is none of the batch that was open."""
     data = (
         b'{"type":"a","data":1,"ts":1,"batch":[1,2]}\n' + f'{{"type":"a","data":1,"ts":1,"batch":{batch}}}\n'.encode()
@@ -248,7 +248,7 @@ def test_a_bad_line_is_found_whatever_is_wanted(line: bytes, wanted: list[str], 
     assert [e.type for e in given] == wanted
 
 
-def test_text_that_is_no_utf_8_is_found_where_it_is_wanted() -> None:
+def test_text_that_is_not_utf_8_is_found_in_wanted_events() -> None:
     """In an event that is passed over, nobody looks at the text."""
     line = b'{"type":"a","data":"\xff","ts":1}\n'
 

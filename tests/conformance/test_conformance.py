@@ -66,7 +66,7 @@ async def test_events_are_read_in_the_order_in_which_they_were_appended(where: A
         assert await numbers(log) == list(range(500))
 
 
-async def test_an_append_tells_where_its_event_is(where: Address) -> None:
+async def test_an_append_returns_where_its_event_is(where: Address) -> None:
     """The end of one event is the start of the next, and the last end is the head."""
     async with EventLog.open(where) as log:
         results = [await log.append(event(0)), *await log.append_many([event(1), event(2)])]
@@ -122,7 +122,7 @@ async def test_reading_from_where_no_event_begins_is_an_error(where: Address, sh
             await numbers(log, log.head.offset + shift)
 
 
-async def test_reading_ends_where_it_is_told_to(where: Address) -> None:
+async def test_reading_ends_at_until(where: Address) -> None:
     """At the end of any event, also of one in a commit with others."""
     async with EventLog.open(where) as log:
         results = await log.append_many([event(0)]) + [await log.append(event(n)) for n in (1, 2)]
@@ -360,7 +360,7 @@ async def test_a_closed_log_refuses_appends(where: Address) -> None:
 # Views and consumers
 
 
-async def test_a_view_goes_on_from_its_snapshot(where: Address) -> None:
+async def test_a_view_continues_from_its_snapshot(where: Address) -> None:
     """It is not folded again from the beginning."""
     folded: list[int] = []
 
@@ -390,7 +390,7 @@ async def test_a_view_read_only_beside_the_writer(where: Address) -> None:
                 await other.append(event(4))
 
 
-async def test_a_view_read_only_goes_on_from_a_snapshot_of_its_own(where: Address, tmp_path: Path) -> None:
+async def test_a_read_only_view_continues_from_its_own_snapshot(where: Address, tmp_path: Path) -> None:
     """In a directory that is named for it, whatever keeps the log."""
     folded: list[int] = []
 
@@ -407,7 +407,7 @@ async def test_a_view_read_only_goes_on_from_a_snapshot_of_its_own(where: Addres
         assert (other.views["total"].state, folded) == (7, [3, 4])
 
 
-async def test_a_consumer_goes_on_after_its_last_commit(where: Address) -> None:
+async def test_a_consumer_continues_after_its_last_commit(where: Address) -> None:
     """What was given and not committed is given again."""
     async with EventLog.open(where) as log:
         await log.append_many([event(n) for n in range(10)])

@@ -125,7 +125,7 @@ async def test_an_archived_log_is_copied_whole(tmp_path: Any, request: pytest.Fi
     assert await records(tmp_path / "data") == await records(target) == await records(tmp_path / "back")
 
 
-async def test_a_copy_tells_how_far_it_is(ends: tuple[Address, Address]) -> None:
+async def test_a_copy_reports_its_progress(ends: tuple[Address, Address]) -> None:
     """Up to all that was to be read: once to be copied, and once in both logs to be compared."""
     source, target = ends
     head = await fill(source)

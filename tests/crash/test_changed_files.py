@@ -91,7 +91,7 @@ async def test_a_writer_whose_file_was_changed_does_not_rotate(damaged_dir: Path
     assert contents(damaged_dir) == before
 
 
-async def test_a_file_made_read_only_under_a_writer_is_written_further(data_dir: Path) -> None:
+async def test_a_file_made_read_only_under_a_writer_is_still_written(data_dir: Path) -> None:
     """Permissions are asked for at the opening; a rotation makes a file with the usual ones."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
@@ -208,7 +208,7 @@ async def test_a_tail_whose_log_may_no_longer_be_read_ends_with_an_error(damaged
             await anext(tail)
 
 
-async def test_a_reading_goes_on_in_a_file_that_was_deleted_or_replaced(
+async def test_reading_continues_in_a_file_that_was_deleted_or_replaced(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has it open."""

@@ -124,7 +124,7 @@ async def was_appended(log: EventLog, event: Event) -> bool:
     return True
 
 
-async def test_a_rotation_by_itself_that_finds_no_space_is_a_warning(
+async def test_an_automatic_rotation_that_finds_no_space_is_a_warning(
     disk: Disk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Appends go on, though not while it holds the last of the space; with space again, the log rotates."""
@@ -147,7 +147,7 @@ async def test_a_rotation_by_itself_that_finds_no_space_is_a_warning(
 
 
 @pytest.mark.parametrize("rotated_before", [False, True], ids=["the first rotation", "a later rotation"])
-async def test_a_rotation_of_many_frames_that_finds_no_space_is_gone_on_with(
+async def test_a_rotation_of_many_frames_that_finds_no_space_is_continued(
     disk: Disk, rotated_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frames that found their place are not lost, and not there twice; no file of no use is left."""
@@ -209,7 +209,7 @@ async def test_a_snapshot_that_finds_no_space_is_a_warning(disk: Disk, caplog: p
     assert expected[::2] == list(range(41))
 
 
-async def test_a_commit_that_finds_no_space_leaves_the_place_before(disk: Disk) -> None:
+async def test_a_commit_that_finds_no_space_leaves_the_previous_offset(disk: Disk) -> None:
     """It is an `OSError`, no half of a file is left, and with space again the commit goes through."""
     directory = disk.path / "data"
     async with EventLog.open(directory) as log:

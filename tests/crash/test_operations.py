@@ -169,7 +169,7 @@ def test_every_state_that_several_power_cuts_in_a_row_leave_is_whole(
     assert count >= 50
 
 
-async def test_every_state_that_a_crash_leaves_while_a_log_rotates_by_itself_is_whole(
+async def test_every_state_that_a_crash_leaves_while_a_log_rotates_automatically_is_whole(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same through the public names, with several tasks that append while rotations go on in other threads."""

@@ -280,7 +280,7 @@ async def test_ten_thousand_appends_cancelled_at_random_moments_are_in_or_out(da
     assert kept < len(cancelled)
 
 
-async def test_closing_while_all_of_it_runs_loses_nothing_and_leaves_nothing(data_dir: Path) -> None:
+async def test_closing_while_everything_runs_loses_nothing_and_leaves_nothing(data_dir: Path) -> None:
     """Appends return or are refused, reads, tails and watches end, a rotation is finished, nobody is left behind."""
     before = await at_rest()
     for round in range(5):

@@ -106,7 +106,7 @@ def check_round(records: list[Record], acknowledged: list[Told]) -> None:
     assert all(count % 3 == 0 for (_, _, task), count in counts.items() if task == 0)
 
 
-async def test_killed_writers_lose_nothing_and_the_others_go_on(tmp_path: Path) -> None:
+async def test_killed_writers_lose_nothing_and_the_others_continue(tmp_path: Path) -> None:
     """One, several or all of four are killed; others come in their place; all that was acknowledged is there, once."""
     dice = random.Random(int(os.environ.get("EVENTFOLD_SHARED_SEED", "8")))
     told: list[Told] = []

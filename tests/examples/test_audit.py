@@ -59,7 +59,7 @@ def test_entries_are_found_by_what_is_known_of_them(recorded: Path, options: lis
     assert found(recorded, *options) == days
 
 
-def test_an_entry_tells_who_did_what_to_which_thing_and_when(recorded: Path) -> None:
+def test_an_entry_says_who_did_what_to_which_thing_and_when(recorded: Path) -> None:
     """In a line, with all details."""
     first = output("audit", "find", cwd=recorded).splitlines()[0]
 
@@ -96,7 +96,7 @@ def damaged(lines: list[bytes]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("tamper", [altered, removed, moved, inserted, damaged])
-def test_a_seal_tells_that_the_log_was_changed(copied: Path, tamper: Callable[[list[bytes]], list[bytes]]) -> None:
+def test_a_seal_shows_that_the_log_was_changed(copied: Path, tamper: Callable[[list[bytes]], list[bytes]]) -> None:
     """However it was changed, and also where it is a log without any fault."""
     seal = output("audit", "seal", cwd=copied).split()
     log = copied / "audit-data" / "app.jsonl"

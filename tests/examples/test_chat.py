@@ -52,7 +52,7 @@ async def joined(server: Server, room: str, name: str = "ann", **parameters: int
         yield Client(socket)
 
 
-async def test_everybody_in_a_room_hears_what_is_said_there_and_nowhere_else(server: Server) -> None:
+async def test_everybody_in_a_room_gets_its_messages_and_no_others(server: Server) -> None:
     """Whoever said it, too; the other room stays quiet."""
     async with joined(server, "a") as ann, joined(server, "a", "bob") as bob, joined(server, "b") as other:
         await bob.say("1", "hello")
@@ -63,7 +63,7 @@ async def test_everybody_in_a_room_hears_what_is_said_there_and_nowhere_else(ser
         assert await other.texts(1) == ["is anybody here?"]
 
 
-async def test_whoever_comes_back_hears_exactly_what_was_missed(server: Server) -> None:
+async def test_a_client_that_comes_back_gets_exactly_what_it_missed(server: Server) -> None:
     """From the offset of the last message that was heard."""
     async with joined(server, "back", "bob") as bob:
         async with joined(server, "back") as ann:
@@ -88,7 +88,7 @@ async def test_a_message_that_is_sent_again_is_in_the_room_once(server: Server) 
         assert await ann.texts(2) == ["only once", "next"]
 
 
-async def test_a_newcomer_hears_the_last_fifty_messages(server: Server) -> None:
+async def test_a_newcomer_gets_the_last_fifty_messages(server: Server) -> None:
     """And then what is new."""
     async with joined(server, "old") as ann:
         for number in range(60):
@@ -110,7 +110,7 @@ async def test_a_newcomer_hears_the_last_fifty_messages(server: Server) -> None:
     ],
     ids=["nothing", "not JSON", "not UTF-8", "no text", "empty", "too long"],
 )
-async def test_a_bad_message_is_refused_with_a_reason_and_the_connection_goes_on(
+async def test_a_bad_message_is_refused_with_a_reason_and_the_connection_continues(
     server: Server, sent: str | bytes
 ) -> None:
     """The next one is taken."""
@@ -122,14 +122,14 @@ async def test_a_bad_message_is_refused_with_a_reason_and_the_connection_goes_on
         assert await ann.texts(1) == ["better"]
 
 
-async def test_an_offset_that_is_none_is_refused_with_a_reason(server: Server) -> None:
+async def test_an_offset_where_no_event_ends_is_refused_with_a_reason(server: Server) -> None:
     """It may be that of another log: beginning anywhere would be wrong."""
     async with joined(server, "none", after=10**9) as ann:
         assert await ann.hear() is None
         assert ann.socket.close_code == 1008
 
 
-async def test_a_conversation_goes_on_when_a_killed_server_is_back(tmp_path: Path) -> None:
+async def test_a_conversation_continues_when_a_killed_server_is_back(tmp_path: Path) -> None:
     """What was heard before is not repeated, and what was said is not lost. Ctrl-C ends a server with open rooms."""
     with served("chat", cwd=tmp_path) as first:
         async with joined(first, "lobby") as ann:

@@ -16,7 +16,7 @@ TODOS = """[...document.querySelectorAll("#todos li")].map(
   item => (item.querySelector("input").checked ? "x " : "") + item.textContent)"""
 
 
-async def test_a_page_shows_what_others_write_at_once_and_goes_on_after_its_server_was_killed(
+async def test_a_page_shows_what_others_write_at_once_and_continues_after_its_server_was_killed(
     browser: Browser, tmp_path: Path
 ) -> None:
     """As text and never as HTML, nothing missing and nothing twice, in both windows."""

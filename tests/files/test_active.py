@@ -74,7 +74,7 @@ async def test_a_log_that_is_nothing_but_an_unfinished_end_is_empty(damaged_dir:
     assert (damaged_dir / "app.jsonl.torn.0").read_bytes() == TAILS[tail]
 
 
-async def test_a_whole_log_is_opened_without_a_word(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_intact_log_is_opened_without_a_warning(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is cut, nothing is kept, nothing is logged."""
     data = write_log(data_dir, WHOLE, line(2, batch="1,2"), line(3, batch="2,2"))
     with caplog.at_level(logging.DEBUG, "eventfold"):

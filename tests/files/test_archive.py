@@ -147,7 +147,7 @@ async def test_a_large_archive_without_records_is_read(damaged_dir: Path, small_
     assert rest == list(range(120, 200))
 
 
-async def test_reading_from_an_offset_touches_only_the_frames_behind_it(
+async def test_reading_from_an_offset_touches_only_the_frames_after_it(
     data_dir: Path, small_frames: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last events of a long archive are read without the frames before them being decompressed, or looked at."""
@@ -274,7 +274,7 @@ async def test_an_archive_that_is_cut_short_is_reported_or_gives_fewer_events(
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, overwrite, cut_out])
-async def test_damage_in_the_active_log_is_reported_or_gives_what_stands_there(
+async def test_damage_in_the_active_log_is_reported_or_read_as_what_it_says(
     tmp_path: Path, small_frames: None, damage: Callable[[bytes, int], bytes]
 ) -> None:
     """Plain text has no checksum: all before the damaged line is exact, and nothing is raised but `CorruptLogError`."""
@@ -297,7 +297,7 @@ async def test_damage_in_the_active_log_is_reported_or_gives_what_stands_there(
     assert reported > 20
 
 
-async def test_bytes_that_are_no_archive_are_reported(damaged_dir: Path) -> None:
+async def test_bytes_that_are_not_an_archive_are_reported(damaged_dir: Path) -> None:
     """A file of another kind in the archive's place is named, by a reader and by a writer, and not touched."""
     garbage = random.Random(3).randbytes(500)
     await asyncio.to_thread(write_files, damaged_dir, {"app.jsonl": line(0), "archive.jsonl.zst": garbage})

@@ -14,7 +14,7 @@ from eventfold import CorruptLogError, LogLockedError
 from eventfold._files import operations
 
 
-def test_a_file_of_json_lines_that_are_no_events_is_not_opened_for_writing(tmp_path: Path) -> None:
+def test_a_file_of_json_lines_that_are_not_events_is_not_opened_for_writing(tmp_path: Path) -> None:
     """Somebody else's file of the same name is left as it is."""
     data = write_log(tmp_path / "data", b'{"level":"info"}\n' * 5, b'{"lev')
     with pytest.raises(CorruptLogError, match="not events"):

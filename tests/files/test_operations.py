@@ -218,7 +218,7 @@ def test_a_new_file_does_not_go_where_a_planted_link_leads(tmp_path: Path) -> No
     assert not (tmp_path / "not there").exists()
 
 
-def test_a_pipe_in_the_place_of_a_file_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_in_the_place_of_a_file_is_an_error_and_does_not_block(tmp_path: Path) -> None:
     """Opening one for reading waits for somebody to open it for writing."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a regular file"):

@@ -44,7 +44,7 @@ def _raw_block(size: int) -> bytes:
     return struct.pack("<I", size << 3)[:3]
 
 
-async def test_many_bytes_that_look_like_frames_are_soon_seen_through(damaged_dir: Path) -> None:
+async def test_many_bytes_that_look_like_frames_are_soon_recognized(damaged_dir: Path) -> None:
     """What follows an unfinished frame is searched for whole ones, but not for as long as there are candidates."""
     write_log(damaged_dir)
     header = b"\x28\xb5\x2f\xfd\x00\x58"

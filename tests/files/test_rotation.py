@@ -111,7 +111,7 @@ def test_a_rotation_whose_archive_grew_by_records_is_finished(
     assert read_now(data_dir_now) == before
 
 
-def test_a_finished_rotation_keeps_what_was_appended_behind_it(data_dir_now: Path, small_frames: None) -> None:
+def test_a_completed_rotation_keeps_what_was_appended_meanwhile(data_dir_now: Path, small_frames: None) -> None:
     """Lines that came in while the archive was written go over to the new active log; a torn one is cut."""
     leave_rotation(data_dir_now, 2)
     with data_dir_now.joinpath("app.jsonl").open("ab") as file:
@@ -264,7 +264,7 @@ async def test_a_log_that_is_large_already_is_rotated_when_it_is_opened(data_dir
     assert await numbers(EventReader(data_dir)) == list(range(20))
 
 
-async def test_a_log_that_grows_is_rotated_by_itself(data_dir: Path) -> None:
+async def test_a_log_that_grows_is_rotated_automatically(data_dir: Path) -> None:
     """The active log is rotated once it has reached `max_log_size`, again and again; offsets go on."""
     async with EventLog.open(data_dir, max_log_size=10 * SIZE) as log:
         results = [await log.append(event(n)) for n in range(100)]
@@ -306,7 +306,7 @@ async def test_appends_do_not_wait_for_the_archive(data_dir: Path, seam: Seam) -
 
 @pytest.mark.parametrize("operation", ["write", "sync", "rename"])
 @pytest.mark.parametrize("number", [1, 2, 3])
-async def test_a_rotation_that_fails_harms_no_append_and_the_next_goes_on(
+async def test_a_rotation_that_fails_affects_no_append_and_the_next_one_continues_it(
     data_dir: Path, small_frames: None, monkeypatch: pytest.MonkeyPatch, operation: str, number: int
 ) -> None:
     """`rotate` raises the error of the disk; appends work before and after the next one, which does the rest."""
@@ -341,7 +341,7 @@ async def test_a_rotation_that_fails_harms_no_append_and_the_next_goes_on(
         assert not list(data_dir.glob("app.jsonl.next.*"))
 
 
-async def test_a_rotation_that_fails_by_itself_is_a_warning_and_is_tried_again(
+async def test_an_automatic_rotation_that_fails_is_a_warning_and_is_tried_again(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Appends are acknowledged while the archive's disk is full, and the log is rotated once it is not."""
@@ -397,7 +397,7 @@ async def test_a_full_disk_at_the_opening_leaves_a_rotation_for_later(
     assert (after, size) == (list(range(15)), 0)
 
 
-async def test_an_opening_that_fails_in_a_left_rotation_lets_the_lock_go(
+async def test_an_opening_that_fails_in_a_left_rotation_releases_the_lock(
     data_dir: Path, small_frames: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a directory could not be synced behind the switch, the log can be opened again in the same process."""
@@ -441,7 +441,7 @@ async def test_nobody_else_gets_the_log_during_or_after_a_rotation(data_dir: Pat
             os.close(held_open)
 
 
-async def test_the_old_file_is_let_go_after_a_while(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_old_file_is_closed_after_a_while(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays locked for as long as somebody might be about to lock it, not for ever."""
     monkeypatch.setattr(committer, "KEEP_LOCKED", 0.0)
     async with EventLog.open(data_dir) as log:

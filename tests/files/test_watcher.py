@@ -167,7 +167,7 @@ async def test_a_wait_without_time_only_asks(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-async def test_a_wait_is_told_that_its_log_was_closed(data_dir: Path, read_only: bool) -> None:
+async def test_a_wait_raises_when_its_log_is_closed(data_dir: Path, read_only: bool) -> None:
     """It raises LogClosedError instead of waiting for ever."""
     log = await EventLog.open(data_dir, read_only=read_only)
     waiting = asyncio.ensure_future(log.wait_for_events(0))
@@ -326,7 +326,9 @@ async def test_a_failure_that_passes_ends_no_wait(data_dir: Path, monkeypatch: p
     assert (result.new_data, failures) == (True, 2)
 
 
-async def test_a_failure_that_lasts_is_told_to_those_who_wait(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_that_lasts_is_reported_to_those_who_wait(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After some seconds a wait raises what keeps the watcher from looking."""
     monkeypatch.setattr(watcher, "PATIENCE", 0.5)
     write_log(data_dir, line(0))
@@ -342,7 +344,7 @@ async def test_a_failure_that_lasts_is_told_to_those_who_wait(data_dir: Path, mo
         await asyncio.wait_for(waiting, 5)
 
 
-async def test_a_watcher_that_was_stopped_while_it_looked_tells_nothing(
+async def test_a_watcher_that_was_stopped_while_it_looked_reports_nothing(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
 ) -> None:
     """It may have seen what a writer that has begun here meanwhile has written, and not synced yet."""
@@ -416,7 +418,7 @@ def belongings_of_files() -> list[str]:
     return found
 
 
-async def test_a_damaged_log_is_told_to_those_who_wait(damaged_dir: Path) -> None:
+async def test_a_damaged_log_is_reported_to_those_who_wait(damaged_dir: Path) -> None:
     """Where the head can't be found, a wait raises what the finding of it raised."""
     write_log(damaged_dir, line(0))
     waiting = asyncio.ensure_future(EventReader(damaged_dir).wait_for_events(len(line(0))))
@@ -495,7 +497,7 @@ async def test_event_loops_of_other_threads_are_woken_too(data_dir: Path) -> Non
     assert size == appended.end_offset
 
 
-async def test_a_wait_is_not_told_of_an_event_before_it_is_durable(data_dir: Path, seam: Seam) -> None:
+async def test_a_wait_does_not_end_before_the_event_is_durable(data_dir: Path, seam: Seam) -> None:
     """In the writer's process the head moves when the sync is done, not when the line is written."""
     async with EventLog.open(data_dir) as log:
         waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(0))
@@ -513,7 +515,7 @@ async def test_a_wait_is_not_told_of_an_event_before_it_is_durable(data_dir: Pat
     assert result.new_data
 
 
-async def test_has_new_events_tells_without_waiting(data_dir: Path) -> None:
+async def test_has_new_events_answers_without_waiting(data_dir: Path) -> None:
     """True before the head, false at it, a ValueError beyond it."""
     write_log(data_dir, line(0))
     reader = EventReader(data_dir)

@@ -22,7 +22,7 @@ if os.environ.get("EVENTFOLD_SHARED_MODEL") == "all":
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_no_interleaving_kill_or_power_cut_loses_or_doubles_an_acknowledged_line(name: str) -> None:
+def test_no_interleaving_kill_or_power_cut_loses_or_duplicates_an_acknowledged_line(name: str) -> None:
     plans, kills = PLANS[name]
     explored = explore(plans, kills)
     assert explored.states > 4000
