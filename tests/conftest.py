@@ -16,7 +16,7 @@ from tests.support import Seam, check_log
 from eventfold._files import inotify
 
 COMPAT = Path(__file__).parent / "data" / "compat"
-# File operations that blockbuster does not know of itself.
+# File operations that blockbuster does not know.
 MORE_BLOCKING_CALLS = (
     "os.open",
     "os.fsync",
@@ -39,14 +39,14 @@ def blocking_calls() -> BlockBuster:
         function.can_block_in("logging/__init__.py", {"emit"})
         # asyncpg looks for ~/.pgpass and certificates when it connects.
         function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_arguments"})
-    # The kernel knows the current directory by heart: a directory's path is made absolute when it is given.
+    # The kernel has the current directory in memory: a directory's path is made absolute when it is given.
     guard.functions["os.getcwd"].can_block_in("eventfold/_files/paths.py", {"__init__"})
     return guard
 
 
 @pytest.fixture(autouse=True)
 def loop_guard(blocking_calls: BlockBuster) -> Iterator[list[str]]:
-    """Fails a test in which eventfold blocked the event loop, also where the error was swallowed on its way."""
+    """Fails a test in which eventfold blocked the event loop, even if the error was swallowed on its way."""
     blocked: list[str] = []
 
     class NotedError(BlockingError):
@@ -65,13 +65,13 @@ def loop_guard(blocking_calls: BlockBuster) -> Iterator[list[str]]:
 
 @pytest.fixture(autouse=True)
 def watching_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread that watches leaves soon after the last wait, so that a test can see it leave."""
+    """Makes the watcher thread end soon after the last wait, so that a test can see it end."""
     monkeypatch.setattr(inotify, "KEEP", 0.05)
 
 
 @pytest.fixture
 async def data_dir(tmp_path: Path) -> AsyncIterator[Path]:
-    """A data directory that does not exist yet; the log that a test leaves there must be whole and chained."""
+    """A data directory that does not exist yet; the log that a test leaves there must be complete and chained."""
     directory = tmp_path / "data"
     yield directory
     if directory.exists():
@@ -86,7 +86,7 @@ def damaged_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def compat(tmp_path: Path) -> Callable[[str], Path]:
-    """Copies a directory that the Rust crate wrote, and gives the copy."""
+    """Copies a directory that the Rust crate wrote, and returns the copy."""
 
     def copy(name: str) -> Path:
         return Path(shutil.copytree(COMPAT / name, tmp_path / name))
@@ -96,7 +96,7 @@ def compat(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def seam(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seam]:
-    """A grip on the file operations; whatever still stands at a gate at the end goes on."""
+    """The fault injector for file operations; whatever still waits at a gate at the end continues."""
     grip = Seam(monkeypatch)
     yield grip
     for gate in grip.gates:
@@ -105,7 +105,7 @@ def seam(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seam]:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Any]:
-    """A PostgreSQL server, left running; skips where there is none."""
+    """A PostgreSQL server, left running; skips if there is none."""
     pytest.importorskip("asyncpg")
     from tests.postgres.servers import running_server
 

@@ -1,4 +1,4 @@
-"""Other processes for the tests: a writer that does what it is told, and what a test may leave behind in its own."""
+"""Other processes for the tests: a writer that can be controlled, and what a test may leave in its own process."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ class OtherWriter:
         return int(line)
 
     async def append(self, count: int = 1) -> int:
-        """Appends so many events one by one; the head's offset then."""
+        """Appends that many events one by one; returns the head's offset."""
         return await self._do(f"append {count}")
 
     async def batch(self, count: int) -> int:
-        """Appends so many events all at once; the head's offset then."""
+        """Appends that many events at once; returns the head's offset."""
         return await self._do(f"batch {count}")
 
     async def rotate(self) -> int:
-        """Rotates the log; the head's offset then."""
+        """Rotates the log; returns the head's offset."""
         return await self._do("rotate")
 
 
@@ -86,7 +86,7 @@ def add_lines(directory: Path, *lines: bytes) -> None:
 
 
 class Belongings(NamedTuple):
-    """What a process has: descriptors by what they lead to, tasks, and threads of a directory's watcher."""
+    """The resources of a process: descriptors by what they refer to, tasks, and watcher threads."""
 
     descriptors: list[str]
     tasks: int
@@ -94,7 +94,7 @@ class Belongings(NamedTuple):
 
 
 def belongings() -> Belongings:
-    """What there is now, in the running event loop's process. Linux lists the descriptors, others none."""
+    """The current resources of the running event loop's process; descriptors on Linux only."""
     found = []
     for number in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
         try:
@@ -111,7 +111,7 @@ def watchers() -> list[threading.Thread]:
 
 
 async def at_rest() -> Belongings:
-    """What there is once the watchers of earlier waits are gone, and their descriptors."""
+    """The resources once the watchers of earlier waits and their descriptors are gone."""
     unchanged, found = 0, belongings()
     async with asyncio.timeout(10):
         while unchanged < 5 or found.watchers or "anon_inode:inotify" in found.descriptors:
@@ -122,7 +122,7 @@ async def at_rest() -> Belongings:
 
 
 async def back_to(expected: Belongings) -> Belongings:
-    """What there is once it is what was expected, for which some seconds are waited: a thread takes its time."""
+    """The resources once they are as expected, or after some seconds, since ending a thread takes time."""
     for _ in range(500):
         if belongings() == expected:
             break

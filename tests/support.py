@@ -1,4 +1,4 @@
-"""What the tests share: small events, what a log holds, and a grip on the seam for file operations."""
+"""What the tests share: small events, the content of a log, and the fault injector for file operations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ START = 1_700_000_000
 
 
 def event(n: int, type: str = "counted", **options: Any) -> Event:
-    """An event that can be told from others by its number."""
+    """An event that is identified by its number."""
     return Event(type, {"n": n}, ts=START + n, **options)
 
 
@@ -31,7 +31,7 @@ def line(n: int, type: str = "counted", batch: str = "") -> bytes:
 
 
 def write_log(directory: Path, *lines: bytes) -> bytes:
-    """Makes a data directory whose active log has these bytes, and gives them back."""
+    """Creates a data directory whose active log has these bytes, and returns them."""
     directory.mkdir(parents=True, exist_ok=True)
     data = b"".join(lines)
     (directory / "app.jsonl").write_bytes(data)
@@ -39,7 +39,7 @@ def write_log(directory: Path, *lines: bytes) -> bytes:
 
 
 def small_frames(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """Makes an archive's frames, and whatever is read of one at once, this small, so that a few events are several."""
+    """Makes archive frames, and what is read of one at once, so small that a few events fill several."""
     monkeypatch.setattr(rotation, "FRAME_SIZE", size)
     monkeypatch.setattr(archive, "WHOLE_SIZE", 2 * size)
     monkeypatch.setattr(archive, "PART_SIZE", size // 4)
@@ -70,36 +70,36 @@ async def check_log(directory: Path) -> None:
 
 
 async def settle() -> None:
-    """Lets every task that can run do so until it waits for something else than the loop."""
+    """Lets every task run until it waits for something other than the loop."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 class Gate:
-    """A frozen file operation: `reached` is set once a thread stands before it, which goes on once it is opened."""
+    """A gate before a file operation: `reached` is set once a thread waits there, which continues once it is opened."""
 
     def __init__(self) -> None:
         self._reached = threading.Event()
         self._opened = threading.Event()
 
     def open(self) -> None:
-        """Lets the operation go on."""
+        """Lets the operation continue."""
         self._opened.set()
 
     async def reached(self) -> None:
-        """Waits until somebody stands before the gate."""
+        """Waits until a thread has reached the gate."""
         assert await asyncio.to_thread(self._reached.wait, 10), "nobody came to the gate"
 
     def pass_through(self) -> None:
-        """What the frozen operation does first."""
+        """Called by the operation first."""
         self._reached.set()
         assert self._opened.wait(30), "nobody opened the gate"
 
 
 class Seam:
-    """Replaces operations of `eventfold._files.operations` by ones that are counted, fail or stand still.
+    """Replaces operations of `eventfold._files.operations` with ones that are counted, fail, or wait at a gate.
 
-    Those with which the base file is replaced go on as they are, since it is that file only before the first line.
+    The operations that replace the base file are left alone, since they happen only before the first line.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ class Seam:
         monkeypatch.setattr(BaseFile, "write", write)
 
     def replace(self, name: str, wrap: Callable[..., Any]) -> None:
-        """Puts `wrap(original, *args)` in the place of the operation `name`."""
+        """Replaces the operation `name` with `wrap(original, *args)`."""
         original = getattr(operations, name)
 
         def replacement(*args: Any) -> Any:
@@ -129,7 +129,7 @@ class Seam:
         self._monkeypatch.setattr(operations, name, replacement)
 
     def count(self, name: str) -> list[tuple[Any, ...]]:
-        """A list that grows by the arguments of every call from now on."""
+        """Returns a list to which the arguments of every call are appended from now on."""
         calls: list[tuple[Any, ...]] = []
 
         def counted(original: Callable[..., Any], *args: Any) -> Any:
@@ -140,7 +140,7 @@ class Seam:
         return calls
 
     def fail(self, name: str, times: int = 1, number: int = errno.EIO) -> None:
-        """Makes the next calls fail, as many as `times`, and those after them work."""
+        """Makes the next `times` calls fail, and those after them succeed."""
         left = [times]
 
         def failing(original: Callable[..., Any], *args: Any) -> Any:
@@ -152,7 +152,7 @@ class Seam:
         self.replace(name, failing)
 
     def freeze(self, name: str) -> Gate:
-        """Makes the calls from now on wait at a gate."""
+        """Makes all calls from now on wait at a gate."""
         gate = Gate()
         self.gates.append(gate)
 
@@ -180,7 +180,7 @@ __all__ = [
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens on just now."""
+    """A free port of the loopback address."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]

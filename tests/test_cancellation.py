@@ -1,7 +1,7 @@
 """Every call is cancelled wherever it can be: at each of its suspensions, and during each of its file operations.
 
 By `task.cancel()`, by an anyio scope, and by cancelling every task of the loop, as shutdown recipes do. Afterwards what
-was acknowledged is in the log once, the log goes on or is closed, and no lock, descriptor, thread or task is left.
+was acknowledged is in the log once, the log continues or is closed, and no lock, descriptor, thread or task is left.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Program:
         await self.log.rotate()
 
     async def rotate_by_itself(self) -> None:
-        """Appends what makes the log large enough; the rotation goes on beside the next append."""
+        """Appends what makes the log large enough; the rotation continues beside the next append."""
         self.log._writer._committer._max_log_size = 1
         try:
             await self.append()
@@ -196,7 +196,7 @@ def own_threads() -> list[str]:
 
 
 async def check(program: Program, tolerated: tuple[type[Exception], ...] = ()) -> None:
-    """The log goes on, if it is open; closed, it has let everything go, and has what was acknowledged once."""
+    """The log continues, if it is open; closed, it has let everything go, and has what was acknowledged once."""
     if program.log is not None:
         # Where an operation has failed, the writer may have; and a close tells of a sync that failed.
         with contextlib.suppress(*tolerated):
@@ -208,7 +208,7 @@ async def check(program: Program, tolerated: tuple[type[Exception], ...] = ()) -
     # one, while its generators run.
     gc.collect()
     async with asyncio.timeout(3):
-        # A close that was cancelled goes on.
+        # A close that was cancelled continues.
         while rest := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(rest)
         while own_threads() or open_files(program.directory):
@@ -299,7 +299,7 @@ async def cancel_in_each_operation(
                 patch.setattr(operations, operation, lambda *args, original=original: noted(original, *args))
             with contextlib.suppress(*tolerated):
                 await canceller.run()
-            if program.log is not None:  # a rotation or a close that was left goes on
+            if program.log is not None:  # a rotation or a close that was left continues
                 while program.log._writer._rotator.running:
                     await asyncio.wait(list(program.log._writer._rotator.running))
                 if program.log._writer._closing is not None:
@@ -307,7 +307,7 @@ async def cancel_in_each_operation(
                         await program.log.aclose()
                 while program.log._writer._commits._task is not None:
                     await asyncio.wait([program.log._writer._commits._task])
-            if name not in ("consume", "enter_and_leave"):  # what these leave goes on
+            if name not in ("consume", "enter_and_leave"):  # what these leave continues
                 assert not under_way
         await check(program, tolerated)
         if not canceller.reached:
@@ -334,7 +334,7 @@ async def test_a_call_may_be_cancelled_at_each_suspension(
 async def test_a_call_may_be_cancelled_during_each_file_operation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_twice: list[int], name: str, kind: str
 ) -> None:
-    """The thread ends what it began before anybody goes on without it."""
+    """The thread ends what it began before anybody continues without it."""
     points = await cancel_in_each_operation(tmp_path, monkeypatch, name, kind)
 
     assert points >= 1
@@ -346,7 +346,7 @@ async def test_a_call_may_be_cancelled_during_each_file_operation(
 async def test_a_call_may_be_cancelled_during_each_file_operation_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_twice: list[int], name: str, kind: str
 ) -> None:
-    """Whoever is cancelled does not hear of the failure; the log goes on all the same, or says that it can't."""
+    """Whoever is cancelled does not hear of the failure; the log continues anyway, or says that it can't."""
     points = await cancel_in_each_operation(tmp_path, monkeypatch, name, kind, failing=True)
 
     assert points >= 1

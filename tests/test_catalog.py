@@ -134,7 +134,7 @@ def write(directory: Path, *lines: bytes) -> None:
 
 
 async def collect(records: AsyncIterator[Record], count: int | None = None) -> list[Record]:
-    """The records, or the first so many."""
+    """The records, or the first that many."""
     found: list[Record] = []
     async for record in records:
         found.append(record)
@@ -415,7 +415,7 @@ async def test_versions_1_to_3_are_read_as_the_newest(tmp_path: Path) -> None:
 
 
 async def test_one_event_becomes_several_or_none(tmp_path: Path) -> None:
-    """They share its offsets, and go on as their own type does."""
+    """They share its offsets, and continue as their own type does."""
     lines = [
         line("a", "{}"),
         line("order_closed", '{"order":1}'),
@@ -547,7 +547,7 @@ async def test_a_refresh_cancelled_within_the_events_of_a_line_folds_none_of_the
 
 
 async def test_a_consumer_is_given_the_rest_of_a_lines_events_after_a_crash(tmp_path: Path) -> None:
-    """A commit within a line covers only what stands before it."""
+    """A commit within a line covers only what comes before it."""
     write(tmp_path, line("a", "{}"), line("order_closed", '{"order":1}'), line("b", "{}"))
     async with EventLog.open(tmp_path, catalog=orders()) as log:
         consumer = log.consumer("c")
@@ -628,7 +628,7 @@ async def test_a_field_within_a_list_is_named(tmp_path: Path) -> None:
 async def test_an_event_that_does_not_fit_is_skipped_where_that_is_asked_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, data: str, version: int, name: str, reason: str
 ) -> None:
-    """With a warning that says the same; views and reads go on behind it."""
+    """With a warning that says the same; views and reads continue behind it."""
     first = line("order_paid", '{"order":1}')
     write(tmp_path, first, line("order_placed", data, version), first)
     with caplog.at_level(logging.WARNING, "eventfold"):
@@ -654,7 +654,7 @@ async def test_an_upcaster_that_returns_something_else_is_an_error(tmp_path: Pat
 
 
 async def test_a_view_stops_before_an_event_that_does_not_fit(tmp_path: Path) -> None:
-    """Those that do not select its type go on."""
+    """Those that do not select its type continue."""
     first = line("order_paid", '{"order":1}')
     views: list[View[Any]] = [
         View("all", lambda state, event: state + 1, 0, shares_events=True),

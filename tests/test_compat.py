@@ -1,4 +1,4 @@
-"""Directories written by the Rust crate eventfold 0.2.0, read and gone on with in place."""
+"""Directories written by the Rust crate eventfold 0.2.0, read and continued in place."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def test_a_log_gives_the_crate_s_events_and_states(compat: Compat, name: s
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_the_log_continues_after_the_crate_s_events(compat: Compat, name: str) -> None:
-    """What is appended stands behind them, and both are there after a restart, with the snapshots of ours."""
+    """What is appended follows them, and both are there after a restart, with the snapshots of ours."""
     directory, wanted = compat(name), expected(name)
     async with EventLog.open(directory, views=Folding().views) as log:
         await log.append(event(1))
@@ -145,7 +145,7 @@ async def test_a_snapshot_of_the_crate_that_can_not_be_placed_is_not_believed(
 
 
 async def test_the_crate_s_torn_tail_is_cut_and_kept(compat: Compat, caplog: pytest.LogCaptureFixture) -> None:
-    """The line without a newline is no event; its bytes are kept."""
+    """The line without a newline is not an event; its bytes are kept."""
     directory = compat("torn_tail")
     data = (directory / "app.jsonl").read_bytes()
     whole = data.rindex(b"\n") + 1

@@ -1,4 +1,4 @@
-"""Consumers: they go on after the last commit, at least once, and say so where their place is not in the log."""
+"""Consumers: they continue after the last commit, at least once, and say so where their place is not in the log."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ async def test_a_commit_never_goes_back_before_that_of_another_consumer_object(d
 
 
 async def test_a_commit_never_goes_back_before_a_cancelled_one(data_dir: Path, seam: Seam) -> None:
-    """A cancelled commit may be made all the same, and then it counts."""
+    """A cancelled commit may be made anyway, and then it counts."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
@@ -240,7 +240,7 @@ async def test_committing_a_record_twice_writes_once(data_dir: Path, seam: Seam)
 
 
 async def test_two_live_consumers_of_a_name_are_refused(data_dir: Path) -> None:
-    """The second is told at its first record; the first goes on."""
+    """The second is told at its first record; the first continues."""
     await fill(data_dir, 2)
     async with EventLog.open(data_dir) as log:
         first = log.consumer("mailer")
@@ -277,7 +277,7 @@ async def test_a_name_is_free_again_once_its_consumer_was_cancelled(data_dir: Pa
 
 
 async def test_a_cancelled_wait_does_not_end_the_consumer(data_dir: Path) -> None:
-    """A time limit around one step is no end of the log: the next step goes on after the last commit."""
+    """A time limit around one step is no end of the log: the next step continues after the last commit."""
     await fill(data_dir, 1)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
@@ -353,7 +353,7 @@ async def test_a_place_in_another_log_is_an_error(data_dir: Path, n: int) -> Non
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"offset":"x","hash":""}', b"\xff"])
 async def test_a_damaged_place_is_an_error(data_dir: Path, content: bytes) -> None:
-    """Beginning anew would do everything twice, so the file is named instead."""
+    """Starting over would do everything twice, so the file is named instead."""
     await fill(data_dir, 1)
     data_dir.joinpath("consumers").mkdir()
     data_dir.joinpath("consumers", "mailer.json").write_bytes(content)
@@ -448,7 +448,7 @@ async def test_a_consumer_that_is_dropped_closes_its_files_at_once(data_dir: Pat
 
 
 async def test_a_consumer_with_a_query_gives_what_matches(data_dir: Path) -> None:
-    """A commit covers all before it, matched or not: it goes on after that with the next that matches."""
+    """A commit covers all before it, matched or not: it continues after that with the next that matches."""
     query = Query({"a"}) | Query(tags={"x"})
     async with EventLog.open(data_dir) as log:
         await log.append_many([event(n, "abc"[n % 3], tags=("x",) if n == 4 else ()) for n in range(9)])

@@ -50,7 +50,7 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 
 def run(page: Path) -> int:
-    """Runs a page's blocks one after the other, its Python in one namespace and one event loop; their number."""
+    """Runs a page's blocks one after another, its Python in one namespace and one event loop; their number."""
     text = page.read_text()
     namespace: dict[str, Any] = {"__name__": "page"}
     blocks = list(BLOCK.finditer(text))
@@ -72,7 +72,7 @@ def run(page: Path) -> int:
 
 
 def check_commands(console: str) -> None:
-    """Runs the commands of a console block; each must succeed and print what stands behind it."""
+    """Runs the commands of a console block; each must succeed and print what follows it."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "80"}
     for command in re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]:
         line, _, expected = command.partition("\n")

@@ -205,7 +205,7 @@ def test_a_line_has_its_keys_in_the_order_of_the_format() -> None:
 
 @pytest.mark.parametrize("excess", [0, 1])
 def test_a_line_may_be_as_long_as_max_event_size_and_no_longer(excess: int) -> None:
-    """The limit is in bytes of the whole line, its newline included; the message tells both sizes."""
+    """The limit is in bytes of the whole line, its newline included; the message names both sizes."""
     original = Event("a", {"text": "ä" * 100}, ts=1)
     size = len(encode_line(original, 2**24))
     attempt: Callable[[], bytes] = lambda: encode_line(original, size - excess)  # noqa: E731

@@ -63,7 +63,7 @@ def test_the_same_program_runs_in_every_kind_of_loop(tmp_path: Path, kind: str) 
 
 
 def test_a_few_descriptors_are_enough(tmp_path: Path) -> None:
-    """Small logs that are rotated again and again keep a few old files open, not all of a minute."""
+    """Small logs that are rotated repeatedly keep a few old files open, not all of a minute."""
     script = PROGRAM.replace("range(5)", "range(100)").replace("2000", "1") + RUNS["plain"]
     done = run(script, tmp_path / "data", shell="ulimit -n 64")
 
@@ -112,7 +112,7 @@ async def test_a_process_in_another_pid_namespace_reads_beside_the_writer_and_is
 
 
 def test_an_append_in_the_clean_up_of_a_cancelled_task_is_made(tmp_path: Path) -> None:
-    """When `asyncio.run` cancels all that is left, the writer's task goes on for those who still append."""
+    """When `asyncio.run` cancels all that is left, the writer's task continues for those who still append."""
     appended: list[int] = []
 
     async def worker(log: EventLog) -> None:
@@ -221,7 +221,7 @@ async def test_an_opening_without_a_thread_opens_nothing(data_dir: Path, monkeyp
 
 
 async def test_a_close_without_a_thread_releases_the_lock(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer has a thread of its own; what needs another one fails, and is told after that."""
+    """The writer has a thread of its own; what needs another one fails, and is reported after that."""
 
     class Unsaved:
         name, offset = "unsaved", 0

@@ -1,4 +1,4 @@
-"""The examples as they are run: real servers and a worker in processes of their own, and real clients."""
+"""The examples as they are run: real servers and a worker in separate processes, and real clients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support import event, free_port
 from eventfold import EventLog, SyncMode
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
-# Seconds, on a busy machine. What does not end its streams waits for ever.
+# Seconds, on a busy machine. What does not end its streams waits forever.
 STOPS_WITHIN = 5.0
 
 
@@ -416,7 +416,7 @@ async def test_of_many_changes_through_all_workers_to_what_was_seen_one_is_taken
 
 @needs_proc
 async def test_of_many_decisions_through_all_workers_one_writes(workers: Workers) -> None:
-    """Each of them is decided on the newest state, also where another worker has just made that."""
+    """Each of them is decided on the newest state, even if another worker has just made that."""
     todo = post(workers.urls[0], "to be done once").json()
 
     async def finish(number: int) -> int:
@@ -458,7 +458,7 @@ async def test_a_stream_is_resumed_at_any_worker(workers: Workers) -> None:
 @needs_proc
 @pytest.mark.parametrize("name", ["fastapi", "aiohttp"])
 async def test_a_worker_killed_under_load_loses_and_duplicates_nothing(tmp_path: Path, name: str) -> None:
-    """Clients that got no answer send their request again; the other workers go on at once, and end on Ctrl-C."""
+    """Clients that got no answer send their request again; the other workers continue at once, and end on Ctrl-C."""
     data = tmp_path / "data"
     told: dict[str, int] = {}
 

@@ -90,7 +90,7 @@ async def test_an_empty_log_is_exported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ExportFormat)
 async def test_what_comes_before_damage_is_exported(tmp_path: Path, format: ExportFormat) -> None:
-    """As a whole file; then the damage is told."""
+    """As a whole file; then the damage is reported."""
     write_log(tmp_path, line(1), line(2), b"damage\n", line(3))
     file = io.BytesIO()
 
@@ -130,7 +130,7 @@ async def test_a_cancelled_export_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ExportFormat)
 async def test_the_event_loop_is_not_held_by_a_slow_file(tmp_path: Path, format: ExportFormat) -> None:
-    """Not for what stands before the first row or behind the last either."""
+    """Not for what comes before the first row or behind the last either."""
     await make(tmp_path)
     threads: set[threading.Thread] = set()
 

@@ -56,7 +56,7 @@ def test_damaged_lines_are_read_as_the_reference_reads_them(
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=60) | st.text('{}[]":,\\ \n09.-etruflsnda', max_size=60).map(str.encode))
 def test_any_bytes_are_a_log_or_refused(run: Run, place: Path, data: bytes) -> None:
-    """Also where nothing looks like a line."""
+    """Even if nothing looks like a line."""
     run(check_lines(place, data + b"\n"))
 
 

@@ -209,7 +209,7 @@ async def test_a_state_can_be_waited_for_before_the_write(data_dir: Path) -> Non
 
 
 async def test_a_wait_for_a_state_raises_when_the_log_is_closed(data_dir: Path) -> None:
-    """It raises LogClosedError instead of waiting for ever."""
+    """It raises LogClosedError instead of waiting forever."""
     log = await EventLog.open(data_dir, views=[sum_view()])
     waiting = asyncio.ensure_future(log.wait_until("sum", 1000))
     await settle()

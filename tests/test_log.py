@@ -358,7 +358,7 @@ async def test_the_builder_has_every_option_of_open(data_dir: Path) -> None:
 
 
 async def test_the_builder_s_max_log_size_rotates(data_dir: Path) -> None:
-    """Above it the active log is moved into the archive by itself; nothing is lost."""
+    """Above it the active log is moved into the archive automatically; nothing is lost."""
     async with EventLog.builder(data_dir).max_log_size(500).open() as log:
         for n in range(50):
             await log.append(event(n))
@@ -529,7 +529,7 @@ async def test_a_read_only_log_of_a_missing_directory_is_empty(tmp_path: Path) -
 
 
 async def test_closing_a_read_only_log_ends_its_watches(data_dir: Path) -> None:
-    """Also where nobody writes."""
+    """Even if nobody writes."""
     write_log(data_dir, line(0))
     log = await EventLog.open(data_dir, views=views(), read_only=True)
 
@@ -590,7 +590,7 @@ async def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path, rea
 
 
 async def test_one_view_in_two_logs_is_refused(tmp_path: Path) -> None:
-    """The message names the view and both logs; the first goes on."""
+    """The message names the view and both logs; the first continues."""
     view = View("v", count, 0)
     async with EventLog.open(tmp_path / "one", views=[view]) as log:
         with pytest.raises(EventfoldError, match=r"'v'.*two.*one"):
@@ -602,7 +602,7 @@ async def test_one_view_in_two_logs_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_view_can_move_to_another_log_once_the_first_is_closed(tmp_path: Path) -> None:
-    """It begins anew there."""
+    """It starts over there."""
     view = View("v", count, 0)
     states = []
     for name, events in (("one", 3), ("two", 1)):

@@ -100,7 +100,7 @@ async def test_a_snapshot_of_another_log_is_not_used(log: Path, own: Path, tmp_p
 
 
 async def test_a_view_that_was_registered_elsewhere_before_is_saved_here_too(log: Path, own: Path) -> None:
-    """Its snapshot beside the log is not the one that this process goes on from."""
+    """Its snapshot beside the log is not the one that this process continues from."""
     await write(log, 10)
     view = Counting().view
     async with EventLog.open(log, views=[view]):
@@ -140,7 +140,7 @@ async def test_a_writer_has_no_other_place_for_its_snapshots(log: Path, own: Pat
 async def test_what_can_not_be_saved_is_only_logged(
     log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A snapshot is worth no more than the time to fold anew."""
+    """A snapshot is worth no more than the time to fold again."""
     await write(log, 3)
     (tmp_path / "file").touch()
 
@@ -151,7 +151,7 @@ async def test_what_can_not_be_saved_is_only_logged(
 
 
 async def test_a_backup_has_the_writer_s_snapshots(log: Path, own: Path, tmp_path: Path) -> None:
-    """Or the restored log would go on from the state of another view of the same name."""
+    """Or the restored log would continue from the state of another view of the same name."""
     await write(log, 10)
     async with EventLog.open(log, views=[View("count", lambda state, event: state + 2, 0)]):
         pass

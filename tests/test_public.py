@@ -263,7 +263,7 @@ def test_the_values_have_the_fields_of_the_design() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_the_values_cannot_be_changed(value: Any) -> None:
-    """They tell what was, and go on doing so."""
+    """They tell what was, and continue doing so."""
     for name in getattr(value, "_fields", None) or value.__struct_fields__:
         with pytest.raises(AttributeError):
             setattr(value, name, 0)

@@ -60,7 +60,7 @@ async def read_to_damage(reader: Any) -> tuple[list[Any], CorruptLogError]:
 
 @pytest.mark.parametrize("case", BAD_LINES)
 async def test_a_bad_line_ends_the_reading_after_all_good_events(damaged_dir: Path, case: str) -> None:
-    """The error names the file and the line's offset; what stands behind is not given."""
+    """The error names the file and the line's offset; what follows is not given."""
     good = [line(n) for n in range(50)]
     write_log(damaged_dir, *good, BAD_LINES[case], line(50))
     found, error = await read_to_damage(EventReader(damaged_dir))
@@ -96,7 +96,7 @@ async def test_what_another_program_may_write_is_read(damaged_dir: Path, key: st
 
 
 async def test_blank_lines_are_passed_over(damaged_dir: Path) -> None:
-    """They count in the offsets, and are no events."""
+    """They count in the offsets, and are not events."""
     write_log(damaged_dir, b"\n", line(0), b"\n \t\n", line(1), b"\r\n", line(2))
     found = await records(EventReader(damaged_dir))
 
@@ -151,7 +151,7 @@ async def test_reading_begins_at_any_lines_start(data_dir: Path) -> None:
 
 
 async def test_reading_may_begin_inside_a_batch(data_dir: Path) -> None:
-    """An offset that a record had is good to go on from."""
+    """An offset that a record had is good to continue from."""
     async with EventWriter.open(data_dir) as writer:
         results = await writer.append_many([event(n) for n in range(4)])
         rest = await records(writer.reader(), results[1].end_offset)
@@ -225,7 +225,7 @@ async def test_an_invalid_offset_is_a_value_error(data_dir: Path, offset: Any) -
 
 @pytest.mark.parametrize("beyond", [1, 10**6, 2**70])
 async def test_an_offset_beyond_the_head_is_a_value_error(data_dir: Path, beyond: int) -> None:
-    """The message tells both."""
+    """The message names both."""
     data = write_log(data_dir, line(0), line(1))
     reader = EventReader(data_dir)
     offset = len(data) + beyond
@@ -282,7 +282,7 @@ async def test_an_empty_file_is_an_empty_log(data_dir: Path) -> None:
 
 
 async def test_a_reader_sees_the_log_that_comes_later(data_dir: Path) -> None:
-    """One reader goes on from the missing directory to the log in it."""
+    """One reader continues from the missing directory to the log in it."""
     reader = EventReader(data_dir)
     before = await numbers(reader)
     async with EventWriter.open(data_dir) as writer:
@@ -384,7 +384,7 @@ async def test_a_reader_of_the_writer_ends_its_waits_with_it(data_dir: Path) -> 
 
 
 async def test_wait_for_events_ends_with_the_next_event(data_dir: Path) -> None:
-    """The result tells that there is something new, and where the head is."""
+    """The result says that there is something new, and where the head is."""
     async with EventWriter.open(data_dir) as writer:
         waiting = asyncio.create_task(writer.reader().wait_for_events(0))
         await settle()
@@ -553,7 +553,7 @@ async def test_reading_backwards_gives_the_same_records_in_reverse(data_dir: Pat
 
 
 async def test_reading_backwards_begins_before_any_line(data_dir: Path) -> None:
-    """From each event's end offset, what stands before it."""
+    """From each event's end offset, what comes before it."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await tagged_log(writer)
         await writer.rotate()
@@ -606,7 +606,7 @@ async def test_the_newest_event_of_a_large_log_is_read_without_the_rest(
 
 @pytest.mark.parametrize("place", [0, 1, 5_000])
 async def test_damage_ends_reading_backwards_after_everything_that_follows_it(damaged_dir: Path, place: int) -> None:
-    """The error tells the bad line's offset."""
+    """The error says the bad line's offset."""
     lines = [line(n) for n in range(6000)]
     write_log(damaged_dir, *lines[:place], b"bad\n", *lines[place:])
     found = []

@@ -216,7 +216,7 @@ async def test_what_is_seen_in_a_pause_is_the_fold_up_to_the_offset(data_dir: Pa
 
 
 async def test_a_refresh_that_is_cancelled_within_a_slice_folds_each_event_once(data_dir: Path) -> None:
-    """The next one goes on with the event that was not folded yet."""
+    """The next one continues with the event that was not folded yet."""
     write_log(data_dir, *(line(n) for n in range(300)))
     view = View("v", slow_list, [])
     task = asyncio.create_task(view.refresh(EventReader(data_dir)))

@@ -47,7 +47,7 @@ async def numbers(directory: Path) -> list[int]:
 @pytest.mark.parametrize(("archived", "active"), [(3, 3), (3, 0), (0, 3), (0, 0)])
 @pytest.mark.parametrize("target", ["new/log", "empty"])
 async def test_a_restored_log_opens_at_once(tmp_path: Path, archived: int, active: int, target: str) -> None:
-    """With its snapshots and its consumers' places, in a directory that is made if need be."""
+    """With its snapshots and its consumers' places, in a directory that is made if necessary."""
     backup, log_dir = tmp_path / "backup", tmp_path / target
     (tmp_path / "empty").mkdir()
     await make_backup(backup, archived, active)
@@ -168,7 +168,7 @@ async def test_only_one_at_a_time_restores_into_a_directory(tmp_path: Path, seam
 
 @pytest.mark.parametrize("before", [".restoring/app.jsonl", "app.jsonl.base", "app.jsonl", "archive.jsonl.zst"])
 async def test_a_log_that_is_created_meanwhile_loses_no_event(tmp_path: Path, seam: Seam, before: str) -> None:
-    """Such as by a program that is started again and again: either it can't open the directory, or restoring fails."""
+    """Such as by a program that is started repeatedly: either it can't open the directory, or restoring fails."""
     await make_backup(tmp_path / "backup")
     target = tmp_path / "log"
     appended: list[bool] = []

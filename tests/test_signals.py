@@ -35,7 +35,7 @@ async def follow(log: EventLog) -> list[Record]:
 
 @pytest.mark.parametrize("number", STOPS)
 async def test_open_streams_end_on_a_signal_and_the_server_hears_it(heard: list[int], number: int) -> None:
-    """The tail ends as if the log were closed; appends go on."""
+    """The tail ends as if the log were closed; appends continue."""
     async with testing.log() as log:
         await log.append(event(1))
         with end_streams_on_stop(log):

@@ -85,7 +85,7 @@ async def test_folding_continues_from_a_snapshot_before_the_head(data_dir: Path)
 async def test_another_version_means_a_rebuild(
     data_dir: Path, caplog: pytest.LogCaptureFixture, saved: int | str, asked: int | str
 ) -> None:
-    """With a warning that tells both, and the new snapshot has the new version."""
+    """With a warning that names both, and the new snapshot has the new version."""
     path = await build(data_dir, saved)
     with caplog.at_level(logging.WARNING, "eventfold"):
         result = await reopen(data_dir, asked)
@@ -103,7 +103,7 @@ async def test_another_version_means_a_rebuild(
 async def test_other_event_types_mean_a_rebuild(
     data_dir: Path, caplog: pytest.LogCaptureFixture, saved: list[str] | None, asked: list[str] | None
 ) -> None:
-    """Also without another version: the snapshot never saw those events, or saw others. The warning tells both."""
+    """Also without another version: the snapshot never saw those events, or saw others. The warning names both."""
 
     def view(types: list[str] | None) -> View[list[str]]:
         return View("v", lambda state, event: [*state, event.type], list, event_types=types)
@@ -311,7 +311,7 @@ async def test_any_other_snapshot_of_the_crate_means_a_rebuild(
 
 
 async def test_save_and_load_give_the_same_snapshot(tmp_path: Path) -> None:
-    """Everything that a snapshot has, in a directory that is made if need be."""
+    """Everything that a snapshot has, in a directory that is made if necessary."""
     original = Snapshot({"a": [1, None, "ä"]}, 10, "abc", 20, "def", "v2")
     path = tmp_path / "deep" / "x.json"
     await snapshot.save(path, original)
@@ -352,7 +352,7 @@ async def test_load_of_a_damaged_file_is_none_with_a_warning(
 
 
 async def test_delete_removes_the_file_for_good(tmp_path: Path, seam: Seam) -> None:
-    """The directory is synced; a second time it is no error."""
+    """The directory is synced; a second time it is not an error."""
     await snapshot.save(tmp_path / "x.json", Snapshot(1, 0, ""))
     synced = seam.count("sync_dir")
     await snapshot.delete(tmp_path / "x.json")

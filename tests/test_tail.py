@@ -49,7 +49,7 @@ async def test_a_tail_from_0_gives_what_is_there_and_then_what_comes(data_dir: P
 
 
 async def test_a_tail_from_an_offset_begins_with_the_event_that_starts_there(data_dir: Path) -> None:
-    """The end of a record is where the next tail goes on."""
+    """The end of a record is where the next tail continues."""
     async with EventLog.open(data_dir) as log:
         results = await log.append_many([event(n) for n in range(4)])
 
@@ -95,7 +95,7 @@ async def test_a_tail_continues_through_many_rotations_of_its_own_process(data_d
 
 
 async def test_a_tail_continues_through_automatic_rotations(data_dir: Path) -> None:
-    """With a small max_log_size rotations come while appends and tails go on."""
+    """With a small max_log_size rotations come while appends and tails continue."""
     async with EventLog.open(data_dir, sync=SyncMode.OS, max_log_size=2000) as log:
         tails = [asyncio.ensure_future(take(log.tail(0), 500)) for _ in range(3)]
         for n in range(500):
@@ -121,7 +121,7 @@ async def test_a_tail_continues_through_many_rotations_of_another_process(data_d
 
 
 async def test_a_tail_that_lagged_through_rotations_reads_them_from_the_archive(data_dir: Path) -> None:
-    """A tail that stood still while the log was rotated twice goes on at its next event."""
+    """A tail that stood still while the log was rotated twice continues at its next event."""
     async with other_writer(data_dir) as writer, aclosing(EventReader(data_dir).tail(0)) as tail:
         await writer.append(1)
         first = await take(tail, 1)
@@ -194,7 +194,7 @@ async def test_a_tail_from_before_the_directory_existed_is_woken_by_a_writer_of_
 
 
 async def test_a_readers_tail_outlives_the_writer_of_its_process(data_dir: Path) -> None:
-    """When the log here is closed and another process goes on writing, the tail goes on too."""
+    """When the log here is closed and another process continues writing, the tail continues too."""
     async with aclosing(EventReader(data_dir).tail(0)) as tail:
         async with EventLog.open(data_dir) as log:
             await log.append(event(0))
@@ -409,7 +409,7 @@ async def test_a_tail_in_the_writers_process_gives_durable_events_only(data_dir:
 
 
 async def test_reading_a_long_log_lets_other_tasks_run(data_dir: Path) -> None:
-    """A tail over many events, read without a pause, lets the event loop go on every few milliseconds."""
+    """A tail over many events, read without a pause, lets the event loop continue every few milliseconds."""
     write_log(data_dir, *(line(n) for n in range(50_000)))
     turns = 0
 

@@ -72,7 +72,7 @@ async def test_two_logs_for_tests_are_apart() -> None:
 
 
 async def test_the_directory_is_removed_at_the_end() -> None:
-    """Also where the test failed."""
+    """Even if the test failed."""
     with pytest.raises(FullError):
         async with testing.log() as log:
             await log.append(event(1))

@@ -189,7 +189,7 @@ async def test_concurrent_refreshes_fold_each_event_once(data_dir: Path) -> None
 
 
 async def test_a_view_of_an_empty_log_has_its_initial_state(tmp_path: Path) -> None:
-    """Also where the directory does not exist."""
+    """Even if the directory does not exist."""
     view: View[list[int]] = View("v", lambda s, e: [*s, 1], [7])
     state = await view.refresh(EventReader(tmp_path / "missing"))
 
@@ -241,7 +241,7 @@ async def test_an_initial_callable_is_called_for_each_build(data_dir: Path) -> N
 
 
 async def test_only_the_named_types_are_folded(data_dir: Path) -> None:
-    """The offset still goes on to the head, past what was not looked at."""
+    """The offset still continues to the head, past what was not looked at."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         for n in range(200):
             await writer.append(event(n, "abcd"[n % 4]))
@@ -314,7 +314,7 @@ async def test_a_reducer_that_raises_leaves_the_view_before_that_event(data_dir:
 
 
 async def test_a_reducer_that_raises_among_selected_types_names_the_right_event(data_dir: Path) -> None:
-    """The offset is that of the event itself, also where events before it were passed over."""
+    """The offset is that of the event itself, even if events before it were passed over."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n, "ab"[n % 2])) for n in range(10)]
         view = View("v", fails_at(7), [], event_types={"b"})
@@ -348,7 +348,7 @@ async def test_a_reducer_that_works_again_continues_where_it_failed(data_dir: Pa
 
 
 async def test_where_a_view_failed_it_is_after_a_restart(data_dir: Path) -> None:
-    """What was folded before the failure may be saved, and is good to go on from."""
+    """What was folded before the failure may be saved, and is good to continue from."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(n) for n in range(10)])
         failing = View("v", fails_at(6), [])
@@ -378,7 +378,7 @@ def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def test_a_view_stops_where_a_reader_does(damaged_dir: Path) -> None:
-    """A line with two objects is no event's line: a view does not fold what a reader refuses."""
+    """A line with two objects is not an event's line: a view does not fold what a reader refuses."""
     write_log(damaged_dir, line(0), line(1)[:-1] + line(2), line(3))
     view: View[list[int]] = View("v", lambda s, e: [*s, e.data["n"]], [])
     with pytest.raises(CorruptLogError) as caught:
@@ -551,7 +551,7 @@ async def test_a_snapshot_that_cannot_be_written_affects_nothing(
 
 
 async def test_a_cancelled_refresh_keeps_what_it_has_folded(data_dir: Path) -> None:
-    """The next one goes on there: each event is folded once."""
+    """The next one continues there: each event is folded once."""
     write_log(data_dir, b"".join(line(n) for n in range(30_000)))
     reader = EventReader(data_dir)
     started = asyncio.Event()
@@ -615,7 +615,7 @@ async def test_rebuild_folds_the_whole_log_and_replaces_the_snapshot(data_dir: P
 
 
 async def test_only_what_the_query_matches_is_folded(data_dir: Path) -> None:
-    """By tags and by types, alone and together with other views in one pass; the offset goes on to the head."""
+    """By tags and by types, alone and together with other views in one pass; the offset continues to the head."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         made = [event(n, "ab"[n % 2], tags=(f"order:{n % 3}", f"customer:{n % 5}")) for n in range(300)]
         await writer.append_many(made[:150])
@@ -644,7 +644,7 @@ async def test_only_what_the_query_matches_is_folded(data_dir: Path) -> None:
 
 
 async def test_a_snapshot_of_another_query_is_not_used(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The view is rebuilt, and a warning says what the snapshot was made of; the same query goes on from it."""
+    """The view is rebuilt, and a warning says what the snapshot was made of; the same query continues from it."""
 
     def view_of(query: Query | None) -> tuple[View[list[int]], list[int]]:
         folded: list[int] = []

@@ -49,7 +49,7 @@ async def started(*calls: Any) -> list[asyncio.Task[Any]]:
 
 
 def run(script: str, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script in a process of its own, with the directory as its first argument."""
+    """Runs a script in a separate process, with the directory as its first argument."""
     return subprocess.run(
         [sys.executable, "-c", script, str(directory), *arguments],
         capture_output=True,
@@ -301,7 +301,7 @@ async def test_a_batch_cut_anywhere_is_read_whole_or_not_at_all(damaged_dir: Pat
 @pytest.mark.parametrize("lines_left", [0, 1, 2])
 @pytest.mark.parametrize("bytes_more", [0, 1, 40])
 async def test_a_cut_batch_is_removed_when_a_writer_opens(damaged_dir: Path, lines_left: int, bytes_more: int) -> None:
-    """The log then goes on behind the event before the batch."""
+    """The log then continues behind the event before the batch."""
     batch = [line(n, batch=f"{n},3") for n in (1, 2, 3)]
     write_log(damaged_dir, line(0), *batch[:lines_left], batch[lines_left][:bytes_more])
     async with EventWriter.open(damaged_dir) as writer:
@@ -484,7 +484,7 @@ async def test_closing_ends_even_if_the_last_waiting_append_is_refused(
 
 @pytest.mark.parametrize("written", [0, 1, 20, len(line(2)) + 5])
 async def test_a_failed_write_leaves_the_log_as_it_was(data_dir: Path, seam: Seam, written: int) -> None:
-    """Whatever part of the batch was written is cut off, its calls get the error, and the writer goes on."""
+    """Whatever part of the batch was written is cut off, its calls get the error, and the writer continues."""
     failures = [OSError(errno.ENOSPC, "disk full")]
 
     def partial(write: Any, fd: int, data: bytes, position: int) -> None:
@@ -763,7 +763,7 @@ async def test_a_closed_writer_refuses_appends(data_dir: Path) -> None:
 
 
 async def test_closing_twice_is_closing_once(data_dir: Path) -> None:
-    """At once or one after the other."""
+    """At once or one after another."""
     writer = await EventWriter.open(data_dir)
     await asyncio.gather(writer.aclose(), writer.aclose())
     await writer.aclose()
@@ -774,7 +774,7 @@ async def test_closing_twice_is_closing_once(data_dir: Path) -> None:
 
 
 async def test_a_close_that_is_cancelled_continues(data_dir: Path, seam: Seam) -> None:
-    """The appends are finished and the lock is let go all the same."""
+    """The appends are finished and the lock is released anyway."""
     writer = await EventWriter.open(data_dir)
     gate = seam.freeze("sync")
     [append] = await started(writer.append(event(1)))
@@ -792,7 +792,7 @@ async def test_a_close_that_is_cancelled_continues(data_dir: Path, seam: Seam) -
 
 
 async def test_reopening_continues_at_the_head(data_dir: Path) -> None:
-    """The new writer's head is the old one's, and offsets go on from there."""
+    """The new writer's head is the old one's, and offsets continue from there."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(1), event(2)])
         head = writer.head
@@ -842,7 +842,7 @@ def test_a_loop_that_ends_leaves_no_append_waiting(tmp_path: Path, seam: Seam) -
 
 
 async def test_a_second_writer_in_the_same_process_is_refused(data_dir: Path) -> None:
-    """The error names the file, and the first writer goes on."""
+    """The error names the file, and the first writer continues."""
     async with EventWriter.open(data_dir) as writer:
         with pytest.raises(LogLockedError, match=r"app\.jsonl") as caught:
             await EventWriter.open(data_dir)
@@ -984,7 +984,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
 def test_a_writer_refuses_to_write_in_a_forked_child(data_dir: Path, lock: LockMode) -> None:
-    """The child, which holds the lock by inheritance, may read and close; the parent keeps the lock and goes on."""
+    """The child, which holds the lock by inheritance, may read and close; the parent keeps the lock and continues."""
     done = run(FORK, data_dir, lock.value)
 
     assert done.stdout.splitlines() == ["child 0", "LogLockedError", "['parent', 'parent again']"], done.stderr

@@ -16,7 +16,7 @@ from eventfold import Event, EventLog, EventReader, View
 
 COMMAND = [sys.executable, "-m", "eventfold"]
 QUESTION = b"[y/N] "
-# Makes the standard input the terminal whose Ctrl-C ends this process, and goes on as the command.
+# Makes the standard input the terminal whose Ctrl-C ends this process, and continues as the command.
 ON_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -228,7 +228,7 @@ def test_info_prints_the_same_on_a_terminal(log: Path) -> None:
 
 
 def test_verify_reports_damage_and_exits_with_1(log: Path) -> None:
-    """With file and offset; `cat` prints what stands before it and then says so."""
+    """With file and offset; `cat` prints what comes before it and then says so."""
     path = log / "app.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"n":15', b'"n":\0' + b"5"))
 

@@ -80,7 +80,7 @@ def test_a_batch_longer_than_many_slices_is_decoded_once(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("places", [[(1, 2), (1, 2)], [(2, 2)], [(1, 2), (3, 2)], [(1, 2), (1, 0)], [(1, 3), (2, 4)]])
 def test_a_batch_that_breaks_off_after_a_slice_is_reported_where_it_begins(places: list[tuple[int, int]]) -> None:
-    """Also where the lines before it were fed apart; the events before it are given."""
+    """Even if the lines before it were fed apart; the events before it are given."""
     first = encode_line(Event("counted", {}, ts=1), 2**24)
     lines = [encode_line(Event("counted", {}, ts=1), 2**24, place) for place in places]
     decoder, given, offset = Decoder(), [], 0
@@ -113,7 +113,7 @@ def test_a_selection_gives_what_is_left_of_all_events(groups: list[tuple[Event, 
 
 @pytest.mark.parametrize("most", [3, 1000])
 def test_a_selection_finds_its_events_among_any_number_of_types(most: int) -> None:
-    """Also where there are more types than it tells apart, and where new ones turn up on the way."""
+    """Even if there are more types than it tells apart, and where new ones turn up on the way."""
     lines = [encode_line(Event(f"type {i % 10}", i, ts=1), 2**24) for i in range(200)]
     with mock.patch.object(selection, "_MOST_TYPES", most):
         decoder = Decoder(Query({f"type {most % 7}", "never"}), places=False)
@@ -165,7 +165,7 @@ def test_a_query_gives_what_is_left_of_all_events(
 
 
 def test_a_line_whose_text_has_no_wanted_tag_is_not_decoded() -> None:
-    """Its text may be no UTF-8, then: nobody looks at it."""
+    """Its text may not be UTF-8, then: nobody looks at it."""
     line = b'{"type":"a","data":"\xff","ts":1,"tags":["order:77"]}\n'
 
     assert [slice_.events for slice_ in decoded(line, query=Query(tags={"order:7"}))] == [[]]
@@ -212,7 +212,7 @@ def test_an_event_may_have_an_empty_type(types: list[str] | None) -> None:
 
 
 def test_an_empty_selection_gives_nothing_and_still_looks_at_the_lines() -> None:
-    """Where a line is no JSON, it says so."""
+    """Where a line is not JSON, it says so."""
     line = encode_line(Event("a", ts=1), 2**24)
 
     assert [slice_.events for slice_ in decoded(line, [])] == [[]]

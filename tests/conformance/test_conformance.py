@@ -59,7 +59,7 @@ async def test_a_new_log_is_empty(where: Address) -> None:
 
 
 async def test_events_are_read_in_the_order_in_which_they_were_appended(where: Address) -> None:
-    """Also where they wait for the same commit."""
+    """Even if they wait for the same commit."""
     async with EventLog.open(where) as log:
         await asyncio.gather(*(log.append(event(n)) for n in range(500)))
 
@@ -215,7 +215,7 @@ async def test_a_conditional_append_holds_at_the_expected_head(where: Address) -
 
 
 async def test_a_conditional_append_at_another_head_writes_nothing(where: Address) -> None:
-    """The error tells both heads."""
+    """The error names both heads."""
     async with EventLog.open(where) as log:
         await log.append(event(0))
         with pytest.raises(ConditionalAppendError) as raised:

@@ -1,4 +1,4 @@
-"""A log is copied from one engine to another, and the program goes on there as if nothing had happened."""
+"""A log is copied from one engine to another, and the program continues there as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def fill(where: Address, count: int = 20) -> Head:
 
 
 async def test_a_copy_has_the_same_offsets_hashes_snapshots_and_consumers(ends: tuple[Address, Address]) -> None:
-    """Each record is the same; the view goes on from its snapshot, and the consumer after its last commit."""
+    """Each record is the same; the view continues from its snapshot, and the consumer after its last commit."""
     source, target = ends
     head = await fill(source)
 

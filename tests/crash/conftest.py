@@ -12,12 +12,12 @@ from tests.crash.scenarios import small_frames
 
 @pytest.fixture
 def fast_disk(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Frames so small that a few events are several, and syncs that take no time."""
+    """Frames so small that a few events fill several, and syncs that take no time."""
     small_frames(monkeypatch, caplog)
 
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Path]:
-    """A directory for many small files, in memory where there is one."""
+    """A directory for many small files, in memory if possible."""
     with scratch_directory(tmp_path) as path:
         yield path

@@ -1,8 +1,8 @@
-"""A disk that forgets: file operations are recorded, and every state that a crash can leave computed from them.
+"""The recorder: records file operations, and computes every state of the disk that a crash can leave.
 
-A killed process leaves all that it did; of its last write, any beginning. A power cut leaves what was synced, and of
-the rest anything: any of the changes to names that no sync of their directory followed, and of what was written to each
-file everything, nothing, a part, or the size without the data.
+A killed process leaves everything that it did, and any prefix of its last write. A power cut leaves what was synced,
+and any part of the rest: any subset of the changes to names that no sync of their directory followed, and of the writes
+to each file everything, nothing, a part, or the size without the data.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _RANDOM = re.compile(r"\.[0-9a-f]{16}\.tmp$")
 
 
 class Op(NamedTuple):
-    """One operation; `file` is a number that an opening gives, or a name."""
+    """One operation; `file` is a name, or a number that is given at each opening."""
 
     kind: str
     file: Any = None
@@ -43,8 +43,8 @@ class Op(NamedTuple):
 class Expected(NamedTuple):
     """What must be found after a crash.
 
-    The log is the truth's, up to an end at or after `acknowledged` (after a power cut) or `written` (after a kill).
-    `kept` names files that may hold nothing else than one of these; None where there may be no file.
+    The log is the oracle's, up to an end at or after `acknowledged` (after a power cut) or `written` (after a kill).
+    `kept` maps file names to their only allowed contents; None stands for no file.
     """
 
     truth: Truth
@@ -54,7 +54,7 @@ class Expected(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """Where an operation began, what it did, and what was expected when it began."""
+    """An operation, with what was expected when it began."""
 
     files: Files
     ops: list[Op]
@@ -62,7 +62,7 @@ class Recorded(NamedTuple):
 
 
 def write_files(directory: Path, files: Files) -> Path:
-    """Makes a directory with these files."""
+    """Creates a directory with these files."""
     directory.mkdir()
     for name, data in files.items():
         path = directory / name
@@ -79,7 +79,7 @@ def read_files(directory: Path) -> Files:
 
 @contextmanager
 def scratch_directory(otherwise: Path) -> Iterator[Path]:
-    """A directory for many small files that are soon gone: in memory where there is such a place."""
+    """A directory for many short-lived files, in memory if possible."""
     memory = Path("/dev/shm")
     if not (memory.is_dir() and os.access(memory, os.W_OK)):
         yield otherwise
@@ -89,7 +89,7 @@ def scratch_directory(otherwise: Path) -> Iterator[Path]:
 
 
 class Journal:
-    """Records the operations below one directory, in the order in which they were done; syncs nothing."""
+    """Records the operations below one directory, in order; syncs nothing."""
 
     _numbers: ClassVar[Iterator[int]] = itertools.count()
 
@@ -111,19 +111,19 @@ class Journal:
         monkeypatch.setattr(os, "mkdir", self._mkdir)
 
     def acknowledge(self, offset: int) -> None:
-        """From here on the log must never again end before this offset."""
+        """From now on, the log must not end before this offset."""
         self.ops.append(Op("acknowledge", value=offset))
 
     def written(self, offset: int) -> None:
-        """From here on a killed process's log must never again end before this offset."""
+        """From now on, the log of a killed process must not end before this offset."""
         self.ops.append(Op("written", value=offset))
 
     def expect(self, truth: Truth) -> None:
-        """From here on the log must be this one's, up to where it may end."""
+        """From now on, the log must be this oracle's, up to an allowed end."""
         self.ops.append(Op("expect", value=truth))
 
     def keep(self, name: str) -> None:
-        """From here on the file must hold what it holds now, or what later takes its place."""
+        """From now on, the file must have its current content, or what later replaces it."""
         self.ops.append(Op("keep", name))
 
     def _name(self, path: Path) -> str:
@@ -133,7 +133,7 @@ class Journal:
         with self._lock:
             new = not path.exists()
             fd = self._originals["open_file"](path, flags)
-            if path == self._directory:  # which is there in every state; opened for its lock
+            if path == self._directory:  # which exists in every state; opened for its lock
                 return fd
             self._open[fd] = next(self._numbers), self._name(path)
             self.ops.append(Op("create" if new else "open", *self._open[fd]))
@@ -190,7 +190,7 @@ class Journal:
 
 
 class _Inode:
-    """A file: what is surely on disk, and what was done to it since; a directory has neither."""
+    """A file: what is certainly on disk, and what was done to it since; a directory has neither."""
 
     def __init__(self, data: bytes = b"", is_directory: bool = False) -> None:
         self.is_directory = is_directory
@@ -210,10 +210,10 @@ class _Inode:
         return data
 
     def after_power_cut(self, pages: bool, fine: bool, mark: bool) -> Iterator[bytes]:
-        """What may be on disk; with `pages`, also a later part of the last write without an earlier one.
+        """The contents that may be on disk; with `pages`, also a later part of the last write without an earlier one.
 
-        With `fine`, the last write is torn in more places. A `mark`, which is checksummed and changed for each turn, is
-        there with all of its changes or with none.
+        With `fine`, the last write is torn in more places. A `mark`, which is checksummed and changes with each turn,
+        has either all of its changes or none.
         """
         yield self.now()
         if not self.pending:
@@ -239,20 +239,20 @@ class _Inode:
 
 
 class State(NamedTuple):
-    """What a crash leaves: the files, what must be found in them, and when it came."""
+    """A state that a crash leaves: the files, what must be found in them, and when the crash came."""
 
     files: Files
     expected: Expected
     after: str
 
     def check_kept(self) -> None:
-        """Asserts that the files that were to be kept are there."""
+        """Asserts that the files that must be kept are there."""
         for name, contents in self.expected.kept.items():
             assert self.files.get(name) in contents, f"{name} is {self.files.get(name)!r:.100}"
 
 
 class _Disk:
-    """All names and files, what is surely on disk, and what is expected."""
+    """All names and files, what is certainly on disk, and what is expected."""
 
     def __init__(self, files: Files, expected: Expected) -> None:
         directories = {parent.as_posix() for name in files for parent in Path(name).parents} - {"."}
@@ -264,7 +264,7 @@ class _Disk:
         self.expected = expected
 
     def do(self, op: Op) -> None:
-        """Goes on by one operation."""
+        """Applies one operation."""
         expected = self.expected
         if op.kind == "acknowledge":
             latest = max(op.value, expected.acknowledged)
@@ -319,7 +319,7 @@ class _Disk:
 
     @staticmethod
     def _reachable(names: dict[str, _Inode]) -> dict[str, _Inode]:
-        """Without the directories, and without what is in one that is not there."""
+        """The files, without directories and without what is in a directory that does not exist."""
         return {
             name: inode
             for name, inode in names.items()
@@ -327,11 +327,11 @@ class _Disk:
         }
 
     def killed(self) -> Files:
-        """What is there if the process is killed now."""
+        """The state if the process is killed now."""
         return {name: inode.now() for name, inode in self._reachable(self._names).items()}
 
     def after_power_cut(self, fine: bool) -> Iterator[Files]:
-        """What may be there if the power fails now."""
+        """The possible states if the power fails now."""
         for chosen in itertools.product((True, False), repeat=len(self._changes)):
             left = dict(self._synced)
             for change in itertools.compress(self._changes, chosen):
@@ -351,7 +351,7 @@ def _key(state: State) -> Any:
 
 
 class States:
-    """Every different state that a crash can leave; knows those that it has given."""
+    """Every distinct state that a crash can leave; remembers those that it has yielded."""
 
     def __init__(self) -> None:
         self._seen: set[Any] = set()
@@ -360,7 +360,7 @@ class States:
         return len(self._seen)
 
     def after(self, recorded: Recorded, since: int = 0, fine: bool = False) -> Iterator[State]:
-        """The states after each of the operations from `since` on, without those that were given before.
+        """The states after each of the operations from `since` on, without those that were yielded before.
 
         With `fine`, writes are torn in more places.
         """
@@ -385,9 +385,9 @@ class States:
 
 
 def kills(recorded: Recorded) -> Iterator[tuple[State, list[Op]]]:
-    """What is there where the process is killed after, or in, each operation, and the operations that led there.
+    """The states if the process is killed after, or in, each operation, with the operations that led there.
 
-    What was not synced is not on disk then, though everybody can read it.
+    What was not synced is not on disk then, although everybody can read it.
     """
     for end in range(1, len(recorded.ops) + 1):
         for ops in _ways_to_end(recorded.ops[:end]):

@@ -1,9 +1,9 @@
-"""A program that does all that eventfold can, to be run where one of its system calls fails; see `test_system_calls`.
+"""A program that uses everything in eventfold, to be run while one of its system calls fails; see `test_system_calls`.
 
-Arguments: "one" or "many", the threads that its file work is done in; the lock mode; and three directories: a new one,
-one whose last line is torn and whose rotation was left half done, and one whose rotation had just begun. What it is
-about to do, and what became of it, is told on standard output, a line each: `will KEYS`, then `did KEYS` with the end
-of the last event in the log, `refused KEYS`, or `unknown KEYS`.
+Arguments: "one" or "many" threads for its file work; the lock mode; and three directories: a new one, one whose last
+line is torn and whose rotation was left half done, and one whose rotation had just begun. It reports what it is about
+to do, and the outcome, on standard output, a line each: `will KEYS`, then `did KEYS` with the end of the last event in
+the log, `refused KEYS`, or `unknown KEYS`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from eventfold import ConditionalAppendError, Event, EventLog, LockMode, View, WriterFailedError, _aio
 from eventfold._files import committer, operations, rotation, shared
 
-# Where each of many threads has a call that fails, a session may fail as often as there are threads.
+# If a call fails in each of many threads, a session may fail as often as there are threads.
 TRIES = 12
 
 
@@ -39,7 +39,7 @@ def tell(*words: object) -> None:
 
 
 async def tried(words: str, doing: Awaitable[Any], end: Callable[[Any], object] = lambda _: "") -> None:
-    """Does something, and tells what became of it."""
+    """Does something, and reports its outcome."""
     tell("will", words)
     try:
         result = await doing
@@ -84,7 +84,7 @@ class Session:
         await asyncio.gather(*(self.append() for _ in range(count)), self.append_batch(3))
 
     async def cancelled_appends(self) -> None:
-        """One that is cancelled in the queue, and one that is when its batch may have been taken."""
+        """One append that is cancelled in the queue, and one that is cancelled when its batch may have been taken."""
         tasks = [asyncio.create_task(self.append()) for _ in range(4)]
         await asyncio.sleep(0)
         tasks[0].cancel()
@@ -104,7 +104,7 @@ class Session:
         await rotation
 
     async def consume(self, count: int) -> None:
-        """Reads so many events and commits each; ends where there are no more."""
+        """Reads that many events and commits each; ends if there are no more."""
         try:
             while count and self.read_up_to < self.log.head.offset:
                 record = await anext(self.consumer)
@@ -130,7 +130,7 @@ class Session:
 
 
 async def run(directory: str, lock: LockMode, first: int, all_of_it: bool) -> None:
-    """A session, begun again where it can't be opened or its writer failed."""
+    """A session, repeated if it can't be opened or if its writer failed."""
     session = Session(directory, lock, first)
     on_loop, begin = asyncio.get_running_loop().call_soon_threadsafe, rotation.begin
 
@@ -165,7 +165,7 @@ class OneThread:
 async def main(threads: str, mode: str, new: str, left: str, begun: str) -> None:
     lock = LockMode(mode)
     if threads == "one":
-        # All system calls on the files are made one after the other, so that each can be told by its number.
+        # All system calls on the files are made one after another, so that each can be identified by its number.
         _aio._pool = OneThread()
         committer.Thread = shared.Thread = lambda name: _aio._pool.thread
     else:

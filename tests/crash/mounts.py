@@ -1,7 +1,7 @@
-"""Small file systems for the tests: to be filled, made read-only, or cut off while a process writes to them.
+"""Fixtures: small file systems to fill, make read-only, or cut off while a process writes to them.
 
-They need root, and ext4 also loop devices and `mkfs.ext4`. Where a machine lacks any of these the test is skipped, with
-the reason; what fails once a file system was mounted fails the test.
+They need root, and ext4 also needs loop devices and `mkfs.ext4`. If a machine lacks any of these, the test is skipped,
+with the reason; failures after a file system was mounted fail the test.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _BALLAST = "ballast"
 
 
 class Disk:
-    """A file system at `path`, mounted as long as nobody unmounts it."""
+    """A file system at `path`, mounted until it is unmounted."""
 
     def __init__(self, path: Path, *mount: str) -> None:
         self.path = path
         self._mount = mount
 
     def mount(self) -> None:
-        """Mounts it again, with what it has on it."""
+        """Mounts it again, with its content."""
         _run("mount", *self._mount, str(self.path))
 
     def unmount(self) -> None:
-        """Fails where somebody still has a file open on it. The kernel takes a moment to let go of a killed process."""
+        """Fails if a file is still open on it. The kernel takes a moment to clean up a killed process."""
         for _ in range(500):
             try:
                 _run("umount", str(self.path))
@@ -56,7 +56,7 @@ class Disk:
         _run("mount", "-o", "remount,ro", str(self.path))
 
     def fill(self, left: int = 0) -> None:
-        """Leaves no byte of space, or as many as `left`, less some for the blocks that they are counted in."""
+        """Leaves no space, or about `left` bytes, rounded down to whole blocks."""
         ballast = os.open(self.path / _BALLAST, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             for size in (65536, 4096, 512, 1):
@@ -73,11 +73,13 @@ class Disk:
             os.close(ballast)
 
     def free(self) -> None:
-        """Gives the space back that `fill` took."""
+        """Frees the space that `fill` took."""
         (self.path / _BALLAST).unlink()
 
     def cut_power(self) -> None:
-        """From now on nothing reaches the disk; what was not synced is lost. Unmount it, then mount it again."""
+        """Cuts the power: from now on nothing reaches the disk, and what was not synced is lost. Unmount it, then mount
+        it.
+        """
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _WITHOUT_FLUSH))
@@ -103,7 +105,7 @@ class Ext4(Disk):
 
     @staticmethod
     def protect(path: Path, protected: bool) -> None:
-        """Whether nobody may write to the file, not even root, nor who has it open."""
+        """Whether nobody may write to the file, not even root or a process that has it open."""
         fd = os.open(path, os.O_RDONLY)
         try:
             fcntl.ioctl(fd, _SET_FLAGS, struct.pack("I", _EXTENTS | (_IMMUTABLE if protected else 0)))
@@ -143,7 +145,7 @@ def _mounted(disk: Disk) -> Iterator[None]:
 
 @contextmanager
 def tmpfs(path: Path, size: int = _MIB) -> Iterator[Disk]:
-    """A file system of so many bytes in memory."""
+    """A file system of that many bytes in memory."""
     disk = Disk(path, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
     with _mounted(disk):
         yield disk
@@ -151,7 +153,7 @@ def tmpfs(path: Path, size: int = _MIB) -> Iterator[Disk]:
 
 @contextmanager
 def ext4(path: Path, size: int = 32 * _MIB) -> Iterator[Ext4]:
-    """A file system of so many bytes, with a journal, in a file beside `path`."""
+    """A file system of that many bytes, with a journal, in a file beside `path`."""
     image = path.with_name(f"{path.name}.image")
     with image.open("wb") as file:
         file.truncate(size)

@@ -1,4 +1,4 @@
-"""One of several writers that share a log, without an event loop and without threads."""
+"""One of several writers that share a log, without an event loop or threads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Peer:
 
     @property
     def active(self) -> Peer:
-        """What commits: the peer itself, since a shared log does it in its turn."""
+        """The committer: the peer itself, since a shared log commits in its turn."""
         return self
 
     @property
@@ -80,7 +80,7 @@ class Peer:
         return self.head
 
     def rotate(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Rotates until all that is in the log now is in the archive; a rotation that was left is finished first."""
+        """Rotates until everything now in the log is archived; an interrupted rotation is completed first."""
         goal = self.log.head.offset
         while (begun := shared_rotation.begin(self.layout, self.log, goal)) is not None:
             self._finish(begun, meanwhile)

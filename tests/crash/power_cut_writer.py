@@ -1,4 +1,4 @@
-"""A process whose disk is cut off: tasks append, the log rotates, a view is saved, a consumer commits.
+"""A process whose disk is cut off while tasks append, the log rotates, a view is saved and a consumer commits.
 
 Arguments: the directory, the round, the lock mode, and the operations of `eventfold._files.operations` that are to do
 nothing. Each task's events are numbered from 0; task 0 appends batches of three. What is acknowledged is told on

@@ -1,4 +1,4 @@
-"""What is played on the disk that forgets: each scenario does something to a log, and gives its recorded operations."""
+"""The scenarios: each does something to a log, and returns its recorded operations."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from eventfold._files import committer, frames, operations
 
 COMPAT = Path(__file__).parents[1] / "data" / "compat"
 BATCH = b"".join(line(100 + i, batch=f"{i},3") for i in (1, 2, 3))
-# The data directory's name in the recorded one, which it is made in.
+# The data directory's name in the recorded directory, in which it is created.
 DATA = "data"
 
 
 def small_frames(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Makes frames so small that a few events are several, and the disk fast."""
+    """Makes frames so small that a few events fill several, and syncs take no time."""
     support.small_frames(monkeypatch, 200)
     monkeypatch.setattr(operations, "sync", lambda fd: None)
     monkeypatch.setattr(operations, "sync_dir", lambda path: None)
@@ -43,7 +43,7 @@ def opener(lock: LockMode) -> type[Opened]:
 
 
 class Play:
-    """A directory in which a scenario is played, and what it appends."""
+    """A directory in which a scenario runs, and what it appends."""
 
     def __init__(self, root: Path, lock: LockMode = LockMode.FLOCK) -> None:
         root.mkdir()
@@ -58,7 +58,7 @@ class Play:
         return opener(self.lock)(self.dir)
 
     def add(self, opened: Opened, *lines: bytes, sync: bool = True) -> None:
-        """Appends lines, or whole batches, one commit each; acknowledged once they are written, and synced if asked."""
+        """Appends lines, or whole batches, one commit each; acknowledged once written, or with `sync` once synced."""
         for data in lines:
             self.truth.add(data)
             append(opened.active, data, sync)
@@ -81,7 +81,7 @@ class Play:
 
 
 def new_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """A log in a directory that is made for it; events, and batches."""
+    """A log in a new directory, with events and batches."""
 
     def act(journal: Journal) -> None:
         with play.open() as opened:
@@ -92,7 +92,7 @@ def new_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def refused_commit(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """Commits that the disk has no room for, after the first of their lines; then one that it has room for."""
+    """Commits for which the disk has no room after the first of their lines, then one for which it has."""
     with play.open() as opened:
         play.add(opened, line(0))
 
@@ -129,7 +129,7 @@ def unsynced_commits(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def first_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """The log's first rotation, which makes the archive."""
+    """The log's first rotation, which creates the archive."""
     with play.open() as opened:
         play.add(opened, *map(line, range(6)), BATCH, line(6))
 
@@ -190,11 +190,11 @@ def rotation_with_appends(play: Play, monkeypatch: pytest.MonkeyPatch) -> Record
 
 
 class _StoppedError(Exception):
-    """Stands for the death of the process."""
+    """Simulates the death of the process."""
 
 
 def resumed_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """A rotation that is finished at the opening, with events behind what is being archived."""
+    """A rotation that is completed at opening, with events after what is being archived."""
     with play.open() as opened:
         play.add(opened, *map(line, range(3)))
         opened.rotate()
@@ -219,7 +219,7 @@ def resumed_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def rotation_after_a_full_disk(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """A rotation that fails in its second frame, and that the same writer goes on with later."""
+    """A rotation that fails in its second frame, and that the same writer continues with later."""
     with play.open() as opened:
         play.add(opened, *map(line, range(3)))
         opened.rotate()
@@ -352,7 +352,7 @@ SCENARIOS = {
 
 
 def check_state(state: State, root: Path, lock: LockMode = LockMode.FLOCK) -> None:
-    """Asserts that a log that a crash left is whole, and so are the files beside it that were to be kept."""
+    """Asserts that a log that a crash left is intact, and so are the files beside it that must be kept."""
     state.check_kept()
     try:
         write_files(root, state.files)
@@ -368,7 +368,9 @@ def recovery(
     rotating: bool = False,
     lock: LockMode = LockMode.FLOCK,
 ) -> list[Op]:
-    """Opens the log that a crash left, appends, rotates if asked; the operations. What it found is there for good."""
+    """Opens the log that a crash left, appends, and optionally rotates; returns the operations. What it found is
+    durable.
+    """
     try:
         write_files(root, state.files)
         with monkeypatch.context() as patch:
@@ -389,7 +391,7 @@ def recovery(
 def cuts_in_a_row(root: Path, monkeypatch: pytest.MonkeyPatch, cuts: int = 3) -> Iterator[State]:
     """The states that several power cuts leave, each in the rotation after the recovery from the one before.
 
-    Of all that a cut may leave, it is always the one with the most files of rotations under way that is gone on with.
+    Of all states that a cut may leave, the one with the most files of unfinished rotations is continued.
     """
     root.mkdir()
     play = Play(root / "begun")
@@ -408,6 +410,6 @@ def cuts_in_a_row(root: Path, monkeypatch: pytest.MonkeyPatch, cuts: int = 3) ->
 
 
 def list_in_order(monkeypatch: pytest.MonkeyPatch, reverse: bool) -> None:
-    """Lets directories be listed in the order of their names, or against it: whichever does more harm."""
+    """Lists directories in the order of their names, or in reverse, whichever does more harm."""
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", lambda *path: sorted(listdir(*path), reverse=reverse))

@@ -1,4 +1,4 @@
-"""Small directories to be damaged: with an archive, with a rotation under way, and from the Rust crate."""
+"""Fixtures: small directories to damage, with an archive, with a rotation under way, and from the Rust crate."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Files = dict[str, bytes]
 
 
 def digest(state: dict[str, Any], event: Event) -> dict[str, Any]:
-    """A reducer in whose state every difference between two logs shows."""
+    """A reducer whose state shows every difference between two logs."""
     text = f"{state['digest']} {event!r}".encode()
     return {"events": state["events"] + 1, "digest": xxhash.xxh64_hexdigest(text)}
 
 
 def todos_if_any(state: dict[str, Any], event: Event) -> dict[str, Any]:
-    """The reducer of the Rust crate's `todos` that takes any event, as one must that reads damaged ones."""
+    """The reducer of the Rust crate's `todos`, which accepts any event, including damaged ones."""
     try:
         return todos(state, event)
     except (KeyError, TypeError):
@@ -48,10 +48,10 @@ def new_views(views: Views) -> list[View[Any]]:
 
 @dataclass
 class Scene:
-    """A directory's files, and what it holds.
+    """A directory's files, and their meaning.
 
     `log` is the whole log's bytes, `base` where the active log begins; `places` are some offsets with the hashes of the
-    lines before them; `snapshots` and `consumers` tell where each of them stands.
+    lines before them; `snapshots` and `consumers` are their offsets.
     """
 
     name: str
@@ -130,7 +130,7 @@ async def nothing(directory: Path) -> None:
 
 
 class Plan:
-    """How a scene is made: from a directory of the crate's, or from nothing."""
+    """How a scene is created: from a directory of the crate, or from nothing."""
 
     def __init__(self, make: Callable[[Path], Awaitable[None]], crate: str | None = None) -> None:
         self.make, self.crate = make, crate
@@ -146,7 +146,7 @@ SCENES = list(PLANS)
 
 
 async def build(name: str, directory: Path, compat: Path) -> Scene:
-    """Makes a scene in a directory that is not there yet."""
+    """Creates a scene in a new directory."""
     plan = PLANS[name]
     directory.mkdir()
     if plan.crate is not None:
@@ -154,7 +154,7 @@ async def build(name: str, directory: Path, compat: Path) -> Scene:
             (directory / file).parent.mkdir(exist_ok=True)
             (directory / file).write_bytes(data)
     await plan.make(directory)
-    # Without the base file, which would report most of the changes at once: this is about what is seen without it.
+    # Without the base file, which would report most of the changes at once: this tests what is noticed without it.
     files = {file: data for file, data in read_all(directory).items() if not file.endswith((".base", ".lock"))}
     scene = Scene(name, files, OURS if plan.crate is None else THE_CRATES)
     reader = EventReader(directory)

@@ -1,9 +1,9 @@
-"""A program that lets a writer die, or fail, at each of its file operations in turn, beside another writer or alone.
+"""A fault injector: lets a writer die, or fail, at each of its file operations in turn, beside another writer or alone.
 
 Run it as `python -m tests.crash.shared_deaths SCENARIO HOW PEER DIRECTORY`, with PEER as "beside" or "alone". It has no
-threads and no event loop, so that it can fork: the child does the scenario and tells what was acknowledged, until it
-ends before, or in the middle of, its nth operation ("die", "half"), or gets an `OSError` from it ("fail"). Then the
-parent goes on, and checks what is there. It ends with status 0, and prints how many operations there were.
+threads and no event loop, so that it can fork: the child runs the scenario and reports what was acknowledged, until it
+ends before or in the middle of its nth operation ("die", "half"), or gets an `OSError` from it ("fail"). Then the
+parent continues, and checks the result. It exits with status 0, and prints how many operations there were.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def nothing_left(peer: Peer) -> None:
 
 
 def begun(peer: Peer) -> None:
-    """Somebody died when a rotation had only begun: it is to be undone."""
+    """A process died when a rotation had only begun: it must be undone."""
     shared_rotation.begin(peer.layout, peer.log, peer.log.head.offset).close()
 
 
 def archived(peer: Peer) -> None:
-    """Somebody died when all was in the archive: the rotation is to be finished."""
+    """A process died when everything was in the archive: the rotation must be completed."""
     left = shared_rotation.begin(peer.layout, peer.log, peer.log.head.offset)
     left.archive(peer.log)
     left.close()
@@ -123,7 +123,7 @@ class Ender:
 
 
 def child(directory: Path, scenario: str, number: int, how: str, pipe: int) -> int:
-    """Does the scenario; 0 where the number was beyond its last operation."""
+    """Runs the scenario; 0 if the number was beyond its last operation."""
 
     def tell(offset: int, data: bytes) -> None:
         os.write(pipe, b"%d %s" % (offset, data.replace(b"\n", b"\t") + b"\n"))
@@ -165,7 +165,7 @@ def run_child(directory: Path, scenario: str, number: int, how: str) -> tuple[in
 
 
 def check(directory: Path, told: list[tuple[int, bytes]]) -> bytes:
-    """Asserts that all that was acknowledged is where it was said to be, and that nothing is there twice."""
+    """Asserts that everything acknowledged is at its offset, and that nothing is there twice."""
     head, data = read_now(directory)
     assert head.offset == len(data)
     for offset, lines in told:
@@ -178,7 +178,7 @@ def check(directory: Path, told: list[tuple[int, bytes]]) -> bytes:
 
 
 def one(directory: Path, scenario: str, number: int, how: str, beside: bool) -> bool:
-    """One death; false where there is no operation of this number."""
+    """One death; false if there is no operation with this number."""
     shutil.rmtree(directory, ignore_errors=True)
     told: list[tuple[int, bytes]] = []
 

@@ -1,4 +1,4 @@
-"""What several writers that share a log do on the disk that forgets, and what one of them leaves when it dies."""
+"""The scenarios of several writers that share a log, with what one of them leaves when it dies."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from eventfold._files import operations
 
 
 class _DiedError(Exception):
-    """Stands for the death of one of the processes: it does nothing more."""
+    """Simulates the death of one of the processes: it does nothing more."""
 
 
 @contextmanager
 def dies_at(name: str, number: int, when: Callable[[Any], bool] = lambda _: True) -> Iterator[None]:
-    """Whoever does this operation for the nth time, from 1 on, dies instead; `when` looks at its first argument."""
+    """The writer that does this operation for the nth time (from 1) dies instead; `when` checks its first argument."""
     original, count = getattr(operations, name), itertools.count(1)
 
     def dying(first: Any, *args: Any) -> Any:
@@ -58,7 +58,7 @@ class Together:
             self._journal.acknowledge(peer.head.offset)
 
     def see(self, peer: Peer) -> None:
-        """One of them looks where the log ends: others may build on what it has seen."""
+        """One of them looks up where the log ends: others may rely on what it has seen."""
         self._journal.acknowledge(peer.look().offset)
 
     def leave_switched(self) -> None:
@@ -69,7 +69,7 @@ class Together:
     def leave(self, data: bytes) -> None:
         """One writes lines, and dies before the mark says so, with the turn."""
         self.play.truth.add(data)
-        with dies_at("write_mapped", 2):  # the first says who has the turn
+        with dies_at("write_mapped", 2):  # the first one says who has the turn
             self.one.append(data)
 
 
@@ -114,7 +114,7 @@ def both_rotate(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def a_death_before_the_mark(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """One dies between its write and the mark; the other finds what it left, and goes on."""
+    """One dies between its write and the mark; the other finds what it left, and continues."""
 
     def act(together: Together) -> None:
         together.leave(line(10))

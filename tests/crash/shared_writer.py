@@ -1,4 +1,4 @@
-"""A process to be killed, one of several that write together: each event is told once it is acknowledged.
+"""A process to be killed, one of several that write together: each event is reported once it is acknowledged.
 
 Arguments: the directory, the round, the process's number. It appends from a few tasks until its standard input ends,
 then closes the log. Each task's events are numbered from 0; task 0 appends batches of three, task 1 rotates now and

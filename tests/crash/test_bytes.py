@@ -1,10 +1,10 @@
-"""Bytes from elsewhere: in small directories every byte of every file is changed, and each file cut at every length.
+"""Damaged bytes: in small directories, every byte of every file is changed, and each file is cut at every length.
 
-Whatever reads then gives exactly what the files say, or rebuilds a view, or raises `CorruptLogError` with the file and
-an offset: never another error, never an endless loop, never an event that stands nowhere. What can't be detected, since
-plain lines have no checksum, is named in `ALLOWED` for each kind of file.
+Every read then yields exactly what the files say, or rebuilds a view, or raises `CorruptLogError` with the file and an
+offset: never another error, an endless loop, or an event that is in no file. What can't be detected, since plain lines
+have no checksum, is listed in `ALLOWED` for each kind of file.
 
-By default every 29th state, which takes some ten seconds of work; all of them with EVENTFOLD_BYTES=all.
+By default, every 29th state is checked, which takes about ten seconds; with EVENTFOLD_BYTES=all, all of them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from eventfold import CorruptLogError, EventLog, EventReader, Record
 from eventfold._files import operations
 
 ALL = os.environ.get("EVENTFOLD_BYTES") == "all"
-# Prime to the number of ways in which a byte is changed, so that all of them have their turn.
+# Coprime to the number of ways in which a byte is changed, so that all of them occur.
 STRIDE = 1 if ALL else 29
-# What one state may need at most; more is a loop without end.
+# How much one state may need at most; more means an endless loop.
 READS = 5_000
-PATIENCE = 120  # seconds: for a consumer that would wait for ever
+PATIENCE = 120  # seconds: for a consumer that would wait forever
 
 # What may become of a file that is changed or cut, when it is read and when it is opened for writing. "exact": nothing
 # is missing; "reported": a `CorruptLogError`, after events that are exact; "other": exactly what the bytes now say, not
@@ -66,7 +66,7 @@ class _EndlessError(Exception):
 
 
 class Reads:
-    """Counts what is read from files, and stops what does not end."""
+    """Counts what is read from files, and stops endless loops."""
 
     def __init__(self) -> None:
         self.left = READS
@@ -81,7 +81,7 @@ class Reads:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Reads:
-    """Makes frames so small that a few events are several, the disk fast, and whatever reads without end fail."""
+    """Makes frames so small that a few events fill several, syncs take no time, and endless reads fail."""
     small_frames(monkeypatch, 200)
     monkeypatch.setattr(operations, "sync", lambda fd: None)
     monkeypatch.setattr(operations, "sync_dir", lambda path: None)
@@ -106,7 +106,7 @@ def flips(data: bytes) -> Iterator[bytes]:
 
 
 def cuts(data: bytes) -> Iterator[bytes]:
-    """The data's beginnings, of every length."""
+    """All prefixes of the data."""
     for length in range(len(data)):
         yield data[:length]
 
@@ -115,7 +115,7 @@ _times = itertools.count(1)
 
 
 def lay(directory: Path, files: Files) -> Path:
-    """Makes the directory hold these files and nothing else."""
+    """Makes these files the content of the directory."""
     shutil.rmtree(directory, ignore_errors=True)
     for name, data in files.items():
         path = directory / name
@@ -127,7 +127,7 @@ def lay(directory: Path, files: Files) -> Path:
 
 
 class State:
-    """A damaged directory, and what is to be made of it."""
+    """A damaged directory, and what must be made of it."""
 
     def __init__(self, scene: Scene, name: str, data: bytes, directory: Path) -> None:
         self.scene, self.name = scene, name
@@ -146,7 +146,7 @@ class State:
         self.unchecked = name == "app.jsonl" or (scene.name, name, "flip") in UNCHECKED
 
     def judge(self, found: Outcome) -> None:
-        """Tells what became of the log, as it was read from 0; asserts that it is nothing worse."""
+        """Classifies the log as read from 0; asserts that it is nothing worse than allowed."""
         if found.error is not None:
             self.check_error(found.error)
         whole = [(r.start_offset, r.end_offset, r.event) for r in found.records]
@@ -174,7 +174,7 @@ class State:
         return self.name == "archive.jsonl.zst" and kept >= 0 and hashes == truth[:kept] + active
 
     def check_error(self, error: CorruptLogError) -> None:
-        """Asserts that an error names a file of the directory that is damaged, or does not fit the damaged one."""
+        """Asserts that an error names the damaged file, or one that does not match it."""
         path = Path(error.path).relative_to(self.dir)
         assert path.name in {Path(self.name).name, "app.jsonl", "archive.jsonl.zst"} or path.parent.name == "consumers"
         assert 0 <= error.offset <= len(self.log) + 10**6 * (path.parent.name == "consumers")
@@ -205,7 +205,7 @@ class State:
                 assert hashed in (places.get(offset), self.scene.places[offset]) or self.unchecked
 
     async def open(self, found: Outcome) -> None:
-        """Opens the log with its views, appends to it, and lets its consumers go on."""
+        """Opens the log with its views, appends to it, and lets its consumers continue."""
         views = self.scene.new_views()
         self.opened = self.read
         try:
@@ -249,7 +249,7 @@ class State:
 
 
 async def check(scene: Scene, name: str, data: bytes, directory: Path, reads: Reads) -> tuple[str, str]:
-    """Does everything with one state; what became of it."""
+    """Does everything with one state; returns the outcome."""
     reads.left = READS
     state = State(scene, name, data, directory)
     async with asyncio.timeout(PATIENCE):

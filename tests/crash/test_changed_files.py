@@ -21,13 +21,13 @@ from eventfold._files import segments
 
 Harm = Callable[[Path], object]
 FOUR = b"".join(line(n) for n in range(4))
-# What is put in the place of a log: as long as it, but of other events; and longer, with lines that end elsewhere.
+# What is put in place of a log: as long as it, but of other events; and longer, with lines that end elsewhere.
 AS_LONG = b"".join(line(n) for n in range(4, 8))
 LONGER = b"".join(line(n) for n in range(1000, 1020))
 
 
 def put(directory: Path, data: bytes) -> None:
-    """Puts another file in the place of the log, in one step."""
+    """Puts another file in place of the log, in one step."""
     write_log(directory.with_name("other"), data)
     os.replace(directory.with_name("other") / "app.jsonl", directory / "app.jsonl")
 
@@ -158,7 +158,7 @@ TAIL_HARMS: dict[str, Harm] = {
 
 @pytest.mark.parametrize("harm", TAIL_HARMS.values(), ids=TAIL_HARMS)
 async def test_a_tail_whose_log_was_changed_ends_with_an_error(damaged_dir: Path, harm: Harm) -> None:
-    """Events in the place of those that it gave are not given: which of them came before would be anybody's guess."""
+    """Events in place of those that it gave are not given: which of them came before would be anybody's guess."""
     write_log(damaged_dir, FOUR)
     given: list[int] = []
 

@@ -1,6 +1,6 @@
 """Disks without space: a small tmpfs, a small ext4 (both need root), and a process whose files may not grow.
 
-Refused is what can't be written, and nothing else: what was acknowledged stays, and appends go on once there is space.
+Only what can't be written is refused: what was acknowledged stays, and appends succeed again once there is space.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def collect(state: list[Any], event: Event) -> list[Any]:
 
 
 async def append_until_refused(log: EventLog, task: int) -> tuple[list[int], OSError]:
-    """The numbers of what was acknowledged, and the error at the end; task 0 appends batches of three."""
+    """Appends until refused; returns the acknowledged numbers and the error. Task 0 appends batches of three."""
     acknowledged: list[int] = []
     for n in range(task, 10**6, TASKS):
         batch = [3 * n, 3 * n + 1, 3 * n + 2] if task == 0 else [3 * n]
@@ -58,7 +58,7 @@ async def append_until_refused(log: EventLog, task: int) -> tuple[list[int], OSE
 
 
 async def check_all_there(directory: Path, expected: list[int]) -> None:
-    """Asserts that these are the events, for a reader and after a rotation for a plain decoder."""
+    """Asserts that the log has exactly these events, for a reader and, after a rotation, for a plain decoder."""
     assert await numbers(EventReader(directory)) == expected
     async with EventLog.open(directory) as log:
         assert await numbers(log) == expected
@@ -69,7 +69,7 @@ async def check_all_there(directory: Path, expected: list[int]) -> None:
 
 
 async def test_a_full_disk_refuses_appends_and_loses_none(disk: Disk) -> None:
-    """Each is acknowledged and there, or refused and absent, batches whole; with space again, appends go on."""
+    """Each is acknowledged and there, or refused and absent, batches whole; with space again, appends continue."""
     directory = disk.path / "data"
     async with EventLog.open(directory) as log:
         await asyncio.to_thread(disk.fill, 300_000)
@@ -127,7 +127,7 @@ async def was_appended(log: EventLog, event: Event) -> bool:
 async def test_an_automatic_rotation_that_finds_no_space_is_a_warning(
     disk: Disk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Appends go on, though not while it holds the last of the space; with space again, the log rotates."""
+    """Appends continue, though not while it holds the last of the space; with space again, the log rotates."""
     monkeypatch.setattr(_rotator, "RETRY_INTERVAL", 0.0)
     directory = disk.path / "data"
     async with EventLog.open(directory, max_log_size=400_000) as log:

@@ -17,12 +17,12 @@ from eventfold import Event, EventLog, Record
 
 SCRIPT = Path(__file__).with_name("killed_writer.py")
 ROUNDS = int(os.environ.get("EVENTFOLD_KILL_ROUNDS", "25"))
-# After so many rounds a new directory is begun, so that what is read again and again stays small.
+# After this many rounds, a new directory is used, so that what is read repeatedly stays small.
 ROUNDS_PER_DIRECTORY = 10
 
 
 def killed(directory: Path, round: int, after: int) -> list[tuple[int, int, int, int]]:
-    """Lets a writer append, kills it once so many events were acknowledged; all those that were, until it died."""
+    """Lets a writer append and kills it after some events; returns everything acknowledged until it died."""
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT), str(directory), str(round)], stdout=subprocess.PIPE, bufsize=0
     )
@@ -40,7 +40,7 @@ def killed(directory: Path, round: int, after: int) -> list[tuple[int, int, int,
 
 
 def check_round(records: list[Record], acknowledged: list[tuple[int, int, int, int]]) -> None:
-    """Asserts that every acknowledged event is where it was said to be, and each task's are there once, in order."""
+    """Asserts that every acknowledged event is at its offset, and each task's events are there once, in order."""
     by_end = {record.end_offset: record.event.data for record in records}
     counts: dict[tuple[int, int], int] = defaultdict(int)
     for record in records:

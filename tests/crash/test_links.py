@@ -1,4 +1,4 @@
-"""Symbolic links in the place of the files, the directories in it, and the data directory itself.
+"""Symbolic links in place of the files, the directories in it, and the data directory itself.
 
 They are followed. What is replaced as a whole (a rotation, a snapshot, a commit) takes the place of the link.
 """
@@ -104,7 +104,7 @@ async def test_two_directories_with_links_to_one_log_have_one_writer(data_dir: P
 
 @pytest.mark.parametrize("name", ["app.jsonl", "archive.jsonl.zst", "views/count.snapshot.json", "."])
 async def test_a_link_that_leads_to_itself_ends_with_an_error_or_is_replaced(tmp_path: Path, name: str) -> None:
-    """A snapshot that can't be read is made anew; all else is the system's own error, for readers too."""
+    """A snapshot that can't be read is created again; all else is the system's own error, for readers too."""
     directory = tmp_path / "data"
     await five(directory)
     path = directory / name

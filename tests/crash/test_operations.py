@@ -128,7 +128,7 @@ def test_every_state_that_a_crash_of_the_recovery_from_a_power_cut_leaves_is_who
 def test_every_state_that_a_power_cut_leaves_in_the_recovery_from_a_kill_is_whole(
     recorded: Recorded, scratch: Path, monkeypatch: pytest.MonkeyPatch, scenario: str
 ) -> None:
-    """What a killed process wrote may not be on disk when the next one reads it and goes on."""
+    """What a killed process wrote may not be on disk when the next one reads it and continues."""
     states, failures = States(), Failures()
     firsts = 0
     for first, ops in islice(kills(recorded), 0, None, STEP):
@@ -172,7 +172,7 @@ def test_every_state_that_several_power_cuts_in_a_row_leave_is_whole(
 async def test_every_state_that_a_crash_leaves_while_a_log_rotates_automatically_is_whole(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same through the public names, with several tasks that append while rotations go on in other threads."""
+    """The same through the public names, with several tasks that append while rotations continue in other threads."""
     root = scratch / "played"
     truth, states, failures = Truth(), States(), Failures()
     root.mkdir()

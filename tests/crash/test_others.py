@@ -1,6 +1,6 @@
-"""Others at work: readers and a thousand tails beside a writer that is killed, clocks, cancellations, a close amid all.
+"""Others at work: readers and a thousand tails beside a killed writer, clocks, cancellations, a close under full load.
 
-Offsets alone order a log: the clock may do what it likes. Whoever reads sees a prefix of the log, at any moment.
+Only offsets order a log: the clock may do what it likes. At any moment, a reader sees a prefix of the log.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support import event, numbers, records
 
 from eventfold import Event, EventLog, EventReader, LogClosedError, LogLockedError, Record, View
 
-# More than these few show no more, and a thousand tails read every event a thousand times.
+# More rounds than these show nothing new, and a thousand tails read every event a thousand times.
 KILLS = 3
 TAILS = 1000
 STOP = "stop"
@@ -48,7 +48,7 @@ class Follower:
 
 
 def killed(directory: Path, round: int, after: int) -> list[tuple[int, ...]]:
-    """Lets a writer append, kills it once so many events were acknowledged; all those that were, until it died."""
+    """Lets a writer append and kills it after some events; returns everything acknowledged until it died."""
     command = [sys.executable, str(SCRIPT), str(directory), str(round)]
     # A small pipe: the writer can't get far ahead while the tails keep this process from reading it.
     with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, pipesize=4096) as process:
@@ -148,7 +148,7 @@ asyncio.run(main())
 
 
 async def test_processes_that_take_turns_with_a_log_never_write_at_the_same_time(data_dir: Path) -> None:
-    """Though each rotation puts another file, with another lock, in the place of the log."""
+    """Though each rotation puts another file, with another lock, in place of the log."""
     processes, turns = 4, 20
 
     def take_turns(number: int) -> subprocess.CompletedProcess[str]:
@@ -313,7 +313,7 @@ Key = tuple[int, int]
 
 
 async def close_amid_all(directory: Path, appends: int) -> tuple[list[Key], list[Key], list[list[Key]]]:
-    """Closes a log once so many appends returned, with all else under way: what was acknowledged, refused, tailed."""
+    """Closes a log once that many appends returned, with all else under way: what was acknowledged, refused, tailed."""
     acknowledged: list[Key] = []
     refused: list[Key] = []
     given: list[list[Key]] = [[] for _ in range(20)]

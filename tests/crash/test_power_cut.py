@@ -25,7 +25,7 @@ from eventfold import Event, EventfoldError, EventLog, EventReader, LockMode, Re
 
 SCRIPT = Path(__file__).with_name("power_cut_writer.py")
 ROUNDS = int(os.environ.get("EVENTFOLD_POWER_CUT_ROUNDS", "8"))
-# After so many rounds a new directory is begun, so that what is read again and again stays small.
+# After this many rounds, a new directory is used, so that what is read repeatedly stays small.
 ROUNDS_PER_DIRECTORY = 10
 
 pytestmark = pytest.mark.power_cut
@@ -39,7 +39,7 @@ def disk(tmp_path: Path) -> Iterator[Ext4]:
 
 
 class Told(NamedTuple):
-    """What a process said before the cut: events as (round, task, n, end offset), and a consumer's commits."""
+    """What a process reported before the cut: events as (round, task, n, end offset), and a consumer's commits."""
 
     events: list[tuple[int, ...]]
     commits: list[int]
@@ -50,7 +50,7 @@ class Told(NamedTuple):
 
 
 def cut(disk: Ext4, directory: Path, rounds: list[int], after: int, *left_out: str) -> Told:
-    """Lets processes write and cuts the power once they have told so many things; what they had told by then.
+    """Lets processes write, and cuts the power after some reports; returns what they had reported by then.
 
     There is one process for each of the rounds; several share the log.
     """
@@ -82,13 +82,13 @@ def cut(disk: Ext4, directory: Path, rounds: list[int], after: int, *left_out: s
 
 
 def lost(records: list[Record], told: Told) -> int:
-    """How many of the acknowledged events are not where they were said to be."""
+    """How many of the acknowledged events are not at their offsets."""
     found = {(r.event.data["round"], r.event.data.get("task"), r.event.data.get("n"), r.end_offset) for r in records}
     return sum(event not in found for event in told.events)
 
 
 async def place(log: EventLog) -> int:
-    """Where the consumer goes on."""
+    """Where the consumer continues."""
     async for record in log.consumer("mailer"):
         return record.start_offset
     raise AssertionError("the log was closed")

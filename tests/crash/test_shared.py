@@ -21,7 +21,7 @@ from eventfold import Event, EventLog, LockMode, Record
 
 SCRIPT = Path(__file__).with_name("shared_writer.py")
 ROUNDS = int(os.environ.get("EVENTFOLD_SHARED_ROUNDS", "5"))
-# After so many rounds a new directory is begun, so that what is read again and again stays small.
+# After this many rounds, a new directory is used, so that what is read repeatedly stays small.
 ROUNDS_PER_DIRECTORY = 5
 PROCESSES = 4
 
@@ -29,7 +29,7 @@ Told = tuple[int, int, int, int, int]
 
 
 class Process:
-    """One writer, and what it has told."""
+    """One writer, and what it has reported."""
 
     def __init__(self, directory: Path, round: int, number: int) -> None:
         self._process = subprocess.Popen(
@@ -59,7 +59,7 @@ class Process:
         return self._told.count(b"\n")
 
     def acknowledges(self, more: int) -> float:
-        """Waits until so many more events were acknowledged; how many seconds the first of them took."""
+        """Waits until that many more events were acknowledged; how many seconds the first of them took."""
         begun, first, goal = time.monotonic(), 0.0, self.count + more
         while self.count < goal:
             assert self._process.poll() is None, self._errors.decode()
@@ -91,7 +91,7 @@ class Process:
 
 
 def check_round(records: list[Record], acknowledged: list[Told]) -> None:
-    """Asserts that every acknowledged event is where it was said to be, and each task's are there once, in order."""
+    """Asserts that every acknowledged event is at its offset, and each task's events are there once, in order."""
     by_end = {record.end_offset: record.event.data for record in records}
     counts: dict[tuple[int, int, int], int] = defaultdict(int)
     for record in records:

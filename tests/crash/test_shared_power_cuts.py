@@ -57,7 +57,7 @@ def test_every_state_that_a_crash_of_all_writers_leaves_is_whole(
 def test_every_state_that_a_power_cut_leaves_in_a_recovery_by_a_shared_writer_is_whole(
     name: str, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed first: what a dead process wrote may not be on disk when the next one reads it and goes on."""
+    """Killed first: what a dead process wrote may not be on disk when the next one reads it and continues."""
     recorded = SHARED_SCENARIOS[name](SharedPlay(scratch / "played"), monkeypatch)
     states, count, found = States(), 0, []
     for number, (first, ops) in enumerate(islice(kills(recorded), 0, None, RECOVERY_STEP)):

@@ -1,4 +1,4 @@
-"""The soak (`benchmarks/soak.py`) in short, and that its books find what they are there to find."""
+"""A short soak (`benchmarks/soak.py`), and that its records find what they are there to find."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eventfold import Event, EventLog, Record
 
 
 def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
-    """A few seconds, with a kill at the least: exit code 0, and it says what it did."""
+    """A few seconds, with a kill at least: exit code 0, and it says what it did."""
     command = [sys.executable, "-m", "benchmarks.soak", "0.1", "--seed", "5", "--dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     print(done.stdout)
@@ -44,7 +44,7 @@ def summed(found: list[Record]) -> Sum:
 
 
 async def test_a_whole_log_has_no_faults(data_dir: Path) -> None:
-    """Else the tests below would show nothing."""
+    """Otherwise the tests below would show nothing."""
     ledger = Ledger()
     found = await written(data_dir, ledger)
     ledger.check(found, summed(found))

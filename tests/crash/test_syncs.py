@@ -1,8 +1,8 @@
-"""Every sync in the package is needed: without it, the disk that forgets shows a loss.
+"""Every sync in the package is needed: without it, the recorder finds a loss.
 
 The syncs are found in the source, so that none can be forgotten. Each is left out in turn, by giving its function the
-code that it has without it, and the scenarios are played, crashed and recovered until something is lost. With
-`EVENTFOLD_SYNCS=all` also those whose loss takes minutes to find.
+code that it has without it, and the scenarios are run, crashed and recovered until something is lost. With
+`EVENTFOLD_SYNCS=all`, that includes those whose loss takes minutes to find.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ pytestmark = pytest.mark.usefixtures("fast_disk")
 
 PACKAGE = Path(eventfold.__file__).parent
 NAMES = ("sync", "sync_dir")
-# A backup writes a directory of its own, and `tests/test_backup.py` interrupts it. So do `tests/test_repair.py` and
-# `tests/test_restore.py` with what they are about.
+# A backup writes to its own directory, and `tests/test_backup.py` interrupts it; likewise `tests/test_repair.py` and
+# `tests/test_restore.py`.
 ELSEWHERE = {"_backup", "_files.cutting", "_restore"}
-# Several writers are needed to lose something without these.
+# Without these, something is lost only with several writers.
 SHARED = {"_files.shared_log", "_files.shared_rotation"}
-# Only a crash of one of the last recoveries shows what is lost without these.
+# What is lost without these shows only in a crash of one of the last recoveries.
 SLOW = {"_files.recovery.find_ends: operations.sync", "_files.recovery.open_log: operations.sync_dir"}
-# Syncs that nothing is lost without, and why they are there all the same.
+# Syncs without which nothing is lost, and why they are there anyway.
 NOT_NEEDED: dict[str, str] = {}
 
 
@@ -109,7 +109,7 @@ def _code(code: types.CodeType, name: str) -> types.CodeType:
 
 
 class Mutation:
-    """The package without one of its syncs; `met` counts how often it would have been done."""
+    """The package without one of its syncs; `met` counts how often it would have been called."""
 
     def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         self.met = 0
@@ -130,7 +130,7 @@ class Mutation:
 
 
 class Search:
-    """Looks for a loss that shows without the sync."""
+    """Looks for a loss without the sync."""
 
     def __init__(self, mutation: Mutation, root: Path, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
         self._mutation = mutation

@@ -1,4 +1,4 @@
-"""What a log must hold, whatever happened to it: the bytes that were ever appended, and where it may end."""
+"""The oracle: what a log must contain, whatever happened to it, and where it may end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Truth:
         return Head(offset, line_hash(self.data[:offset].splitlines()[-1]) if offset else "")
 
     def check_records(self, records: list[Record], acknowledged: int) -> int:
-        """Asserts that these are exactly the events from 0 to some end that may be; that end."""
+        """Asserts that these are exactly the events from 0 to an allowed end; returns that end."""
         offset = 0
         for record in records:
             text = self.data[offset : record.end_offset]
@@ -71,14 +71,14 @@ def read_now(directory: Path) -> tuple[Head, bytes]:
 
 
 def append(active: ActiveLog, data: bytes, sync: bool = True) -> Head:
-    """Commits whole lines as a writer would; the head then."""
+    """Commits whole lines as a writer would; returns the head."""
     head = Head(active.head.offset + len(data), line_hash(data.splitlines()[-1]))
     active.commit(data, head, sync)
     return head
 
 
 def rotate(layout: Layout, active: ActiveLog) -> int:
-    """Does a whole rotation, one that was left first; the old file's descriptor."""
+    """Does a whole rotation, after an interrupted one; returns the old file's descriptor."""
     rotation = recovery.recover(layout, active.fd) or rotations.begin(layout, active)
     try:
         rotation.archive(active)
@@ -109,7 +109,7 @@ class Opened:
 
 
 def check_files(directory: Path, truth: Truth, acknowledged: int, opener: type[Opened] = Opened) -> None:
-    """Asserts that a log that a crash left is whole: for a reader, for a writer, after an append and a rotation."""
+    """Asserts that a log that a crash left is intact: for a reader, for a writer, after an append and a rotation."""
     head, data = read_now(directory)
     assert head.offset in truth.ends
     assert head.offset >= acknowledged

@@ -71,7 +71,7 @@ def complaint(name: str, *arguments: str, cwd: Path) -> str:
 
 @contextmanager
 def process(name: str, *arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """A program in a process of its own, which is killed if it has not ended; its output comes through pipes."""
+    """A program in a separate process, which is killed if it has not ended; its output comes through pipes."""
     command = [sys.executable, EXAMPLES / f"{name}.py", *arguments]
     with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         try:

@@ -97,7 +97,7 @@ def damaged(lines: list[bytes]) -> list[bytes]:
 
 @pytest.mark.parametrize("tamper", [altered, removed, moved, inserted, damaged])
 def test_a_seal_shows_that_the_log_was_changed(copied: Path, tamper: Callable[[list[bytes]], list[bytes]]) -> None:
-    """However it was changed, and also where it is a log without any fault."""
+    """However it was changed, and even if it is a log without any fault."""
     seal = output("audit", "seal", cwd=copied).split()
     log = copied / "audit-data" / "app.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)

@@ -34,7 +34,7 @@ def events(directory: Path, type: str) -> list[Event]:
 
 
 def wait_for_events(directory: Path, type: str, count: int) -> list[Event]:
-    """All of a type, as soon as there are so many."""
+    """All of a type, as soon as there are that many."""
     until = monotonic() + WITHIN
     while len(found := events(directory, type)) < count:
         assert monotonic() < until, f"{len(found)} of {count} {type} after {WITHIN} seconds"

@@ -82,7 +82,7 @@ async def test_what_the_shop_can_not_do_is_refused(
 async def test_what_is_paid_is_shipped_once_also_by_a_shipping_department_that_was_killed(
     client: httpx.AsyncClient, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next one goes on where the killed one was; Ctrl-C ends it."""
+    """The next one continues where the killed one was; Ctrl-C ends it."""
     monkeypatch.setenv("ORDERS_LOG", log)
     await client.post("/stock/table", params={"count": 2})
     for order in ("t1", "t2"):

@@ -31,7 +31,7 @@ WHOLE = line(0) + line(1)
 async def test_an_unfinished_end_is_cut_and_kept_with_a_warning(
     damaged_dir: Path, caplog: pytest.LogCaptureFixture, tail: str
 ) -> None:
-    """The log goes on behind its last whole line; the bytes are in a file named after their offset."""
+    """The log continues behind its last whole line; the bytes are in a file named after their offset."""
     write_log(damaged_dir, WHOLE, TAILS[tail])
     with caplog.at_level(logging.WARNING, "eventfold"):
         async with EventWriter.open(damaged_dir) as writer:
@@ -101,7 +101,7 @@ async def test_the_cut_bytes_are_kept_before_they_are_cut(damaged_dir: Path, sea
 
 
 async def test_valid_lines_after_damage_are_never_cut(damaged_dir: Path) -> None:
-    """Damage in the middle stays as it is, and is told when it is read, after the good events before it."""
+    """Damage in the middle stays as it is, and is reported when it is read, after the good events before it."""
     data = write_log(damaged_dir, line(0), b"\0" * 30 + b"\n", line(1))
     async with EventWriter.open(damaged_dir) as writer:
         await writer.append(event(2))
@@ -116,7 +116,7 @@ async def test_valid_lines_after_damage_are_never_cut(damaged_dir: Path) -> None
 
 
 async def test_a_batch_that_breaks_off_in_the_middle_is_never_cut(damaged_dir: Path) -> None:
-    """Whole lines stand behind it, so it is damage and no torn tail."""
+    """Whole lines follow it, so it is damage and no torn tail."""
     data = write_log(damaged_dir, line(0), line(1, batch="1,3"), line(2))
     async with EventWriter.open(damaged_dir) as writer:
         found = []

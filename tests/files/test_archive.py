@@ -388,7 +388,7 @@ async def test_a_directory_of_the_rust_crate_is_appended_to_rotated_and_reopened
 async def test_a_frame_left_out_or_doubled_with_its_record_is_reported(
     damaged_dir: Path, small_frames: None, harm: str
 ) -> None:
-    """What stands before is given; then the error says where."""
+    """What comes before is given; then the error says where."""
     async with EventWriter.open(damaged_dir) as writer:
         for n in range(12):
             await writer.append(event(n))

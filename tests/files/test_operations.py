@@ -70,7 +70,7 @@ def test_a_rotation_under_way_is_known_by_its_files_name(tmp_path: Path) -> None
 
 
 def test_a_missing_directory_has_no_rotation_under_way(tmp_path: Path) -> None:
-    """Looking for one in a directory that does not exist is no error."""
+    """Looking for one in a directory that does not exist is not an error."""
     assert Layout(tmp_path / "missing").next_file() is None
 
 

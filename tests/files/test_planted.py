@@ -48,7 +48,7 @@ async def test_many_bytes_that_look_like_frames_are_soon_recognized(damaged_dir:
     """What follows an unfinished frame is searched for whole ones, but not for as long as there are candidates."""
     write_log(damaged_dir)
     header = b"\x28\xb5\x2f\xfd\x00\x58"
-    # Raw blocks, each of which holds the header of another frame that goes on through all the blocks behind it.
+    # Raw blocks, each of which holds the header of another frame that continues through all the blocks behind it.
     chain = header + (_raw_block(9) + header + _raw_block(0)) * 30_000
     (damaged_dir / "archive.jsonl.zst").write_bytes(chain)
     expanded = 0

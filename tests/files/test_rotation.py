@@ -47,11 +47,11 @@ def data_dir_now(tmp_path: Path) -> Path:
 
 
 class LeftError(Exception):
-    """Stands for the death of a process in a rotation."""
+    """Simulates the death of a process in a rotation."""
 
 
 def leave_rotation(directory: Path, frames: int, rest: bytes = b"") -> Layout:
-    """A log of 3 archived and 11 active lines whose rotation wrote so many frames, and then `rest`, before it died."""
+    """A log of 3 archived and 11 active lines whose rotation wrote some frames and then `rest` before it died."""
     with Opened(directory) as opened:
         append(opened.active, lines(0, 3))
         opened.rotate()
@@ -182,7 +182,7 @@ def replace_log_by_lines_of_another(layout: Layout) -> None:
 async def test_files_that_contradict_each_other_are_not_touched(
     damaged_dir: Path, small_frames: None, contradict: Any
 ) -> None:
-    """Opening raises an error that says where, leaves every byte as it was, and lets the lock go."""
+    """Opening raises an error that says where, leaves every byte as it was, and releases the lock."""
     layout = await asyncio.to_thread(leave_rotation, damaged_dir, 2)
     await asyncio.to_thread(contradict, layout)
     before = read_files(damaged_dir)
@@ -265,7 +265,7 @@ async def test_a_log_that_is_large_already_is_rotated_when_it_is_opened(data_dir
 
 
 async def test_a_log_that_grows_is_rotated_automatically(data_dir: Path) -> None:
-    """The active log is rotated once it has reached `max_log_size`, again and again; offsets go on."""
+    """The active log is rotated once it has reached `max_log_size`, repeatedly; offsets continue."""
     async with EventLog.open(data_dir, max_log_size=10 * SIZE) as log:
         results = [await log.append(event(n)) for n in range(100)]
 
@@ -442,7 +442,7 @@ async def test_nobody_else_gets_the_log_during_or_after_a_rotation(data_dir: Pat
 
 
 async def test_the_old_file_is_closed_after_a_while(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stays locked for as long as somebody might be about to lock it, not for ever."""
+    """It stays locked for as long as somebody might be about to lock it, not forever."""
     monkeypatch.setattr(committer, "KEEP_LOCKED", 0.0)
     async with EventLog.open(data_dir) as log:
         await log.append(event(1))
@@ -461,7 +461,7 @@ async def test_the_old_file_is_closed_after_a_while(data_dir: Path, monkeypatch:
 async def test_an_opening_waits_for_no_lock_but_looks_again_at_the_name(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who opened the file before a rotation and locks it after that finds that it has lost its name, and goes on."""
+    """Who opened the file before a rotation and locks it after that finds that it has lost its name, and continues."""
     write_log(data_dir, line(0))
     original, moved = operations.lock, []
 

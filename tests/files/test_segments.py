@@ -126,14 +126,14 @@ class Rotating:
         self._going_on = False
 
     def add(self, count: int) -> None:
-        """Appends so many lines."""
+        """Appends that many lines."""
         new = lines(self._n, self._n + count)
         append(self.opened.active, new)
         self.whole += new
         self._n += count
 
     def go_on(self, done: int) -> None:
-        """Goes on until so many steps are done."""
+        """Goes on until that many steps are done."""
         if not self._going_on:
             self._going_on = True
             while self._done < done and self._done < STEPS:

@@ -34,7 +34,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Layout]:
 async def test_files_that_have_not_changed_are_not_opened_for_the_head(
     data_dir: Path, looks: list[Layout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asking for the head again and again costs a look at the files' sizes and times."""
+    """Asking for the head repeatedly costs a look at the files' sizes and times."""
     monkeypatch.setattr(heads, "_TICK", -(10**9))
     write_log(data_dir, line(0))
     readers = EventReader(data_dir), EventReader(data_dir)

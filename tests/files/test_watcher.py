@@ -26,7 +26,7 @@ from eventfold._files.heads import Change, HeadLookup
 
 
 async def watching(count: int = 1) -> None:
-    """Waits until so many threads watch."""
+    """Waits until that many threads watch."""
     async with asyncio.timeout(5):
         while len(watchers()) != count:
             await asyncio.sleep(0.005)
@@ -119,7 +119,7 @@ async def test_a_wait_for_what_is_there_returns_at_once(data_dir: Path) -> None:
 
 
 async def test_a_wait_ends_with_the_append_of_its_own_process(data_dir: Path) -> None:
-    """The result tells the head that was waited for."""
+    """The result has the head that was waited for."""
     async with EventLog.open(data_dir) as log:
         waiting = asyncio.ensure_future(log.wait_for_events(0))
         await settle()
@@ -142,7 +142,7 @@ async def test_a_wait_ends_with_the_append_of_another_process(data_dir: Path) ->
 
 @pytest.mark.parametrize("lives_here", [True, False])
 async def test_a_wait_gives_up_after_its_timeout(data_dir: Path, lives_here: bool) -> None:
-    """The result tells that nothing is new, and where the head is."""
+    """The result says that nothing is new, and where the head is."""
     log = await EventLog.open(data_dir)
     await log.append(event(0))
     offset = log.head.offset
@@ -168,7 +168,7 @@ async def test_a_wait_without_time_only_asks(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_a_wait_raises_when_its_log_is_closed(data_dir: Path, read_only: bool) -> None:
-    """It raises LogClosedError instead of waiting for ever."""
+    """It raises LogClosedError instead of waiting forever."""
     log = await EventLog.open(data_dir, read_only=read_only)
     waiting = asyncio.ensure_future(log.wait_for_events(0))
     await settle()
@@ -218,7 +218,7 @@ def hints_get_lost(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 
 async def test_new_events_are_found_where_all_hints_get_lost(data_dir: Path, hints_get_lost: None) -> None:
-    """The file is looked at now and then, so that nobody waits for ever."""
+    """The file is looked at now and then, so that nobody waits forever."""
     write_log(data_dir, line(0))
     async with aclosing(EventReader(data_dir).tail(0)) as tail:
         await anext(tail)
@@ -255,7 +255,7 @@ async def test_new_events_are_found_where_watching_fails(
 async def test_a_directory_that_takes_the_place_of_another_is_watched(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Moved away and made anew, its events are found, and `watchfiles` watches the new one from then on."""
+    """Moved away and created again, its events are found, and `watchfiles` watches the new one from then on."""
     watched: list[int] = []
 
     def watch(path: Path, **options: Any) -> Iterator[Any]:
@@ -285,7 +285,7 @@ async def test_a_directory_that_takes_the_place_of_another_is_watched(
 async def test_a_directory_that_takes_the_place_of_another_gives_hints(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Moved away and made anew, its own hints are heard: the looks without a hint are left out here."""
+    """Moved away and created again, its own hints are heard: the looks without a hint are left out here."""
     write_log(damaged_dir, line(0))
     async with aclosing(EventReader(damaged_dir).tail(0)) as tail, asyncio.timeout(10):
         await anext(tail)
@@ -377,7 +377,7 @@ async def test_a_watcher_that_was_stopped_while_it_looked_reports_nothing(
 
 @pytest.mark.skipif(not watcher.USES_INOTIFY, reason="elsewhere each directory has its thread")
 async def test_waits_that_follow_each_other_share_one_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread stays for a while, so that a client that asks again and again does not start one each time."""
+    """The thread stays for a while, so that a client that asks repeatedly does not start one each time."""
     monkeypatch.setattr(inotify, "KEEP", 0.5)
     write_log(data_dir, line(0))
     reader, threads = EventReader(data_dir), set()
@@ -391,7 +391,7 @@ async def test_waits_that_follow_each_other_share_one_thread(data_dir: Path, mon
 @pytest.mark.skipif(not watcher.USES_INOTIFY, reason="inotify is Linux's")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 async def test_a_forked_child_has_nothing_of_the_watching_of_its_parent(data_dir: Path) -> None:
-    """Neither descriptors nor watches: the parent goes on to be woken."""
+    """Neither descriptors nor watches: the parent continues to be woken."""
     write_log(data_dir, line(0))
     waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(len(line(0))))
     await watching()
@@ -464,7 +464,7 @@ async def test_a_writer_wakes_who_waits_under_another_name_of_its_directory(data
 
 
 async def test_a_tail_that_was_busy_when_the_writer_was_closed_gives_its_last_events(data_dir: Path) -> None:
-    """Also where somebody's look at the files, begun before the writer was opened, has found these events meanwhile."""
+    """Even if somebody's look at the files, begun before the writer was opened, has found these events meanwhile."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
         async with aclosing(EventReader(data_dir).tail(0)) as tail:

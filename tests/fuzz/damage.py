@@ -19,7 +19,7 @@ def _batch(n: int, count: int) -> bytes:
     return b"".join(line(n, batch=f"{i},{count}") for i in range(1, count + 1))
 
 
-# Whole lines and batches, some of them written as nobody writes them, and some that are no events.
+# Whole lines and batches, some of them written as nobody writes them, and some that are not events.
 LINES = [
     *(line(n) for n in range(4)),
     _batch(5, 2),
@@ -65,7 +65,7 @@ PIECES = [
 
 
 def edited(data: bytes, edits: list[Edit]) -> bytes:
-    """The data with the changes made one after the other."""
+    """The data with the changes made one after another."""
     for kind, at, size, piece in edits:
         at %= len(data) + 1
         before, these, after = data[:at], data[at : at + size], data[at + size :]

@@ -1,4 +1,4 @@
-"""What the lines of a log mean, told slowly: one `json.loads` a line, and the documented rules one after the other.
+"""What the lines of a log mean, told slowly: one `json.loads` a line, and the documented rules one after another.
 
 A line is an event if it is a JSON object whose `type` is a string, whose `data` is any JSON value and whose `ts` is an
 integer of 0 or more. `id` and `actor` are strings or null, `meta` is any JSON value, `tags` is a list of strings,
@@ -80,7 +80,7 @@ def _check(key: str, value: Any) -> None:
 def parse(line: bytes) -> tuple[Event, tuple[int, int] | None]:
     """The event in a line. Raises `ValueError` if there is none, `UnsureError` where that is left open."""
     try:
-        # What is no UTF-8 becomes lone surrogates, which are refused where they count.
+        # What is not UTF-8 becomes lone surrogates, which are refused where they count.
         text = line.decode("utf-8", "surrogateescape")
         pairs = json.loads(text, parse_constant=_no_constant, object_pairs_hook=tuple)
     except RecursionError:

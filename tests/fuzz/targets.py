@@ -74,7 +74,7 @@ async def check_selection(reader: EventReader, wanted: reference.Reading) -> Non
 async def check_archive(archive: Archived, data: bytes) -> str:
     """Asserts that the archive, when it has these bytes, gives a prefix of its lines, and then an error or nothing.
 
-    What stands in frames behind the last whole record is believed as it is, since nothing speaks for it. Gives "exact",
+    What stands in frames after the last whole record is believed as it is, since nothing speaks for it. Gives "exact",
     "reported", "unrecorded" or, where a whole log is read that is shorter, "shorter".
     """
     directory, lines = archive.dir, archive.lines

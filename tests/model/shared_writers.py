@@ -76,7 +76,7 @@ class Explored(NamedTuple):
 
 
 def explore(plans: Iterable[tuple[int | str, ...]], kills: int, mutation: str = "") -> Explored:
-    """Goes through every state that writers with these plans can reach, with up to so many kills."""
+    """Goes through every state that writers with these plans can reach, with up to that many kills."""
     writers = tuple(Writer("idle", 0, 0, 0, None, plan, None) for plan in plans)
     start = State((File(),), 0, None, ((0, None),), (), 0, None, None, 0, 0, writers, frozenset(), kills)
     came_from: dict[State, tuple[State, str] | None] = {start: None}

@@ -160,7 +160,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(operation=st.sampled_from(["write", "sync", "rename"]), number=st.integers(1, 4), event=events)
     def rotate_on_a_bad_disk(self, operation: str, number: int, event: Event) -> None:
-        """A rotation in which the archive's or the new log's file can't be written; appends go on."""
+        """A rotation in which the archive's or the new log's file can't be written; appends continue."""
         original, calls = getattr(operations, operation), []
         active = self.log._writer._committer.active
 
@@ -198,7 +198,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        """Closes the log as one should, and opens it again."""
+        """Closes the log properly, and opens it again."""
         self.run(self.log.aclose())
         self.log = self.run(self._open())
 
