@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.crash.disk import read_files
+from tests.crash.recorder import read_files
 from tests.support import event
 
 from eventfold import Event, EventLog, View

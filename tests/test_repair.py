@@ -9,8 +9,8 @@ from pathlib import Path
 
 import anyio
 import pytest
-from tests.crash.disk import Expected, Journal, Recorded, States, read_files, scratch_directory, write_files
-from tests.crash.truth import Truth
+from tests.crash.oracle import Oracle
+from tests.crash.recorder import Expected, Recorded, Recorder, States, read_files, scratch_directory, write_files
 from tests.support import Seam, event, line, records, write_log
 
 from eventfold import (
@@ -391,12 +391,12 @@ async def test_a_crash_leaves_the_log_as_it_was_or_cut_and_loses_no_byte(
     offset = base + sum(map(len, sound[:damaged]))
     tail = before["app.jsonl"][offset - base :]
     with monkeypatch.context() as patch:
-        journal = Journal(patch, directory)
+        recorder = Recorder(patch, directory)
         await repair(directory, (await plan_repairs(directory)).repairs, lose_events_from=offset)
     kept = f"app.jsonl.torn.{offset}"
     assert read_files(directory)[kept] == tail
 
-    for number, state in enumerate(States().after(Recorded(before, journal.ops, Expected(Truth())))):
+    for number, state in enumerate(States().after(Recorded(before, recorder.ops, Expected(Oracle())))):
         files = state.files
         # Each byte is where it was, or is kept.
         assert files["app.jsonl"] == before["app.jsonl"] or files[kept] == tail, state.after

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.crash.disk import Expected, Journal, Recorded, States, read_files, scratch_directory, write_files
-from tests.crash.truth import Truth
+from tests.crash.oracle import Oracle
+from tests.crash.recorder import Expected, Recorded, Recorder, States, read_files, scratch_directory, write_files
 from tests.support import Seam, check_log, event, records
 
 from eventfold import CorruptLogError, Event, EventfoldError, EventLog, EventReader, View, restore, verify
@@ -216,11 +216,11 @@ async def test_a_crash_never_leaves_a_part_of_the_log_that_looks_like_all_of_it(
     await make_backup(backup, archived, active)
     target.mkdir()
     with monkeypatch.context() as patch:
-        journal = Journal(patch, target)
+        recorder = Recorder(patch, target)
         await restore(backup, target)
 
     outcomes = {"nothing": 0, "refused": 0, "all": 0}
-    for number, state in enumerate(States().after(Recorded({}, journal.ops, Expected(Truth())))):
+    for number, state in enumerate(States().after(Recorded({}, recorder.ops, Expected(Oracle())))):
         directory = write_files(scratch / str(number), state.files)
         outcome = await found_in(directory, archived + active)
         outcomes[outcome] += 1

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.crash.disk import scratch_directory
+from tests.crash.recorder import scratch_directory
 from tests.crash.scenarios import small_frames
 
 

@@ -17,7 +17,7 @@ from eventfold._judge import Append
 
 
 class Peer:
-    """One writer, which closes its files at the end of a `with`. It offers what `tests.crash.truth.Opened` does."""
+    """One writer, which closes its files at the end of a `with`. It offers what `tests.crash.oracle.Opened` does."""
 
     def __init__(self, directory: Path) -> None:
         self.layout = Layout(directory)

@@ -1,8 +1,8 @@
 """A process whose disk is cut off while tasks append, the log rotates, a view is saved and a consumer commits.
 
-Arguments: the directory, the round, the lock mode, and the operations of `eventfold._files.operations` that are to do
-nothing. Each task's events are numbered from 0; task 0 appends batches of three. What is acknowledged is told on
-standard output, which must lie outside the disk.
+Arguments: the directory, the round, the lock mode, and the operations of `eventfold._files.operations` that do
+nothing. Each task's events are numbered from 0; task 0 appends batches of three. What is acknowledged is reported on
+standard output, which must be outside the disk.
 """
 
 from __future__ import annotations

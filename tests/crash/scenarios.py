@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from tests import support
-from tests.crash.disk import Expected, Journal, Op, Recorded, State, States, read_files, write_files
+from tests.crash.oracle import NEW, Opened, Oracle, append, check_files, read_now
 from tests.crash.peers import Peer
-from tests.crash.truth import NEW, Opened, Truth, append, check_files, read_now
+from tests.crash.recorder import Expected, Op, Recorded, Recorder, State, States, read_files, write_files
 from tests.support import event, line
 
 from eventfold import Event, EventLog, LockMode, SyncMode, View, snapshot
@@ -50,8 +50,8 @@ class Play:
         self.root = root
         self.lock = lock
         self.dir = root / DATA
-        self.truth = Truth()
-        self.journal: Journal | None = None
+        self.oracle = Oracle()
+        self.recorder: Recorder | None = None
 
     def open(self) -> Opened:
         """The log, opened for writing."""
@@ -60,30 +60,30 @@ class Play:
     def add(self, opened: Opened, *lines: bytes, sync: bool = True) -> None:
         """Appends lines, or whole batches, one commit each; acknowledged once written, or with `sync` once synced."""
         for data in lines:
-            self.truth.add(data)
+            self.oracle.add(data)
             append(opened.active, data, sync)
-            if self.journal is not None:
-                (self.journal.acknowledge if sync else self.journal.written)(opened.active.head.offset)
+            if self.recorder is not None:
+                (self.recorder.acknowledge if sync else self.recorder.written)(opened.active.head.offset)
 
     def add_together(self, opened: Opened, *lines: bytes) -> None:
         """Appends lines, or whole batches, all in one commit."""
         for data in lines:
-            self.truth.add(data)
-        self.journal.acknowledge(append(opened.active, b"".join(lines)).offset)
+            self.oracle.add(data)
+        self.recorder.acknowledge(append(opened.active, b"".join(lines)).offset)
 
-    def record(self, monkeypatch: pytest.MonkeyPatch, act: Callable[[Journal], None]) -> Recorded:
+    def record(self, monkeypatch: pytest.MonkeyPatch, act: Callable[[Recorder], None]) -> Recorded:
         """Does something and records its operations."""
-        files, acknowledged = read_files(self.root), len(self.truth.data)
+        files, acknowledged = read_files(self.root), len(self.oracle.data)
         with monkeypatch.context() as patch:
-            self.journal = Journal(patch, self.root)
-            act(self.journal)
-        return Recorded(files, self.journal.ops, Expected(self.truth, acknowledged, acknowledged))
+            self.recorder = Recorder(patch, self.root)
+            act(self.recorder)
+        return Recorded(files, self.recorder.ops, Expected(self.oracle, acknowledged, acknowledged))
 
 
 def new_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """A log in a new directory, with events and batches."""
 
-    def act(journal: Journal) -> None:
+    def act(recorder: Recorder) -> None:
         with play.open() as opened:
             play.add(opened, line(0), BATCH)
             play.add_together(opened, line(1), BATCH, line(2))
@@ -96,17 +96,17 @@ def refused_commit(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     with play.open() as opened:
         play.add(opened, line(0))
 
-    def act(journal: Journal) -> None:
+    def act(recorder: Recorder) -> None:
         with play.open() as opened:
             for refused in (line(1) + line(2), BATCH):
-                while_undecided = Truth(play.truth.data)
+                while_undecided = Oracle(play.oracle.data)
                 while_undecided.add(refused)
-                while_undecided.ends.add(len(play.truth.data) + len(line(1)))
-                journal.expect(while_undecided)
-                journal.log_write_ends_after = len(line(1)) + 10
+                while_undecided.ends.add(len(play.oracle.data) + len(line(1)))
+                recorder.expect(while_undecided)
+                recorder.log_write_ends_after = len(line(1)) + 10
                 with pytest.raises(OSError, match="made to end early"):
                     append(opened.active, refused)
-                journal.expect(play.truth)
+                recorder.expect(play.oracle)
             play.add(opened, line(3))
 
     return play.record(monkeypatch, act)
@@ -115,11 +115,11 @@ def refused_commit(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 def unsynced_commits(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """Commits that are synced later, if at all, and a rotation of some that were not."""
 
-    def act(journal: Journal) -> None:
+    def act(recorder: Recorder) -> None:
         with play.open() as opened:
             play.add(opened, line(0), BATCH, sync=False)
             opened.active.sync()
-            journal.acknowledge(opened.active.head.offset)
+            recorder.acknowledge(opened.active.head.offset)
             play.add(opened, *map(line, range(1, 5)), sync=False)
             opened.rotate()
             play.add(opened, line(5), sync=False)
@@ -133,7 +133,7 @@ def first_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     with play.open() as opened:
         play.add(opened, *map(line, range(6)), BATCH, line(6))
 
-    def act(journal: Journal) -> None:
+    def act(recorder: Recorder) -> None:
         with play.open() as opened:
             opened.rotate()
             play.add(opened, line(7))
@@ -146,10 +146,10 @@ def first_rotation_with_appends(play: Play, monkeypatch: pytest.MonkeyPatch) -> 
     with play.open() as opened:
         play.add(opened, *map(line, range(5)))
 
-    def act(journal: Journal) -> None:
+    def act(recorder: Recorder) -> None:
         with play.open() as opened:
             for new in (line(9), BATCH):
-                journal.before_archive_write.append(lambda new=new: play.add(opened, new))
+                recorder.before_archive_write.append(lambda new=new: play.add(opened, new))
             opened.rotate()
             play.add(opened, line(10))
 
@@ -163,7 +163,7 @@ def later_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
         opened.rotate()
         play.add(opened, *map(line, range(4, 14)))
 
-    def act(journal: Journal) -> None:
+    def act(recorder: Recorder) -> None:
         with play.open() as opened:
             opened.rotate()
             play.add(opened, line(14))
@@ -178,10 +178,10 @@ def rotation_with_appends(play: Play, monkeypatch: pytest.MonkeyPatch) -> Record
         opened.rotate()
         play.add(opened, *map(line, range(3, 9)))
 
-    def act(journal: Journal) -> None:
+    def act(recorder: Recorder) -> None:
         with play.open() as opened:
             for new in (line(9), BATCH, line(10)):
-                journal.before_archive_write.append(lambda new=new: play.add(opened, new))
+                recorder.before_archive_write.append(lambda new=new: play.add(opened, new))
             opened.rotate()
             play.add(opened, line(11))
             opened.rotate()
@@ -211,7 +211,7 @@ def resumed_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
             opened.rotate()
         play.add(opened, line(12), BATCH)
 
-    def act(journal: Journal) -> None:
+    def act(recorder: Recorder) -> None:
         with play.open() as opened:
             play.add(opened, line(13))
 
@@ -228,13 +228,13 @@ def rotation_after_a_full_disk(play: Play, monkeypatch: pytest.MonkeyPatch) -> R
     def fail() -> None:
         raise OSError(errno.ENOSPC, "made to fail")
 
-    def act(journal: Journal) -> None:
+    def act(recorder: Recorder) -> None:
         with play.open() as opened:
-            journal.before_archive_write += [lambda: None, fail]
+            recorder.before_archive_write += [lambda: None, fail]
             with pytest.raises(OSError, match="made to fail"):
                 opened.rotate()
             play.add(opened, line(9), BATCH)
-            journal.before_archive_write.append(lambda: play.add(opened, line(10)))
+            recorder.before_archive_write.append(lambda: play.add(opened, line(10)))
             opened.rotate()
             play.add(opened, line(11))
 
@@ -246,9 +246,9 @@ def directory_of_the_rust_crate(play: Play, monkeypatch: pytest.MonkeyPatch) -> 
     archive = (COMPAT / "stale_snapshot" / "archive.jsonl.zst").read_bytes()
     log = (COMPAT / "stale_snapshot" / "app.jsonl").read_bytes()
     write_files(play.dir, {"archive.jsonl.zst": archive, "app.jsonl": log})
-    play.truth = Truth(frames.zstd.decompress(archive) + log)
+    play.oracle = Oracle(frames.zstd.decompress(archive) + log)
 
-    def act(journal: Journal) -> None:
+    def act(recorder: Recorder) -> None:
         with play.open() as opened:
             opened.rotate()
             play.add(opened, line(9))
@@ -265,7 +265,7 @@ def torn_frame_of_the_rust_crate(play: Play, monkeypatch: pytest.MonkeyPatch) ->
     with (play.dir / "archive.jsonl.zst").open("ab") as archive:
         archive.write(frames.zstd.compress(b"".join(map(line, range(4, 9))))[:-20])
 
-    def act(journal: Journal) -> None:
+    def act(recorder: Recorder) -> None:
         with play.open() as opened:
             play.add(opened, line(9))
             opened.rotate()
@@ -281,54 +281,54 @@ def _count(state: dict[str, int], event: Event) -> dict[str, int]:
 def whole_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """Appends of several tasks, a batch, snapshots of a view, a consumer's commits, a snapshot that is deleted."""
 
-    async def use(journal: Journal) -> None:
+    async def use(recorder: Recorder) -> None:
         async with EventLog.open(play.dir, lock=play.lock, views=[View("counts", _count, dict)]) as log:
 
             async def append_one(n: int) -> None:
-                journal.acknowledge((await log.append(event(n))).end_offset)
+                recorder.acknowledge((await log.append(event(n))).end_offset)
 
             await asyncio.gather(*map(append_one, range(4)))
-            journal.acknowledge((await log.append_many([event(n) for n in (4, 5)]))[-1].end_offset)
+            recorder.acknowledge((await log.append_many([event(n) for n in (4, 5)]))[-1].end_offset)
             consumer = log.consumer("mailer")
             for _ in range(2):
                 await consumer.commit(await anext(consumer))
-                journal.keep(f"{DATA}/consumers/mailer.json")
+                recorder.keep(f"{DATA}/consumers/mailer.json")
             await log.refresh_all()
-            journal.keep(f"{DATA}/views/counts.snapshot.json")
+            recorder.keep(f"{DATA}/views/counts.snapshot.json")
             await log.rotate()
-            journal.keep(f"{DATA}/views/counts.snapshot.json")
+            recorder.keep(f"{DATA}/views/counts.snapshot.json")
             await append_one(6)
-        journal.keep(f"{DATA}/views/counts.snapshot.json")
+        recorder.keep(f"{DATA}/views/counts.snapshot.json")
         await snapshot.delete(play.dir / "views" / "counts.snapshot.json")
-        journal.keep(f"{DATA}/views/counts.snapshot.json")
+        recorder.keep(f"{DATA}/views/counts.snapshot.json")
 
     for data in map(line, range(4)):
-        play.truth.add(data)
-    play.truth.add(line(4, batch="1,2") + line(5, batch="2,2"))
-    play.truth.add(line(6))
-    recorded = play.record(monkeypatch, lambda journal: asyncio.run(use(journal)))
-    return recorded._replace(expected=Expected(play.truth))
+        play.oracle.add(data)
+    play.oracle.add(line(4, batch="1,2") + line(5, batch="2,2"))
+    play.oracle.add(line(6))
+    recorded = play.record(monkeypatch, lambda recorder: asyncio.run(use(recorder)))
+    return recorded._replace(expected=Expected(play.oracle))
 
 
 def lazily_synced_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """A log that is synced now and then, and when it is closed."""
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
 
-    async def use(journal: Journal, mode: SyncMode, numbers: range) -> None:
+    async def use(recorder: Recorder, mode: SyncMode, numbers: range) -> None:
         async with EventLog.open(play.dir, lock=play.lock, sync=mode) as log:
-            journal.acknowledge(log.head.offset)
+            recorder.acknowledge(log.head.offset)
             for n in numbers:
-                journal.written((await log.append(event(n))).end_offset)
+                recorder.written((await log.append(event(n))).end_offset)
             head = log.head
-        journal.acknowledge(head.offset)
+        recorder.acknowledge(head.offset)
 
-    def act(journal: Journal) -> None:
-        asyncio.run(use(journal, SyncMode.EVERY_SECOND, range(3)))
-        asyncio.run(use(journal, SyncMode.OS, range(3, 6)))
+    def act(recorder: Recorder) -> None:
+        asyncio.run(use(recorder, SyncMode.EVERY_SECOND, range(3)))
+        asyncio.run(use(recorder, SyncMode.OS, range(3, 6)))
 
     for data in map(line, range(6)):
-        play.truth.add(data)
-    return play.record(monkeypatch, act)._replace(expected=Expected(play.truth))
+        play.oracle.add(data)
+    return play.record(monkeypatch, act)._replace(expected=Expected(play.oracle))
 
 
 SCENARIOS = {
@@ -356,7 +356,7 @@ def check_state(state: State, root: Path, lock: LockMode = LockMode.FLOCK) -> No
     state.check_kept()
     try:
         write_files(root, state.files)
-        check_files(root / DATA, state.expected.truth, state.expected.acknowledged, opener(lock))
+        check_files(root / DATA, state.expected.oracle, state.expected.acknowledged, opener(lock))
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
@@ -374,18 +374,18 @@ def recovery(
     try:
         write_files(root, state.files)
         with monkeypatch.context() as patch:
-            journal = Journal(patch, root)
+            recorder = Recorder(patch, root)
             with opener(lock)(root / DATA) as opened:
                 head, data = read_now(root / DATA)
-                journal.expect(Truth(data + line(NEW)))
-                journal.acknowledge(head.offset)
+                recorder.expect(Oracle(data + line(NEW)))
+                recorder.acknowledge(head.offset)
                 append(opened.active, line(NEW))
-                journal.acknowledge(opened.active.head.offset)
+                recorder.acknowledge(opened.active.head.offset)
                 if rotating:
                     opened.rotate()
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    return journal.ops
+    return recorder.ops
 
 
 def cuts_in_a_row(root: Path, monkeypatch: pytest.MonkeyPatch, cuts: int = 3) -> Iterator[State]:
@@ -401,7 +401,7 @@ def cuts_in_a_row(root: Path, monkeypatch: pytest.MonkeyPatch, cuts: int = 3) ->
         play.add(opened, *map(line, range(4, 9)))
     files = read_files(play.root)
     files[f"{DATA}/app.jsonl.next.200.250.{len(files[f'{DATA}/archive.jsonl.zst'])}"] = b""
-    state = State(files, Expected(play.truth, len(play.truth.data), len(play.truth.data)), "a rotation begun")
+    state = State(files, Expected(play.oracle, len(play.oracle.data), len(play.oracle.data)), "a rotation begun")
     for cut in range(cuts):
         ops = recovery(state, root / f"cut{cut}", monkeypatch, rotating=True)
         states = list(States().after(Recorded(state.files, ops, state.expected)))

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.crash.oracle import check_archive, read_now
 from tests.crash.peers import Peer
-from tests.crash.truth import check_archive, read_now
 from tests.support import line
 
 from eventfold import EventfoldError, WriterFailedError

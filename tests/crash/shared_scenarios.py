@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from tests.crash import scenarios
-from tests.crash.disk import Journal, Recorded
 from tests.crash.peers import Peer
+from tests.crash.recorder import Recorded, Recorder
 from tests.crash.scenarios import BATCH, Play
 from tests.support import line
 
@@ -41,9 +41,9 @@ def dies_at(name: str, number: int, when: Callable[[Any], bool] = lambda _: True
 class Together:
     """Two writers of one log, and what they append."""
 
-    def __init__(self, play: Play, journal: Journal) -> None:
+    def __init__(self, play: Play, recorder: Recorder) -> None:
         self.play = play
-        self._journal = journal
+        self._journal = recorder
         self.one, self.other = Peer(play.dir), Peer(play.dir)
 
     def close(self) -> None:
@@ -53,8 +53,8 @@ class Together:
     def add(self, peer: Peer, *lines: bytes) -> None:
         """One of them appends lines, or whole batches, one commit each."""
         for data in lines:
-            self.play.truth.add(data)
-            assert peer.append(data) + len(data) == len(self.play.truth.data)
+            self.play.oracle.add(data)
+            assert peer.append(data) + len(data) == len(self.play.oracle.data)
             self._journal.acknowledge(peer.head.offset)
 
     def see(self, peer: Peer) -> None:
@@ -68,7 +68,7 @@ class Together:
 
     def leave(self, data: bytes) -> None:
         """One writes lines, and dies before the mark says so, with the turn."""
-        self.play.truth.add(data)
+        self.play.oracle.add(data)
         with dies_at("write_mapped", 2):  # the first one says who has the turn
             self.one.append(data)
 
@@ -79,8 +79,8 @@ def _recorded(play: Play, monkeypatch: pytest.MonkeyPatch, act: Callable[[Togeth
         peer.rotate()
         play.add(peer, *map(line, range(3, 6)))
 
-    def do(journal: Journal) -> None:
-        together = Together(play, journal)
+    def do(recorder: Recorder) -> None:
+        together = Together(play, recorder)
         try:
             act(together)
         finally:

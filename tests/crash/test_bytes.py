@@ -155,11 +155,11 @@ class State:
         if self.name == "app.jsonl" and self.wanted is not None and not refused:
             assert whole == [line[:3] for line in self.wanted.lines]
             assert (found.error and found.error.offset) == self.wanted.fault
-        truth = self.scene.records
-        same = found.records == truth[: len(found.records)]
+        records = self.scene.records
+        same = found.records == records[: len(found.records)]
         if found.error is not None:
             self.read = "reported" if same else "other"
-        elif found.records == truth:
+        elif found.records == records:
             self.read = "exact"
         elif same or self._is_shorter(found.records):
             self.read = "shorter"
@@ -168,10 +168,10 @@ class State:
 
     def _is_shorter(self, records: list[Record]) -> bool:
         """Whether the archive lacks its end, so that the active log's lines follow what is left of it."""
-        hashes, truth = [r.line_hash for r in records], [r.line_hash for r in self.scene.records]
+        hashes, expected = [r.line_hash for r in records], [r.line_hash for r in self.scene.records]
         active = [r.line_hash for r in self.scene.records if r.start_offset >= self.scene.base]
         kept = len(hashes) - len(active)
-        return self.name == "archive.jsonl.zst" and kept >= 0 and hashes == truth[:kept] + active
+        return self.name == "archive.jsonl.zst" and kept >= 0 and hashes == expected[:kept] + active
 
     def check_error(self, error: CorruptLogError) -> None:
         """Asserts that an error names the damaged file, or one that does not match it."""
@@ -184,7 +184,7 @@ class State:
         """Reads from the middle, and looks lines up: what reading from 0 gave, or what once was there, or an error."""
         reader = EventReader(self.dir)
         places = {0: None} | {record.end_offset: record.line_hash for record in found.records}
-        truth = self.scene.records
+        records = self.scene.records
         for offset in self.scene.places:
             try:
                 later = await read(reader, offset)
@@ -196,7 +196,7 @@ class State:
                 self.check_error(error)
                 continue
             ours = [record for record in found.records if record.start_offset >= offset]
-            theirs = [record for record in truth if record.start_offset >= offset]
+            theirs = [record for record in records if record.start_offset >= offset]
             if later.error is None and found.error is None:
                 assert later.records == ours
                 assert hashed == places[offset]

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.crash.disk import Files, Recorded, kills, read_files, write_files
+from tests.crash.oracle import NEW, Opened, append, read_now
+from tests.crash.recorder import Files, Recorded, kills, read_files, write_files
 from tests.crash.scenarios import DATA, Play, small_frames
-from tests.crash.truth import NEW, Opened, append, read_now
 from tests.support import event, line, numbers
 
 from eventfold import CorruptLogError, EventLog, EventReader
@@ -26,12 +26,12 @@ LOG, BASE, ARCHIVE = "app.jsonl", "app.jsonl.base", "archive.jsonl.zst"
 def two_rotations(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """A log that is begun, rotated twice with appends meanwhile, and appended to."""
 
-    def act(journal: object) -> None:
+    def act(recorder: object) -> None:
         with Opened(play.dir) as opened:
             play.add(opened, line(0), line(1))
             opened.rotate()
             play.add(opened, line(2), line(3))
-            play.journal.before_archive_write.append(lambda: play.add(opened, line(4)))
+            play.recorder.before_archive_write.append(lambda: play.add(opened, line(4)))
             opened.rotate()
             play.add(opened, line(5))
 
@@ -66,7 +66,7 @@ def test_a_copy_in_any_order_is_right_or_refused(
     """Each combination of what the files held at any moments of two rotations is read, opened, and read again."""
     small_frames(monkeypatch, caplog)
     recorded = two_rotations(Play(scratch / "played"), monkeypatch)
-    truth = recorded.expected.truth
+    oracle = recorded.expected.oracle
     read = refused = 0
     for files, acknowledged in copies(recorded):
         root = write_files(scratch / "copy", files)
@@ -78,8 +78,8 @@ def test_a_copy_in_any_order_is_right_or_refused(
             head, data = None, b""
         else:
             read += 1
-            assert truth.data.startswith(data), sorted(files)
-            assert head == truth.head(len(data))
+            assert oracle.data.startswith(data), sorted(files)
+            assert head == oracle.head(len(data))
             assert len(data) >= acknowledged, sorted(files)
         try:
             with Opened(directory) as opened:

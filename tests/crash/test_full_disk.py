@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from tests.crash.mounts import Disk, ext4, tmpfs
-from tests.crash.truth import check_archive, read_now
+from tests.crash.oracle import check_archive, read_now
 from tests.support import check_log, event, line, numbers, records, write_log
 
 from eventfold import Event, EventLog, EventReader, View, _rotator

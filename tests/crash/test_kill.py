@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from tests.crash.truth import check_archive, read, read_now
+from tests.crash.oracle import check_archive, read, read_now
 
 from eventfold import Event, EventLog, Record
 

@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from tests.crash.disk import Expected, Journal, Recorded, State, States, kills, write_files
+from tests.crash.oracle import Oracle, check_directory, read
+from tests.crash.recorder import Expected, Recorded, Recorder, State, States, kills, write_files
 from tests.crash.scenarios import (
     DATA,
     SCENARIOS,
@@ -24,7 +25,6 @@ from tests.crash.scenarios import (
     list_in_order,
     recovery,
 )
-from tests.crash.truth import Truth, check_directory, read
 from tests.support import event, line
 
 from eventfold import EventLog
@@ -99,7 +99,7 @@ async def test_every_state_that_a_crash_leaves_is_read_opened_appended_to_and_ro
         directory = write_files(scratch / str(number), state.files) / DATA
         try:
             state.check_kept()
-            await check_directory(directory, state.expected.truth, state.expected.acknowledged)
+            await check_directory(directory, state.expected.oracle, state.expected.acknowledged)
         except Exception as error:
             failures.note(error, state)
         await asyncio.to_thread(shutil.rmtree, directory.parent)
@@ -174,16 +174,16 @@ async def test_every_state_that_a_crash_leaves_while_a_log_rotates_automatically
 ) -> None:
     """The same through the public names, with several tasks that append while rotations continue in other threads."""
     root = scratch / "played"
-    truth, states, failures = Truth(), States(), Failures()
+    oracle, states, failures = Oracle(), States(), Failures()
     root.mkdir()
     with monkeypatch.context() as patch:
-        journal = Journal(patch, root)
+        recorder = Recorder(patch, root)
         async with EventLog.open(root / DATA, max_log_size=400) as log:
 
             async def append_some(task: int) -> None:
                 for n in range(4):
                     result = await log.append(event(100 * task + n))
-                    journal.acknowledge(result.end_offset)
+                    recorder.acknowledge(result.end_offset)
 
             for tasks in (range(1, 4), range(4, 7)):
                 await asyncio.gather(*map(append_some, tasks))
@@ -191,17 +191,17 @@ async def test_every_state_that_a_crash_leaves_while_a_log_rotates_automatically
                     await asyncio.wait(rotations)
             head = log.head
     for record in await read(root / DATA):
-        truth.add(line(record.event.data["n"]))
-    for number, state in enumerate(states.after(Recorded({}, journal.ops, Expected(truth)))):
+        oracle.add(line(record.event.data["n"]))
+    for number, state in enumerate(states.after(Recorded({}, recorder.ops, Expected(oracle)))):
         directory = write_files(scratch / str(number), state.files) / DATA
         try:
-            await check_directory(directory, truth, state.expected.acknowledged)
+            await check_directory(directory, oracle, state.expected.acknowledged)
         except Exception as error:
             failures.note(error, state)
         await asyncio.to_thread(shutil.rmtree, directory.parent)
     print(f"{len(states)} states")
 
-    assert truth.head(len(truth.data)) == head
-    assert sum(op.kind == "rename" and f"{DATA}/app.jsonl.next" in op.file for op in journal.ops) >= 2
+    assert oracle.head(len(oracle.data)) == head
+    assert sum(op.kind == "rename" and f"{DATA}/app.jsonl.next" in op.file for op in recorder.ops) >= 2
     assert not failures, f"{len(failures)} of {len(states)} states:\n" + "\n".join(failures[:20])
     assert len(states) >= 120

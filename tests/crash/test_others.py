@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.crash.oracle import check_archive, read, read_now
 from tests.crash.test_kill import SCRIPT, check_round
-from tests.crash.truth import check_archive, read, read_now
 from tests.processes import at_rest, back_to
 from tests.support import event, numbers, records
 

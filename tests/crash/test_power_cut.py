@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import pytest
 from tests.crash.mounts import Ext4, ext4
+from tests.crash.oracle import check_archive, read, read_now
 from tests.crash.power_cut_writer import counts
 from tests.crash.test_kill import check_round
-from tests.crash.truth import check_archive, read, read_now
 
 from eventfold import Event, EventfoldError, EventLog, EventReader, LockMode, Record
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import xxhash
-from tests.crash.truth import read
+from tests.crash.oracle import read
 
 from eventfold import Event, EventLog
 

@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from tests.crash.truth import check_archive, read, read_now
+from tests.crash.oracle import check_archive, read, read_now
 
 from eventfold import Event, EventLog, LockMode, Record
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from tests.crash.disk import Recorded, State, States, kills
+from tests.crash.recorder import Recorded, State, States, kills
 from tests.crash.scenarios import check_state, recovery
 from tests.crash.shared_scenarios import SHARED_SCENARIOS, TOGETHER, SharedPlay
 

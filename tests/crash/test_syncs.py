@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from tests.crash.disk import Recorded, State, States, kills
+from tests.crash.recorder import Recorded, State, States, kills
 from tests.crash.scenarios import (
     SCENARIOS,
     Play,

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import pytest
 from tests.crash import faulty_program
-from tests.crash.truth import Opened, append, read
+from tests.crash.oracle import Opened, append, read
 from tests.support import event, line
 
 from eventfold import Event, EventLog, EventReader, LockMode

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import xxhash
 from tests import support
-from tests.crash.disk import read_files, write_files
-from tests.crash.truth import Opened, Truth, append, read, zstd
+from tests.crash.oracle import Opened, Oracle, append, read, zstd
+from tests.crash.recorder import read_files, write_files
 from tests.support import event, line, numbers
 
 from eventfold import CorruptLogError, Event, EventLog, EventReader, EventWriter
@@ -61,12 +61,12 @@ def records_of(data: bytes) -> list[tuple[int, ...]]:
 
 def test_each_frame_has_a_record_that_says_what_it_holds(tmp_path: Path, small_frames: None) -> None:
     """Offsets, the number of events, hashes and sizes are those of the frame's lines, little-endian, 80 bytes."""
-    truth = rotated(tmp_path / "data")
+    whole_log = rotated(tmp_path / "data")
     data = (tmp_path / "data" / "archive.jsonl.zst").read_bytes()
     offset = start = 0
     records = records_of(data)
     for position, magic, rest, name, version, zero, first, end, events, last, size, whole, own in records:
-        text = truth[first:end]
+        text = whole_log[first:end]
 
         assert (magic, rest, name, version, zero) == (0x184D2A5B, 72, b"EVTFOLD\0", 1, 0)
         assert (first, size) == (offset, position - start)
@@ -96,9 +96,9 @@ def test_frames_have_their_content_size_and_a_checksum(tmp_path: Path, small_fra
 
 def test_a_plain_decoder_gives_the_same_lines(tmp_path: Path) -> None:
     """It passes over the records."""
-    truth = rotated(tmp_path / "data")
+    whole_log = rotated(tmp_path / "data")
 
-    assert zstd.decompress((tmp_path / "data" / "archive.jsonl.zst").read_bytes()) == truth[: len(lines(0, 20))]
+    assert zstd.decompress((tmp_path / "data" / "archive.jsonl.zst").read_bytes()) == whole_log[: len(lines(0, 20))]
 
 
 def test_frames_hold_at_most_their_size_or_one_longer_line(tmp_path: Path, small_frames: None) -> None:
@@ -219,7 +219,7 @@ async def test_damage_in_the_archive_is_reported_and_never_served(
     tmp_path: Path, small_frames: None, damage: Callable[[bytes, int], bytes]
 ) -> None:
     """Wherever it is, a read gives the exact events, or those before it and then the file and the offset."""
-    truth = Truth(await asyncio.to_thread(rotated, tmp_path / "data"))
+    oracle = Oracle(await asyncio.to_thread(rotated, tmp_path / "data"))
     files = await asyncio.to_thread(read_files, tmp_path / "data")
     archive = files["archive.jsonl.zst"]
     whole = [(r.start_offset, r.end_offset, r.line_hash) for r in await read(tmp_path / "data")]
@@ -251,7 +251,7 @@ async def test_damage_in_the_archive_is_reported_and_never_served(
 
     assert not failures, f"{len(failures)}:\n" + "\n".join(failures[:20])
     assert reported > 100
-    assert truth.data
+    assert oracle.data
 
 
 async def test_an_archive_that_is_cut_short_is_reported_or_gives_fewer_events(
@@ -336,14 +336,14 @@ async def test_an_unfinished_frame_of_the_rust_crate_is_cut(compat: Callable[[st
     directory = compat("rotated")
     archive = directory / "archive.jsonl.zst"
     whole = archive.read_bytes()
-    truth = Truth(zstd.decompress(whole) + (directory / "app.jsonl").read_bytes())
+    oracle = Oracle(zstd.decompress(whole) + (directory / "app.jsonl").read_bytes())
     archive.write_bytes(whole + zstd.compress(lines(0, 20))[:cut])
-    truth.check_records(await read(directory), len(truth.data))
+    oracle.check_records(await read(directory), len(oracle.data))
     async with EventLog.open(directory):
         pass
 
     assert archive.read_bytes()[: -RECORD.size] == whole
-    truth.check_records(await read(directory), len(truth.data))
+    oracle.check_records(await read(directory), len(oracle.data))
 
 
 def test_an_archive_is_read_up_to_a_size_that_is_given(tmp_path: Path, small_frames: None) -> None:
@@ -357,7 +357,7 @@ def test_an_archive_is_read_up_to_a_size_that_is_given(tmp_path: Path, small_fra
         archive.close()
 
         assert data == lines(0, 20)[:end]
-        assert head == Truth(lines(0, 20)).head(end)
+        assert head == Oracle(lines(0, 20)).head(end)
 
 
 @pytest.mark.parametrize(
@@ -370,14 +370,14 @@ async def test_a_directory_of_the_rust_crate_is_appended_to_rotated_and_reopened
     directory = compat(name)
     archive, log = directory / "archive.jsonl.zst", (directory / "app.jsonl").read_bytes()
     whole = (zstd.decompress(archive.read_bytes()) if archive.exists() else b"") + log[: log.rfind(b"\n") + 1]
-    Truth(whole).check_records(await read(directory), len(whole))
+    Oracle(whole).check_records(await read(directory), len(whole))
     for n in range(3):
         async with EventLog.open(directory) as opened:
             result = await opened.append(event(n))
             whole += line(n)
-            Truth(whole).check_records([record async for record in opened.read_full()], len(whole))
+            Oracle(whole).check_records([record async for record in opened.read_full()], len(whole))
             await opened.rotate()
-            Truth(whole).check_records([record async for record in opened.read_full()], len(whole))
+            Oracle(whole).check_records([record async for record in opened.read_full()], len(whole))
 
         assert result.end_offset == len(whole)
         assert zstd.decompress(archive.read_bytes()) == whole

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.crash.disk import read_files
-from tests.crash.truth import Opened, append, zstd
+from tests.crash.oracle import Opened, append, zstd
+from tests.crash.recorder import read_files
 from tests.support import line, write_log
 
 from eventfold import CorruptLogError, LogLockedError

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from tests import support
-from tests.crash.disk import read_files
-from tests.crash.truth import Opened, append, read_now, zstd
+from tests.crash.oracle import Opened, append, read_now, zstd
+from tests.crash.recorder import read_files
 from tests.support import Gate, Seam, event, line, numbers, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, LogLockedError, WriterFailedError, _rotator

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests import support
-from tests.crash.truth import Opened, append
+from tests.crash.oracle import Opened, append
 from tests.support import line
 
 from eventfold import CorruptLogError, EventReader, EventWriter, Head, line_hash

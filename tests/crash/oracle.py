@@ -23,7 +23,7 @@ except ImportError:
 NEW = 9_000_000
 
 
-class Truth:
+class Oracle:
     """A whole log as bytes, with the offsets at which a crash may let it end."""
 
     def __init__(self, data: bytes = b"") -> None:
@@ -108,13 +108,13 @@ class Opened:
         self._old.append(rotate(self.layout, self.active))
 
 
-def check_files(directory: Path, truth: Truth, acknowledged: int, opener: type[Opened] = Opened) -> None:
+def check_files(directory: Path, oracle: Oracle, acknowledged: int, opener: type[Opened] = Opened) -> None:
     """Asserts that a log that a crash left is intact: for a reader, for a writer, after an append and a rotation."""
     head, data = read_now(directory)
-    assert head.offset in truth.ends
+    assert head.offset in oracle.ends
     assert head.offset >= acknowledged
-    assert head == truth.head(head.offset)
-    assert data == truth.data[: head.offset]
+    assert head == oracle.head(head.offset)
+    assert data == oracle.data[: head.offset]
     with opener(directory) as opened:
         assert opened.active.head == head
         assert read_now(directory) == (head, data)
@@ -138,17 +138,17 @@ async def read(directory: Path) -> list[Record]:
     return [record async for record in EventReader(directory).read_full()]
 
 
-async def check_directory(directory: Path, truth: Truth, acknowledged: int) -> None:
+async def check_directory(directory: Path, oracle: Oracle, acknowledged: int) -> None:
     """The same as `check_files` through the public names."""
-    end = truth.check_records(await read(directory), acknowledged)
+    end = oracle.check_records(await read(directory), acknowledged)
     reader = EventReader(directory)
-    assert await reader.head() == truth.head(end)
+    assert await reader.head() == oracle.head(end)
     if end:
-        assert await reader.read_line_hash_before(end) == truth.head(end).line_hash
+        assert await reader.read_line_hash_before(end) == oracle.head(end).line_hash
     async with EventLog.open(directory) as log:
-        assert log.head == truth.head(end)
-        assert truth.check_records([record async for record in log.read_full()], end) == end
-        new = Truth(truth.data[:end] + line(NEW))
+        assert log.head == oracle.head(end)
+        assert oracle.check_records([record async for record in log.read_full()], end) == end
+        new = Oracle(oracle.data[:end] + line(NEW))
         result = await log.append_if(event(NEW), *log.head)
         assert result.start_offset == end
         assert new.check_records(await read(directory), len(new.data)) == len(new.data)

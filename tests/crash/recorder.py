@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
-from tests.crash.truth import Truth
+from tests.crash.oracle import Oracle
 
 from eventfold._files import operations
 
@@ -47,7 +47,7 @@ class Expected(NamedTuple):
     `kept` maps file names to their only allowed contents; None stands for no file.
     """
 
-    truth: Truth
+    oracle: Oracle
     acknowledged: int = 0
     written: int = 0
     kept: Mapping[str, tuple[bytes | None, ...]] = {}
@@ -88,7 +88,7 @@ def scratch_directory(otherwise: Path) -> Iterator[Path]:
         yield Path(directory)
 
 
-class Journal:
+class Recorder:
     """Records the operations below one directory, in order; syncs nothing."""
 
     _numbers: ClassVar[Iterator[int]] = itertools.count()
@@ -118,9 +118,9 @@ class Journal:
         """From now on, the log of a killed process must not end before this offset."""
         self.ops.append(Op("written", value=offset))
 
-    def expect(self, truth: Truth) -> None:
+    def expect(self, oracle: Oracle) -> None:
         """From now on, the log must be this oracle's, up to an allowed end."""
-        self.ops.append(Op("expect", value=truth))
+        self.ops.append(Op("expect", value=oracle))
 
     def keep(self, name: str) -> None:
         """From now on, the file must have its current content, or what later replaces it."""
@@ -272,7 +272,7 @@ class _Disk:
         elif op.kind == "written":
             self.expected = expected._replace(written=max(op.value, expected.written))
         elif op.kind == "expect":
-            self.expected = expected._replace(truth=op.value)
+            self.expected = expected._replace(oracle=op.value)
         elif op.kind == "keep":
             self.expected = expected._replace(kept={**expected.kept, op.file: (self._content(op.file),)})
         elif op.kind == "open":
@@ -347,7 +347,7 @@ class _Disk:
 def _key(state: State) -> Any:
     files = frozenset((_RANDOM.sub("", name), data) for name, data in state.files.items())
     expected = state.expected
-    return files, expected.truth.data, expected.acknowledged, tuple(expected.kept.items())
+    return files, expected.oracle.data, expected.acknowledged, tuple(expected.kept.items())
 
 
 class States:
