@@ -83,7 +83,7 @@ async def restore(
         await in_thread(claim.take)
         await in_thread(_begin, source, target, unfinished)
         head = await copy_to(EventReader(source.dir), unfinished.dir, progress)
-        await in_thread(_put_in_place, unfinished, target)
+        await in_thread(_move_into_place, unfinished, target)
     finally:
         claim.release()
     return head
@@ -123,10 +123,10 @@ def _check(source: Layout, target: Layout) -> None:
 def _check_still_empty(target: Layout) -> None:
     found = set(os.listdir(target.dir)) - {UNFINISHED}
     if found:
-        raise _begun_meanwhile(target, min(found))
+        raise _created_meanwhile(target, min(found))
 
 
-def _begun_meanwhile(target: Layout, name: str) -> EventfoldError:
+def _created_meanwhile(target: Layout, name: str) -> EventfoldError:
     return EventfoldError(
         f"{name!r} was put into {target.dir} while the backup was being restored there: stop the program that opens "
         "this directory, move its content away, and restore again"
@@ -140,7 +140,7 @@ def _begin(source: Layout, target: Layout, unfinished: Layout) -> None:
         shutil.rmtree(unfinished.dir)
 
 
-def _put_in_place(unfinished: Layout, target: Layout) -> None:
+def _move_into_place(unfinished: Layout, target: Layout) -> None:
     # Somebody may have created a log there meanwhile, and appended to it. A writer that opens the directory creates
     # app.jsonl first and then reads the base file: so either we see app.jsonl below, or the base file makes it fail.
     _check_still_empty(target)
@@ -153,7 +153,7 @@ def _put_in_place(unfinished: Layout, target: Layout) -> None:
             operations.sync_dir(target.dir)
             if path == unfinished.log_path and target.log_path.exists():
                 operations.unlink(target.base_path)  # describes a log other than the one that was created
-                raise _begun_meanwhile(target, target.log_path.name)
+                raise _created_meanwhile(target, target.log_path.name)
             operations.rename(path, target.dir / path.name)
     operations.sync_dir(target.dir)
     try:

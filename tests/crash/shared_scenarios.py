@@ -43,7 +43,7 @@ class Together:
 
     def __init__(self, play: Play, recorder: Recorder) -> None:
         self.play = play
-        self._journal = recorder
+        self._recorder = recorder
         self.one, self.other = Peer(play.dir), Peer(play.dir)
 
     def close(self) -> None:
@@ -55,11 +55,11 @@ class Together:
         for data in lines:
             self.play.oracle.add(data)
             assert peer.append(data) + len(data) == len(self.play.oracle.data)
-            self._journal.acknowledge(peer.head.offset)
+            self._recorder.acknowledge(peer.head.offset)
 
     def see(self, peer: Peer) -> None:
         """One of them looks up where the log ends: others may rely on what it has seen."""
-        self._journal.acknowledge(peer.look().offset)
+        self._recorder.acknowledge(peer.look().offset)
 
     def leave_switched(self) -> None:
         """One rotates, and dies when the new file has its name and holds something, before the name is on disk."""

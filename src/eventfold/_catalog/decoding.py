@@ -16,7 +16,7 @@ from msgspec.structs import force_setattr
 from .._codec.backwards import BackwardsDecoder
 from .._codec.decode import Decoder, Slice
 from .._codec.lines import Lines
-from .._codec.selection import TaggedLines, event_struct, passed_struct
+from .._codec.selection import TaggedLines, event_struct, skipped_struct
 from .._codec.stored import StoredEvent
 from .._errors import SchemaError
 from .._event import Event, PartialRecord, Record
@@ -43,7 +43,7 @@ class Typing:
 
         def new_struct(type: str) -> Any:
             if wanted is not None and type not in wanted:
-                return passed_struct(type)
+                return skipped_struct(type)
             schema = schemas.get(type)
             return event_struct(type) if schema is None else _struct_of(type, schema)
 

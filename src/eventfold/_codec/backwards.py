@@ -38,7 +38,7 @@ class BackwardsDecoder:
         texts = lines.data.split(b"\n")
         texts.pop()  # what follows the last newline: nothing
         found = self._decode_at_once(lines.data, len(texts))
-        if found is not None and self._due is None and not any(line.worth_a_look for line in found):
+        if found is not None and self._due is None and not any(line.matters for line in found):
             self._nothing_seen = False
             return
         end = len(lines.data)

@@ -90,7 +90,7 @@ class Decoder:
         if found is None:
             yield from self._line_by_line(lines)
             return
-        events = found if self._selection is None else [line for line in found if line.worth_a_look]
+        events = found if self._selection is None else [line for line in found if line.matters]
         batched = self._due is not None or any([line.batch for line in events])  # noqa: C419 (a generator takes twice as long)
         # Two damages may cancel out in the number of lines, and events are what they are all the same. Where their
         # places are needed, it takes that every newline stands between two objects: then each has a line of its own.

@@ -88,7 +88,7 @@ def _is_plain(event: Event) -> bool:
         return False
     for key, item in event.data.items():
         kind = type(item)
-        if type(key) is not str or not (kind in _HARMLESS or (kind is int and MIN_INT <= item <= MAX_INT)):
+        if type(key) is not str or not (kind in _SIMPLE_TYPES or (kind is int and MIN_INT <= item <= MAX_INT)):
             return False
     return True
 
@@ -141,7 +141,7 @@ def _tags_fault(tags: Any) -> str | None:
 
 
 _OPTIONAL_TEXT = (str, type(None))
-_HARMLESS = frozenset({str, bool, type(None)})
+_SIMPLE_TYPES = frozenset({str, bool, type(None)})
 
 
 def _has_surrogate(text: str) -> bool:
@@ -164,11 +164,11 @@ def _fault(value: Any, depth: int, text: bool) -> tuple[str, str] | None:
                 return "", f"the key {key!r} is not a string"
             if text and _has_surrogate(key):
                 return "", f"a lone surrogate in the key {key!r}"
-            if (type(item) not in _HARMLESS or text) and (fault := _fault(item, depth + 1, text)):
+            if (type(item) not in _SIMPLE_TYPES or text) and (fault := _fault(item, depth + 1, text)):
                 return f".{key}{fault[0]}", fault[1]
     else:
         for index, item in enumerate(value):
-            if (type(item) not in _HARMLESS or text) and (fault := _fault(item, depth + 1, text)):
+            if (type(item) not in _SIMPLE_TYPES or text) and (fault := _fault(item, depth + 1, text)):
                 return f"[{index}]{fault[0]}", fault[1]
     return None
 

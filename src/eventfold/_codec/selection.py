@@ -17,24 +17,24 @@ _MOST_TYPES = 1000
 BatchPlace: TypeAlias = tuple[int, int]
 
 
-class _Passed(msgspec.Struct, frozen=True, gc=False):
+class _Skipped(msgspec.Struct, frozen=True, gc=False):
     """A line whose event is not wanted. It matters only if it is in a batch."""
 
-    worth_a_look: BatchPlace | None = msgspec.field(name="batch", default=None)
+    matters: BatchPlace | None = msgspec.field(name="batch", default=None)
 
     @property
     def batch(self) -> BatchPlace | None:
-        return self.worth_a_look
+        return self.matters
 
 
-Found: TypeAlias = list[Any]  # of StoredEvent and _Passed, one for each line
+Found: TypeAlias = list[Any]  # of StoredEvent and _Skipped, one for each line
 
 
 class _JustType(msgspec.Struct, gc=False):
     type: str
 
 
-class _PassedLine(_Passed, kw_only=True, frozen=True, gc=False):
+class _SkippedLine(_Skipped, kw_only=True, frozen=True, gc=False):
     """The same, of any type; it is checked that it has one."""
 
     type: str
@@ -49,7 +49,7 @@ class _AnyBatch(StoredEvent, frozen=True, eq=False, kw_only=True, omit_defaults=
 decode_events = msgspec.json.Decoder(StoredEvent)
 _decode_any_batch = msgspec.json.Decoder(_AnyBatch).decode
 _types = msgspec.json.Decoder(_JustType)
-_pass_lines = msgspec.json.Decoder(_PassedLine).decode_lines
+_pass_lines = msgspec.json.Decoder(_SkippedLine).decode_lines
 
 
 def decode_line(line: bytes) -> StoredEvent:
@@ -123,15 +123,15 @@ class _ByType:
         self._lines = TaggedLines(wanted, self._new_struct)
 
     def _new_struct(self, type: str) -> Any:
-        return event_struct(type) if type in self._wanted else passed_struct(type)
+        return event_struct(type) if type in self._wanted else skipped_struct(type)
 
     def decode_lines(self, data: bytes) -> Found:
         found = self._lines.decode_lines(data)
         return [self.look(event) for event in decode_events.decode_lines(data)] if found is None else found
 
-    def look(self, event: StoredEvent) -> StoredEvent | _Passed:
+    def look(self, event: StoredEvent) -> StoredEvent | _Skipped:
         """The event if it is wanted, otherwise a placeholder."""
-        return event if event.type in self._wanted else _Passed(event.batch)
+        return event if event.type in self._wanted else _Skipped(event.batch)
 
 
 def event_struct(type: str, *fields: tuple[str, Any] | tuple[str, Any, Any]) -> Any:
@@ -152,9 +152,9 @@ def event_struct(type: str, *fields: tuple[str, Any] | tuple[str, Any, Any]) -> 
     )
 
 
-def passed_struct(type: str) -> Any:
+def skipped_struct(type: str) -> Any:
     """The struct of the lines of a type that is not wanted."""
-    return msgspec.defstruct("_Passed", [], bases=(_Passed,), tag_field="type", tag=type, frozen=True, gc=False)
+    return msgspec.defstruct("_Skipped", [], bases=(_Skipped,), tag_field="type", tag=type, frozen=True, gc=False)
 
 
 class _Filter:
@@ -167,8 +167,8 @@ class _Filter:
     def decode_lines(self, data: bytes) -> Found:
         return [self.look(line) if isinstance(line, StoredEvent) else line for line in self._decode_lines(data)]
 
-    def look(self, event: StoredEvent) -> StoredEvent | _Passed:
-        return event if self._query.matches_keys(event.type, event.tags) else _Passed(event.batch)
+    def look(self, event: StoredEvent) -> StoredEvent | _Skipped:
+        return event if self._query.matches_keys(event.type, event.tags) else _Skipped(event.batch)
 
 
 class _ByTag(_Filter):

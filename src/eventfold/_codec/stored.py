@@ -24,7 +24,7 @@ class StoredEvent(Event, frozen=True, eq=False, kw_only=True, omit_defaults=True
     tags: tuple[str, ...] = ()
     version: int = 1
     batch: tuple[int, int] | None = None
-    worth_a_look = True  # as opposed to the placeholders of events that a selection leaves out
+    matters = True  # as opposed to the placeholders of events that a selection leaves out
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _event, (self.type, self.data, self.ts, self.id, self.actor, self.meta, self.tags, self.version)

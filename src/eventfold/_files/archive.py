@@ -121,7 +121,7 @@ class Archive:
         while offset < span.end_offset:
             size = block_size()
             at_once = offset == span.first_offset and span.end_offset - offset <= size
-            [lines] = self._span_lines(span) if at_once else self._kept(span)
+            [lines] = self._span_lines(span) if at_once else self._cached_lines(span)
             block = next(lines.cut(size, _position_in(lines, offset)))
             offset = block.end_offset
             del lines  # don't hold the rest of the frame while this block is used
@@ -130,7 +130,7 @@ class Archive:
     def line_before(self, offset: int) -> bytes:
         """The line that ends at `offset` (bytes in the whole log, more than 0), without its newline."""
         for span in self._spans_from(offset - 1):
-            for lines in self._kept(span):
+            for lines in self._cached_lines(span):
                 end = offset - lines.start_offset
                 if end <= len(lines.data):
                     _position_in(lines, offset)
@@ -145,7 +145,7 @@ class Archive:
         for span in self._spans_from(offset):
             if span.end_offset <= offset:
                 continue
-            for lines in self._kept(span):
+            for lines in self._cached_lines(span):
                 if offset < lines.end_offset:
                     start = _position_in(lines, offset)
                     return lines.part(start, lines.data.index(b"\n", start) + 1)
@@ -211,7 +211,7 @@ class Archive:
             self._walked[key] = last, damage
         return self._walked[key]
 
-    def _kept(self, span: Span) -> Iterator[Lines]:
+    def _cached_lines(self, span: Span) -> Iterator[Lines]:
         """The same as `_span_lines`, but our most recently used frames are cached."""
         key = (self.path, *span)
         with self._recent_lock:

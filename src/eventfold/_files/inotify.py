@@ -108,9 +108,9 @@ class Hub:
             return
         self._inotify = inotify
         with inotify:
-            self._hand_out(inotify, directories)
+            self._dispatch(inotify, directories)
 
-    def _hand_out(self, inotify: Any, directories: dict[Watched, _Watch]) -> None:
+    def _dispatch(self, inotify: Any, directories: dict[Watched, _Watch]) -> None:
         poller = select.poll()
         poller.register(inotify.fileno(), select.POLLIN)
         poller.register(self._wake_fd, select.POLLIN)

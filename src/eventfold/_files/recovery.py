@@ -22,7 +22,7 @@ from .paths import Layout, NextFile
 from .rotation import COPY_SIZE, Rotation, begin_at, warn_unfinished
 from .segments import LogSegments, check_archived, last_line_end, line_before
 
-LOOKED_AT = 3  # last lines, of which one must be an event
+CHECKED_LINES = 3  # last lines, of which one must be an event
 
 
 def recover(layout: Layout, active_fd: int, locked: int | None = None) -> Rotation | None:
@@ -146,7 +146,7 @@ def check_events(layout: Layout, fd: int) -> None:
     at = last_line_end(fd, 0, os.fstat(fd).st_size)
     if not at:
         return
-    for _ in range(LOOKED_AT):
+    for _ in range(CHECKED_LINES):
         at, text = line_before(fd, at)
         if not text.strip() or is_event(text):
             return

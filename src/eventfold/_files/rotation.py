@@ -96,11 +96,11 @@ class Rotation:
                 start += whole
                 size = FRAME_SIZE
             elif len(data) < size:
-                raise self._cut_short(start)
+                raise self._truncated(start)
             else:
                 size *= 2
 
-    def _cut_short(self, position: int) -> CorruptLogError:
+    def _truncated(self, position: int) -> CorruptLogError:
         reason = "the file was cut or changed while it was being archived: no line ends after this"
         return CorruptLogError(self._layout.log_path, self._next.base + position, reason)
 
@@ -113,7 +113,7 @@ class Rotation:
         while self._copied < end:
             data = os.pread(active.fd, min(COPY_SIZE, end - self._copied), self._copied)
             if not data:
-                raise self._cut_short(self._copied)
+                raise self._truncated(self._copied)
             operations.write(self._fd, data, self._copied - self._next.size)
             self._copied += len(data)
 

@@ -145,7 +145,7 @@ class LogSegments:
         try:
             archive_size = 0 if archive_fd is None else os.fstat(archive_fd).st_size
             under_way = self._layout.next_file()
-            if not self._named():
+            if not self._is_current():
                 return False
             if under_way is not None:
                 archive_size = under_way.archive_size
@@ -160,7 +160,7 @@ class LogSegments:
                 os.close(archive_fd)
         if under_way is not None:
             self.base = under_way.base
-            self.damage = self._missing_behind(under_way)
+            self.damage = self._missing_data(under_way)
         elif self.archive is not None:
             self.base = self.archive.head.offset
             self.damage = self.archive.damage
@@ -175,7 +175,7 @@ class LogSegments:
                 self.damage = error
         return True
 
-    def _missing_behind(self, under_way: NextFile) -> CorruptLogError | None:
+    def _missing_data(self, under_way: NextFile) -> CorruptLogError | None:
         """The error if the files lack what a rotation under way says is there: they were cut, or are a mixed copy."""
         if self.size < under_way.size:
             reason = f"the file ends here, but {under_way.path.name} says that it continues"
@@ -196,7 +196,7 @@ class LogSegments:
         else:
             self.base = base
 
-    def _named(self) -> bool:
+    def _is_current(self) -> bool:
         """Whether `app.jsonl` is still the file that was opened, or still does not exist."""
         try:
             stat = os.stat(self._layout.log_path)

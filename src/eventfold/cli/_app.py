@@ -141,7 +141,7 @@ def append(
 
     async def command() -> None:
         if type is not None:
-            event = _writing.given_event(type, data, ts, id, actor, meta, tag or [])
+            event = _writing.event_from_options(type, data, ts, id, actor, meta, tag or [])
             await _writing.append_one(log, event, if_head, unless_tag)
         elif if_head is not None or unless_tag is not None:
             raise ValueError("--if-head and --unless-tag are for one event: name its TYPE and DATA")

@@ -23,10 +23,10 @@ async def repair(where: str, yes: bool, lose_events_from: int | None, views: lis
         # After a cut there may be more to do: snapshots and consumers may depend on what was cut.
         while new := [one for one in plan.repairs if one not in asked]:
             asked += new
-            agreed = [one for one in new if await _agreed(one, yes, lose_events_from)]
-            if not agreed:
+            confirmed = [one for one in new if await _confirmed(one, yes, lose_events_from)]
+            if not confirmed:
                 break
-            await repair_log(where, agreed, lose_events_from=lose_events_from)
+            await repair_log(where, confirmed, lose_events_from=lose_events_from)
             plan = await _plan(where, views)
     for problem in plan.problems:
         say(f"restore a backup, since this can't be repaired: {problem}")
@@ -41,7 +41,7 @@ async def _plan(where: str, views: list[View[Any]]) -> RepairPlan:
         return await plan_repairs(where, views=views, progress=report_progress)
 
 
-async def _agreed(one: Repair, yes: bool, lose_events_from: int | None) -> bool:
+async def _confirmed(one: Repair, yes: bool, lose_events_from: int | None) -> bool:
     print(printable(str(one)))
     if isinstance(one, CutEnd) and one.events and lose_events_from != one.offset:
         say(f"to lose these events, add --lose-events-from {one.offset}; a backup may have them")

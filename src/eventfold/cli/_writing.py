@@ -31,7 +31,7 @@ _READ_SIZE = 2**20
 _MAX_EVENT_SIZE = 16 * 2**20
 
 
-class _Given(msgspec.Struct, forbid_unknown_fields=True):
+class _EventInput(msgspec.Struct, forbid_unknown_fields=True):
     """An event as a person writes it: everything but its type may be left out."""
 
     type: str
@@ -48,7 +48,7 @@ class _Given(msgspec.Struct, forbid_unknown_fields=True):
         return Event(self.type, data, id=self.id, actor=self.actor, meta=self.meta, tags=self.tags, **options)
 
 
-_decode_given = msgspec.json.Decoder(_Given).decode
+_decode_input = msgspec.json.Decoder(_EventInput).decode
 
 
 @asynccontextmanager
@@ -76,7 +76,7 @@ async def append_one(where: str, event: Event, head: str | None, unless: list[st
             print_json(await log.append_if(event, *expected))
 
 
-def given_event(
+def event_from_options(
     type: str, data: str, ts: int | None, id: str | None, actor: str | None, meta: str | None, tags: list[str]
 ) -> Event:
     """The event that the options describe. Raises `ValueError` for invalid JSON."""
@@ -106,7 +106,7 @@ async def append_lines(where: str) -> None:
             events = []
             for number, line in enumerate(lines, first):
                 try:
-                    event = _decode_given(line).event()
+                    event = _decode_input(line).event()
                     encode_line(event, _MAX_EVENT_SIZE)
                 except (msgspec.MsgspecError, UnicodeDecodeError, InvalidEventError) as error:
                     raise _bad_line(number, error, first) from error
@@ -143,7 +143,7 @@ async def _import(where: str, report_progress: Callable[[int, int], object] | No
             for number, line in enumerate(lines, first):
                 try:
                     event = decode_events.decode(line)
-                    if event.batch != _due(held, event):
+                    if event.batch != _expected_place(held, event):
                         raise InvalidEventError("a batch is broken here: lines of it are missing or out of order")
                     if encode_line(event, _MAX_EVENT_SIZE, event.batch) != line + b"\n":
                         raise InvalidEventError(
@@ -170,7 +170,7 @@ async def _import(where: str, report_progress: Callable[[int, int], object] | No
     return count
 
 
-def _due(held: list[StoredEvent], event: StoredEvent) -> tuple[int, int] | None:
+def _expected_place(held: list[StoredEvent], event: StoredEvent) -> tuple[int, int] | None:
     """The position in its batch that an event must have after those that are held."""
     if not held:
         return None if event.batch is None else (1, event.batch[1])
