@@ -1,8 +1,8 @@
 """Folding: a state and the reducer that carries it forward, and one pass over the log for several of them.
 
 Promises: the bytes are read and decompressed once for all, and each fold gets event objects of its own unless it says
-that it shares them; whenever others can run, `state` is the fold over the log up to `place`; a state that a reducer
-may have left half changed is marked as suspect; the event loop is let go on every few milliseconds, by the clock.
+that it shares them; whenever other tasks can run, `state` is the fold over the log up to `place`; a state that a
+reducer may have left half changed is marked as suspect; other tasks can run every few milliseconds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ._reader import EventReader
 
 S = TypeVar("S")
 
-# Seconds for which folding holds the event loop at most, but for the events of one block.
+# The maximum number of seconds for which folding holds the event loop, apart from the events of one block.
 _HOLD = 0.002
-# The most events between two looks at the clock, which cost as much as a short reducer does; it is as many only once
-# shorter blocks have shown that the reducer is fast.
+# The most events between two readings of the clock, which cost as much as a short reducer; blocks grow to this size
+# only once shorter ones have shown that the reducer is fast.
 _LARGEST_BLOCK = 64
 
 
@@ -38,18 +38,18 @@ class Pacer:
         self.since = perf_counter()
 
     async def pause(self) -> None:
-        """Lets the others run once."""
+        """Lets other tasks run once."""
         await asyncio.sleep(0)
         self.since = perf_counter()
 
     async def pause_if_due(self) -> None:
-        """The same, if it is time to."""
+        """Lets other tasks run once, if it is time."""
         if perf_counter() - self.since > _HOLD:
             await self.pause()
 
 
 class Fold(Generic[S]):
-    """The state of one view in memory, and how it goes forward.
+    """The state of one view in memory, and its reducer.
 
     `folded` counts the changes of the state. `suspect` is true from the moment the reducer raised until `start`;
     `error` is what it raised, as long as it is suspect.
@@ -78,15 +78,15 @@ class Fold(Generic[S]):
         self._block = 1  # the speed of the reducer is not known yet
 
     def start(self, state: S, place: Head) -> None:
-        """Goes on from a state that is known to be good."""
+        """Continues from a state that is known to be good."""
         self.state, self.place, self.suspect, self.error = state, place, False, None
         self.folded += 1
 
     async def fold(self, piece: Slice, pacer: Pacer) -> None:
-        """Folds a slice that begins where the state stands.
+        """Folds a slice that begins at the state's place.
 
-        Raises `ReducerError`, and what else than an `Exception` the reducer raises. Cancelled in a pause, the state
-        keeps what was folded.
+        Raises `ReducerError`, or what the reducer raises if that is not an `Exception`. If cancelled in a pause, the
+        state keeps what was folded.
         """
         events: list[Any] = piece.events
         matches = None
@@ -123,13 +123,13 @@ class Fold(Generic[S]):
         self.state, self.place = state, Head(piece.end_offset, piece.last_line_hash)
 
     def _fail(self, state: Any, starts: _Starts, index: int, done: int, error: BaseException | None) -> None:
-        """Stands before the event that failed. Raises `ReducerError`, unless `error` is no `Exception`."""
+        """Stays before the event that failed. Raises `ReducerError`, unless `error` is not an `Exception`."""
         cause: BaseException | None = error
         if type(state) is CoroutineType:
             state.close()
             cause = TypeError("the reducer returned a coroutine: it must be a plain function, not an async one")
         elif state is None and not self._takes_none and isinstance(error, Exception | None) and index > done:
-            cause = TypeError("the reducer returned None: it must return the new state, also where it changed it")
+            cause = TypeError("the reducer returned None: it must return the state, even if it changed that in place")
         if cause is not error:
             index -= 1  # the event before is the one for which the reducer returned this
         self.state, self.place, self.suspect = state, Head(starts.of(index), ""), True
@@ -140,19 +140,19 @@ class Fold(Generic[S]):
             raise self.error from cause
 
     def raise_error(self) -> None:
-        """Raises the error of the reducer again, if the state is suspect because of one."""
+        """Raises the reducer's error again, if the state is suspect because of one."""
         if self.error is not None:
             raise ReducerError(self.error.view, self.error.offset) from self.error.__cause__
 
 
 def _matcher(query: Query) -> Callable[[Event], bool]:
-    """Tells whether a query matches an event; faster than the query itself where only types matter."""
+    """A function that matches events with a query, faster than the query itself if only types matter."""
     types = types_alone(query)
     return query.matches if types is None else lambda event: event.type in types
 
 
 class _Starts:
-    """Where the events of a slice begin in the log; looked up in order, and only when asked for."""
+    """The start offsets of a slice's events, looked up in order and on demand."""
 
     def __init__(self, piece: Slice, matches: Callable[[Event], bool] | None) -> None:
         self._records = self._of_events(piece, matches)
@@ -166,7 +166,7 @@ class _Starts:
                 yield record
 
     def of(self, index: int) -> int:
-        """The start offset of an event; never one before the last that was asked for."""
+        """The start offset of an event; never ask for one before the last one."""
         for record in islice(self._records, index - self._index):
             self._begins_a_line = record.start_offset != self._start
             self._start = record.start_offset
@@ -180,7 +180,7 @@ class _Starts:
 
 
 class _Stream:
-    """Folds that are given the same event objects."""
+    """Folds that share the same event objects."""
 
     def __init__(self, folds: list[Fold[Any]], reader: EventReader) -> None:
         self.folds = folds
@@ -190,7 +190,7 @@ class _Stream:
         self.decoder = reader._decoder(query, places=False)
 
     async def take(self, slices: Iterator[Slice], pacer: Pacer) -> list[Exception]:
-        """Gives the slices to all folds, and drops those whose reducer raises; the errors."""
+        """Passes the slices to all folds, and drops those whose reducer raises; returns the errors."""
         errors: list[Exception] = []
         try:
             for piece in slices:
@@ -209,7 +209,7 @@ class _Stream:
 
 
 async def fold_together(folds: Iterable[Fold[Any]], reader: EventReader, end: int | None = None) -> list[Exception]:
-    """One pass over the log, up to `end` (None: the head of now), for folds that stand at one offset.
+    """One pass over the log, up to `end` (None: the current head), for folds at the same offset.
 
     Returns the errors of the reducers, and of damage in the log, each once the others are done. Raises what reading
     raises.
@@ -220,7 +220,7 @@ async def fold_together(folds: Iterable[Fold[Any]], reader: EventReader, end: in
     if reader._typing is None:
         groups = [shared] if shared else []
     else:
-        # An event that does not fit its class is to hold up only those that want events of its type.
+        # An event that does not fit its class must stop only the folds that want events of its type.
         groups = [[fold for fold in shared if fold.query == query] for query in {fold.query for fold in shared}]
     streams += [_Stream(group, reader) for group in groups]
     errors: list[Exception] = []

@@ -76,7 +76,9 @@ class LogInfo(msgspec.Struct, frozen=True):
 
 
 async def info(reader: EventReader) -> LogInfo:
-    """A log at a glance. Args:
+    """A log at a glance.
+
+    Args:
         reader: A reader of the log.
 
     Raises:

@@ -1,7 +1,7 @@
 """`EventReader`: reads one log, waits for more of it, and changes nothing.
 
 Promises: what is read ends at the head as it was when reading began, with whole lines and whole batches; a tail misses
-nothing and repeats nothing, whatever is rotated meanwhile; the event loop is let go on every few milliseconds.
+nothing and repeats nothing, whatever is rotated meanwhile; other tasks can run every few milliseconds.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from ._event import Head, Record
 from ._query import Query, query_of
 from ._waiters import Scope
 
-# Seconds for which reading holds the event loop at most, before it lets others run.
+# The maximum number of seconds for which reading holds the event loop before it lets other tasks run.
 _HOLD = 0.002
 _RECORDS_PER_LOOK_AT_THE_CLOCK = 32
-# Single lines that are read in one trip to a thread.
+# How many single lines are read in one hop to a thread.
 _LINES_AT_ONCE = 16
 
 
 class WaitResult(msgspec.Struct, frozen=True):
-    """`new_data` tells whether the head moved beyond the offset that was waited for; `size` is the head's offset."""
+    """`new_data` says whether the head moved beyond the awaited offset; `size` is the head's offset."""
 
     new_data: bool
     size: int
@@ -47,14 +47,14 @@ class WaitResult(msgspec.Struct, frozen=True):
 
 
 class EventReader(HasPaths):
-    """A cheap reader of one directory; any number of them may read, in any process, while a writer goes on.
+    """A lightweight reader of one log; any number of them may read, in any process, while a writer continues.
 
-    Making one does nothing. The directory need not exist: then the log is empty. Offsets are bytes in the whole log.
-    Every method may raise `OSError`, and `CorruptLogError` where the files hold what is no log. Cancelling any of them
-    leaves nothing behind.
+    Creating one does no I/O. The directory need not exist: then the log is empty. Offsets are bytes in the whole log.
+    Every method may raise `OSError`, and `CorruptLogError` if the files are damaged. Cancelling any of them leaves
+    nothing behind.
     """
 
-    # What makes the events of a log with a catalog typed.
+    # Decodes typed events, if the log has a catalog.
     _typing: Typing | None = None
 
     def __init__(self, dir: Address) -> None:
@@ -82,15 +82,17 @@ class EventReader(HasPaths):
         return self._source.documents
 
     async def identity(self) -> str:
-        """Which log this is, within this process."""
+        """A string that identifies the log within this process."""
         return await self._source.identity()
 
     async def head(self) -> Head:
-        """The offset after the last event, and the hash of its line. In the writer's process: of the durable ones."""
+        """The offset after the last event, and the hash of its line; in the writer's process, of the last durable
+        event.
+        """
         return await self._source.head()
 
     async def has_new_events(self, offset: int) -> bool:
-        """Whether events stand behind `offset`.
+        """Whether there are events after `offset`.
 
         Raises `ValueError` for an offset that is negative or beyond the head.
         """
@@ -103,7 +105,7 @@ class EventReader(HasPaths):
         return await in_thread(_file_size, paths_of(self._source).log_path)
 
     async def base(self) -> int:
-        """The offset of the first byte of `app.jsonl`: what stands before it is in the archive."""
+        """The offset of the first byte of `app.jsonl`; everything before it is in the archive."""
         return await self._source.base()
 
     async def read_line_hash_before(self, offset: int) -> str | None:
@@ -115,16 +117,17 @@ class EventReader(HasPaths):
         return await self._source.line_hash_before(offset) if offset else None
 
     def read_full(self) -> AsyncIterator[Record]:
-        """All events up to the head of now; see `read_from`."""
+        """All events up to the current head; see `read_from`."""
         return self.read_from(0)
 
     async def read_from(
         self, offset: int = 0, *, query: Query | None = None, until: int | None = None
     ) -> AsyncIterator[Record]:
-        """The events from `offset`, where a line must begin, up to the head of now, or up to `until` before that.
+        """The events from `offset`, where a line must begin, up to the current head, or up to `until` if that is before
+        it.
 
-        With a `query`, only events that it matches. With `until`, an offset where a line must end, nothing that ends
-        behind it is given; a batch that goes on beyond it is left out whole.
+        With a `query`, only matching events are yielded. With `until`, an offset where a line must end, nothing that
+        ends after it is yielded; a batch that continues beyond it is left out completely.
 
         Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins, and for an
         `until` before `offset` or inside a line; `CorruptLogError` at damage, after all events before it.
@@ -151,13 +154,13 @@ class EventReader(HasPaths):
         types: Collection[str] | None = None,
         after: str = "",
     ) -> AsyncGenerator[Slice, None]:
-        """The same events as `read_from`, some hundred at a time and several times as fast.
+        """The same events as `read_from`, a few hundred at a time and several times as fast.
 
-        With a `query`, only events that it matches are given; where a line can't hold one, only its shape is checked.
-        `types` is short for a query of these types alone (empty: no event), and can't be given together with one.
-        With `after`, the hash of the line that ended at `offset` when it was read, another log that has taken its place
-        since is a `CorruptLogError`. A slice has `events`, `start_offset`, `end_offset`, and `records()`, which gives
-        each event its place.
+        With a `query`, only matching events are yielded; lines that can't match are checked only for their form.
+        `types` is short for a query of these types (empty: no event), and can't be combined with a query. With `after`,
+        the hash of the line that ended at `offset` when it was read, a different log in its place raises
+        `CorruptLogError`. A slice has `events`, `start_offset`, `end_offset`, and `records()`, which adds offsets to
+        the events.
         """
         query = query_of(query, types)
         end = await self._end(offset)
@@ -166,13 +169,13 @@ class EventReader(HasPaths):
                 yield piece
 
     async def read_back(self, offset: int | None = None, *, query: Query | None = None) -> AsyncIterator[Record]:
-        """The events before `offset` (None: the head of now), where a line must end; the newest first.
+        """The events before `offset` (None: the current head), where a line must end, newest first.
 
-        It begins at once and takes little memory, however large the log is. With a `query`, only events that it
-        matches.
+        It starts at once and takes little memory, however large the log is. With a `query`, only matching events are
+        yielded.
 
         Raises `ValueError` for an offset that is negative, beyond the head, or not where a line ends, and
-        `CorruptLogError` at damage, after all events behind it; also where a batch turns out not to be whole.
+        `CorruptLogError` at damage, after all events that follow it; also if a batch turns out to be incomplete.
         """
         decoder = self._backwards_decoder(query_of(query, None))
         head = await self.head()
@@ -193,7 +196,7 @@ class EventReader(HasPaths):
                     since = perf_counter()
 
     async def events_at(self, offsets: Sequence[int], query: Query | None = None) -> AsyncIterator[list[Record]]:
-        """For each offset, where a line before the head must begin, its events, as far as a query matches them.
+        """For each offset, where a line before the head must begin, the events of that line that a query matches.
 
         Raises `ValueError` where no line begins, and `CorruptLogError` at damage.
         """
@@ -210,7 +213,7 @@ class EventReader(HasPaths):
             return
         for start in range(0, len(offsets), _LINES_AT_ONCE):
             async for lines in _lines_at(source, offsets[start : start + _LINES_AT_ONCE]):
-                # It gives a line of a batch without the others, which the other decoder does not.
+                # It yields a line of a batch without the others, which the other decoder does not.
                 yield list(self._backwards_decoder(query).feed(lines))[::-1]
 
     async def check_range(self, offset: int, until: int | None) -> None:
@@ -222,7 +225,7 @@ class EventReader(HasPaths):
             await self._source.line_hash_before(offset)
 
     async def _until(self, offset: int, until: int, end: Head) -> Head:
-        """Where reading is to end that is to end at `until`, or at `end` before that."""
+        """The head at which to stop reading: at `until`, or at `end` if that is before it."""
         _check_not_negative(until)
         if until < offset:
             raise ValueError(f"until is {until}, which is before offset {offset}, where reading begins")
@@ -232,11 +235,11 @@ class EventReader(HasPaths):
             try:
                 await self._source.line_hash_before(until)
             except ValueError as error:
-                raise ValueError(f"until is {until}, where no line ends") from error
+                raise ValueError(f"until is {until}, but no line ends there") from error
         return Head(until, "")
 
     async def _end(self, offset: int) -> Head:
-        """Where reading from `offset` is to end: at the head, or where it meets the damage that hides the head."""
+        """The head at which to stop reading from `offset`: the current one, or the damage that hides it."""
         try:
             head = await self.head()
         except CorruptLogError:
@@ -248,12 +251,12 @@ class EventReader(HasPaths):
     async def _slices(
         self, start: Head, end: Head, query: Query | None = None, *, places: bool = True
     ) -> AsyncGenerator[Slice, None]:
-        """What stands between two heads; the hash of the first may be unknown ("")."""
+        """The slices between two heads; the hash of the first may be unknown ("")."""
         if start.offset == end.offset:
             return
         newest = (await self._source.waiters()).newest(start, end)
         if newest is not None:
-            # In memory: no trip to the disk for everybody who waited for it.
+            # In memory: those who waited for it need not read the disk.
             for piece in self._decoder(query, places=places).feed(newest):
                 yield piece
             return
@@ -269,17 +272,17 @@ class EventReader(HasPaths):
                         since = perf_counter()
 
     def _decoder(self, query: Query | None, *, places: bool) -> Decoder:
-        """What decodes the lines of this log for whoever reads it."""
+        """A decoder of this log's lines."""
         if self._typing is not None:
             return self._typing.decoder(query, places=places)
         return Decoder(query, places=places)
 
     def _backwards_decoder(self, query: Query | None) -> BackwardsDecoder:
-        """The same for whoever reads it backwards."""
+        """The same, for reading backwards."""
         return BackwardsDecoder(query) if self._typing is None else self._typing.backwards_decoder(query)
 
     async def _lines(self, start: Head, end: int | None) -> AsyncGenerator[Lines, None]:
-        """The lines from a head, whose hash may be unknown (""), to an offset (None: the head of now), undecoded."""
+        """The lines from a head, whose hash may be unknown (""), to an offset (None: the current head), undecoded."""
         last = await self._end(start.offset) if end is None else Head(end, "")
         if start.offset == last.offset:
             return
@@ -293,9 +296,9 @@ class EventReader(HasPaths):
                     yield lines
 
     async def head_changes(self) -> AsyncGenerator[Head, None]:
-        """The head of now, and then each newer one, until its log is closed; who is slow sees only the latest.
+        """The current head, and then each newer one, until the log is closed; a slow caller sees only the latest.
 
-        The last one is the writer's last durable head, where the log was open for writing here.
+        The last one is the writer's last durable head, if the log was open for writing here.
         """
         waiters = await self._source.waiters()
         if self._scope.closed:
@@ -311,21 +314,21 @@ class EventReader(HasPaths):
                         yield final
                     return
                 if news.offset < head.offset:
-                    news = await self.head()  # what was told may have been looked up before `head` was
+                    news = await self.head()  # the news may be older than `head`
                     if news.offset < head.offset:
                         raise CorruptLogError(
                             self._source.location,
                             news.offset,
-                            f"the log ends here, and it went on to {head.offset}: somebody cut or replaced it",
+                            f"the log ends here, but it continued to {head.offset}: somebody cut or replaced it",
                         )
                 head = news
 
     async def tail(self, offset: int | None = None, *, query: Query | None = None) -> AsyncIterator[Record]:
-        """The events from `offset` (None: the head of now) and then each new one, until its log is closed.
+        """The events from `offset` (None: the current head) and then each new one, until the log is closed.
 
-        With a `query`, only events that it matches.
+        With a `query`, only matching events are yielded.
 
-        Raises `ValueError` as `read_from` does, and `CorruptLogError` where the log is no longer the one that was read.
+        Raises `ValueError` as `read_from` does, and `CorruptLogError` if the log is no longer the one that was read.
         """
         query = query_of(query, None)
         place = None if offset is None else Head(offset, "")
@@ -342,7 +345,7 @@ class EventReader(HasPaths):
 
     @property
     def closed(self) -> bool:
-        """Whether its log was closed. A reader that was made by itself belongs to no log."""
+        """Whether its log was closed. A reader that was created on its own belongs to no log."""
         return self._scope.closed
 
     def end_waits(self) -> None:
@@ -350,13 +353,13 @@ class EventReader(HasPaths):
         self._scope.close()
 
     async def aclose(self) -> None:
-        """Ends its tails and waits, and lets go of its connections, where the log's engine has any. Idempotent."""
+        """Ends its tails and waits, and closes its connections, if the log's engine has any. Idempotent."""
         self._scope.close()
         if self._owns_source:
             await self._source.aclose()
 
     async def wait_for_events(self, offset: int, timeout: float | None = None) -> WaitResult:
-        """Waits until the head lies beyond `offset`, or for `timeout` seconds (None: for as long as it takes).
+        """Waits until the head is beyond `offset`, or for `timeout` seconds (None: for as long as it takes).
 
         Raises `LogClosedError` when its log is closed, `ValueError` for a negative offset.
         """
@@ -372,7 +375,7 @@ class EventReader(HasPaths):
                     head = await self.head()
                 else:
                     if news is None:
-                        raise LogClosedError("the log was closed while its events were waited for")
+                        raise LogClosedError("the log was closed while waiting for events")
                     head = news
         return WaitResult(head.offset > offset, head.offset)
 
@@ -386,7 +389,7 @@ async def _lines_at(source: SourceOfLines, offsets: Sequence[int]) -> AsyncItera
     try:
         found = await source.lines_at(offsets)
     except (CorruptLogError, ValueError):
-        # Those before the damage are to be given first.
+        # Those before the damage must be yielded first.
         for offset in offsets:
             [lines] = await source.lines_at([offset])
             yield lines

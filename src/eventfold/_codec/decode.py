@@ -1,8 +1,8 @@
-"""Lines back into events: the decoder, and the slices of a log that it gives.
+"""Decodes lines into events: the decoder, and the slices of a log that it yields.
 
-Promises: `Decoder` gives every event that it is fed, or says where the first bad line begins after giving all before
-it; it never gives part of a batch. With a query, lines that it can't match by their type, or by the text of its tags,
-are not decoded, but each is JSON with a type, on a line of its own (its text may be no UTF-8).
+Promises: `Decoder` yields every event that it is fed, or yields all before the first bad line and then says where that
+begins; it never yields part of a batch. With a query, lines that can't match, by their type or the text of its tags,
+are not decoded, but each is JSON with a type on its own line (its text may not be valid UTF-8).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .stored import StoredEvent
 
 BAD_LINE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _BROKEN: BatchPlace = (0, 0)
-# The places in batches up to this size are kept.
+# The positions in batches up to this size are cached.
 _SMALL_BATCH = 256
 
 
 class Slice:
-    """Events that stand in the log one after the other, decoded together; offsets are bytes in the whole log.
+    """Consecutive events of the log, decoded together; offsets are bytes in the whole log.
 
-    With a `query` (None: every event), `events` are only those that it matches; the offsets are those of all that was
-    looked at.
+    With a `query` (None: every event), `events` are only those that it matches; the offsets include all lines that were
+    examined.
     """
 
     __slots__ = ("_found", "_lines", "end_offset", "events", "query", "start_offset")
@@ -47,7 +47,7 @@ class Slice:
         return f"<Slice of {len(self.events)} events, offsets {self.start_offset} to {self.end_offset}>"
 
     def records(self) -> Iterator[Record]:
-        """The events with their places in the log."""
+        """The events with their offsets in the log."""
         lines = self._lines.data.split(b"\n")
         lines.pop()  # what follows the last newline: nothing
         ends = accumulate(map((1).__add__, map(len, lines)), initial=0 if self._lines.marks else self.start_offset)
@@ -59,15 +59,15 @@ class Slice:
 
     @property
     def last_line_hash(self) -> str:
-        """The hash of the last line that was looked at."""
+        """The hash of the last line that was examined."""
         return last_line_hash(self._lines.data)
 
 
 class Decoder:
     """Turns the lines of a log, fed in order, into slices of events; with a `query`, only those that it matches.
 
-    With `places`, a slice can give records; without, only its events are sure, which is faster to tell. Reading may
-    begin inside a batch: its rest is then given.
+    With `places`, a slice can return records; without, it has only events, which is faster. Reading may begin inside a
+    batch: then its rest is yielded.
     """
 
     def __init__(self, query: Query | None = None, *, places: bool = True) -> None:
@@ -75,15 +75,15 @@ class Decoder:
         self._selection = None if self._query is None else selection(self._query)
         self._places = places
         self._nothing_given = True
-        # A batch whose end is still to come: its lines up to now, what they hold, and the place of the next one.
+        # A batch whose end has not been fed yet: its lines so far, their objects, and the position of the next line.
         self._held: list[Lines] = []
         self._held_found: Found = []
         self._due: BatchPlace | None = None
 
     def feed(self, lines: Lines) -> Iterator[Slice]:
-        """The events of these lines; a batch that goes on beyond them is held back until its end is fed.
+        """The events of these lines; a batch that continues beyond them is held back until its end is fed.
 
-        Raises `CorruptLogError` at the first line that holds no event, or where a batch begins that breaks off.
+        Raises `CorruptLogError` at the first line that is not an event, or at the beginning of an incomplete batch.
         """
         data = lines.data
         found = self._decode_at_once(data)
@@ -92,8 +92,8 @@ class Decoder:
             return
         events = found if self._selection is None else [line for line in found if line.matters]
         batched = self._due is not None or any([line.batch for line in events])  # noqa: C419 (a generator takes twice as long)
-        # Two damages may cancel out in the number of lines, and events are what they are all the same. Where their
-        # places are needed, it takes that every newline stands between two objects: then each has a line of its own.
+        # Two damages may cancel out in the number of lines, while the events are still right. If their offsets are
+        # needed, every newline must be between two objects: then each has its own line.
         if (batched or self._places) and not (data.startswith(b"{") and data.count(b"}\n{") == len(found) - 1):
             yield from self._line_by_line(lines)
             return
@@ -134,7 +134,7 @@ class Decoder:
         return found
 
     def _line_by_line(self, lines: Lines) -> Iterator[Slice]:
-        """The patient way, for lines among which some are blank or bad: one slice for each line or batch."""
+        """The slow way, for lines some of which are blank or bad: one slice for each line or batch."""
         lines = join([*self._held, lines])
         self._held, self._held_found, self._due = [], [], None
         path, data = lines.path, lines.data
@@ -173,8 +173,8 @@ def _wanted(found: Found) -> list[StoredEvent]:
 def _follow(
     batches: list[BatchPlace | None], due: BatchPlace | None, may_begin_inside: bool
 ) -> tuple[int, BatchPlace | None] | None:
-    """How many lines stand before a batch that goes on beyond them, and the place of its next line (None: no batch is
-    open), for lines with these places of which the first was `due`. None if a batch is broken.
+    """For lines with these positions, the first of which was `due`: how many come before a batch that continues beyond
+    them, and the position of its next line (None: no batch is open). None if a batch is broken.
     """
     if due is None and may_begin_inside and batches:
         due = batches[0]
@@ -189,7 +189,7 @@ def _follow(
         if not 1 <= index <= size:
             return None
         part = batches[at : at + size - index + 1]
-        # All of them compared at once: a line at a time would take as long as decoding it does.
+        # All of them are compared at once: line by line, that would take as long as decoding.
         if part != _places(index, size, len(part)):
             return None
         at += len(part)
@@ -201,7 +201,7 @@ def _follow(
 
 
 def _places(index: int, size: int, count: int) -> list[BatchPlace]:
-    """The places of so many lines of a batch of `size`, from the one with this index on."""
+    """The positions of `count` lines of a batch of `size`, from this index on."""
     if count == size <= _SMALL_BATCH:
         return _small_batch(size)
     return list(zip(range(index, index + count), repeat(size), strict=False))
@@ -223,7 +223,7 @@ def _due_after(batch: BatchPlace | None, due: BatchPlace | None, may_begin_insid
 
 
 def batch_of(line: bytes) -> BatchPlace | None:
-    """The place `(i, n)` of a line in its batch; None for a line that is in none, or is no event."""
+    """The position `(i, n)` of a line in its batch; None for a line that is in none, or is not an event."""
     if b'"batch"' not in line:
         return None
     try:
@@ -233,7 +233,7 @@ def batch_of(line: bytes) -> BatchPlace | None:
 
 
 def is_event(line: bytes) -> bool:
-    """Whether a line, without its newline, holds an event."""
+    """Whether a line, without its newline, is an event."""
     try:
         decode_line(line)
     except BAD_LINE:

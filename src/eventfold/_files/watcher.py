@@ -1,11 +1,10 @@
-"""Notices what other processes write, for all that wait on a directory in this process.
+"""Notices what other processes write, for everything that waits on a directory in this process.
 
-On Linux one thread waits for the kernel's hints about all directories (`inotify`); elsewhere, and where that fails,
-each directory has a thread that uses `watchfiles`. Hints get lost on network mounts and in containers, so what counts
-is the file, which is also looked at now and then: every second, and every `LOOK_INTERVAL` seconds once a hint did not
-come, until one does.
+On Linux, one thread waits for the kernel's hints about all directories (`inotify`); elsewhere, and if that fails, each
+directory has a thread that uses `watchfiles`. Hints may be lost on network mounts and in containers, so the file itself
+is also checked regularly: every second, and every `LOOK_INTERVAL` seconds once a hint was missed, until one comes.
 
-Promise: a directory has at most one watcher, and none while nobody waits or while the writer lives in this process.
+Promise: a directory has at most one watcher, and none while nothing waits or while the writer lives in this process.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from .paths import Layout
 from .segments import LogSegments
 
 LOOK_INTERVAL = inotify.TICK
-# How many times rarer the looks are while hints come.
+# By what factor checks are rarer while hints come.
 _RARER = 4
-# Seconds for which looking may fail (no descriptor left, a mount that does not answer) before those who wait are told.
+# Seconds for which checks may fail (no descriptor left, a mount that does not answer) before the waits fail too.
 PATIENCE = 5.0
-_STEP = 2  # milliseconds between two looks at the hints that came in
+_STEP = 2  # milliseconds between two checks for hints
 USES_INOTIFY = sys.platform == "linux"
 
-# The directories whose watching has failed and about which a warning was logged.
+# The directories that could not be watched, about which a warning was logged.
 _warned: set[Path] = set()
 
 
 def watch(path: Path, **options: Any) -> Iterator[Any]:
-    """`watchfiles.watch`, imported only by who watches: it takes as long as all the rest."""
+    """`watchfiles.watch`, imported on demand: that takes as long as everything else."""
     from watchfiles import watch
 
     return watch(path, **options)
@@ -71,7 +70,7 @@ class Directory(Waiters):
 
     @property
     def durable_head(self) -> Head | None:
-        """The durable head, where a writer of this process tells it: with shared writers, that of all processes."""
+        """The durable head, if a writer in this process publishes it; with shared writers, that of all processes."""
         return self._shared_head() or self._published
 
     def _shared_head(self) -> Head | None:
@@ -79,13 +78,13 @@ class Directory(Waiters):
         return max(heads, default=None)
 
     def add_shared_head(self, tell: Callable[[], Head | None]) -> None:
-        """A writer of this process shares the log with others, and `tell` says what of all of theirs is durable."""
+        """Registers a writer of this process that shares the log; `tell` returns the durable head of all writers."""
         self._shared_heads = (*self._shared_heads, tell)
         self._watch_beside_writer = True
         self._update_watcher()
 
     def remove_shared_head(self, tell: Callable[[], Head | None]) -> None:
-        """That writer is gone."""
+        """Removes that writer."""
         self._shared_heads = tuple(other for other in self._shared_heads if other != tell)
         self._watch_beside_writer = bool(self._shared_heads)
         self._update_watcher()
@@ -97,7 +96,7 @@ class Directory(Waiters):
 
 
 class FileWatcher:
-    """Looks at a directory whenever something may have happened in it, and tells the head when it has changed."""
+    """Checks a directory whenever something may have happened in it, and reports the head if it has changed."""
 
     def __init__(
         self,
@@ -127,18 +126,18 @@ class FileWatcher:
             self.watch_alone(error)
 
     def stop(self) -> None:
-        """Ends the watching; a look that is under way may go on for some milliseconds."""
+        """Stops watching; a check that is under way may take a few more milliseconds."""
         self._stopped.set()
         if USES_INOTIFY:
             inotify.hub.remove(self)
 
     def look(self) -> None:
-        """A hint came: looks at the files."""
+        """Checks the files after a hint."""
         if self._look():
             self._hints_come = True
 
     def tick(self) -> bool:
-        """Looks, but not every time unless a hint was missing before."""
+        """Checks the files, but only now and then while hints come."""
         self._ticks += 1
         if self._hints_come and self._failing_since is None and self._ticks % _RARER:
             return False
@@ -150,21 +149,21 @@ class FileWatcher:
         return self._look()
 
     def unwatchable(self, error: Exception) -> None:
-        """Says so, once for each directory."""
+        """Logs a warning, once for each directory."""
         self._hints_come = False
         if self.dir not in _warned:
             _warned.add(self.dir)
             log_event(
                 WARNING,
                 "watcher.unavailable",
-                "%(path)s can't be watched, and is looked at every %(seconds)s s: %(error)s",
+                "%(path)s can't be watched, and is checked every %(seconds)s s instead: %(error)s",
                 path=self.dir,
                 seconds=LOOK_INTERVAL,
                 error=error,
             )
 
     def watch_alone(self, error: Exception) -> None:
-        """Goes on without inotify."""
+        """Continues without inotify."""
         log_event(
             DEBUG, "watcher.no_inotify", "inotify can't be used for %(path)s: %(error)s", path=self.dir, error=error
         )
@@ -184,7 +183,7 @@ class FileWatcher:
             self._stopped.wait(LOOK_INTERVAL)
 
     def _watch(self) -> None:
-        """Looks on every hint and now and then, as long as the directory is the one that it was."""
+        """Checks on every hint and regularly, as long as the directory is the same one."""
         directory = os.stat(self.dir)
         for _ in watch(
             self.dir,
@@ -205,7 +204,7 @@ class FileWatcher:
                 return
 
     def _look(self) -> bool:
-        """Tells the head if it has changed since the last look, or what has kept it from being found for long."""
+        """Reports the head if it has changed since the last check, or the error if it was not found for a while."""
         if self._stopped.is_set():
             return False
         try:
@@ -216,7 +215,7 @@ class FileWatcher:
             self._notify(error, watcher=self)
             return False
         except OSError as error:
-            # Most of these pass: too many open files, say. Whoever waits is told only of one that lasts.
+            # Most of these pass: too many open files, say. The waits end only if one lasts.
             now = monotonic()
             self._failing_since = self._failing_since or now
             if now - self._failing_since >= PATIENCE:
@@ -225,7 +224,7 @@ class FileWatcher:
         self._failing_since = None
         if change is None:
             if self.head is None and (head := self._lookup.known_head) is not None:
-                # The first look. The lookup knew this head before the watcher began, but the waiters may not.
+                # The first check. The lookup knew this head before the watcher started, but the waiters may not.
                 self.head = head
                 self._notify(head, watcher=self)
             return False
@@ -234,7 +233,7 @@ class FileWatcher:
         return True
 
     def _look_at_shared(self, durable: Head) -> bool:
-        """The same where a writer of this process knows what is durable: what is in the file may not be yet."""
+        """The same if a writer of this process knows what is durable: what is in the file may not be yet."""
         if durable == self.head:
             return False
         known, self.head = self.head, durable
@@ -247,7 +246,7 @@ class FileWatcher:
 
 
 def _lines_between(segments: LogSegments, start: Head, end: Head) -> Lines | None:
-    """The lines from one head to another; None where they are not those that stood there."""
+    """The lines from one head to another; None if they have changed."""
     try:
         segments.check_line_before(start)
         return join(list(segments.lines(start.offset, end.offset)))
@@ -260,7 +259,7 @@ _directories_lock = threading.Lock()
 
 
 def directory(path: str | os.PathLike[str]) -> Directory:
-    """The one object that stands for a directory in this process, whatever it is called. Looks at the file system."""
+    """The one object for a directory in this process, under whatever name. Accesses the file system."""
     real = os.path.realpath(path)
     with _directories_lock:
         found = _directories.get(real)
@@ -276,5 +275,5 @@ def _after_fork() -> None:
         found.after_fork()
 
 
-# A forked child has neither the writer nor the watcher that its parent had.
+# A forked child has neither the writer nor the watcher of its parent.
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,4 +1,4 @@
-"""`EventLog`, what most programs use; its methods stand in modules by what they are for."""
+"""`EventLog`, which most programs use; its methods are divided into modules by purpose."""
 
 from .log import EventLog, EventLogBuilder
 from .views import Views

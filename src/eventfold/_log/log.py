@@ -1,6 +1,6 @@
-"""`EventLog`: the writer, the reader and the views of one directory together; what most programs use.
+"""`EventLog`, which most programs use: the writer, the reader and the views of one log together.
 
-Promise: nothing here but their composition; what a method promises is what the part that it belongs to promises.
+Promise: it only composes them; what a method promises is what the part behind it promises.
 """
 
 from __future__ import annotations
@@ -59,40 +59,40 @@ class EventLog(AppendingLog, ReadingLog):
         index: bool | str | os.PathLike[str] = False,
         unique_ids: bool = False,
     ) -> AsyncOpener[EventLog]:
-        """Opens the directory and brings the views up to date. Await it, or use it in `async with`.
+        """Opens a log and brings its views up to date. Await it, or use it in `async with`.
 
-        Cancelled, it opens nothing. A reducer that raises does not keep the log from being opened: a warning is logged,
-        and `view`, `wait_until` and `refresh_all` raise its `ReducerError`.
+        If cancelled, it opens nothing. A reducer that raises does not keep the log from being opened: a warning is
+        logged, and `view`, `wait_until` and `refresh_all` raise its `ReducerError`.
 
         Args:
-            dir: The data directory, which is created if need be (not with `read_only`); or an address, or an engine.
+            dir: The data directory, which is created if necessary (not with `read_only`), or an address, or an engine.
             views: The views to register. A `View` object belongs to one open log at a time.
-            read_only: Opens no writer: views, tails and watches work beside another process that writes, and whatever
+            read_only: Opens no writer: views, tails and watches work while another process writes, and any call that
                 would write raises `EventfoldError`.
-            snapshots: With `read_only`, a directory for the snapshots of the views, since those beside the log are the
-                writer's; it is created if need be. Without it, the views are folded anew at each start, or from the
-                writer's snapshots.
+            snapshots: With `read_only`, a directory for the snapshots of the views, which is created if necessary.
+                Those beside the log are the writer's; without this option, the views are folded from them, or from the
+                beginning, at each start.
             max_log_size: The size of `app.jsonl` in bytes above which it is rotated automatically; 0 for never.
             lock: How others are kept from writing.
             sync: When an append is on disk.
-            max_event_size: The most bytes that the line of an event may have.
+            max_event_size: The maximum size of an event's line, in bytes.
             catalog: The classes of the events' data: objects of them can be appended, and are the data of what is read.
-            on_mismatch: What becomes of an event whose data does not fit its class: "raise" a `SchemaError`, or "skip"
+            on_mismatch: What to do with an event whose data does not fit its class: "raise" a `SchemaError`, or "skip"
                 it with a warning.
-            index: Keeps an index of tags and ids in `index.sqlite` in the data directory, or in the file that is named
-                here. Conditions on tags, and reading events by their tags, then take the same time however large the
-                log is. It is a derived file: without it, or if it is lost, the results are the same.
-            unique_ids: An event whose id is in the log already is not appended again: the result is that of the first
-                one, with `duplicate` true. Needs the index.
+            index: Whether to keep an index of tags and ids, in `index.sqlite` in the data directory or in the file
+                named here. Conditions on tags, and reading events by their tags, then take the same time however large
+                the log is. It is a derived file: without it, or if it is lost, the results are the same.
+            unique_ids: If true, an event whose id is in the log already is not appended again: the result is that of
+                the first one, with `duplicate` set. Needs the index.
 
         Raises:
             SchemaError: An event that a view selects does not fit its class in the catalog.
             LogLockedError: Another writer has the directory open.
             CorruptLogError: The files are damaged or contradict each other.
             EventfoldError: A view is registered with another open log.
-            OSError: The directory can't be made, read or written; `NotADirectoryError` if it is a file.
+            OSError: The directory can't be created, read or written; `NotADirectoryError` if it is a file.
             TypeError: `views` is not a collection of `View` objects, or a class in the catalog can't be decoded into.
-            ValueError: Two views have one name, an option is out of its range, or the catalog lacks an upcaster.
+            ValueError: Two views have the same name, an option is out of range, or the catalog lacks an upcaster.
         """
         registered = views_by_name(views)
         typing = typing_of(catalog, on_mismatch)
@@ -138,13 +138,13 @@ class EventLog(AppendingLog, ReadingLog):
 
     @classmethod
     def builder(cls, dir: Address) -> EventLogBuilder:
-        """The same as `open`, with one call for each option.
+        """Builds a log with one call for each option of `open`.
 
         Args:
             dir: The data directory, an address or an engine.
 
         Returns:
-            A builder; end with its `open`.
+            A builder; finish with its `open`.
         """
         return EventLogBuilder(dir)
 
@@ -162,8 +162,8 @@ class EventLog(AppendingLog, ReadingLog):
     async def aclose(self) -> None:
         """Closes the log; idempotent.
 
-        New appends are refused, those that were called and a rotation are finished, the snapshots of the views are
-        saved, tails and watches end, and the lock is released. Cancelled, the closing goes on.
+        New appends are refused, pending ones and a rotation are finished, the snapshots of the views are saved, tails
+        and watches end, and the lock is released. If cancelled, closing continues.
         """
         try:
             if self._writer_or_none is not None:
@@ -234,27 +234,27 @@ class EventLogBuilder:
         return self
 
     def max_event_size(self, size: int) -> EventLogBuilder:
-        """The most bytes that the line of an event may have."""
+        """Sets the maximum size of an event's line, in bytes."""
         self._max_event_size = size
         return self
 
     def max_log_size(self, size: int) -> EventLogBuilder:
-        """The size in bytes of `app.jsonl` above which it is rotated automatically; 0 for never."""
+        """Sets the size in bytes of `app.jsonl` above which it is rotated automatically; 0 for never."""
         self._max_log_size = size
         return self
 
     def lock_mode(self, mode: LockMode) -> EventLogBuilder:
-        """How others are kept from writing."""
+        """Sets how others are kept from writing."""
         self._lock = mode
         return self
 
     def sync_mode(self, mode: SyncMode) -> EventLogBuilder:
-        """When an append is on disk."""
+        """Sets when an append is on disk."""
         self._sync = mode
         return self
 
     def catalog(self, catalog: Catalog, *, on_mismatch: OnMismatch = "raise") -> EventLogBuilder:
-        """The classes of the events' data, and what becomes of an event that does not fit its class."""
+        """Sets the classes of the events' data, and what to do with an event that does not fit its class."""
         self._catalog, self._on_mismatch = catalog, on_mismatch
         return self
 
@@ -282,7 +282,7 @@ class EventLogBuilder:
 
 
 async def _check_not_a_file(dir: str | os.PathLike[str], error: OSError) -> None:
-    """Raises the error again as one that says so, if the directory is a file."""
+    """Raises an error that says so if the directory is a file."""
     if await in_thread(os.path.isfile, dir):
         reason = "this is a file, where the data directory of a log is needed"
         raise NotADirectoryError(errno.ENOTDIR, reason, os.fspath(dir)) from error

@@ -25,12 +25,12 @@ class LogParts(HasPaths):
 
     @property
     def _saves_snapshots(self) -> bool:
-        """Whether the views' snapshots are this log's to write."""
+        """Whether this log writes the views' snapshots."""
         return self._writer_or_none is not None or isinstance(self._reader, OwnSnapshotsReader)
 
     @property
     def _views_location(self) -> str:
-        """The log as the views know it; they begin anew where their snapshots are somewhere else."""
+        """The log's name for its views, which start over if their snapshots are elsewhere."""
         reader = self._reader
         own = f", with snapshots in {reader.directory}" if isinstance(reader, OwnSnapshotsReader) else ""
         return f"{self._location}{own}"

@@ -1,4 +1,4 @@
-"""What `EventLog` does with its views: their states, now, from now on, and at an earlier moment."""
+"""The methods of `EventLog` that concern its views: their states now, from now on, and at an earlier moment."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class ViewingLog(LogParts):
         return view.state
 
     async def refresh_all(self) -> None:
-        """Brings all views up to the head, in one pass where they stand at the same offset.
+        """Brings all views up to the head, with one pass for those at the same offset.
 
-        Cancelled, the views keep what they have folded.
+        If cancelled, the views keep what they have folded.
 
         Raises:
             ReducerError: A reducer raised; the first error, once all other views are up to date.
@@ -61,7 +61,7 @@ class ViewingLog(LogParts):
         await refresh_together(views, self._reader, save=self._saves_snapshots)
 
     async def _catch_up(self) -> None:
-        """Refreshes all views, and logs where a reducer raised."""
+        """Refreshes all views, and logs the errors of reducers."""
         for error in await refresh_each(self._views.values(), self._reader, save=self._saves_snapshots):
             if not isinstance(error, ReducerError):
                 raise error
@@ -79,9 +79,9 @@ class ViewingLog(LogParts):
     @overload
     async def rebuild(self, name: str) -> Any: ...
     async def rebuild(self, name: str | View[Any]) -> Any:
-        """Makes a view's state anew from the whole log, without its snapshot, and replaces that.
+        """Rebuilds a view's state from the whole log, without its snapshot, and replaces that.
 
-        Cancelled, the view keeps what it has folded.
+        If cancelled, the view keeps what it has folded.
 
         Args:
             name: The view's name, or the `View` object, which gives the result its type.
@@ -108,7 +108,7 @@ class ViewingLog(LogParts):
     async def wait_until(self, name: str | View[Any], offset: int | None = None) -> Any:
         """A view's state as soon as it includes everything before `offset`.
 
-        With the `end_offset` of an append: read your own writes. Cancelled, the view keeps what it has folded.
+        With the `end_offset` of an append, you read your own writes. If cancelled, the view keeps what it has folded.
 
         Args:
             name: The view's name, or the `View` object, which gives the result its type.
@@ -135,14 +135,14 @@ class ViewingLog(LogParts):
     @overload
     def watch(self, name: str) -> AsyncGenerator[Any, None]: ...
     def watch(self, name: str | View[Any]) -> AsyncGenerator[Any, None]:
-        """A view's state now, then each newer one, until the log is closed; who is slow sees only the latest.
+        """A view's current state, then each newer one, until the log is closed; a slow caller sees only the latest.
 
         Args:
             name: The view's name, or the `View` object, which gives the states their type.
 
         Raises:
             UnknownViewError: No such view is registered.
-            ReducerError: The reducer raised; so for the next errors, at a step of the iteration.
+            ReducerError: The reducer raised; this and the following errors come at a step of the iteration.
             CorruptLogError: The log is damaged.
             OSError: The log could not be read.
         """
@@ -161,12 +161,13 @@ class ViewingLog(LogParts):
     @overload
     async def state_at(self, name: str, at: int | datetime) -> Any: ...
     async def state_at(self, name: str | View[Any], at: int | datetime) -> Any:
-        """What the state of a view was at an earlier offset or time, folded anew; the view stays as it is.
+        """A view's state as of an earlier offset or time, folded from the beginning; the view itself is not changed.
 
         Args:
             name: The view's name, or the `View` object, which gives the result its type.
-            at: An offset in bytes of the whole log, everything before which is folded; or a time: then everything
-                before the first event whose `ts` is not before it. A batch that goes on beyond is left out whole.
+            at: An offset in bytes of the whole log: everything before it is folded. Or a time: everything before the
+                first event whose `ts` is at or after it is folded. A batch that continues beyond that point is left out
+                completely.
 
         Raises:
             UnknownViewError: No such view is registered.
@@ -178,7 +179,7 @@ class ViewingLog(LogParts):
         return await state_at(self._reader, self._views[name], at)
 
     def stats(self) -> LogStats:
-        """What the log has done since it was opened, and what waits now. No I/O: it may be asked often."""
+        """What the log has done since it was opened, and what is waiting. No I/O, so it can be called often."""
         writer = self._writer_or_none
         counters = WriterCounters() if writer is None else writer._commits.counters
         head = None if writer is None else writer.head.offset

@@ -12,7 +12,7 @@ S = TypeVar("S")
 
 
 class Views(Mapping[str, View[Any]]):
-    """The views of a log, by name; asked with a `View` object, it gives that view with its type."""
+    """The views of a log, by name; a `View` object as the key returns that view with its type."""
 
     def __init__(self, views: Mapping[str, View[Any]]) -> None:
         self._views = dict(views)
@@ -39,13 +39,13 @@ class Views(Mapping[str, View[Any]]):
 
 
 def views_by_name(views: Iterable[View[Any]]) -> dict[str, View[Any]]:
-    """The views by name. Raises `TypeError` if they are not all views, `ValueError` if two have one name."""
+    """The views by name. Raises `TypeError` if they are not all views, `ValueError` if two have the same name."""
     if isinstance(views, View | str | Mapping) or not isinstance(views, Iterable):
         raise TypeError(f"views must be a list of View objects, such as views=[View(...)], not {views!r}")
     registered: dict[str, View[Any]] = {}
     for view in views:
         if not isinstance(view, View):
-            raise TypeError(f"views must be a list of View objects, and {view!r} in it is not one")
+            raise TypeError(f"views must be a list of View objects, but {view!r} in it is not one")
         if view.name in registered:
             raise ValueError(f"two views are named {view.name!r}")
         registered[view.name] = view
