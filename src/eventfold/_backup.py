@@ -187,9 +187,7 @@ class _Copying:
                 ) from error
 
     def _older_archive(self, archive: Archive | None) -> int:
-        """Opens the copy's archive and returns how much of it there is. Raises `EventfoldError` if it is of another
-        log.
-        """
+        """Opens the copy's archive; returns how much there is. Raises `EventfoldError` if it is of another log."""
         if self._copy.next_file() is not None:
             raise EventfoldError(f"{self._copy.dir} has a rotation under way, so it is in use as a log")
         try:

@@ -95,8 +95,7 @@ class Query:
 
 
 def query_of(query: Query | None, types: Collection[str] | None) -> Query | None:
-    """The query, or that of its short form: the types of which an event must have one (None: any; empty: no event at
-    all).
+    """The query, or that of its short form, the types of which an event must have one (None: any; empty: no event).
 
     Raises `ValueError` if both are given, `TypeError` for anything else.
     """

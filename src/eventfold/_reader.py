@@ -86,9 +86,7 @@ class EventReader(HasPaths):
         return await self._source.identity()
 
     async def head(self) -> Head:
-        """The offset after the last event, and the hash of its line; in the writer's process, of the last durable
-        event.
-        """
+        """The offset after the last event (in the writer's process, the last durable one), and its line's hash."""
         return await self._source.head()
 
     async def has_new_events(self, offset: int) -> bool:
@@ -123,8 +121,7 @@ class EventReader(HasPaths):
     async def read_from(
         self, offset: int = 0, *, query: Query | None = None, until: int | None = None
     ) -> AsyncIterator[Record]:
-        """The events from `offset`, where a line must begin, up to the current head, or up to `until` if that is before
-        it.
+        """The events from `offset`, where a line must begin, up to `until` or the current head, whichever comes first.
 
         With a `query`, only matching events are yielded. With `until`, an offset where a line must end, nothing that
         ends after it is yielded; a batch that continues beyond it is left out completely.

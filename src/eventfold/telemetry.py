@@ -37,8 +37,7 @@ def uninstrument() -> None:
 
 @contextmanager
 def handling(consumer: Consumer, record: Record) -> Iterator[trace.Span]:
-    """A span for a consumer's work on a record. It is current inside the block, so spans created there are its
-    children.
+    """A span for a consumer's work on a record, current inside the block, so that spans created there are its children.
 
     It is linked to the span whose context the event carries in `meta["traceparent"]`, if there is one.
 

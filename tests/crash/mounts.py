@@ -77,9 +77,7 @@ class Disk:
         (self.path / _BALLAST).unlink()
 
     def cut_power(self) -> None:
-        """Cuts the power: from now on nothing reaches the disk, and what was not synced is lost. Unmount it, then mount
-        it.
-        """
+        """Cuts the power: nothing reaches the disk any more, and what was not synced is lost. Then remount it."""
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _WITHOUT_FLUSH))

@@ -280,8 +280,7 @@ def write_record(fd: int, span: Span) -> int:
 
 
 def write_frames(fd: int, position: int, offset: int, chunks: Iterable[bytes]) -> int:
-    """Appends each chunk of whole lines as a frame with its record, each on disk before the next; returns the end
-    position.
+    """Appends chunks of whole lines as frames with records, each on disk before the next; returns the end position.
 
     `position` is in bytes of the file, `offset` that of the first line in the whole log.
     """

@@ -207,9 +207,7 @@ def lock_holder(fd: int) -> int | None:
 
 
 def unlock(fd: int) -> None:
-    """Releases the flock, even if a forked child still has the descriptor. In that child, it would release the
-    parent's.
-    """
+    """Releases the flock, even if a forked child has the descriptor too. A child would release its parent's."""
     try:
         fcntl.flock(fd, fcntl.LOCK_UN)
     except OSError:

@@ -48,9 +48,7 @@ class Layout:
         return self.dir / f"app.jsonl.next.{base}.{size}.{archive_size}"
 
     def next_file(self) -> NextFile | None:
-        """The rotation under way, if there is one. Raises `CorruptLogError` if the directory has files of two
-        rotations.
-        """
+        """The rotation under way, if there is one. Raises `CorruptLogError` if there are files of two rotations."""
         try:
             names = os.listdir(self.dir)
         except FileNotFoundError:

@@ -26,8 +26,7 @@ _WATCH_INTERVAL = 0.1
 
 
 def load_view(name: str, view: str | None = None, initial: str | None = None) -> View[Any]:
-    """Loads the view that `MODULE:NAME` names: a `View`, or a reducer, which gets the given name and initial state
-    (JSON).
+    """Loads the view that `MODULE:NAME` names: a `View`, or a reducer with the given name and initial state (JSON).
 
     Python looks for the module in the current directory first. Raises `ValueError` if there is no such view or reducer.
     """

@@ -27,9 +27,7 @@ class Format(enum.Enum):
 
 
 def printer(format: Format | None) -> Callable[[Record], None]:
-    """A function that writes a record to standard output, by default as a table row on a terminal and as the exact line
-    elsewhere.
-    """
+    """A function that prints a record, by default as a table row on a terminal and as the exact line elsewhere."""
     if format is None:
         format = Format.TABLE if sys.stdout.isatty() else Format.JSONL
     return {Format.TABLE: _row_printer, Format.JSONL: _line_printer, Format.CSV: _csv_printer}[format]()

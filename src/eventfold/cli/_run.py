@@ -48,8 +48,7 @@ def run(command: Coroutine[Any, Any, int | None]) -> None:
 
 
 async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None:
-    """Runs the command, which Ctrl-C cancels; a second Ctrl-C, or one while output is blocked, ends the process at
-    once.
+    """Runs the command, which Ctrl-C cancels. A second Ctrl-C, or one while output is blocked, ends it at once.
 
     A blocked write to a pipe, such as that of a pager on its first page, can't be cancelled. Ending at once leaves the
     log as any other kill does.
