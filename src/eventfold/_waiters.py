@@ -241,7 +241,7 @@ class Waiters:
                 self._watcher = self._newest = None
 
     async def wait(self, offset: int, scope: Scope, *, seen: bool = False) -> Head | None:
-        """Waits for a head beyond `offset` (bytes), which it returns; None if the scope is closed. Use inside `watched`.
+        """Waits for and returns a head beyond `offset` (bytes); None if the scope is closed. Use within `watched`.
 
         With `seen`, the head once was at `offset`: then a head before it ends the wait too; it may be an older one, or
         mean that somebody cut the log. Raises what kept the watcher from finding the head.

@@ -135,7 +135,7 @@ def test_append_refuses_data_that_is_not_json(tmp_path: Path) -> None:
     """In one line that says how to write it."""
     done = run("append", tmp_path, "paid", "amount=3", status=1)
 
-    assert done.stderr.startswith("eventfold: DATA is no JSON")
+    assert done.stderr.startswith("eventfold: DATA is not JSON")
     assert done.stderr.count("\n") == 1
 
 

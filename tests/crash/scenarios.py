@@ -368,7 +368,7 @@ def recovery(
     rotating: bool = False,
     lock: LockMode = LockMode.FLOCK,
 ) -> list[Op]:
-    """Opens the log that a crash left, appends, optionally rotates; returns the operations. What it found is durable."""
+    """Opens what a crash left, appends, optionally rotates; returns the operations. What it found is durable."""
     try:
         write_files(root, state.files)
         with monkeypatch.context() as patch:
