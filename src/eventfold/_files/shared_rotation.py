@@ -1,10 +1,10 @@
 """Opening and rotating a log that several writers share.
 
-The exclusive lock on the rotation's file, `app.jsonl.next.*`, is the claim on the archive: who has it rotates, or
-recovers a rotation whose writer is dead. It is only asked for by somebody who has the turn, and kept without the turn
-while the archive is written, so that appends go on.
+The exclusive lock on the rotation's file, `app.jsonl.next.*`, is the claim on the archive: its holder rotates, or
+recovers a rotation whose writer is dead. It is requested only in the turn, and kept without the turn while the archive
+is written, so that appends continue.
 
-Promise: a rotation that was left behind is undone or finished by whoever comes next; one under way is left alone.
+Promise: an interrupted rotation is undone or completed by the next writer; one under way is left alone.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _claims: weakref.WeakSet[Rotation] = weakref.WeakSet()
 
 
 def open_shared(layout: Layout, turn: Turn, sync_mode: int) -> tuple[SharedLog, Rotation | None]:
-    """The active log, recovered, and a rotation that a dead writer left and that is to be finished, if there was one.
+    """The active log, recovered, and a rotation of a dead writer that must be completed, if there is one.
 
-    Raises `LogLockedError` where an exclusive writer, or shared ones with another sync mode, have the log open,
+    Raises `LogLockedError` if an exclusive writer, or shared ones with a different sync mode, have the log open,
     `CorruptLogError`, `OSError`.
     """
     with turn:
@@ -39,7 +39,7 @@ def open_shared(layout: Layout, turn: Turn, sync_mode: int) -> tuple[SharedLog, 
                 if segments.damage is not None:
                     raise segments.damage
             if alone:
-                # Else a temporary file may belong to a process of another container, whose id means nothing here.
+                # Otherwise a temporary file may belong to a process in another container, whose id means nothing here.
                 for directory in (layout.dir, layout.views_dir, layout.consumers_dir):
                     operations.discard_leftovers(directory)
             else:
@@ -50,7 +50,7 @@ def open_shared(layout: Layout, turn: Turn, sync_mode: int) -> tuple[SharedLog, 
                 left_behind = _recover(layout, fd, claim)
                 left = None if left_behind is None else left
             if left is not None and left_behind is None:
-                # A peer rotates: the active log is not empty, so nobody asks for the hash before it.
+                # A peer is rotating: the active log is not empty, so the hash before it is not needed.
                 return SharedLog(layout, fd, turn, sync_mode, left.base, Head(left.base, "")), None
             before, base = recovery.find_ends(layout, fd, left_behind)
             log = SharedLog(layout, fd, turn, sync_mode, base, before)
@@ -69,12 +69,12 @@ def _check_sync_mode(layout: Layout, fd: int, turn: Turn, sync_mode: int) -> Non
     mark = turn.read_mark()
     if mark is not None and mark.sync_mode != sync_mode:
         raise LogLockedError(
-            layout.log_path, operations.lock_holder(fd), "all that share a log need the same sync mode"
+            layout.log_path, operations.lock_holder(fd), "all writers that share a log need the same sync mode"
         )
 
 
 def _claim(left: NextFile) -> int | None:
-    """The rotation's file, locked, if whoever began it is dead; None if it is alive. Only in one's turn."""
+    """The rotation's file, locked, if its writer is dead; None if it is alive. Only in the turn."""
     try:
         fd = operations.open_file(left.path, os.O_RDWR)
     except FileNotFoundError:  # undone just now
@@ -100,13 +100,13 @@ def _recover(layout: Layout, active_fd: int, claim: int) -> Rotation | None:
 
 
 class OtherRotatesError(Exception):
-    """Another writer is rotating the log just now."""
+    """Another writer is rotating the log."""
 
 
 def begin(layout: Layout, log: SharedLog, goal: int) -> Rotation | None:
-    """A rotation to be gone on with: a new one, or one that a dead writer left; None if all before `goal` is archived.
+    """A rotation to continue: a new one, or one that a dead writer left; None if everything before `goal` is archived.
 
-    Raises `OtherRotatesError` where another writer is at it, and what `SharedLog.check` raises.
+    Raises `OtherRotatesError` if another writer is rotating, and what `SharedLog.check` raises.
     """
     while True:
         with log.turn:
@@ -121,7 +121,7 @@ def begin(layout: Layout, log: SharedLog, goal: int) -> Rotation | None:
                 if left.path.exists():
                     raise OtherRotatesError
                 continue
-        # Without the turn, since all that was archived is looked at, and the claim keeps the others away.
+        # Without the turn, since this checks everything that was archived, and the claim keeps others away.
         if not _is_named(claim, left):
             operations.close_locked(claim)
             continue
@@ -138,7 +138,7 @@ def _is_named(fd: int, left: NextFile) -> bool:
 
 
 def switch(left: Rotation, log: SharedLog) -> int:
-    """The rotation's last step, in one's turn. Returns the old file's descriptor."""
+    """The rotation's last step, in the turn. Returns the old file's descriptor."""
     with log.turn:
         log.check()
         left.share()
@@ -156,5 +156,5 @@ def _after_fork() -> None:
         begun.close()
 
 
-# A forked child would keep its parent's claim, also once the parent is dead.
+# A forked child would keep its parent's claim, even once the parent is dead.
 os.register_at_fork(after_in_child=_after_fork)

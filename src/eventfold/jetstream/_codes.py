@@ -22,5 +22,5 @@ def error_code(answer: Mapping[str, Any]) -> int:
 
 
 def is_unavailable(answer: Mapping[str, Any]) -> bool:
-    """Whether it is to be asked again: there is no leader just now, or no JetStream."""
+    """Whether to try again: there is no leader at the moment, or no JetStream."""
     return (answer.get("error") or {}).get("code") == 503 or error_code(answer) == STREAM_OFFLINE

@@ -72,7 +72,7 @@ _REQUIRED: dict[str, Any] = {
     "max_age": 0,
     "max_msgs_per_subject": -1,
     "max_msg_size": -1,
-    "persist_mode": "default",  # with another one, a server acknowledges what it has not written yet
+    "persist_mode": "default",  # otherwise a server acknowledges what it has not written yet
     "deny_delete": True,
     "deny_purge": True,
     "allow_direct": True,
@@ -136,7 +136,7 @@ def check_stream(location: str, subject: str, found: Mapping[str, Any], state: M
     if found.get("duplicate_window", 0) < DUPLICATE_WINDOW:
         raise EventfoldError(
             f"{location}: the stream's duplicate_window is {found.get('duplicate_window', 0)} ns, so that a commit "
-            f"that is sent again may be doubled; set it to at least {DUPLICATE_WINDOW} ns"
+            f"that is sent again may be duplicated; set it to at least {DUPLICATE_WINDOW} ns"
         )
     first = state.get("first_seq", 0)
     if state.get("messages") and (first != 1 or state.get("num_deleted")):
@@ -148,7 +148,7 @@ def check_stream(location: str, subject: str, found: Mapping[str, Any], state: M
 
 
 def check_bucket(location: str, bucket: str, found: Mapping[str, Any]) -> None:
-    """Raises `EventfoldError` for a bucket that could lose documents by itself."""
+    """Raises `EventfoldError` for a bucket that could lose documents on its own."""
     for name, required in _REQUIRED_OF_BUCKET.items():
         value = found.get(name, _DEFAULTS.get(name))
         if value != required:

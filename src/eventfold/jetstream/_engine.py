@@ -1,4 +1,4 @@
-"""`JetStream`: which stream on which servers keeps a log, and how to reach them."""
+"""`JetStream`: the stream and the servers that keep a log, and how to reach them."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class JetStream:
             when it is lost or does not answer. Or a connected `nats.aio.client.Client` of the application, which stays
             the application's: it is neither configured nor closed here.
         log: The log's name, which is that of the stream and the end of its subject: 1 to 128 of `A-Z a-z 0-9 _ -`.
-        replicas: On how many servers a stream that is made here is kept: 1, 3 or 5.
-        create: Whether to make the stream and the bucket of documents where they don't exist.
+        replicas: On how many servers a new stream is kept: 1, 3 or 5.
+        create: Whether to create the stream and the bucket of documents if they don't exist.
         timeout: Seconds after which an unanswered call fails, at most 100: an append with `UnknownOutcomeError`, or
             with `OSError` if it was never sent; everything else with `OSError`.
         attempt_timeout: Seconds after which one unanswered request is sent again.
-        compression: `"none"` or `"s2"`, for a stream that is made here.
+        compression: `"none"` or `"s2"`, for a new stream.
         **connect: Further options for `nats.connect`, such as `user_credentials` or `tls`.
 
     Raises:
-        ValueError: A name or a number that can't be used.
+        ValueError: A name or a number is not allowed.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class JetStream:
 
     @classmethod
     def from_address(cls, address: str) -> JetStream:
-        """The engine that an address names: `nats://host1:4222,host2:4222/LOG`, with `?replicas=3` if need be.
+        """The engine that an address names: `nats://host1:4222,host2:4222/LOG`, optionally with `?replicas=3`.
 
         Raises:
             ValueError: The address names no host or no log, or has an option that doesn't exist.
@@ -97,7 +97,7 @@ class JetStream:
         return f"<JetStream {self._settings.location}>"
 
     def source(self) -> Stream:
-        """The log, to be read. Call it in the event loop that reads. No I/O."""
+        """The log, for reading. Call it in the event loop that reads. No I/O."""
         key = (asyncio.get_running_loop(), self._settings)
         for other, stream in list(_streams.items()):
             if other[0].is_closed() or stream.connection.closed:
@@ -108,7 +108,7 @@ class JetStream:
         return _streams[key]
 
     async def open_committer(self, **options: Any) -> StreamCommitter:
-        """Opens the log for appending; makes or checks the stream and the bucket.
+        """Opens the log for appending; creates or checks the stream and the bucket.
 
         Raises:
             ValueError: An option that this engine does not have.

@@ -35,7 +35,7 @@ def position_at(offset: int) -> int:
 
 
 def join_messages(location: str, first: int, messages: Sequence[bytes], skip: int = 0) -> Lines:
-    """The lines of messages that follow each other, from byte `skip` of the first one on."""
+    """The lines of consecutive messages, from byte `skip` of the first one."""
     start = start_of(first) + skip
     data = b"".join(messages)[skip:]
     marks, position = [(0, start)], -skip
