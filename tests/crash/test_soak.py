@@ -87,7 +87,7 @@ async def test_the_ledger_finds_a_refused_event_and_a_tail_that_missed_one(data_
     ledger.note("refused", 0, 1, 0)
     ledger.check(found, summed(found[1:]))
 
-    assert [fault[:20] for fault in ledger.faults] == ["event (0, 1, 0) was ", "a read gives 6 event"]
+    assert [fault[:20] for fault in ledger.faults] == ["event (0, 1, 0) was ", "a read yields 6 even"]
 
 
 def test_the_ledger_finds_a_consumer_that_begins_elsewhere() -> None:
