@@ -67,10 +67,11 @@ class Process:
         stalled only if it did nothing although it could have run.
         """
         begun, first, goal = time.monotonic(), 0.0, self.count + more
+        waited = waited_for_processors(self._process.pid)
         while self.count < goal:
             assert self._process.poll() is None, self._errors.decode()
             passed = time.monotonic() - begun
-            assert passed < PATIENCE or passed - waited_for_processors(self._process.pid) < PATIENCE, (
+            assert passed < PATIENCE or passed - waited_for_processors(self._process.pid) + waited < PATIENCE, (
                 f"of {more} events {self.count - goal + more} were acknowledged: {self._errors.decode()}"
             )
             if not first and self.count > goal - more:
