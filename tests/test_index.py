@@ -755,10 +755,11 @@ def test_a_process_does_not_fork_in_a_transaction(tmp_path: Path) -> None:
     """The child would roll it back when it ends."""
     reached, go_on, forked = threading.Event(), threading.Event(), threading.Event()
 
-    def pairs() -> Iterator[tuple[int, int]]:
-        reached.set()
-        assert go_on.wait(10)
-        yield 1, 0
+    class Pairs(dict[int, int | list[int]]):
+        def __iter__(self) -> Iterator[int]:
+            reached.set()
+            assert go_on.wait(10)
+            return super().__iter__()
 
     def fork() -> None:
         child = os.fork()
@@ -769,7 +770,7 @@ def test_a_process_does_not_fork_in_a_transaction(tmp_path: Path) -> None:
 
     index = store.Store(tmp_path / "index.sqlite")
     index.open()
-    adding = threading.Thread(target=index.add, args=(0, Head(10, "x"), pairs()))
+    adding = threading.Thread(target=index.add, args=(0, Head(10, "x"), Pairs({1: 0, 2: [0, 5]})))
     adding.start()
     assert reached.wait(10)
     forking = threading.Thread(target=fork)
@@ -779,5 +780,8 @@ def test_a_process_does_not_fork_in_a_transaction(tmp_path: Path) -> None:
     assert forked.wait(10)
     adding.join()
     forking.join()
-    assert index.find([(1, 0)], 10) == [store.StoredOffsets([0], True)]
+    assert index.find([(1, 0), (2, 1), (3, 0)], 10) == {
+        (1, 0): store.StoredOffsets([0], True),
+        (2, 1): store.StoredOffsets([5], True),
+    }
     index.close()
