@@ -82,12 +82,9 @@ class Judgement(msgspec.Struct):
 
 def lines_needed_from(appends: Iterable[Append]) -> int | None:
     """The offset from which on `judge` needs the lines of the log; None where no append has a query or unique ids."""
-    judged = [append for append in appends if append.condition is not None or append.unique is not None]
-    if not judged:
-        return None
-    checked = [append.condition.start for append in judged if append.condition is not None]
-    checked += [append.unique.checked for append in judged if append.unique is not None]
-    return min(checked)
+    checked = [append.condition.start for append in appends if append.condition is not None]
+    checked += [append.unique.checked for append in appends if append.unique is not None]
+    return min(checked, default=None)
 
 
 def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -> Judgement:
@@ -109,8 +106,7 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
     matcher = None
     if any([append.condition is not None for append in appends]):  # noqa: C419 (a generator takes twice as long)
         matcher = _Matcher()
-        for start, keys in events:
-            matcher.add(start, keys)
+        matcher.add(0, events)
     for append in appends:
         # First, since whoever appends again what is in the log wants to hear that, and not of a conflict with it.
         unique = append.unique
@@ -129,8 +125,7 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
                 continue
         outcomes.append(position)
         if matcher is not None:
-            for start, own in _events_of(append):
-                matcher.add(head.offset + position + start, own)
+            matcher.add(head.offset + position, _events_of(append))
         if unique is not None:
             ids.update(dict.fromkeys(unique.ids, sys.maxsize))
         position += len(append.data)
@@ -164,15 +159,16 @@ class _Matcher:
         self._by_type: dict[str, list[tuple[int, Event | Keys]]] = {}
         self._typed = 0
 
-    def add(self, start: int, keys: Event | Keys) -> None:
-        """Adds the event at an offset, which is behind those of all others."""
-        event = (start, keys)
-        self._all.append(event)
-        for tag in keys.tags:
-            if tag in self._by_tag:
-                self._by_tag[tag].append(event)
-            else:
-                self._by_tag[tag] = [event]
+    def add(self, offset: int, events: Iterable[tuple[int, Event | Keys]]) -> None:
+        """Adds events, each so far behind an offset; they are behind all others."""
+        for start, keys in events:
+            event = (offset + start, keys)
+            self._all.append(event)
+            for tag in keys.tags:
+                if tag in self._by_tag:
+                    self._by_tag[tag].append(event)
+                else:
+                    self._by_tag[tag] = [event]
 
     def first_match(self, query: Query, offset: int) -> int | None:
         """The offset of the first event at or behind an offset that matches; None if none does."""
@@ -192,12 +188,10 @@ class _Matcher:
     def _candidates(self, types: frozenset[str], tags: frozenset[str]) -> Iterable[list[tuple[int, Event | Keys]]]:
         """The fewest events among which all are that an item of a query matches."""
         if tags:
-            found = []
             for tag in tags:
-                if tag not in self._by_tag:
+                if tag not in self._by_tag:  # mostly so
                     return ()
-                found.append(self._by_tag[tag])
-            return (min(found, key=len),)
+            return (min([self._by_tag[tag] for tag in tags], key=len),)
         if types:
             for event in self._all[self._typed :]:
                 self._by_type.setdefault(event[1].type, []).append(event)

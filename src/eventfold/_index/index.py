@@ -238,21 +238,28 @@ class Index:
 
     # Answers
 
-    async def candidates(self, queries: Sequence[tuple[Query, int]]) -> tuple[int, list[list[int] | None]]:
+    async def candidates(
+        self, queries: Sequence[Query], starts: Sequence[int]
+    ) -> tuple[int, Sequence[Sequence[int] | None]]:
         """For queries and offsets: the offsets, from that one on, of the events that the query may match.
 
         They are complete up to the offset that is returned first. None for a query to which the index has no answer:
         one of its items has no tags, or too many events have them, or the file failed. Raises what reading raises.
         """
         answer = await self._find(
-            {(key_of_tag(tag), start) for query, start in queries for item in query.items for tag in item.tags}
+            {
+                (key_of_tag(tag), start)
+                for query, start in zip(queries, starts, strict=True)
+                for item in query.items
+                for tag in item.tags
+            }
         )
         if answer is None:
             return 0, [None] * len(queries)
         known, found = answer
-        if not found and all([query.has_tags for query, _ in queries]):  # noqa: C419 (a generator takes twice as long)
-            return known, [[]] * len(queries)
-        return known, [_candidates(query, start, found) for query, start in queries]
+        if not found and all([query.has_tags for query in queries]):  # noqa: C419 (a generator takes twice as long)
+            return known, [()] * len(queries)
+        return known, [_candidates(query, start, found) for query, start in zip(queries, starts, strict=True)]
 
     async def first_match(self, query: Query, offsets: Iterable[int]) -> int | None:
         """The first of these offsets at which an event stands that the query matches."""
