@@ -28,6 +28,7 @@ from .._query import Query
 from .._reader import EventReader
 from .lookups import Lookups
 from .pending import PendingPairs
+from .seen import SeenIds
 from .store import OffsetsByKey, Store, StoredOffsets, UnusableIndexError, key_of_id, key_of_tag
 
 T = TypeVar("T")
@@ -72,6 +73,8 @@ class Index:
         self._writing: UncancellableTask[None] | None = None
         self._no_write_before = 0.0
         self._following: asyncio.Task[None] | None = None
+        # Made when an id is asked for of which the file can't tell.
+        self._seen: SeenIds | None = None
 
     @classmethod
     def open(cls, path: Path, reader: EventReader) -> Index:
@@ -274,15 +277,30 @@ class Index:
         ids = set(ids)
         answer = await self._find({(key_of_id(id), 0) for id in ids})
         if answer is None or not all(stored.complete for stored in answer[1].values()):
-            known = (await self._reader.head()).offset
-            async with aclosing(self._reader.read_from(0, until=known)) as all_records:  # type: ignore[type-var]
-                return known, _first_with_ids([record async for record in all_records if record.event.id in ids], ids)
+            return await self._read_results_of(ids)
         known, found = answer
         if not found:
             return known, {}
         offsets = sorted({offset for stored in found.values() for offset in stored.offsets})
         async with aclosing(self._reader.events_at(offsets)) as events:  # type: ignore[type-var]
             return known, _first_with_ids([record async for records in events for record in records], ids)
+
+    async def _read_results_of(self, ids: Collection[str]) -> tuple[int, dict[str, AppendResult]]:
+        """The same without the file. The log is read once; again only for an id that may be in it."""
+        if self._seen is None:
+            self._seen = SeenIds(self._reader)
+        known, missing = await self._seen.not_ruled_out(ids)
+        results: dict[str, AppendResult] = {}
+        if missing:
+            async with aclosing(self._reader.read_from(0, until=known)) as records:  # type: ignore[type-var]
+                async for record in records:
+                    id = record.event.id
+                    if id in missing:
+                        results |= _first_with_ids([record], missing)
+                        missing.discard(id)
+                        if not missing:
+                            break
+        return known, results
 
     async def _find(
         self, wanted: Collection[tuple[int, int]]
