@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
@@ -29,6 +29,10 @@ class _Closable(Protocol):
 
 C = TypeVar("C", bound=_Closable)
 _Job: TypeAlias = "tuple[ThreadCall[Any], Callable[..., Any], tuple[Any, ...]]"
+
+# Seconds for which `quick_in_thread` holds the event loop at most: more than a few system calls and the way to a thread
+# take, and too short to be felt.
+PATIENCE = 0.0001
 
 
 class AsyncOpener(Generic[C]):
@@ -83,6 +87,9 @@ class ThreadCall(asyncio.Future[T]):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
         self._waiter: asyncio.Future[None] | None = None
+        # Where the outcome is put as well, and whether it is still to be told to the loop then.
+        self.answers: SimpleQueue[tuple[Any, BaseException | None]] | None = None
+        self.is_awaited = True
 
     async def settled(self) -> None:
         """Returns once the outcome is there. Cancelled, it leaves the call as it is."""
@@ -119,6 +126,10 @@ def _outcome(job: _Job) -> tuple[Any, BaseException | None]:
 
 
 def _tell(call: ThreadCall[Any], result: Any, error: BaseException | None) -> None:
+    if call.answers is not None:
+        call.answers.put((result, error))
+        if not call.is_awaited:
+            return
     try:
         call.get_loop().call_soon_threadsafe(call.settle, result, error)
     except RuntimeError:  # the loop was closed meanwhile: nobody waits for the result
@@ -187,6 +198,28 @@ def start_in_thread(function: Callable[[], T]) -> ThreadCall[T]:
     call: ThreadCall[T] = ThreadCall(asyncio.get_running_loop())
     _pool.start((call, function, ()))
     return call
+
+
+async def quick_in_thread(function: Callable[[], T]) -> T:
+    """The same as `in_thread`, for calls that mostly take microseconds: a look at a file, say.
+
+    The way back through the loop takes longer than such a call. So the loop's thread waits for the answer, for up to
+    `PATIENCE` seconds: a disk that is slow holds nobody up for longer.
+    """
+    call: ThreadCall[T] = ThreadCall(asyncio.get_running_loop())
+    call.answers, call.is_awaited = SimpleQueue(), False
+    _pool.start((call, function, ()))
+    try:
+        result, error = call.answers.get(timeout=PATIENCE)
+    except Empty:
+        call.is_awaited = True
+        try:
+            # It may have been put just before the thread could see that it is awaited.
+            result, error = call.answers.get_nowait()
+        except Empty:
+            return await uninterrupted(call)
+    call.settle(result, error)
+    return call.result()
 
 
 def _start_thread(thread: threading.Thread) -> None:

@@ -143,8 +143,11 @@ async def load(path: str | os.PathLike[str], state_type: Any = Any) -> Snapshot 
 
     Raises `OSError`.
     """
+    from aiofiles.os import wrap
+
     try:
-        found = await in_thread(read, Path(path))
+        # When cancelled, it leaves the thread to end on its own, since reading changes nothing.
+        found: Snapshot | None = await wrap(read)(Path(path))
         if found is None:
             return None
         return msgspec.structs.replace(found, state=decode_state(found.state, state_type))
