@@ -32,7 +32,7 @@ class Layout:
     # A path is made when it is asked for: of many layouts only a few of them ever are.
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        path = Path(directory)
+        path = directory if isinstance(directory, Path) else Path(directory)
         # Resolved once: a later `os.chdir` moves nothing.
         self.dir = path if path.is_absolute() else Path(os.getcwd(), path)
 
