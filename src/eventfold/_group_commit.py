@@ -25,7 +25,7 @@ from ._stats import WriterCounters
 
 # So many appends are resolved in one turn of the loop: whoever waits for one runs in the next, and others want to run
 # too.
-RESOLVED_AT_ONCE = 500
+RESOLVED_AT_ONCE = 100
 
 
 class GroupCommit:

@@ -72,6 +72,8 @@ class FileCommitter:
             await committer._call(committer._release)
             raise
         committer._close_old_files_later()
+        # Nobody waits for it: it is done before the first commit.
+        committer._thread.call(committer._discard_leftovers)
         return committer
 
     def _open(self, lock: bool) -> None:
@@ -79,6 +81,10 @@ class FileCommitter:
         self.active, old_files = recovery.open_log(self._layout, lock)
         self._opened = True
         self._old_files.extend((fd, monotonic() + KEEP_LOCKED) for fd in old_files)
+
+    def _discard_leftovers(self) -> None:
+        for path in (self._layout.dir, self._layout.views_dir, self._layout.consumers_dir):
+            operations.discard_leftovers(path)
 
     def __repr__(self) -> str:
         return f"<FileCommitter of {str(self._layout.dir)!r}>"
