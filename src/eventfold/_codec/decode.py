@@ -91,7 +91,8 @@ class Decoder:
             yield from self._line_by_line(lines)
             return
         events = found if self._selection is None else [line for line in found if line.matters]
-        batched = self._due is not None or any([line.batch for line in events])  # noqa: C419 (a generator takes twice as long)
+        # A list of those that are in one takes two thirds of the time of `any` over a list of all.
+        batched = self._due is not None or bool([1 for line in events if line.batch])
         # Two damages may cancel out in the number of lines, while the events are still right. If their offsets are
         # needed, every newline must be between two objects: then each has its own line.
         if (batched or self._places) and not (data.startswith(b"{") and data.count(b"}\n{") == len(found) - 1):

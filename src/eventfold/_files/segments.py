@@ -101,8 +101,8 @@ def check_archived(layout: Layout, archive: Archive, fd: int, base: int) -> None
 class LogSegments:
     """The archive and the active log as they belong together at one moment. Close it, or use it in a `with`.
 
-    `base` is the offset of the active log's first byte. If `damage` in the archive hides it, only what comes before the
-    damage in the archive can be read.
+    `base` is the offset of the active log's first byte, `under_way` the file of a rotation. If `damage` in the archive
+    hides the base, only what comes before the damage in the archive can be read.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -110,6 +110,7 @@ class LogSegments:
         self.fd: int | None = None
         self.archive: Archive | None = None
         self.base = 0
+        self.under_way: NextFile | None = None
         self.damage: CorruptLogError | None = None
         try:
             while not self._resolve():
@@ -144,7 +145,7 @@ class LogSegments:
         archive_fd = _open_if_there(path)
         try:
             archive_size = 0 if archive_fd is None else os.fstat(archive_fd).st_size
-            under_way = self._layout.next_file()
+            self.under_way = under_way = self._layout.next_file()
             if not self._is_current():
                 return False
             if under_way is not None:
