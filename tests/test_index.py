@@ -412,7 +412,7 @@ async def test_a_file_that_lost_pairs_while_it_was_open_is_not_trusted_afterward
         await fill(log, 10, 10)
     async with EventLog.open(data_dir, index=True) as log:
         assert await numbers(log, tag("own:7")) == [7]
-    assert "is made again" in caplog.text
+    assert "is rebuilt" in caplog.text
 
 
 async def test_a_damaged_file_is_given_up_and_not_trusted_afterwards(

@@ -117,7 +117,7 @@ async def test_other_event_types_mean_a_rebuild(
             state = await view(asked).refresh(writer.reader())
 
     assert state == ["a", "b", "c"] if asked is None else state == asked
-    assert "it was made of" in caplog.text
+    assert "it was made from" in caplog.text
     assert "the view selects" in caplog.text
 
 

@@ -1,6 +1,6 @@
-"""Small pieces of asyncio that the other modules share: opening, the hop to a thread, and tasks that finish.
+"""The asyncio helpers that the other modules share: opening, the hop to a thread, and tasks that finish.
 
-Promise: what a thread has begun is over before its caller goes on, whether that caller is cancelled by asyncio or by
+Promise: what a thread has begun is over before its caller continues, whether that caller is cancelled by asyncio or by
 an anyio cancel scope, so that a lock or a descriptor held around the call covers all of it.
 """
 
@@ -36,7 +36,7 @@ PATIENCE = 0.0001
 
 
 class AsyncOpener(Generic[C]):
-    """What an `open` returns: await it for the object, or enter it to have the object closed at the end."""
+    """What an `open` returns: await it for the object, or use it in `async with`, which closes it at the end."""
 
     def __init__(self, open_: Callable[[], Awaitable[C]]) -> None:
         self._open = open_
@@ -56,7 +56,7 @@ class AsyncOpener(Generic[C]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A cancelled anyio scope would cut the closing short again and again.
+        # A cancelled anyio scope would interrupt the closing repeatedly.
         with anyio.CancelScope(shield=True):
             await self._opened.aclose()
 
@@ -65,12 +65,12 @@ class UncancellableTask(asyncio.Task[T]):
     """A task that finishes what it began: cancelling it does nothing.
 
     `asyncio.run` cancels every task at its end, and so do the shutdown recipes of many programs, while other tasks
-    still wait for what this one does. Only for work that ends on its own. It starts in the next turn of the loop, also
-    where tasks are eager.
+    still wait for what this one does. Use it only for work that ends on its own. It starts in the next turn of the
+    loop, even if tasks are eager.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, T], name: str) -> None:
-        # An empty context, so that it keeps alive nothing of whoever happened to start it.
+        # An empty context, so that it keeps nothing alive of the task that happened to start it.
         super().__init__(coroutine, loop=asyncio.get_running_loop(), name=name, context=Context())
 
     def cancel(self, msg: Any = None) -> bool:
@@ -79,24 +79,25 @@ class UncancellableTask(asyncio.Task[T]):
 
 
 class ThreadCall(Generic[T]):
-    """The outcome of a call in a thread. Await it: cancelled, the call goes on. `uninterrupted` waits for its end then.
+    """The outcome of a call in a thread. Await it; if that is cancelled, the call continues, unless `uninterrupted`
+    waits for its end.
 
-    A future would take one more turn of the event loop: it is given its result in one turn, and whoever waits for it
-    runs in the next one. Here the thread has the loop run whoever waits.
+    A future would take one more turn of the event loop: it gets its result in one turn, and its waiters run in the
+    next. Here, the thread makes the loop run the waiters directly.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        # Lists, since what appends to them and removes from them is atomic: two threads need no lock for that.
+        # Lists, since appending to them and removing from them is atomic: two threads need no lock.
         self._outcomes: list[tuple[Any, BaseException | None]] = []  # the first one counts
         self._waiters: list[_Waiter] = []
 
     def done(self) -> bool:
-        """Whether the outcome is there."""
+        """Whether the call has ended."""
         return bool(self._outcomes)
 
     def settle(self, result: Any, error: BaseException | None) -> None:
-        """Tells the outcome, from any thread. Does nothing if it is there already."""
+        """Sets the outcome, from any thread. Does nothing if it is set already."""
         self._outcomes.append((result, error))
         while self._waiters:
             try:
@@ -105,7 +106,7 @@ class ThreadCall(Generic[T]):
                 return
             try:
                 self.loop.call_soon_threadsafe(waiter.wakeup, waiter, context=waiter.context)
-            except RuntimeError:  # the loop was closed meanwhile: nobody waits for the result
+            except RuntimeError:  # the loop was closed meanwhile, so nothing waits for the result
                 return
 
     def result(self) -> T:
@@ -116,7 +117,8 @@ class ThreadCall(Generic[T]):
         try:
             raise error
         finally:
-            # The error holds this frame: with the call in it, which holds the error, both would be garbage in a cycle.
+            # The error refers to this frame: with the call in it, which refers to the error, both would be a reference
+            # cycle.
             del self, error
 
     def __await__(self) -> Generator[Any, None, T]:
@@ -128,17 +130,17 @@ class ThreadCall(Generic[T]):
             del self
 
     def settled(self) -> _Waiter:
-        """Await it for the outcome to be there, whatever it is."""
+        """Await it until the call has ended, whatever the outcome."""
         return _Waiter(self)
 
     def add_waiter(self, waiter: _Waiter) -> None:
-        """Has a waiter run once the outcome is there. In the loop's thread."""
+        """Runs a waiter once the call has ended. In the loop's thread."""
         self._waiters.append(waiter)
         if self._outcomes and self.remove_waiter(waiter):
             self.loop.call_soon(waiter.wakeup, waiter, context=waiter.context)
 
     def remove_waiter(self, waiter: _Waiter) -> bool:
-        """Whether the waiter was not told yet, which it will not be any more."""
+        """Removes a waiter; returns whether it had not been run yet."""
         try:
             self._waiters.remove(waiter)
         except ValueError:
@@ -147,7 +149,7 @@ class ThreadCall(Generic[T]):
 
 
 class _Waiter:
-    """What a task awaits while it waits for a call in a thread: as much of a future as `asyncio.Task` asks of one.
+    """What a task awaits while it waits for a call in a thread: as much of a future as `asyncio.Task` requires.
 
     asyncio recognizes such objects by `_asyncio_future_blocking`; see `asyncio.isfuture`.
     """
@@ -173,9 +175,9 @@ class _Waiter:
         self._call.add_waiter(self)
 
     def cancel(self, msg: Any = None) -> bool:
-        """Has the task go on with a `CancelledError`, and leaves the call as it is."""
+        """Makes the task continue with a `CancelledError`, and leaves the call alone."""
         if not self._call.remove_waiter(self):
-            return False  # the task was told to go on: it raises the cancellation then
+            return False  # the task is about to continue: it raises the cancellation then
         self._cancelled = () if msg is None else (msg,)
         self._call.loop.call_soon(self.wakeup, self, context=self.context)
         return True
@@ -193,9 +195,9 @@ def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, 
 
 
 class ThreadPool:
-    """Up to `size` threads that make calls, started when they are needed, which live as long as the process.
+    """Up to `size` threads that make calls, started on demand, which live as long as the process.
 
-    The pool of `concurrent.futures` makes futures that threads can wait for, which takes as long as all the rest.
+    The pool of `concurrent.futures` creates futures that threads can wait for, which takes as long as everything else.
     """
 
     def __init__(self, size: int) -> None:
@@ -206,7 +208,7 @@ class ThreadPool:
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
 
     def start(self, job: _Job) -> None:
-        """Has a call made. Raises `OSError` where no thread can be started; the call is not made then."""
+        """Makes a call in a thread. Raises `OSError` if no thread can be started; the call is not made then."""
         with self._lock:
             if self._idle:
                 self._idle -= 1
@@ -220,7 +222,7 @@ class ThreadPool:
         while True:
             call, function, args = self._jobs.get()
             outcome = _outcome(function, args)
-            # Before it is told: whoever waits for it may have the next call, for which this thread will do.
+            # Before the outcome is set: the waiter may make the next call, for which this thread will do.
             with self._lock:
                 self._idle += 1
             call.settle(*outcome)
@@ -232,7 +234,7 @@ _pool: ThreadPool
 
 def _new_pool() -> None:
     global _pool
-    # A pool of our own: the loop's default one may be full of somebody's slow calls.
+    # A pool of our own: the loop's default one may be full of somebody else's slow calls.
     _pool = ThreadPool(8)
 
 
@@ -242,14 +244,14 @@ os.register_at_fork(after_in_child=_new_pool)
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Calls a blocking function in a thread. When cancelled, waits for the function's end before it raises."""
+    """Calls a blocking function in a thread. If cancelled, waits for the function to end before it raises."""
     return await uninterrupted(start_in_thread(lambda: function(*args, **kwargs)))
 
 
 def start_in_thread(function: Callable[[], T]) -> ThreadCall[T]:
-    """Begins a call of a blocking function in a thread. Await it with `uninterrupted`.
+    """Starts a call of a blocking function in a thread. Await it with `uninterrupted`.
 
-    Raises `OSError` where no thread can be started; the function is not called then, also not later.
+    Raises `OSError` if no thread can be started; then the function is not called, not even later.
     """
     call: ThreadCall[T] = ThreadCall(asyncio.get_running_loop())
     _pool.start((call, function, ()))
@@ -289,7 +291,7 @@ def _start_thread(thread: threading.Thread) -> None:
 
 
 async def uninterrupted(future: asyncio.Future[T] | ThreadCall[T]) -> T:
-    """The future's result; a cancellation is raised, but only when the future is done."""
+    """Waits for the future's result; a cancellation is raised only once the future is done."""
     try:
         if isinstance(asyncio.current_task(), UncancellableTask):
             return await future
@@ -301,15 +303,15 @@ async def uninterrupted(future: asyncio.Future[T] | ThreadCall[T]) -> T:
             raise
         return future.result()
     finally:
-        # An exception that is raised here holds this frame: with the future in it, which holds the exception, whatever
-        # the callers' frames hold would be kept until the garbage collector comes along, in any thread.
+        # An exception that is raised here refers to this frame: with the future in it, which refers to the exception,
+        # everything in the callers' frames would be kept until the garbage collector runs, in any thread.
         del future
 
 
 async def outlast(future: F, wait: Callable[[F], Awaitable[object]]) -> None:
-    """Waits until a future is done, by calling `wait` again and again, however often the caller is cancelled meanwhile.
+    """Waits until a future is done, by calling `wait` repeatedly, however often the caller is cancelled meanwhile.
 
-    For a caller that was cancelled already, and raises that afterwards: what the future raised is not reported.
+    For a caller that was cancelled already and raises that afterwards: the future's own error is not reported.
     """
     # anyio delivers a cancellation in every turn of the loop until its scope is left: the shield stops that.
     with anyio.CancelScope(shield=True):
@@ -327,9 +329,9 @@ def _settled(future: asyncio.Future[Any] | ThreadCall[Any]) -> Awaitable[object]
 
 
 class Thread:
-    """One thread that does one call after the other: the shortest way from the loop to the disk and back.
+    """A thread that makes one call after another: the shortest way from the loop to the disk and back.
 
-    It keeps nobody alive but for the calls that it has. Raises `OSError` where no thread can be started.
+    It keeps nothing alive except its calls. Raises `OSError` if no thread can be started.
     """
 
     def __init__(self, name: str) -> None:
@@ -338,18 +340,18 @@ class Thread:
         _start_thread(threading.Thread(target=_make_all, args=(self._jobs,), name=name, daemon=True))
 
     def call(self, function: Callable[..., T], *args: Any) -> ThreadCall[T]:
-        """Has the call made; for its result, await it with `uninterrupted`."""
+        """Makes a call in the thread; await it with `uninterrupted` for its result."""
         call: ThreadCall[T] = ThreadCall(self._loop)
         self._jobs.put((call, function, args))
         return call
 
     def end(self) -> None:
-        """Lets the thread end after the calls that it has."""
+        """Ends the thread after the calls that it has."""
         self._jobs.put(None)
 
 
 def _make_all(jobs: SimpleQueue[_Job | None]) -> None:
-    """What the thread does."""
+    """The thread's main function."""
     while (job := jobs.get()) is not None:
         call, function, args = job
         call.settle(*_outcome(function, args))

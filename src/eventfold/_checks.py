@@ -1,10 +1,10 @@
-"""What the index tells of a batch of appends, right before it is committed: which ids and which tags are in the log.
+"""Checks a batch of appends with the index, right before it is committed: which ids and tags are in the log.
 
-The writer asks for a whole batch at once. What came in between, and what stands in the batch itself, is judged at the
+The writer asks for a whole batch at once. What comes in between, and what is in the batch itself, is judged in the
 append's turn.
 
-Promises: of the appends with one id one at most is in the log, whoever made them, with the index file or without it; an
-append of what is in the log gives the results of the first one, also where its condition does not hold any more.
+Promises: of the appends with the same id, at most one is in the log, whoever made them, with or without the index file;
+an append of what is in the log returns the results of the first one, even if its condition no longer holds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ._reader import EventReader
 
 
 class NotIndexedError(Exception):
-    """The index has no answer for a condition: whoever appends must read the log, and call again."""
+    """The index has no answer for a condition: the caller must read the log, and try again."""
 
 
 def ids_of(events: Iterable[Event]) -> UniqueIds | None:
@@ -32,14 +32,14 @@ def ids_of(events: Iterable[Event]) -> UniqueIds | None:
     ids = [event.id for event in events if isinstance(event.id, str)]
     if len(set(ids)) < len(ids):
         twice = next(id for number, id in enumerate(ids) if id in ids[:number])
-        raise InvalidEventError(f"two events of the batch have the id {twice!r}, and ids are to be unique here")
+        raise InvalidEventError(f"two events of the batch have the id {twice!r}, but ids must be unique in this log")
     return UniqueIds(tuple(ids)) if ids else None
 
 
 async def read_condition(reader: EventReader, query: Query, after: int) -> int:
-    """Looks in the log for what is in the way of a condition, so that in the append's turn only the rest is looked at.
+    """Reads the log for a condition, so that only the rest must be checked in the append's turn.
 
-    Returns the offset up to which it has looked. Raises `ConditionalAppendError`, and what reading raises.
+    Returns the offset up to which it has read. Raises `ConditionalAppendError`, and what reading raises.
     """
     checked = max((await reader.head()).offset, after)
     async with aclosing(reader.read_from(after, query=query, until=checked)) as records:  # type: ignore[type-var]
@@ -55,9 +55,9 @@ class Checks:
         self._index = index
 
     async def check(self, appends: Sequence[Append]) -> list[Append]:
-        """Resolves the appends that are not to be committed, and returns the others.
+        """Resolves the appends that must not be committed, and returns the others.
 
-        For these it notes up to where their ids and conditions were looked at.
+        For these it records up to where their ids and conditions were checked.
         """
         await self.check_ids(appends)
         await self._check_conditions(appends)
@@ -133,6 +133,6 @@ def _results(unique: UniqueIds, count: int, results: dict[str, AppendResult]) ->
         listed = ", ".join(repr(id) for id in unique.ids if id in results)
         raise InvalidEventError(
             f"{len(found)} of the {count} events of the batch are in the log already (ids {listed}), and the others "
-            "are not: nothing was appended; append those by themselves"
+            "are not: nothing was appended; append those separately"
         )
     return found or None

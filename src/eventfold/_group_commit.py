@@ -1,9 +1,9 @@
-"""Group commit: one task takes what has queued up, has the engine commit it in one go, and resolves the appends.
+"""Group commit: one task takes what has queued up, lets the engine commit it at once, and resolves the appends.
 
 The task lives while there is work, and the next append starts it again.
 
 Promises: each append is resolved once, in the order of the queue, with its result or an error; after a failure that
-leaves the log unknown nothing more is committed, and all that wait get the error.
+leaves the log in an unknown state, nothing more is committed, and all waiting appends get the error.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from ._logging import ERROR, log_event
 from ._queue import AppendQueue, resolve
 from ._stats import WriterCounters
 
-# So many appends are resolved in one turn of the loop: whoever waits for one runs in the next, and others want to run
-# too.
+# How many appends are resolved in one turn of the loop: their callers run in the next turn, and other tasks must get to
+# run too.
 RESOLVED_AT_ONCE = 100
 
 
 class GroupCommit:
     """Commits what is put into its `queue`. Calls `on_commit` after each commit that wrote something.
 
-    `checks` looks up what a batch must not have in common with the log; None where there is no index to ask.
+    `checks` looks up what a batch must not have in common with the log; None without an index.
     """
 
     def __init__(self, committer: Committer, on_commit: Callable[[Commit], object]) -> None:
@@ -46,23 +46,23 @@ class GroupCommit:
         self._drained: asyncio.Future[None] | None = None
 
     def check(self) -> None:
-        """Raises what it has failed with."""
+        """Raises the error with which it has failed, if it has."""
         if self.failure is not None:
             raise copy_error(self.failure)
 
     async def place(self) -> None:
-        """Waits for room in the queue. Raises what it has failed with meanwhile."""
+        """Waits for room in the queue. Raises the error with which it has failed meanwhile, if it has."""
         await self.queue.place()
         self.check()
 
     async def drain(self) -> None:
-        """Waits until everything that was put, or waits for a place, is resolved. Put nothing new from now on."""
+        """Waits until everything that was put, or waits for a place, is resolved. Put nothing new after this."""
         self._drained = asyncio.get_running_loop().create_future()
         self._changed()
         await self._drained
 
     def fail(self, error: BaseException) -> EventfoldError:
-        """After this nothing is committed any more, and all that wait get the error, which is returned."""
+        """Stops committing: all waiting appends get the error, which is returned."""
         if self.failure is None:
             if isinstance(error, EventfoldError):
                 self.failure, unexpected = error, None
@@ -81,7 +81,7 @@ class GroupCommit:
         return self.failure
 
     def _changed(self) -> None:
-        """Starts the task if there is work for it, and tells `drain` when there is none any more."""
+        """Starts the task if there is work for it, and wakes `drain` when there is none left."""
         if self._task is not None:
             return
         if len(self.queue):
@@ -106,7 +106,7 @@ class GroupCommit:
                 for _ in range(0, len(batch), RESOLVED_AT_ONCE):
                     for append, outcome in islice(judged, RESOLVED_AT_ONCE):
                         resolve(append, outcome, offset_at)
-                    # Those that were resolved run now: what they append at once is in the next batch.
+                    # The resolved callers run now: what they append at once is in the next batch.
                     await asyncio.sleep(0)
         except BaseException as error:
             self.fail(error)
@@ -118,7 +118,7 @@ class GroupCommit:
             self._changed()
 
     async def _commit(self, batch: Sequence[Append]) -> tuple[Sequence[int | BaseException], Callable[[int], int]]:
-        """What became of each append of the batch, and what gives the offset of a position in what was committed."""
+        """Commits a batch; returns the outcome of each append, and a function from positions to offsets."""
         if self.failure is not None:
             return [self.failure] * len(batch), _no_offset
         begun = perf_counter()
@@ -138,10 +138,10 @@ class GroupCommit:
                 return [error] * len(batch), _no_offset
             return [self.fail(error)] * len(batch), _no_offset
         lines = commit.lines
-        # The addition itself, where offsets are bytes: a call for each line would take as long as all the rest.
+        # The bound addition, if offsets are bytes: a Python call for each line would take as long as everything else.
         return commit.outcomes, lines.offset_at if lines.marks else lines.start_offset.__add__
 
 
 def _no_offset(position: int) -> int:
-    """Stands for the offsets of a batch that was not committed, of which nobody asks for one."""
+    """The offsets of a batch that was not committed, which are never asked for."""
     raise AssertionError("nothing was committed")

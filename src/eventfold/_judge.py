@@ -1,9 +1,9 @@
-"""Decides which appends of a batch hold, by the log as it is when their turn comes.
+"""Decides which appends of a batch are accepted, by the log as it is when their turn comes.
 
-An engine calls this at the one moment at which nothing can come in between: with the turn, the row lock or the expected
-sequence in its hand. Pure: no I/O.
+An engine calls this at the moment when nothing can come in between: while it holds the turn, the row lock or the
+expected sequence. Pure: no I/O.
 
-Promise: each append is judged as if all before it in the batch were in the log already.
+Promise: each append is judged as if all accepted ones before it in the batch were in the log already.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ._tracing import Span
 
 
 class Condition(msgspec.Struct, gc=False):
-    """No event at or behind the offset `after` may match the query.
+    """No event at or after the offset `after` may match the query.
 
-    What stands before `checked` has been looked at already; from there on it is judged in the turn. `checked` is None
-    until the index was asked. `events` are those to be appended: with them their lines need not be decoded again.
+    What is before `checked` has been checked already; the rest is judged in the turn. `checked` is None until the index
+    was asked. `events` are those to be appended: with them their lines need not be decoded again.
     """
 
     query: Query
@@ -38,19 +38,19 @@ class Condition(msgspec.Struct, gc=False):
 
     @property
     def start(self) -> int:
-        """From where on the events are still to be looked at."""
+        """The offset from which events must still be checked."""
         return self.after if self.checked is None else self.checked
 
 
 class UniqueIds(msgspec.Struct, gc=False):
-    """The ids of an append, of which none may be in the log. What stands before `checked` was looked at already."""
+    """The ids of an append, none of which may be in the log. What is before `checked` has been checked already."""
 
     ids: tuple[str, ...]
     checked: int = 0
 
 
 class DuplicateIdError(Exception):
-    """Events with these ids are in the log already: tells the writer to look for them."""
+    """Events with these ids are in the log already: the writer must look them up."""
 
 
 class Append(msgspec.Struct, eq=False, gc=False):
@@ -63,9 +63,9 @@ class Append(msgspec.Struct, eq=False, gc=False):
     future: asyncio.Future[Any]
     expected: Head | None = None
     condition: Condition | None = None
-    count: int | None = None  # of lines; None for one line, whose result is wanted by itself and not in a list
+    count: int | None = None  # of lines; None for one line, whose result is not returned in a list
     unique: UniqueIds | None = None
-    span: Span | None = None  # that of the call, where it is traced
+    span: Span | None = None  # the call's span, if it is traced
 
     @property
     def events(self) -> int:
@@ -74,7 +74,7 @@ class Append(msgspec.Struct, eq=False, gc=False):
 
     @property
     def is_judged(self) -> bool:
-        """Whether what is in the log decides about it, so that nothing may come in between judging and writing."""
+        """Whether it depends on the log's content, so that nothing may come in between judging and writing."""
         return self.expected is not None or self.condition is not None or self.unique is not None
 
 
@@ -87,7 +87,7 @@ class Judgement(msgspec.Struct):
 
 
 def lines_needed_from(appends: Iterable[Append]) -> int | None:
-    """The offset from which on `judge` needs the lines of the log; None where no append has a query or unique ids."""
+    """The offset from which `judge` needs the lines of the log; None if no append has a query or unique ids."""
     checked = [append.condition.start for append in appends if append.condition is not None]
     checked += [append.unique.checked for append in appends if append.unique is not None]
     return min(checked, default=None)
@@ -105,7 +105,7 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
         for append in appends
         if append.expected is None and append.condition is None and append.unique is None
     ]
-    if len(unconditional) == len(appends):  # mostly so: nothing to judge, only positions to count
+    if len(unconditional) == len(appends):  # the usual case: nothing to judge, only positions to count
         positions = list(accumulate(map(len, unconditional), initial=0))
         size = positions.pop()
         return Judgement(positions, b"".join(unconditional), _head_after(head, unconditional, size))
@@ -119,7 +119,7 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
         matcher = _Matcher()
         matcher.add(0, events)
     for append in appends:
-        # First, since whoever appends again what is in the log wants to hear that, and not of a conflict with it.
+        # First, since a repeated append must be reported as a duplicate, not as a conflict with itself.
         unique = append.unique
         if unique is not None and any([ids.get(id, -1) >= unique.checked for id in unique.ids]):  # noqa: C419
             outcomes.append(DuplicateIdError())
@@ -145,7 +145,7 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
 
 
 def conflict_with(after: int, head: int, offset: int) -> ConditionalAppendError:
-    """The error for an event at `offset` that is in the way of a condition on what stands behind `after`."""
+    """The error for an event at `offset` that conflicts with a condition on what follows `after`."""
     return ConditionalAppendError(AppendConflict(after, head, "", None, offset))
 
 
@@ -161,7 +161,7 @@ def _events_of(append: Append) -> Iterable[tuple[int, Event | Keys]]:
 
 
 class _Matcher:
-    """The newest events by type and by tag, so that a thousand conditions don't look at a thousand events each."""
+    """The newest events by type and by tag, so that a thousand conditions don't check a thousand events each."""
 
     def __init__(self) -> None:
         self._all: list[tuple[int, Event | Keys]] = []
@@ -182,7 +182,7 @@ class _Matcher:
                     self._by_tag[tag] = [event]
 
     def first_match(self, query: Query, offset: int) -> int | None:
-        """The offset of the first event at or behind an offset that matches; None if none does."""
+        """The offset of the first event at or after an offset that matches; None if none does."""
         first = None
         for types, tags in query.items:
             for candidates in self._candidates(types, tags):
@@ -197,7 +197,7 @@ class _Matcher:
         return first
 
     def _candidates(self, types: frozenset[str], tags: frozenset[str]) -> Iterable[list[tuple[int, Event | Keys]]]:
-        """The fewest events among which all are that an item of a query matches."""
+        """The smallest lists of events that include all that an item of a query matches."""
         if tags:
             for tag in tags:
                 if tag not in self._by_tag:  # mostly so

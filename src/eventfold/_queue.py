@@ -1,9 +1,9 @@
-"""The writer's queue: appends that wait, in the order in which they were called.
+"""The writer's queue: waiting appends, in the order in which they were called.
 
-Plain state of one event loop: nothing here is awaited but the wait for a place, and nothing touches a file.
+Plain state of one event loop: nothing here is awaited except a place in the queue, and nothing touches a file.
 
-Promises: whoever asks first gets a place first; the lines in the queue are never much more than `QUEUE_SIZE` bytes;
-what was cancelled is not taken; each step costs the same however many wait.
+Promises: places are given first come, first served; the lines in the queue are never much more than `QUEUE_SIZE` bytes;
+cancelled appends are not taken; each step costs the same however many appends wait.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ._errors import copy_error
 from ._event import AppendResult, Head, line_hash
 from ._judge import Append, Condition, UniqueIds
 
-# Bytes of lines that may wait; whoever comes then waits for a place before its event is encoded.
+# How many bytes of lines may wait; further appends wait for a place before their events are encoded.
 QUEUE_SIZE = 16 * 2**20
 
 
@@ -35,7 +35,7 @@ class AppendQueue:
         self._appends: deque[Append] = deque()
         self._size = 0
         self._turns: deque[asyncio.Future[None]] = deque()
-        # How many wait for a place, with the one that was given one and has not run yet.
+        # How many wait for a place, including the one that was given a place and has not run yet.
         self._waiting = 0
         self._given = False
 
@@ -47,21 +47,21 @@ class AppendQueue:
 
     @property
     def full(self) -> bool:
-        """Whether a newcomer must wait for a `place`: no room, or others came before."""
+        """Whether a new append must wait for a `place`: there is no room, or others came before."""
         return self._size >= QUEUE_SIZE or self._waiting > 0
 
     @property
     def idle(self) -> bool:
-        """Whether nobody is in the queue or waits for a place in it."""
+        """Whether nothing is in the queue or waits for a place in it."""
         return not self._appends and not self._waiting
 
     @property
     def waiting(self) -> int:
-        """How many wait for a place."""
+        """How many appends wait for a place."""
         return self._waiting
 
     async def place(self) -> None:
-        """Waits for room, behind everybody who came before. Take the place before anything else is awaited."""
+        """Waits for room, after everything that came before. Take the place before awaiting anything else."""
         turn = self._loop.create_future()
         self._turns.append(turn)
         self._waiting += 1
@@ -70,7 +70,7 @@ class AppendQueue:
         finally:
             self._waiting -= 1
             if not turn.cancel() and not turn.cancelled():
-                # The next is looked at once this one has taken its place.
+                # The next one is considered once this one has taken its place.
                 self._loop.call_soon(self._next_turn)
             self._changed()
 
@@ -79,10 +79,10 @@ class AppendQueue:
         self._give_place()
 
     def _give_place(self) -> None:
-        """Lets the first who waits go on if there is room; it lets the next one."""
+        """Lets the first waiting append continue if there is room; that one lets the next."""
         while self._turns and not self._given and self._size < QUEUE_SIZE:
             turn = self._turns.popleft()
-            if not turn.done():  # else it was cancelled
+            if not turn.done():  # otherwise it was cancelled
                 self._given = True
                 turn.set_result(None)
 
@@ -104,9 +104,9 @@ class AppendQueue:
         count: int | None = None,
         unique: UniqueIds | None = None,
     ) -> asyncio.Future[Any]:
-        """Adds an append of `count` whole lines; the future for the list of where they are in the log.
+        """Adds an append of `count` whole lines; returns a future for the list of where they are in the log.
 
-        Without `count` it is one line, and the future is for where that one is.
+        Without `count` it is one line, and the future is for where that is.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
         append = Append(data, future, expected, condition, count, unique)
@@ -120,7 +120,7 @@ class AppendQueue:
         return future
 
     def take(self, size: int) -> list[Append]:
-        """What nobody has cancelled, up to about so many bytes, but at least one append if there is one."""
+        """Takes appends that were not cancelled, up to about `size` bytes, but at least one if there is one."""
         if self._size <= size:
             taken = [append for append in self._appends if not append.future.done()]
             self._appends.clear()
@@ -142,15 +142,15 @@ class AppendQueue:
 
 
 def resolve(append: Append, outcome: int | BaseException, offset_at: Callable[[int], int]) -> None:
-    """Gives an append its results, or why it has none.
+    """Sets the results of an append, or its error.
 
-    `outcome` is the position of its first line in what was committed, and `offset_at` gives the offset of a position.
+    `outcome` is the position of its first line in what was committed, and `offset_at` returns the offset of a position.
     """
     future = append.future
-    if future.done():  # cancelled meanwhile: nobody waits for them
+    if future.done():  # cancelled meanwhile: nothing waits for them
         return
     if isinstance(outcome, BaseException):
-        # A copy, since an error that is raised in several tasks gathers all their tracebacks.
+        # A copy, since an error that is raised in several tasks would collect all their tracebacks.
         future.set_exception(copy_error(outcome))
         return
     data, start = append.data, offset_at(outcome)

@@ -14,9 +14,9 @@ from typing import Any
 
 from .snapshot import decode_state
 
-# Elements of a container that are compared between two pauses.
+# How many elements of a container are compared between two pauses.
 _SOME = 256
-# What has nothing in it.
+# Types without elements.
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 _missing = object()
 

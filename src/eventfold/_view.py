@@ -1,8 +1,8 @@
 """`View`: a state derived from the log by folding a reducer over its events.
 
 Promises: the state is always that of the log up to `offset`, whatever fails or is cancelled; each event is folded once;
-where the snapshot can't be believed, the view is rebuilt, with a warning that says why; a state that a reducer may have
-left half changed is never saved.
+if the snapshot can't be used, the view is rebuilt, with a warning that says why; a state that a reducer may have left
+half changed is never saved.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ ReduceFn: TypeAlias = Callable[[S, Event], S]
 
 
 class View(Generic[S]):
-    """A named state that `reducer` gives for the log up to `offset`.
+    """A named state that `reducer` produces from the log up to `offset`.
 
-    Register it with a log (`EventLog.open(dir, views=[view])`), or bring it up to date by hand with `refresh`. A view
+    Register it with a log (`EventLog.open(dir, views=[view])`), or bring it up to date yourself with `refresh`. A view
     belongs to one log at a time.
 
     Args:
         name: The view's name, which is also that of its snapshot: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not
             starting with a dot.
-        reducer: A plain function of the state and an event that returns the new state. It may change the state in
-            place, and returns it then.
+        reducer: A plain function of the state and an event that returns the new state. It may change the state in place
+            and return it.
         initial: The state before the first event: a value, of which every (re)build gets its own copy, or a callable
-            without arguments (a class, say) that makes one.
-        state_type: What a stored state is decoded into; the type of the initial state if not given.
-        version: Stored with the state; a snapshot of another version is not used, and the view is rebuilt. Change it
-            whenever the reducer or the shape of the state changes.
-        event_types: Short for a query of these types alone (None: every event; empty: none).
-        query: Which events the reducer looks at (None: all); others are passed over, without decoding them where their
-            type or the text of their tags tells. Stored with the state: a snapshot made of other events is not used.
-        shares_events: Says that the reducer never changes what an event holds, nor keeps it in a state that is changed
-            later. Such views are given the same event objects, which makes several of them faster.
+            without arguments (a class, say) that returns one.
+        state_type: The type into which a stored state is decoded; by default that of the initial state.
+        version: Stored with the state; a snapshot of a different version is not used, and the view is rebuilt. Change
+            it whenever the reducer or the shape of the state changes.
+        event_types: Short for a query of these types (None: every event; empty: none).
+        query: Which events the reducer gets (None: all). Others are skipped, without decoding them if their type or the
+            text of their tags suffices. Stored with the state: a snapshot made from other events is not used.
+        shares_events: Promises that the reducer never changes an event's content, nor keeps it in a state that is
+            changed later. Such views get the same event objects, which makes several of them faster.
 
     Raises:
-        ValueError: The name can't be a file's, `event_types` is a string, or given together with `query`.
-        TypeError: `query` is no `Query`, the reducer not a plain function, or `initial` takes arguments (were they
-            swapped?).
+        ValueError: The name is not allowed, or `event_types` is a string or given together with `query`.
+        TypeError: `query` is not a `Query`, the reducer is not a plain function, or `initial` takes arguments (were
+            they swapped?).
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class View(Generic[S]):
         if isinstance(event_types, str):
             raise ValueError(f"event_types must be a collection of types, not the string {event_types!r}")
         if event_types is not None and query is not None:
-            raise ValueError(f"view {name!r}: event_types and query were both given; write the types into the query")
+            raise ValueError(f"view {name!r}: event_types and query were both given; put the types into the query")
         self._name = check_name("view", name)
         _check_functions(name, reducer, initial)
         self._initial = initial
@@ -112,7 +112,7 @@ class View(Generic[S]):
 
     @property
     def event_types(self) -> frozenset[str] | None:
-        """The types that an event must have one of to be folded; None if any type may be."""
+        """The types of which an event must have one to be folded; None for any type."""
         return None if self._fold.query is None else self._fold.query.types
 
     @property
@@ -126,17 +126,17 @@ class View(Generic[S]):
         return state
 
     def _attach(self, log: object, name: str) -> None:
-        """Makes the view that of a log, named `name` in messages. Raises `EventfoldError` if another has it."""
+        """Assigns the view to a log, named `name` in messages. Raises `EventfoldError` if another log has it."""
         if self._log() is not None:
             raise EventfoldError(
                 f"view {self._name!r} can't be registered with the log in {name}: it belongs to the open log in "
-                f"{self._log_name}; make another View object for each log"
+                f"{self._log_name}; create a View object for each log"
             )
         if self._log_name not in ("", name):
             self._loaded = False  # its state is that of another log
             self._fold.start(self._new_state(), Head(0, ""))
         self._log, self._log_name = weakref.ref(log), name
-        self._lock = asyncio.Lock()  # this may be another event loop than that of the log before
+        self._lock = asyncio.Lock()  # the event loop may differ from that of the previous log
 
     def _detach(self, log: object) -> None:
         """Lets the view be registered again, if it belongs to this log."""
@@ -144,9 +144,9 @@ class View(Generic[S]):
             self._log = _no_log
 
     async def refresh(self, reader: EventReader) -> S:
-        """Folds what is new, from the snapshot on where nothing was folded yet.
+        """Folds what is new; the first time, from the snapshot onwards.
 
-        Cancelled, the view keeps what it has folded.
+        If cancelled, the view keeps what it has folded.
 
         Args:
             reader: A reader of the log.
@@ -155,8 +155,8 @@ class View(Generic[S]):
             The state as of the head.
 
         Raises:
-            ReducerError: The reducer raised. The view stands before that event; the next refresh starts from the last
-                snapshot, or anew, and tries it again.
+            ReducerError: The reducer raised. The view stops before that event; the next refresh starts from the last
+                snapshot, or from the beginning, and tries it again.
             CorruptLogError: The log is damaged, or no longer the one that was folded.
             OSError: The log could not be read.
         """
@@ -166,9 +166,9 @@ class View(Generic[S]):
         return self.state
 
     async def rebuild(self, reader: EventReader) -> S:
-        """Folds the whole log anew, without the snapshot, and replaces that.
+        """Folds the whole log from the beginning, without the snapshot, and replaces that.
 
-        Takes, returns and raises what `refresh` does, and is cancelled as it is.
+        Takes, returns and raises what `refresh` does; a cancellation has the same effect.
         """
         await self._refold(reader)
         await self.save(reader)
@@ -187,8 +187,8 @@ class View(Generic[S]):
     async def save(self, reader: EventReader) -> None:
         """Writes the snapshot of what is folded, unless it is on disk already, or the reducer raised.
 
-        A failure is logged as a warning: the snapshot is worth only the time to make the state again. Cancelled, it is
-        written or not.
+        A failure is logged as a warning: a snapshot only saves the time to rebuild the state. If cancelled, it may or
+        may not be written.
 
         Args:
             reader: A reader of the log that was folded.
@@ -197,12 +197,12 @@ class View(Generic[S]):
             await self._save(reader)
 
     async def _load(self, reader: EventReader) -> None:
-        """Starts from the snapshot, if it can be believed, or anew."""
+        """Starts from the snapshot, if it can be used, or from the beginning."""
         self._fold.start(*(await self._snapshot.load(reader) or (self._new_state(), Head(0, ""))))
         self._loaded = True
 
     async def _save(self, reader: EventReader) -> None:
-        """The same as `save`, for who holds the lock: so that the state does not change meanwhile."""
+        """The same as `save`, for a caller that holds the lock, so that the state does not change meanwhile."""
         if self.offset and not self._fold.suspect:
             await self._snapshot.save(self.state, self._fold.place, reader)
 
@@ -223,7 +223,7 @@ def _check_functions(name: str, reducer: Any, initial: Any) -> None:
     if callable(initial):
         try:
             inspect.signature(initial).bind()
-        except ValueError:  # a class or function of C that tells no signature
+        except ValueError:  # a class or function in C without a signature
             return
         except TypeError:
             raise TypeError(
@@ -239,22 +239,21 @@ async def refresh_together(views: Iterable[View[Any]], reader: EventReader, *, s
 
 
 async def refresh_each(views: Iterable[View[Any]], reader: EventReader, *, save: bool = True) -> list[Exception]:
-    """Refreshes several views at once; those that stand at the same offset share one pass over the log.
+    """Refreshes several views at once; those at the same offset share one pass over the log.
 
-    With `save`, writes the snapshots that are worth it by now. Returns the errors: a reducer that raises holds up no
-    other view.
+    With `save`, writes the snapshots that are due. Returns the errors: a reducer that raises stops no other view.
     """
     views = list(views)
     locked: list[View[Any]] = []
     errors: list[Exception] = []
     try:
-        for view in sorted(views, key=lambda view: view.name):  # one order for all, so that nobody waits in a circle
+        for view in sorted(views, key=lambda view: view.name):  # always in the same order, to avoid deadlocks
             await view._lock.acquire()
             locked.append(view)
         failed_at = {view: view.offset for view in views if view._fold.suspect}
         unloaded = [view for view in views if not view._loaded or view in failed_at]
         if len(unloaded) == 1:
-            await unloaded[0]._load(reader)  # a task of its own would take longer than loading a small state
+            await unloaded[0]._load(reader)  # a separate task would take longer than loading a small state
         elif unloaded:
             await asyncio.gather(*(view._load(reader) for view in unloaded))
         head = (await reader.head()).offset
@@ -265,7 +264,7 @@ async def refresh_each(views: Iterable[View[Any]], reader: EventReader, *, save:
             try:
                 if group[0].offset > head:
                     raise CorruptLogError(
-                        reader._source.location, head, f"the log ends here, and {group[0]!r} was there"
+                        reader._source.location, head, f"the log ends here, before the offset of {group[0]!r}"
                     )
                 errors += await fold_together([view._fold for view in group], reader)
             except Exception as error:
@@ -280,12 +279,12 @@ async def refresh_each(views: Iterable[View[Any]], reader: EventReader, *, save:
 
 
 async def _save_before_failure(view: View[Any], offset: int, head: int, reader: EventReader) -> None:
-    """Saves the state before an event whose reducer raised, so that the next attempt begins there."""
+    """Saves the state before an event whose reducer raised, so that the next attempt starts there."""
     if view.offset < offset <= head and view._snapshot.may_save:
         try:
             await fold_together([view._fold], reader, offset)
         except (CorruptLogError, OSError):
-            return  # the pass to the head meets the same, and tells it
+            return  # the pass to the head finds the same, and reports it
         await view._save(reader)
 
 

@@ -1,8 +1,8 @@
-"""The snapshot of one view: whether it can be believed, and when it is worth writing.
+"""The snapshot of one view: whether it can be used, and when it should be written.
 
-Promises: a snapshot is believed only where the log before it is still the same and the view still selects the same
-events; one is written only if its state reads back as the same; one of an earlier place in the log never replaces a
-later one, whichever process saved that.
+Promises: a snapshot is used only if the log before it is still the same and the view still selects the same events; one
+is written only if its state reads back the same; one of an earlier place in the log never replaces a later one,
+whichever process saved that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .snapshot import NOWHERE, BadSnapshotError, Snapshot, decode_state, encode_
 
 S = TypeVar("S")
 
-# Bytes of log after which a refresh saves a snapshot; for a state that is larger when encoded, as many as it has.
+# Bytes of log after which a refresh saves a snapshot; for a state that is larger when encoded, its size.
 SAVE_AFTER = 64 * 1024
 # Seconds before a refresh tries again to save what could not be saved; each further failure doubles them.
 RETRY_INTERVAL, LAST_RETRY_INTERVAL = 1.0, 300.0
@@ -41,15 +41,15 @@ class ViewSnapshot(Generic[S]):
         self._name = name
         self._state_type = Any if state_type is None else state_type
         self._version = version
-        # As it stands in the snapshot: alternatives, of which an event must match one; None for every event.
+        # As in the snapshot: alternatives, of which an event must match one; None for every event.
         self._query = None if query is None else _as_json(query)
         self._next_try, self._retry_interval = 0.0, RETRY_INTERVAL
         self.forget()
 
     def forget(self) -> None:
-        """What is stored is not that of the state that the view has from now on."""
+        """Forgets what is stored, since the view has a different state from now on."""
         self._saved: Head | None = None
-        self._saved_offset: int | None = None  # what the snapshot on disk tells the Rust crate
+        self._saved_offset: int | None = None  # the offset for the Rust crate in the snapshot on disk
         self._saved_size = 0
 
     def worth_saving(self, offset: int) -> bool:
@@ -66,7 +66,7 @@ class ViewSnapshot(Generic[S]):
         return monotonic() >= self._next_try
 
     async def load(self, reader: EventReader) -> tuple[S, Head] | None:
-        """The stored state, and its place in the log; None if there is none that can be believed."""
+        """The stored state, and its place in the log; None if there is none that can be used."""
         self.forget()
         try:
             snapshot = await self._stored(reader)
@@ -88,7 +88,7 @@ class ViewSnapshot(Generic[S]):
         return state, place
 
     def is_of_this_view(self, snapshot: Snapshot) -> bool:
-        """Whether a snapshot is of the same version and was made of the same events."""
+        """Whether a snapshot is of the same version and was made from the same events."""
         return snapshot.version == self._version and snapshot.query == self._query
 
     def decode(self, state: bytes | memoryview, pause: Callable[[], object] = lambda: None) -> S:
@@ -99,14 +99,14 @@ class ViewSnapshot(Generic[S]):
         except Exception as error:
             raise BadSnapshotError(
                 f"its state can't be decoded into {getattr(kind, '__qualname__', kind)}: {error} "
-                "(give the view another version when the shape of its state changes)"
+                "(change the view's version when the shape of its state changes)"
             ) from error
         return decoded
 
     async def save(self, state: S, place: Head, reader: EventReader) -> None:
         """Writes the snapshot of a state at a place in the log, unless it is there already.
 
-        The caller sees to it that the state does not change meanwhile. A failure is logged as a warning.
+        The caller makes sure that the state does not change meanwhile. A failure is logged as a warning.
         """
         try:
             base = await reader.base()
@@ -142,24 +142,24 @@ class ViewSnapshot(Generic[S]):
         return parse(data) if len(data) < PART else await in_thread(parse, data)
 
     async def _place_of(self, snapshot: Snapshot, reader: EventReader) -> Head:
-        """Where in the whole log a snapshot stands, if the log before it is the one that it was made of."""
+        """A snapshot's place in the whole log, if the log before it is the one from which it was made."""
         if snapshot.version != self._version:
             raise BadSnapshotError(f"it is of version {snapshot.version!r}, the view of version {self._version!r}")
         if snapshot.query != self._query:
             raise BadSnapshotError(
-                f"it was made of {_selected(snapshot.query)}, and the view selects {_selected(self._query)}"
+                f"it was made from {_selected(snapshot.query)}, but the view selects {_selected(self._query)}"
             )
         position, expected = snapshot.position, snapshot.position_hash
         if position is None:
             if snapshot.offset <= 0:
-                raise BadSnapshotError("it was written elsewhere, and does not tell where in the log it stands")
+                raise BadSnapshotError("it was written elsewhere, and has no offset in the whole log")
             position, expected = await reader.base() + snapshot.offset, snapshot.hash
         try:
             found = await reader.read_line_hash_before(position)
         except ValueError as error:
             raise BadSnapshotError(f"it is not of this log: {error}") from error
         if (found or "") != expected:
-            raise BadSnapshotError(f"the log before offset {position} is not the one that it was made of")
+            raise BadSnapshotError(f"the log before offset {position} is not the one from which it was made")
         return Head(position, found or "")
 
     async def _store(self, data: bytes, position: int, reader: EventReader) -> None:
@@ -182,7 +182,7 @@ class ViewSnapshot(Generic[S]):
                 lock.release()
 
     async def _is_later(self, position: int, reader: EventReader) -> bool:
-        """Whether the stored snapshot stands behind a place in the log, and the view could start from it."""
+        """Whether the stored snapshot is of a later place in the log, and the view could start from it."""
         try:
             found = await self._stored(reader)
             if found is None or (found.position or 0) <= position:
@@ -198,15 +198,15 @@ class ViewSnapshot(Generic[S]):
         data, encoded = encode_whole(snapshot, state, pause)
         found = difference(state, decode_state(encoded, self._state_type, pause), pause)
         if found is not None:
-            raise ValueError(f"its state would read back as another one ({found}); give the view a fitting state_type")
+            raise ValueError(f"its state would not read back the same ({found}); give the view a fitting state_type")
         return data, len(encoded)
 
 
 def offset_for_the_crate(position: int, base: int) -> int:
-    """The offset in the active log that tells the Rust crate where a snapshot stands.
+    """The offset in the active log from which the Rust crate continues.
 
-    To the crate, the whole active log is still to be read where the snapshot ends at its base; what lies before that
-    can't be told in its terms.
+    For a snapshot at the base, the crate still has to read the whole active log; an earlier place can't be expressed in
+    its terms.
     """
     return NOWHERE if position < base else position - base
 

@@ -1,13 +1,13 @@
-"""A view's state on disk, with the place in the log that it stands for.
+"""A view's state on disk, with its place in the log.
 
 A snapshot is a JSON object with the keys `state`, `offset`, `hash`, `position`, `position_hash`, `version`, `checksum`
-and, for a view that does not fold every event, `query`. The first three are the Rust crate's and mean what they mean to
-it: `offset` and `hash` are the place in the active log, and the hash of the line before it. `position` and
-`position_hash` are the same in the whole log; `checksum` is the xxh64 of the encoded state. `query` says which events
-were folded: a list of alternatives, each an object such as `{"types": ["added", "removed"], "tags": ["list:3"]}`. The
-Rust crate passes over what it does not know.
+and, for a view that does not fold every event, `query`. The first three have the Rust crate's meaning: `offset` and
+`hash` are the place in the active log, and the hash of the line before it. `position` and `position_hash` are the same
+in the whole log; `checksum` is the xxh64 of the encoded state. `query` says which events were folded: a list of
+alternatives, each an object such as `{"types": ["added", "removed"], "tags": ["list:3"]}`. The Rust crate ignores what
+it does not know.
 
-Promises: a snapshot is replaced atomically; what `load` gives has the state that was saved, byte for byte.
+Promises: a snapshot is replaced atomically; what `load` returns has the state that was saved, byte for byte.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = ["Snapshot", "delete", "load", "save"]
 # An `offset` beyond any file: the Rust crate then rebuilds its view.
 NOWHERE = 2**63 - 1
 
-# How a file begins that is written here, and what follows the state.
+# How a file written here begins, and what follows the state.
 _BEFORE_STATE, _AFTER_STATE = b'{"state":', b',"offset":'
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """A state, and where in the log it stands.
+    """A state, and its place in the log.
 
-    `offset` (bytes in the active log) and `hash` are what the Rust crate goes by; `position` (bytes in the whole log)
-    and `position_hash` what we do, None in a snapshot that the crate wrote. `version` is the view's; `query` says which
-    events were folded, None for all.
+    `offset` (bytes in the active log) and `hash` are for the Rust crate; `position` (bytes in the whole log) and
+    `position_hash` are for eventfold, and None in a snapshot that the crate wrote. `version` is the view's; `query`
+    says which events were folded, None for all.
     """
 
     state: Any
@@ -66,7 +66,7 @@ class _File(msgspec.Struct, omit_defaults=True):
 
 
 class BadSnapshotError(ValueError):
-    """The file holds no snapshot that can be believed; the text says why."""
+    """The file has no snapshot that can be used; the text says why."""
 
 
 def decode_state(data: bytes | memoryview, state_type: Any, pause: Callable[[], object] = lambda: None) -> Any:
@@ -130,7 +130,7 @@ def _file(snapshot: Snapshot, state: Sequence[bytes | memoryview]) -> tuple[byte
         checksum.hexdigest(),
         snapshot.query,
     )
-    # Put together by hand, since a large state is to be copied once only.
+    # Assembled by hand, so that a large state is copied only once.
     rest = msgspec.json.encode(file).removeprefix(_BEFORE_STATE + b"null")
     data = b"".join([_BEFORE_STATE, *state, rest])
     return data, memoryview(data)[len(_BEFORE_STATE) : -len(rest)]
@@ -152,7 +152,7 @@ def parse(data: bytes) -> Snapshot:
     """The snapshot in a document, with its state still encoded. Raises `BadSnapshotError`."""
     file, state = _split(data) or _read_through(data)
     if file.position is not None and (file.checksum is None or file.checksum != xxhash.xxh64_hexdigest(state)):
-        raise BadSnapshotError("it is damaged: its checksum does not fit its state")
+        raise BadSnapshotError("it is damaged: its checksum does not match its state")
     return Snapshot(state, file.offset, file.hash, file.position, file.position_hash, file.version or 0, file.query)
 
 
@@ -181,10 +181,10 @@ def _read_through(data: bytes) -> tuple[_File, memoryview]:
 
 
 async def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
-    """Replaces the file, atomically and for good.
+    """Replaces the file, atomically and durably.
 
-    The state must not change meanwhile. Raises `OSError`, and `TypeError` or `ValueError` for a state that is no JSON.
-    Cancelled, it is saved or not.
+    The state must not change meanwhile. Raises `OSError`, and `TypeError` or `ValueError` for a state that is not JSON.
+    If cancelled, it may or may not be saved.
     """
     await in_thread(_save, Path(path), snapshot)
 
@@ -197,14 +197,14 @@ async def load(path: str | os.PathLike[str], state_type: Any = Any) -> Snapshot 
     from aiofiles.os import wrap
 
     try:
-        # When cancelled, it leaves the thread to end on its own, since reading changes nothing.
+        # If cancelled, it leaves the thread to finish on its own, since reading changes nothing.
         found: Snapshot | None = await wrap(_load)(Path(path), state_type)
         return found
     except (BadSnapshotError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         log_event(
             WARNING,
             "snapshot.unreadable",
-            "snapshot %(path)s is passed over: %(error)s",
+            "snapshot %(path)s is ignored: %(error)s",
             path=os.fspath(path),
             error=error,
         )
@@ -223,7 +223,7 @@ def _load(path: Path, state_type: Any) -> Snapshot | None:
 
 
 async def delete(path: str | os.PathLike[str]) -> None:
-    """Removes the file, for good; nothing if there is none. Raises `OSError`."""
+    """Removes the file durably; does nothing if there is none. Raises `OSError`."""
     await in_thread(_delete, Path(path))
 
 

@@ -333,7 +333,7 @@ def test_what_somebody_planted_is_no_mark(new_turn: Callable[[], Turn], layout: 
 
 def test_what_is_no_file_is_refused_with_its_path(layout: Layout) -> None:
     os.mkfifo(layout.lock_path)
-    with pytest.raises(CorruptLogError, match=r"app\.jsonl\.lock.*no regular file"):
+    with pytest.raises(CorruptLogError, match=r"app\.jsonl\.lock.*not a regular file"):
         Turn(layout)
     layout.lock_path.unlink()
     layout.lock_path.mkdir()

@@ -11,7 +11,7 @@ from .lines import Lines
 
 
 class Keys(msgspec.Struct, gc=False):
-    """What queries and unique ids look at in a line."""
+    """The parts of a line that queries and unique ids need."""
 
     type: str
     tags: tuple[str, ...] = ()
@@ -23,7 +23,7 @@ _NO_EVENT = Keys("")
 
 
 def keys_of(lines: Lines) -> list[tuple[int, Keys]]:
-    """The offset and the keys of each line. A line that is not an event has none: whoever reads it reports that."""
+    """The offset and the keys of each line. A line that is not an event has none: reading it will report that."""
     texts = lines.data.split(b"\n")
     texts.pop()  # what follows the last newline: nothing
     keys = _decode(lines.data, texts)

@@ -1,10 +1,10 @@
 """A directory of plain files as a `Committer`: one thread that writes, syncs and switches files.
 
-Everything that changes the active log is done in that thread, one call after the other, and what a call opens is kept
-here before the call returns. So whoever is cancelled on the event loop's side abandons nothing.
+Everything that changes the active log is done in that thread, one call after another, and what a call opens is stored
+here before the call returns. So a cancellation on the event loop's side abandons nothing.
 
 Promises: once a sync has failed, or the file is not the one that was written, nothing more is written or synced, in
-whatever order calls had queued up; the lock is let go however the closing ends.
+whatever order calls had queued up; the lock is released however the closing ends.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from .watcher import directory
 
 T = TypeVar("T")
 
-# Seconds after a commit in which it is synced with `SyncMode.EVERY_SECOND`.
+# Seconds after which a commit is synced with `SyncMode.EVERY_SECOND`.
 SYNC_INTERVAL = 1.0
-# Seconds for which a rotated file stays locked: somebody may have opened it and be about to lock it. With small logs
-# many are rotated in that time: of those only the last few stay open.
+# Seconds for which a rotated file stays locked: somebody may have opened it and be about to lock it. Small logs may be
+# rotated many times meanwhile: then only the last few files stay open.
 KEEP_LOCKED, KEPT_FILES = 60.0, 4
 
 
@@ -52,7 +52,7 @@ class FileCommitter:
         self._sync_timer: asyncio.TimerHandle | None = None
         self._old_files_timer: asyncio.TimerHandle | None = None
         self._closed = False
-        # What follows is changed by calls in a thread only, never by two at a time.
+        # The following are changed only by calls in the thread, never by two at a time.
         self._opened = False
         self._rotation: rotation.Rotation | None = None
         self._old_files: deque[tuple[int, float]] = deque()  # descriptors, and until when they are kept
@@ -61,9 +61,9 @@ class FileCommitter:
 
     @classmethod
     async def open(cls, source: FileSource, lock: LockMode, sync: SyncMode, max_log_size: int) -> FileCommitter:
-        """Opens the directory, after putting right what a crash left unfinished.
+        """Opens the directory, after repairing what a crash left unfinished.
 
-        Raises `LogLockedError`, `CorruptLogError`, `OSError`. Cancelled, it opens nothing.
+        Raises `LogLockedError`, `CorruptLogError`, `OSError`. If cancelled, it opens nothing.
         """
         committer = cls(source, Thread(f"eventfold writer {source.layout.dir}"), sync, max_log_size)
         try:
@@ -93,7 +93,7 @@ class FileCommitter:
         self.abandon()
 
     async def _call(self, function: Callable[..., T], *args: object) -> T:
-        """Calls a function in the thread; it has ended when this returns or raises, also when cancelled."""
+        """Calls a function in the thread; it has ended when this returns or raises, even if cancelled."""
         if self._closed:
             raise LogClosedError(f"the log in {self._layout.dir} is closed")
         return await uninterrupted(self._thread.call(function, *args))
@@ -121,7 +121,7 @@ class FileCommitter:
         self._unsynced = not always
 
     def _unless_failed(self, function: Callable[..., T], *args: object) -> T:
-        """Calls what changes the active log, in the thread; after it has failed, nothing is called any more."""
+        """Calls, in the thread, a function that changes the active log; after a failure, nothing is called any more."""
         if self._failure is not None:
             raise copy_error(self._failure)
         try:
@@ -137,7 +137,7 @@ class FileCommitter:
 
     def _sync_soon(self) -> None:
         self._sync_timer = None
-        # The next commit hears of a failure.
+        # The next commit reports a failure.
         self._thread.call(self._sync)
 
     def _sync(self) -> None:
@@ -153,7 +153,7 @@ class FileCommitter:
         return 0 < self._max_log_size <= self.active.head.offset - self.active.base
 
     async def rotate(self, *, if_due: bool = False) -> None:
-        """See `RotatingCommitter.rotate`. Cancelled, it ends after the step that is under way."""
+        """See `RotatingCommitter.rotate`. If cancelled, it ends after the current step."""
         async with self._rotating:
             try:
                 await in_thread(self._recover)
@@ -169,7 +169,7 @@ class FileCommitter:
         assert self._rotation is not None
         await in_thread(self._rotation.archive, self.active)
         await in_thread(self._rotation.catch_up, self.active)
-        # In the thread that commits: so no commit comes in between.
+        # In the thread that commits, so that no commit comes in between.
         await self._call(self._unless_failed, self._switch)
         self._close_old_files_later()
 
@@ -187,7 +187,7 @@ class FileCommitter:
             os.close(self._old_files.popleft()[0])
 
     def _leave_rotation(self) -> None:
-        """Leaves an unfinished rotation as it stands, to be recovered."""
+        """Leaves an unfinished rotation as it is, to be recovered."""
         if self._rotation is not None:
             self._rotation.close()
             self._rotation = None
@@ -231,7 +231,7 @@ class FileCommitter:
         self._release()
 
     def _release(self) -> None:
-        """Lets the lock go and closes all files, once; in a forked child only the child's descriptors."""
+        """Releases the lock and closes all files, once; in a forked child, only the child's descriptors."""
         if self._opened:
             self._opened = False
             if self._pid == os.getpid():

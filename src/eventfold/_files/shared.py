@@ -1,12 +1,12 @@
-"""A directory of plain files as a `Committer` of one of several processes that write together.
+"""A directory of plain files as the `Committer` of one of several processes that write together.
 
 It differs from the exclusive committer in three ways: a commit is judged in the thread, once it has the turn; another
-process may rotate; and the turn may be held by a process that is stopped. Nobody can take it away from that process,
-but whoever waits for it can give up: cancelling an opening does, and so does closing.
+process may rotate; and the turn may be held by a process that is stopped. It can't be taken away from that process, but
+waiting for it can be given up: by cancelling an opening, or by closing.
 
-Promises: what `commit` promises holds for everybody's commits together; a rotation by another process is followed
-within a second or so, also where nothing is appended; while the turn is stuck, a warning says who holds it, and the
-log can be closed.
+Promises: what `commit` promises holds for all processes' commits together; a rotation by another process is followed
+within a second or so, even if nothing is appended; while the turn is stuck, a warning says who holds it, and the log
+can be closed.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from .watcher import directory
 
 T = TypeVar("T")
 
-# Seconds between two looks whether another process has rotated.
+# Seconds between two checks whether another process has rotated.
 KEEP_UP_INTERVAL = 1.0
-# Seconds between two looks whether another process still rotates.
+# Seconds between two checks whether another process is still rotating.
 ROTATION_POLL_INTERVAL = 0.05
-# Seconds between two looks of a closing log whether the turn is stuck.
+# Seconds between two checks of a closing log whether the turn is stuck.
 GIVE_UP_POLL_INTERVAL = 0.1
 _SYNC_MODES = list(SyncMode)
 
@@ -61,10 +61,10 @@ class SharedCommitter(FileCommitter):
 
     @classmethod
     async def open(cls, source: FileSource, lock: LockMode, sync: SyncMode, max_log_size: int) -> SharedCommitter:
-        """Opens the directory, after putting right what a crash left unfinished.
+        """Opens the directory, after repairing what a crash left unfinished.
 
-        Raises `LogLockedError` where an exclusive writer has it open, or shared ones with another sync mode,
-        `CorruptLogError`, `OSError`. Cancelled, it opens nothing, also while the turn is stuck.
+        Raises `LogLockedError` if an exclusive writer has it open, or shared ones with a different sync mode,
+        `CorruptLogError`, `OSError`. If cancelled, it opens nothing, even while the turn is stuck.
         """
         committer = cls(source, Thread(f"eventfold writer {source.layout.dir}"), sync, max_log_size)
         opening = committer._thread.call(committer._open, True)
@@ -127,7 +127,7 @@ class SharedCommitter(FileCommitter):
 
     @property
     def head(self) -> Head:
-        """The end of what all writers have brought to the disk, as far as they have said so. No I/O."""
+        """The end of what all writers have synced, as far as they have reported it. No I/O."""
         durable = None if self._turn is None else self._turn.durable_head()
         return self.active.head if durable is None else durable
 
@@ -143,7 +143,8 @@ class SharedCommitter(FileCommitter):
         try:
             before, judgement = self.active.commit_judged(appends, always)
         except LogLockedError as error:
-            # An exclusive writer came in between, when no shared one had the new active log open: it will go some day.
+            # An exclusive writer came in between, when no shared one had the new active log open: it will close some
+            # day.
             head = self.active.head
             return head, Judgement([copy_error(error) for _ in appends], b"", head)
         self._unsynced = self._unsynced or (not always and bool(judgement.data))
@@ -163,7 +164,7 @@ class SharedCommitter(FileCommitter):
 
     def _keep_up(self) -> None:
         self._warn_if_stuck()
-        if not self._calls:  # else the thread is busy, and a commit keeps up by itself
+        if not self._calls:  # otherwise the thread is busy, and a commit keeps up anyway
             self._thread.call(self._keep_up_in_thread)
 
     def _keep_up_in_thread(self) -> None:
@@ -185,7 +186,7 @@ class SharedCommitter(FileCommitter):
             self._turn.warn_if_stuck()
 
     def _stop_waiting(self) -> bool:
-        """Lets nobody wait for the turn any longer; whether the thread stands waiting, and can't be waited for."""
+        """Stops waiting for the turn; returns whether the thread is blocked, so that it can't be waited for."""
         self._gave_up = True
         return self._turn is not None and self._turn.give_up()
 
@@ -205,7 +206,7 @@ class SharedCommitter(FileCommitter):
             self._fail_calls()
 
     def _fail_calls(self) -> None:
-        """Those who wait for the thread are told; it may stand there for ever."""
+        """Fails the calls that wait for the thread, which may be blocked forever."""
         why = f"the log in {self._layout.dir} is closed" if self._turn is None else self._turn.why_given_up()
         for call in self._calls:
             call.settle(None, WriterFailedError(why))
@@ -218,8 +219,8 @@ class SharedCommitter(FileCommitter):
         return super().rotation_is_due and monotonic() >= self._no_rotation_before
 
     async def rotate(self, *, if_due: bool = False) -> None:
-        """See `RotatingCommitter.rotate`. Where another process is at it, waits until that one has ended."""
-        # On its own, a rotation is not worth it for the few lines that another one has left.
+        """See `RotatingCommitter.rotate`. If another process is rotating, waits until that has ended."""
+        # An automatic rotation is not worth it for the few lines that another one has left.
         goal = self.active.base + 1 if if_due else self.head.offset
         async with self._rotating:
             try:
@@ -237,7 +238,7 @@ class SharedCommitter(FileCommitter):
                 await self._call(self._leave_rotation)
 
     def _begin_shared_rotation(self, goal: int) -> bool:
-        """False where another process is at it."""
+        """Begins a rotation; false if another process is rotating."""
         try:
             self._rotation = shared_rotation.begin(self._layout, self.active, goal)
         except shared_rotation.OtherRotatesError:
@@ -254,7 +255,7 @@ class SharedCommitter(FileCommitter):
     # Closing
 
     async def aclose(self) -> None:
-        """See `Committer.aclose`. A turn that is stuck is given up: what is open is closed once it is free."""
+        """See `Committer.aclose`. A stuck turn is given up: open files are closed once it is free."""
         self.begin_closing()
         async with self._rotating:
             if self._closed:
@@ -270,7 +271,8 @@ class SharedCommitter(FileCommitter):
             try:
                 await uninterrupted(closing)
             except WriterFailedError:
-                # Given up: what waited has been told, and all that was acknowledged is on disk unless it says so here.
+                # Given up: waiting calls have failed, and everything acknowledged is on disk unless an error is raised
+                # here.
                 if self._unsynced or not self._gave_up:
                     raise
 

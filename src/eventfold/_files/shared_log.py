@@ -1,10 +1,11 @@
 """The active log of one of several writers that share a directory.
 
-Each holds a shared flock on `app.jsonl` as long as it has it open, which keeps exclusive writers out. It looks at the
-log, and changes it, only while it has the turn.
+Each holds a shared flock on `app.jsonl` as long as it has the file open, which keeps exclusive writers out. It reads
+and changes the log only while it has the turn.
 
-Promises: a commit is judged by the true end of the log, and written behind it, whoever wrote it; what a killed process
-left half-written is cut by whoever comes next; when a commit returns, all that its answers rest on is on disk.
+Promises: a commit is judged by the true end of the log, and written after it, whoever wrote that; what a killed process
+left half-written is cut off by the next writer; when a commit returns, everything on which its answers are based is on
+disk.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _NOTHING = Head(0, "")
 
 
 def open_shared_lock(layout: Layout) -> tuple[int, bool]:
-    """A descriptor of `app.jsonl`, created if need be, with a shared flock, and whether nobody else has one.
+    """A descriptor of `app.jsonl`, created if necessary, with a shared flock, and whether nobody else has one.
 
-    Only in one's turn, in which nobody can replace the file. Raises `LogLockedError` where an exclusive writer has it.
+    Call it in the turn, so that nobody can replace the file. Raises `LogLockedError` if an exclusive writer has it.
     """
     fd = operations.open_regular(layout.log_path, os.O_RDWR | os.O_CREAT)
     try:
@@ -50,7 +51,7 @@ class SharedLog(ActiveLog):
     """The active log of one writer among several. `head` is its end as of this writer's last turn."""
 
     def __init__(self, layout: Layout, fd: int, turn: Turn, sync_mode: int, base: int, before: Head) -> None:
-        """Recovers the log. Call it in one's turn."""
+        """Recovers the log. Call it in the turn."""
         self.turn = turn
         self._sync_mode = sync_mode
         self._name = os.fspath(layout.log_path)
@@ -59,7 +60,7 @@ class SharedLog(ActiveLog):
         _open_logs.add(self)
 
     def mark_head(self) -> None:
-        """Says in the mark that the log ends at `head`, durably. Call it in one's turn."""
+        """Records in the mark that the log ends durably at `head`. Call it in the turn."""
         self.turn.own_durable = self.head
         self.turn.write_mark(self._mark(self.head, self.head))
 
@@ -67,7 +68,7 @@ class SharedLog(ActiveLog):
         return Mark(written, durable, failed, self._sync_mode)
 
     def close(self) -> None:
-        """Closes the file, and so lets the shared lock go; idempotent."""
+        """Closes the file, and so releases the shared lock; idempotent."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -77,12 +78,12 @@ class SharedLog(ActiveLog):
         mark = self.turn.read_mark()
         if mark is not None and mark.failed:
             self._write_again(mark.durable, end)
-        # Also where nothing was cut: what a killed process left may be in the page cache only.
+        # Even if nothing was cut: what a killed process left may be in the page cache only.
         self.sync()
         return self._head_at(end, before)
 
     def _write_again(self, durable: Head, end: int) -> None:
-        """After a failed sync the kernel takes pages for clean that never got to the disk: makes them dirty again."""
+        """After a failed sync, the kernel considers pages clean that never reached the disk: makes them dirty again."""
         position = max(durable.offset - self.base, 0)
         while position < end:
             data = os.pread(self.fd, min(_COPY_SIZE, end - position), position)
@@ -91,13 +92,13 @@ class SharedLog(ActiveLog):
             operations.write(self.fd, data, position)
             position += len(data)
 
-    # Only in one's turn
+    # Only in the turn
 
     def check(self) -> None:
         """Brings `head` up to date: follows a rotation of another writer, and cuts what a killed one left.
 
-        Raises `LogLockedError` where an exclusive writer has come in between, and `WriterFailedError` where the log is
-        not the one that was written, or where anybody's sync has failed.
+        Raises `LogLockedError` if an exclusive writer has come in between, and `WriterFailedError` if the log is not
+        the one that was written, or if any process's sync has failed.
         """
         try:
             stat = os.stat(self._name)
@@ -119,13 +120,13 @@ class SharedLog(ActiveLog):
             known = max(self.head.offset, 0 if mark is None else mark.written.offset)
             if end < known:
                 raise WriterFailedError(
-                    f"{self._name} was changed by somebody else: the log ends at {end}, and it went on to {known}"
+                    f"{self._name} was changed by somebody else: the log ends at {end}, but it continued to {known}"
                 )
             head = self._take_over(before)
         if head.offset < self.head.offset:
             raise WriterFailedError(
                 f"{self._name} was changed by somebody else: the log ends at {head.offset}, "
-                f"and it went on to {self.head.offset}"
+                f"but it continued to {self.head.offset}"
             )
         self.head = head
 
@@ -138,7 +139,7 @@ class SharedLog(ActiveLog):
             raise WriterFailedError(f"{self._name}: another process opened the log with another sync mode")
 
     def _take_over(self, before: Head) -> Head:
-        """Whoever wrote last was killed before the mark said so: cuts what it did not finish."""
+        """The last writer was killed before updating the mark: cuts off what it did not finish."""
         size = self._cut_torn()
         self.sync()
         head = self._head_at(size, before)
@@ -146,10 +147,12 @@ class SharedLog(ActiveLog):
         return head
 
     def _follow(self) -> Head:
-        """Goes on in the file with which another writer's rotation has replaced this one; the head at its beginning."""
+        """Continues in the file with which another writer's rotation has replaced this one; returns the head at its
+        start.
+        """
         fd, _ = open_shared_lock(self._layout)
         try:
-            # Whoever renamed it may have been killed before that was on disk.
+            # The process that renamed it may have been killed before that was on disk.
             operations.sync_dir(self._layout.dir)
             with LogSegments(self._layout) as segments:
                 if segments.damage is not None:
@@ -165,7 +168,7 @@ class SharedLog(ActiveLog):
         return before
 
     def replaced_by(self, fd: int, base: int) -> int:
-        """See `ActiveLog.replaced_by`. All that the new file holds is on disk then."""
+        """See `ActiveLog.replaced_by`. Everything in the new file is on disk then."""
         old = super().replaced_by(fd, base)
         self.turn.write_mark(self._mark(self.head, self.head))
         return old
@@ -173,9 +176,9 @@ class SharedLog(ActiveLog):
     # Takes the turn itself
 
     def keep_up(self) -> None:
-        """Follows a rotation of another's, if there was one, so that no deleted file is kept open.
+        """Follows another writer's rotation, if there was one, so that no deleted file is kept open.
 
-        And so that nobody can lock the new file exclusively.
+        That also keeps anybody from locking the new file exclusively.
         """
         stat = os.stat(self._name)
         if (stat.st_dev, stat.st_ino) != self._file:
@@ -183,10 +186,10 @@ class SharedLog(ActiveLog):
                 self.check()
 
     def commit_judged(self, appends: Sequence[Append], always: bool) -> tuple[Head, Judgement]:
-        """Appends what holds by the true head; that head, and the judgement.
+        """Appends what is accepted by the true head; returns that head, and the judgement.
 
-        With `always`, all of it is on disk when this returns, and so is whatever a refused append was judged by: who
-        is refused looks again, and must find it.
+        With `always`, all of it is on disk when this returns, and so is whatever caused a refusal: a refused caller
+        reads the log again, and must find it.
         """
         with self.turn:
             self.check()
@@ -202,7 +205,7 @@ class SharedLog(ActiveLog):
             if mark is None or (mark.written, mark.durable) != (self.head, durable):
                 self.turn.write_mark(self._mark(self.head, durable))
         if durable.offset < self.head.offset:
-            # With no turn held: others write meanwhile, and the kernel joins their syncs with this one.
+            # Without the turn: others write meanwhile, and the kernel combines their syncs with this one.
             self._sync(file)
             self._tell_durable()
         if judgement.data:
@@ -210,7 +213,7 @@ class SharedLog(ActiveLog):
         return before, judgement
 
     def _tell_durable(self) -> None:
-        """After a sync, says so in the mark. Where that fails, what was committed is on disk all the same."""
+        """After a sync, records it in the mark. If that fails, what was committed is on disk anyway."""
         try:
             self.turn.tell_durable(self.head)
         except (OSError, EventfoldError) as error:
@@ -219,7 +222,7 @@ class SharedLog(ActiveLog):
             )
 
     def sync(self) -> None:
-        """See `ActiveLog.sync`. After a failure no other writer goes on either."""
+        """See `ActiveLog.sync`. After a failure, no other writer continues either."""
         self._sync(self.fd)
 
     def _sync(self, fd: int) -> None:
@@ -230,7 +233,7 @@ class SharedLog(ActiveLog):
             raise WriterFailedError(f"{self._name}: a sync failed: {error}") from error
 
     def _tell_failed(self) -> None:
-        """Nobody may build on what could not be brought to the disk."""
+        """Tells all writers that a sync failed: nobody may rely on what could not be synced."""
         try:
             with nullcontext() if self.turn.held else self.turn:
                 mark = self.turn.read_mark() or self._mark(_NOTHING, _NOTHING)
@@ -239,7 +242,7 @@ class SharedLog(ActiveLog):
             log_event(
                 ERROR,
                 "mark.failure_not_told",
-                "%(turn)s: other writers could not be told of a failed sync: %(error)s",
+                "%(turn)s: other writers could not be informed of a failed sync: %(error)s",
                 turn=self.turn,
                 error=error,
             )
@@ -253,5 +256,5 @@ def _after_fork() -> None:
         log.close()
 
 
-# A forked child would keep the shared lock of its parent, also once the parent is dead.
+# A forked child would keep its parent's shared lock, even once the parent is dead.
 os.register_at_fork(after_in_child=_after_fork)

@@ -21,11 +21,11 @@ from .paths import Layout
 from .segments import BLOCK_SIZE, LogSegments
 from .watcher import Directory, directory
 
-# The first block of a reading, in bytes. Later ones are up to `BLOCK_SIZE`.
+# The size of a read's first block, in bytes. Later ones have up to `BLOCK_SIZE`.
 _FIRST_BLOCK_SIZE = 64 * 1024
-# Bytes that are read at a time of what somebody has added to a document meanwhile.
+# How much is read at a time of what somebody has added to a document meanwhile, in bytes.
 _READ_SIZE = 64 * 1024
-# Seconds for one block: below the one, the next may be larger; above the other, it begins small again.
+# Seconds per block: below the first value, the next block may be larger; above the second, blocks start small again.
 _QUICK, _SLOW = 0.1, 1.0
 
 
@@ -51,14 +51,15 @@ class FileDocuments:
 
     async def lock(self, kind: str, name: str) -> NamedLock | None:
         path = self.location(kind, name)
-        # A snapshot's is held only while it is replaced, so one for all of them is enough: that of their directory.
+        # A snapshot's lock is held only while it is replaced, so one for all of them is enough: that of their
+        # directory.
         take = NamedLock.take_directory if kind == "view" else NamedLock.take
         lock_path = path.parent if kind == "view" else self._layout.document_lock_path(path)
         taking = start_in_thread(lambda: take(lock_path))
         try:
             return await uninterrupted(taking)
         except asyncio.CancelledError:
-            # What the thread took belongs to nobody now.
+            # Nobody owns what the thread took.
             with suppress(OSError):  # as nobody asks for it any more
                 if (lock := taking.result()) is not None:
                     lock.release()
@@ -71,7 +72,7 @@ class FileDocuments:
 
 
 class FileSource:
-    """The log in one directory of plain files. Making one does nothing; it holds nothing open between calls."""
+    """The log in one directory of plain files. Creating one does no I/O, and nothing is open between calls."""
 
     def __init__(self, dir: str | os.PathLike[str]) -> None:
         self.layout = Layout(dir)
@@ -111,10 +112,10 @@ class FileSource:
         return await in_thread(_line_hash_before, self.layout, offset)
 
     async def aclose(self) -> None:
-        """Nothing is held open between two calls."""
+        """Does nothing, since nothing is open between calls."""
 
     async def blocks(self, start: Head, end: int) -> AsyncGenerator[Lines, None]:
-        """See `Source`. Holds the files open, and one block besides the one that it gave, until it is closed."""
+        """See `Source`. Keeps the files open, and one block besides the last one, until it is closed."""
         blocks = _Blocks(self.layout, start, end)
         ahead = start_in_thread(blocks.next)
         try:
@@ -128,7 +129,7 @@ class FileSource:
             try:
                 await uninterrupted(ahead)
             except Exception:  # noqa: S110
-                pass  # raised above, or nobody asks for that block any more
+                pass  # raised above, or that block is no longer needed
             finally:
                 blocks.close()
 
@@ -154,7 +155,7 @@ def _line_hash_before(layout: Layout, offset: int) -> str:
 
 
 class _Blocks:
-    """The blocks from one offset to another, one a call; holds files open until the last one, or until closed.
+    """The blocks from one offset to another, one per call; keeps files open until the last one, or until closed.
 
     Blocks are small at first and grow while their reader keeps up, so that many slow readers need little memory.
     """
@@ -172,7 +173,7 @@ class _Blocks:
             yield from parts.lines(start.offset, end, lambda: self._size)
 
     def keep_up(self, seconds: float) -> None:
-        """Says how long the reader took for a block, which tells how large the next ones may be."""
+        """Adapts the size of the next blocks to how long the reader took for one."""
         if seconds < _QUICK:
             self._size = min(2 * self._size, BLOCK_SIZE)
         elif seconds > _SLOW:
@@ -197,7 +198,7 @@ def _names(example: Path) -> list[str]:
         files = os.listdir(example.parent)
     except FileNotFoundError:
         return []
-    # Whatever else somebody has put there, such as a copy with a space in its name, is no document.
+    # Anything else that somebody has put there, such as a copy with a space in its name, is not a document.
     return sorted(name for file in files if file.endswith(ending) and is_name(name := file.removesuffix(ending)))
 
 
@@ -213,7 +214,7 @@ def _read(path: Path) -> bytes | None:
             raise OSError(errno.EINVAL, "not a regular file; move it away", str(path))
         data = os.read(fd, status.st_size + 1)
         while len(data) > status.st_size and (piece := os.read(fd, _READ_SIZE)):
-            data += piece  # somebody writes to it, where others replace a document whole
+            data += piece  # somebody writes to it, although documents are always replaced as a whole
         return data
     finally:
         os.close(fd)

@@ -1,13 +1,13 @@
 """The turn of writers that share a directory: `app.jsonl.lock`, the exclusive flock on it, and the mark inside.
 
-Whoever holds the flock has the turn: nobody else appends, or replaces the active log, meanwhile. It is held for some
+The holder of the flock has the turn: nobody else appends or replaces the active log meanwhile. It is held for
 microseconds, never during the sync of an append, and the kernel takes it from a process that dies. The file is never
-renamed or deleted. Its first bytes are the mark, which says where the log ends and up to where it is on disk.
+renamed or deleted. Its first bytes are the mark, which says where the log ends and how far it is on disk.
 
-Promises: the mark is read without a system call that could block, also from an event loop; a process that dies while
-it writes the mark leaves the one before; a forked child does not keep the turn of its parent; waiting for the turn can
-be given up from another thread. The mark saves work, and safety does not rest on it: whoever opens the log reads its
-end from the log itself.
+Promises: the mark is read without a system call that could block, even from an event loop; a process that dies while it
+writes the mark leaves the previous one; a forked child does not keep its parent's turn; waiting for the turn can be
+given up from another thread. The mark saves work, but safety does not depend on it: a writer that opens the log reads
+its end from the log itself.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _HOLDER_POSITION = 256
 
 
 class Mark(NamedTuple):
-    """Where the log ends, up to where it is on disk, whether a sync has failed since the log was last opened.
+    """Where the log ends, how far it is on disk, and whether a sync has failed since the log was last opened.
 
-    `sync_mode` is a number for the `SyncMode` of all who write.
+    `sync_mode` is a number for the `SyncMode` of all writers.
     """
 
     written: Head
@@ -56,7 +56,7 @@ class Mark(NamedTuple):
 
 
 class TurnGivenUpError(EventfoldError):
-    """The turn was not waited for any longer, and is not held."""
+    """Waiting for the turn was given up; it is not held."""
 
 
 def _encode(sequence: int, mark: Mark) -> bytes:
@@ -71,7 +71,7 @@ def _head(offset: int, hash: int) -> Head:
 
 
 def _decode(data: bytes) -> tuple[int, Mark] | None:
-    """The sequence number and the mark of the newest version that is whole; None where there is none."""
+    """The sequence number and the mark of the newest intact version; None if there is none."""
     newest: tuple[Any, ...] | None = None
     for position in _VERSION_POSITIONS:
         fields = _BODY.unpack_from(data, position)
@@ -92,27 +92,27 @@ class Turn:
     """
 
     def __init__(self, layout: Layout) -> None:
-        """Opens the file, which is created if need be. Raises `OSError`, `CorruptLogError` for what is no file."""
+        """Opens the file, which is created if necessary. Raises `OSError`, `CorruptLogError` if it is not a file."""
         self.path = layout.lock_path
         self._name = os.fspath(self.path)
         self.fd = operations.open_file(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
         try:
             found = os.fstat(self.fd)
             if not stat.S_ISREG(found.st_mode):
-                reason = "this is no regular file, and can't be locked; remove it while nobody writes"
+                reason = "this is not a regular file, and can't be locked; remove it while nobody writes"
                 raise CorruptLogError(self.path, 0, reason)
         except BaseException:
             os.close(self.fd)
             raise
         self._file = found.st_dev, found.st_ino
         self._map: mmap.mmap | None = None
-        # What was read last, and what it means: mostly, nobody else has changed it since.
+        # What was read last, and its meaning: usually, nobody else has changed it since.
         self._known: tuple[bytes, tuple[int, Mark] | None] = b"", None
-        # While the turn is held, only this writer changes the mark: what it is then, with its sequence number.
+        # While the turn is held, only this writer changes the mark: its current content, with the sequence number.
         self._current: tuple[int, Mark] | None = None
         self._holder = _HOLDER.pack(os.getpid())
         self.held = False
-        # What this writer has brought to the disk itself, also where the mark could not be changed to say so.
+        # What this writer has synced itself, even if the mark could not be updated.
         self.own_durable = Head(0, "")
         self._state = threading.Lock()
         self._waiting_since: float | None = None
@@ -162,7 +162,7 @@ class Turn:
             raise TurnGivenUpError(self.why_given_up())
 
     def _check_file(self) -> None:
-        """Once the flock is held: only the file that has the name says whose turn it is."""
+        """Once the flock is held: only the current file of that name says whose turn it is."""
         try:
             found = os.stat(self._name)
         except FileNotFoundError:
@@ -172,18 +172,18 @@ class Turn:
                 f"{self.path} was deleted or replaced, so others may be writing at the same time; open the log again"
             )
         if found.st_size < FILE_SIZE:
-            # All of it is written, so that it has its place on the disk: a mapped byte without one can't be changed.
+            # All of it is written, so that disk space is allocated: a mapped byte without it can't be changed.
             operations.write(self.fd, bytes(FILE_SIZE - found.st_size), found.st_size)
 
     def _begin(self) -> None:
-        """Once the flock is held, and the file has its size: says who has the turn, and reads the mark."""
+        """Once the flock is held, and the file has its size: records who has the turn, and reads the mark."""
         memory = self._mapped()
         operations.write_mapped(memory, self._holder, _HOLDER_POSITION)
         self._current = self._look(memory)
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:
-            # Opened anew: a mapping duplicates its descriptor, which would hold the turn as long as it lives.
+            # Opened again: a mapping duplicates its descriptor, which would hold the turn as long as it lives.
             fd = operations.open_file(self.path, os.O_RDWR)
             try:
                 self._map = mmap.mmap(fd, FILE_SIZE)
@@ -192,7 +192,7 @@ class Turn:
         return self._map
 
     def _is_readable(self) -> bool:
-        """Whether the mapping can be touched: behind the end of a file that was cut short, that would be a SIGBUS."""
+        """Whether the mapping can be accessed: beyond the end of a truncated file, that would raise SIGBUS."""
         try:
             return self._map is not None and self.fd >= 0 and os.fstat(self.fd).st_size >= FILE_SIZE
         except OSError:  # closed by another thread
@@ -209,7 +209,7 @@ class Turn:
     # The mark
 
     def read_mark(self) -> Mark | None:
-        """The newest version of the mark that is whole; None where there is none."""
+        """The newest intact version of the mark; None if there is none."""
         if self.held:
             found = self._current
         elif not self._is_readable():
@@ -234,16 +234,17 @@ class Turn:
         """Replaces the older of the two versions. Only while the turn is held."""
         sequence = 1 if self._current is None else self._current[0] + 1
         memory = self._mapped()
-        # No system call, after which this thread may wait for the interpreter, and everybody else for the turn.
+        # No system call, after which this thread might wait for the interpreter, and everybody else for the turn.
         operations.write_mapped(memory, _encode(sequence, mark), _VERSION_POSITIONS[sequence % 2])
         self._current = sequence, mark
         self._known = memory[:_MARK_END], self._current
 
     def tell_durable(self, head: Head) -> None:
-        """Says in the mark that all up to `head` is on the disk, unless it says so already. Takes the turn for that.
+        """Records in the mark that everything up to `head` is on disk, unless it says so already. Takes the turn for
+        that.
 
-        Call it after a turn, with one's own end: a peer's write behind it may not be on the disk yet. Whether the file
-        still has its name is not looked at: nothing is decided here, and the mark of a file that nobody can open any
+        Call it after a turn, with this writer's own end: a peer's write after it may not be on disk yet. It does not
+        check that the file still has its name: nothing is decided here, and the mark of a file that nobody can open any
         more is read only by those whose next turn finds that out.
         """
         self.own_durable = head
@@ -263,42 +264,42 @@ class Turn:
             operations.unlock(self.fd)
 
     def durable_head(self) -> Head | None:
-        """The end of what all writers have brought to the disk, as far as is known; None once closed."""
+        """The end of what all writers have synced, as far as is known; None once closed."""
         if self.fd < 0:
             return None
         mark = self.read_mark()
         return self.own_durable if mark is None else max(mark.durable, self.own_durable)
 
     def wake_watchers(self) -> None:
-        """Makes a file-system event for those who watch the directory. Not while the turn is held."""
+        """Causes a file-system event for those who watch the directory. Not while the turn is held."""
         try:
             operations.write(self.fd, b"\0", FILE_SIZE - 1)
         except OSError:
-            pass  # they look now and then without it
+            pass  # they check regularly without it
 
     # Waiting too long
 
     def give_up(self) -> bool:
-        """The turn is waited for no longer, now and later.
+        """Gives up waiting for the turn, now and later.
 
-        Returns true where a thread stands waiting just now. It gives the turn back once it gets it, which may take for
-        ever: do not wait for that thread.
+        Returns true if a thread is waiting at this moment. It returns the turn once it gets it, which may take forever:
+        do not wait for that thread.
         """
         with self._state:
             self._given_up = True
             return self._waiting_since is not None
 
     def why_given_up(self) -> str:
-        """What to tell those whose calls needed the turn."""
-        return f"{self.path}: the turn to write was held by {self._holder_name()}, and is no longer waited for"
+        """The message for calls that needed the turn."""
+        return f"{self.path}: the turn to write was held by {self._holder_name()}, and waiting for it was given up"
 
     def waited_for(self) -> float:
-        """For how many seconds a thread has stood waiting now; 0 where none does."""
+        """For how many seconds a thread has been waiting; 0 if none is."""
         since = self._waiting_since
         return 0.0 if since is None else time.monotonic() - since
 
     def warn_if_stuck(self) -> None:
-        """Logs a warning, once, where the turn has been waited for longer than `STUCK_AFTER` seconds."""
+        """Logs a warning, once, if a thread has been waiting for longer than `STUCK_AFTER` seconds."""
         since = self._waiting_since
         if since is None or since == self._warned_of or time.monotonic() - since < STUCK_AFTER:
             return
@@ -307,7 +308,7 @@ class Turn:
             WARNING,
             "turn.stuck",
             "%(path)s: nobody can append, because %(holder)s has held the turn to write for more than %(seconds).0f "
-            "seconds. Is it stopped? Appends go on once it goes on or is killed",
+            "seconds. Is it stopped? Appends continue once it continues or is killed",
             path=self.path,
             holder=self._holder_name(),
             seconds=STUCK_AFTER,
@@ -334,5 +335,5 @@ def _after_fork() -> None:
         turn.close()
 
 
-# A forked child would keep the turn that its parent held when it forked, also once the parent is dead.
+# A forked child would keep the turn that its parent held when it forked, even once the parent is dead.
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,11 +1,11 @@
-"""`Index`: where in a log the events with a tag or an id stand.
+"""`Index`: where in a log the events with a tag or an id are.
 
-It is written behind the log: new lines are read in the background, their keys kept in memory, and some thousand of them
-at a time added to the file. Whoever asks waits until everything up to the head of now is known.
+It follows the log: new lines are read in the background, their keys are kept in memory, and some thousands at a time
+are added to the file. A lookup waits until everything up to the current head is known.
 
-Promises: an answer has every event up to the offset that it names, and may have events that only share a key with
-what was asked for; a file that is damaged, behind, or of another log is mended or made again, with a warning where
-it was damaged; a failure of the file makes nothing fail but the short way, and memory stays bounded.
+Promises: an answer has every event up to the offset that it names, and may have events that only share a key with what
+was asked for; a file that is damaged, behind, or of another log is repaired or rebuilt, with a warning if it was
+damaged; if the file fails, only the fast path fails, and memory stays bounded.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from .store import OffsetsByKey, Store, StoredOffsets, UnusableIndexError, key_o
 
 T = TypeVar("T")
 
-# Pairs of a key and an offset that are kept in memory before they are written.
+# How many pairs of a key and an offset are kept in memory before they are written.
 WRITE_BATCH_SIZE = 50_000
-# Pairs that are kept in memory while the file can't be written; with more of them the index is given up for a while.
+# How many pairs are kept in memory while the file can't be written; with more, the index is given up for a while.
 MAX_PENDING = 4 * WRITE_BATCH_SIZE
-# Bytes of the log that are still read when it is closed, so that the next who opens it need not.
+# How many bytes of the log are still read at closing, so that the next opening need not.
 MAX_READ_AT_CLOSE = 16 * 2**20
-# Seconds between two looks at what is new while nobody asks.
+# Seconds between two checks for new lines while there are no lookups.
 POLL_INTERVAL = 0.2
 # Seconds before a file that failed is tried again.
 RETRY_INTERVAL = 30.0
-# Events to look at one by one; where a tag has more of them, reading the log is not slower.
+# How many events are read one by one; for a tag with more of them, reading the log is not slower.
 MAX_CANDIDATES = 1000
-# How often a look-up is begun that finds the file opened again meanwhile.
+# How often a lookup is repeated if the file was reopened meanwhile.
 _ATTEMPTS = 3
-# Seconds for which reading keys holds the event loop at most.
+# The maximum number of seconds for which reading keys holds the event loop.
 _HOLD = 0.002
 _NOTHING = StoredOffsets([], True)
 
@@ -64,7 +64,7 @@ class Index:
         self._is_open = False
         self._open_count = 0
         self._closing = False
-        # While the file is given up: the time from which on it is tried again.
+        # While the file is given up: the time at which it is tried again.
         self._retry_at = 0.0
         self._warnings: set[str] = set()
         self._stored = self._known = Head(0, "")
@@ -78,20 +78,20 @@ class Index:
 
     @classmethod
     def open(cls, path: Path, reader: EventReader) -> Index:
-        """Begins to open the file, or to make it, in the background. Raises `OSError` if no thread can be started."""
+        """Starts to open or create the file, in the background. Raises `OSError` if no thread can be started."""
         index = cls(path, reader)
         index._following = asyncio.create_task(index._follow(), name="eventfold index")
         return index
 
     @property
     def known(self) -> Head:
-        """The place in the log up to which everything is known."""
+        """The head up to which everything is known."""
         return self._known
 
     # Opening the file, and giving it up
 
     async def _open(self) -> None:
-        """Opens the file, also once more, and makes it again if it can't be trusted. A failure gives it up."""
+        """Opens or reopens the file, and rebuilds it if it can't be trusted. A failure gives it up."""
         if self._writing is not None:
             await asyncio.wait([self._writing])
         try:
@@ -101,7 +101,7 @@ class Index:
                 log_event(
                     WARNING,
                     "index.rejected",
-                    "the index %(path)s is made again: %(error)s",
+                    "the index %(path)s is rebuilt: %(error)s",
                     path=self._path,
                     error=error,
                 )
@@ -129,15 +129,15 @@ class Index:
         return place
 
     def _give_up(self, reason: str) -> None:
-        """Stops using the file for a while, and forgets what it lacks."""
+        """Stops using the file for a while, and forgets what it does not have yet."""
         self._is_open = False
         self._open_count += 1
         self._known, self._pending = self._stored, PendingPairs()
         self._retry_at = monotonic() + RETRY_INTERVAL
-        self._warn(f"{reason}, so that the log is read instead; it is tried again from time to time")
+        self._warn(f"{reason}, so the log is read instead; it is tried again from time to time")
 
     def _warn(self, problem: str) -> None:
-        """Tells of a problem, once until the file could be written."""
+        """Logs a problem, once until the file can be written again."""
         if problem not in self._warnings:
             self._warnings.add(problem)
             log_event(WARNING, "index.impaired", "the index %(path)s %(problem)s", path=self._path, problem=problem)
@@ -171,12 +171,12 @@ class Index:
                 await asyncio.sleep(POLL_INTERVAL)
 
     async def _catch_up(self) -> None:
-        """Reads what is new up to the head of now, together with all who ask meanwhile. Raises what reading raises."""
+        """Reads new lines up to the current head, once for all concurrent callers. Raises what reading raises."""
         head = (await self._reader.head()).offset
         while not self._closing and not self._is_given_up() and not (self._is_open and self._known.offset >= head):
             if self._reading is None:
                 self._reading = UncancellableTask(self._read_new_lines(), "eventfold index")
-                self._reading.add_done_callback(asyncio.Task.exception)  # whoever waited may be gone
+                self._reading.add_done_callback(asyncio.Task.exception)  # the waiters may be gone
             reading = self._reading
             await asyncio.wait([reading])
             reading.result()
@@ -211,11 +211,11 @@ class Index:
     # Writing the file
 
     async def _begin_write(self) -> None:
-        """Begins to write what is in memory, once what was begun before is written."""
+        """Starts to write what is in memory, once the previous write has ended."""
         if self._writing is not None:
             await asyncio.wait([self._writing])
         if self._is_open and self._known != self._stored and monotonic() >= self._no_write_before:
-            # Taken now, since the task begins later: what is pending then may no longer be all up to this place.
+            # Taken now, since the task starts later: what is pending then may no longer be all up to this place.
             pairs = self._pending.begin_write()
             writing = self._write(self._stored.offset, self._known, pairs, self._pending)
             self._writing = UncancellableTask(writing, "eventfold index writer")
@@ -246,8 +246,8 @@ class Index:
     ) -> tuple[int, Sequence[Sequence[int] | None]]:
         """For queries and offsets: the offsets, from that one on, of the events that the query may match.
 
-        They are complete up to the offset that is returned first. None for a query to which the index has no answer:
-        one of its items has no tags, or too many events have them, or the file failed. Raises what reading raises.
+        They are complete up to the offset that is returned first. None for a query that the index can't answer: one of
+        its items has no tags, or too many events have them, or the file failed. Raises what reading raises.
         """
         answer = await self._find(
             {
@@ -265,7 +265,7 @@ class Index:
         return known, [_candidates(query, start, found) for query, start in zip(queries, starts, strict=True)]
 
     async def first_match(self, query: Query, offsets: Iterable[int]) -> int | None:
-        """The first of these offsets at which an event stands that the query matches."""
+        """The first of these offsets whose event the query matches."""
         async with aclosing(self._reader.events_at(list(offsets), query)) as found:  # type: ignore[type-var]
             async for records in found:
                 for record in records:
@@ -347,7 +347,7 @@ class Index:
             log_event(
                 WARNING,
                 "index.close_failed",
-                "the index %(path)s could not be closed, and will be made again: %(error)s",
+                "the index %(path)s could not be closed, and will be rebuilt: %(error)s",
                 path=self._path,
                 error=error,
             )
@@ -355,7 +355,7 @@ class Index:
             self._thread.end()
 
     def abandon(self) -> None:
-        """Lets go of the thread, without waiting for it."""
+        """Abandons the thread, without waiting for it."""
         if self._following is not None:
             with suppress(RuntimeError):  # its event loop is closed
                 self._following.cancel()
@@ -368,7 +368,7 @@ def index_path(source: Source) -> Path:
         return paths_of(source).dir / "index.sqlite"
     except EventfoldError:
         raise ValueError(
-            f"{source.location} is not a directory of files: name the file that is to hold the index, such as "
+            f"{source.location} is not a directory of files: name a file for the index, such as "
             'index="orders.index.sqlite"'
         ) from None
 

@@ -1,4 +1,4 @@
-"""Looks up keys in the file of the index: everybody who asks at the same time is answered by one trip to the thread."""
+"""Looks up keys in the index file: all concurrent lookups share one hop to the thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _Lookup(NamedTuple):
 
 
 class Lookups:
-    """The look-ups in one file, at most `limit` offsets for each key."""
+    """The lookups in one file, at most `limit` offsets for each key."""
 
     def __init__(self, store: Store, thread: Thread, limit: int) -> None:
         self._store = store
@@ -28,7 +28,7 @@ class Lookups:
     async def find(self, wanted: Collection[tuple[int, int]]) -> dict[tuple[int, int], StoredOffsets]:
         """For each key and offset, what the file has from that offset on, if anything. Raises `sqlite3.Error`.
 
-        It may have something for what others have asked for, too.
+        The result may include what others have asked for.
         """
         if not wanted:
             return {}

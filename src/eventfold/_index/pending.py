@@ -1,4 +1,4 @@
-"""What the index knows and its file does not hold yet: pairs of a key and an offset, in memory."""
+"""What the index knows and its file does not have yet: pairs of a key and an offset, in memory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .store import OffsetsByKey, key_of_id, key_of_tag
 
 
 class PendingPairs:
-    """Pairs that wait to be written, and those that are being written. `count` is the number of those that wait."""
+    """Pairs that wait to be written, and those that are being written. `count` is the number of waiting ones."""
 
     def __init__(self) -> None:
         self.count = 0
-        # The offset of each key, or several in a list. Numbers alone are nothing to the garbage collector.
+        # The offset of each key, or several in a list. The garbage collector ignores plain numbers.
         self._waiting: dict[int, int | list[int]] = {}
         self._in_flight: dict[int, int | list[int]] = {}
 
@@ -33,7 +33,7 @@ class PendingPairs:
                     waiting[key] = offset
 
     def find(self, wanted: Iterable[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
-        """For each key and offset, the offsets from that one on, in order; only if there are some."""
+        """For each key and offset, the offsets from that one onwards, in order, if there are any."""
         found: dict[tuple[int, int], list[int]] = {}
         for pairs in (self._in_flight, self._waiting):
             for pair in wanted:
@@ -42,12 +42,12 @@ class PendingPairs:
         return found
 
     def begin_write(self) -> OffsetsByKey:
-        """Takes the pairs that wait. They are still found, until `end_write`."""
+        """Takes the waiting pairs. They are still found until `end_write`."""
         self._in_flight, self._waiting, self.count = self._waiting, {}, 0
         return self._in_flight
 
     def end_write(self, *, written: bool) -> None:
-        """Forgets what was taken, or, where it could not be written, has it wait again."""
+        """Forgets what was taken, or, if it could not be written, lets it wait again."""
         if not written:
             for key, offsets in self._waiting.items():
                 for offset in _list(offsets):

@@ -15,7 +15,7 @@ from .index import Index
 async def read_from(
     index: Index, reader: EventReader, query: Query, offset: int, until: int | None
 ) -> AsyncIterator[Record]:
-    """What `EventReader.read_from` gives, with its errors."""
+    """Yields and raises what `EventReader.read_from` does."""
     known, [candidates] = await index.candidates([query], [offset])
     if candidates is None:
         async for record in reader.read_from(offset, query=query, until=until):
@@ -30,7 +30,7 @@ async def read_from(
 
 
 async def read_back(index: Index, reader: EventReader, query: Query, offset: int | None) -> AsyncIterator[Record]:
-    """What `EventReader.read_back` gives, with its errors."""
+    """Yields and raises what `EventReader.read_back` does."""
     end, [candidates] = await index.candidates([query], [0])
     if candidates is None:
         async for record in reader.read_back(offset, query=query):
@@ -46,7 +46,7 @@ async def read_back(index: Index, reader: EventReader, query: Query, offset: int
 
 
 async def _before_open_batch(reader: EventReader, end: int) -> int:
-    """Where the batch begins of which some lines, but not the last one, stand before `end`; else `end` itself."""
+    """Where a batch begins that has some lines before `end`, but not its last one; otherwise `end` itself."""
     left = None
     async with aclosing(reader.read_back(end)) as records:  # type: ignore[type-var]
         async for record in records:

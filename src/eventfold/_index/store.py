@@ -1,12 +1,12 @@
 """The file of the index: pairs of a key and an offset in an SQLite database. Synchronous; one thread uses it at a time.
 
 A key is the xxh64 of a tag (seed 0) or of an id (seed 1) as a signed number. Two texts may have the same key, so what
-is found must be looked at in the log.
+is found must be checked in the log.
 
-Promises: what the file holds is complete up to the place in the log that it names, or opening it fails. A file that
-was closed has a checksum of all its bytes, which is quickly compared. Any other file, as a killed process leaves it, is
-trusted only on the machine that wrote it, as long as that runs (SQLite's journal undoes a transaction that was not
-finished, but nothing is synced before the file is closed), and if SQLite's own check and sums over all pairs fit.
+Promises: what the file has is complete up to the place in the log that it names, or opening it fails. A file that was
+closed has a checksum of all its bytes, which is quickly compared. Any other file, as left by a killed process, is
+trusted only on the machine that wrote it, until that is restarted (SQLite's journal undoes an unfinished transaction,
+but nothing is synced before the file is closed), and only if SQLite's own check and sums over all pairs match.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ import xxhash
 
 from .._event import Head
 
-# Of the file's format; one with another version is made anew.
+# The version of the file's format; a file of a different version is rebuilt.
 VERSION = 2
 # Seconds to wait for another process that writes.
 BUSY_TIMEOUT = 5.0
 
-# The offsets of each key; an offset alone where there is one, since a list for each would take twice the memory.
+# The offsets of each key; a single offset is stored without a list, which would take twice the memory.
 OffsetsByKey: TypeAlias = Mapping[int, int | list[int]]
 
 _SCHEMA = """
@@ -53,17 +53,17 @@ _SUMS = f"count(*), ifnull(sum(key & 4294967295), 0), ifnull(sum(key >> 32), 0),
 _NOT_IN_CHECKSUM = ((24, 28), (60, 64), (68, 72), (92, 100))
 _BLOCK_SIZE = 2**20
 
-# So many keys are looked up by one statement, which says for which of them there is anything: mostly for none.
+# How many keys one statement looks up, which says for which of them there is anything: usually for none.
 _KEYS_AT_ONCE = 64
 _WHICH_EXIST = f"""
 WITH wanted (wanted_key, start) AS (VALUES {", ".join(["(?, ?)"] * _KEYS_AT_ONCE)})
 SELECT wanted_key, start FROM wanted WHERE EXISTS (SELECT 1 FROM pairs WHERE key = wanted_key AND offset >= start)
 """  # noqa: S608 (a constant)
 
-# Held during a transaction, and for a fork: a child that ends would roll back the transaction of its parent.
+# Held during a transaction, and for a fork: a child that ends would roll back its parent's transaction.
 _fork_lock = threading.RLock()
-# One connection of this process at a time uses a file: closing any descriptor of a file, as after its checksum was
-# computed, lets go of all the locks that SQLite has on it in this process.
+# One connection of this process at a time uses a file: closing any descriptor of a file, as after calculating its
+# checksum, releases all of SQLite's locks on it in this process.
 _file_locks: defaultdict[Path, threading.RLock] = defaultdict(threading.RLock)
 os.register_at_fork(before=_fork_lock.acquire, after_in_parent=_fork_lock.release, after_in_child=_fork_lock.release)
 os.register_at_fork(after_in_child=_file_locks.clear)
@@ -77,7 +77,7 @@ class StoredOffsets(NamedTuple):
 
 
 class UnusableIndexError(Exception):
-    """The file is damaged, or can't be trusted: it must be made again."""
+    """The file is damaged or can't be trusted: it must be rebuilt."""
 
 
 def key_of_tag(tag: str) -> int:
@@ -107,7 +107,7 @@ class Store:
         return _file_locks[self._path.absolute()]
 
     def open(self) -> Head:
-        """Opens the file, or makes it. The place that it stands for.
+        """Opens or creates the file; returns the head up to which it is complete.
 
         Raises `UnusableIndexError`, `OSError`; the file is closed then.
         """
@@ -148,7 +148,7 @@ class Store:
 
     def _check(self, descriptor: int) -> Head:
         connection = self._connected()
-        # This also finishes what a killed process left, before the bytes are looked at.
+        # This also completes or undoes what a killed process left, before the bytes are checked.
         version, offset, line_hash, *sums, machine = connection.execute("SELECT * FROM state").fetchone()
         if version != VERSION:
             raise UnusableIndexError(f"it has version {version}, and this is version {VERSION}")
@@ -165,7 +165,7 @@ class Store:
         return Head(offset, line_hash)
 
     def _identity(self) -> str:
-        """The file on this machine since it was started; a copy has another one."""
+        """Identifies the file on this machine since it was started; a copy has a different identity."""
         info = os.stat(self._path)
         return f"{_machine()} {info.st_dev} {info.st_ino}"
 
@@ -189,7 +189,7 @@ class Store:
 
     @contextmanager
     def _descriptor(self) -> Iterator[int]:
-        """A descriptor to read the bytes by. To be closed outside of a transaction, since that unlocks the file."""
+        """A descriptor for reading the bytes. Close it outside of a transaction, since that unlocks the file."""
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             yield descriptor
@@ -199,12 +199,12 @@ class Store:
     def add(self, start: int, end: Head, pairs: OffsetsByKey) -> None:
         """Adds the pairs of the lines from one offset to the place `end`, unless another process did.
 
-        Where another process added some of them, only the rest is added. Raises `UnusableIndexError` where another
-        process has begun the file anew.
+        If another process added some of them, only the rest is added. Raises `UnusableIndexError` if another process
+        has rebuilt the file.
         """
         with self._lock:
             if self._identity() != self._identity_when_opened:
-                raise UnusableIndexError("another process has made it again")
+                raise UnusableIndexError("another process has rebuilt it")
             with self._transaction("BEGIN IMMEDIATE"):
                 self._add(start, end, pairs)
 
@@ -212,14 +212,14 @@ class Store:
         connection = self._connected()
         [offset] = connection.execute("SELECT offset FROM state").fetchone()
         if offset < start:
-            raise UnusableIndexError(f"it ends at offset {offset}, and what is to be added begins at {start}")
+            raise UnusableIndexError(f"it ends at offset {offset}, but what should be added begins at {start}")
         if offset >= end.offset:
             return
         self._has_checksum = False
         count = low = high = offsets = 0
 
         def new() -> Iterator[tuple[int, int]]:
-            """The new pairs in the order of the keys, in which they are added fastest; summed up as they go by."""
+            """The new pairs in the order of the keys, which is fastest to add; they are summed up as they pass."""
             nonlocal count, low, high, offsets
             for key in sorted(pairs):
                 found = pairs[key]
@@ -252,14 +252,14 @@ class Store:
         return found
 
     def _existing(self, wanted: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
-        """For which keys there is an offset from another one on."""
+        """The keys for which there is an offset at or after the wanted one."""
         execute = self._connected().execute
         numbers = [number for pair in wanted for number in pair]
         found = []
         size = 2 * _KEYS_AT_ONCE
         for start in range(0, len(numbers), size):
             some = numbers[start : start + size]
-            # The statement is always the same one, which SQLite need not compile again.
+            # The statement is always the same, so that SQLite need not compile it again.
             found += execute(_WHICH_EXIST, some + some[-2:] * ((size - len(some)) // 2)).fetchall()
         return list(dict.fromkeys(found))
 
@@ -278,13 +278,13 @@ class Store:
         connection = self._connected()
         connection.execute("PRAGMA synchronous = FULL")
         with self._descriptor() as descriptor, self._transaction("BEGIN IMMEDIATE"):
-            # Whatever a checksum stands for is trusted, so that what was lost meanwhile must not get one.
+            # A file with a checksum is trusted, so one that has lost something must not get one.
             [[written]], [[there]] = (
                 connection.execute("SELECT pairs FROM state"),
                 connection.execute("SELECT count(*) FROM pairs"),
             )
             if there != written:
-                raise sqlite3.DatabaseError(f"it has {there} pairs, and {written} were written")
+                raise sqlite3.DatabaseError(f"it has {there} pairs, but {written} were written")
             first, second = struct.unpack(">ii", _checksum_of(descriptor))
             connection.execute(f"PRAGMA user_version = {first}")
             connection.execute(f"PRAGMA application_id = {second}")
@@ -304,12 +304,12 @@ class Store:
 
 
 def _checksum_in(descriptor: int) -> bytes:
-    """The checksum that stands in a file."""
+    """The checksum stored in a file."""
     return os.pread(descriptor, 4, 60) + os.pread(descriptor, 4, 68)
 
 
 def _checksum_of(descriptor: int) -> bytes:
-    """The checksum of the bytes of a file, but for those in which it stands."""
+    """The checksum of a file's bytes, except for those in which it is stored."""
     block = bytearray(os.pread(descriptor, _BLOCK_SIZE, 0))
     position = len(block)
     for start, end in _NOT_IN_CHECKSUM:
@@ -324,7 +324,7 @@ def _checksum_of(descriptor: int) -> bytes:
 
 @cache
 def _machine() -> str:
-    """What changes whenever the machine is started."""
+    """A value that changes whenever the machine is started."""
     if sys.platform == "linux":
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return subprocess.run(["/usr/sbin/sysctl", "-n", "kern.boottime"], capture_output=True, text=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""The snapshots of views that are not registered with the log that is rotated."""
+"""The snapshots of views that are not registered with a log that is rotated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..snapshot import NOWHERE, BadSnapshotError, encode, parse
 
 
 class UnregisteredSnapshots:
-    """The snapshots of the views that are not registered, to be rewritten with those that are.
+    """The snapshots of unregistered views, which are rewritten together with those of the registered ones.
 
     After a rotation their `offset` would mislead the Rust crate: they get one beyond any file, and the crate rebuilds.
     """
@@ -32,7 +32,7 @@ class UnregisteredSnapshots:
         """Nothing is to be folded."""
 
     async def save(self, reader: EventReader) -> None:
-        """Rewrites those that tell the crate a wrong offset; a failure is logged."""
+        """Rewrites those whose offset would mislead the crate; a failure is logged."""
         try:
             for name in await reader.documents.names("view"):
                 if name not in self._registered:
@@ -52,11 +52,11 @@ class UnregisteredSnapshots:
 
 
 def _moved(data: bytes, base: int) -> bytes | None:
-    """A snapshot with an offset that makes the Rust crate rebuild, where it has a wrong one now; else None."""
+    """The snapshot with an offset that makes the Rust crate rebuild, if its offset is wrong now; otherwise None."""
     try:
         found = parse(data)
     except BadSnapshotError:
-        return None  # the crate does not believe it either, and the view's own program says so
+        return None  # the crate does not use it either, and the view's own program warns about it
     if found.position is None or found.offset in (NOWHERE, offset_for_the_crate(found.position, base)):
         return None
     return encode(msgspec.structs.replace(found, state=None, offset=NOWHERE, hash=""), found.state)
