@@ -18,7 +18,7 @@ import msgspec
 
 from . import _tracing
 from ._engine import DocumentLock, LockingDocuments, check_name
-from ._errors import CorruptLogError, EventfoldError
+from ._errors import CorruptLogError, EventfoldError, LogClosedError
 from ._event import PartialRecord, Record
 from ._logging import INFO, log_event
 from ._query import Query, query_of
@@ -116,9 +116,10 @@ class Consumer:
 
     Each `async for` begins after the last commit; it ends when the log is closed. Only one at a time runs for a name: a
     second one in the same process is refused, and one in another process waits until the first ends, or its process
-    does. That is so for a log in files; on another engine, see to it that one process reads. Offsets are bytes in the
-    whole log. With a `query`, it gives only events that it matches; the query is not kept on disk, and a commit covers
-    all that stands before it in the log, matched or not.
+    does. PostgreSQL does not check that between processes: run one there. On JetStream, a process that can't be reached
+    for a while loses its name to one that waits, and gets an `EventfoldError` from its next step or commit. Offsets are
+    bytes in the whole log. With a `query`, it gives only events that it matches; the query is not kept on disk, and a
+    commit covers all that stands before it in the log, matched or not.
     """
 
     def __init__(self, reader: EventReader, name: str, *, start: int | None = 0, query: Query | None = None) -> None:
@@ -192,7 +193,13 @@ class _Iteration:
         if self._records is None:
             self._records = await self._begin()
         try:
-            return await anext(self._records)
+            record = await anext(self._records)
+            if self._lock is not None and self._lock.lost:
+                raise EventfoldError(
+                    f"consumer {self._place.name!r} was taken over by another process while this one could not be "
+                    "reached"
+                )
+            return record
         except BaseException:
             self._end()
             raise
@@ -236,6 +243,8 @@ async def _lock_name(place: _Checkpoint) -> DocumentLock | None:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 return None  # nothing can be committed there either
             raise
+        except LogClosedError:
+            raise StopAsyncIteration from None
         if lock is not None:
             reader._scope.release_at_close(lock)
             return lock

@@ -89,6 +89,9 @@ class Documents(Protocol):
 class DocumentLock(Protocol):
     """A lock that is held. It ends with the process too."""
 
+    lost: bool
+    """Whether somebody else has it now, as far as is known: this process could not be reached for a while."""
+
     def release(self) -> None:
         """Lets it go; idempotent, and never blocks. Any thread may call it."""
 

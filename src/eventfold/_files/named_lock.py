@@ -17,6 +17,8 @@ from . import operations
 class NamedLock:
     """An exclusive flock that is held. Get it from `take`."""
 
+    lost = False
+
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd

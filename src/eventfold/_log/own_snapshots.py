@@ -81,5 +81,7 @@ class _Documents:
 class _NoLock:
     """What stands for a lock where the engine has none."""
 
+    lost = False
+
     def release(self) -> None:
         """Nothing is held."""
