@@ -227,10 +227,10 @@ class RotatingCommitter(Protocol):
 
 @runtime_checkable
 class SharedTurn(Protocol):
-    """A committer whose commits may have to wait for another process, for as long as that one is stopped."""
+    """A committer whose commits may have to wait for another process or a server, for as long as that is stopped."""
 
     def begin_closing(self) -> None:
-        """The log is about to be closed: commits that wait for a process that is stopped are to fail."""
+        """The log is about to be closed: what waits for somebody who is stopped is to fail."""
 
 
 @runtime_checkable
