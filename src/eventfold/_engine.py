@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -155,6 +155,34 @@ class SourceOfLines(Protocol):
         """
 
 
+class EngineKeys(Protocol):
+    """The offsets of the events with each key (a number for a tag or an id), as the log's engine keeps them itself."""
+
+    async def extend(self, end: int, progress: Callable[[int], object] | None = None) -> None:
+        """Adds what is missing up to an offset, beside whoever writes. Raises what reading raises.
+
+        Calls `progress` with the offset up to which nothing is missing, again and again.
+        """
+
+    async def find(self, wanted: Sequence[tuple[int, int]], limit: int) -> tuple[int, int, list[list[int]]]:
+        """For each key and offset, the offsets from that one on, in order, at most `limit` of them.
+
+        They are complete up to the offset that is returned first; the second one is that of the head. Raises `OSError`.
+        """
+
+    async def drop(self) -> bool:
+        """Forgets all keys; whether there were any. Raises `OSError`."""
+
+
+@runtime_checkable
+class IndexedSource(Protocol):
+    """A source whose engine can keep the index itself."""
+
+    @property
+    def keys(self) -> EngineKeys:
+        """The index."""
+
+
 class Commit(msgspec.Struct):
     """What became of the appends that were committed together.
 
@@ -202,6 +230,14 @@ class Committer(Protocol):
         For a forked child, which must leave the parent's lock and connections as they are, and for a committer whose
         event loop has ended.
         """
+
+
+@runtime_checkable
+class IndexingCommitter(Protocol):
+    """A committer that can write the keys of events together with them."""
+
+    def begin_indexing(self) -> None:
+        """From now on, each commit has the keys of its events too. The source is an `IndexedSource`."""
 
 
 @runtime_checkable

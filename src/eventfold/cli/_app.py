@@ -314,11 +314,11 @@ def reset(
 
 @index.command()
 def build(log: Log) -> None:
-    """Build index.sqlite, or bring it up to date, beside whoever writes. Example: eventfold index build data"""
+    """Build the index, or bring it up to date, beside whoever writes. Example: eventfold index build data"""
     run(_indexing.build(log))
 
 
 @index.command()
 def drop(log: Log) -> None:
-    """Remove index.sqlite; no other process may be writing. Example: eventfold index drop data"""
+    """Remove the index; no other process may be writing to a log in files. Example: eventfold index drop data"""
     run(_indexing.drop(log))

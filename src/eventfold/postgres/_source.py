@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 from .._codec.lines import SLICE_SIZE, Lines, last_line_hash
@@ -18,6 +18,7 @@ from .._event import Head
 from .._waiters import Waiters
 from ._connections import Connections, Settings
 from ._documents import TableDocuments
+from ._keys import TableKeys
 from ._listener import Listener
 from ._schema import find_schema
 
@@ -50,6 +51,21 @@ SELECT start, "end", lines FROM (
 """
 
 
+# Bytes of a line that are fetched at first, where single lines are; then as many as there are.
+_LINE_SIZE, _MAX_LINE_SIZE = 4096, 2**30
+
+# With the byte before each, unless it is the first of its commit; and whether that has as many bytes as it should.
+_LINES_AT = """
+SELECT wanted.at, wanted.at - start, substring(lines FROM (wanted.at - start)::int FOR $3),
+    "end" - start = octet_length(lines)
+FROM unnest($2::bigint[]) AS wanted (at) CROSS JOIN LATERAL (
+    SELECT start, "end", lines FROM {schema}.eventfold_commits
+    WHERE log = $1 AND start <= wanted.at ORDER BY start DESC LIMIT 1
+) AS written
+WHERE wanted.at < "end"
+"""
+
+
 class Session:
     """What all sources of one log in one event loop share."""
 
@@ -58,6 +74,7 @@ class Session:
         self.connections = Connections(settings)
         self.users = 0
         self.schema = ""
+        self.version = 0
         self.log = 0
         self.identity = ""
         self.known_head = Head(0, "")
@@ -87,7 +104,7 @@ class Session:
         )
         if row is None:
             return False
-        self.schema, self.identity, self.log = schema, str(row[1]), row[0]
+        self.schema, self.version, self.identity, self.log = schema, version, str(row[1]), row[0]
         return True
 
     async def fetch(self, statement: str, *arguments: Any) -> list[Any] | None:
@@ -140,6 +157,7 @@ class TableSource:
         self._used: dict[asyncio.AbstractEventLoop, Session] = {}
         self._closed = False
         self.documents = TableDocuments(settings, self.fetch)
+        self.keys = TableKeys(self)
 
     def __repr__(self) -> str:
         return f"<TableSource {self.location}>"
@@ -195,6 +213,27 @@ class TableSource:
         if not data.endswith(b"\n"):
             raise ValueError(f"offset {offset} is not where a line begins")
         return last_line_hash(data)
+
+    async def lines_at(self, offsets: Sequence[int]) -> list[Lines]:
+        """See `SourceOfLines.lines_at`. Raises `OSError`."""
+        found: dict[int, Lines] = {}
+        for size in (_LINE_SIZE, _MAX_LINE_SIZE):
+            missing = sorted({offset for offset in offsets if offset not in found})
+            rows = await self.fetch(_LINES_AT, missing, size) if missing else []
+            for offset, position, data, is_whole in rows or ():
+                if not is_whole:
+                    raise CorruptLogError(self.location, offset - position, "a commit is not as it was written")
+                if position and not data.startswith(b"\n"):
+                    raise ValueError(f"offset {offset} is not where a line begins")
+                first = 1 if position else 0
+                if end := data.find(b"\n", first) + 1:
+                    found[offset] = Lines(self.location, offset, data[first:end])
+        for offset in missing:
+            if offset not in found:
+                if offset >= self.session().known_head.offset:
+                    raise ValueError(f"no line begins at offset {offset}: the log ends before it")
+                raise CorruptLogError(self.location, offset, "a commit is missing here, or is not as it was written")
+        return [found[offset] for offset in offsets]
 
     async def block_before(self, offset: int) -> Lines:
         """See `Source.block_before`. Raises `OSError`."""
