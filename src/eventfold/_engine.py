@@ -89,8 +89,21 @@ class Documents(Protocol):
 class DocumentLock(Protocol):
     """A lock that is held. It ends with the process too."""
 
+    async def is_held(self) -> bool:
+        """Whether that is still so: a lock that rests on a connection is lost with it, and others may have it then."""
+
     def release(self) -> None:
         """Lets it go; idempotent, and never blocks. Any thread may call it."""
+
+
+class NoLock:
+    """What stands for a lock where there is none."""
+
+    async def is_held(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        """Nothing is held."""
 
 
 @runtime_checkable

