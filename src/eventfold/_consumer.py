@@ -117,9 +117,10 @@ class Consumer:
 
     Each `async for` begins after the last commit; it ends when the log is closed. Only one at a time runs for a name: a
     second one in the same process is refused, and one in another process waits until the first ends, or its process
-    does. (On JetStream, see to it yourself that one process reads.) Offsets are bytes in the whole log. With a `query`,
-    it gives only events that it matches; the query is not kept on disk, and a commit covers all that stands before it
-    in the log, matched or not.
+    does. Where a log is on a server, a process that can't reach it for a while loses the name to one that waits. It
+    waits itself then, and goes on after the last commit; on JetStream, a commit of what it still had is refused with an
+    `EventfoldError`. Offsets are bytes in the whole log. With a `query`, it gives only events that it matches; the
+    query is not kept on disk, and a commit covers all that stands before it in the log, matched or not.
     """
 
     def __init__(self, reader: EventReader, name: str, *, start: int | None = 0, query: Query | None = None) -> None:
@@ -194,7 +195,7 @@ class _Iteration:
             self._records = await self._begin()
         try:
             record = await anext(self._records)
-            while self._lock is not None and not (self._place.reader.closed or await self._lock.is_held()):
+            while self._lock is not None and not self._place.reader.closed and await self._lock.was_lost():
                 known = self._place.committed
                 committed = await self._take_name()
                 # Otherwise nobody has done anything meanwhile that lasts.

@@ -89,8 +89,8 @@ class Documents(Protocol):
 class DocumentLock(Protocol):
     """A lock that is held. It ends with the process too."""
 
-    async def is_held(self) -> bool:
-        """Whether that is still so: a lock that rests on a connection is lost with it, and others may have it then."""
+    async def was_lost(self) -> bool:
+        """Whether somebody else may have it now: this process could not be reached, or its connection was cut."""
 
     def release(self) -> None:
         """Lets it go; idempotent, and never blocks. Any thread may call it."""
@@ -99,8 +99,8 @@ class DocumentLock(Protocol):
 class NoLock:
     """What stands for a lock where there is none."""
 
-    async def is_held(self) -> bool:
-        return True
+    async def was_lost(self) -> bool:
+        return False
 
     def release(self) -> None:
         """Nothing is held."""

@@ -52,9 +52,9 @@ class NamedLock:
     def __del__(self) -> None:
         self.release()
 
-    async def is_held(self) -> bool:
-        """It is, until it is released: nobody can take an flock away."""
-        return True
+    async def was_lost(self) -> bool:
+        """Never: nobody can take an flock away."""
+        return False
 
     def release(self) -> None:
         """Lets the lock go; idempotent, and never blocks."""

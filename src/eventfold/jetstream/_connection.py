@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -80,13 +80,14 @@ class UnansweredError(Exception):
 class Connection:
     """A connection that is made when it is first needed. Call `aclose` when it is not needed any more.
 
-    `on_fault` is called with what is wrong with the stream, whenever a check finds something.
+    `on_fault` is called with what is wrong with the stream, whenever a check finds something; otherwise `after_check`.
     """
 
     def __init__(self, settings: Settings, on_fault: Callable[[EventfoldError], None]) -> None:
         self.settings = settings
         self.location = settings.location
         self.closed = False
+        self.after_check: Callable[[], Awaitable[None]] | None = None
         self._on_fault = on_fault
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
@@ -154,7 +155,9 @@ class Connection:
             await self._close(client)
             raise
         self._client = client
-        if self._checking is None:
+        if self._checking is not None:
+            self._check_now.set()
+        else:
             self._checking = asyncio.get_running_loop().create_task(self._keep_checking(), name="eventfold checks")
 
     async def _keep_checking(self) -> None:
@@ -168,6 +171,8 @@ class Connection:
             try:
                 await self._check(await self._live_client(), create=False)
                 self._fault = None
+                if self.after_check is not None:
+                    await self.after_check()
             except EventfoldError as error:
                 if self.closed:
                     return

@@ -38,6 +38,7 @@ class Stream:
         # Those who wait are told what is wrong with the stream: nothing else would end their wait.
         self.connection = Connection(settings, self._waiters.notify)
         self._documents = KeyValueDocuments(self.connection)
+        self.connection.after_check = self._documents.check_locks
         self._known: Head | None = None
         self._users = 0
 
@@ -213,6 +214,7 @@ class Stream:
         """Somebody has done with this stream; the last one closes the connection."""
         self._users -= 1
         if self._users <= 0 and not self.connection.closed:
+            await self._documents.aclose()
             self.connection.closed = True
             await self.connection.aclose()
 

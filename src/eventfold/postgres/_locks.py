@@ -1,6 +1,6 @@
 """Locks that one process at a time holds, on whatever host: advisory locks, which the server ties to a connection.
 
-Promise: a lock ends with its process. It is lost only with its connection, which `is_held` tells, also where the
+Promise: a lock ends with its process. It is lost only with its connection, which `was_lost` tells, also where the
 server is not there any more.
 """
 
@@ -110,9 +110,9 @@ class SessionLock:
     def __del__(self) -> None:
         self.release()
 
-    async def is_held(self) -> bool:
-        """See `DocumentLock.is_held`."""
-        return await self._held.is_there()
+    async def was_lost(self) -> bool:
+        """See `DocumentLock.was_lost`."""
+        return not await self._held.is_there()
 
     def release(self) -> None:
         """See `DocumentLock.release`."""
