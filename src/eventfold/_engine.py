@@ -272,11 +272,11 @@ class RotatingCommitter(Protocol):
 
 
 @runtime_checkable
-class SharedTurn(Protocol):
-    """A committer whose commits may have to wait for another process, for as long as that one is stopped."""
+class ClosingCommitter(Protocol):
+    """A committer that may have to wait long: for another process that is stopped, or for a server that is away."""
 
     def begin_closing(self) -> None:
-        """The log is about to be closed: commits that wait for a process that is stopped are to fail."""
+        """The log is about to be closed. What waits for others is to fail soon, but for appends that would not."""
 
 
 @runtime_checkable

@@ -22,6 +22,7 @@ from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
 from ._checks import Checks, NotIndexedError, ids_of, read_condition
 from ._codec.encode import encode_batch, encode_line
 from ._engine import (
+    ClosingCommitter,
     Commit,
     Committer,
     HasPaths,
@@ -30,7 +31,6 @@ from ._engine import (
     LockMode,
     Paths,
     RotatingCommitter,
-    SharedTurn,
     SyncMode,
     paths_of,
 )
@@ -388,7 +388,7 @@ class EventWriter(HasPaths):
             for view in self._views:
                 stack.push_async_callback(view.save, self.reader())
             self._head, self._opened = self.head, False
-            if isinstance(self._committer, SharedTurn):
+            if isinstance(self._committer, ClosingCommitter):
                 self._committer.begin_closing()
             await self._commits.drain()
             if self._rotator is not None:

@@ -274,6 +274,10 @@ class TableCommitter:
             "condition"
         )
 
+    def begin_closing(self) -> None:
+        """See `ClosingCommitter.begin_closing`. An append that waits for its answer waits on."""
+        self._source.begin_closing()
+
     async def aclose(self) -> None:
         """Lets go of the connections. Idempotent."""
         await self._source.aclose()

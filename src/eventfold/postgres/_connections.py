@@ -22,6 +22,9 @@ T = TypeVar("T")
 # Seconds before a lost connection is tried again; each further try doubles them, up to the last.
 FIRST_DELAY, LAST_DELAY = 0.02, 1.0
 
+# Seconds within which the server must answer when a connection is closed that it need not know about.
+CLOSED_WITHIN = 2.0
+
 # The answer to what was sent is missing: the server may have done it, or do it yet.
 LOST = (
     OSError,
@@ -141,9 +144,10 @@ class Connections:
                 async with connection.transaction():
                     return await call(connection)
             return await call(connection)
-        except LOST:
+        except (*LOST, asyncio.CancelledError) as error:
             # Whatever the server still does with it, nobody must wait for it here.
-            connection.terminate()
+            if self.closed or not isinstance(error, asyncio.CancelledError):
+                connection.terminate()
             raise
         finally:
             try:
@@ -192,15 +196,15 @@ class Connections:
         return EventfoldError(f"{location}: {error} ({type(error).__name__}, SQLSTATE {error.sqlstate})")
 
     async def aclose(self) -> None:
-        """Closes the pool, if it is ours. What is under way is finished for as long as an attempt may last."""
+        """Closes the pool, if it is ours."""
         self.closed = True
         if self._owned and self._pool is not None:
             pool, self._pool = self._pool, None
-            try:
-                async with asyncio.timeout(self.settings.attempt_timeout):
-                    await pool.close()
-            except (*LOST, asyncpg.PostgresError):
-                pool.terminate()
+            closing = asyncio.ensure_future(pool.close())
+            await asyncio.wait([closing], timeout=CLOSED_WITHIN)
+            pool.terminate()
+            await asyncio.wait([closing])
+            closing.exception()
 
 
 class Tries:

@@ -13,7 +13,7 @@ import asyncpg
 from .._errors import EventfoldError
 from .._event import Head
 from .._logging import INFO, log_event
-from ._connections import FIRST_DELAY, LAST_DELAY, LOST
+from ._connections import CLOSED_WITHIN, FIRST_DELAY, LAST_DELAY, LOST
 
 if TYPE_CHECKING:
     from ._source import Session
@@ -122,6 +122,7 @@ class Listener:
             connection.remove_termination_listener(terminated)
             if not connection.is_closed():
                 try:
-                    await run(lambda: connection.remove_listener(name, notified))
+                    async with asyncio.timeout(CLOSED_WITHIN):
+                        await run(lambda: connection.remove_listener(name, notified))
                 except (*LOST, asyncpg.PostgresError):
-                    pass
+                    connection.terminate()

@@ -8,6 +8,7 @@ Promise: a log, or tables, that don't exist yet read as an empty log.
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
@@ -26,6 +27,9 @@ from ._schema import find_schema
 
 # Runs a statement, which has the log's number as `$1`, with further arguments; None where there is no such log.
 Fetch: TypeAlias = Callable[..., Awaitable[list[Any] | None]]
+
+# Seconds for which a server that is away is waited for when the log is closed, besides what its appends wait for.
+CLOSED_WITHIN = 5.0
 
 # Bytes of lines, and rows, that one query fetches at most, while what the one before it fetched is decoded.
 _BLOCK_SIZE, _BLOCK_ROWS = 2 * 2**20, 1000
@@ -143,11 +147,18 @@ class Session:
         return Lines(self.settings.location, start.offset, data) if whole else None
 
     async def aclose(self) -> None:
+        self.connections.closed = True
         if self.listener is not None:
             self.listener.stop()
             await self.listener.ended()
         await self.locks.aclose()
         await self.connections.aclose()
+
+
+def _pass_over(task: asyncio.Task[Any]) -> None:
+    """Whoever asked is gone."""
+    if not task.cancelled():
+        task.exception()
 
 
 _sessions: dict[tuple[Any, ...], Session] = {}
@@ -160,6 +171,9 @@ class TableSource:
         self._settings = settings
         self._used: dict[asyncio.AbstractEventLoop, Session] = {}
         self._closed = False
+        # While it is being closed: whether the server is there, as far as is known.
+        self._closing = False
+        self._gave_up = False
         self.documents = TableDocuments(settings, self.fetch, self._lock)
         self.keys = TableKeys(self)
 
@@ -186,8 +200,24 @@ class TableSource:
         return session
 
     async def fetch(self, statement: str, *arguments: Any) -> list[Any] | None:
-        """The rows of a statement; see `Session.fetch`."""
-        return await self.session().fetch(statement, *arguments)
+        """The rows of a statement; see `Session.fetch`.
+
+        While it is being closed, a server that is away is waited for once, and shortly.
+        """
+        if not self._closing:
+            return await self.session().fetch(statement, *arguments)
+        if not self._gave_up:
+            fetching = asyncio.create_task(self.session().fetch(statement, *arguments))
+            if (await asyncio.wait([fetching], timeout=CLOSED_WITHIN))[0]:
+                return fetching.result()
+            # It ends with the session at the latest; a cancellation would have asyncpg ask that server to stop it.
+            self._gave_up = True
+            fetching.add_done_callback(_pass_over)
+        raise OSError(errno.ETIMEDOUT, "the server was not reached while the log was closed", self.location)
+
+    def begin_closing(self) -> None:
+        """See `ClosingCommitter.begin_closing`."""
+        self._closing = True
 
     async def _lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
         return await self.session().locks.lock(kind, name)
