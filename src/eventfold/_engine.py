@@ -332,6 +332,17 @@ def refuse_options(options: Mapping[str, Any], engine: str) -> None:
 
 
 @runtime_checkable
+class MigratingEngine(Protocol):
+    """An engine that keeps logs in a form which a new version may change, and which not every role may change."""
+
+    async def migrate(self, *, role: str | None = None) -> str:
+        """Makes or changes it, and grants a role what it needs; the statements that were run."""
+
+    async def migration_sql(self, *, role: str | None = None) -> str:
+        """The statements that `migrate` would run."""
+
+
+@runtime_checkable
 class Engine(Protocol):
     """What keeps a log. `EventLog.open` and `EventReader` take one, or an address that names one."""
 

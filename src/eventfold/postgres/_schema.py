@@ -175,24 +175,41 @@ async def open_tables(connection: Any, settings: Settings) -> str:
     await _check_server(connection, settings)
     schema, version = await find_schema(connection, settings)
     if version < VERSION:
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
-        # Somebody else may have migrated before this one had the lock.
-        schema, version = await find_schema(connection, settings)
-        if version < VERSION:
-            statements = migration(schema, version)
-            try:
-                await connection.execute(statements)
-            except asyncpg.InsufficientPrivilegeError as error:
-                raise EventfoldError(
-                    f"{settings.location}: this role may not create or migrate the tables ({error}). Have a role that "
-                    f"may run this:\n{statements}{_grants(schema, 'ROLE')}"
-                ) from error
+        await migrate(connection, settings, None)
     await _check_tables(connection, settings, schema)
     return schema
 
 
+async def migrate(connection: Any, settings: Settings, role: str | None) -> str:
+    """Creates or migrates the tables, in a transaction, where need be, and grants a role, as in SQL, what it needs.
+
+    Returns the SQL that was run. Raises `EventfoldError` for a role that may not.
+    """
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
+    # Somebody else may have migrated before this one had the lock.
+    statements = await pending(connection, settings, role)
+    try:
+        await connection.execute(statements)
+    except asyncpg.InsufficientPrivilegeError as error:
+        sql = await pending(connection, settings, role or "ROLE")
+        raise EventfoldError(
+            f"{settings.location}: this role may not create or migrate the tables ({error}). Have a role that may run "
+            f"`eventfold migrate` with this address and --role, or this:\n{sql}"
+        ) from error
+    return statements
+
+
+async def pending(connection: Any, settings: Settings, role: str | None) -> str:
+    """The SQL that is still to be run for the tables of this version, with the grants for a role (as in SQL)."""
+    schema, version = await find_schema(connection, settings)
+    statements = migration(schema, version) if version < VERSION else ""
+    return statements if role is None else statements + _grants(schema, role)
+
+
 def _grants(schema: str, role: str) -> str:
-    return "".join(f"GRANT {what} ON {schema}.{table} TO {role};\n" for table, what in _PRIVILEGES.items())
+    return f"GRANT USAGE ON SCHEMA {schema} TO {role};\n" + "".join(
+        f"GRANT {what} ON {schema}.{table} TO {role};\n" for table, what in _PRIVILEGES.items()
+    )
 
 
 async def _check_server(connection: Any, settings: Settings) -> None:
