@@ -122,18 +122,20 @@ class TableCommitter:
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
         session = self._session
+        is_judged = any([append.is_judged for append in appends])  # noqa: C419 (twice as fast; mostly none is)
         asked = False
         while True:
             head = session.known_head
-            judgement = judge(appends, head, await self._lines_needed(appends, head, self._source.fetch))
-            if not asked and any(isinstance(outcome, Exception) for outcome in judgement.outcomes):
+            recent = await self._lines_needed(appends, head, self._source.fetch) if is_judged else ()
+            judgement = judge(appends, head, recent)
+            if is_judged and not asked and any(isinstance(outcome, Exception) for outcome in judgement.outcomes):
                 # The conflict may only be with what this process has not seen yet.
                 await session.head()
                 asked = True
                 continue
             if not judgement.data:
                 return self._ended(judgement, head.offset)
-            conditional = any(
+            conditional = is_judged and any(
                 append.is_judged and isinstance(outcome, int)
                 for append, outcome in zip(appends, judgement.outcomes, strict=True)
             )

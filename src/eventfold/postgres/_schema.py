@@ -188,10 +188,12 @@ async def migrate(connection: Any, settings: Settings, role: str | None) -> str:
     await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
     # Somebody else may have migrated before this one had the lock.
     statements = await pending(connection, settings, role)
+    if not statements:
+        return ""
+    sql = await pending(connection, settings, role or "ROLE")
     try:
         await connection.execute(statements)
     except asyncpg.InsufficientPrivilegeError as error:
-        sql = await pending(connection, settings, role or "ROLE")
         raise EventfoldError(
             f"{settings.location}: this role may not create or migrate the tables ({error}). Have a role that may run "
             f"`eventfold migrate` with this address and --role, or this:\n{sql}"
