@@ -42,10 +42,10 @@ async def _answer(message: Msg) -> None:
 async def _ask(client: Client, subject: str, timeout: float) -> bool | None:
     """Whether somebody answers; None where the question got no answer of any kind."""
     try:
-        await called(client.request(subject, timeout=timeout))
+        await called(client.request(subject, timeout=timeout), timeout)
     except NoRespondersError:
         return False
-    except (NatsError, OSError, TimeoutError):
+    except (NatsError, OSError):
         return None
     return True
 
@@ -136,7 +136,7 @@ class Answering:
         if subscription is not None:
             try:
                 await called(subscription.unsubscribe())
-            except NatsError:
+            except (NatsError, OSError):
                 pass  # the connection was closed, and the subscription with it
 
 

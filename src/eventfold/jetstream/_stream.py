@@ -169,7 +169,7 @@ class Stream:
                 await self.connection.check()  # which says why, where the stream was changed
                 if await self.connection.message(sequence) is None:
                     raise CorruptLogError(self.location, start_of(sequence), "a message is missing here")
-            if loop.time() >= until:
+            if loop.time() >= until or self.connection.given_up:
                 raise OSError(errno.ETIMEDOUT, f"message {sequence} can't be read for {timeout:g} s: {status}")
             await asyncio.sleep(_RETRY_DELAY)
 
@@ -199,11 +199,11 @@ class Stream:
                 ask = {"seq": sequence, "batch": min(_MESSAGES, last - sequence + 1), "max_bytes": _BYTES}
                 subject = f"$JS.API.DIRECT.GET.{self.connection.settings.stream}"
                 await called(client.publish(subject, msgspec.json.encode(ask), reply=inbox))
-                async with asyncio.timeout(self.connection.settings.attempt_timeout):
-                    return messages, await ended
+                await asyncio.wait([ended], timeout=self.connection.settings.attempt_timeout)
+                return messages, ended.result() if ended.done() else "no answer in time"
             finally:
                 await called(subscription.unsubscribe())
-        except (NatsError, TimeoutError) as error:
+        except (NatsError, OSError) as error:
             return messages, repr(error)
 
     def acquire(self) -> None:
@@ -217,6 +217,8 @@ class Stream:
             await self._documents.aclose()
             self.connection.closed = True
             await self.connection.aclose()
+        else:
+            self.connection.begin_closing(False)
 
     def abandon(self) -> None:
         """Forgets the connection without a word to the server."""
