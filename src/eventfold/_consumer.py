@@ -13,6 +13,7 @@ import asyncio
 import errno
 import weakref
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import msgspec
 
@@ -116,10 +117,10 @@ class Consumer:
 
     Each `async for` begins after the last commit; it ends when the log is closed. Only one at a time runs for a name: a
     second one in the same process is refused, and one in another process waits until the first ends, or its process
-    does. PostgreSQL does not check that between processes: run one there. On JetStream, a process that can't be reached
-    for a while loses its name to one that waits, and gets an `EventfoldError` from its next step or commit. Offsets are
-    bytes in the whole log. With a `query`, it gives only events that it matches; the query is not kept on disk, and a
-    commit covers all that stands before it in the log, matched or not.
+    does. Where a log is on a server, a process that can't reach it for a while loses the name to one that waits. It
+    waits itself then, and goes on after the last commit; on JetStream, a commit of what it still had is refused with an
+    `EventfoldError`. Offsets are bytes in the whole log. With a `query`, it gives only events that it matches; the
+    query is not kept on disk, and a commit covers all that stands before it in the log, matched or not.
     """
 
     def __init__(self, reader: EventReader, name: str, *, start: int | None = 0, query: Query | None = None) -> None:
@@ -194,11 +195,14 @@ class _Iteration:
             self._records = await self._begin()
         try:
             record = await anext(self._records)
-            if self._lock is not None and self._lock.lost:
-                raise EventfoldError(
-                    f"consumer {self._place.name!r} was taken over by another process while this one could not be "
-                    "reached"
-                )
+            while self._lock is not None and not self._place.reader.closed and await self._lock.was_lost():
+                known = self._place.committed
+                committed = await self._take_name()
+                # Otherwise nobody has done anything meanwhile that lasts.
+                if committed != known:
+                    async with aclosing(self._records):  # type: ignore[type-var]
+                        self._records = self._records_after(committed)
+                    record = await anext(self._records)
             return record
         except BaseException:
             self._end()
@@ -213,11 +217,20 @@ class _Iteration:
         _running[key] = self
         self._key = key
         try:
-            self._lock = await _lock_name(place)
-            committed = await place.last_commit()
+            return self._records_after(await self._take_name())
         except BaseException:
             self._end()
             raise
+
+    async def _take_name(self) -> int | None:
+        """The offset of the last commit, once this process has the name for itself."""
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = await _lock_name(self._place)
+        return await self._place.last_commit()
+
+    def _records_after(self, committed: int | None) -> AsyncIterator[Record]:
+        place = self._place
         return place.reader.tail(place.start if committed is None else committed, query=place.query)
 
     def _end(self) -> None:
@@ -239,12 +252,12 @@ async def _lock_name(place: _Checkpoint) -> DocumentLock | None:
     while True:
         try:
             lock = await reader.documents.lock("consumer", place.name)
+        except LogClosedError:
+            raise StopAsyncIteration from None
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 return None  # nothing can be committed there either
             raise
-        except LogClosedError:
-            raise StopAsyncIteration from None
         if lock is not None:
             reader._scope.release_at_close(lock)
             return lock

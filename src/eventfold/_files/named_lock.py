@@ -17,8 +17,6 @@ from . import operations
 class NamedLock:
     """An exclusive flock that is held. Get it from `take`."""
 
-    lost = False
-
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd
@@ -53,6 +51,10 @@ class NamedLock:
 
     def __del__(self) -> None:
         self.release()
+
+    async def was_lost(self) -> bool:
+        """Never: nobody can take an flock away."""
+        return False
 
     def release(self) -> None:
         """Lets the lock go; idempotent, and never blocks."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .._codec.keys import keys_of
+from .._codec.keys import key_of_id, key_of_tag, keys_of
 from .._codec.lines import Lines
-from .store import Pair, key_of_id, key_of_tag
+from .store import Pair
 
 
 class PendingPairs:

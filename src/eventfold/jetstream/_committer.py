@@ -146,7 +146,7 @@ class StreamCommitter:
         )
 
     def begin_closing(self) -> None:
-        """See `SharedTurn`: what waits for servers that don't answer is to fail."""
+        """See `ClosingCommitter`: what waits for servers that don't answer is to fail."""
         self._stream.connection.begin_closing()
 
     async def aclose(self) -> None:

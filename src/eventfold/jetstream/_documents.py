@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from .._engine import DocumentKind, DocumentLock, check_name
+from .._engine import DocumentKind, DocumentLock, NoLock, check_name
 from .._errors import CorruptLogError, EventfoldError
 from .._logging import INFO, WARNING, log_event
 from ._codes import NO_ROOM, WRONG_LAST_SEQUENCE, error_code
@@ -46,15 +46,6 @@ class _Manifest(msgspec.Struct, omit_defaults=True):
     content: bytes = b""
     holder: str = ""
     exists: bool = True
-
-
-class _NoLock:
-    """What stands for the lock of a snapshot, which is held only while that is replaced: the revision will do."""
-
-    lost = False
-
-    def release(self) -> None:
-        """Nothing is held."""
 
 
 class KeyValueDocuments:
@@ -150,7 +141,7 @@ class KeyValueDocuments:
         Raises `OSError` where the servers don't answer, `EventfoldError`.
         """
         if kind == "view":
-            return _NoLock()
+            return NoLock()
         await self.open()
         key = _key(kind, name)
         if self._releasing:  # maybe this one

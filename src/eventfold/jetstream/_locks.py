@@ -76,6 +76,10 @@ class Lock:
         """Whether it was neither released nor, as far as is known, lost."""
         return not self._released and not self.lost
 
+    async def was_lost(self) -> bool:
+        """See `DocumentLock.was_lost`; as far as is known."""
+        return self.lost
+
     async def open(self) -> None:
         """Begins to answer, and makes sure of it. Raises `OSError` where that can't be done."""
         await self._answering.begin()
