@@ -11,8 +11,9 @@ import errno
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
 from contextvars import Context
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
@@ -264,18 +265,18 @@ async def quick_in_thread(function: Callable[[], T]) -> T:
     The way back through the loop takes longer than such a call. So the loop's thread waits for the answer, for up to
     `PATIENCE` seconds: a disk that is slow holds nobody up for longer.
     """
-    ended = threading.Lock()
-    ended.acquire()
+    ended: SimpleQueue[None] = SimpleQueue()
 
     def call() -> T:
         try:
             return function()
         finally:
-            ended.release()
+            ended.put(None)
 
     started = start_in_thread(call)
     try:
-        ended.acquire(timeout=PATIENCE)
+        with suppress(Empty):
+            ended.get(timeout=PATIENCE)
         return await uninterrupted(started)
     finally:
         del started  # as in `uninterrupted`

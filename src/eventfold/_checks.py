@@ -14,7 +14,7 @@ from contextlib import aclosing
 
 from ._errors import InvalidEventError, copy_error
 from ._event import AppendResult, Event
-from ._index import Index
+from ._index import Answers
 from ._judge import Append, UniqueIds, conflict_with
 from ._query import Query
 from ._reader import EventReader
@@ -51,7 +51,7 @@ async def read_condition(reader: EventReader, query: Query, after: int) -> int:
 class Checks:
     """Looks up the appends of a batch in the index."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Answers) -> None:
         self._index = index
 
     async def check(self, appends: Sequence[Append]) -> list[Append]:

@@ -21,7 +21,19 @@ from ._address import Address, engine_of
 from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
 from ._checks import Checks, NotIndexedError, ids_of, read_condition
 from ._codec.encode import encode_batch, encode_line
-from ._engine import Commit, Committer, HasPaths, LockMode, Paths, RotatingCommitter, SharedTurn, SyncMode, paths_of
+from ._engine import (
+    ClosingCommitter,
+    Commit,
+    Committer,
+    HasPaths,
+    IndexedSource,
+    IndexingCommitter,
+    LockMode,
+    Paths,
+    RotatingCommitter,
+    SyncMode,
+    paths_of,
+)
 from ._errors import (
     ConditionalAppendError,
     EventfoldError,
@@ -30,7 +42,7 @@ from ._errors import (
 )
 from ._event import AppendResult, Event, Head
 from ._group_commit import GroupCommit
-from ._index import Index, index_path
+from ._index import Answers, EngineIndex, Index, index_path
 from ._judge import Condition, UniqueIds
 from ._query import Query
 from ._reader import EventReader
@@ -59,7 +71,7 @@ class EventWriter(HasPaths):
         self._rotator: Rotator | None = None
         if isinstance(committer, RotatingCommitter):
             self._rotator = Rotator(committer, self._source.location, self.reader, self._commits.fail)
-        self._index: Index | None = None
+        self._index: Answers | None = None
         self._unique_ids = False
         self._views: Sequence[ViewOps] = ()
         self._head = committer.head
@@ -132,8 +144,13 @@ class EventWriter(HasPaths):
                 raise
             if index:
                 try:
-                    path = index_path(committer.source) if index is True else Path(index)
-                    writer._index = Index.open(path, writer.reader())
+                    source = committer.source
+                    if index is True and isinstance(committer, IndexingCommitter) and isinstance(source, IndexedSource):
+                        committer.begin_indexing()
+                        writer._index = EngineIndex.open(source.keys, writer.reader())
+                    else:
+                        path = index_path(committer.source) if index is True else Path(index)
+                        writer._index = Index.open(path, writer.reader())
                 except BaseException:
                     await uninterrupted(UncancellableTask(writer.aclose(), "eventfold close"))
                     raise
@@ -381,7 +398,7 @@ class EventWriter(HasPaths):
             for view in self._views:
                 stack.push_async_callback(view.save, self.reader())
             self._head, self._opened = self.head, False
-            if isinstance(self._committer, SharedTurn):
+            if isinstance(self._committer, ClosingCommitter):
                 self._committer.begin_closing()
             await self._commits.drain()
             if self._rotator is not None:

@@ -53,6 +53,10 @@ class NamedLock:
     def __del__(self) -> None:
         self.release()
 
+    async def was_lost(self) -> bool:
+        """Never: nobody can take an flock away."""
+        return False
+
     def release(self) -> None:
         """Releases the lock; idempotent, and never blocks."""
         fd, self._fd = self._fd, -1

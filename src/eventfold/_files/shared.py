@@ -191,7 +191,7 @@ class SharedCommitter(FileCommitter):
         return self._turn is not None and self._turn.give_up()
 
     def begin_closing(self) -> None:
-        """See `SharedTurn.begin_closing`."""
+        """See `ClosingCommitter.begin_closing`."""
         self._closing = True
         self._give_up_if_stuck()
 
