@@ -1,11 +1,11 @@
-"""`EventWriter`: appends to one log, whatever engine keeps it.
+"""`EventWriter`: appends to one log, on any engine.
 
-An append decides everything synchronously (its line, its position in the queue) and then waits for the group commit
-that it becomes part of.
+An append decides everything synchronously (its line, its position in the queue) and then waits for the group commit of
+which it becomes part.
 
 Promises: once `append` returns, the event is in the log, as durable as the engine says; appends are in the log in the
 order in which they were called; an append cancelled before its batch was taken is not in the log, one cancelled later
-is; after a failure that leaves the log unknown nothing more is accepted.
+is; after a failure that leaves the log in an unknown state, nothing more is accepted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from ._reader import EventReader
 from ._rotator import Rotator, ViewOps
 from ._waiters import Scope, Waiters
 
-# The most bytes of a line that can be asked for: the system reads and writes no more than 2 GiB in one call.
+# The largest maximum size of a line, in bytes: the system reads and writes no more than 2 GiB in one call.
 MAX_EVENT_SIZE = 2**30
 
 
@@ -92,23 +92,23 @@ class EventWriter(HasPaths):
     ) -> AsyncOpener[EventWriter]:
         """Opens a log for appending. Await it, or use it in `async with`.
 
-        What a crash left unfinished is put right first. A directory is created if need be.
+        What a crash left unfinished is repaired first. A directory is created if necessary.
 
         Args:
             dir: The log: a directory, an address such as `postgresql://host/db`, or an engine.
             lock: How other writers are kept out. For files only.
             sync: When an append is on disk. For files only.
-            max_log_size: The size in bytes of `app.jsonl` from which it is rotated on its own; 0 for never. For files
-                only.
-            max_event_size: The most bytes that a line may have, at most 1 GiB.
+            max_log_size: The size in bytes of `app.jsonl` from which it is rotated automatically; 0 for never. For
+                files only.
+            max_event_size: The maximum size of a line in bytes, at most 1 GiB.
 
         Raises:
             LogLockedError: Another writer has it open.
             CorruptLogError: The files contradict each other.
-            OSError: The system refused.
+            OSError: The log can't be created, read or written.
             ValueError: An argument is wrong, or the engine does not have an option.
 
-        Cancelled, it opens nothing.
+        If cancelled, it opens nothing.
         """
         return cls._open(dir, lock, sync, max_log_size, max_event_size, index=False, unique_ids=False)
 
@@ -124,7 +124,7 @@ class EventWriter(HasPaths):
         index: bool | str | os.PathLike[str],
         unique_ids: bool,
     ) -> AsyncOpener[EventWriter]:
-        """The same, with what only `EventLog.open` can be asked for."""
+        """The same, with the options that only `EventLog.open` has."""
         _check_size("max_log_size", max_log_size, 0)
         _check_size("max_event_size", max_event_size, 1, MAX_EVENT_SIZE)
         options = {"lock": LockMode(lock), "sync": SyncMode(sync), "max_log_size": max_log_size}
@@ -132,7 +132,7 @@ class EventWriter(HasPaths):
         if unique_ids and not index:
             raise ValueError("unique_ids=True needs the index: open the log with index=True too")
         engine = engine_of(dir)
-        # An engine has options of its own, which the defaults must not overrule.
+        # An engine has its own options, which the defaults must not override.
         given = {name: value for name, value in options.items() if value != defaults[name]}
 
         async def open_() -> EventWriter:
@@ -182,16 +182,16 @@ class EventWriter(HasPaths):
 
     @property
     def head(self) -> Head:
-        """The durable head: the offset after the last event that was acknowledged, and the hash of its line.
+        """The durable head: the offset after the last acknowledged event, and the hash of its line.
 
-        With `LockMode.SHARED`, whichever process appended it. Once closed, the last one that was seen.
+        With `LockMode.SHARED`, any process may have appended it. Once closed, the last one that was seen.
         """
         if self._opened:
             self._head = self._waiters.durable_head or self._head
         return self._head
 
     def attach(self, views: Iterable[ViewOps]) -> None:
-        """From now on saves the snapshots of these views after a rotation of its own accord, and when it is closed."""
+        """From now on, saves the snapshots of these views after an automatic rotation, and when it is closed."""
         self._views = list(views)
 
     def reader(self) -> EventReader:
@@ -204,24 +204,24 @@ class EventWriter(HasPaths):
         """Appends one event.
 
         Returns:
-            Where the event is in the log. It is durable by then, as far as the sync mode says.
+            Where the event is in the log. It is durable by then, as the sync mode promises.
 
         Raises:
             InvalidEventError: The event can't be written as a line that reads back the same.
-            OSError: It could not be written: it is not in the log, and the writer goes on.
-            UnknownOutcomeError: It may or may not be in the log, and the writer goes on.
-            WriterFailedError: It may or may not be in the log, and the writer must be opened again.
+            OSError: It could not be written: it is not in the log, and the writer continues.
+            UnknownOutcomeError: It may or may not be in the log, and the writer continues.
+            WriterFailedError: It may or may not be in the log, which must be opened again.
             LogClosedError: The writer was closed.
-            EventfoldError: It was called in a forked child, or in another event loop than the writer's.
+            EventfoldError: It was called in a forked child, or in an event loop other than the writer's.
 
-        Cancelled while it waits in the queue, the event is not in the log; cancelled later, it is.
+        If cancelled while waiting in the queue, the event is not in the log; if cancelled later, it is.
         """
         return await self.put(event)
 
     def put(self, event: Event) -> Awaitable[AppendResult]:
-        """Adds one event to the queue if there is room. Await what it returns, at once: then it is as `append`.
+        """Adds one event to the queue if there is room. Await the result at once: then it is like `append`.
 
-        Raises what is wrong with the event or the writer. A coroutine for each append would be a tenth of its work.
+        Raises what is wrong with the event or the writer. A coroutine for each append would take a tenth of its time.
         """
         self._check_usable()
         if self._queue.full:
@@ -234,7 +234,7 @@ class EventWriter(HasPaths):
         return await self.put(event)
 
     async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
-        """Appends several events, all or none of them, also after a crash. Raises what `append` raises."""
+        """Appends several events, all of them or none, even after a crash. Raises what `append` raises."""
         self._check_usable()
         if self._queue.full:
             await self._commits.place()
@@ -252,10 +252,10 @@ class EventWriter(HasPaths):
             expected_hash: The hash of the line before it; "" for an empty log.
 
         Raises:
-            ConditionalAppendError: The head is another one; nothing was written.
+            ConditionalAppendError: The head is a different one. Nothing was written.
             ValueError: The offset or the hash is not of the right type.
 
-        Else it raises what `append` raises.
+        Otherwise it raises what `append` raises.
         """
         self._check_usable()
         expected = _check_expected(expected_offset, expected_hash)
@@ -265,24 +265,25 @@ class EventWriter(HasPaths):
         return await self._queue.put(line, expected, unique=self._unique((event,)))
 
     async def append_unless(self, events: Iterable[Event], query: Query, *, after: int = 0) -> list[AppendResult]:
-        """Appends events, all or none of them, unless an event at or behind an offset matches a query.
+        """Appends events, all of them or none, unless an event at or after an offset matches a query.
 
-        It is judged when its turn comes, against everything before it, in the same batch too.
+        The condition is checked when the append's turn comes, against everything before it, including the same batch.
 
         Args:
-            events: What to append; none is fine, and still judged.
-            query: Which events are in the way.
-            after: The offset from which on events count: the end of what the decision was based on.
+            events: What to append; with none, the condition is still checked.
+            query: Which events prevent the append.
+            after: The offset from which events count: the end of what the decision was based on.
 
         Returns:
             Where the events are in the log.
 
         Raises:
-            ConditionalAppendError: An event is in the way; `conflict.offset` says where. Nothing was written.
+            ConditionalAppendError: An event matches; `conflict.offset` says where it is. Nothing was written.
             TypeError: The query is not a `Query`.
             ValueError: The offset is negative, beyond the head, or not where a line begins.
 
-        Else it raises what `append` raises, and what reading raises. Cancelled before its turn, nothing is appended.
+        Otherwise it raises what `append` raises, and what reading raises. If cancelled before its turn, nothing is
+        appended.
         """
         self._check_usable()
         if not isinstance(query, Query):
@@ -299,7 +300,7 @@ class EventWriter(HasPaths):
                 try:
                     condition.checked = await read_condition(self.reader(), query, after)
                 except ConditionalAppendError:
-                    # Whoever appends again what is in the log is not in its own way.
+                    # A repeated append must not conflict with itself.
                     checks = self._commits.checks
                     found = None if checks is None else await checks.results_of(unique, len(lines))
                     if found is None:
@@ -341,14 +342,15 @@ class EventWriter(HasPaths):
     # Rotation
 
     async def rotate(self, views: Iterable[ViewOps] = ()) -> None:
-        """Moves the whole active log into the archive, and rewrites the snapshots of `views`. Appends go on meanwhile.
+        """Moves the whole active log into the archive, and rewrites the snapshots of `views`. Appends continue
+        meanwhile.
 
         Raises:
-            OSError: The disk failed; nothing is lost, and the next rotation goes on where this one stopped.
+            OSError: The disk failed. Nothing is lost, and the next rotation continues where this one stopped.
             CorruptLogError: The files contradict each other.
             EventfoldError: The log is not in files, or the writer can't be used: see `append`.
 
-        Cancelled, the rotation goes on.
+        If cancelled, the rotation continues.
         """
         self._check_usable()
         if self._rotator is None:
@@ -358,17 +360,17 @@ class EventWriter(HasPaths):
     # Closing
 
     async def aclose(self) -> None:
-        """Refuses new appends, finishes those that were called, and a rotation, and lets the lock go. Idempotent.
+        """Refuses new appends, finishes pending ones and a rotation, and releases the lock. Idempotent.
 
-        The lock goes whatever else fails. In a forked child it only closes the child's descriptors: the log stays the
-        parent's.
+        The lock is released whatever else fails. In a forked child, it only closes the child's descriptors: the log
+        stays the parent's.
 
         Raises:
             WriterFailedError: What was acknowledged before it was durable could not be made durable.
             OSError: A snapshot could not be saved.
-            EventfoldError: It was called in another event loop than the writer's.
+            EventfoldError: It was called in an event loop other than the writer's.
 
-        It raises nothing that an append or a rotation has raised already. Cancelled, the closing goes on.
+        It raises nothing that an append or a rotation has raised already. If cancelled, closing continues.
         """
         if self._pid != os.getpid():
             self._abandon()
@@ -387,10 +389,10 @@ class EventWriter(HasPaths):
             raise copy_error(error)
 
     async def _close(self) -> None:
-        # Whatever one of these raises, those below it are done: the last to be entered comes first.
+        # Whatever one of these raises, the others are done too: the last one entered runs first.
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._committer.aclose)
-            # Before the lock goes, or it could take the place of the next writer's head.
+            # Before the lock is released, or it could replace the next writer's head.
             stack.callback(self._waiters.publish, None)
             stack.callback(self._end_reading)
             if self._index is not None:
@@ -405,7 +407,7 @@ class EventWriter(HasPaths):
                 await self._rotator.drain()
 
     def _end_reading(self) -> None:
-        # Tails give what was acknowledged before they end.
+        # Tails yield what was acknowledged before they end.
         self._scope.close(self.head)
 
     def _abandon(self) -> None:

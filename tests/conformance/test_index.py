@@ -97,7 +97,7 @@ async def test_an_id_is_known_after_a_restart_whatever_became_of_the_file(
         assert not new.duplicate
         assert await numbers(log, Query(tags={"all"})) == list(range(21))
         assert await numbers(log, Query(tags={"other"})) == []
-    warned = [record.getMessage() for record in caplog.records if "is made again" in record.getMessage()]
+    warned = [record.getMessage() for record in caplog.records if "is rebuilt" in record.getMessage()]
     assert len(warned) == (fate in ("another log's", "garbage"))
 
 

@@ -1,4 +1,4 @@
-"""What `EventLog` appends: events, or objects of the catalog's classes, with or without a condition."""
+"""The methods of `EventLog` that append events, or objects of the catalog's classes, with or without a condition."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class AppendingLog(ViewingLog):
         meta: Any = None,
         tags: Iterable[str] = (),
     ) -> AppendResult:
-        """Appends one event. Once it returns, the event is on disk, as far as the sync mode says.
+        """Appends one event. Once it returns, the event is on disk, as the sync mode promises.
 
-        Cancelled while it waits in the queue, the event is not in the log; cancelled later, it is.
+        If cancelled while waiting in the queue, the event is not in the log; if cancelled later, it is.
 
         Args:
             event: The event, or an object of a class in the log's catalog.
@@ -40,16 +40,16 @@ class AppendingLog(ViewingLog):
             id: With an object: the event's id.
             actor: With an object: who caused it.
             meta: With an object: any JSON value.
-            tags: With an object: tags beside those that its class gives.
+            tags: With an object: tags in addition to those from its class.
 
         Returns:
-            Where the event stands in the log, in bytes, and the hash of its line.
+            Where the event is in the log, in bytes, and the hash of its line.
 
         Raises:
-            InvalidEventError: The event can't be written as JSON that reads back the same; nothing was written.
-            TypeError: An option was given with an `Event`, which has all of them itself.
-            OSError: It could not be written; it is not in the log, and the log goes on.
-            WriterFailedError: What is on disk is unknown; open the log again.
+            InvalidEventError: The event can't be written as JSON that reads back the same. Nothing was written.
+            TypeError: An option was given together with an `Event`, which has its own.
+            OSError: The event could not be written. It is not in the log, and the log can still be used.
+            WriterFailedError: It is unknown what is on disk: open the log again.
             LogClosedError: The log is closed.
             EventfoldError: The log is read-only, or was opened by another process.
         """
@@ -65,17 +65,17 @@ class AppendingLog(ViewingLog):
         return await writer.put(encoded)
 
     def _encoded(self, event: Any) -> Event:
-        """An event as the writer takes it; without a catalog, what it is given."""
+        """The event as the writer takes it; without a catalog, the event itself."""
         encoded: Event = event if self._catalog is None else self._catalog.encoded(event)
         return encoded
 
     async def append_many(self, events: Iterable[object]) -> list[AppendResult]:
-        """Appends several events, all or none of them, also after a crash.
+        """Appends several events, all of them or none, even after a crash.
 
-        Is cancelled as `append` is, all events at once.
+        A cancellation has the same effect as for `append`, on all events at once.
 
         Args:
-            events: The events, or objects of the catalog's classes, in the order in which they are to stand.
+            events: The events, or objects of the catalog's classes, in order.
 
         Returns:
             One result for each event.
@@ -86,30 +86,32 @@ class AppendingLog(ViewingLog):
         return await self._writer.append_many(map(self._encoded, events))
 
     async def append_unless(self, events: Iterable[object], query: Query, *, after: int = 0) -> list[AppendResult]:
-        """Appends events, all or none of them, unless an event at or behind an offset matches a query.
+        """Appends events, all of them or none, unless an event at or after an offset matches a query.
 
-        It is judged when its turn comes, against everything before it: nothing can come in between.
+        The condition is checked when the append's turn comes, against everything before it: nothing can come in
+        between.
 
         Args:
             events: What to append: events, or objects of the catalog's classes.
-            query: Which events are in the way.
-            after: The offset from which on events count: the end of what the decision was based on.
+            query: Which events prevent the append.
+            after: The offset from which events count: the end of what the decision was based on.
 
         Returns:
             Where the events are in the log.
 
         Raises:
-            ConditionalAppendError: An event is in the way; `conflict.offset` says where. Nothing was written.
+            ConditionalAppendError: An event matches; `conflict.offset` says where it is. Nothing was written.
             TypeError: The query is not a `Query`.
             ValueError: The offset is negative, beyond the head, or not where a line begins.
 
-        Else it raises what `append` raises. Cancelled before its turn, nothing is appended.
+        Otherwise it raises what `append` raises. If cancelled before its turn, nothing is appended.
         """
         encoded: Iterable[Any] = events if self._catalog is None else map(self._catalog.encoded, events)
         return await self._writer.append_unless(encoded, query, after=after)
 
     async def append_if(self, event: object, expected_offset: int, expected_hash: str) -> AppendResult:
-        """Appends one event if the head is the expected one when its turn comes. Is cancelled as `append` is.
+        """Appends one event if the head is the expected one when its turn comes. A cancellation has the same effect as
+        for `append`.
 
         Args:
             event: The event, or an object of one of the catalog's classes.
@@ -117,10 +119,10 @@ class AppendingLog(ViewingLog):
             expected_hash: The hash of the last line; "" for an empty log. `append_if(event, *log.head)` has both.
 
         Returns:
-            Where the event stands in the log.
+            Where the event is in the log.
 
         Raises:
-            ConditionalAppendError: The head is another one, which its `conflict` tells; nothing was written.
+            ConditionalAppendError: The head is a different one, which `conflict` has. Nothing was written.
             EventfoldError: As for `append`, which also says when an `OSError` is raised.
         """
         return await self._writer.append_if(self._encoded(event), expected_offset, expected_hash)
@@ -135,24 +137,25 @@ class AppendingLog(ViewingLog):
     ) -> list[AppendResult]:
         """Lets a function decide on a view's newest state, and appends what it returns if that still holds.
 
-        Brings the view up to the head, calls `decide(state)`, and appends its events on condition that nothing which
-        matters came in between. Otherwise it tries again, with the newer state.
+        Brings the view up to the head, calls `decide(state)`, and appends its events if nothing relevant was appended
+        in between. Otherwise it tries again, with the newer state.
 
         Args:
             view: The registered view, or its name.
             decide: Takes the state, which it must not change, and returns an event, several, or none; it may raise.
-            query: Which events matter to the decision; without it, any event that came in between.
+            query: Which events are relevant to the decision; without it, any event.
             attempts: How often it is tried.
 
         Returns:
             Where the events are in the log; empty if `decide` returned none.
 
         Raises:
-            ConditionalAppendError: The last attempt was in vain, too.
+            ConditionalAppendError: The last attempt failed too.
             UnknownViewError: No such view is registered.
             ValueError: `attempts` is less than 1.
 
-        Else it raises what `decide`, `wait_until` and `append` raise. Cancelled, the events are in the log or not.
+        Otherwise it raises what `decide`, `wait_until` and `append` raise. If cancelled, the events may or may not be
+        in the log.
         """
         if attempts < 1:
             raise ValueError(f"attempts must be 1 or more, not {attempts!r}")
@@ -182,16 +185,16 @@ class AppendingLog(ViewingLog):
         return [] if decided is None else list(decided)
 
     async def rotate(self, views: Iterable[ViewOps] | None = None) -> None:
-        """Moves the whole active log into the archive, while appends go on.
+        """Moves the whole active log into the archive, while appends continue.
 
         The registered views are brought up to date first, and the snapshots are rewritten, since their offsets for the
-        Rust crate change their meaning. Cancelled, the rotation goes on.
+        Rust crate change their meaning. If cancelled, the rotation continues.
 
         Args:
             views: The views whose snapshots are rewritten; None for the registered ones.
 
         Raises:
-            OSError: The disk failed; nothing is lost, and the next rotation goes on where this one stopped.
+            OSError: The disk failed. Nothing is lost, and the next rotation continues where this one stopped.
             CorruptLogError: The files contradict each other.
             EventfoldError: The log can't be written to, as for `append`.
         """
@@ -205,6 +208,6 @@ class AppendingLog(ViewingLog):
     def head(self) -> Head:
         """The durable head: the offset after the last acknowledged event, and the hash of its line. No I/O.
 
-        Raises `EventfoldError` for a read-only log, which knows it only by I/O: ask its `reader().head()`.
+        Raises `EventfoldError` for a read-only log, which needs I/O to find it: use `await log.reader().head()`.
         """
         return self._writer.head

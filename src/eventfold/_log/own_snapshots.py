@@ -1,6 +1,6 @@
 """For a process that only reads: snapshots of its views in a directory of its own.
 
-Promise: nothing is written beside the log but what consumers commit.
+Promise: nothing is written beside the log except what consumers commit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .._reader import EventReader
 
 
 class OwnSnapshotsReader(EventReader):
-    """A reader to which the snapshots in `directory` are those of the log's views."""
+    """A reader that takes the snapshots of the log's views from `directory`."""
 
     def __init__(self, dir: Address, directory: str | os.PathLike[str]) -> None:
         super().__init__(dir)
@@ -38,7 +38,7 @@ class OwnSnapshotsReader(EventReader):
     def prepare(self) -> None:
         """Removes what a killed process left in the directory. Blocks.
 
-        Raises `ValueError` for a directory within that of the log, where somebody else keeps the snapshots.
+        Raises `ValueError` for a directory inside the log's, where the writer keeps its snapshots.
         """
         paths = getattr(self._source, "layout", None)
         if isinstance(paths, Paths):
@@ -49,7 +49,7 @@ class OwnSnapshotsReader(EventReader):
 
 
 class _Documents:
-    """`Documents` of which the snapshots are somewhere else than the rest."""
+    """`Documents` whose snapshots are elsewhere than the rest."""
 
     def __init__(self, beside_log: Documents, snapshots: FileDocuments) -> None:
         self._beside_log = beside_log

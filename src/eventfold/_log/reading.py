@@ -1,4 +1,4 @@
-"""What `EventLog` reads and waits for: its reader's methods."""
+"""The methods of `EventLog` that read and wait: those of its reader."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .parts import LogParts
 
 
 class ReadingLog(LogParts):
-    """The methods of a log that read it, wait for it and tell about it."""
+    """The methods of a log that read it, wait for it and describe it."""
 
     def reader(self) -> EventReader:
-        """A reader of this directory, whose tails and waits end when this log is closed."""
+        """A reader of this log, whose tails and waits end when the log is closed."""
         return self._reader
 
     def read_from(
@@ -34,7 +34,7 @@ class ReadingLog(LogParts):
             until: Where to end, in bytes of the whole log; a line must end there. Beyond the head, or None: the head.
 
         Raises:
-            ValueError: The offset is negative, beyond the head, or not where a line begins; `until` lies before it, or
+            ValueError: The offset is negative, beyond the head, or not where a line begins; `until` is before it, or
                 inside a line.
             CorruptLogError: The log is damaged; raised after all events before the damage.
             OSError: The log could not be read.
@@ -45,15 +45,15 @@ class ReadingLog(LogParts):
         return read_from(index, self._reader, query, offset, until)
 
     def read_back(self, offset: int | None = None, *, query: Query | None = None) -> AsyncIterator[Record]:
-        """The events before `offset`, the newest first; it begins at once, however large the log is.
+        """The events before `offset`, newest first; it starts at once, however large the log is.
 
         Args:
-            offset: Where to begin, in bytes of the whole log; a line must end there. None for the head of now.
+            offset: Where to begin, in bytes of the whole log; a line must end there. None for the current head.
             query: Which events to give; None for all.
 
         Raises:
             ValueError: The offset is negative, beyond the head, or not where a line ends.
-            CorruptLogError: The log is damaged; raised after all events behind the damage.
+            CorruptLogError: The log is damaged; raised after all events that follow the damage.
             OSError: The log could not be read.
         """
         index = self._index_for(query)
@@ -62,7 +62,7 @@ class ReadingLog(LogParts):
         return read_back(index, self._reader, query, offset)
 
     def _index_for(self, query: Query | None) -> Answers | None:
-        """The index, where the log has one that can tell the events of a query."""
+        """The index, if the log has one that can find the events of a query."""
         if self._writer_or_none is None or query is None or not query.has_tags:
             return None
         return self._writer_or_none._index
@@ -79,14 +79,14 @@ class ReadingLog(LogParts):
         types: Collection[str] | None = None,
         after: str = "",
     ) -> AsyncGenerator[Slice, None]:
-        """The same events as `read_from`, some hundred at a time and several times as fast.
+        """The same events as `read_from`, a few hundred at a time and several times as fast.
 
         Args:
             offset: Where to begin, in bytes of the whole log; a line must begin there.
-            query: Which events to give; None for all. Of a line that can't hold one only the shape is checked.
-            types: Short for a query of these types alone (empty: no event).
-            after: The hash of the line that ended at `offset` when it was read, if known: another log that has taken
-                its place since is a `CorruptLogError`.
+            query: Which events to yield; None for all. Lines that can't match are checked only for their form.
+            types: Short for a query of these types (empty: no event).
+            after: The hash of the line that ended at `offset` when it was read, if known: a different log in its place
+                raises `CorruptLogError`.
 
         Raises:
             ValueError: The offset is negative, beyond the head, or not where a line begins.
@@ -99,7 +99,7 @@ class ReadingLog(LogParts):
         """The events from `offset`, then each new one, until the log is closed. Cancelling it leaves nothing behind.
 
         Args:
-            offset: Where to begin, in bytes of the whole log; None for the head of now.
+            offset: Where to begin, in bytes of the whole log; None for the current head.
             query: Which events to give; None for all.
 
         Raises:
@@ -114,23 +114,23 @@ class ReadingLog(LogParts):
 
         Args:
             name: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot.
-            start: Where it begins without a commit yet, in bytes of the whole log; None for the head of now.
-            query: Which events to give; None for all. It is not kept on disk.
+            start: Where it begins if nothing is committed yet, in bytes of the whole log; None for the current head.
+            query: Which events to yield; None for all. It is not kept on disk.
 
         Raises:
-            ValueError: The name can't be a file's.
+            ValueError: The name is not allowed.
         """
         return Consumer(self._reader, name, start=start, query=query)
 
     async def wait_for_events(self, offset: int, timeout: float | None = None) -> WaitResult:
-        """Waits until the head lies beyond `offset`. Cancelling it leaves nothing behind.
+        """Waits until the head is beyond `offset`. Cancelling it leaves nothing behind.
 
         Args:
             offset: In bytes of the whole log.
             timeout: In seconds; None to wait for as long as it takes.
 
         Returns:
-            Whether new events came, which is also its truth value, and the head's offset.
+            Whether there are new events, which is also its truth value, and the head's offset.
 
         Raises:
             LogClosedError: The log was closed meanwhile.
@@ -141,7 +141,7 @@ class ReadingLog(LogParts):
         return await self._reader.wait_for_events(offset, timeout)
 
     async def has_new_events(self, offset: int) -> bool:
-        """Whether events stand at or behind `offset` (bytes in the whole log).
+        """Whether there are events at or after `offset` (bytes in the whole log).
 
         Raises:
             ValueError: The offset is negative or beyond the head.
@@ -168,25 +168,25 @@ class ReadingLog(LogParts):
         """The log at a glance: head, sizes, views and consumers with their lag, who holds the lock.
 
         Raises:
-            CorruptLogError: The head can't be told.
+            CorruptLogError: The head is unknown because of damage.
             OSError: The log could not be read.
         """
         return await info(self._reader)
 
     async def backup(self, dir: str | os.PathLike[str], progress: Callable[[int, int], object] | None = None) -> Head:
-        """Copies the log, while it goes on, so that the copy opens at once; an older copy is brought up to date.
+        """Copies the log while it is in use, so that the copy opens at once; an older copy is brought up to date.
 
-        Cancelled, it stops soon, and leaves what was there, or a copy of a part of the log; copy again to finish it.
+        If cancelled, it stops soon, and leaves what was there, or a copy of a part of the log; copy again to finish it.
 
         Args:
-            dir: The directory of the copy: not there yet, empty, or an older copy of this log.
-            progress: Is called again and again with the bytes copied and the bytes that are to be copied.
+            dir: The directory of the copy: a new one, an empty one, or an older copy of this log.
+            progress: Called repeatedly with the number of bytes copied so far and in total.
 
         Returns:
             The head of the copy.
 
         Raises:
-            EventfoldError: The log is not kept in files, or `dir` holds something else than an older copy of it.
+            EventfoldError: The log is not kept in files, or `dir` contains something other than an older copy of it.
             LogLockedError: The copy is open for writing.
             CorruptLogError: The log or the copy is damaged.
             OSError: A file could not be read or written.

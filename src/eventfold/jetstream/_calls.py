@@ -3,7 +3,7 @@
 The library loses cancellations: `asyncio.wait_for`, which it uses, swallows one that arrives in the same iteration of
 the event loop as the result (before Python 3.12, https://github.com/python/cpython/issues/86296), and its flushing
 swallows any. Its timeouts cancel the task that they run in (since Python 3.12), which is of no use in an
-`UncancellableTask`. So each call runs in a task of its own.
+`UncancellableTask`. So each call runs in its own task.
 """
 
 from __future__ import annotations

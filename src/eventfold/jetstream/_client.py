@@ -1,7 +1,7 @@
 """A client of the library `nats`: connecting it, closing it, and whether it can still be used.
 
-Promises: the client connects again by itself, for as long as it takes. It sends nothing later than it was meant to:
-what could not be sent before a connection was lost is dropped. No socket is left open.
+Promises: the client reconnects on its own, for as long as it takes. It sends nothing late: what could not be sent
+before a connection was lost is dropped. No socket is left open.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ async def connect(
 
 
 def is_dead(client: Client) -> bool:
-    """Whether a client never connects again by itself.
+    """Whether a client will never reconnect on its own.
 
     It closes for good where a server says `-ERR`, and hears nothing any more where somebody cancelled its tasks, as
     `asyncio.run` does at its end.
@@ -80,7 +80,7 @@ def is_dead(client: Client) -> bool:
 
 
 async def close(client: Client, location: str) -> None:
-    """Closes a client; it takes two seconds at most, whatever the server does."""
+    """Closes a client, within two seconds, whatever the server does."""
     try:
         await called(client.close(), _CLOSE_TIMEOUT)
     except (NatsError, OSError) as error:

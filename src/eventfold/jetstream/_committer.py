@@ -1,4 +1,4 @@
-"""Appends to a stream: one message for everything that waits.
+"""Appends to a stream: one message for all waiting appends.
 
 A batch without conditions is published as it is. One with conditions is judged by the last head that was seen, and
 published on condition that this is still the stream's last message; otherwise it is judged again, by the newer head.
@@ -41,7 +41,7 @@ class StreamCommitter:
 
     @property
     def batch_size(self) -> int:
-        """In bytes; servers that were configured anew may take more or less than before."""
+        """In bytes; servers with a new configuration may take more or less than before."""
         return min(self._stream.connection.max_data, MAX_MESSAGE_SIZE)
 
     @property
@@ -53,7 +53,7 @@ class StreamCommitter:
         return self._stream.known_head
 
     async def commit(self, appends: Sequence[Append]) -> Commit:
-        """See `Committer.commit`. It raises `OSError` (ENOSPC) where the servers have no room."""
+        """See `Committer.commit`. Raises `OSError` (ENOSPC) if the servers have no room."""
         return await uninterrupted(UncancellableTask(self._commit(appends), "eventfold commit"))
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
@@ -71,7 +71,7 @@ class StreamCommitter:
             judgement = judge(appends, head, recent)
             refused = any(isinstance(outcome, Exception) for outcome in judgement.outcomes)
             if refused and not newest_head_known:
-                # The conflict may only be with what this process has not seen yet.
+                # The conflict may be due to something that this process has not seen yet.
                 await self._stream.head()
                 newest_head_known = True
                 continue
@@ -87,7 +87,7 @@ class StreamCommitter:
             return Commit(judgement.outcomes, join_messages(self._stream.location, sequence, [judgement.data]), head)
 
     async def _publish(self, data: bytes, expected: int | None) -> int | None:
-        """The message's sequence; None where `expected` is not the last one."""
+        """Publishes a message; returns its sequence, None if `expected` is not the last one."""
         connection = self._stream.connection
         settings = connection.settings
         if len(data) > self.batch_size:
@@ -122,7 +122,7 @@ class StreamCommitter:
                         raise CorruptLogError(
                             connection.location,
                             end_of(sequence),
-                            f"an event was appended here, but the log went on to {known}: the stream was replaced",
+                            f"an event was appended here, but the log continued to {known}: the stream was replaced",
                         )
                     return int(sequence)
                 problem = error["description"] if error else "it was acknowledged with sequence 0"
@@ -160,7 +160,7 @@ class StreamCommitter:
 
 
 class _Clock:
-    """The time since it was made, also while this process or its host was stopped."""
+    """Measures the time since it was created, even while this process or its host is stopped."""
 
     def __init__(self) -> None:
         self._begun = time.monotonic(), time.time()

@@ -34,7 +34,7 @@ _UNANSWERED_BEFORE_CHANGE = 4.0  # seconds without any answer, after which anoth
 
 
 class Message(NamedTuple):
-    """A message as the stream has it."""
+    """A message of the stream."""
 
     sequence: int
     headers: Mapping[str, str]
@@ -72,7 +72,7 @@ class Settings(NamedTuple):
 
 
 class UnansweredError(Exception):
-    """A request was not answered. With `sent`, the server may have got it all the same."""
+    """A request was not answered. With `sent`, the server may have received it anyway."""
 
     def __init__(self, problem: str, *, sent: bool) -> None:
         super().__init__(problem)
@@ -80,7 +80,7 @@ class UnansweredError(Exception):
 
 
 class Connection:
-    """A connection that is made when it is first needed. Call `aclose` when it is not needed any more.
+    """A connection that is opened when it is first needed. Call `aclose` when it is no longer needed.
 
     `on_fault` is called with what is wrong with the stream, whenever a check finds something; otherwise `after_check`.
     """
@@ -148,7 +148,7 @@ class Connection:
             log_event(
                 WARNING,
                 "jetstream.connection_lost",
-                "%(location)s: the connection ended for good (%(error)s): connecting anew",
+                "%(location)s: the connection ended for good (%(error)s): connecting again",
                 location=self.location,
                 error=repr(before.last_error),
             )
@@ -271,7 +271,7 @@ class Connection:
     async def request(
         self, subject: str, payload: Any = None, headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """What a server answers, which may hold an `error`; `payload` is bytes, or encoded as JSON.
+        """A server's answer, which may contain an `error`; `payload` is bytes, or is encoded as JSON.
 
         Raises `OSError` (ETIMEDOUT) where no answer comes in time, and (EMSGSIZE) where it is too large for a message.
         """
@@ -329,7 +329,7 @@ class Connection:
         return answer
 
     async def _note_unanswered(self, client: Client) -> None:
-        """Goes to another server after a while: this one may be cut off from the others."""
+        """Changes to another server after a while: this one may be cut off from the others."""
         now = asyncio.get_running_loop().time()
         if self._unanswered_since is None:
             self._unanswered_since = now

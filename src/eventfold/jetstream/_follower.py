@@ -1,10 +1,10 @@
-"""Notices new messages while somebody waits: one ordered consumer for all who wait in this process.
+"""Notices new messages while anything waits: one ordered consumer for all waits in this process.
 
-The consumer is made anew on a gap, on a missed heartbeat and after a reconnect, each time from the head that was seen
-last, so that nothing is missed. The client library's own ordered consumer does not notice all of these. A message that
+The consumer is recreated on a gap, on a missed heartbeat and after a reconnect, each time from the last head that was
+seen, so that nothing is missed. The client library's own ordered consumer does not notice all of these. A message that
 the library drops, because this process is slow, is a gap like any other.
 
-Promise: those who wait get the next message or an error, also those who begin to wait after the error.
+Promise: waits end with the next message or an error, including waits that begin after the error.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Follower:
         return self._stream.known_head
 
     def stop(self) -> None:
-        """Ends the following. Call it in the stream's event loop."""
+        """Stops following. Call it in the stream's event loop."""
         self._task.cancel()
 
     async def _run(self) -> None:
@@ -61,7 +61,7 @@ class Follower:
                 log_event(
                     INFO,
                     "jetstream.follower_lost",
-                    "%(location)s is followed anew: %(error)s",
+                    "the subscription to %(location)s was lost, and is created again: %(error)s",
                     location=self._stream.location,
                     error=repr(error),
                 )

@@ -1,7 +1,7 @@
-"""A stream, to be read: where it ends, and its lines from an offset on.
+"""Reads a stream: where it ends, and its lines from an offset onwards.
 
 Messages are read by direct get, many at a time, from whichever replica answers. A replica may lag behind, so an answer
-may be stale: what is missing is asked for again, until it comes or `timeout` is over. A gap is an error.
+may be stale: what is missing is requested again, until it comes or `timeout` is over. A gap is an error.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Stream:
                 raise CorruptLogError(
                     self.location,
                     end,
-                    f"the stream ends here, and it went on to {known.offset}: it was replaced or cut",
+                    f"the stream ends here, but it continued to {known.offset}: it was replaced or cut",
                 )
             await asyncio.sleep(_RETRY_DELAY)
 
@@ -131,7 +131,7 @@ class Stream:
         if start.offset and (position_at(start.offset) or start.line_hash):
             found = await self.line_hash_before(start.offset)
             if start.line_hash and found != start.line_hash:
-                raise CorruptLogError(self.location, start.offset, "another line ended here before: the stream changed")
+                raise CorruptLogError(self.location, start.offset, "a different line ended here: the stream changed")
         sequence, skip = sequence_at(start.offset), position_at(start.offset)
         # An end within a message: the last message is read whole, and cut.
         last = sys.maxsize if end == sys.maxsize else sequence_at(end - 1)
@@ -221,5 +221,5 @@ class Stream:
             self.connection.begin_closing(False)
 
     def abandon(self) -> None:
-        """Forgets the connection without a word to the server."""
+        """Forgets the connection without contacting the server."""
         self.connection.closed = True

@@ -4,7 +4,7 @@
     async with EventLog.open(Postgres(pool, log="orders")) as log: ...
 
 Any number of processes and hosts may write; a database may hold any number of logs. Once `append` returns, PostgreSQL
-has committed the event, on synchronous standbys too where the server has any.
+has committed the event, on synchronous standbys too if the server has any.
 """
 
 from ._engine import Postgres

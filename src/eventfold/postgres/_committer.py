@@ -1,13 +1,13 @@
-"""Appends to the tables: one statement, and one row, for everything that waits.
+"""Appends to the tables: one statement, and one row, for all waiting appends.
 
 The statement moves the head in the log's row, which locks it until the commit has ended, and inserts the lines where
-the head was. So all writers come one after the other, and readers see commits in the order of their offsets, without
-gaps. A batch with conditions is judged by the last head that was seen, and written on condition that it still is the
-head. Otherwise it is judged again in its turn, with the row locked, so that no other writer, however busy, can keep it
-from being written.
+the head was. So all writers take turns, and readers see commits in the order of their offsets, without gaps. A batch
+with conditions is judged by the last head that was seen, and written on condition that it still is the head. Otherwise
+it is judged again in its turn, with the row locked, so that no other writer, however busy, can keep it from being
+written.
 
-A commit has an id, which is unique in the table. Where an answer is lost, the same commit is sent again: of two of the
-same id the server refuses the second, also where the first one was still under way.
+A commit has an id, which is unique in the table. If an answer is lost, the same commit is sent again: the server
+refuses the second one with the same id, even if the first is still under way.
 
 Promise: a batch is in the log once, or `UnknownOutcomeError` says that it may or may not be.
 """
@@ -87,7 +87,7 @@ class TableCommitter:
 
     @classmethod
     async def open(cls, source: TableSource) -> TableCommitter:
-        """Creates or checks the tables and the log. Closes the source where that fails or is cancelled."""
+        """Creates or checks the tables and the log. Closes the source if that fails or is cancelled."""
         session = source.session()
 
         async def open_(connection: Any) -> None:
@@ -129,7 +129,7 @@ class TableCommitter:
             recent = await self._lines_needed(appends, head, self._source.fetch) if is_judged else ()
             judgement = judge(appends, head, recent)
             if is_judged and not asked and any(isinstance(outcome, Exception) for outcome in judgement.outcomes):
-                # The conflict may only be with what this process has not seen yet.
+                # The conflict may be due to something that this process has not seen yet.
                 await session.head()
                 asked = True
                 continue
@@ -159,7 +159,7 @@ class TableCommitter:
         return [lines async for lines in self._source.blocks(Head(needed, ""), head.offset, fetch)]
 
     async def _write(self, data: bytes, expected: Head | None) -> int | None:
-        """Writes lines; the offset at which they begin, None where the head is not the expected one."""
+        """Writes lines; returns the offset at which they begin, None if the head is not the expected one."""
         run, id_ = self._session.connections.run, self._new_id()
         arguments = self._arguments(data, id_, expected)
 
@@ -251,7 +251,7 @@ class TableCommitter:
         return CorruptLogError(self._source.location, self._session.known_head.offset, why)
 
     def _behind_the_head(self, error: Exception) -> CorruptLogError:
-        why = f"a commit stands behind the head: {error}"
+        why = f"there is a commit after the head: {error}"
         return CorruptLogError(self._source.location, self._session.known_head.offset, why)
 
     async def _own(self, connection: Any, id_: uuid.UUID) -> int | None:
@@ -281,7 +281,7 @@ class TableCommitter:
         self._source.begin_closing()
 
     async def aclose(self) -> None:
-        """Lets go of the connections. Idempotent."""
+        """Closes the connections. Idempotent."""
         await self._source.aclose()
 
     def abandon(self) -> None:

@@ -1,4 +1,4 @@
-"""Connections to one database: a pool, statements that are tried again, and what the server's errors mean.
+"""Connections to one database: a pool, retried statements, and the meaning of the server's errors.
 
 Promise: a statement that is run through `retried` either has an answer, or raises `OSError` after the timeout.
 """
@@ -25,7 +25,7 @@ FIRST_DELAY, LAST_DELAY = 0.02, 1.0
 # Seconds within which the server must answer when a connection is closed that it need not know about.
 CLOSED_WITHIN = 2.0
 
-# The answer to what was sent is missing: the server may have done it, or do it yet.
+# The answer to what was sent is missing: the server may have done it, or may still do it.
 LOST = (
     OSError,
     TimeoutError,
@@ -37,7 +37,7 @@ LOST = (
     asyncpg.CannotConnectNowError,
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
-# The server has done nothing, and may do it at the next try.
+# The server has done nothing, and the next try may succeed.
 PASSING = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
@@ -47,12 +47,12 @@ PASSING = (
 
 
 class NotSentError(OSError):
-    """No connection could be had: nothing was sent to the server."""
+    """There was no connection: nothing was sent to the server."""
 
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """What `Postgres` was made with; see there."""
+    """The arguments of `Postgres`."""
 
     target: Any
     log: str
@@ -90,7 +90,7 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
 
 
 class Connections:
-    """A pool for one event loop; with a pool of the application, that one."""
+    """A pool for one event loop, or the application's pool."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -170,12 +170,12 @@ class Connections:
                 raise self.refusal(error) from error
 
     async def forget_connections(self) -> None:
-        """Connects anew for whatever is run next: the server may be another one by now."""
+        """Makes the next calls use new connections: the server may be a different one by now."""
         if self._pool is not None:
             await self._pool.expire_connections()
 
     def refusal(self, error: asyncpg.PostgresError) -> Exception:
-        """What an answer of the server means to the caller: nothing was done."""
+        """The error for the caller from an answer of the server, which has done nothing."""
         location = self.settings.location
         if isinstance(error, asyncpg.InsufficientPrivilegeError):
             return PermissionError(errno.EPERM, f"{error}: grant it to the role that connects", location)

@@ -21,22 +21,22 @@ class Postgres:
     """A log in a PostgreSQL database; give it to `EventLog.open` or `EventReader`.
 
     Args:
-        dsn_or_pool: Where the database is, as `asyncpg.connect` takes it, or an `asyncpg.Pool` of the application. A
-            pool stays the application's: it is neither configured nor closed here. One of its connections is kept
-            while somebody waits for events, unless there is a `listen_dsn`.
+        dsn_or_pool: The database, as for `asyncpg.connect`, or an `asyncpg.Pool` of the application, which is neither
+            configured nor closed here. One of its connections is kept while anything waits for events, unless there is
+            a `listen_dsn`.
         log: The log's name in the database: 1 to 128 of `A-Z a-z 0-9 . _ -`.
         schema: The schema of the tables; None for the one in which the server's search path finds them.
-        timeout: Seconds for which a lost connection is tried anew. After them an append raises
-            `UnknownOutcomeError`, or `OSError` if it was never sent; everything else raises `OSError`.
+        timeout: Seconds for which a lost connection is retried. After that, an append raises `UnknownOutcomeError`, or
+            `OSError` if it was never sent; everything else raises `OSError`.
         attempt_timeout: Seconds after which an unanswered statement counts as lost.
         listen_dsn: Where to listen for notifications instead, for a pooler that can't: PgBouncer in transaction mode.
-        transaction_pooling: Whether a pooler in transaction mode stands in front of the server. No statement is then
-            prepared beyond its transaction.
-        pool_size: How many connections are opened at most; without meaning for a pool of the application.
+        transaction_pooling: Whether there is a pooler in transaction mode in front of the server. Then no statement
+            stays prepared beyond its transaction.
+        pool_size: The maximum number of connections; ignored for a pool of the application.
         **connect: Further options for `asyncpg.connect`, such as `ssl` or `target_session_attrs`.
 
     Raises:
-        ValueError: A name or a number that can't be used.
+        ValueError: A name or a number is not allowed.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Postgres:
         return f"<Postgres {self._settings.location}>"
 
     def source(self) -> TableSource:
-        """The log, to be read; it belongs to the event loops in which it is used. No I/O."""
+        """The log, for reading; it belongs to the event loops in which it is used. No I/O."""
         return TableSource(self._settings)
 
     async def migrate(self, *, role: str | None = None) -> str:
@@ -102,13 +102,13 @@ class Postgres:
             role: A role that is granted what a program needs.
 
         Returns:
-            The SQL that was run; "" where nothing was to be done.
+            The SQL that was run; "" if there was nothing to do.
 
         Raises:
             OSError: The server can't be reached.
             EventfoldError: The role that connects may not; the message has the SQL.
 
-        Cancelled, it is done or not.
+        If cancelled, it may or may not be done.
         """
 
         async def call(connection: Any) -> str:
@@ -133,14 +133,14 @@ class Postgres:
             await uninterrupted(UncancellableTask(connections.aclose(), "eventfold close"))
 
     async def open_committer(self, **options: Any) -> TableCommitter:
-        """Opens the log for appending; creates the tables and the log, or migrates them, where need be.
+        """Opens the log for appending; creates the tables and the log, or migrates them, if necessary.
 
         Raises:
             ValueError: An option that this engine does not have.
             OSError: The server can't be reached.
             EventfoldError: The database can't keep the promises, or the role may not; the message says what to change.
 
-        Cancelled, it opens nothing; the tables may have been created.
+        If cancelled, it opens nothing; the tables may have been created.
         """
         refuse_options(options, "PostgreSQL")
         return await TableCommitter.open(self.source())

@@ -1,6 +1,6 @@
-"""Notices what others append, while somebody waits: `LISTEN`, and a look every second.
+"""Notices what others append, while anything waits: `LISTEN`, and a poll every second.
 
-A notification is only a hint. It may be lost with its connection, or never come through a pooler: the look makes sure.
+A notification is only a hint. It may be lost with its connection, or never come through a pooler: the poll makes sure.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Listener:
         self._task = self._loop.create_task(self._run(), name="eventfold listener")
 
     def stop(self) -> None:
-        """Ends the watching."""
+        """Stops watching."""
         if self._loop is asyncio._get_running_loop():
             self._task.cancel()
         elif not self._loop.is_closed():
@@ -58,7 +58,7 @@ class Listener:
             await asyncio.wait([looking, listening])
 
     async def _look_now_and_then(self) -> None:
-        """Looks on every notification, and every second."""
+        """Polls on every notification, and every second."""
         session = self._session
         while True:
             try:
@@ -94,7 +94,7 @@ class Listener:
                 log_event(
                     INFO,
                     "postgres.listener_lost",
-                    "%(location)s is listened to anew: %(error)s",
+                    "the connection that listens to %(location)s was lost, and is opened again: %(error)s",
                     location=self._session.settings.location,
                     error=repr(error),
                 )

@@ -4,8 +4,8 @@
 `eventfold_documents` one for each snapshot and each consumer's place; `eventfold_keys` is the index. Whoever appends
 locks the log's row, which puts all writers of a log into one order.
 
-Promises: two processes that open at once don't create or migrate the tables twice; a role that may not do it is told
-the SQL to run.
+Promises: two processes that open at once don't create or migrate the tables twice; a role that may not do it gets the
+SQL to run in the error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .._errors import CorruptLogError, EventfoldError
 from .._event import Head
 from ._connections import Settings
 
-# What leads from one version to the next. A version that was released is never changed.
+# The steps from one version to the next. A released version is never changed.
 MIGRATIONS = (
     """
 CREATE TABLE {schema}.eventfold_schema (
@@ -105,7 +105,7 @@ _MIGRATION_LOCK = 0x6576656E74666F6C
 
 
 def quoted(name: str) -> str:
-    """A name as it stands in SQL."""
+    """A name, quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -161,7 +161,7 @@ async def _check_search_path(connection: Any, settings: Settings, schema: str) -
 
 
 def migration(schema: str, version: int) -> str:
-    """The SQL that leads from a version to the present one."""
+    """The SQL that migrates from a version to the present one."""
     steps = [step.format(schema=schema) for step in MIGRATIONS[version:]]
     steps.append(f"UPDATE {schema}.eventfold_schema SET version = {VERSION};")  # noqa: S608
     return "".join(steps)
@@ -266,7 +266,7 @@ async def _check_tables(connection: Any, settings: Settings, schema: str) -> Non
 async def open_log(connection: Any, settings: Settings, schema: str) -> None:
     """Creates the log if there is none of that name; checks its head against its last commit.
 
-    Raises `CorruptLogError` where they contradict each other.
+    Raises `CorruptLogError` if they contradict each other.
     """
     await connection.execute(
         f"INSERT INTO {schema}.eventfold_logs (name, identity) SELECT $1, $2 "  # noqa: S608

@@ -1,4 +1,4 @@
-"""`TableSource`: a log in the tables, to be read.
+"""`TableSource`: a log in the tables, for reading.
 
 All sources of one log in one event loop share their connections and their watcher, until the last of them is closed.
 
@@ -127,7 +127,7 @@ class Session:
         return await self.connections.retried(call)
 
     async def head(self) -> Head:
-        """The head, asked of the server."""
+        """The head, from the server."""
         rows = await self.fetch('SELECT "offset", hash FROM {schema}.eventfold_logs WHERE log = $1')
         if rows is None:
             return Head(0, "")
@@ -138,7 +138,7 @@ class Session:
         return head
 
     async def recent_lines(self, start: Head, end: Head) -> Lines | None:
-        """The lines between two heads, where they are few."""
+        """The lines between two heads, if they are few."""
         if not 0 < end.offset - start.offset <= SLICE_SIZE:
             return None
         rows = await self.fetch(_BLOCK, start.offset, end.offset, _BLOCK_ROWS, SLICE_SIZE)
@@ -165,7 +165,7 @@ _sessions: dict[tuple[Any, ...], Session] = {}
 
 
 class TableSource:
-    """A `Source`. It may be used in any event loop, and has connections of its own in each."""
+    """A `Source`. It can be used in any event loop, and has separate connections in each."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -230,7 +230,7 @@ class TableSource:
         return self.session().waiters
 
     async def head(self) -> Head:
-        """The head, asked of the server. Raises `OSError`."""
+        """The head, from the server. Raises `OSError`."""
         return await self.session().head()
 
     async def base(self) -> int:
@@ -290,7 +290,7 @@ class TableSource:
             found = await self.line_hash_before(start.offset, run)
             if start.line_hash and found != start.line_hash:
                 raise CorruptLogError(
-                    self.location, start.offset, "another line stands before this offset than when it was read"
+                    self.location, start.offset, "a different line ended at this offset when it was read"
                 )
         at, last = start.offset, min(end, sys.maxsize)
         rows = await run("SELECT max(start) FROM {schema}.eventfold_commits WHERE log = $1 AND start <= $2", at)
@@ -317,7 +317,7 @@ class TableSource:
             if not ahead.cancelled():
                 ahead.exception()
         if at < last and end < sys.maxsize:
-            raise CorruptLogError(self.location, at, f"the commits end here, and the log goes on to {end}")
+            raise CorruptLogError(self.location, at, f"the commits end here, but the log continues to {end}")
 
     def _joined(self, rows: list[Any], begin: int) -> bytes:
         """The lines of rows, which must follow each other."""
@@ -340,7 +340,7 @@ class TableSource:
                 await session.aclose()
 
     def abandon(self) -> None:
-        """Forgets all sessions without a word to the server: they are the parent's, or their event loop has ended."""
+        """Forgets all sessions without contacting the server: they are the parent's, or their event loop has ended."""
         self._closed = True
         for session in self._used.values():
             session.connections.closed = True
