@@ -281,7 +281,7 @@ class EventWriter(HasPaths):
         events = list(events)
         lines = encode_batch(events, self._max_event_size)
         unique = self._unique(events)
-        condition = Condition(query, after, None)
+        condition = Condition(query, after, None, events)
         indexed = self._index is not None and query.has_tags
         if indexed and after and after != self.head.offset:
             await self.reader().read_line_hash_before(after)  # is it where a line begins?

@@ -103,7 +103,8 @@ class AppendingLog(ViewingLog):
 
         Else it raises what `append` raises. Cancelled before its turn, nothing is appended.
         """
-        return await self._writer.append_unless(map(self._encoded, events), query, after=after)
+        encoded: Iterable[Any] = events if self._catalog is None else map(self._catalog.encoded, events)
+        return await self._writer.append_unless(encoded, query, after=after)
 
     async def append_if(self, event: object, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes. Is cancelled as `append` is.
