@@ -77,12 +77,12 @@ class Checks:
         for append, ids in unique:
             ids.checked = known
             try:
-                found = _results(ids, append.count, results)
+                found = _results(ids, append.events, results)
             except InvalidEventError as error:
                 _fail([append], error)
             else:
                 if found is not None and not append.future.done():
-                    append.future.set_result(found)
+                    append.future.set_result(found[0] if append.count is None else found)
 
     async def results_of(self, ids: UniqueIds | None, count: int) -> list[AppendResult] | None:
         """The results of an append of `count` events, if all are in the log; None if none is.

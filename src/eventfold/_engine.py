@@ -351,3 +351,11 @@ class Engine(Protocol):
 
     def open_committer(self, *args: Any, **options: Any) -> Awaitable[Committer]:
         """Opens the log for appending. Raises `ValueError` for an option that this engine does not have."""
+
+
+@runtime_checkable
+class MakesLogs(Protocol):
+    """An engine that makes a log where there is none, for readers too."""
+
+    def existing(self) -> Engine:
+        """The same without that: to it, a log that is not there is an `EventfoldError`."""

@@ -229,7 +229,8 @@ async def reset_consumer(where: str, name: str, to: str) -> None:
 
 async def copy(where: str, target: str) -> None:
     """Copies the log to another engine, or another directory."""
-    async with reading(where):
+    async with reading(where) as reader:
+        await reader.head()  # before anything is made at the target
         with progress("copy") as told:
             head = await copy_log(where, target, told)
     print_json({"target": target, "offset": head.offset, "line_hash": head.line_hash})
