@@ -26,6 +26,7 @@ class Answers:
 
     def __init__(self, reader: EventReader) -> None:
         self._reader = reader
+        # Made when an id is asked for of which the index can't tell.
         self._seen: SeenIds | None = None
 
     async def aclose(self) -> None:

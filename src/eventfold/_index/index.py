@@ -69,7 +69,6 @@ class Index(Answers):
         self._writing: UncancellableTask[None] | None = None
         self._no_write_before = 0.0
         self._following: asyncio.Task[None] | None = None
-        # Made when an id is asked for of which the file can't tell.
 
     @classmethod
     def open(cls, path: Path, reader: EventReader) -> Index:
