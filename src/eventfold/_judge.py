@@ -105,7 +105,7 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
     ids = {keys.id: start for start, keys in events if keys.id is not None}
     matcher = None
     if any([append.condition is not None for append in appends]):  # noqa: C419 (a generator takes twice as long)
-        matcher = _Matcher()
+        matcher = Matcher()
         matcher.add(0, events)
     for append in appends:
         # First, since whoever appends again what is in the log wants to hear that, and not of a conflict with it.
@@ -149,7 +149,7 @@ def _events_of(append: Append) -> Iterable[tuple[int, Event | Keys]]:
     return zip(accumulate(sizes, initial=0), events, strict=False)
 
 
-class _Matcher:
+class Matcher:
     """The newest events by type and by tag, so that a thousand conditions don't look at a thousand events each."""
 
     def __init__(self) -> None:
