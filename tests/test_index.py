@@ -31,8 +31,9 @@ from eventfold import (
     Record,
     SyncMode,
 )
+from eventfold._codec.keys import key_of_tag
 from eventfold._files.source import FileSource
-from eventfold._index import index, pending, store
+from eventfold._index import answers, index, pending, store
 from eventfold._index.index import MAX_CANDIDATES
 
 WRITE_BATCH_SIZE = 5000
@@ -214,7 +215,7 @@ async def test_a_condition_with_an_offset_overlooks_what_the_file_has_before_it(
 
 async def test_two_texts_with_the_same_key_are_told_apart(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the hash of every tag were the same."""
-    for module in (index, pending):
+    for module in (answers, pending):
         monkeypatch.setattr(module, "key_of_tag", lambda text: 7)
     async with EventLog.open(data_dir, index=True) as log:
         await log.append(tagged(0, "a"))
@@ -329,7 +330,7 @@ async def test_a_pair_that_is_missing_or_wrong_is_noticed(
 ) -> None:
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 100)
-    execute(index_path, f"{damage} WHERE key = ?", store.key_of_tag("own:50"))
+    execute(index_path, f"{damage} WHERE key = ?", key_of_tag("own:50"))
     async with EventLog.open(data_dir, index=True) as log:
         assert await numbers(log, tag("own:50")) == [50]
     assert "not those that were written" in caplog.text
@@ -408,7 +409,7 @@ async def test_a_file_that_lost_pairs_while_it_was_open_is_not_trusted_afterward
         await fill(log, 10)
     async with EventLog.open(data_dir, index=True) as log:
         assert await numbers(log, tag("own:7")) == [7]
-        execute(index_path, "DELETE FROM pairs WHERE key = ?", store.key_of_tag("own:7"))
+        execute(index_path, "DELETE FROM pairs WHERE key = ?", key_of_tag("own:7"))
         await fill(log, 10, 10)
     async with EventLog.open(data_dir, index=True) as log:
         assert await numbers(log, tag("own:7")) == [7]

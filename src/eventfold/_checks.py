@@ -19,7 +19,7 @@ from ._aio import UncancellableTask
 from ._codec.keys import keys_of
 from ._errors import InvalidEventError, copy_error
 from ._event import AppendResult, Event, Head
-from ._index import Index
+from ._index import Answers
 from ._judge import Append, Matcher, UniqueIds, conflict_with
 from ._query import Query
 from ._reader import EventReader
@@ -134,7 +134,7 @@ def _tell(readings: Iterable[_Reading], outcome: int | Exception) -> None:
 class Checks:
     """Looks up the appends of a batch in the index."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Answers) -> None:
         self._index = index
 
     async def check(self, appends: Sequence[Append]) -> list[Append]:
@@ -160,12 +160,12 @@ class Checks:
         for append, ids in unique:
             ids.checked = known
             try:
-                found = _results(ids, append.count, results)
+                found = _results(ids, append.events, results)
             except InvalidEventError as error:
                 _fail([append], error)
             else:
                 if found is not None and not append.future.done():
-                    append.future.set_result(found)
+                    append.future.set_result(found[0] if append.count is None else found)
 
     async def results_of(self, ids: UniqueIds | None, count: int) -> list[AppendResult] | None:
         """The results of an append of `count` events, if all are in the log; None if none is.

@@ -12,13 +12,14 @@ import asyncio
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import msgspec
 
 from ._codec.keys import Keys, keys_of
 from ._codec.lines import Lines, last_line_hash
 from ._errors import AppendConflict, ConditionalAppendError
-from ._event import AppendResult, Event, Head
+from ._event import Event, Head
 from ._query import Query
 from ._tracing import Span
 
@@ -59,12 +60,17 @@ class Append(msgspec.Struct, eq=False, gc=False):
     """
 
     data: bytes
-    future: asyncio.Future[list[AppendResult]]
+    future: asyncio.Future[Any]
     expected: Head | None = None
     condition: Condition | None = None
-    count: int = 0  # of lines; 0 if it is not known
+    count: int | None = None  # of lines; None for one line, whose result is wanted by itself and not in a list
     unique: UniqueIds | None = None
     span: Span | None = None  # that of the call, where it is traced
+
+    @property
+    def events(self) -> int:
+        """How many events it appends."""
+        return 1 if self.count is None else self.count
 
     @property
     def is_judged(self) -> bool:
@@ -93,7 +99,12 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
     `recent` are the lines from `lines_needed_from(appends)` up to the head. The resulting head assumes offsets that
     count bytes.
     """
-    unconditional = [append.data for append in appends if not append.is_judged]
+    # What `is_judged` says, without a call for each.
+    unconditional = [
+        append.data
+        for append in appends
+        if append.expected is None and append.condition is None and append.unique is None
+    ]
     if len(unconditional) == len(appends):  # mostly so: nothing to judge, only positions to count
         positions = list(accumulate(map(len, unconditional), initial=0))
         size = positions.pop()

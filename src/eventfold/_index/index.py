@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection
 from contextlib import aclosing, suppress
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -22,14 +22,13 @@ from .._aio import Thread, UncancellableTask, uninterrupted
 from .._codec.lines import Lines, last_line_hash
 from .._engine import Source, paths_of
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
-from .._event import AppendResult, Head, Record
+from .._event import Head
 from .._logging import WARNING, log_event
-from .._query import Query
 from .._reader import EventReader
+from .answers import MAX_CANDIDATES, Answers
 from .lookups import Lookups
 from .pending import PendingPairs
-from .seen import SeenIds
-from .store import OffsetsByKey, Store, StoredOffsets, UnusableIndexError, key_of_id, key_of_tag
+from .store import OffsetsByKey, Store, StoredOffsets, UnusableIndexError
 
 T = TypeVar("T")
 
@@ -43,21 +42,18 @@ MAX_READ_AT_CLOSE = 16 * 2**20
 POLL_INTERVAL = 0.2
 # Seconds before a file that failed is tried again.
 RETRY_INTERVAL = 30.0
-# Events to look at one by one; where a tag has more of them, reading the log is not slower.
-MAX_CANDIDATES = 1000
 # How often a look-up is begun that finds the file opened again meanwhile.
 _ATTEMPTS = 3
 # Seconds for which reading keys holds the event loop at most.
 _HOLD = 0.002
-_NOTHING = StoredOffsets([], True)
 
 
-class Index:
-    """The index of one log, for one event loop. Open it with `open`; `reader` reads the log."""
+class Index(Answers):
+    """The index of one log in a file, for one event loop. Open it with `open`; `reader` reads the log."""
 
     def __init__(self, path: Path, reader: EventReader) -> None:
+        super().__init__(reader)
         self._path = path
-        self._reader = reader
         self._store = Store(path)
         self._thread = Thread(f"eventfold index {path}")
         self._lookups = Lookups(self._store, self._thread, MAX_CANDIDATES)
@@ -74,7 +70,6 @@ class Index:
         self._no_write_before = 0.0
         self._following: asyncio.Task[None] | None = None
         # Made when an id is asked for of which the file can't tell.
-        self._seen: SeenIds | None = None
 
     @classmethod
     def open(cls, path: Path, reader: EventReader) -> Index:
@@ -239,68 +234,7 @@ class Index:
         finally:
             self._writing = None
 
-    # Answers
-
-    async def candidates(
-        self, queries: Sequence[Query], starts: Sequence[int]
-    ) -> tuple[int, Sequence[Sequence[int] | None]]:
-        """For queries and offsets: the offsets, from that one on, of the events that the query may match.
-
-        They are complete up to the offset that is returned first. None for a query to which the index has no answer:
-        one of its items has no tags, or too many events have them, or the file failed. Raises what reading raises.
-        """
-        answer = await self._find(
-            {
-                (key_of_tag(tag), start)
-                for query, start in zip(queries, starts, strict=True)
-                for item in query.items
-                for tag in item.tags
-            }
-        )
-        if answer is None:
-            return 0, [None] * len(queries)
-        known, found = answer
-        if not found and all([query.has_tags for query in queries]):  # noqa: C419 (a generator takes twice as long)
-            return known, [()] * len(queries)
-        return known, [_candidates(query, start, found) for query, start in zip(queries, starts, strict=True)]
-
-    async def first_match(self, query: Query, offsets: Iterable[int]) -> int | None:
-        """The first of these offsets at which an event stands that the query matches."""
-        async with aclosing(self._reader.events_at(list(offsets), query)) as found:  # type: ignore[type-var]
-            async for records in found:
-                for record in records:
-                    return record.start_offset
-        return None
-
-    async def results_of(self, ids: Iterable[str]) -> tuple[int, dict[str, AppendResult]]:
-        """Where the first event with each id is, as far as there is one up to the offset that is returned first."""
-        ids = set(ids)
-        answer = await self._find({(key_of_id(id), 0) for id in ids})
-        if answer is None or not all(stored.complete for stored in answer[1].values()):
-            return await self._read_results_of(ids)
-        known, found = answer
-        if not found:
-            return known, {}
-        offsets = sorted({offset for stored in found.values() for offset in stored.offsets})
-        async with aclosing(self._reader.events_at(offsets)) as events:  # type: ignore[type-var]
-            return known, _first_with_ids([record async for records in events for record in records], ids)
-
-    async def _read_results_of(self, ids: Collection[str]) -> tuple[int, dict[str, AppendResult]]:
-        """The same without the file. The log is read once; again only for an id that may be in it."""
-        if self._seen is None:
-            self._seen = SeenIds(self._reader)
-        known, missing = await self._seen.not_ruled_out(ids)
-        results: dict[str, AppendResult] = {}
-        if missing:
-            async with aclosing(self._reader.read_from(0, until=known)) as records:  # type: ignore[type-var]
-                async for record in records:
-                    id = record.event.id
-                    if id in missing:
-                        results |= _first_with_ids([record], missing)
-                        missing.discard(id)
-                        if not missing:
-                            break
-        return known, results
+    # Looking up
 
     async def _find(
         self, wanted: Collection[tuple[int, int]]
@@ -376,24 +310,3 @@ def index_path(source: Source) -> Path:
 def _joined(stored: StoredOffsets | None, pending: list[int]) -> StoredOffsets:
     offsets = pending if stored is None else sorted({*stored.offsets, *pending})
     return StoredOffsets(offsets, (stored is None or stored.complete) and len(offsets) <= MAX_CANDIDATES)
-
-
-def _candidates(query: Query, start: int, found: Mapping[tuple[int, int], StoredOffsets]) -> list[int] | None:
-    candidates: set[int] = set()
-    for item in query.items:
-        offsets = [found.get((key_of_tag(tag), start), _NOTHING) for tag in item.tags]
-        complete = [stored.offsets for stored in offsets if stored.complete]
-        if not complete:
-            return None
-        candidates |= set(complete[0]).intersection(*complete[1:])
-    return sorted(candidates)
-
-
-def _first_with_ids(records: Iterable[Record], ids: Collection[str]) -> dict[str, AppendResult]:
-    """The result of the first event with each of these ids."""
-    results: dict[str, AppendResult] = {}
-    for record in records:
-        id = record.event.id
-        if id is not None and id in ids and id not in results:
-            results[id] = AppendResult(record.start_offset, record.end_offset, record.line_hash, duplicate=True)
-    return results

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .._codec.keys import keys_of
+from .._codec.keys import key_of_id, key_of_tag, keys_of
 from .._codec.lines import Lines
-from .store import OffsetsByKey, key_of_id, key_of_tag
+from .store import OffsetsByKey
 
 
 class PendingPairs:

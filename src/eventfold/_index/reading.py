@@ -9,11 +9,11 @@ from .._codec.decode import batch_of
 from .._event import Record
 from .._query import Query
 from .._reader import EventReader
-from .index import Index
+from .answers import Answers
 
 
 async def read_from(
-    index: Index, reader: EventReader, query: Query, offset: int, until: int | None
+    index: Answers, reader: EventReader, query: Query, offset: int, until: int | None
 ) -> AsyncIterator[Record]:
     """What `EventReader.read_from` gives, with its errors."""
     known, [candidates] = await index.candidates([query], [offset])
@@ -29,7 +29,7 @@ async def read_from(
                 yield record
 
 
-async def read_back(index: Index, reader: EventReader, query: Query, offset: int | None) -> AsyncIterator[Record]:
+async def read_back(index: Answers, reader: EventReader, query: Query, offset: int | None) -> AsyncIterator[Record]:
     """What `EventReader.read_back` gives, with its errors."""
     end, [candidates] = await index.candidates([query], [0])
     if candidates is None:

@@ -10,11 +10,10 @@ from collections.abc import Collection
 from contextlib import aclosing
 from time import perf_counter
 
-from .._codec.keys import keys_of
+from .._codec.keys import key_of_id, keys_of
 from .._codec.lines import last_line_hash
 from .._event import Head
 from .._reader import EventReader
-from .store import key_of_id
 
 # 8 MiB. With five million ids in the log, one in 200 others can't be ruled out.
 _BITS = 2**26

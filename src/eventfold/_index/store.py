@@ -80,18 +80,6 @@ class UnusableIndexError(Exception):
     """The file is damaged, or can't be trusted: it must be made again."""
 
 
-def key_of_tag(tag: str) -> int:
-    """The key under which events with a tag are found."""
-    key = xxhash.xxh64_intdigest(tag.encode("utf-8", "surrogatepass"), 0)
-    return key if key < 2**63 else key - 2**64
-
-
-def key_of_id(id: str) -> int:
-    """The key under which events with an id are found."""
-    key = xxhash.xxh64_intdigest(id.encode("utf-8", "surrogatepass"), 1)
-    return key if key < 2**63 else key - 2**64
-
-
 class Store:
     """The open file. Every method may raise `sqlite3.Error`."""
 
