@@ -5,13 +5,26 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support import Seam, event, numbers, settle
 
-from eventfold import ConditionalAppendError, Event, EventLog, InvalidEventError, Query, SyncMode, View
+from eventfold import (
+    ConditionalAppendError,
+    CorruptLogError,
+    Event,
+    EventLog,
+    Head,
+    InvalidEventError,
+    Query,
+    SyncMode,
+    View,
+)
+from eventfold._codec.lines import Lines
+from eventfold._files.source import FileSource
 
 
 def seat(number: int, n: int = 0, type: str = "reserved") -> Event:
@@ -135,6 +148,60 @@ async def test_what_comes_in_while_the_old_log_is_looked_at_is_judged_in_the_tur
 
         with pytest.raises(ConditionalAppendError):
             await second
+
+
+async def filled(log: EventLog) -> list[int]:
+    """Where 300 events begin, the tag of each of which is its number; more than is looked at for each condition."""
+    results = [await log.append_many([Event("a", {"n": n}, tags=(str(n),)) for n in range(150)])]
+    results.append(await log.append_many([Event("a", {"n": n}, tags=(str(n),)) for n in range(150, 300)]))
+    return [result.start_offset for some in results for result in some]
+
+
+async def test_conditions_that_are_stated_together_read_the_log_once(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one of them is cancelled meanwhile, and where they ask for types, or for events behind an offset."""
+    async with EventLog.open(data_dir) as log:
+        offsets = await filled(log)
+        read: list[int] = []
+        blocks = FileSource.blocks
+
+        def noted(source: FileSource, start: Head, end: int) -> AsyncGenerator[Lines, None]:
+            read.append(start.offset)
+            return blocks(source, start, end)
+
+        monkeypatch.setattr(FileSource, "blocks", noted)
+        queries = [Query(tags={str(n)}) for n in range(280, 320)] + [Query({"a"}), Query({"b"}), Query({"a"}, {"350"})]
+        tasks = [asyncio.create_task(log.append_unless([], query)) for query in [*queries, Query(tags={"351"})]]
+        await asyncio.sleep(0)
+        tasks.pop().cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+
+        assert read == [0]
+        found = [outcome.conflict.offset for outcome in outcomes if isinstance(outcome, ConditionalAppendError)]
+        assert found == [*offsets[280:], 0]
+        assert outcomes[20:40] + outcomes[41:] == [[]] * 22
+
+        later = [log.append_unless([], Query(tags={str(n)}), after=offsets[100]) for n in range(98, 102)]
+        found = [isinstance(outcome, Exception) for outcome in await asyncio.gather(*later, return_exceptions=True)]
+        assert found == [False, False, True, True]
+
+
+async def test_conditions_that_can_not_be_read_for_are_refused_each(tmp_path: Path) -> None:
+    async with EventLog.open(tmp_path) as log:
+        offsets = await filled(log)
+        wrong = [log.append_unless([], Query(tags={str(n)}), after=offsets[9] + 1) for n in range(3)]
+        right = [log.append_unless([], Query(tags={str(n)}), after=offsets[9]) for n in range(3)]
+        outcomes = await asyncio.gather(*wrong, *right, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [ValueError] * 3 + [list] * 3
+        with open(tmp_path / "app.jsonl", "r+b") as file:
+            file.seek(offsets[200])
+            file.write(b"!")
+        queries = [Query(tags={str(n)}) for n in (0, 149, 250, 300)]
+        outcomes = await asyncio.gather(*map(log.append_unless, [[]] * 4, queries), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [
+            ConditionalAppendError, ConditionalAppendError, CorruptLogError, CorruptLogError
+        ]  # fmt: skip
 
 
 async def test_a_condition_looks_into_the_archive_too(data_dir: Path) -> None:

@@ -116,7 +116,7 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
     ids = {keys.id: start for start, keys in events if keys.id is not None}
     matcher = None
     if any([append.condition is not None for append in appends]):  # noqa: C419 (a generator takes twice as long)
-        matcher = _Matcher()
+        matcher = Matcher()
         matcher.add(0, events)
     for append in appends:
         # First, since a repeated append must be reported as a duplicate, not as a conflict with itself.
@@ -160,7 +160,7 @@ def _events_of(append: Append) -> Iterable[tuple[int, Event | Keys]]:
     return zip(accumulate(sizes, initial=0), events, strict=False)
 
 
-class _Matcher:
+class Matcher:
     """The newest events by type and by tag, so that a thousand conditions don't check a thousand events each."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ._address import Address, engine_of
 from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
-from ._checks import Checks, NotIndexedError, ids_of, read_condition
+from ._checks import Checks, ConditionReads, NotIndexedError, ids_of
 from ._codec.encode import encode_batch, encode_line
 from ._engine import (
     ClosingCommitter,
@@ -66,6 +66,7 @@ class EventWriter(HasPaths):
         self._scope = Scope()
         self._commits = GroupCommit(committer, self._on_commit)
         self._queue = self._commits.queue
+        self._condition_reads = ConditionReads(self.reader())
         self._closing: UncancellableTask[None] | None = None
         # None for an engine that has nothing to rotate.
         self._rotator: Rotator | None = None
@@ -298,7 +299,7 @@ class EventWriter(HasPaths):
         while True:
             if not indexed:
                 try:
-                    condition.checked = await read_condition(self.reader(), query, after)
+                    condition.checked = await self._condition_reads.read(query, after)
                 except ConditionalAppendError:
                     # A repeated append must not conflict with itself.
                     checks = self._commits.checks

@@ -27,10 +27,8 @@ class PendingPairs:
                 found.append(key_of_id(keys.id))
             self.count += len(found)
             for key in found:
-                if key in waiting:
+                if waiting.setdefault(key, offset) is not offset:  # there was one before
                     _append(waiting, key, offset)
-                else:
-                    waiting[key] = offset
 
     def find(self, wanted: Iterable[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
         """For each key and offset, the offsets from that one onwards, in order, if there are any."""
