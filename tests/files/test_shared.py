@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support import Seam, event, numbers, records
+from tests.crash.peers import Peer
+from tests.support import Seam, event, line, numbers, records
 
 from eventfold import (
     ConditionalAppendError,
     Event,
     EventLog,
     EventReader,
+    Head,
     LockMode,
     LogLockedError,
     SyncMode,
@@ -25,7 +27,9 @@ from eventfold import (
     WriterFailedError,
     snapshot,
 )
-from eventfold._files import operations, shared, turn
+from eventfold._codec.lines import Lines
+from eventfold._files import operations, shared, turn, watcher
+from eventfold._files.segments import LogSegments
 
 SHARED = LockMode.SHARED
 HOLDER = """
@@ -162,6 +166,56 @@ async def test_a_tail_and_a_view_see_what_the_other_appends(data_dir: Path) -> N
         async with asyncio.timeout(10):
             assert (await first).event == event(7)
             assert await one.wait_until("count", result.end_offset) == 1
+        await tail.aclose()
+
+
+async def test_what_a_writer_appends_itself_is_told_in_its_process_without_reading_it_back(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_back: list[object] = []
+    lines_between = watcher._lines_between
+
+    def counted(segments: LogSegments, start: Head, end: Head) -> Lines | None:
+        read_back.append(end)
+        return lines_between(segments, start, end)
+
+    monkeypatch.setattr(watcher, "_lines_between", counted)
+    async with EventLog.open(data_dir, lock=SHARED) as log, asyncio.timeout(20):
+        tail = log.tail()
+        for n in range(30):
+            reading = asyncio.ensure_future(anext(tail))
+            await log.append(event(n))
+            assert (await reading).event == event(n)
+        await tail.aclose()
+    # A look without a hint may come just between a commit and what is told of it.
+    assert len(read_back) < 5
+
+
+@pytest.mark.parametrize("announced", [False, True])
+async def test_a_tail_sees_what_other_processes_append_beside_the_writer_of_its_own(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, announced: bool
+) -> None:
+    """Also what a writer of this process had announced, and then did not get to tell."""
+    async with EventLog.open(data_dir, lock=SHARED) as log, asyncio.timeout(20):
+        tail = log.tail()
+        peer = await asyncio.to_thread(Peer, data_dir)
+        wake_watchers = peer.turn.wake_watchers
+
+        def wake() -> None:
+            if announced:
+                log._writer._committer._turn.announced = peer.head
+            wake_watchers()
+
+        monkeypatch.setattr(peer.turn, "wake_watchers", wake)
+        for n in range(6):
+            reading = asyncio.ensure_future(anext(tail))
+            await asyncio.sleep(0.01)
+            if n % 2:
+                await log.append(event(n))
+            else:
+                await asyncio.to_thread(peer.append, line(n))
+            assert (await reading).event.data == {"n": n}
+        await asyncio.to_thread(peer.close)
         await tail.aclose()
 
 

@@ -97,7 +97,7 @@ class SharedCommitter(FileCommitter):
             turn.close()
             raise
         self._opened = True
-        self.source.directory.add_shared_head(turn.durable_head)
+        self.source.directory.add_shared_writer(turn)
         if self._rotation is not None:
             self._finish_left_rotation(self._rotation)
 
@@ -278,7 +278,7 @@ class SharedCommitter(FileCommitter):
 
     def _release(self) -> None:
         if self._opened and self.source.directory is not None and self._turn is not None:
-            self.source.directory.remove_shared_head(self._turn.durable_head)
+            self.source.directory.remove_shared_writer(self._turn)
         super()._release()
         if self._turn is not None:
             self._turn.close()

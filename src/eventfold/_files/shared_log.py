@@ -209,6 +209,7 @@ class SharedLog(ActiveLog):
             self._sync(file)
             self._tell_durable()
         if judgement.data:
+            self.turn.announced = self.head
             self.turn.wake_watchers()
         return before, judgement
 

@@ -114,6 +114,8 @@ class Turn:
         self.held = False
         # What this writer has synced itself, even if the mark could not be updated.
         self.own_durable = Head(0, "")
+        # The end of this writer's last commit, once it is durable: it tells that in its process itself, with the lines.
+        self.announced = Head(0, "")
         self._state = threading.Lock()
         self._waiting_since: float | None = None
         self._warned_of: float | None = None

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from .._codec.lines import SLICE_SIZE, Lines, join
 from .._errors import CorruptLogError
@@ -47,6 +47,16 @@ def watch(path: Path, **options: Any) -> Iterator[Any]:
     return watch(path, **options)
 
 
+class SharedWriter(Protocol):
+    """A writer of this process that shares the log with others."""
+
+    announced: Head
+    """The end of its own last commit, which it publishes itself."""
+
+    def durable_head(self) -> Head | None:
+        """What of everybody's appends is durable; None once it is closed."""
+
+
 class Directory(Waiters):
     """One data directory, as this process sees it. Get it from `directory`."""
 
@@ -59,11 +69,8 @@ class Directory(Waiters):
             if (directory := this()) is not None:
                 directory.notify(*news, watcher=watcher)
 
-        def shared_head() -> Head | None:
-            return None if (directory := this()) is None else directory._shared_head()
-
-        self._shared_heads: tuple[Callable[[], Head | None], ...] = ()
-        super().__init__(lambda: FileWatcher(layout, lookup.copy(), notify, shared_head))
+        self._shared_writers: tuple[SharedWriter, ...] = ()
+        super().__init__(lambda: FileWatcher(layout, lookup.copy(), notify, this))
 
     def __repr__(self) -> str:
         return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
@@ -71,28 +78,38 @@ class Directory(Waiters):
     @property
     def durable_head(self) -> Head | None:
         """The durable head, if a writer in this process publishes it; with shared writers, that of all processes."""
-        return self._shared_head() or self._published
+        return self.shared_head() or self._published
 
-    def _shared_head(self) -> Head | None:
-        heads = [head for tell in self._shared_heads if (head := tell()) is not None]
+    @property
+    def published_head(self) -> Head | None:
+        """The head that a writer of this process published last; None without a writer."""
+        return self._published
+
+    def shared_head(self) -> Head | None:
+        """The durable head of all writers, if a writer of this process shares the log with others."""
+        heads = [head for writer in self._shared_writers if (head := writer.durable_head()) is not None]
         return max(heads, default=None)
 
-    def add_shared_head(self, tell: Callable[[], Head | None]) -> None:
-        """Registers a writer of this process that shares the log; `tell` returns the durable head of all writers."""
-        self._shared_heads = (*self._shared_heads, tell)
+    def is_announced(self, head: Head) -> bool:
+        """Whether a writer of this process that shares the log will publish this head next."""
+        return any(writer.announced == head for writer in self._shared_writers)
+
+    def add_shared_writer(self, writer: SharedWriter) -> None:
+        """Registers a writer of this process that shares the log with others."""
+        self._shared_writers = (*self._shared_writers, writer)
         self._watch_beside_writer = True
         self._update_watcher()
 
-    def remove_shared_head(self, tell: Callable[[], Head | None]) -> None:
+    def remove_shared_writer(self, writer: SharedWriter) -> None:
         """Removes that writer."""
-        self._shared_heads = tuple(other for other in self._shared_heads if other != tell)
-        self._watch_beside_writer = bool(self._shared_heads)
+        self._shared_writers = tuple(other for other in self._shared_writers if other is not writer)
+        self._watch_beside_writer = bool(self._shared_writers)
         self._update_watcher()
 
     def after_fork(self) -> None:
         """See `Waiters.after_fork`."""
         super().after_fork()
-        self._shared_heads, self._watch_beside_writer = (), False
+        self._shared_writers, self._watch_beside_writer = (), False
 
 
 class FileWatcher:
@@ -103,10 +120,10 @@ class FileWatcher:
         layout: Layout,
         lookup: HeadLookup,
         notify: Callable[..., None],
-        shared_head: Callable[[], Head | None] = lambda: None,
+        directory: Callable[[], Directory | None] = lambda: None,
     ) -> None:
         self._layout = layout
-        self._shared_head = shared_head
+        self._directory = directory
         self.dir = layout.dir
         # Shared writers touch the lock file once what they wrote is durable.
         self.names: tuple[str, ...] = (layout.log_path.name, layout.lock_path.name)
@@ -133,7 +150,7 @@ class FileWatcher:
 
     def look(self) -> None:
         """Checks the files after a hint."""
-        if self._look():
+        if self._look(hinted=True):
             self._hints_come = True
 
     def tick(self) -> bool:
@@ -203,13 +220,14 @@ class FileWatcher:
             except FileNotFoundError:
                 return
 
-    def _look(self) -> bool:
+    def _look(self, *, hinted: bool = False) -> bool:
         """Reports the head if it has changed since the last check, or the error if it was not found for a while."""
         if self._stopped.is_set():
             return False
         try:
-            if (durable := self._shared_head()) is not None:
-                return self._look_at_shared(durable)
+            directory = self._directory()
+            if directory is not None and (durable := directory.shared_head()) is not None:
+                return self._look_at_shared(directory, durable, hinted)
             change = self._lookup.change()
         except CorruptLogError as error:
             self._notify(error, watcher=self)
@@ -232,11 +250,18 @@ class FileWatcher:
         self._notify(change.head, change.known, change.lines, watcher=self)
         return True
 
-    def _look_at_shared(self, durable: Head) -> bool:
+    def _look_at_shared(self, directory: Directory, durable: Head, hinted: bool) -> bool:
         """The same if a writer of this process knows what is durable: what is in the file may not be yet."""
         if durable == self.head:
             return False
-        known, self.head = self.head, durable
+        published = directory.published_head
+        if published is not None and published >= durable:
+            self.head = durable
+            return hinted
+        if hinted and directory.is_announced(durable):
+            # The writer has the lines in memory. If it never publishes them, the next check without a hint does.
+            return True
+        known, self.head = max((head for head in (self.head, published) if head is not None), default=None), durable
         lines = None
         if known is not None and 0 < durable.offset - known.offset <= SLICE_SIZE:
             with LogSegments(self._layout) as segments:
