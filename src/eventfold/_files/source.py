@@ -22,8 +22,8 @@ from .watcher import Directory, directory
 
 # The first block of a reading, in bytes. Later ones are up to `BLOCK_SIZE`.
 _FIRST_BLOCK_SIZE = 64 * 1024
-# Bytes that are read at a time of what somebody has added to a document meanwhile.
-_READ_SIZE = 64 * 1024
+# Bytes that are read at a time of what one call has left of a document.
+_READ_SIZE = 64 * 1024**2
 # Seconds for one block: below the one, the next may be larger; above the other, it begins small again.
 _QUICK, _SLOW = 0.1, 1.0
 
@@ -210,8 +210,9 @@ def _read(path: Path) -> bytes | None:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file; move it away", str(path))
         data = os.read(fd, status.st_size + 1)
-        while len(data) > status.st_size and (piece := os.read(fd, _READ_SIZE)):
-            data += piece  # somebody writes to it, where others replace a document whole
+        # One call reads no more than 2 GiB; and somebody may write to it, where others replace a document whole.
+        while len(data) != status.st_size and (piece := os.read(fd, _READ_SIZE)):
+            data += piece
         return data
     finally:
         os.close(fd)
