@@ -3,7 +3,8 @@
 Run it apart, since it starts a PostgreSQL server and four nats-servers, one alone and three in a cluster, all of which
 sync what they acknowledge: `python -m benchmarks.engines`. Needs the servers' binaries. `R3` has a replica on each
 server of the cluster. Clients and servers share the machine's processors, so only the ratios count. It fails where a
-floor is not reached.
+floor is not reached. `nats-py commits` publishes what eventfold does, messages of a thousand events, which are encoded
+already: no program that appends through these servers can be faster.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import resource
 import statistics
 import sys
 import tempfile
@@ -18,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic_ns, perf_counter
+from time import monotonic_ns, perf_counter, process_time
 from typing import Any, Protocol
 
 import asyncpg
@@ -30,7 +32,7 @@ from tests.postgres.servers import running_server
 
 from eventfold import Event, EventLog, EventReader
 
-from ._events import PlainEvent, sample_fields
+from ._events import PlainEvent, sample_fields, sample_lines
 from ._harness import Case, Figures, Goal, Table, measure
 
 TASKS = (1, 100, 1000)
@@ -40,6 +42,7 @@ _TAILED = 100  # events to a tail, one every so many seconds
 _TAIL_INTERVAL = 0.01
 _CONNECTIONS = 20
 _PLAIN_MESSAGES = 20_000  # of the replay with a message an event, since each is synced
+_IN_FLIGHT = (1, 2, 4)  # ready-made commits at once
 
 
 class Contender(Protocol):
@@ -194,6 +197,9 @@ class Plain:
         await self._pool.close()
 
 
+_COMMIT = b"".join(sample_lines(TASKS[-1]))
+
+
 class PlainNats:
     """A stream with a message for each event, whose acknowledgement is waited for."""
 
@@ -219,6 +225,11 @@ class PlainNats:
 
     async def append_if(self, number: int) -> None:
         self._last = await self._publish(PlainEvent(**sample_fields(number)), self._last)
+
+    async def append_commit(self) -> int:
+        """Publishes a message of a thousand events, as eventfold does with as many tasks; how many they are."""
+        self._last = max(self._last, (await self._stream.publish(f"plain{self._replicas}", _COMMIT)).seq)
+        return _COMMIT.count(b"\n")
 
     async def append_now(self) -> None:
         await self._publish(PlainEvent("now", monotonic_ns(), 0))
@@ -278,8 +289,8 @@ def contender_of(name: str, places: Mapping[str, str]) -> Plain | PlainNats | Ev
 
 
 async def appends(append: Callable[[int], Awaitable[Any]], tasks: int, seconds: float) -> Figures:
-    """How many calls end in a second, where each of so many tasks makes one after the other."""
-    done, start = 0, perf_counter()
+    """How many calls end in a second, where each of so many tasks makes one after the other, and what one takes."""
+    done, start, cpu = 0, perf_counter(), process_time()
 
     async def run(task: int) -> None:
         nonlocal done
@@ -288,15 +299,42 @@ async def appends(append: Callable[[int], Awaitable[Any]], tasks: int, seconds: 
             done += 1
 
     await asyncio.gather(*map(run, range(tasks)))
-    return {"rate": done / (perf_counter() - start)}
+    return {"rate": done / (perf_counter() - start), "cpu": (process_time() - cpu) / done * 1e6}
 
 
-async def replay(contender: Contender, filled: Mapping[str, int]) -> Figures:
-    count, start = filled[contender.name], perf_counter()
-    found = await contender.replay()
-    if found != count:
-        raise AssertionError(f"{contender.name} has {found} events, and not {count}")
-    return {"rate": count / (perf_counter() - start)}
+async def ready_commits(contender: PlainNats, in_flight: int, seconds: float) -> Figures:
+    """How many events a second, where so many messages of a thousand are always under way."""
+    done, start, cpu = 0, perf_counter(), process_time()
+
+    async def run() -> None:
+        nonlocal done
+        while perf_counter() < start + seconds:
+            done += await contender.append_commit()
+
+    await asyncio.gather(*(run() for _ in range(in_flight)))
+    return {"rate": done / (perf_counter() - start), "cpu": (process_time() - cpu) / done * 1e6}
+
+
+async def replay(contender: Contender, filled: Mapping[str, int], places: Mapping[str, str]) -> Figures:
+    """In a process of its own, for what it takes."""
+    found = await in_other_process("--replay", contender.name, places)
+    figures = msgspec.json.decode(found[-1], type=dict[str, float])
+    if (count := figures.pop("events")) != filled[contender.name]:
+        raise AssertionError(f"{contender.name} has {count} events, and not {filled[contender.name]}")
+    return figures
+
+
+async def replay_as_other_process(name: str, places: str) -> None:
+    contender = contender_of(name, msgspec.json.decode(places))
+    await contender.open(read_only=True)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, cpu = perf_counter(), process_time()
+    count = await contender.replay()
+    seconds, cpu = perf_counter() - start, process_time() - cpu
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+    await contender.aclose()
+    figures = {"events": count, "rate": count / seconds, "cpu": cpu / count * 1e6, "memory": memory / 1024}
+    print(msgspec.json.encode(figures).decode())
 
 
 async def tailed(contender: Contender, begun: Callable[[], object]) -> list[float]:
@@ -325,17 +363,25 @@ async def to_own_tail(contender: Contender) -> Figures:
 
 
 async def to_other_process(contender: Contender, places: Mapping[str, str]) -> Figures:
-    arguments = contender.name, msgspec.json.encode(places).decode()
+    found = await in_other_process("--tail", contender.name, places, lambda: append_slowly(contender))
+    return percentiles(msgspec.json.decode(found[-1], type=list[float]))
+
+
+async def in_other_process(
+    option: str, name: str, places: Mapping[str, str], meanwhile: Callable[[], Awaitable[None]] | None = None
+) -> list[bytes]:
+    """The lines that this program prints with an option; `meanwhile` is done after the first of them."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.engines", "--tail", *arguments),
+        *(sys.executable, "-m", "benchmarks.engines", option, name, msgspec.json.encode(places).decode()),
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
-    await process.stdout.readline()  # it has begun
-    await append_slowly(contender)
-    delays = msgspec.json.decode(await process.stdout.read(), type=list[float])
+    first = await process.stdout.readline()
+    if meanwhile is not None:
+        await meanwhile()
+    lines = [first, *(await process.stdout.read()).splitlines()]
     await process.wait()
-    return percentiles(delays)
+    return lines
 
 
 async def tail_as_other_process(name: str, places: str) -> None:
@@ -352,7 +398,7 @@ def percentiles(delays: list[float]) -> Figures:
 
 def tables(runner: asyncio.Runner, places: Mapping[str, str], options: argparse.Namespace) -> Iterator[Table]:
     """What is measured, with all contenders open in one event loop."""
-    contenders = [contender_of(name, places) for name in CONTENDERS]
+    contenders = [contender_of(name, places) for name in options.only or CONTENDERS]
     for contender in contenders:
         runner.run(contender.open())
 
@@ -365,7 +411,7 @@ def tables(runner: asyncio.Runner, places: Mapping[str, str], options: argparse.
                 (Goal(floor, to=f"{work}, {PLAIN[contender.name]}"),)
                 if floor is not None and contender.name in PLAIN
                 else (),
-                f"{work}, {PLAIN.get(contender.name, 'asyncpg')}",
+                f"{work}, {PLAIN.get(contender.name, contenders[0].name)}",
             )
             for contender in contenders
         ]
@@ -375,8 +421,21 @@ def tables(runner: asyncio.Runner, places: Mapping[str, str], options: argparse.
         work = f"{tasks:,} task{'s' * (tasks > 1)}"
         floor = APPEND_FLOOR if tasks == TASKS[-1] else None
         found += cases(work, lambda c, tasks=tasks: appends(c.append, tasks, options.seconds), floor)
+    for contender in contenders:
+        if isinstance(contender, PlainNats):
+            for count in _IN_FLIGHT:
+                found.append(
+                    Case(
+                        f"{count} ready-made commit{'s' * (count > 1)} of {TASKS[-1]:,}",
+                        contender.name,
+                        lambda c=contender, n=count: runner.run(ready_commits(c, n, options.seconds)),  # type: ignore[misc]
+                        reference=f"{TASKS[-1]:,} tasks, {contender.name}",
+                    )
+                )
     found += cases("append_if, 1 task", lambda c: appends(c.append_if, 1, options.seconds))
-    yield Table("append", "appends", {"rate": "events/s"}, found, more_is_better=True)
+    columns = {"rate": "events/s", "cpu": "µs an event"}
+    notes = ["The processor time is the client's, without the servers'."]
+    yield Table("append", "appends", columns, found, more_is_better=True, notes=notes)
 
     columns = {"p50": "ms", "p99": "ms"}
     found = cases("same process", to_own_tail)
@@ -384,8 +443,10 @@ def tables(runner: asyncio.Runner, places: Mapping[str, str], options: argparse.
     yield Table("tail", "from the call of append to a tail", columns, found, warm_up=False)
 
     filled = {contender.name: runner.run(contender.fill(options.events)) for contender in contenders}
-    found = cases(f"{options.events:,} events", lambda c: replay(c, filled), REPLAY_FLOOR)
-    yield Table("replay", "reading and decoding all events", {"rate": "events/s"}, found, more_is_better=True)
+    found = cases(f"{options.events:,} events", lambda c: replay(c, filled, places), REPLAY_FLOOR)
+    columns = {"rate": "events/s", "cpu": "µs an event", "memory": "MiB"}
+    notes = ["Each in a process of its own: its processor time, and what its peak memory grew by."]
+    yield Table("replay", "reading and decoding all events", columns, found, more_is_better=True, notes=notes)
     for contender in contenders:
         runner.run(contender.aclose())
 
@@ -396,10 +457,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="for each number of tasks, in each round")
     parser.add_argument("--events", type=int, default=1_000_000, help="to replay, a multiple of 1,000")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved; their medians count")
+    parser.add_argument("--only", action="append", choices=CONTENDERS, help="only this contender; more than once")
     parser.add_argument("--tail", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--replay", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.tail:
         asyncio.run(tail_as_other_process(*options.tail))
+        return 0
+    if options.replay:
+        asyncio.run(replay_as_other_process(*options.replay))
         return 0
     reached = True
     with contextlib.ExitStack() as stack:

@@ -1,6 +1,7 @@
-"""Building the index of a log in files ahead of time, and removing it.
+"""Building the index of a log ahead of time, and removing it.
 
-Promise: neither changes the log. An index is built beside whoever writes, and removed only while nobody does.
+Promise: neither changes the log. An index is built beside whoever writes. A file is removed only while nobody does, and
+an index that the engine keeps at any time.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 
+from ._address import Address
 from ._aio import UncancellableTask, in_thread, uninterrupted
-from ._engine import paths_of
+from ._engine import EngineKeys, IndexedSource, paths_of
 from ._errors import EventfoldError
 from ._event import Head
 from ._files.cutting import WriterLock
@@ -26,35 +29,39 @@ _INTERVAL = 0.1
 
 
 async def build_index(
-    dir: str | os.PathLike[str],
+    dir: Address,
     *,
     path: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Head:
-    """Builds the index of tags and ids of a log in files, or brings it up to date, also while the log is being written.
+    """Builds the index of tags and ids of a log, or brings it up to date, also while the log is being written.
 
     `EventLog.open(dir, index=True)` does so too, but behind the first appends. Cancelled, it keeps what it has written,
     and the next one goes on from there.
 
     Args:
-        dir: The data directory.
-        path: The index's file; `index.sqlite` in the data directory if not given.
+        dir: The log: a data directory, an address, or an engine.
+        path: The index's file; if not given, `index.sqlite` in the data directory, or the table in PostgreSQL.
         progress: Is called again and again with the bytes of the log that were read, and those that there are.
 
     Returns:
         The place in the log up to which the index is complete.
 
     Raises:
-        EventfoldError: The file could not be written; the program's log (logger `eventfold`) says why.
+        EventfoldError: The file could not be written (the program's log, logger `eventfold`, says why), or there is no
+            such log.
+        ValueError: The engine keeps no index, and no `path` was given.
         CorruptLogError: The log is damaged.
         OSError: The log could not be read.
     """
     reader = EventReader(dir)
+    if path is None and isinstance(reader._source, IndexedSource):
+        return await _extend(reader, reader._source.keys, progress)
     file = index_path(reader._source) if path is None else Path(path)
     head = (await reader.head()).offset
     index = Index.open(file, reader)
     try:
-        building = asyncio.ensure_future(index.candidates(()))
+        building = asyncio.ensure_future(index.candidates((), ()))
         try:
             while not building.done():
                 await asyncio.wait([building], timeout=_INTERVAL)
@@ -74,6 +81,14 @@ async def build_index(
     return place
 
 
+async def _extend(reader: EventReader, keys: EngineKeys, progress: Callable[[int, int], object] | None) -> Head:
+    """Builds the index that the engine keeps."""
+    async with aclosing(reader):
+        head = await reader.head()
+        await keys.extend(head.offset, None if progress is None else lambda done: progress(done, head.offset))
+    return head
+
+
 def _place_of(file: Path) -> Head:
     """The place that a file stands for. Closed as it was: complete, also after a power cut."""
     store = Store(file)
@@ -82,12 +97,12 @@ def _place_of(file: Path) -> Head:
     return place
 
 
-async def drop_index(dir: str | os.PathLike[str], *, path: str | os.PathLike[str] | None = None) -> bool:
-    """Removes the index of a log in files, which nobody may have open for writing.
+async def drop_index(dir: Address, *, path: str | os.PathLike[str] | None = None) -> bool:
+    """Removes the index of a log; nobody may have a log in files open for writing.
 
     Args:
-        dir: The data directory.
-        path: The index's file; `index.sqlite` in the data directory if not given.
+        dir: The log: a data directory, an address, or an engine.
+        path: The index's file; if not given, `index.sqlite` in the data directory, or the rows in PostgreSQL.
 
     Returns:
         Whether there was one.
@@ -95,9 +110,14 @@ async def drop_index(dir: str | os.PathLike[str], *, path: str | os.PathLike[str
     Raises:
         LogLockedError: The log is open for writing, and its index may be in use.
         EventfoldError: There is no log in that directory.
-        OSError: The file could not be removed.
+        ValueError: The engine keeps no index, and no `path` was given.
+        OSError: The file could not be removed, or the server refused.
     """
-    source = EventReader(dir)._source
+    reader = EventReader(dir)
+    source = reader._source
+    if path is None and isinstance(source, IndexedSource):
+        async with aclosing(reader):
+            return await source.keys.drop()
     file = index_path(source) if path is None else Path(path)
     lock = WriterLock(Layout(paths_of(source).dir))
     try:

@@ -13,12 +13,13 @@ import asyncio
 import errno
 import weakref
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import msgspec
 
 from . import _tracing
 from ._engine import DocumentLock, LockingDocuments, check_name
-from ._errors import CorruptLogError, EventfoldError
+from ._errors import CorruptLogError, EventfoldError, LogClosedError
 from ._event import PartialRecord, Record
 from ._logging import INFO, log_event
 from ._query import Query, query_of
@@ -116,9 +117,10 @@ class Consumer:
 
     Each `async for` begins after the last commit; it ends when the log is closed. Only one at a time runs for a name: a
     second one in the same process is refused, and one in another process waits until the first ends, or its process
-    does. That is so for a log in files; on another engine, see to it that one process reads. Offsets are bytes in the
-    whole log. With a `query`, it gives only events that it matches; the query is not kept on disk, and a commit covers
-    all that stands before it in the log, matched or not.
+    does. Where a log is on a server, a process that can't reach it for a while loses the name to one that waits. It
+    waits itself then, and goes on after the last commit; on JetStream, a commit of what it still had is refused with an
+    `EventfoldError`. Offsets are bytes in the whole log. With a `query`, it gives only events that it matches; the
+    query is not kept on disk, and a commit covers all that stands before it in the log, matched or not.
     """
 
     def __init__(self, reader: EventReader, name: str, *, start: int | None = 0, query: Query | None = None) -> None:
@@ -192,7 +194,16 @@ class _Iteration:
         if self._records is None:
             self._records = await self._begin()
         try:
-            return await anext(self._records)
+            record = await anext(self._records)
+            while self._lock is not None and not self._place.reader.closed and await self._lock.was_lost():
+                known = self._place.committed
+                committed = await self._take_name()
+                # Otherwise nobody has done anything meanwhile that lasts.
+                if committed != known:
+                    async with aclosing(self._records):  # type: ignore[type-var]
+                        self._records = self._records_after(committed)
+                    record = await anext(self._records)
+            return record
         except BaseException:
             self._end()
             raise
@@ -206,11 +217,20 @@ class _Iteration:
         _running[key] = self
         self._key = key
         try:
-            self._lock = await _lock_name(place)
-            committed = await place.last_commit()
+            return self._records_after(await self._take_name())
         except BaseException:
             self._end()
             raise
+
+    async def _take_name(self) -> int | None:
+        """The offset of the last commit, once this process has the name for itself."""
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = await _lock_name(self._place)
+        return await self._place.last_commit()
+
+    def _records_after(self, committed: int | None) -> AsyncIterator[Record]:
+        place = self._place
         return place.reader.tail(place.start if committed is None else committed, query=place.query)
 
     def _end(self) -> None:
@@ -232,6 +252,8 @@ async def _lock_name(place: _Checkpoint) -> DocumentLock | None:
     while True:
         try:
             lock = await reader.documents.lock("consumer", place.name)
+        except LogClosedError:
+            raise StopAsyncIteration from None
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 return None  # nothing can be committed there either

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -89,8 +89,21 @@ class Documents(Protocol):
 class DocumentLock(Protocol):
     """A lock that is held. It ends with the process too."""
 
+    async def was_lost(self) -> bool:
+        """Whether somebody else may have it now: this process could not be reached, or its connection was cut."""
+
     def release(self) -> None:
         """Lets it go; idempotent, and never blocks. Any thread may call it."""
+
+
+class NoLock:
+    """What stands for a lock where there is none."""
+
+    async def was_lost(self) -> bool:
+        return False
+
+    def release(self) -> None:
+        """Nothing is held."""
 
 
 @runtime_checkable
@@ -155,6 +168,34 @@ class SourceOfLines(Protocol):
         """
 
 
+class EngineKeys(Protocol):
+    """The offsets of the events with each key (a number for a tag or an id), as the log's engine keeps them itself."""
+
+    async def extend(self, end: int, progress: Callable[[int], object] | None = None) -> None:
+        """Adds what is missing up to an offset, beside whoever writes. Raises what reading raises.
+
+        Calls `progress` with the offset up to which nothing is missing, again and again.
+        """
+
+    async def find(self, wanted: Sequence[tuple[int, int]], limit: int) -> tuple[int, int, list[list[int]]]:
+        """For each key and offset, the offsets from that one on, in order, at most `limit` of them.
+
+        They are complete up to the offset that is returned first; the second one is that of the head. Raises `OSError`.
+        """
+
+    async def drop(self) -> bool:
+        """Forgets all keys; whether there were any. Raises `OSError`."""
+
+
+@runtime_checkable
+class IndexedSource(Protocol):
+    """A source whose engine can keep the index itself."""
+
+    @property
+    def keys(self) -> EngineKeys:
+        """The index."""
+
+
 class Commit(msgspec.Struct):
     """What became of the appends that were committed together.
 
@@ -205,6 +246,14 @@ class Committer(Protocol):
 
 
 @runtime_checkable
+class IndexingCommitter(Protocol):
+    """A committer that can write the keys of events together with them."""
+
+    def begin_indexing(self) -> None:
+        """From now on, each commit has the keys of its events too. The source is an `IndexedSource`."""
+
+
+@runtime_checkable
 class RotatingCommitter(Protocol):
     """A committer that can move what it has into an archive."""
 
@@ -223,11 +272,11 @@ class RotatingCommitter(Protocol):
 
 
 @runtime_checkable
-class SharedTurn(Protocol):
-    """A committer whose commits may have to wait for another process, for as long as that one is stopped."""
+class ClosingCommitter(Protocol):
+    """A committer that may have to wait long: for another process that is stopped, or for a server that is away."""
 
     def begin_closing(self) -> None:
-        """The log is about to be closed: commits that wait for a process that is stopped are to fail."""
+        """The log is about to be closed. What waits for others is to fail soon, but for appends that would not."""
 
 
 @runtime_checkable
@@ -283,6 +332,17 @@ def refuse_options(options: Mapping[str, Any], engine: str) -> None:
 
 
 @runtime_checkable
+class MigratingEngine(Protocol):
+    """An engine that keeps logs in a form which a new version may change, and which not every role may change."""
+
+    async def migrate(self, *, role: str | None = None) -> str:
+        """Makes or changes it, and grants a role what it needs; the statements that were run."""
+
+    async def migration_sql(self, *, role: str | None = None) -> str:
+        """The statements that `migrate` would run."""
+
+
+@runtime_checkable
 class Engine(Protocol):
     """What keeps a log. `EventLog.open` and `EventReader` take one, or an address that names one."""
 
@@ -291,3 +351,11 @@ class Engine(Protocol):
 
     def open_committer(self, *args: Any, **options: Any) -> Awaitable[Committer]:
         """Opens the log for appending. Raises `ValueError` for an option that this engine does not have."""
+
+
+@runtime_checkable
+class MakesLogs(Protocol):
+    """An engine that makes a log where there is none, for readers too."""
+
+    def existing(self) -> Engine:
+        """The same without that: to it, a log that is not there is an `EventfoldError`."""

@@ -63,6 +63,8 @@ ENGINES: dict[str, Factory] = {
 }
 # Those to which several writers append at once.
 SHARED = {"files_shared", "jetstream", "postgres"}
+# Those that are given a file for the index.
+KEEPS_NO_INDEX = {"jetstream", "jetstream_cluster"}
 if os.environ.get("EVENTFOLD_NATS") == "all":
     ENGINES["jetstream_cluster"] = jetstream_cluster
     SHARED.add("jetstream_cluster")
@@ -72,6 +74,13 @@ if os.environ.get("EVENTFOLD_NATS") == "all":
 def where(request: pytest.FixtureRequest) -> Address:
     """A log that does not exist yet, on each engine."""
     return ENGINES[request.param](request)
+
+
+@pytest.fixture
+def index(request: pytest.FixtureRequest, tmp_path: Path) -> bool | Path:
+    """What `EventLog.open` is given as `index`: a file where the engine keeps no index."""
+    names = {str(value) for value in request.node.callspec.params.values()}
+    return tmp_path / "index.sqlite" if names & KEEPS_NO_INDEX else True
 
 
 @pytest.fixture(params=sorted(SHARED))

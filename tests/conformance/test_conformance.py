@@ -518,6 +518,108 @@ async def test_an_id_that_writers_append_at_once_is_in_the_log_once(shared: Addr
     assert [result.start_offset for result in results[::2]] == [result.start_offset for result in results[1::2]]
 
 
+# The index
+
+
+def tagged(n: int, *tags: str) -> Event:
+    return Event("ab"[n % 2], {"n": n}, tags=tags, id=f"id-{n}")
+
+
+async def test_the_index_gives_what_reading_without_it_gives(where: Address, index: bool | Path) -> None:
+    """Forwards and backwards, from any event up to any other."""
+    queries = [
+        Query(tags={"x"}),
+        Query({"a"}, {"x", "y"}),
+        Query({"b"}, {"y"}) | Query(tags={"z"}),
+        Query(tags={"none"}),
+    ]
+    found, expected = [], []
+    async with EventLog.open(where, index=index) as log:
+        results = []
+        for n in range(40):
+            tags = [tag for tag, every in (("x", 2), ("y", 3), ("z", 13)) if n % every == 0]
+            results.append(await log.append(tagged(n, *tags)))
+        for query in queries:
+            for start, end in ((0, 40), (7, 40), (7, 25)):
+                limits = results[start].start_offset, results[end - 1].end_offset
+                found.append([r async for r in log.read_from(limits[0], query=query, until=limits[1])])
+                expected.append([r async for r in log.reader().read_from(limits[0], query=query, until=limits[1])])
+                found.append([r async for r in log.read_back(limits[1], query=query)])
+                expected.append([r async for r in log.reader().read_back(limits[1], query=query)])
+
+    assert found == expected
+    assert [len(records) for records in found[::6]] == [20, 7, 10, 0]
+
+
+async def test_a_condition_covers_the_whole_log_by_the_index(where: Address, index: bool | Path) -> None:
+    """What this writer appended and what another one did before it; the conflict says where."""
+    async with EventLog.open(where, index=index) as log:
+        await log.append_many([tagged(n, f"seat:{n}") for n in range(50)])
+    async with EventLog.open(where, index=index) as log:
+        own = await log.append(tagged(50, "seat:50"))
+        await log.append_unless([tagged(51, "seat:51")], Query(tags={"seat:51"}))
+        for seat in (7, 50, 51):
+            with pytest.raises(ConditionalAppendError) as raised:
+                await log.append_unless([tagged(99)], Query(tags={f"seat:{seat}"}))
+            if seat == 50:
+                assert raised.value.conflict.offset == own.start_offset
+        await log.append_unless([tagged(52)], Query(tags={"seat:50"}), after=own.end_offset)
+
+        assert await numbers(log) == list(range(53))
+
+
+async def test_what_was_appended_without_the_index_is_in_it_too(where: Address, index: bool | Path) -> None:
+    """Before it was there, and between two that had it."""
+    async with EventLog.open(where) as log:
+        await log.append(tagged(0, "a"))
+    async with EventLog.open(where, index=index) as log:
+        await log.append(tagged(1, "a"))
+    async with EventLog.open(where) as log:
+        await log.append(tagged(2, "a"))
+    async with EventLog.open(where, index=index, unique_ids=True) as log:
+        await log.append(tagged(3, "a"))
+
+        assert [r.event.data["n"] async for r in log.read_from(query=Query(tags={"a"}))] == [0, 1, 2, 3]
+        assert [(await log.append(tagged(n))).duplicate for n in range(4)] == [True] * 4
+
+
+async def test_an_id_is_in_the_log_once(where: Address, index: bool | Path) -> None:
+    """Two at once, after reopening, and as a batch; the first result is given each time."""
+    async with EventLog.open(where, index=index, unique_ids=True) as log:
+        results = await asyncio.gather(log.append(tagged(0)), log.append(tagged(0)))
+    async with EventLog.open(where, index=index, unique_ids=True) as log:
+        results += [await log.append(tagged(0)), *await log.append_many([tagged(0)])]
+
+        assert await numbers(log) == [0]
+    assert len({(r.start_offset, r.end_offset, r.line_hash) for r in results}) == 1
+    assert sorted(r.duplicate for r in results) == [False, True, True, True]
+
+
+async def test_writers_share_the_index_of_the_engine(shared: Address, index: bool | Path) -> None:
+    """Of two that reserve the same seats, beside one that appends without the index, each seat goes to one."""
+    if index is not True:
+        pytest.skip("this engine keeps no index")
+    opening = [EventLog.open(shared, index=True), EventLog.open(shared, index=True), EventLog.open(shared)]
+
+    async def reserve(log: EventLog, seat: int) -> bool:
+        try:
+            await log.append_unless([tagged(seat, f"seat:{seat}")], Query(tags={f"seat:{seat}"}))
+        except ConditionalAppendError:
+            return False
+        return True
+
+    async with opening[0] as one, opening[1] as two, opening[2] as without:
+        taken = []
+        for first in range(0, 60, 20):
+            await without.append(tagged(first, f"seat:{first}"))
+            seats = range(first, first + 20)
+            taken += await asyncio.gather(*(reserve(log, seat) for seat in seats for log in (one, two)))
+        found = await numbers(two)
+
+    assert sorted(found) == list(range(60))
+    assert sum(taken) == 57
+
+
 async def test_a_tail_sees_what_all_writers_append(shared: Address) -> None:
     """In the order of the log."""
     seen: list[int] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from nats.aio.client import Client
 from tests.jetstream.appends import append, line, pending, read
 from tests.jetstream.servers import Servers
 
-from eventfold import Event, EventfoldError, EventLog, UnknownOutcomeError
+from eventfold import Event, EventfoldError, EventLog, UnknownOutcomeError, View
 from eventfold.jetstream import JetStream
 from eventfold.jetstream._committer import StreamCommitter
 
@@ -167,6 +168,49 @@ async def test_closing_does_not_wait_for_servers_that_have_stopped(own_servers: 
     await asyncio.wait_for(committer.aclose(), 5)
 
     await asyncio.gather(waiting, *sent, return_exceptions=True)
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+async def test_closing_a_log_waits_for_servers_that_are_away_once_and_not_for_each_call(
+    own_servers: Callable[[], Servers], how: str
+) -> None:
+    """What waits in the queue, and the snapshots, share one `timeout`."""
+    servers = own_servers()
+    views = [View(f"view{n}", lambda state, event: state + 1, 0) for n in range(5)]
+    engine = JetStream(servers.addresses, "log", timeout=2, attempt_timeout=0.5)
+    log = await EventLog.open(engine, views=views)
+    await log.append(Event("counted", {"n": 1}))
+    await log.refresh_all()
+    servers.all[0].signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    large = Event("large", {"text": "x" * 3_000_000})  # of which two don't fit into a message
+    appending = [asyncio.ensure_future(log.append(large)) for _ in range(6)]
+    tailing = asyncio.ensure_future(anext(log.tail()))
+    await asyncio.sleep(0.1)
+
+    began = time.monotonic()
+    await asyncio.wait_for(log.aclose(), 30)
+
+    assert time.monotonic() - began < 6  # one timeout, one attempt that was under way, and closing the connection
+    outcomes = await asyncio.gather(*appending, tailing, return_exceptions=True)
+    assert all(isinstance(outcome, OSError | UnknownOutcomeError) for outcome in outcomes[:6])
+
+
+async def test_a_log_that_stays_open_beside_one_that_was_closed_waits_as_long_as_before(
+    own_servers: Callable[[], Servers],
+) -> None:
+    """They share a connection."""
+    servers = own_servers()
+    engine = JetStream(servers.addresses, "log", timeout=3, attempt_timeout=0.3)
+    async with EventLog.open(engine) as log:
+        async with EventLog.open(engine) as other:
+            await other.append(Event("counted", {"n": 1}))
+        await asyncio.sleep(3)
+        servers.kill()
+        appending = asyncio.ensure_future(log.append(Event("counted", {"n": 2})))
+        await asyncio.sleep(1)
+        await asyncio.to_thread(servers.start)
+
+        await appending
 
 
 async def test_a_connection_of_the_application_stays_open(server: Servers) -> None:

@@ -120,6 +120,23 @@ class Server:
         """Kills the server's first process; those of its connections follow it."""
         self._end(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Stops all its processes, as a machine that stands still does: connections stay, and nothing answers."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Lets them go on, if there are any."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: int) -> None:
+        if self._process is None or self._process.poll() is not None:
+            return
+        first = self._process.pid
+        # The first one before the others, so that it starts none meanwhile.
+        os.kill(first, number)
+        for pid in subprocess.run(["pgrep", "-P", str(first)], capture_output=True, check=False).stdout.split():
+            os.kill(int(pid), number)
+
     def _end(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from tests.postgres.programs import writing
 from tests.postgres.proxy import Cut, Proxy, proxy_of
-from tests.postgres.servers import Server, in_thread
+from tests.postgres.servers import Server, in_thread, running_server
 
-from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, Query, UnknownOutcomeError
+from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, Query, UnknownOutcomeError, View
 from eventfold.postgres import Postgres
 from eventfold.postgres._committer import TableCommitter
+from eventfold.postgres._source import CLOSED_WITHIN
 
 # Faults, one after the other of each kind; the suite has time for one of each.
 ROUNDS = int(os.environ.get("EVENTFOLD_POSTGRES_ROUNDS", "5"))
@@ -292,6 +293,35 @@ async def test_a_statement_timeout_is_an_os_error_and_nothing_was_written(own_se
         await log.append(Event("a", {"n": 2}))
 
         assert [record.event.data["n"] async for record in log.read_full()] == [2]
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_closing_waits_shortly_for_a_server_that_is_away(how: str) -> None:
+    """Once for all views' snapshots, the index and the connections together; a tail ends too."""
+
+    def count(state: int, event: Event) -> int:
+        return state + 1
+
+    views = [View(name, count, 0) for name in "abc"]
+    with running_server() as server:
+        log = await EventLog.open(Postgres(server.address(), "closed"), views=views, index=True)
+        await log.append_many([Event("a", {"n": n}) for n in range(100)])
+        tailing = asyncio.create_task(read_on(log))
+        await asyncio.sleep(0.2)
+        await log.refresh_all()
+        server.freeze() if how == "frozen" else server.kill()
+        try:
+            async with asyncio.timeout(3 * CLOSED_WITHIN):
+                await log.aclose()
+                await asyncio.wait([tailing])
+        finally:
+            server.thaw()
+        assert tailing.exception() is None
+
+
+async def read_on(log: EventLog) -> None:
+    async for _ in log.tail(0):
+        pass
 
 
 async def test_a_head_that_went_back_to_a_backup_is_noticed_by_a_condition(own_server: Server) -> None:

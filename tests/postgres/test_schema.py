@@ -9,7 +9,16 @@ import asyncpg
 import pytest
 from tests.postgres.servers import Server
 
-from eventfold import CorruptLogError, Event, EventfoldError, EventLog, EventReader, WriterFailedError
+from eventfold import (
+    CorruptLogError,
+    Event,
+    EventfoldError,
+    EventLog,
+    EventReader,
+    Query,
+    WriterFailedError,
+    build_index,
+)
 from eventfold.postgres import Postgres, _schema
 
 
@@ -70,11 +79,29 @@ async def test_tables_of_an_older_version_are_migrated(database: str, monkeypatc
     await fill(database)
     step = "ALTER TABLE {schema}.eventfold_logs ADD COLUMN later integer;"
     monkeypatch.setattr(_schema, "MIGRATIONS", (*_schema.MIGRATIONS, step))
-    monkeypatch.setattr(_schema, "VERSION", 2)
+    monkeypatch.setattr(_schema, "VERSION", _schema.VERSION + 1)
     await fill(database, count=1)
     await fill(database, count=1)
 
     assert await read(database) == [0, 1, 2, 0, 0]
+
+
+async def test_tables_of_the_first_version_are_migrated_to_an_index(database: str) -> None:
+    """It has what was appended before; until then the log can be read."""
+    await fill(database)
+    await execute(
+        database,
+        "ALTER TABLE eventfold_logs DROP COLUMN indexed; DROP TABLE eventfold_keys; "
+        "UPDATE eventfold_schema SET version = 1",
+    )
+    assert await read(database) == [0, 1, 2]
+    with pytest.raises(EventfoldError, match="version 1"):
+        await build_index(Postgres(database, "orders"))
+    async with EventLog.open(Postgres(database, "orders"), index=True) as log:
+        await log.append(Event("a", {"n": 3}, tags=("x",)))
+        assert [r.event.data["n"] async for r in log.read_from(query=Query(tags={"x"}))] == [3]
+
+    assert await read(database) == [0, 1, 2, 3]
 
 
 async def test_tables_of_a_newer_version_are_refused(database: str) -> None:

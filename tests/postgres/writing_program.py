@@ -1,8 +1,9 @@
 """One of several programs that append to a log and tail it while a test harms the server.
 
-Arguments: the address, the program's number, the number of tasks. Each task appends events numbered by the program, of
-every ten tasks one at an expected head and one unless its tag is there, and tells on standard output what became of it.
-When standard input ends, the program appends its last event, number -1, and tells what its tail has seen up to there.
+Arguments: the address, the program's number, the number of tasks. Programs of an even number keep the index. Each task
+appends events numbered by the program, of every ten tasks one at an expected head and one unless its tag is there, and
+tells on standard output what became of it. When standard input ends, the program appends its last event, number -1, and
+tells what its tail has seen up to there.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ async def tail_to_the_end(log: EventLog, program: int) -> list[tuple[int, int]]:
 async def main() -> None:
     address, program, tasks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     stop, numbers = asyncio.Event(), itertools.count()
-    async with EventLog.open(Postgres.from_address(address)) as log:
+    async with EventLog.open(Postgres.from_address(address), index=program % 2 == 0) as log:
         tailing = asyncio.create_task(tail_to_the_end(log, program))
         async with asyncio.TaskGroup() as group:
             for task in range(tasks):

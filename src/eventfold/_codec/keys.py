@@ -1,4 +1,7 @@
-"""What finds an event without decoding the rest of its line: its type, its tags and its id."""
+"""What finds an event without decoding the rest of its line: its type, its tags and its id.
+
+In an index, a tag or an id is a signed number of 64 bits: its xxh64, with seed 0 for tags and seed 1 for ids.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import msgspec
+import xxhash
 
 from .lines import Lines
 
@@ -33,6 +37,28 @@ def keys_of(lines: Lines) -> list[tuple[int, Keys]]:
     if lines.marks:
         starts = map(lines.offset_at, starts)
     return list(zip(starts, keys, strict=False))
+
+
+def pairs_of(lines: Lines) -> list[tuple[int, int]]:
+    """The number of each tag and each id in the lines, with the offset of its event."""
+    pairs = []
+    for offset, keys in keys_of(lines):
+        pairs += [(key_of_tag(tag), offset) for tag in keys.tags]
+        if keys.id is not None:
+            pairs.append((key_of_id(keys.id), offset))
+    return pairs
+
+
+def key_of_tag(tag: str) -> int:
+    """The key under which events with a tag are found."""
+    key = xxhash.xxh64_intdigest(tag.encode("utf-8", "surrogatepass"), 0)
+    return key if key < 2**63 else key - 2**64
+
+
+def key_of_id(id: str) -> int:
+    """The key under which events with an id are found."""
+    key = xxhash.xxh64_intdigest(id.encode("utf-8", "surrogatepass"), 1)
+    return key if key < 2**63 else key - 2**64
 
 
 def _decode(data: bytes, texts: Sequence[bytes]) -> list[Keys]:

@@ -138,7 +138,7 @@ class FileCommitter:
     def _sync_soon(self) -> None:
         self._sync_timer = None
         # The next commit hears of a failure.
-        self._thread.call(self._sync).add_done_callback(asyncio.Future.exception)
+        self._thread.call(self._sync)
 
     def _sync(self) -> None:
         if self._unsynced:
@@ -192,13 +192,14 @@ class FileCommitter:
             self._rotation.close()
             self._rotation = None
 
-    def _close_old_files_later(self, _: object = None) -> None:
+    def _close_old_files_later(self) -> None:
         if self._old_files and self._old_files_timer is None and not self._closed:
             self._old_files_timer = self._loop.call_later(KEEP_LOCKED, self._close_old_files_soon)
 
     def _close_old_files_soon(self) -> None:
         self._old_files_timer = None
-        self._thread.call(self._close_old_files).add_done_callback(self._close_old_files_later)
+        self._thread.call(self._close_old_files)
+        self._close_old_files_later()
 
     def _close_old_files(self) -> None:
         while self._old_files and self._old_files[0][1] <= monotonic():

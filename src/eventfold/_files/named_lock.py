@@ -52,6 +52,10 @@ class NamedLock:
     def __del__(self) -> None:
         self.release()
 
+    async def was_lost(self) -> bool:
+        """Never: nobody can take an flock away."""
+        return False
+
     def release(self) -> None:
         """Lets the lock go; idempotent, and never blocks."""
         fd, self._fd = self._fd, -1

@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -58,8 +59,9 @@ class FileDocuments:
             return await uninterrupted(taking)
         except asyncio.CancelledError:
             # What the thread took belongs to nobody now.
-            if taking.exception() is None and (lock := taking.result()) is not None:
-                lock.release()
+            with suppress(OSError):  # as nobody asks for it any more
+                if (lock := taking.result()) is not None:
+                    lock.release()
             raise
         finally:
             del taking

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection
 from contextlib import aclosing, suppress
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -22,13 +22,13 @@ from .._aio import Thread, UncancellableTask, uninterrupted
 from .._codec.lines import Lines, last_line_hash
 from .._engine import Source, paths_of
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
-from .._event import AppendResult, Head, Record
+from .._event import Head
 from .._logging import WARNING, log_event
-from .._query import Query
 from .._reader import EventReader
+from .answers import MAX_CANDIDATES, Answers
 from .lookups import Lookups
 from .pending import PendingPairs
-from .store import Pair, Store, StoredOffsets, UnusableIndexError, key_of_id, key_of_tag
+from .store import OffsetsByKey, Store, StoredOffsets, UnusableIndexError
 
 T = TypeVar("T")
 
@@ -42,20 +42,18 @@ MAX_READ_AT_CLOSE = 16 * 2**20
 POLL_INTERVAL = 0.2
 # Seconds before a file that failed is tried again.
 RETRY_INTERVAL = 30.0
-# Events to look at one by one; where a tag has more of them, reading the log is not slower.
-MAX_CANDIDATES = 1000
 # How often a look-up is begun that finds the file opened again meanwhile.
 _ATTEMPTS = 3
 # Seconds for which reading keys holds the event loop at most.
 _HOLD = 0.002
 
 
-class Index:
-    """The index of one log, for one event loop. Open it with `open`; `reader` reads the log."""
+class Index(Answers):
+    """The index of one log in a file, for one event loop. Open it with `open`; `reader` reads the log."""
 
     def __init__(self, path: Path, reader: EventReader) -> None:
+        super().__init__(reader)
         self._path = path
-        self._reader = reader
         self._store = Store(path)
         self._thread = Thread(f"eventfold index {path}")
         self._lookups = Lookups(self._store, self._thread, MAX_CANDIDATES)
@@ -71,6 +69,7 @@ class Index:
         self._writing: UncancellableTask[None] | None = None
         self._no_write_before = 0.0
         self._following: asyncio.Task[None] | None = None
+        # Made when an id is asked for of which the file can't tell.
 
     @classmethod
     def open(cls, path: Path, reader: EventReader) -> Index:
@@ -216,7 +215,7 @@ class Index:
             writing = self._write(self._stored.offset, self._known, pairs, self._pending)
             self._writing = UncancellableTask(writing, "eventfold index writer")
 
-    async def _write(self, start: int, end: Head, pairs: list[Pair], pending: PendingPairs) -> None:
+    async def _write(self, start: int, end: Head, pairs: OffsetsByKey, pending: PendingPairs) -> None:
         try:
             await self._thread.call(self._store.add, start, end, pairs)
         except (sqlite3.OperationalError, OSError) as error:
@@ -235,64 +234,28 @@ class Index:
         finally:
             self._writing = None
 
-    # Answers
+    # Looking up
 
-    async def candidates(self, queries: Sequence[tuple[Query, int]]) -> tuple[int, list[list[int] | None]]:
-        """For queries and offsets: the offsets, from that one on, of the events that the query may match.
-
-        They are complete up to the offset that is returned first. None for a query to which the index has no answer:
-        one of its items has no tags, or too many events have them, or the file failed. Raises what reading raises.
-        """
-        wanted = list({(tag, start) for query, start in queries for item in query.items for tag in item.tags})
-        answer = await self._find([(key_of_tag(tag), start) for tag, start in wanted])
-        if answer is None:
-            return 0, [None] * len(queries)
-        known, found = answer
-        by_tag = dict(zip(wanted, found, strict=True))
-        return known, [_candidates(query, start, by_tag) for query, start in queries]
-
-    async def first_match(self, query: Query, offsets: Iterable[int]) -> int | None:
-        """The first of these offsets at which an event stands that the query matches."""
-        async with aclosing(self._reader.events_at(list(offsets), query)) as found:  # type: ignore[type-var]
-            async for records in found:
-                for record in records:
-                    return record.start_offset
-        return None
-
-    async def results_of(self, ids: Iterable[str]) -> tuple[int, dict[str, AppendResult]]:
-        """Where the first event with each id is, as far as there is one up to the offset that is returned first."""
-        ids = set(ids)
-        answer = await self._find([(key_of_id(id), 0) for id in ids])
-        if answer is None or not all(stored.complete for stored in answer[1]):
-            known = (await self._reader.head()).offset
-            async with aclosing(self._reader.read_from(0, until=known)) as all_records:  # type: ignore[type-var]
-                return known, _first_with_ids([record async for record in all_records if record.event.id in ids], ids)
-        known, found = answer
-        offsets = sorted({offset for stored in found for offset in stored.offsets})
-        async with aclosing(self._reader.events_at(offsets)) as events:  # type: ignore[type-var]
-            return known, _first_with_ids([record async for records in events for record in records], ids)
-
-    async def _find(self, wanted: Sequence[tuple[int, int]]) -> tuple[int, list[StoredOffsets]] | None:
-        """The offsets of each key from an offset on; complete up to the offset that is returned first."""
+    async def _find(
+        self, wanted: Collection[tuple[int, int]]
+    ) -> tuple[int, dict[tuple[int, int], StoredOffsets]] | None:
+        """The offsets of each key from an offset on, where there are some; complete up to the one that comes first."""
         for _ in range(_ATTEMPTS):
             await self._catch_up()
             if not self._is_open:
                 return None
-            open_count, known = self._open_count, self._known.offset
+            open_count, known, stored = self._open_count, self._known.offset, self._stored.offset
             # Memory first: what is written meanwhile is found in the file.
-            pending = [self._pending.find(key, start) for key, start in wanted]
-            if all([start >= self._stored.offset for _, start in wanted]):  # noqa: C419 (twice as fast)
-                return known, [StoredOffsets(offsets, len(offsets) <= MAX_CANDIDATES) for offsets in pending]
+            pending = self._pending.find(wanted)
             try:
-                stored = await self._lookups.find(wanted)
+                found = await self._lookups.find([pair for pair in wanted if pair[1] < stored])
             except sqlite3.Error as error:
                 self._give_up(f"can't be read ({error})")
                 return None
             if open_count == self._open_count:
-                return known, [
-                    _joined(found, offsets) if offsets else found
-                    for found, offsets in zip(stored, pending, strict=True)
-                ]
+                if pending:
+                    found = {**found, **{pair: _joined(found.get(pair), offsets) for pair, offsets in pending.items()}}
+                return known, found
         return None
 
     # Closing
@@ -344,30 +307,6 @@ def index_path(source: Source) -> Path:
         ) from None
 
 
-def _joined(stored: StoredOffsets, pending: list[int]) -> StoredOffsets:
-    offsets = sorted({*stored.offsets, *pending})
-    return StoredOffsets(offsets, stored.complete and len(offsets) <= MAX_CANDIDATES)
-
-
-def _candidates(query: Query, start: int, found: Mapping[tuple[str, int], StoredOffsets]) -> list[int] | None:
-    if len(query.items) == 1 and len(query.items[0].tags) == 1:
-        [tag] = query.items[0].tags
-        offsets, is_complete = found[tag, start]
-        return offsets if is_complete else None
-    candidates: set[int] = set()
-    for item in query.items:
-        complete = [offsets for tag in item.tags for offsets, is_complete in [found[tag, start]] if is_complete]
-        if not complete:
-            return None
-        candidates |= set(complete[0]).intersection(*complete[1:])
-    return sorted(candidates)
-
-
-def _first_with_ids(records: Iterable[Record], ids: Collection[str]) -> dict[str, AppendResult]:
-    """The result of the first event with each of these ids."""
-    results: dict[str, AppendResult] = {}
-    for record in records:
-        id = record.event.id
-        if id is not None and id in ids and id not in results:
-            results[id] = AppendResult(record.start_offset, record.end_offset, record.line_hash, duplicate=True)
-    return results
+def _joined(stored: StoredOffsets | None, pending: list[int]) -> StoredOffsets:
+    offsets = pending if stored is None else sorted({*stored.offsets, *pending})
+    return StoredOffsets(offsets, (stored is None or stored.complete) and len(offsets) <= MAX_CANDIDATES)

@@ -9,14 +9,14 @@ from .._codec.decode import batch_of
 from .._event import Record
 from .._query import Query
 from .._reader import EventReader
-from .index import Index
+from .answers import Answers
 
 
 async def read_from(
-    index: Index, reader: EventReader, query: Query, offset: int, until: int | None
+    index: Answers, reader: EventReader, query: Query, offset: int, until: int | None
 ) -> AsyncIterator[Record]:
     """What `EventReader.read_from` gives, with its errors."""
-    known, [candidates] = await index.candidates([(query, offset)])
+    known, [candidates] = await index.candidates([query], [offset])
     if candidates is None:
         async for record in reader.read_from(offset, query=query, until=until):
             yield record
@@ -29,9 +29,9 @@ async def read_from(
                 yield record
 
 
-async def read_back(index: Index, reader: EventReader, query: Query, offset: int | None) -> AsyncIterator[Record]:
+async def read_back(index: Answers, reader: EventReader, query: Query, offset: int | None) -> AsyncIterator[Record]:
     """What `EventReader.read_back` gives, with its errors."""
-    end, [candidates] = await index.candidates([(query, 0)])
+    end, [candidates] = await index.candidates([query], [0])
     if candidates is None:
         async for record in reader.read_back(offset, query=query):
             yield record

@@ -79,9 +79,9 @@ class EventLog(AppendingLog, ReadingLog):
             catalog: The classes of the events' data: objects of them can be appended, and are the data of what is read.
             on_mismatch: What becomes of an event whose data does not fit its class: "raise" a `SchemaError`, or "skip"
                 it with a warning.
-            index: Keeps an index of tags and ids in `index.sqlite` in the data directory, or in the file that is named
-                here. Conditions on tags, and reading events by their tags, then take the same time however large the
-                log is. It is a derived file: without it, or if it is lost, the results are the same.
+            index: Keeps an index of tags and ids: in `index.sqlite` in the data directory, in a table of PostgreSQL, or
+                in the file that is named here. Conditions on tags, and reading events by their tags, then take the same
+                time however large the log is. It is derived: without it, or if it is lost, the results are the same.
             unique_ids: An event whose id is in the log already is not appended again: the result is that of the first
                 one, with `duplicate` true. Needs the index.
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from .._address import Address
-from .._engine import DocumentKind, DocumentLock, Documents, LockingDocuments, Paths
+from .._engine import DocumentKind, DocumentLock, Documents, LockingDocuments, NoLock, Paths
 from .._files import operations
 from .._files.paths import Layout
 from .._files.source import FileDocuments
@@ -75,11 +75,4 @@ class _Documents:
 
     async def lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
         documents = self._of(kind)
-        return await documents.lock(kind, name) if isinstance(documents, LockingDocuments) else _NoLock()
-
-
-class _NoLock:
-    """What stands for a lock where the engine has none."""
-
-    def release(self) -> None:
-        """Nothing is held."""
+        return await documents.lock(kind, name) if isinstance(documents, LockingDocuments) else NoLock()

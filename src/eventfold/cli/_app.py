@@ -239,6 +239,19 @@ def copy(log: Log, target: Annotated[str, typer.Argument(help="Directory or addr
 
 
 @app.command()
+def migrate(
+    log: Annotated[str, typer.Argument(metavar="LOG", help="Address of a log in PostgreSQL.", show_default=False)],
+    role: Annotated[str | None, typer.Option("--role", help="Grant this role what a program needs.")] = None,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL, and change nothing.")] = False,
+) -> None:
+    """Create or migrate the tables, as a role that may; programs may be running.
+
+    Example: eventfold migrate 'postgresql://admin@host/db?log=orders' --role app
+    """
+    run(_writing.migrate(log, role, sql))
+
+
+@app.command()
 def backup(log: Log, directory: Annotated[str, typer.Argument(help="New, empty, or an older copy.")]) -> None:
     """Copy a log, also one that is being written; extend an older copy. Example: eventfold backup data /backup/data"""
     run(_writing.backup(log, directory))
@@ -314,11 +327,11 @@ def reset(
 
 @index.command()
 def build(log: Log) -> None:
-    """Build index.sqlite, or bring it up to date, beside whoever writes. Example: eventfold index build data"""
+    """Build the index, or bring it up to date, beside whoever writes. Example: eventfold index build data"""
     run(_indexing.build(log))
 
 
 @index.command()
 def drop(log: Log) -> None:
-    """Remove index.sqlite; no other process may be writing. Example: eventfold index drop data"""
+    """Remove the index; no other process may be writing to a log in files. Example: eventfold index drop data"""
     run(_indexing.drop(log))

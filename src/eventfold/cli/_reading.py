@@ -16,7 +16,7 @@ from .._verify import verify as verify_log
 from .._view import View
 from ..snapshot import BadSnapshotError, parse
 from ._output import Format, print_json, print_table, printer
-from ._run import FAILED, progress, reading
+from ._run import FAILED, existing, progress, reading
 from ._select import Selection, between, last
 
 
@@ -140,7 +140,7 @@ async def verify(where: str, json: bool, views: list[View[Any]]) -> int:
     """Whatever is wrong; the exit status."""
     async with reading(where):
         with progress("verify") as told:
-            report = await verify_log(where, views=views, progress=told)
+            report = await verify_log(existing(where), views=views, progress=told)
     if json:
         print_json(report)
     else:

@@ -16,6 +16,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from .._address import engine_of
+from .._engine import Engine, MakesLogs
 from .._errors import CorruptLogError, EventfoldError
 from .._reader import EventReader
 
@@ -81,10 +83,16 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def existing(where: str) -> Engine:
+    """The engine of a log that must be there, which is not made where it is not."""
+    engine = engine_of(where)
+    return engine.existing() if isinstance(engine, MakesLogs) else engine
+
+
 @asynccontextmanager
 async def reading(where: str) -> AsyncIterator[EventReader]:
     """A reader of a log that must be there. Raises `EventfoldError` where a directory is not."""
-    reader = EventReader(where)
+    reader = EventReader(existing(where))
     try:
         directory = reader.dir
     except EventfoldError:

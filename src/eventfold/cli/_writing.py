@@ -1,4 +1,4 @@
-"""The commands that write: `append`, `import`, `rotate`, `consumers reset`, `backup`, `copy`."""
+"""The commands that write: `append`, `import`, `rotate`, `consumers reset`, `backup`, `copy`, `migrate`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from .._address import engine_of
 from .._aio import Thread
 from .._backup import backup as backup_log
 from .._codec.encode import encode_line
@@ -18,6 +19,7 @@ from .._codec.selection import decode_events
 from .._codec.stored import StoredEvent
 from .._consumer import move_consumer
 from .._copy import copy_log
+from .._engine import MigratingEngine
 from .._errors import EventfoldError, InvalidEventError
 from .._event import AppendResult, Event, line_hash
 from .._log import EventLog
@@ -227,7 +229,8 @@ async def reset_consumer(where: str, name: str, to: str) -> None:
 
 async def copy(where: str, target: str) -> None:
     """Copies the log to another engine, or another directory."""
-    async with reading(where):
+    async with reading(where) as reader:
+        await reader.head()  # before anything is made at the target
         with progress("copy") as told:
             head = await copy_log(where, target, told)
     print_json({"target": target, "offset": head.offset, "line_hash": head.line_hash})
@@ -239,3 +242,12 @@ async def backup(where: str, target: str) -> None:
         with progress("backup") as told:
             head = await backup_log(reader, target, told)
     print_json({"directory": target, "offset": head.offset, "line_hash": head.line_hash})
+
+
+async def migrate(where: str, role: str | None, only_sql: bool) -> None:
+    """Creates or migrates the tables of a log in a database, or prints the SQL that would do it."""
+    engine = engine_of(where)
+    if not isinstance(engine, MigratingEngine):
+        raise EventfoldError(f"{engine.source().location} has no tables: only a log in PostgreSQL is migrated")
+    statements = await (engine.migration_sql(role=role) if only_sql else engine.migrate(role=role))
+    sys.stdout.write(statements.strip("\n") + "\n" if statements else "")

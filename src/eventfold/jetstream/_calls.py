@@ -1,8 +1,9 @@
-"""Every call of the client library goes through `called`, so that no cancellation of the caller is lost.
+"""Every call of the client library goes through `called`, which keeps cancellations and timeouts from being lost.
 
 The library loses cancellations: `asyncio.wait_for`, which it uses, swallows one that arrives in the same iteration of
 the event loop as the result (before Python 3.12, https://github.com/python/cpython/issues/86296), and its flushing
-swallows any.
+swallows any. Its timeouts cancel the task that they run in (since Python 3.12), which is of no use in an
+`UncancellableTask`. So each call runs in a task of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from .._aio import UncancellableTask, outlast
+from .._aio import outlast
 
 T = TypeVar("T")
 
@@ -22,20 +23,25 @@ NO_LIMITS: dict[str, Any] = {"pending_msgs_limit": 0, "pending_bytes_limit": 0}
 _CANCEL_AGAIN = 0.1  # seconds
 
 
-async def called(call: Coroutine[Any, Any, T]) -> T:
+async def called(call: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
     """The result of a call of the client library.
 
-    The call runs in a task of its own, so that the library never sees a cancellation of the caller. When cancelled,
-    this cancels that task, for as often as it takes, and raises once the task is over.
+    Raises `TimeoutError` after `timeout` seconds, and `ConnectionAbortedError` where somebody cancelled the call, but
+    not its caller, as `asyncio.run` does at its end. When it takes too long, or the caller is cancelled, this cancels
+    the call, for as often as it takes, and raises once that is over.
     """
-    if isinstance(asyncio.current_task(), UncancellableTask):
-        return await call  # in a task of its own it could be cancelled
     task = asyncio.ensure_future(call)
     try:
-        await asyncio.wait([task])
+        await asyncio.wait([task], timeout=timeout)
+        if not task.done():
+            await outlast(task, _cancel)
+            if task.cancelled() or task.exception() is not None:
+                raise TimeoutError(f"the client library did not return within {timeout:g} s")
     except asyncio.CancelledError:
         await outlast(task, _cancel)
         raise
+    if task.cancelled():
+        raise ConnectionAbortedError("the call was cancelled")
     return task.result()
 
 

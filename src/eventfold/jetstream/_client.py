@@ -6,7 +6,6 @@ what could not be sent before a connection was lost is dropped. No socket is lef
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -46,26 +45,26 @@ async def connect(
             _abort(client)  # the library forgets the socket of an attempt to connect that failed
 
     try:
-        async with asyncio.timeout(timeout):
-            await called(
-                client.connect(
-                    list(servers),
-                    **{
-                        "reconnect_time_wait": 0.2,
-                        "connect_timeout": 2,
-                        "ping_interval": 1,
-                        "max_outstanding_pings": 2,
-                        **options,
-                        "pending_size": 0,  # nothing is kept until the next connection
-                        "max_reconnect_attempts": -1,
-                        "allow_reconnect": True,
-                        "error_cb": note_error,
-                        "disconnected_cb": drop_unsent,
-                        "reconnected_cb": reconnected,
-                    },
-                )
-            )
-    except (NatsError, OSError, TimeoutError) as error:
+        await called(
+            client.connect(
+                list(servers),
+                **{
+                    "reconnect_time_wait": 0.2,
+                    "connect_timeout": 2,
+                    "ping_interval": 1,
+                    "max_outstanding_pings": 2,
+                    **options,
+                    "pending_size": 0,  # nothing is kept until the next connection
+                    "max_reconnect_attempts": -1,
+                    "allow_reconnect": True,
+                    "error_cb": note_error,
+                    "disconnected_cb": drop_unsent,
+                    "reconnected_cb": reconnected,
+                },
+            ),
+            timeout,
+        )
+    except (NatsError, OSError) as error:
         problem = client.last_error or error
         raise OSError(errno.ECONNREFUSED, f"no server answers: {problem!r}", location) from error
 
@@ -83,9 +82,8 @@ def is_dead(client: Client) -> bool:
 async def close(client: Client, location: str) -> None:
     """Closes a client; it takes two seconds at most, whatever the server does."""
     try:
-        async with asyncio.timeout(_CLOSE_TIMEOUT):
-            await called(client.close())
-    except (NatsError, OSError, TimeoutError) as error:
+        await called(client.close(), _CLOSE_TIMEOUT)
+    except (NatsError, OSError) as error:
         log_event(
             DEBUG,
             "jetstream.close_failed",
@@ -95,6 +93,9 @@ async def close(client: Client, location: str) -> None:
         )
     finally:
         _abort(client)
+        for subscription in client._subs.values():  # where closing came to no end, the library has not ended these
+            if subscription._wait_for_msgs_task is not None:
+                subscription._wait_for_msgs_task.cancel()
 
 
 def _abort(client: Client) -> None:

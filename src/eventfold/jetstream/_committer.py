@@ -64,7 +64,10 @@ class StreamCommitter:
             head = self._stream.known_head
             recent = []
             if needed is not None and needed < head.offset:
-                recent = [lines async for lines in self._stream.blocks(Head(needed, ""), head.offset)]
+                try:
+                    recent = [lines async for lines in self._stream.blocks(Head(needed, ""), head.offset)]
+                except asyncio.CancelledError:
+                    continue  # the end of `asyncio.run` cancels the tasks that read; this one goes on
             judgement = judge(appends, head, recent)
             refused = any(isinstance(outcome, Exception) for outcome in judgement.outcomes)
             if refused and not newest_head_known:
@@ -132,7 +135,7 @@ class StreamCommitter:
                 raise self._unknown(str(raised)) from raised
             # The time is looked at right before it is sent again: this process may be stopped for a while anywhere.
             await asyncio.sleep(min(_FIRST_DELAY * attempt, _LAST_DELAY))
-            if begun.seconds >= settings.timeout:
+            if begun.seconds >= settings.timeout or connection.given_up:
                 problem = f"no acknowledgement for {settings.timeout:g} s ({problem})"
                 raise self._unknown(problem) if sent else OSError(errno.ETIMEDOUT, problem, connection.location)
 
@@ -141,6 +144,10 @@ class StreamCommitter:
             f"{self._stream.location}: {problem}: the events may or may not be in the log; read it to find out, or "
             "append them again on a condition"
         )
+
+    def begin_closing(self) -> None:
+        """See `ClosingCommitter`: what waits for servers that don't answer is to fail."""
+        self._stream.connection.begin_closing()
 
     async def aclose(self) -> None:
         if not self._closed:

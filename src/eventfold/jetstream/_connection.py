@@ -2,15 +2,17 @@
 
 Promises: a request is repeated until it is answered or `timeout` seconds are over, if need be by another server; a
 client that can't be used any more is replaced. The stream's configuration is checked when the connection is made, after
-each time that it was lost, and every few seconds; what is wrong then is raised by whatever is asked for next.
+each time that it was lost, and every few seconds; what is wrong then is raised by whatever is asked for next. While the
+log is being closed, all requests together wait for at most `timeout` seconds without an answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -80,13 +82,14 @@ class UnansweredError(Exception):
 class Connection:
     """A connection that is made when it is first needed. Call `aclose` when it is not needed any more.
 
-    `on_fault` is called with what is wrong with the stream, whenever a check finds something.
+    `on_fault` is called with what is wrong with the stream, whenever a check finds something; otherwise `after_check`.
     """
 
     def __init__(self, settings: Settings, on_fault: Callable[[EventfoldError], None]) -> None:
         self.settings = settings
         self.location = settings.location
         self.closed = False
+        self.after_check: Callable[[], Awaitable[None]] | None = None
         self._on_fault = on_fault
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
@@ -95,6 +98,8 @@ class Connection:
         self._checking: asyncio.Task[None] | None = None
         self._check_now = asyncio.Event()
         self._unanswered_since: float | None = None
+        self._answered = 0.0  # when, in the event loop's time
+        self._closing_since: float | None = None
         self._max_data = 0
 
     @property
@@ -103,6 +108,18 @@ class Connection:
         if self._client is not None:
             self._max_data = self._client.max_payload - _HEADERS_SIZE
         return self._max_data
+
+    def begin_closing(self, begun: bool = True) -> None:
+        """From now on nobody waits for `timeout` seconds anew; or again, where others go on."""
+        self._closing_since = asyncio.get_running_loop().time() if begun else None
+
+    @property
+    def given_up(self) -> bool:
+        """Whether closing has waited for `timeout` seconds already, so that nothing waits any longer."""
+        if self._closing_since is None:
+            return False
+        silent = asyncio.get_running_loop().time() - max(self._closing_since, self._answered)
+        return silent >= self.settings.timeout
 
     async def client(self) -> Client:
         """The client; it may be about to reconnect.
@@ -124,6 +141,8 @@ class Connection:
         return self._client
 
     async def _connect(self) -> None:
+        if self.given_up:
+            raise OSError(errno.ETIMEDOUT, "no server answers, and the log is being closed", self.location)
         before, self._client = self._client, None
         if before is not None:
             log_event(
@@ -154,7 +173,9 @@ class Connection:
             await self._close(client)
             raise
         self._client = client
-        if self._checking is None:
+        if self._checking is not None:
+            self._check_now.set()
+        else:
             self._checking = asyncio.get_running_loop().create_task(self._keep_checking(), name="eventfold checks")
 
     async def _keep_checking(self) -> None:
@@ -168,6 +189,8 @@ class Connection:
             try:
                 await self._check(await self._live_client(), create=False)
                 self._fault = None
+                if self.after_check is not None:
+                    await self.after_check()
             except EventfoldError as error:
                 if self.closed:
                     return
@@ -267,7 +290,7 @@ class Connection:
                 return await self._asked(client, subject, data, headers)
             except UnansweredError as error:
                 problem = error
-            if loop.time() >= until:
+            if loop.time() >= until or self.given_up:
                 raise OSError(errno.ETIMEDOUT, f"no answer for {self.settings.timeout:g} s: {problem}", self.location)
             await asyncio.sleep(_RETRY_DELAY)
             if client is self._client:
@@ -286,20 +309,23 @@ class Connection:
     ) -> dict[str, Any]:
         if not client.is_connected:
             raise UnansweredError(f"there is no connection ({client.last_error!r})", sent=False)
+        if self.given_up:
+            raise UnansweredError("the log is being closed", sent=False)
         try:
-            sent = dict(headers) if headers else None
-            reply = await called(client.request(subject, data, timeout=self.settings.attempt_timeout, headers=sent))
+            timeout, sent = self.settings.attempt_timeout, dict(headers) if headers else None
+            reply = await called(client.request(subject, data, timeout=timeout, headers=sent), timeout)
             answer: dict[str, Any] = msgspec.json.decode(reply.data)
         except MaxPayloadError as error:
             message = f"a message of {len(data)} bytes; the servers' max_payload is {client.max_payload}"
             raise OSError(errno.EMSGSIZE, message, self.location) from error
-        except (NatsError, OSError, TimeoutError, msgspec.DecodeError) as error:
+        except (NatsError, OSError, msgspec.DecodeError) as error:
             await self._note_unanswered(client)
             raise UnansweredError(repr(error), sent=True) from error
         if is_unavailable(answer):
             await self._note_unanswered(client)
             raise UnansweredError(answer["error"]["description"], sent=True)
         self._unanswered_since = None
+        self._answered = asyncio.get_running_loop().time()
         return answer
 
     async def _note_unanswered(self, client: Client) -> None:
@@ -315,7 +341,8 @@ class Connection:
                 "%(location)s: the server does not answer; another one is tried",
                 location=self.location,
             )
-            await called(client.force_reconnect())
+            with contextlib.suppress(NatsError, OSError):  # whoever asked knows already that there was no answer
+                await called(client.force_reconnect(), self.settings.attempt_timeout)
 
     async def last_message(self) -> Message | None:
         """The stream's last message, as its leader has it; None for an empty stream."""

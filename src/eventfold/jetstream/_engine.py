@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -95,6 +96,12 @@ class JetStream:
 
     def __repr__(self) -> str:
         return f"<JetStream {self._settings.location}>"
+
+    def existing(self) -> JetStream:
+        """The same log, which must be there: see `create`."""
+        engine = copy.copy(self)
+        engine._settings = self._settings._replace(create=False)
+        return engine
 
     def source(self) -> Stream:
         """The log, to be read. Call it in the event loop that reads. No I/O."""

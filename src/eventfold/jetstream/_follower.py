@@ -57,7 +57,7 @@ class Follower:
             except EventfoldError as error:
                 (await self._stream.waiters()).notify(error)
                 await asyncio.sleep(_ERROR_DELAY)
-            except (NatsError, OSError, TimeoutError) as error:
+            except (NatsError, OSError) as error:
                 log_event(
                     INFO,
                     "jetstream.follower_lost",
@@ -123,5 +123,5 @@ class Follower:
             if client.is_connected:
                 stream = self._stream.connection.settings.stream
                 await called(client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}"))
-        except NatsError:
+        except (NatsError, OSError):
             pass  # the server forgets it by itself after the inactive threshold

@@ -38,6 +38,7 @@ class Stream:
         # Those who wait are told what is wrong with the stream: nothing else would end their wait.
         self.connection = Connection(settings, self._waiters.notify)
         self._documents = KeyValueDocuments(self.connection)
+        self.connection.after_check = self._documents.check_locks
         self._known: Head | None = None
         self._users = 0
 
@@ -168,7 +169,7 @@ class Stream:
                 await self.connection.check()  # which says why, where the stream was changed
                 if await self.connection.message(sequence) is None:
                     raise CorruptLogError(self.location, start_of(sequence), "a message is missing here")
-            if loop.time() >= until:
+            if loop.time() >= until or self.connection.given_up:
                 raise OSError(errno.ETIMEDOUT, f"message {sequence} can't be read for {timeout:g} s: {status}")
             await asyncio.sleep(_RETRY_DELAY)
 
@@ -198,11 +199,11 @@ class Stream:
                 ask = {"seq": sequence, "batch": min(_MESSAGES, last - sequence + 1), "max_bytes": _BYTES}
                 subject = f"$JS.API.DIRECT.GET.{self.connection.settings.stream}"
                 await called(client.publish(subject, msgspec.json.encode(ask), reply=inbox))
-                async with asyncio.timeout(self.connection.settings.attempt_timeout):
-                    return messages, await ended
+                await asyncio.wait([ended], timeout=self.connection.settings.attempt_timeout)
+                return messages, ended.result() if ended.done() else "no answer in time"
             finally:
                 await called(subscription.unsubscribe())
-        except (NatsError, TimeoutError) as error:
+        except (NatsError, OSError) as error:
             return messages, repr(error)
 
     def acquire(self) -> None:
@@ -213,8 +214,11 @@ class Stream:
         """Somebody has done with this stream; the last one closes the connection."""
         self._users -= 1
         if self._users <= 0 and not self.connection.closed:
+            await self._documents.aclose()
             self.connection.closed = True
             await self.connection.aclose()
+        else:
+            self.connection.begin_closing(False)
 
     def abandon(self) -> None:
         """Forgets the connection without a word to the server."""

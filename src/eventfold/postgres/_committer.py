@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from .._aio import UncancellableTask, uninterrupted
+from .._codec.keys import pairs_of
 from .._codec.lines import Lines, last_line_hash
 from .._engine import Commit
 from .._errors import CorruptLogError, EventfoldError, UnknownOutcomeError
@@ -30,7 +31,7 @@ from .._event import Head
 from .._judge import Append, Judgement, judge, lines_needed_from
 from ._connections import LOST, PASSING, NotSentError, Tries
 from ._listener import channel
-from ._schema import open_log, open_tables
+from ._schema import VERSION, open_log, open_tables
 from ._source import Fetch, Session, TableSource
 
 T = TypeVar("T")
@@ -40,16 +41,22 @@ _MAX_COMMIT_SIZE = 256 * 2**20
 
 _APPEND = """
 WITH head AS (
-    UPDATE {schema}.eventfold_logs SET "offset" = "offset" + $2, hash = $3
+    UPDATE {schema}.eventfold_logs SET {indexed}"offset" = "offset" + $2, hash = $3
     WHERE log = $1 AND ($4::bigint IS NULL OR ("offset" = $4 AND hash = $5))
     RETURNING "offset"
 ), written AS (
     INSERT INTO {schema}.eventfold_commits (log, start, "end", id, lines)
     SELECT $1, "offset" - $2, "offset", $6, $7 FROM head
     RETURNING start
-)
+){keys}
 SELECT start, pg_notify($8, '') FROM written
 """
+_INDEXED = 'indexed = CASE WHEN indexed = "offset" THEN indexed + $2 ELSE indexed END, '
+_KEYS = """, keys AS (
+    INSERT INTO {schema}.eventfold_keys (log, key, "offset")
+    SELECT $1, pair.key, written.start + pair.at FROM written, unnest($9::bigint[], $10::bigint[]) AS pair (key, at)
+    ON CONFLICT DO NOTHING
+)"""
 # If this host is lost while it has the row, the server lets the others go on after that time.
 _LOCK = """
 SELECT "offset", hash, set_config('idle_in_transaction_session_timeout', $2, true) FROM {schema}.eventfold_logs
@@ -72,8 +79,10 @@ class TableCommitter:
         self._prefix = uuid.uuid4().bytes[:8]
         self._numbers = itertools.count()
         self._timeout = session.settings.attempt_timeout
+        self._indexes = False
         schema = session.schema
-        self._append, self._find = _APPEND.format(schema=schema), _FIND.format(schema=schema)
+        self._append = _APPEND.format(schema=schema, indexed="", keys="")
+        self._find = _FIND.format(schema=schema)
         self._wait_for_standbys = _WAIT_FOR_STANDBYS.format(schema=schema)
 
     @classmethod
@@ -87,6 +96,7 @@ class TableCommitter:
         try:
             await session.connections.retried(open_, transaction=True)
             await session.head()
+            session.version = VERSION
         except BaseException:
             await uninterrupted(UncancellableTask(source.aclose(), "eventfold close"))
             raise
@@ -100,24 +110,32 @@ class TableCommitter:
     def head(self) -> Head:
         return self._session.known_head
 
+    def begin_indexing(self) -> None:
+        """See `IndexingCommitter.begin_indexing`."""
+        schema = self._session.schema
+        self._append = _APPEND.format(schema=schema, indexed=_INDEXED, keys=_KEYS.format(schema=schema))
+        self._indexes = True
+
     async def commit(self, appends: Sequence[Append]) -> Commit:
         """See `Committer.commit`. Raises `OSError` where the server did not take the commit; nothing was written."""
         return await uninterrupted(UncancellableTask(self._commit(appends), "eventfold commit"))
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
         session = self._session
+        is_judged = any([append.is_judged for append in appends])  # noqa: C419 (twice as fast; mostly none is)
         asked = False
         while True:
             head = session.known_head
-            judgement = judge(appends, head, await self._lines_needed(appends, head, self._source.fetch))
-            if not asked and any(isinstance(outcome, Exception) for outcome in judgement.outcomes):
+            recent = await self._lines_needed(appends, head, self._source.fetch) if is_judged else ()
+            judgement = judge(appends, head, recent)
+            if is_judged and not asked and any(isinstance(outcome, Exception) for outcome in judgement.outcomes):
                 # The conflict may only be with what this process has not seen yet.
                 await session.head()
                 asked = True
                 continue
             if not judgement.data:
                 return self._ended(judgement, head.offset)
-            conditional = any(
+            conditional = is_judged and any(
                 append.is_judged and isinstance(outcome, int)
                 for append, outcome in zip(appends, judgement.outcomes, strict=True)
             )
@@ -208,7 +226,11 @@ class TableCommitter:
             raise OSError(errno.EMSGSIZE, f"a commit of {len(data)} bytes; at most {_MAX_COMMIT_SIZE} are possible")
         condition = (None, None) if expected is None else (expected.offset, expected.line_hash)
         log = self._session.log
-        return log, len(data), last_line_hash(data), *condition, id_, data, channel(log)
+        arguments = (log, len(data), last_line_hash(data), *condition, id_, data, channel(log))
+        if not self._indexes:
+            return arguments
+        pairs = pairs_of(Lines("", 0, data))
+        return *arguments, [key for key, _ in pairs], [position for _, position in pairs]
 
     async def _until_answered(self, once: Callable[[bool], Awaitable[T]]) -> T:
         """Calls until the server answers, each time with whether an earlier call may have written something."""
@@ -253,6 +275,10 @@ class TableCommitter:
             f"({error}): the events may or may not be in the log; read it to find out, or append them again on a "
             "condition"
         )
+
+    def begin_closing(self) -> None:
+        """See `ClosingCommitter.begin_closing`. An append that waits for its answer waits on."""
+        self._source.begin_closing()
 
     async def aclose(self) -> None:
         """Lets go of the connections. Idempotent."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -16,11 +15,15 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from .._errors import EventfoldError, LogClosedError
+from ._standing import StandingConnection
 
 T = TypeVar("T")
 
 # Seconds before a lost connection is tried again; each further try doubles them, up to the last.
 FIRST_DELAY, LAST_DELAY = 0.02, 1.0
+
+# Seconds within which the server must answer when a connection is closed that it need not know about.
+CLOSED_WITHIN = 2.0
 
 # The answer to what was sent is missing: the server may have done it, or do it yet.
 LOST = (
@@ -94,6 +97,7 @@ class Connections:
         self._pool: Any = None if isinstance(settings.target, str) else settings.target
         self._owned = self._pool is None
         self._connecting = asyncio.Lock()
+        self.standing = StandingConnection(settings, self._pool, self._options)
         self.closed = False
 
     @property
@@ -140,9 +144,10 @@ class Connections:
                 async with connection.transaction():
                     return await call(connection)
             return await call(connection)
-        except LOST:
+        except (*LOST, asyncio.CancelledError) as error:
             # Whatever the server still does with it, nobody must wait for it here.
-            connection.terminate()
+            if self.closed or not isinstance(error, asyncio.CancelledError):
+                connection.terminate()
             raise
         finally:
             try:
@@ -163,20 +168,6 @@ class Connections:
                 await tries.wait(error)
             except asyncpg.PostgresError as error:
                 raise self.refusal(error) from error
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncGenerator[Any, None]:
-        """A connection that listens: one of its own, or one of the application's pool."""
-        settings = self.settings
-        if settings.listen_dsn is None and not self._owned:
-            async with self._pool.acquire(timeout=settings.attempt_timeout) as connection:
-                yield connection
-            return
-        connection = await asyncpg.connect(settings.listen_dsn or settings.target, **self._options)
-        try:
-            yield connection
-        finally:
-            connection.terminate()
 
     async def forget_connections(self) -> None:
         """Connects anew for whatever is run next: the server may be another one by now."""
@@ -205,15 +196,15 @@ class Connections:
         return EventfoldError(f"{location}: {error} ({type(error).__name__}, SQLSTATE {error.sqlstate})")
 
     async def aclose(self) -> None:
-        """Closes the pool, if it is ours. What is under way is finished for as long as an attempt may last."""
+        """Closes the pool, if it is ours."""
         self.closed = True
         if self._owned and self._pool is not None:
             pool, self._pool = self._pool, None
-            try:
-                async with asyncio.timeout(self.settings.attempt_timeout):
-                    await pool.close()
-            except (*LOST, asyncpg.PostgresError):
-                pool.terminate()
+            closing = asyncio.ensure_future(pool.close())
+            await asyncio.wait([closing], timeout=CLOSED_WITHIN)
+            pool.terminate()
+            await asyncio.wait([closing])
+            closing.exception()
 
 
 class Tries:

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .._engine import DocumentKind, check_name
+from .._engine import DocumentKind, DocumentLock, check_name
 from .._errors import EventfoldError
 from ._connections import Settings
 
 
 class TableDocuments:
-    """`Documents` of one log. `run` runs a statement, with retries, and knows the log's number as `$1`."""
+    """`LockingDocuments` of one log. `run` runs a statement, with retries, and knows the log's number as `$1`."""
 
-    def __init__(self, settings: Settings, run: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        run: Callable[..., Awaitable[Any]],
+        lock: Callable[[DocumentKind, str], Awaitable[DocumentLock | None]],
+    ) -> None:
         self._settings = settings
         self._run = run
+        self._lock = lock
 
     def location(self, kind: DocumentKind, name: str) -> str:
         """Where the document is, for messages."""
@@ -51,3 +57,7 @@ class TableDocuments:
         """See `Documents.names`. Raises `OSError`."""
         rows = await self._run("SELECT name FROM {schema}.eventfold_documents WHERE log = $1 AND kind = $2", kind)
         return sorted(row[0] for row in rows or ())
+
+    async def lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
+        """See `LockingDocuments.lock`. Raises `OSError`."""
+        return await self._lock(kind, name)

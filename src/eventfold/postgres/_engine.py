@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from .._aio import UncancellableTask, uninterrupted
 from .._engine import refuse_options
 from ._committer import TableCommitter
-from ._connections import Settings
+from ._connections import Connections, Settings
+from ._schema import migrate, pending, quoted
 from ._source import TableSource
 
 _LOG_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -89,6 +92,45 @@ class Postgres:
     def source(self) -> TableSource:
         """The log, to be read; it belongs to the event loops in which it is used. No I/O."""
         return TableSource(self._settings)
+
+    async def migrate(self, *, role: str | None = None) -> str:
+        """Creates the tables, or migrates them to what this version of eventfold needs.
+
+        Opening a log for appending does it too, if its role may. Programs may be running.
+
+        Args:
+            role: A role that is granted what a program needs.
+
+        Returns:
+            The SQL that was run; "" where nothing was to be done.
+
+        Raises:
+            OSError: The server can't be reached.
+            EventfoldError: The role that connects may not; the message has the SQL.
+
+        Cancelled, it is done or not.
+        """
+
+        async def call(connection: Any) -> str:
+            return await migrate(connection, self._settings, None if role is None else quoted(role))
+
+        return await self._called(call)
+
+    async def migration_sql(self, *, role: str | None = None) -> str:
+        """The SQL that `migrate` would run, which raises what this raises."""
+
+        async def call(connection: Any) -> str:
+            return await pending(connection, self._settings, None if role is None else quoted(role))
+
+        return await self._called(call)
+
+    async def _called(self, call: Callable[[Any], Awaitable[str]]) -> str:
+        """Makes a call in a transaction, on a connection that is closed again."""
+        connections = Connections(self._settings)
+        try:
+            return await connections.retried(call, transaction=True)
+        finally:
+            await uninterrupted(UncancellableTask(connections.aclose(), "eventfold close"))
 
     async def open_committer(self, **options: Any) -> TableCommitter:
         """Opens the log for appending; creates the tables and the log, or migrates them, where need be.

@@ -13,7 +13,7 @@ import asyncpg
 from .._errors import EventfoldError
 from .._event import Head
 from .._logging import INFO, log_event
-from ._connections import FIRST_DELAY, LAST_DELAY, LOST
+from ._connections import CLOSED_WITHIN, FIRST_DELAY, LAST_DELAY, LOST
 
 if TYPE_CHECKING:
     from ._source import Session
@@ -82,9 +82,13 @@ class Listener:
         while True:
             try:
                 if await self._session.find():
-                    async with self._session.connections.listening() as connection:
+                    standing = self._session.connections.standing
+                    connection = await standing.take()
+                    try:
                         delay = FIRST_DELAY
                         await self._listen(connection)
+                    finally:
+                        standing.leave(connection)
                 delay = LAST_DELAY
             except (*LOST, asyncpg.PostgresError, EventfoldError) as error:
                 log_event(
@@ -108,7 +112,8 @@ class Listener:
         def terminated(_: object) -> None:
             lost.set()
 
-        await connection.add_listener(name, notified)
+        run = self._session.connections.standing.run
+        await run(lambda: connection.add_listener(name, notified))
         connection.add_termination_listener(terminated)
         try:
             self._news.set()  # for what was appended before it listened
@@ -117,6 +122,7 @@ class Listener:
             connection.remove_termination_listener(terminated)
             if not connection.is_closed():
                 try:
-                    await connection.remove_listener(name, notified)
+                    async with asyncio.timeout(CLOSED_WITHIN):
+                        await run(lambda: connection.remove_listener(name, notified))
                 except (*LOST, asyncpg.PostgresError):
-                    pass
+                    connection.terminate()

@@ -1,8 +1,8 @@
 """The tables of the engine: how they are created, migrated and checked.
 
 `eventfold_logs` has one row for each log, with its head; `eventfold_commits` one for each group commit; and
-`eventfold_documents` one for each snapshot and each consumer's place. Whoever appends locks the log's row, which puts
-all writers of a log into one order.
+`eventfold_documents` one for each snapshot and each consumer's place; `eventfold_keys` is the index. Whoever appends
+locks the log's row, which puts all writers of a log into one order.
 
 Promises: two processes that open at once don't create or migrate the tables twice; a role that may not do it is told
 the SQL to run.
@@ -53,6 +53,15 @@ CREATE TABLE {schema}.eventfold_documents (
 );
 INSERT INTO {schema}.eventfold_schema (version) VALUES (1);
 """,
+    """
+ALTER TABLE {schema}.eventfold_logs ADD COLUMN indexed bigint NOT NULL DEFAULT 0;
+CREATE TABLE {schema}.eventfold_keys (
+    log integer NOT NULL,
+    key bigint NOT NULL,
+    "offset" bigint NOT NULL,
+    PRIMARY KEY (log, key, "offset")
+);
+""",
 )
 VERSION = len(MIGRATIONS)
 
@@ -62,6 +71,7 @@ _COLUMNS = {
     ("eventfold_logs", "identity", "uuid"),
     ("eventfold_logs", "offset", "bigint"),
     ("eventfold_logs", "hash", "text"),
+    ("eventfold_logs", "indexed", "bigint"),
     ("eventfold_commits", "log", "integer"),
     ("eventfold_commits", "start", "bigint"),
     ("eventfold_commits", "end", "bigint"),
@@ -71,6 +81,9 @@ _COLUMNS = {
     ("eventfold_documents", "kind", "text"),
     ("eventfold_documents", "name", "text"),
     ("eventfold_documents", "data", "bytea"),
+    ("eventfold_keys", "log", "integer"),
+    ("eventfold_keys", "key", "bigint"),
+    ("eventfold_keys", "offset", "bigint"),
 }
 _CONSTRAINTS = {
     "eventfold_logs_pkey",
@@ -78,12 +91,14 @@ _CONSTRAINTS = {
     "eventfold_commits_pkey",
     "eventfold_commits_id",
     "eventfold_documents_pkey",
+    "eventfold_keys_pkey",
 }
 _PRIVILEGES = {
     "eventfold_schema": "SELECT",
     "eventfold_logs": "SELECT, INSERT, UPDATE",
     "eventfold_commits": "SELECT, INSERT",
     "eventfold_documents": "SELECT, INSERT, UPDATE, DELETE",
+    "eventfold_keys": "SELECT, INSERT",
 }
 # Any number that no other program is likely to lock.
 _MIGRATION_LOCK = 0x6576656E74666F6C
@@ -148,8 +163,7 @@ async def _check_search_path(connection: Any, settings: Settings, schema: str) -
 def migration(schema: str, version: int) -> str:
     """The SQL that leads from a version to the present one."""
     steps = [step.format(schema=schema) for step in MIGRATIONS[version:]]
-    if version:
-        steps.append(f"UPDATE {schema}.eventfold_schema SET version = {VERSION};")  # noqa: S608
+    steps.append(f"UPDATE {schema}.eventfold_schema SET version = {VERSION};")  # noqa: S608
     return "".join(steps)
 
 
@@ -161,24 +175,43 @@ async def open_tables(connection: Any, settings: Settings) -> str:
     await _check_server(connection, settings)
     schema, version = await find_schema(connection, settings)
     if version < VERSION:
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
-        # Somebody else may have migrated before this one had the lock.
-        schema, version = await find_schema(connection, settings)
-        if version < VERSION:
-            statements = migration(schema, version)
-            try:
-                await connection.execute(statements)
-            except asyncpg.InsufficientPrivilegeError as error:
-                raise EventfoldError(
-                    f"{settings.location}: this role may not create or migrate the tables ({error}). Have a role that "
-                    f"may run this:\n{statements}{_grants(schema, 'ROLE')}"
-                ) from error
+        await migrate(connection, settings, None)
     await _check_tables(connection, settings, schema)
     return schema
 
 
+async def migrate(connection: Any, settings: Settings, role: str | None) -> str:
+    """Creates or migrates the tables, in a transaction, where need be, and grants a role, as in SQL, what it needs.
+
+    Returns the SQL that was run. Raises `EventfoldError` for a role that may not.
+    """
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
+    # Somebody else may have migrated before this one had the lock.
+    statements = await pending(connection, settings, role)
+    if not statements:
+        return ""
+    sql = await pending(connection, settings, role or "ROLE")
+    try:
+        await connection.execute(statements)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise EventfoldError(
+            f"{settings.location}: this role may not create or migrate the tables ({error}). Have a role that may run "
+            f"`eventfold migrate` with this address and --role, or this:\n{sql}"
+        ) from error
+    return statements
+
+
+async def pending(connection: Any, settings: Settings, role: str | None) -> str:
+    """The SQL that is still to be run for the tables of this version, with the grants for a role (as in SQL)."""
+    schema, version = await find_schema(connection, settings)
+    statements = migration(schema, version) if version < VERSION else ""
+    return statements if role is None else statements + _grants(schema, role)
+
+
 def _grants(schema: str, role: str) -> str:
-    return "".join(f"GRANT {what} ON {schema}.{table} TO {role};\n" for table, what in _PRIVILEGES.items())
+    return f"GRANT USAGE ON SCHEMA {schema} TO {role};\n" + "".join(
+        f"GRANT {what} ON {schema}.{table} TO {role};\n" for table, what in _PRIVILEGES.items()
+    )
 
 
 async def _check_server(connection: Any, settings: Settings) -> None:

@@ -8,21 +8,28 @@ Promise: a log, or tables, that don't exist yet read as an empty log.
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 from .._codec.lines import SLICE_SIZE, Lines, last_line_hash
+from .._engine import DocumentKind, DocumentLock
 from .._errors import CorruptLogError, LogClosedError
 from .._event import Head
 from .._waiters import Waiters
 from ._connections import Connections, Settings
 from ._documents import TableDocuments
+from ._keys import TableKeys
 from ._listener import Listener
+from ._locks import SessionLocks
 from ._schema import find_schema
 
 # Runs a statement, which has the log's number as `$1`, with further arguments; None where there is no such log.
 Fetch: TypeAlias = Callable[..., Awaitable[list[Any] | None]]
+
+# Seconds for which a server that is away is waited for when the log is closed, besides what its appends wait for.
+CLOSED_WITHIN = 5.0
 
 # Bytes of lines, and rows, that one query fetches at most, while what the one before it fetched is decoded.
 _BLOCK_SIZE, _BLOCK_ROWS = 2 * 2**20, 1000
@@ -50,14 +57,31 @@ SELECT start, "end", lines FROM (
 """
 
 
+# Bytes of a line that are fetched at first, where single lines are; then as many as there are.
+_LINE_SIZE, _MAX_LINE_SIZE = 4096, 2**30
+
+# With the byte before each, unless it is the first of its commit; and whether that has as many bytes as it should.
+_LINES_AT = """
+SELECT wanted.at, wanted.at - start, substring(lines FROM (wanted.at - start)::int FOR $3),
+    "end" - start = octet_length(lines)
+FROM unnest($2::bigint[]) AS wanted (at) CROSS JOIN LATERAL (
+    SELECT start, "end", lines FROM {schema}.eventfold_commits
+    WHERE log = $1 AND start <= wanted.at ORDER BY start DESC LIMIT 1
+) AS written
+WHERE wanted.at < "end"
+"""
+
+
 class Session:
     """What all sources of one log in one event loop share."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.connections = Connections(settings)
+        self.locks = SessionLocks(self)
         self.users = 0
         self.schema = ""
+        self.version = 0
         self.log = 0
         self.identity = ""
         self.known_head = Head(0, "")
@@ -87,7 +111,7 @@ class Session:
         )
         if row is None:
             return False
-        self.schema, self.identity, self.log = schema, str(row[1]), row[0]
+        self.schema, self.version, self.identity, self.log = schema, version, str(row[1]), row[0]
         return True
 
     async def fetch(self, statement: str, *arguments: Any) -> list[Any] | None:
@@ -123,10 +147,18 @@ class Session:
         return Lines(self.settings.location, start.offset, data) if whole else None
 
     async def aclose(self) -> None:
+        self.connections.closed = True
         if self.listener is not None:
             self.listener.stop()
             await self.listener.ended()
+        await self.locks.aclose()
         await self.connections.aclose()
+
+
+def _pass_over(task: asyncio.Task[Any]) -> None:
+    """Whoever asked is gone."""
+    if not task.cancelled():
+        task.exception()
 
 
 _sessions: dict[tuple[Any, ...], Session] = {}
@@ -139,7 +171,11 @@ class TableSource:
         self._settings = settings
         self._used: dict[asyncio.AbstractEventLoop, Session] = {}
         self._closed = False
-        self.documents = TableDocuments(settings, self.fetch)
+        # While it is being closed: whether the server is there, as far as is known.
+        self._closing = False
+        self._gave_up = False
+        self.documents = TableDocuments(settings, self.fetch, self._lock)
+        self.keys = TableKeys(self)
 
     def __repr__(self) -> str:
         return f"<TableSource {self.location}>"
@@ -164,8 +200,27 @@ class TableSource:
         return session
 
     async def fetch(self, statement: str, *arguments: Any) -> list[Any] | None:
-        """The rows of a statement; see `Session.fetch`."""
-        return await self.session().fetch(statement, *arguments)
+        """The rows of a statement; see `Session.fetch`.
+
+        While it is being closed, a server that is away is waited for once, and shortly.
+        """
+        if not self._closing:
+            return await self.session().fetch(statement, *arguments)
+        if not self._gave_up:
+            fetching = asyncio.create_task(self.session().fetch(statement, *arguments))
+            if (await asyncio.wait([fetching], timeout=CLOSED_WITHIN))[0]:
+                return fetching.result()
+            # It ends with the session at the latest; a cancellation would have asyncpg ask that server to stop it.
+            self._gave_up = True
+            fetching.add_done_callback(_pass_over)
+        raise OSError(errno.ETIMEDOUT, "the server was not reached while the log was closed", self.location)
+
+    def begin_closing(self) -> None:
+        """See `ClosingCommitter.begin_closing`."""
+        self._closing = True
+
+    async def _lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
+        return await self.session().locks.lock(kind, name)
 
     async def identity(self) -> str:
         session = self.session()
@@ -195,6 +250,27 @@ class TableSource:
         if not data.endswith(b"\n"):
             raise ValueError(f"offset {offset} is not where a line begins")
         return last_line_hash(data)
+
+    async def lines_at(self, offsets: Sequence[int]) -> list[Lines]:
+        """See `SourceOfLines.lines_at`. Raises `OSError`."""
+        found: dict[int, Lines] = {}
+        for size in (_LINE_SIZE, _MAX_LINE_SIZE):
+            missing = sorted({offset for offset in offsets if offset not in found})
+            rows = await self.fetch(_LINES_AT, missing, size) if missing else []
+            for offset, position, data, is_whole in rows or ():
+                if not is_whole:
+                    raise CorruptLogError(self.location, offset - position, "a commit is not as it was written")
+                if position and not data.startswith(b"\n"):
+                    raise ValueError(f"offset {offset} is not where a line begins")
+                first = 1 if position else 0
+                if end := data.find(b"\n", first) + 1:
+                    found[offset] = Lines(self.location, offset, data[first:end])
+        for offset in missing:
+            if offset not in found:
+                if offset >= self.session().known_head.offset:
+                    raise ValueError(f"no line begins at offset {offset}: the log ends before it")
+                raise CorruptLogError(self.location, offset, "a commit is missing here, or is not as it was written")
+        return [found[offset] for offset in offsets]
 
     async def block_before(self, offset: int) -> Lines:
         """See `Source.block_before`. Raises `OSError`."""

@@ -1,0 +1,128 @@
+"""`Answers`: what whoever reads or appends asks of an index, wherever that is kept.
+
+Promise: an answer has every event up to the offset that it names. What only shares a key with what was asked for is
+looked at in the log, and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
+
+from .._codec.keys import key_of_id, key_of_tag
+from .._event import AppendResult, Record
+from .._query import Query
+from .._reader import EventReader
+from .seen import SeenIds
+from .store import StoredOffsets
+
+# Events to look at one by one; where a tag has more of them, reading the log is not slower.
+MAX_CANDIDATES = 1000
+_NOTHING = StoredOffsets([], True)
+
+
+class Answers:
+    """The questions. A subclass looks up keys, and `reader` reads the log."""
+
+    def __init__(self, reader: EventReader) -> None:
+        self._reader = reader
+        self._seen: SeenIds | None = None
+
+    async def aclose(self) -> None:
+        """Lets go of what it has open; idempotent. A failure is logged."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """The same at once, without an event loop and without waiting."""
+        raise NotImplementedError
+
+    async def _find(
+        self, wanted: Collection[tuple[int, int]]
+    ) -> tuple[int, dict[tuple[int, int], StoredOffsets]] | None:
+        """The offsets of each key from an offset on, where there are some; complete up to the one that comes first.
+
+        None if the index can't be used now. Raises what reading raises.
+        """
+        raise NotImplementedError
+
+    async def candidates(
+        self, queries: Sequence[Query], starts: Sequence[int]
+    ) -> tuple[int, Sequence[Sequence[int] | None]]:
+        """For queries and offsets: the offsets, from that one on, of the events that the query may match.
+
+        They are complete up to the offset that is returned first. None for a query to which the index has no answer:
+        one of its items has no tags, or too many events have them, or the file failed. Raises what reading raises.
+        """
+        answer = await self._find(
+            {
+                (key_of_tag(tag), start)
+                for query, start in zip(queries, starts, strict=True)
+                for item in query.items
+                for tag in item.tags
+            }
+        )
+        if answer is None:
+            return 0, [None] * len(queries)
+        known, found = answer
+        if not found and all([query.has_tags for query in queries]):  # noqa: C419 (a generator takes twice as long)
+            return known, [()] * len(queries)
+        return known, [_candidates(query, start, found) for query, start in zip(queries, starts, strict=True)]
+
+    async def first_match(self, query: Query, offsets: Iterable[int]) -> int | None:
+        """The first of these offsets at which an event stands that the query matches."""
+        async with aclosing(self._reader.events_at(list(offsets), query)) as found:  # type: ignore[type-var]
+            async for records in found:
+                for record in records:
+                    return record.start_offset
+        return None
+
+    async def results_of(self, ids: Iterable[str]) -> tuple[int, dict[str, AppendResult]]:
+        """Where the first event with each id is, as far as there is one up to the offset that is returned first."""
+        ids = set(ids)
+        answer = await self._find({(key_of_id(id), 0) for id in ids})
+        if answer is None or not all(stored.complete for stored in answer[1].values()):
+            return await self._read_results_of(ids)
+        known, found = answer
+        if not found:
+            return known, {}
+        offsets = sorted({offset for stored in found.values() for offset in stored.offsets})
+        async with aclosing(self._reader.events_at(offsets)) as events:  # type: ignore[type-var]
+            return known, _first_with_ids([record async for records in events for record in records], ids)
+
+    async def _read_results_of(self, ids: Collection[str]) -> tuple[int, dict[str, AppendResult]]:
+        """The same without the file. The log is read once; again only for an id that may be in it."""
+        if self._seen is None:
+            self._seen = SeenIds(self._reader)
+        known, missing = await self._seen.not_ruled_out(ids)
+        results: dict[str, AppendResult] = {}
+        if missing:
+            async with aclosing(self._reader.read_from(0, until=known)) as records:  # type: ignore[type-var]
+                async for record in records:
+                    id = record.event.id
+                    if id in missing:
+                        results |= _first_with_ids([record], missing)
+                        missing.discard(id)
+                        if not missing:
+                            break
+        return known, results
+
+
+def _candidates(query: Query, start: int, found: Mapping[tuple[int, int], StoredOffsets]) -> list[int] | None:
+    candidates: set[int] = set()
+    for item in query.items:
+        offsets = [found.get((key_of_tag(tag), start), _NOTHING) for tag in item.tags]
+        complete = [stored.offsets for stored in offsets if stored.complete]
+        if not complete:
+            return None
+        candidates |= set(complete[0]).intersection(*complete[1:])
+    return sorted(candidates)
+
+
+def _first_with_ids(records: Iterable[Record], ids: Collection[str]) -> dict[str, AppendResult]:
+    """The result of the first event with each of these ids."""
+    results: dict[str, AppendResult] = {}
+    for record in records:
+        id = record.event.id
+        if id is not None and id in ids and id not in results:
+            results[id] = AppendResult(record.start_offset, record.end_offset, record.line_hash, duplicate=True)
+    return results

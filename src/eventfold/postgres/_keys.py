@@ -1,0 +1,121 @@
+"""The index in a table: the offset of each event under each of its keys, which are numbers for its tags and its id.
+
+A committer that indexes writes them in the statement that writes the events. The log's row says up to which offset
+nothing is missing: `indexed`. Such a commit moves it only where it stood at the head, so that it stays where it is once
+somebody has appended without the index, until what is missing has been added.
+
+Promise: the table has the keys of all events before `indexed`, whoever dies or is cut off when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from .._codec.keys import pairs_of
+from .._codec.lines import Lines
+from .._errors import CorruptLogError, EventfoldError
+from .._event import Head
+
+if TYPE_CHECKING:
+    from ._source import Session, TableSource
+
+# Of the tables, with an index.
+_FIRST_VERSION = 2
+# Bytes of lines whose keys are added at once. Nobody can append meanwhile.
+_STEP_SIZE = 256 * 1024
+
+# Seconds for which removing all keys may last. Nobody can append meanwhile.
+_DROP_TIMEOUT = 600.0
+
+# In this statement as in every other that writes keys, the log's row is locked first.
+_EXTEND = """
+WITH place AS (
+    UPDATE {schema}.eventfold_logs SET indexed = $3 WHERE log = $1 AND indexed >= $2 AND indexed < $3 RETURNING log
+), added AS (
+    INSERT INTO {schema}.eventfold_keys (log, key, "offset")
+    SELECT log, pair.key, pair.at FROM place, unnest($4::bigint[], $5::bigint[]) AS pair (key, at)
+    ON CONFLICT DO NOTHING
+)
+SELECT FROM place
+"""
+_FIND = """
+SELECT head."offset", head.hash, head.indexed, wanted.number, ARRAY(
+    SELECT stored."offset" FROM {schema}.eventfold_keys stored
+    WHERE stored.log = $1 AND stored.key = wanted.key AND stored."offset" >= wanted.start
+    ORDER BY stored."offset" LIMIT $4
+)
+FROM {schema}.eventfold_logs head
+LEFT JOIN unnest($2::bigint[], $3::bigint[]) WITH ORDINALITY AS wanted (key, start, number) ON true
+WHERE head.log = $1 ORDER BY wanted.number
+"""
+_DROP = """
+WITH place AS (
+    UPDATE {schema}.eventfold_logs SET indexed = 0 WHERE log = $1 RETURNING log
+), dropped AS (
+    DELETE FROM {schema}.eventfold_keys USING place WHERE eventfold_keys.log = place.log RETURNING 1
+)
+SELECT count(*) FROM dropped
+"""
+
+
+class TableKeys:
+    """`EngineKeys` of one log, which must be there."""
+
+    def __init__(self, source: TableSource) -> None:
+        self._source = source
+
+    async def extend(self, end: int, progress: Callable[[int], object] | None = None) -> None:
+        """See `EngineKeys.extend`. Raises `OSError`."""
+        while (start := (await self.find([], 1))[0]) < end:
+            async with aclosing(self._source.blocks(Head(start, ""), end)) as blocks:
+                async for block in blocks:
+                    for lines in block.cut(_STEP_SIZE):
+                        if not await self._add(lines):
+                            break  # somebody else has come further, or has dropped it all
+                        if progress is not None:
+                            progress(lines.end_offset)
+                    else:
+                        continue
+                    break
+
+    async def _add(self, lines: Lines) -> bool:
+        pairs = pairs_of(lines)
+        keys, offsets = [key for key, _ in pairs], [offset for _, offset in pairs]
+        return bool(await self._source.fetch(_EXTEND, lines.start_offset, lines.end_offset, keys, offsets))
+
+    async def find(self, wanted: Any, limit: int) -> tuple[int, int, list[list[int]]]:
+        """See `EngineKeys.find`. Raises `OSError`."""
+        keys, starts = [key for key, _ in wanted], [start for _, start in wanted]
+        session = await self._session()
+        rows = await session.fetch(_FIND, keys, starts, limit)
+        if not rows:
+            raise CorruptLogError(self._source.location, 0, "its row in eventfold_logs is gone: somebody deleted it")
+        offset, line_hash, indexed = rows[0][:3]
+        session.saw(Head(offset, line_hash))
+        return indexed, offset, [row[4] for row in rows] if wanted else []
+
+    async def drop(self) -> bool:
+        """See `EngineKeys.drop`. Raises `OSError`."""
+        session = await self._session()
+
+        async def call(connection: Any) -> int:
+            count: int = await connection.fetchval(
+                _DROP.format(schema=session.schema), session.log, timeout=_DROP_TIMEOUT
+            )
+            return count
+
+        return bool(await session.connections.retried(call))
+
+    async def _session(self) -> Session:
+        """That of the log, whose tables have a place for the index."""
+        session = self._source.session()
+        if not await session.find():
+            raise EventfoldError(f"{self._source.location}: there is no such log")
+        if session.version < _FIRST_VERSION:
+            raise EventfoldError(
+                f"{self._source.location}: its tables are of version {session.version}, which has no index: open the "
+                "log for appending, or run `eventfold migrate`"
+            )
+        return session

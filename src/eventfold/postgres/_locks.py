@@ -1,0 +1,186 @@
+"""Locks that one process at a time holds, on whatever host: advisory locks, which the server ties to a connection.
+
+Promise: a lock ends with its process. It is lost only with its connection, which `was_lost` tells, also where the
+server is not there any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import xxhash
+
+from .._aio import UncancellableTask, uninterrupted
+from .._engine import DocumentKind, DocumentLock, NoLock
+from ._connections import LOST, Tries
+from ._schema import find_schema
+
+if TYPE_CHECKING:
+    from ._source import Session
+
+# Seconds for which a connection that has answered is believed to be there.
+BELIEVED_FOR = 5.0
+# Seconds for which a lock that somebody else has is not asked for again.
+_REFUSED_FOR = 0.5
+
+
+class SessionLocks:
+    """The locks of one session. They all rest on its standing connection."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._held: dict[int, _Held] = {}
+        self._refused: dict[int, float] = {}
+
+    async def lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
+        """See `LockingDocuments.lock`. Raises `OSError` where the server is not reached."""
+        settings = self._session.settings
+        if kind == "view" or (settings.transaction_pooling and settings.listen_dsn is None):
+            # A snapshot is replaced by one statement. A pooler would hold the lock on, for whoever comes next.
+            return NoLock()
+        taking = UncancellableTask(self._lock(await self._key(kind, name)), "eventfold lock")
+        try:
+            return await uninterrupted(taking)
+        except asyncio.CancelledError:
+            # What was taken belongs to nobody now.
+            if taking.exception() is None and (lock := taking.result()) is not None:
+                lock.release()
+            raise
+
+    async def _key(self, kind: DocumentKind, name: str) -> int:
+        session = self._session
+        if await session.find():
+            schema = session.schema
+        else:  # where it is going to be
+            schema, _ = await session.connections.retried(lambda connection: find_schema(connection, session.settings))
+        text = f"eventfold {schema}.{session.settings.log} {kind} {name}"
+        return xxhash.xxh64_intdigest(text.encode()) - 2**63
+
+    async def _lock(self, key: int) -> SessionLock | None:
+        loop = asyncio.get_running_loop()
+        other = self._held.get(key)
+        if other is not None and other.unlocking is not None:
+            await asyncio.wait([other.unlocking])
+        elif other is not None or loop.time() < self._refused.get(key, 0.0):
+            return None
+        connections = self._session.connections
+        standing, tries = connections.standing, Tries(connections)
+        while True:
+            try:
+                connection = await standing.take()
+            except (*LOST, asyncpg.TooManyConnectionsError) as error:
+                await tries.wait(error)
+                continue
+            except asyncpg.PostgresError as error:
+                raise connections.refusal(error) from error
+            try:
+                held = _Held(self, key, connection)
+                if await held.fetch("SELECT pg_try_advisory_lock($1)", key):
+                    self._held[key] = held
+                    return SessionLock(held)
+            except LOST as error:
+                standing.leave(connection)
+                await tries.wait(error)
+                continue
+            standing.leave(connection)
+            self._refused[key] = loop.time() + _REFUSED_FOR
+            return None
+
+    def forget(self, key: int, held: _Held) -> None:
+        """Says that a lock is not held any more."""
+        if self._held.get(key) is held:
+            del self._held[key]
+
+    async def aclose(self) -> None:
+        """Lets all of them go, with the connection."""
+        await self._session.connections.standing.aclose()
+        unlocking = [held.unlocking for held in self._held.values() if held.unlocking is not None]
+        if unlocking:
+            await asyncio.wait(unlocking)
+
+
+class SessionLock:
+    """A `DocumentLock`. It ends with the object too."""
+
+    def __init__(self, held: _Held) -> None:
+        self._held = held
+
+    def __del__(self) -> None:
+        self.release()
+
+    async def was_lost(self) -> bool:
+        """See `DocumentLock.was_lost`."""
+        return not await self._held.is_there()
+
+    def release(self) -> None:
+        """See `DocumentLock.release`."""
+        self._held.release()
+
+
+class _Held:
+    """What a connection holds, or held until it was lost."""
+
+    def __init__(self, locks: SessionLocks, key: int, connection: Any) -> None:
+        self._locks = locks
+        self._session = locks._session
+        self._key = key
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._believed_until = 0.0
+        self._released = False
+        self.unlocking: asyncio.Task[None] | None = None
+
+    async def fetch(self, statement: str, *arguments: Any) -> Any:
+        """An answer by the connection. Without one the connection is given up, and with it all that it holds.
+
+        Raises `ConnectionError`.
+        """
+        timeout = self._session.settings.attempt_timeout
+
+        async def call() -> Any:
+            return await self._connection.fetchval(statement, *arguments, timeout=timeout)
+
+        try:
+            answer = await self._session.connections.standing.run(call)
+        except (*LOST, asyncpg.PostgresError) as error:
+            self._connection.terminate()
+            raise ConnectionError(f"the connection for locks is lost: {error!r}") from error
+        self._believed_until = self._loop.time() + BELIEVED_FOR
+        return answer
+
+    async def is_there(self) -> bool:
+        """Whether the connection still answers."""
+        if not self._session.connections.standing.has(self._connection):
+            return False
+        if self._loop.time() >= self._believed_until:
+            try:
+                await self.fetch("SELECT 1")
+            except ConnectionError:
+                return False
+        return True
+
+    def release(self) -> None:
+        """Begins to let it go, in its event loop."""
+        if self._released:
+            return
+        self._released = True
+        if self._loop is asyncio._get_running_loop():
+            self._begin_unlocking()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._begin_unlocking)
+
+    def _begin_unlocking(self) -> None:
+        self.unlocking = self._loop.create_task(self._unlock(), name="eventfold unlock")
+
+    async def _unlock(self) -> None:
+        standing = self._session.connections.standing
+        try:
+            if standing.has(self._connection):
+                await self.fetch("SELECT pg_advisory_unlock($1)", self._key)
+        except ConnectionError:
+            pass  # the server lets it go, as it does whenever a connection ends
+        finally:
+            standing.leave(self._connection)
+            self._locks.forget(self._key, self)

@@ -1,0 +1,28 @@
+"""One of several programs that read under the same consumer's name.
+
+Arguments: the address, and the seconds that a record takes. For each record it tells `begin N` and, once that is
+committed, `end N` on standard output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from eventfold import EventLog
+from eventfold.postgres import Postgres
+
+
+async def main() -> None:
+    async with EventLog.open(Postgres.from_address(sys.argv[1]), read_only=True) as log:
+        print("opened", flush=True)
+        consumer = log.consumer("worker")
+        async for record in consumer:
+            n = record.event.data["n"]
+            print("begin", n, flush=True)
+            await asyncio.sleep(float(sys.argv[2]))
+            await consumer.commit(record)
+            print("end", n, flush=True)
+
+
+asyncio.run(main())

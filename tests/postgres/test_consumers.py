@@ -1,0 +1,214 @@
+"""Consumers of one name in several processes: one works, and the others stand by."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from tests.postgres.proxy import Proxy, proxy_of
+from tests.postgres.servers import Server
+
+from eventfold import Event, EventfoldError, EventLog
+from eventfold.postgres import Postgres, _locks, _standing
+
+PROGRAM = Path(__file__).with_name("consuming_program.py")
+
+
+class Worker:
+    """A process that consumes; what it has told so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.told: list[str] = []
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            self.told.append(line.decode().strip())
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                assert self.process.returncode is None, "the worker has ended"
+                await asyncio.sleep(0.01)
+
+    @property
+    def ended(self) -> list[int]:
+        return [int(line.split()[1]) for line in self.told if line.startswith("end")]
+
+
+@asynccontextmanager
+async def worker(address: str, seconds: float = 0.0) -> AsyncIterator[Worker]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, PROGRAM, f"{address}?log=orders", str(seconds), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        found = Worker(process)
+        await found.until(lambda: "opened" in found.told)
+        yield found
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def append(address: str, first: int, count: int) -> None:
+    async with EventLog.open(Postgres(address, "orders")) as log:
+        await log.append_many([Event("a", {"n": n}) for n in range(first, first + count)])
+
+
+async def test_one_process_works_and_another_takes_over_when_it_is_killed(database: str) -> None:
+    """From the last commit on."""
+    await append(database, 0, 3)
+    async with worker(database) as first:
+        await first.until(lambda: first.ended == [0, 1, 2])
+        async with worker(database) as second:
+            await append(database, 3, 3)
+            await first.until(lambda: len(first.ended) == 6)
+            await asyncio.sleep(0.3)
+            assert second.told == ["opened"]
+
+            first.process.kill()
+            await append(database, 6, 3)
+            await second.until(lambda: second.ended == [6, 7, 8])
+
+
+async def test_consumers_of_other_names_and_other_logs_run_beside_each_other(database: str) -> None:
+    """They have nothing to do with each other."""
+    async with EventLog.open(Postgres(database, "orders")) as log, EventLog.open(Postgres(database, "others")) as other:
+        for one in (log, other):
+            await one.append(Event("a", {"n": 1}))
+        async with asyncio.timeout(10):
+            for consumer in (log.consumer("a"), log.consumer("b"), other.consumer("a")):
+                assert (await anext(consumer)).event.data["n"] == 1
+
+
+async def test_the_name_is_free_as_soon_as_its_reader_stops(database: str) -> None:
+    """By leaving the loop, and by closing the log; a second reader in this process is refused."""
+    engines = [Postgres(database, "orders", timeout=20 + n) for n in range(2)]
+    async with EventLog.open(engines[0]) as log:
+        await log.append(Event("a", {"n": 1}))
+        async with asyncio.timeout(5):
+            for _ in range(20):
+                async for record in log.consumer("worker"):
+                    assert record.event.data["n"] == 1
+                    break
+        iterator = aiter(log.consumer("worker"))
+        await anext(iterator)
+        with pytest.raises(EventfoldError, match="elsewhere in this process"):
+            await anext(log.consumer("worker"))
+    async with EventLog.open(engines[1]) as log, asyncio.timeout(5):
+        assert (await anext(log.consumer("worker"))).event.data["n"] == 1
+
+
+async def test_who_waits_for_a_name_ends_with_its_log(database: str) -> None:
+    """Without a record and without an error."""
+    await append(database, 0, 1)
+    async with worker(database) as other:
+        await other.until(lambda: other.ended == [0])
+        async with EventLog.open(Postgres(database, "orders")) as log:
+
+            async def read() -> list[int]:
+                return [record.event.data["n"] async for record in log.consumer("worker", start=0)]
+
+            reading = asyncio.create_task(read())
+            await asyncio.sleep(0.3)
+            assert not reading.done()
+        async with asyncio.timeout(5):
+            assert await reading == []
+
+
+async def cut_with_the_connection(server: Server, proxy: Proxy, database: str) -> None:
+    """The connection is lost on both sides."""
+    proxy.cut_all()
+
+
+async def end_the_backend(server: Server, proxy: Proxy, database: str) -> None:
+    """As `pg_terminate_backend` does."""
+    await server.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database ON oid = database "
+        f"WHERE locktype = 'advisory' AND datname = '{database.rpartition('/')[2]}'"
+    )
+
+
+@pytest.mark.parametrize("lose", [cut_with_the_connection, end_the_backend])
+async def test_who_loses_the_lock_stops_before_the_next_record(
+    server: Server, database: str, lose: Callable[[Server, Proxy, str], Awaitable[None]]
+) -> None:
+    """The other one takes over; no two work at once but on the record that was under way, and none is left out."""
+    await append(database, 0, 60)
+    async with proxy_of(server.port) as proxy, AsyncExitStack() as stack:
+        address = database.replace(f":{server.port}/", f":{proxy.port}/")
+        first = await stack.enter_async_context(worker(address, 0.1))
+        await first.until(lambda: len(first.ended) >= 3)
+        second = await stack.enter_async_context(worker(database, 0.1))
+        for _ in range(3):
+            before = len(first.ended), len(second.ended)
+            await lose(server, proxy, database)
+            await first.until(lambda: (len(first.ended), len(second.ended)) > before)  # noqa: B023
+            await asyncio.sleep(0.5)
+        await first.until(lambda: 59 in first.ended + second.ended)
+
+    assert sorted(set(first.ended + second.ended)) == list(range(60))
+    assert first.ended == sorted(first.ended)
+    assert second.ended == sorted(second.ended)
+    # At each change of hands at most the record that was under way is given to both.
+    assert len(first.ended + second.ended) <= 60 + 4
+
+
+async def test_a_lock_on_a_server_that_has_gone_silent_is_not_believed(
+    server: Server, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that lost its power does; the name is taken again on another connection, and nothing is given twice."""
+    monkeypatch.setattr(_locks, "BELIEVED_FOR", 0.0)
+    await append(database, 0, 10)
+    async with EventLog.open(Postgres(database, "orders", attempt_timeout=0.5), read_only=True) as log:
+        consumer = log.consumer("worker")
+        given = [(await anext(consumer)).event.data["n"] for _ in range(3)]
+        session = log._reader._source.session()  # type: ignore[attr-defined]
+        silent = session.connections.standing._connection
+        fetchval = type(silent).fetchval
+
+        async def never(self: object, *args: object, **options: object) -> object:
+            return await (asyncio.Event().wait() if self is silent else fetchval(self, *args, **options))
+
+        async def timed_out(self: object, *args: object, timeout: float, **options: object) -> object:
+            async with asyncio.timeout(timeout):
+                return await never(self, *args, **options)
+
+        monkeypatch.setattr(type(silent), "fetchval", timed_out)
+        given += [(await anext(consumer)).event.data["n"] for _ in range(7)]
+
+        assert session.connections.standing._connection is not silent
+    assert given == list(range(10))
+
+
+async def test_one_connection_serves_whoever_waits_and_whoever_holds_a_lock(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is closed a moment after nobody needs it any more."""
+    monkeypatch.setattr(_standing, "LINGER", 0.1)
+    async with EventLog.open(Postgres(database, "orders")) as log:
+        await log.append(Event("a", {"n": 1}))
+        consumers = [log.consumer(name) for name in ("a", "b")]
+        iterators = [aiter(consumer) for consumer in consumers]
+        for iterator in iterators:
+            await anext(iterator)
+        standing = log._reader._source.session().connections.standing  # type: ignore[attr-defined]
+        connection = standing._connection
+        waiting = [asyncio.ensure_future(anext(iterator)) for iterator in iterators]
+        await asyncio.sleep(0.3)
+        assert standing._connection is connection
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        async with asyncio.timeout(5):
+            while standing._connection is not None:
+                await asyncio.sleep(0.01)
+
+        assert connection.is_closed()
