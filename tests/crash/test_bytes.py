@@ -4,7 +4,7 @@ Whatever reads then gives exactly what the files say, or rebuilds a view, or rai
 an offset: never another error, never an endless loop, never an event that stands nowhere. What can't be detected, since
 plain lines have no checksum, is named in `ALLOWED` for each kind of file.
 
-By default every 29th state, which takes some ten seconds of work; all of them with EVENTFOLD_BYTES=all.
+By default every 43rd state, which takes some seconds; all of them with EVENTFOLD_BYTES=all.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from eventfold._files import operations
 
 ALL = os.environ.get("EVENTFOLD_BYTES") == "all"
 # Prime to the number of ways in which a byte is changed, so that all of them have their turn.
-STRIDE = 1 if ALL else 29
+STRIDE = 1 if ALL else 43
 # What one state may need at most; more is a loop without end.
 READS = 5_000
 PATIENCE = 120  # seconds: for a consumer that would wait for ever
