@@ -56,18 +56,28 @@ def encode_in_parts(state: Any, encode: Encode, pause: Callable[[], object]) -> 
     large = {name: value for name in _fields(type(state)) if _is_container(value := getattr(state, name, None))}
     # The state with something else in place of what is large, which is then put there.
     tokens = {name: b'"%s"' % os.urandom(16).hex().encode() for name in large}
-    shallow = copy.copy(state) if large else state
-    for name, token in tokens.items():
-        _set(shallow, name, msgspec.Raw(token))
-    rest = encode(shallow)
-    if any(rest.count(token) != 1 for token in tokens.values()):
-        yield encode(state)
-        return
+    try:
+        rest = _encoded_with(state, tokens, encode)
+    except Exception:  # it can't be copied, say
+        tokens = {}
+        rest = encode(state)
     for name, token in tokens.items():
         before, _, rest = rest.partition(token)
         yield before
         yield from _container_parts(large[name], encode, pause)
     yield rest
+
+
+def _encoded_with(state: Any, tokens: dict[str, bytes], encode: Encode) -> bytes:
+    """A state with tokens instead of the values of some fields. Raises any error where that can't be done."""
+    shallow = copy.copy(state) if tokens else state
+    for name, token in tokens.items():
+        _set(shallow, name, msgspec.Raw(token))
+    encoded = encode(shallow)
+    at = 0
+    for token in tokens.values():
+        at = encoded.index(token, at) + 1
+    return encoded
 
 
 def decode_in_parts(data: bytes | memoryview, type_: Any, decode: Decode, pause: Callable[[], object]) -> Any:

@@ -4,7 +4,7 @@ Every read then yields exactly what the files say, or rebuilds a view, or raises
 offset: never another error, an endless loop, or an event that is in no file. What can't be detected, since plain lines
 have no checksum, is listed in `ALLOWED` for each kind of file.
 
-By default, every 29th state is checked, which takes about ten seconds; with EVENTFOLD_BYTES=all, all of them.
+By default, every 43rd state is checked, which takes some seconds; with EVENTFOLD_BYTES=all, all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from eventfold._files import operations
 
 ALL = os.environ.get("EVENTFOLD_BYTES") == "all"
 # Coprime to the number of ways in which a byte is changed, so that all of them occur.
-STRIDE = 1 if ALL else 29
+STRIDE = 1 if ALL else 43
 # How much one state may need at most; more means an endless loop.
 READS = 5_000
 PATIENCE = 120  # seconds: for a consumer that would wait forever

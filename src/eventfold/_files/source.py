@@ -23,8 +23,8 @@ from .watcher import Directory, directory
 
 # The size of a read's first block, in bytes. Later ones have up to `BLOCK_SIZE`.
 _FIRST_BLOCK_SIZE = 64 * 1024
-# How much is read at a time of what somebody has added to a document meanwhile, in bytes.
-_READ_SIZE = 64 * 1024
+# How much is read at a time of what one call left of a document, in bytes.
+_READ_SIZE = 64 * 1024**2
 # Seconds per block: below the first value, the next block may be larger; above the second, blocks start small again.
 _QUICK, _SLOW = 0.1, 1.0
 
@@ -213,8 +213,9 @@ def _read(path: Path) -> bytes | None:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file; move it away", str(path))
         data = os.read(fd, status.st_size + 1)
-        while len(data) > status.st_size and (piece := os.read(fd, _READ_SIZE)):
-            data += piece  # somebody writes to it, although documents are always replaced as a whole
+        # One call reads at most 2 GiB, and somebody may write to a document, although it is always replaced as a whole.
+        while len(data) != status.st_size and (chunk := os.read(fd, _READ_SIZE)):
+            data += chunk
         return data
     finally:
         os.close(fd)
