@@ -43,7 +43,7 @@ def tables(bench: Bench) -> Iterator[Table]:
             fields = zip(COLUMNS, ("p999", "max", "late", "callback"), strict=True)
             return {column: answer[field] * 1e3 for column, field in fields}
 
-        goals = (Goal(10, at_least=False),) if contender.name == "eventfold" else ()
+        goals = (Goal(5, at_least=False),) if contender.name == "eventfold" else ()
         return Case(work, contender.name, once, goals)
 
     cases = [case(work, bench.contender("raw")) for work in BASELINES]

@@ -409,3 +409,46 @@ async def test_waiting_for_a_thread_in_a_cancelled_anyio_scope_keeps_no_processo
 
     assert scope.cancelled_caught
     assert selects < 50
+
+
+async def test_a_quick_call_in_a_thread_is_answered_before_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's thread waits for it; what the call raised is raised."""
+    monkeypatch.setattr(_aio, "PATIENCE", 60.0)
+    turns: list[int] = []
+    asyncio.get_running_loop().call_soon(turns.append, 1)
+    found = await _aio.quick_in_thread(threading.get_ident)
+    with pytest.raises(ZeroDivisionError):
+        await _aio.quick_in_thread(lambda: 1 // 0)
+
+    assert found != threading.get_ident()
+    assert not turns
+
+
+async def test_a_call_in_a_thread_that_is_slow_after_all_holds_nobody_up() -> None:
+    """Others run meanwhile, also those without which it would not end; cancelled, it is waited for."""
+    go_on, ended = threading.Event(), threading.Event()
+
+    def slow() -> int:
+        go_on.wait(60)
+        ended.set()
+        return 1
+
+    call = asyncio.create_task(_aio.quick_in_thread(slow))
+    await asyncio.sleep(0)
+    call.cancel()
+    asyncio.get_running_loop().call_later(0.01, go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+    assert ended.is_set()
+
+
+async def test_an_answer_that_comes_just_when_it_is_given_up_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the two is first: the answer, or the end of the patience."""
+    answers = []
+    async with asyncio.timeout(60):
+        for n in range(300):
+            monkeypatch.setattr(_aio, "PATIENCE", n % 30 * 1e-6)
+            answers.append(await _aio.quick_in_thread(lambda n=n: n))  # type: ignore[misc]
+
+    assert answers == list(range(300))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from tests.support import Seam, event, numbers, settle
 
@@ -295,6 +298,92 @@ async def test_a_call_that_several_wait_for_is_told_to_all_of_them_but_those_who
 
     assert isinstance(told[0], asyncio.CancelledError)
     assert told[1:] == [True, True]
+
+
+async def test_a_call_that_was_made_before_anybody_waits_for_it() -> None:
+    from eventfold import _aio
+
+    call = _aio.start_in_thread(threading.get_ident)
+    while not call.done():
+        await asyncio.sleep(0.001)
+
+    assert await call == await _aio.uninterrupted(call) != threading.get_ident()
+
+
+async def test_awaiting_a_call_can_be_cancelled_while_the_call_goes_on() -> None:
+    from eventfold import _aio
+
+    go_on = threading.Event()
+    call = _aio.start_in_thread(lambda: go_on.wait(60))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await call
+    with anyio.move_on_after(0.01) as scope:
+        await call
+    assert scope.cancelled_caught
+    go_on.set()
+
+    assert await call
+
+
+async def test_a_cancellation_in_the_turn_in_which_a_call_ends_is_raised() -> None:
+    from eventfold import _aio
+
+    call = _aio.ThreadCall[int](asyncio.get_running_loop())
+    waiting = asyncio.create_task(_aio.uninterrupted(call))
+    await asyncio.sleep(0)
+    call.settle(1, None)
+    waiting.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert call.result() == 1
+
+
+async def test_the_first_outcome_of_a_call_counts() -> None:
+    """Closing a log whose turn is stuck tells those who wait, and the thread may still come to an end."""
+    from eventfold import _aio
+
+    call = _aio.ThreadCall[int](asyncio.get_running_loop())
+    call.settle(None, OSError("given up"))
+    call.settle(1, None)
+
+    with pytest.raises(OSError, match="given up"):
+        await call
+
+
+@pytest.mark.parametrize("wait", ["await", "uninterrupted"])
+async def test_an_error_of_a_call_leaves_nothing_for_the_garbage_collector(wait: str) -> None:
+    """What the frames of its traceback hold would live until then: files, for example."""
+    from eventfold import _aio
+
+    class Held:
+        pass
+
+    async def fails() -> weakref.ref[Held]:
+        held = Held()
+
+        def call() -> None:
+            held  # noqa: B018
+            raise OSError("refused")
+
+        try:
+            if wait == "await":
+                await _aio.start_in_thread(call)
+            else:
+                await _aio.uninterrupted(_aio.start_in_thread(call))
+        except OSError:
+            pass
+        return weakref.ref(held)
+
+    gc.disable()
+    try:
+        ref = await fails()
+        async with asyncio.timeout(10):
+            while ref() is not None:  # until the thread lets go of the call too
+                await asyncio.sleep(0.001)
+    finally:
+        gc.enable()
 
 
 def test_the_views_of_a_log_in_two_loops_one_after_the_other(tmp_path: Path) -> None:

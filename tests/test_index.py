@@ -176,6 +176,43 @@ async def test_the_condition_of_an_append_is_judged_by_the_whole_log(data_dir: P
             await log.append_unless([tagged(2, "own:5")], tag("own:5"))
 
 
+async def test_many_conditions_at_once_are_judged_by_the_file_by_memory_and_by_each_other(data_dir: Path) -> None:
+    """More of them than one look into the file takes; each tag is wanted by one append or by two."""
+    async with EventLog.open(data_dir, index=True) as log:
+        in_file = {f"own:{n}": (await log.append(tagged(n, f"own:{n}"))).start_offset for n in range(0, 300, 3)}
+    async with EventLog.open(data_dir, index=True) as log:
+        in_memory = {f"own:{n}": (await log.append(tagged(n, f"own:{n}"))).start_offset for n in range(1, 300, 3)}
+        wanted = [f"own:{n}" for n in range(300)] + [f"own:{n}" for n in range(2, 300, 6)]
+        outcomes = await asyncio.gather(
+            *(log.append_unless([tagged(0, "other"), tagged(1, name)], tag(name)) for name in wanted),
+            return_exceptions=True,
+        )
+        taken = in_file | in_memory
+        for name, outcome in zip(wanted, outcomes, strict=True):
+            if name in taken:
+                assert isinstance(outcome, ConditionalAppendError)
+                assert outcome.conflict.offset == taken[name]
+            else:
+                assert isinstance(outcome, list)
+                taken[name] = outcome[1].start_offset
+        offsets = [record.start_offset async for record in log.read_full() if record.event.tags[0] in taken]
+        assert offsets == sorted(taken.values())
+
+
+async def test_a_condition_with_an_offset_overlooks_what_the_file_has_before_it(data_dir: Path) -> None:
+    async with EventLog.open(data_dir, index=True) as log:
+        results = [await log.append(tagged(n, "a", f"own:{n}")) for n in range(10)]
+    async with EventLog.open(data_dir, index=True) as log:
+        outcomes = await asyncio.gather(
+            *(
+                log.append_unless([], tag(f"own:{n}"), after=result.start_offset if n % 2 else result.end_offset)
+                for n, result in enumerate(results)
+            ),
+            return_exceptions=True,
+        )
+        assert [isinstance(outcome, ConditionalAppendError) for outcome in outcomes] == [n % 2 == 1 for n in range(10)]
+
+
 async def test_two_texts_with_the_same_key_are_told_apart(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the hash of every tag were the same."""
     for module in (answers, pending):
@@ -756,10 +793,11 @@ def test_a_process_does_not_fork_in_a_transaction(tmp_path: Path) -> None:
     """The child would roll it back when it ends."""
     reached, go_on, forked = threading.Event(), threading.Event(), threading.Event()
 
-    def pairs() -> Iterator[tuple[int, int]]:
-        reached.set()
-        assert go_on.wait(10)
-        yield 1, 0
+    class Pairs(dict[int, int | list[int]]):
+        def __iter__(self) -> Iterator[int]:
+            reached.set()
+            assert go_on.wait(10)
+            return super().__iter__()
 
     def fork() -> None:
         child = os.fork()
@@ -770,7 +808,7 @@ def test_a_process_does_not_fork_in_a_transaction(tmp_path: Path) -> None:
 
     index = store.Store(tmp_path / "index.sqlite")
     index.open()
-    adding = threading.Thread(target=index.add, args=(0, Head(10, "x"), pairs()))
+    adding = threading.Thread(target=index.add, args=(0, Head(10, "x"), Pairs({1: 0, 2: [0, 5]})))
     adding.start()
     assert reached.wait(10)
     forking = threading.Thread(target=fork)
@@ -780,5 +818,8 @@ def test_a_process_does_not_fork_in_a_transaction(tmp_path: Path) -> None:
     assert forked.wait(10)
     adding.join()
     forking.join()
-    assert index.find([(1, 0)], 10) == [store.StoredOffsets([0], True)]
+    assert index.find([(1, 0), (2, 1), (3, 0)], 10) == {
+        (1, 0): store.StoredOffsets([0], True),
+        (2, 1): store.StoredOffsets([5], True),
+    }
     index.close()

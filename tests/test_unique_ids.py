@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from eventfold import (
     ConditionalAppendError,
     Event,
     EventLog,
+    Head,
     InvalidEventError,
     LockMode,
     Query,
@@ -21,6 +24,10 @@ from eventfold import (
     View,
 )
 from eventfold._aio import AsyncOpener
+from eventfold._codec.lines import Lines
+from eventfold._files.source import FileSource
+from eventfold._index import seen
+from eventfold._index.store import Store
 
 
 def event(n: int, id: str | None = None, *tags: str) -> Event:
@@ -165,6 +172,44 @@ async def test_several_writers_append_an_id_once(data_dir: Path) -> None:
         assert sorted(map(str, await ids(one))) == sorted(f"id {n}" for n in range(100))
         for n in range(100):
             assert results[2 * n].start_offset == results[2 * n + 1].start_offset
+
+
+def _fails(*args: object) -> None:
+    raise sqlite3.OperationalError("unable to open database file")
+
+
+async def test_without_the_file_the_log_is_read_once_and_not_for_each_new_id(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with EventLog.open(data_dir) as log:
+        first, *_ = [await log.append(event(n, id)) for n, id in enumerate(["a", "b", "a", *map(str, range(100))])]
+    monkeypatch.setattr(Store, "open", _fails)
+    read: list[int] = []
+    blocks = FileSource.blocks
+
+    def noted(source: FileSource, start: Head, end: int) -> AsyncGenerator[Lines, None]:
+        read.append(start.offset)
+        return blocks(source, start, end)
+
+    monkeypatch.setattr(FileSource, "blocks", noted)
+    async with opened(data_dir) as log:
+        for n in range(50):
+            assert not (await log.append(event(n, f"new-{n}"))).duplicate
+        assert read == [0]
+        assert (await log.append(event(1, "a"))).start_offset == first.start_offset
+        assert (await log.append(event(3, "new-7"))).duplicate
+        assert len(await ids(log)) == 153
+
+
+async def test_without_the_file_ids_that_look_alike_are_told_apart(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "open", _fails)
+    monkeypatch.setattr(seen, "_places", lambda text: [0])
+    async with opened(data_dir) as log:
+        results = [await log.append(event(n, str(n % 7))) for n in range(14)]
+        assert [result.duplicate for result in results] == [False] * 7 + [True] * 7
+        assert [result.start_offset for result in results[:7]] == [result.start_offset for result in results[7:]]
 
 
 async def test_unique_ids_need_the_index(data_dir: Path) -> None:

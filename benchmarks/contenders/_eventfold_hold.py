@@ -144,6 +144,30 @@ async def open_large(dir: str, seconds: float) -> Watched:
     return await repeat(again, seconds)
 
 
+async def rotate_large(dir: str, seconds: float) -> Watched:
+    """Each rotation rewrites the snapshot."""
+    async with large_log(Path(dir, "new"), LARGE) as log:
+
+        async def again() -> None:
+            await log.append(Event(**sample_fields(1)))
+            await log.rotate()
+
+        return await repeat(again, seconds)
+
+
+async def close_large(dir: str, seconds: float) -> Watched:
+    """Each closing saves a state with one more event in it."""
+    async with large_log(Path(dir, "new"), LARGE):
+        pass
+
+    async def again() -> None:
+        async with EventLog.open(Path(dir, "new"), views=[View("large", fill, Entries)]) as log:
+            await log.append(Event(**sample_fields(1)))
+            await log.refresh_all()
+
+    return await repeat(again, seconds)
+
+
 async def tails(dir: str, seconds: float) -> Watched:
     async with EventWriter.open(Path(dir, "new")) as log, tailing(log.reader(), 1_000) as deliveries:
 
@@ -166,6 +190,8 @@ WORKS = {
     "ten new events, state of 10 MB": refresh_large,
     "saving a state of 10 MB": save_large,
     "opening, snapshot of 10 MB": open_large,
+    "rotating, state of 10 MB": rotate_large,
+    "opening and closing, state of 10 MB": close_large,
     "appends to 1,000 tails": tails,
 }
 

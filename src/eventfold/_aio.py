@@ -11,16 +11,17 @@ import errno
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
 from contextvars import Context
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import anyio
 
 P = ParamSpec("P")
 T = TypeVar("T")
-F = TypeVar("F", bound="asyncio.Future[Any]")
+F = TypeVar("F", bound="asyncio.Future[Any] | ThreadCall[Any]")
 
 
 class _Closable(Protocol):
@@ -29,6 +30,10 @@ class _Closable(Protocol):
 
 C = TypeVar("C", bound=_Closable)
 _Job: TypeAlias = "tuple[ThreadCall[Any], Callable[..., Any], tuple[Any, ...]]"
+
+# Seconds for which `quick_in_thread` holds the event loop at most: more than a few system calls and the way to a thread
+# take, and too short to be felt.
+PATIENCE = 0.0001
 
 
 class AsyncOpener(Generic[C]):
@@ -74,55 +79,118 @@ class UncancellableTask(asyncio.Task[T]):
         return False
 
 
-class ThreadCall(asyncio.Future[T]):
-    """The outcome of a call in a thread, which only that thread brings about. Await it with `uninterrupted`.
+class ThreadCall(Generic[T]):
+    """The outcome of a call in a thread. Await it: cancelled, the call goes on. `uninterrupted` waits for its end then.
 
-    `asyncio.wait` and `asyncio.shield` would do for that too, but take as long as the way to the thread and back.
+    A future would take one more turn of the event loop: it is given its result in one turn, and whoever waits for it
+    runs in the next one. Here the thread has the loop run whoever waits.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self._waiter: asyncio.Future[None] | None = None
+        self.loop = loop
+        # Lists, since what appends to them and removes from them is atomic: two threads need no lock for that.
+        self._outcomes: list[tuple[Any, BaseException | None]] = []  # the first one counts
+        self._waiters: list[_Waiter] = []
 
-    async def settled(self) -> None:
-        """Returns once the outcome is there. Cancelled, it leaves the call as it is."""
-        if self._waiter is not None:  # somebody else waits too
-            await asyncio.wait([self])
-            return
-        self._waiter = self.get_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def done(self) -> bool:
+        """Whether the outcome is there."""
+        return bool(self._outcomes)
 
     def settle(self, result: Any, error: BaseException | None) -> None:
-        """Tells the outcome; to be called in the loop."""
-        if self.done():
-            return
+        """Tells the outcome, from any thread. Does nothing if it is there already."""
+        self._outcomes.append((result, error))
+        while self._waiters:
+            try:
+                waiter = self._waiters.pop()
+            except IndexError:  # it was cancelled at this very moment
+                return
+            try:
+                self.loop.call_soon_threadsafe(waiter.wakeup, waiter, context=waiter.context)
+            except RuntimeError:  # the loop was closed meanwhile: nobody waits for the result
+                return
+
+    def result(self) -> T:
+        """What the call returned, once it is done; raises what the call raised."""
+        result, error = self._outcomes[0]
         if error is None:
-            self.set_result(result)
-        elif isinstance(error, StopIteration):  # which a future refuses
-            self.set_exception(RuntimeError("a call in a thread raised StopIteration"))
-        else:
-            self.set_exception(error)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            return cast(T, result)
+        try:
+            raise error
+        finally:
+            # The error holds this frame: with the call in it, which holds the error, both would be garbage in a cycle.
+            del self, error
+
+    def __await__(self) -> Generator[Any, None, T]:
+        try:
+            if not self._outcomes:
+                yield from self.settled()
+            return self.result()
+        finally:
+            del self
+
+    def settled(self) -> _Waiter:
+        """Await it for the outcome to be there, whatever it is."""
+        return _Waiter(self)
+
+    def add_waiter(self, waiter: _Waiter) -> None:
+        """Has a waiter run once the outcome is there. In the loop's thread."""
+        self._waiters.append(waiter)
+        if self._outcomes and self.remove_waiter(waiter):
+            self.loop.call_soon(waiter.wakeup, waiter, context=waiter.context)
+
+    def remove_waiter(self, waiter: _Waiter) -> bool:
+        """Whether the waiter was not told yet, which it will not be any more."""
+        try:
+            self._waiters.remove(waiter)
+        except ValueError:
+            return False
+        return True
 
 
-def _outcome(job: _Job) -> tuple[Any, BaseException | None]:
-    """Makes a call, in a thread: its result, or what it raised."""
-    _, function, args = job
+class _Waiter:
+    """What a task awaits while it waits for a call in a thread: as much of a future as `asyncio.Task` asks of one.
+
+    asyncio recognizes such objects by `_asyncio_future_blocking`; see `asyncio.isfuture`.
+    """
+
+    wakeup: Callable[[_Waiter], object]
+    context: Context | None
+
+    def __init__(self, call: ThreadCall[Any]) -> None:
+        self._asyncio_future_blocking = True
+        self._call = call
+        self._cancelled: tuple[Any, ...] | None = None
+
+    def __iter__(self) -> Generator[Any, None, None]:
+        yield self
+
+    __await__ = __iter__
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._call.loop
+
+    def add_done_callback(self, wakeup: Callable[[_Waiter], object], *, context: Context | None = None) -> None:
+        self.wakeup, self.context = wakeup, context
+        self._call.add_waiter(self)
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Has the task go on with a `CancelledError`, and leaves the call as it is."""
+        if not self._call.remove_waiter(self):
+            return False  # the task was told to go on: it raises the cancellation then
+        self._cancelled = () if msg is None else (msg,)
+        self._call.loop.call_soon(self.wakeup, self, context=self.context)
+        return True
+
+    def result(self) -> None:
+        if self._cancelled is not None:
+            raise asyncio.CancelledError(*self._cancelled)
+
+
+def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
     try:
         return function(*args), None
     except BaseException as error:
         return None, error
-
-
-def _tell(call: ThreadCall[Any], result: Any, error: BaseException | None) -> None:
-    try:
-        call.get_loop().call_soon_threadsafe(call.settle, result, error)
-    except RuntimeError:  # the loop was closed meanwhile: nobody waits for the result
-        pass
 
 
 class ThreadPool:
@@ -151,13 +219,13 @@ class ThreadPool:
 
     def _work(self) -> None:
         while True:
-            job = self._jobs.get()
-            outcome = _outcome(job)
+            call, function, args = self._jobs.get()
+            outcome = _outcome(function, args)
             # Before it is told: whoever waits for it may have the next call, for which this thread will do.
             with self._lock:
                 self._idle += 1
-            _tell(job[0], *outcome)
-            del job, outcome
+            call.settle(*outcome)
+            del call, function, args, outcome
 
 
 _pool: ThreadPool
@@ -189,6 +257,29 @@ def start_in_thread(function: Callable[[], T]) -> ThreadCall[T]:
     return call
 
 
+async def quick_in_thread(function: Callable[[], T]) -> T:
+    """The same as `in_thread`, for calls that mostly take microseconds: a look at a file, say.
+
+    The way back through the loop takes longer than such a call. So the loop's thread waits for the answer, for up to
+    `PATIENCE` seconds: a disk that is slow holds nobody up for longer.
+    """
+    ended: SimpleQueue[None] = SimpleQueue()
+
+    def call() -> T:
+        try:
+            return function()
+        finally:
+            ended.put(None)
+
+    started = start_in_thread(call)
+    try:
+        with suppress(Empty):
+            ended.get(timeout=PATIENCE)
+        return await uninterrupted(started)
+    finally:
+        del started  # as in `uninterrupted`
+
+
 def _start_thread(thread: threading.Thread) -> None:
     try:
         thread.start()
@@ -198,7 +289,7 @@ def _start_thread(thread: threading.Thread) -> None:
         ) from error
 
 
-async def uninterrupted(future: asyncio.Future[T]) -> T:
+async def uninterrupted(future: asyncio.Future[T] | ThreadCall[T]) -> T:
     """The future's result; a cancellation is raised, but only when the future is done."""
     try:
         if isinstance(asyncio.current_task(), UncancellableTask):
@@ -228,11 +319,11 @@ async def outlast(future: F, wait: Callable[[F], Awaitable[object]]) -> None:
                 await wait(future)
             except asyncio.CancelledError:
                 pass  # the caller raises the first one
-    if not future.cancelled():
+    if isinstance(future, asyncio.Future) and not future.cancelled():
         future.exception()
 
 
-def _settled(future: asyncio.Future[Any]) -> Coroutine[Any, Any, Any]:
+def _settled(future: asyncio.Future[Any] | ThreadCall[Any]) -> Awaitable[object]:
     return future.settled() if isinstance(future, ThreadCall) else asyncio.wait([future])
 
 
@@ -261,6 +352,6 @@ class Thread:
 def _make_all(jobs: SimpleQueue[_Job | None]) -> None:
     """What the thread does."""
     while (job := jobs.get()) is not None:
-        outcome = _outcome(job)
-        _tell(job[0], *outcome)
-        del job, outcome
+        call, function, args = job
+        call.settle(*_outcome(function, args))
+        del job, call, function, args

@@ -61,7 +61,7 @@ async def build_index(
     head = (await reader.head()).offset
     index = Index.open(file, reader)
     try:
-        building = asyncio.ensure_future(index.candidates(()))
+        building = asyncio.ensure_future(index.candidates((), ()))
         try:
             while not building.done():
                 await asyncio.wait([building], timeout=_INTERVAL)

@@ -59,16 +59,16 @@ class Checks:
 
         For these it notes up to where their ids and conditions were looked at.
         """
-        await self.check_ids([append for append in appends if append.unique is not None])
-        appends = [append for append in appends if not append.future.done()]
-        await self._check_conditions([append for append in appends if append.condition is not None])
+        await self.check_ids(appends)
+        await self._check_conditions(appends)
         return [append for append in appends if not append.future.done()]
 
     async def check_ids(self, appends: Sequence[Append]) -> None:
         """Resolves those of the appends whose ids are in the log."""
-        unique = [(append, append.unique) for append in appends if append.unique is not None]
-        if not unique:
+        appends = [append for append in appends if append.unique is not None]
+        if not appends:
             return
+        unique = [(append, append.unique) for append in appends if append.unique is not None]
         try:
             known, results = await self._index.results_of({id for _, ids in unique for id in ids.ids})
         except Exception as error:
@@ -77,12 +77,12 @@ class Checks:
         for append, ids in unique:
             ids.checked = known
             try:
-                found = _results(ids, append.count, results)
+                found = _results(ids, append.events, results)
             except InvalidEventError as error:
                 _fail([append], error)
             else:
                 if found is not None and not append.future.done():
-                    append.future.set_result(found)
+                    append.future.set_result(found[0] if append.count is None else found)
 
     async def results_of(self, ids: UniqueIds | None, count: int) -> list[AppendResult] | None:
         """The results of an append of `count` events, if all are in the log; None if none is.
@@ -95,18 +95,19 @@ class Checks:
         return _results(ids, count, results)
 
     async def _check_conditions(self, appends: Sequence[Append]) -> None:
-        conditions = [
-            (append, append.condition)
+        waiting = [
+            append
             for append in appends
-            if append.condition is not None and append.condition.checked is None
+            if append.condition is not None and append.condition.checked is None and not append.future.done()
         ]
-        if not conditions:
+        if not waiting:
             return
+        conditions = [append.condition for append in waiting if append.condition is not None]
         try:
             known, candidates = await self._index.candidates(
-                [(condition.query, condition.after) for _, condition in conditions]
+                [condition.query for condition in conditions], [condition.after for condition in conditions]
             )
-            for (append, condition), offsets in zip(conditions, candidates, strict=True):
+            for append, condition, offsets in zip(waiting, conditions, candidates, strict=True):
                 if append.future.done():
                     continue
                 if offsets is None:
@@ -116,7 +117,7 @@ class Checks:
                 if offsets and (found := await self._index.first_match(condition.query, offsets)) is not None:
                     _fail([append], conflict_with(condition.after, known, found))
         except Exception as error:
-            _fail(appends, error)
+            _fail(waiting, error)
 
 
 def _fail(appends: Iterable[Append], error: Exception) -> None:

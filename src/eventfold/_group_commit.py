@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import islice
 from time import perf_counter
 
 from . import _tracing
@@ -24,7 +25,7 @@ from ._stats import WriterCounters
 
 # So many appends are resolved in one turn of the loop: whoever waits for one runs in the next, and others want to run
 # too.
-RESOLVED_AT_ONCE = 500
+RESOLVED_AT_ONCE = 100
 
 
 class GroupCommit:
@@ -101,9 +102,10 @@ class GroupCommit:
                 if self.checks is not None:
                     judged = zip(batch, outcomes, strict=True)
                     await self.checks.check_ids([append for append, why in judged if isinstance(why, DuplicateIdError)])
-                for start in range(0, len(batch), RESOLVED_AT_ONCE):
-                    for i in range(start, min(start + RESOLVED_AT_ONCE, len(batch))):
-                        resolve(batch[i], outcomes[i], offset_at)
+                judged = zip(batch, outcomes, strict=True)
+                for _ in range(0, len(batch), RESOLVED_AT_ONCE):
+                    for append, outcome in islice(judged, RESOLVED_AT_ONCE):
+                        resolve(append, outcome, offset_at)
                     # Those that were resolved run now: what they append at once is in the next batch.
                     await asyncio.sleep(0)
         except BaseException as error:

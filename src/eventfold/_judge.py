@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, islice, repeat
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Any
 
 import msgspec
 
 from ._codec.keys import Keys, keys_of
 from ._codec.lines import Lines, last_line_hash
 from ._errors import AppendConflict, ConditionalAppendError
-from ._event import AppendResult, Head
+from ._event import Event, Head
 from ._query import Query
 from ._tracing import Span
 
@@ -27,12 +28,13 @@ class Condition(msgspec.Struct, gc=False):
     """No event at or behind the offset `after` may match the query.
 
     What stands before `checked` has been looked at already; from there on it is judged in the turn. `checked` is None
-    until the index was asked.
+    until the index was asked. `events` are those to be appended: with them their lines need not be decoded again.
     """
 
     query: Query
     after: int
     checked: int | None
+    events: Sequence[Event]
 
     @property
     def start(self) -> int:
@@ -58,12 +60,17 @@ class Append(msgspec.Struct, eq=False, gc=False):
     """
 
     data: bytes
-    future: asyncio.Future[list[AppendResult]]
+    future: asyncio.Future[Any]
     expected: Head | None = None
     condition: Condition | None = None
-    count: int = 0  # of lines; 0 if it is not known
+    count: int | None = None  # of lines; None for one line, whose result is wanted by itself and not in a list
     unique: UniqueIds | None = None
     span: Span | None = None  # that of the call, where it is traced
+
+    @property
+    def events(self) -> int:
+        """How many events it appends."""
+        return 1 if self.count is None else self.count
 
     @property
     def is_judged(self) -> bool:
@@ -81,12 +88,9 @@ class Judgement(msgspec.Struct):
 
 def lines_needed_from(appends: Iterable[Append]) -> int | None:
     """The offset from which on `judge` needs the lines of the log; None where no append has a query or unique ids."""
-    judged = [append for append in appends if append.condition is not None or append.unique is not None]
-    if not judged:
-        return None
-    checked = [append.condition.start for append in judged if append.condition is not None]
-    checked += [append.unique.checked for append in judged if append.unique is not None]
-    return min(checked)
+    checked = [append.condition.start for append in appends if append.condition is not None]
+    checked += [append.unique.checked for append in appends if append.unique is not None]
+    return min(checked, default=None)
 
 
 def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -> Judgement:
@@ -95,7 +99,12 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
     `recent` are the lines from `lines_needed_from(appends)` up to the head. The resulting head assumes offsets that
     count bytes.
     """
-    unconditional = [append.data for append in appends if not append.is_judged]
+    # What `is_judged` says, without a call for each.
+    unconditional = [
+        append.data
+        for append in appends
+        if append.expected is None and append.condition is None and append.unique is None
+    ]
     if len(unconditional) == len(appends):  # mostly so: nothing to judge, only positions to count
         positions = list(accumulate(map(len, unconditional), initial=0))
         size = positions.pop()
@@ -106,14 +115,13 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
     events = [event for lines in recent for event in keys_of(lines)]
     ids = {keys.id: start for start, keys in events if keys.id is not None}
     matcher = None
-    appended: Iterable[list[tuple[int, Keys]]] = repeat([])
-    if any(append.condition is not None for append in appends):
-        matcher, appended = _Matcher(), _events_of(appends)
-        matcher.add(events)
-    for append, own in zip(appends, appended, strict=False):
+    if any([append.condition is not None for append in appends]):  # noqa: C419 (a generator takes twice as long)
+        matcher = _Matcher()
+        matcher.add(0, events)
+    for append in appends:
         # First, since whoever appends again what is in the log wants to hear that, and not of a conflict with it.
         unique = append.unique
-        if unique is not None and any(ids.get(id, -1) >= unique.checked for id in unique.ids):
+        if unique is not None and any([ids.get(id, -1) >= unique.checked for id in unique.ids]):  # noqa: C419
             outcomes.append(DuplicateIdError())
             continue
         if append.expected is not None:
@@ -128,7 +136,7 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
                 continue
         outcomes.append(position)
         if matcher is not None:
-            matcher.add([(head.offset + position + start, keys) for start, keys in own])
+            matcher.add(head.offset + position, _events_of(append))
         if unique is not None:
             ids.update(dict.fromkeys(unique.ids, sys.maxsize))
         position += len(append.data)
@@ -141,30 +149,37 @@ def conflict_with(after: int, head: int, offset: int) -> ConditionalAppendError:
     return ConditionalAppendError(AppendConflict(after, head, "", None, offset))
 
 
-def _events_of(appends: Sequence[Append]) -> Iterator[list[tuple[int, Keys]]]:
-    """For each append, where in its data each event stands, with its keys. All are decoded at once: that is faster."""
-    events = iter(keys_of(Lines("", 0, b"".join([append.data for append in appends]))))
-    begin = 0
-    for append in appends:
-        yield [(start - begin, keys) for start, keys in islice(events, append.count or append.data.count(b"\n"))]
-        begin += len(append.data)
+def _events_of(append: Append) -> Iterable[tuple[int, Event | Keys]]:
+    """Where in its data each of an append's events stands, with its type and its tags."""
+    if append.condition is None:
+        return keys_of(Lines("", 0, append.data))
+    events = append.condition.events
+    if len(events) == 1:
+        return [(0, events[0])]
+    sizes = [len(line) for line in append.data.splitlines(keepends=True)]  # a line of JSON has no other line break
+    return zip(accumulate(sizes, initial=0), events, strict=False)
 
 
 class _Matcher:
     """The newest events by type and by tag, so that a thousand conditions don't look at a thousand events each."""
 
     def __init__(self) -> None:
-        self._all: list[tuple[int, Keys]] = []
-        self._by_type: dict[str, list[tuple[int, Keys]]] = {}
-        self._by_tag: dict[str, list[tuple[int, Keys]]] = {}
+        self._all: list[tuple[int, Event | Keys]] = []
+        self._by_tag: dict[str, list[tuple[int, Event | Keys]]] = {}
+        # Of the first so many events: few conditions ask for a type without a tag.
+        self._by_type: dict[str, list[tuple[int, Event | Keys]]] = {}
+        self._typed = 0
 
-    def add(self, events: Iterable[tuple[int, Keys]]) -> None:
-        for event in events:
-            keys = event[1]
+    def add(self, offset: int, events: Iterable[tuple[int, Event | Keys]]) -> None:
+        """Adds events, each so far behind an offset; they are behind all others."""
+        for start, keys in events:
+            event = (offset + start, keys)
             self._all.append(event)
-            self._by_type.setdefault(keys.type, []).append(event)
             for tag in keys.tags:
-                self._by_tag.setdefault(tag, []).append(event)
+                if tag in self._by_tag:
+                    self._by_tag[tag].append(event)
+                else:
+                    self._by_tag[tag] = [event]
 
     def first_match(self, query: Query, offset: int) -> int | None:
         """The offset of the first event at or behind an offset that matches; None if none does."""
@@ -181,13 +196,19 @@ class _Matcher:
                         first = start
         return first
 
-    def _candidates(self, types: frozenset[str], tags: frozenset[str]) -> list[list[tuple[int, Keys]]]:
+    def _candidates(self, types: frozenset[str], tags: frozenset[str]) -> Iterable[list[tuple[int, Event | Keys]]]:
         """The fewest events among which all are that an item of a query matches."""
         if tags:
-            return [min([self._by_tag.get(tag, []) for tag in tags], key=len)]
+            for tag in tags:
+                if tag not in self._by_tag:  # mostly so
+                    return ()
+            return (min([self._by_tag[tag] for tag in tags], key=len),)
         if types:
+            for event in self._all[self._typed :]:
+                self._by_type.setdefault(event[1].type, []).append(event)
+            self._typed = len(self._all)
             return [self._by_type.get(type, []) for type in types]
-        return [self._all]
+        return (self._all,)
 
 
 def _head_after(head: Head, accepted: list[bytes], size: int) -> Head:

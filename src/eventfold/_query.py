@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from ._event import Event
 
+_NO_STRINGS: frozenset[str] = frozenset()
+
 
 class QueryItem(NamedTuple):
     """One alternative of a query. Empty types stand for any type, empty tags for any tags."""
@@ -123,6 +125,8 @@ def _of(items: Collection[QueryItem]) -> Query:
 
 
 def _strings(name: str, values: Collection[str]) -> frozenset[str]:
+    if values == ():
+        return _NO_STRINGS
     if isinstance(values, str):
         raise TypeError(f"{name} must be a collection of strings, not the string {values!r}: write {{{values!r}}}")
     strings = frozenset(values)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Any, overload
 
 from . import _tracing
 from ._errors import copy_error
@@ -85,19 +86,32 @@ class AppendQueue:
                 self._given = True
                 turn.set_result(None)
 
+    @overload
+    def put(
+        self, data: bytes, expected: Head | None = None, *, unique: UniqueIds | None = None
+    ) -> asyncio.Future[AppendResult]: ...
+
+    @overload
+    def put(
+        self, data: bytes, *, condition: Condition | None = None, count: int, unique: UniqueIds | None = None
+    ) -> asyncio.Future[list[AppendResult]]: ...
+
     def put(
         self,
         data: bytes,
         expected: Head | None = None,
         condition: Condition | None = None,
-        count: int = 1,
+        count: int | None = None,
         unique: UniqueIds | None = None,
-    ) -> asyncio.Future[list[AppendResult]]:
-        """Adds an append of `count` whole lines; the future for where they are in the log."""
-        future: asyncio.Future[list[AppendResult]] = self._loop.create_future()
+    ) -> asyncio.Future[Any]:
+        """Adds an append of `count` whole lines; the future for the list of where they are in the log.
+
+        Without `count` it is one line, and the future is for where that one is.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
         append = Append(data, future, expected, condition, count, unique)
         if _tracing.tracer is not None:
-            append.span = _tracing.start("eventfold.append", log=self._location, events=count, bytes=len(data))
+            append.span = _tracing.start("eventfold.append", log=self._location, events=append.events, bytes=len(data))
             _tracing.end_with(append.span, future)
         self._appends.append(append)
         self._size += len(data)
@@ -140,8 +154,8 @@ def resolve(append: Append, outcome: int | BaseException, offset_at: Callable[[i
         future.set_exception(copy_error(outcome))
         return
     data, start = append.data, offset_at(outcome)
-    if append.count == 1:
-        future.set_result([AppendResult(start, offset_at(outcome + len(data)), line_hash(data))])
+    if append.count is None:
+        future.set_result(AppendResult(start, offset_at(outcome + len(data)), line_hash(data)))
         return
     results = []
     for line in data.splitlines(keepends=True):  # a line of JSON has no other line break in it

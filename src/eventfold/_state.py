@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import reprlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sized
+from itertools import repeat
 from typing import Any
 
 from .snapshot import decode_state
 
+# Elements of a container that are compared between two pauses.
+_SOME = 256
+# What has nothing in it.
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
+_missing = object()
 
-def difference(state: Any, read: Any) -> str | None:
+
+def difference(state: Any, read: Any, pause: Callable[[], object] = lambda: None) -> str | None:
     """Where and how a state differs from what it reads back as, such as `jobs['x'].due: 1 became '1'`.
 
     An `int` that reads back as the equal `float` is no difference: it stands in a field that is declared `float`.
+    `pause` is called now and then.
     """
+    if _same(state, read, pause):
+        return None
     found = _difference(state, read, "")
     if found is None:
         return None
@@ -38,8 +48,36 @@ def takes_none(state_type: Any) -> bool:
         return False
 
 
+def _same(one: Any, other: Any, pause: Callable[[], object]) -> bool:
+    """Whether there is no difference: several times as fast as finding out where one is."""
+    kind: Any = type(one)
+    if kind is not type(other) or kind in _PLAIN:
+        return _difference(one, other, "") is None
+    pairs: Iterable[tuple[Any, Any]]
+    if isinstance(one, dict):
+        pairs = zip(one.values(), map(other.get, one, repeat(_missing)), strict=True)
+    elif isinstance(one, list | tuple | deque):
+        pairs = zip(one, other, strict=False)
+    elif (names := _fields(kind)) is not None:
+        pairs = zip(map(getattr, repeat(one), names), map(getattr, repeat(other), names), strict=True)
+    else:
+        return bool(one == other)
+    if isinstance(one, Sized) and len(one) != len(other):
+        return False
+    if isinstance(one, deque) and one.maxlen != other.maxlen:
+        return False
+    for number, (value, read) in enumerate(pairs, 1):
+        if not number % _SOME:
+            pause()
+        # Asked here too, since a call for each number and text would take most of the time.
+        plain = type(value) is type(read) and type(value) in _PLAIN
+        if value is not read and not (value == read if plain else _same(value, read, pause)):
+            return False
+    return True
+
+
 def _difference(one: Any, other: Any, where: str) -> tuple[str, Any, Any] | None:
-    kind = type(one)
+    kind: Any = type(one)
     if kind is not type(other):
         return None if kind is int and type(other) is float and one == other else (where, one, other)
     children: Iterable[tuple[str, Any, Any]]

@@ -253,7 +253,9 @@ async def refresh_each(views: Iterable[View[Any]], reader: EventReader, *, save:
             locked.append(view)
         failed_at = {view: view.offset for view in views if view._fold.suspect}
         unloaded = [view for view in views if not view._loaded or view in failed_at]
-        if unloaded:
+        if len(unloaded) == 1:
+            await unloaded[0]._load(reader)  # a task of its own would take longer than loading a small state
+        elif unloaded:
             await asyncio.gather(*(view._load(reader) for view in unloaded))
         head = (await reader.head()).offset
         if save:

@@ -8,6 +8,7 @@ later one, whichever process saved that.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -16,10 +17,11 @@ from ._engine import LockingDocuments
 from ._errors import CorruptLogError
 from ._event import Head
 from ._logging import WARNING, log_event
+from ._parts import PART, Pause
 from ._query import Query
 from ._reader import EventReader
 from ._state import difference
-from .snapshot import NOWHERE, BadSnapshotError, Snapshot, decode_state, encode, encode_state, parse
+from .snapshot import NOWHERE, BadSnapshotError, Snapshot, decode_state, encode_whole, parse
 
 S = TypeVar("S")
 
@@ -71,7 +73,8 @@ class ViewSnapshot(Generic[S]):
             if snapshot is None:
                 return None
             place = await self._place_of(snapshot, reader)
-            state = self.decode(snapshot.state)
+            encoded = snapshot.state
+            state = self.decode(encoded) if len(encoded) < PART else await in_thread(self.decode, encoded, Pause())
         except (BadSnapshotError, CorruptLogError, OSError) as error:
             log_event(
                 WARNING,
@@ -88,11 +91,11 @@ class ViewSnapshot(Generic[S]):
         """Whether a snapshot is of the same version and was made of the same events."""
         return snapshot.version == self._version and snapshot.query == self._query
 
-    def decode(self, state: bytes) -> S:
-        """A state that was stored. Raises `BadSnapshotError`."""
+    def decode(self, state: bytes | memoryview, pause: Callable[[], object] = lambda: None) -> S:
+        """A state that was stored. Raises `BadSnapshotError`. `pause` is called between the parts of a large one."""
         kind = self._state_type
         try:
-            decoded: S = decode_state(state, kind)
+            decoded: S = decode_state(state, kind, pause)
         except Exception as error:
             raise BadSnapshotError(
                 f"its state can't be decoded into {getattr(kind, '__qualname__', kind)}: {error} "
@@ -112,14 +115,13 @@ class ViewSnapshot(Generic[S]):
                 return
             if not place.line_hash:
                 place = Head(place.offset, await reader.read_line_hash_before(place.offset) or "")
-            encoded = encode_state(state)
-            await in_thread(self._check_reads_back, state, encoded)
             line_hash = place.line_hash if 0 < offset < NOWHERE else ""
             snapshot = Snapshot(
                 None, offset, line_hash, place.offset, place.line_hash, self._version, query=self._query
             )
-            await self._store(encode(snapshot, encoded), place.offset, reader)
-            self._saved, self._saved_offset, self._saved_size = place, offset, len(encoded)
+            data, size = await in_thread(self._encode, state, snapshot)
+            await self._store(data, place.offset, reader)
+            self._saved, self._saved_offset, self._saved_size = place, offset, size
             self._retry_interval = RETRY_INTERVAL
         except Exception as error:
             self._next_try = monotonic() + self._retry_interval
@@ -135,7 +137,9 @@ class ViewSnapshot(Generic[S]):
     async def _stored(self, reader: EventReader) -> Snapshot | None:
         """The stored snapshot, its state still encoded; None if there is none. Raises `BadSnapshotError`, `OSError`."""
         data = await reader.documents.load("view", self._name)
-        return None if data is None else parse(data)
+        if data is None:
+            return None
+        return parse(data) if len(data) < PART else await in_thread(parse, data)
 
     async def _place_of(self, snapshot: Snapshot, reader: EventReader) -> Head:
         """Where in the whole log a snapshot stands, if the log before it is the one that it was made of."""
@@ -188,10 +192,14 @@ class ViewSnapshot(Generic[S]):
             return False
         return found.offset == offset_for_the_crate(found.position or 0, await reader.base())
 
-    def _check_reads_back(self, state: S, encoded: bytes) -> None:
-        found = difference(state, decode_state(encoded, self._state_type))
+    def _encode(self, state: S, snapshot: Snapshot) -> tuple[bytes, int]:
+        """The file, and how many bytes of it are the state; in a thread. Raises if it would not read back the same."""
+        pause = Pause()
+        data, encoded = encode_whole(snapshot, state, pause)
+        found = difference(state, decode_state(encoded, self._state_type, pause), pause)
         if found is not None:
             raise ValueError(f"its state would read back as another one ({found}); give the view a fitting state_type")
+        return data, len(encoded)
 
 
 def offset_for_the_crate(position: int, base: int) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -216,12 +216,22 @@ class EventWriter(HasPaths):
 
         Cancelled while it waits in the queue, the event is not in the log; cancelled later, it is.
         """
+        return await self.put(event)
+
+    def put(self, event: Event) -> Awaitable[AppendResult]:
+        """Adds one event to the queue if there is room. Await what it returns, at once: then it is as `append`.
+
+        Raises what is wrong with the event or the writer. A coroutine for each append would be a tenth of its work.
+        """
         self._check_usable()
         if self._queue.full:
-            await self._commits.place()
-        line = encode_line(event, self._max_event_size)
-        [result] = await self._queue.put(line, unique=self._unique((event,)))
-        return result
+            return self._put_when_there_is_room(event)
+        unique = ids_of((event,)) if self._unique_ids else None
+        return self._queue.put(encode_line(event, self._max_event_size), unique=unique)
+
+    async def _put_when_there_is_room(self, event: Event) -> AppendResult:
+        await self._commits.place()
+        return await self.put(event)
 
     async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
         """Appends several events, all or none of them, also after a crash. Raises what `append` raises."""
@@ -252,8 +262,7 @@ class EventWriter(HasPaths):
         if self._queue.full:
             await self._commits.place()
         line = encode_line(event, self._max_event_size)
-        [result] = await self._queue.put(line, expected, unique=self._unique((event,)))
-        return result
+        return await self._queue.put(line, expected, unique=self._unique((event,)))
 
     async def append_unless(self, events: Iterable[Event], query: Query, *, after: int = 0) -> list[AppendResult]:
         """Appends events, all or none of them, unless an event at or behind an offset matches a query.
@@ -281,7 +290,7 @@ class EventWriter(HasPaths):
         events = list(events)
         lines = encode_batch(events, self._max_event_size)
         unique = self._unique(events)
-        condition = Condition(query, after, None)
+        condition = Condition(query, after, None, events)
         indexed = self._index is not None and query.has_tags
         if indexed and after and after != self.head.offset:
             await self.reader().read_line_hash_before(after)  # is it where a line begins?
@@ -320,7 +329,8 @@ class EventWriter(HasPaths):
             )
         if self._closing is not None:
             raise LogClosedError(f"the log in {self._source.location} is closed")
-        self._commits.check()
+        if self._commits.failure is not None:
+            raise copy_error(self._commits.failure)
 
     def _on_commit(self, commit: Commit) -> None:
         self._head = commit.head

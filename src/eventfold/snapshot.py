@@ -14,20 +14,25 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, is_typeddict
 
 import msgspec
+import xxhash
 
 from ._aio import in_thread
-from ._event import line_hash
 from ._files import operations
 from ._logging import WARNING, log_event
+from ._parts import Pause, decode_in_parts, encode_in_parts
 
 __all__ = ["Snapshot", "delete", "load", "save"]
 
 # An `offset` beyond any file: the Rust crate then rebuilds its view.
 NOWHERE = 2**63 - 1
+
+# How a file begins that is written here, and what follows the state.
+_BEFORE_STATE, _AFTER_STATE = b'{"state":', b',"offset":'
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -64,14 +69,23 @@ class BadSnapshotError(ValueError):
     """The file holds no snapshot that can be believed; the text says why."""
 
 
-def encode_state(state: Any) -> bytes:
-    """A state as JSON: whatever msgspec encodes, and pydantic models."""
-    return msgspec.json.encode(state, enc_hook=_encode_other)
+def decode_state(data: bytes | memoryview, state_type: Any, pause: Callable[[], object] = lambda: None) -> Any:
+    """The state that was encoded. Raises `ValueError`, or what the type's own constructor raises.
+
+    `pause` is called between the parts of a large one.
+    """
+    if isinstance(state_type, type) and dict in state_type.__bases__ and not is_typeddict(state_type):
+        # A Counter, say: as `_decode_other` makes it, but of a dict that was decoded in parts.
+        return _decode_other(state_type, decode_in_parts(data, Any, _decode, pause))
+    return decode_in_parts(data, state_type, _decode, pause)
 
 
-def decode_state(data: bytes, state_type: Any) -> Any:
-    """The state that `encode_state` encoded. Raises `ValueError`, or what the type's own constructor raises."""
-    return msgspec.json.decode(data, type=state_type, dec_hook=_decode_other)
+def _encode(value: Any) -> bytes:
+    return msgspec.json.encode(value, enc_hook=_encode_other)
+
+
+def _decode(data: bytes | memoryview, type_: Any) -> Any:
+    return msgspec.json.decode(data, type=type_, dec_hook=_decode_other)
 
 
 def _encode_other(value: Any) -> Any:
@@ -89,24 +103,41 @@ def _decode_other(type_: type[Any], value: Any) -> Any:
     return type_(value)
 
 
-def encode(snapshot: Snapshot, state: bytes) -> bytes:
+def encode(snapshot: Snapshot, state: bytes | memoryview) -> bytes:
     """The file's content for a snapshot whose state is encoded already."""
-    return msgspec.json.encode(
-        _File(
-            msgspec.Raw(state),
-            snapshot.offset,
-            snapshot.hash,
-            snapshot.position,
-            snapshot.position_hash,
-            snapshot.version,
-            line_hash(state),
-            snapshot.query,
-        )
+    return _file(snapshot, [state])[0]
+
+
+def encode_whole(snapshot: Snapshot, state: Any, pause: Callable[[], object]) -> tuple[bytes, memoryview]:
+    """The file's content for a snapshot with this state, which must not change meanwhile, and what of it is the state.
+
+    `pause` is called between the parts of a large one.
+    """
+    return _file(snapshot, list(encode_in_parts(state, _encode, pause)))
+
+
+def _file(snapshot: Snapshot, state: Sequence[bytes | memoryview]) -> tuple[bytes, memoryview]:
+    checksum = xxhash.xxh64()
+    for part in state:
+        checksum.update(part)
+    file = _File(
+        msgspec.Raw(b"null"),
+        snapshot.offset,
+        snapshot.hash,
+        snapshot.position,
+        snapshot.position_hash,
+        snapshot.version,
+        checksum.hexdigest(),
+        snapshot.query,
     )
+    # Put together by hand, since a large state is to be copied once only.
+    rest = msgspec.json.encode(file).removeprefix(_BEFORE_STATE + b"null")
+    data = b"".join([_BEFORE_STATE, *state, rest])
+    return data, memoryview(data)[len(_BEFORE_STATE) : -len(rest)]
 
 
 def read(path: Path) -> Snapshot | None:
-    """The snapshot with its state still encoded (a `bytes`); None if there is no file. Blocks.
+    """The snapshot with its state still encoded (bytes, or a view of them); None if there is no file. Blocks.
 
     Raises `BadSnapshotError` for a file that is damaged.
     """
@@ -119,23 +150,43 @@ def read(path: Path) -> Snapshot | None:
 
 def parse(data: bytes) -> Snapshot:
     """The snapshot in a document, with its state still encoded. Raises `BadSnapshotError`."""
+    file, state = _split(data) or _read_through(data)
+    if file.position is not None and (file.checksum is None or file.checksum != xxhash.xxh64_hexdigest(state)):
+        raise BadSnapshotError("it is damaged: its checksum does not fit its state")
+    return Snapshot(state, file.offset, file.hash, file.position, file.position_hash, file.version or 0, file.query)
+
+
+def _split(data: bytes) -> tuple[_File, memoryview] | None:
+    """The keys and the state of a file that is written as `encode` does; msgspec need not look at what is in the state.
+
+    None where it may be written otherwise, or is damaged. Behind the state, nothing has an `offset` in it.
+    """
+    end = data.rfind(_AFTER_STATE)
+    if end < 0 or not data.startswith(_BEFORE_STATE):
+        return None
+    try:
+        file = msgspec.json.decode(_BEFORE_STATE + b"null" + data[end:], type=_File)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    state = memoryview(data)[len(_BEFORE_STATE) : end]
+    return (file, state) if file.checksum == xxhash.xxh64_hexdigest(state) else None
+
+
+def _read_through(data: bytes) -> tuple[_File, memoryview]:
     try:
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadSnapshotError(f"it is damaged: {error}") from error
-    state = bytes(file.state)
-    if file.position is not None and (file.checksum is None or file.checksum != line_hash(state)):
-        raise BadSnapshotError("it is damaged: its checksum does not fit its state")
-    return Snapshot(state, file.offset, file.hash, file.position, file.position_hash, file.version or 0, file.query)
+    return file, memoryview(file.state)
 
 
 async def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     """Replaces the file, atomically and for good.
 
-    Raises `OSError`, and `TypeError` or `ValueError` for a state that is no JSON. Cancelled, it is saved or not.
+    The state must not change meanwhile. Raises `OSError`, and `TypeError` or `ValueError` for a state that is no JSON.
+    Cancelled, it is saved or not.
     """
-    data = encode(snapshot, encode_state(snapshot.state))
-    await in_thread(operations.replace_file, Path(path), data)
+    await in_thread(_save, Path(path), snapshot)
 
 
 async def load(path: str | os.PathLike[str], state_type: Any = Any) -> Snapshot | None:
@@ -143,11 +194,12 @@ async def load(path: str | os.PathLike[str], state_type: Any = Any) -> Snapshot 
 
     Raises `OSError`.
     """
+    from aiofiles.os import wrap
+
     try:
-        found = await in_thread(read, Path(path))
-        if found is None:
-            return None
-        return msgspec.structs.replace(found, state=decode_state(found.state, state_type))
+        # When cancelled, it leaves the thread to end on its own, since reading changes nothing.
+        found: Snapshot | None = await wrap(_load)(Path(path), state_type)
+        return found
     except (BadSnapshotError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         log_event(
             WARNING,
@@ -157,6 +209,17 @@ async def load(path: str | os.PathLike[str], state_type: Any = Any) -> Snapshot 
             error=error,
         )
         return None
+
+
+def _save(path: Path, snapshot: Snapshot) -> None:
+    operations.replace_file(path, encode_whole(snapshot, snapshot.state, Pause())[0])
+
+
+def _load(path: Path, state_type: Any) -> Snapshot | None:
+    found = read(path)
+    if found is None:
+        return None
+    return msgspec.structs.replace(found, state=decode_state(found.state, state_type, Pause()))
 
 
 async def delete(path: str | os.PathLike[str]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tests.crash.disk import read_files
 from tests.crash.truth import Opened, append, zstd
-from tests.support import line, write_log
+from tests.support import event, line, write_log
 
-from eventfold import CorruptLogError, LogLockedError
+from eventfold import CorruptLogError, EventWriter, LogLockedError
 from eventfold._files import operations
 
 
@@ -64,3 +64,18 @@ def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_
         pass
     for fd in children:
         os.close(fd)
+
+
+async def test_what_a_killed_process_left_of_replaced_files_is_removed_behind_the_opening(data_dir: Path) -> None:
+    """In each of the directories, once it is so old that nobody can be writing it; the close waits for that."""
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(0))
+    left = [Path(data_dir, name, f".a.json.{'0f' * 8}.tmp") for name in ("", "views", "consumers")]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.utime(path, (0, 0))
+    async with EventWriter.open(data_dir):
+        pass
+
+    assert not [path for path in left if path.exists()]

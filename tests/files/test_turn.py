@@ -43,6 +43,10 @@ def new_turn(layout: Layout) -> Iterator[Callable[[], Turn]]:
         turn.close()
 
 
+class _DiedError(Exception):
+    """Stands for the death of a process: it does nothing more."""
+
+
 def in_thread(function: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
@@ -66,6 +70,65 @@ def test_a_mark_is_read_as_it_was_written_by_any_process_that_has_the_file_open(
         assert reader.read_mark() == mark
 
 
+def test_the_mark_tells_the_furthest_that_anybody_has_brought_to_the_disk(new_turn: Callable[[], Turn]) -> None:
+    """Whoever tells it, and in whatever order; nothing else in it is changed."""
+    writer, other = new_turn(), new_turn()
+    with other:
+        pass
+    with writer:
+        writer.write_mark(TWO)
+    for turn, told, durable in ((other, 25, 25), (writer, 24, 25), (writer, 29, 29), (other, 29, 29)):
+        turn.tell_durable(Head(told, "00000000000000dd"))
+        assert turn.own_durable.offset == told
+        assert writer.read_mark() == other.read_mark() == TWO._replace(durable=Head(durable, "00000000000000dd"))
+
+
+def test_what_is_durable_is_told_without_waiting_where_the_mark_says_so_already(new_turn: Callable[[], Turn]) -> None:
+    writer, other = new_turn(), new_turn()
+    with other:
+        pass
+    with writer:
+        writer.write_mark(TWO)
+        other.tell_durable(TWO.durable)
+        assert other.waited_for() == 0
+
+
+def test_telling_what_is_durable_waits_for_the_turn(new_turn: Callable[[], Turn]) -> None:
+    writer, other = new_turn(), new_turn()
+    with other:
+        pass
+    with writer:
+        writer.write_mark(ONE)
+        thread = in_thread(lambda: other.tell_durable(Head(8, "00000000000000dd")))
+        until(lambda: other.waited_for() > 0)
+        writer.write_mark(ONE._replace(written=TWO.written))
+        assert writer.read_mark() == ONE._replace(written=TWO.written)
+    thread.join(10)
+    assert writer.read_mark() == ONE._replace(written=TWO.written, durable=Head(8, "00000000000000dd"))
+
+
+@pytest.mark.parametrize("harm", ["deleted", "emptied", "damaged"])
+def test_what_is_durable_can_be_told_to_nobody_where_the_lock_file_was(
+    new_turn: Callable[[], Turn], layout: Layout, harm: str
+) -> None:
+    """Then this process knows it, and the turn is free."""
+    turn = new_turn()
+    with turn:
+        turn.write_mark(ONE)
+    other = new_turn()
+    if harm == "deleted":
+        layout.lock_path.unlink()
+    else:
+        layout.lock_path.write_bytes(b"" if harm == "emptied" else b"x" * FILE_SIZE)
+    turn.tell_durable(Head(9, "00000000000000dd"))
+    assert turn.durable_head() == Head(9, "00000000000000dd")
+    if harm == "deleted":
+        assert not layout.lock_path.exists()
+    else:
+        with other:
+            assert other.read_mark() is None
+
+
 def test_the_lock_file_has_its_whole_size_on_the_disk_once_the_turn_was_held(
     new_turn: Callable[[], Turn], layout: Layout
 ) -> None:
@@ -79,24 +142,28 @@ def test_a_death_after_any_byte_of_a_mark_leaves_the_one_before(
     new_turn: Callable[[], Turn], monkeypatch: pytest.MonkeyPatch, earlier: int
 ) -> None:
     """Whichever of the two versions was to be replaced."""
-    turn = new_turn()
+    turn, reader = new_turn(), new_turn()
+    with reader:
+        pass
     with turn:
         for offset in range(earlier):
             turn.write_mark(ONE._replace(written=Head(100 + offset, "00000000000000cc")))
-        before = turn.read_mark()
+        before = reader.read_mark()
+        assert before is not None
         size = turn_module._VERSION_SIZE
         for count in range(size):
 
-            def cut_short(memory: memoryview, data: bytes, position: int, count: int = count) -> None:
+            def die(memory: memoryview, data: bytes, position: int, count: int = count) -> None:
                 memory[position : position + count] = data[:count]
+                raise _DiedError
 
-            with monkeypatch.context() as patch:
-                patch.setattr(turn_module.operations, "write_mapped", cut_short)
+            with monkeypatch.context() as patch, pytest.raises(_DiedError):
+                patch.setattr(turn_module.operations, "write_mapped", die)
                 turn.write_mark(TWO)
             # All but the last byte can't differ from the whole only where that byte happens to be the same.
-            assert turn.read_mark() in ((before, TWO) if count == size - 1 else (before,))
+            assert reader.read_mark() in ((before, TWO) if count == size - 1 else (before,))
         turn.write_mark(TWO)
-        assert turn.read_mark() == TWO
+        assert turn.read_mark() == reader.read_mark() == TWO
 
 
 @pytest.mark.parametrize("position", range(turn_module._MARK_END))

@@ -72,6 +72,8 @@ class FileCommitter:
             await committer._call(committer._release)
             raise
         committer._close_old_files_later()
+        # Nobody waits for it: it is done before the first commit.
+        committer._thread.call(committer._discard_leftovers)
         return committer
 
     def _open(self, lock: bool) -> None:
@@ -79,6 +81,10 @@ class FileCommitter:
         self.active, old_files = recovery.open_log(self._layout, lock)
         self._opened = True
         self._old_files.extend((fd, monotonic() + KEEP_LOCKED) for fd in old_files)
+
+    def _discard_leftovers(self) -> None:
+        for path in (self._layout.dir, self._layout.views_dir, self._layout.consumers_dir):
+            operations.discard_leftovers(path)
 
     def __repr__(self) -> str:
         return f"<FileCommitter of {str(self._layout.dir)!r}>"
@@ -132,7 +138,7 @@ class FileCommitter:
     def _sync_soon(self) -> None:
         self._sync_timer = None
         # The next commit hears of a failure.
-        self._thread.call(self._sync).add_done_callback(asyncio.Future.exception)
+        self._thread.call(self._sync)
 
     def _sync(self) -> None:
         if self._unsynced:
@@ -186,13 +192,14 @@ class FileCommitter:
             self._rotation.close()
             self._rotation = None
 
-    def _close_old_files_later(self, _: object = None) -> None:
+    def _close_old_files_later(self) -> None:
         if self._old_files and self._old_files_timer is None and not self._closed:
             self._old_files_timer = self._loop.call_later(KEEP_LOCKED, self._close_old_files_soon)
 
     def _close_old_files_soon(self) -> None:
         self._old_files_timer = None
-        self._thread.call(self._close_old_files).add_done_callback(self._close_old_files_later)
+        self._thread.call(self._close_old_files)
+        self._close_old_files_later()
 
     def _close_old_files(self) -> None:
         while self._old_files and self._old_files[0][1] <= monotonic():

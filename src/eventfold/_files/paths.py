@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,18 +29,36 @@ class NextFile(NamedTuple):
 class Layout:
     """Where everything lies in one data directory. Makes no system call but in `next_file`."""
 
-    __slots__ = ("archive_path", "base_path", "consumers_dir", "dir", "lock_path", "log_path", "views_dir")
+    # A path is made when it is asked for: of many layouts only a few of them ever are.
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        path = Path(directory)
+        path = directory if isinstance(directory, Path) else Path(directory)
         # Resolved once: a later `os.chdir` moves nothing.
         self.dir = path if path.is_absolute() else Path(os.getcwd(), path)
-        self.log_path = self.dir / "app.jsonl"
-        self.base_path = self.dir / "app.jsonl.base"
-        self.lock_path = self.dir / "app.jsonl.lock"
-        self.archive_path = self.dir / "archive.jsonl.zst"
-        self.views_dir = self.dir / "views"
-        self.consumers_dir = self.dir / "consumers"
+
+    @cached_property
+    def log_path(self) -> Path:
+        return self.dir / "app.jsonl"
+
+    @cached_property
+    def base_path(self) -> Path:
+        return self.dir / "app.jsonl.base"
+
+    @cached_property
+    def lock_path(self) -> Path:
+        return self.dir / "app.jsonl.lock"
+
+    @cached_property
+    def archive_path(self) -> Path:
+        return self.dir / "archive.jsonl.zst"
+
+    @cached_property
+    def views_dir(self) -> Path:
+        return self.dir / "views"
+
+    @cached_property
+    def consumers_dir(self) -> Path:
+        return self.dir / "consumers"
 
     def __repr__(self) -> str:
         return f"Layout({str(self.dir)!r})"

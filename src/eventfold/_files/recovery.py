@@ -115,10 +115,9 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
         with LogSegments(layout) as segments:
             if segments.damage is not None:
                 raise segments.damage
-        for directory in (layout.dir, layout.views_dir, layout.consumers_dir):
-            operations.discard_leftovers(directory)
         operations.sync_dir(layout.dir)
-        rotation = recover(layout, fd)
+        if segments.under_way is not None:
+            rotation = recover(layout, fd)
         before, base = find_ends(layout, fd, rotation)
         active = ActiveLog(layout, fd, base, before)
         if rotation is None and base < before.offset:

@@ -100,8 +100,8 @@ def check_archived(layout: Layout, archive: Archive, fd: int, base: int) -> None
 class LogSegments:
     """The archive and the active log as they belong together at one moment. Close it, or use it in a `with`.
 
-    `base` is the offset of the active log's first byte. Where `damage` in the archive hides it, only what the archive
-    holds before the damage can be read.
+    `base` is the offset of the active log's first byte, `under_way` the file of a rotation. Where `damage` in the
+    archive hides the base, only what the archive holds before the damage can be read.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -109,6 +109,7 @@ class LogSegments:
         self.fd: int | None = None
         self.archive: Archive | None = None
         self.base = 0
+        self.under_way: NextFile | None = None
         self.damage: CorruptLogError | None = None
         try:
             while not self._resolve():
@@ -143,7 +144,7 @@ class LogSegments:
         archive_fd = _open_if_there(path)
         try:
             archive_size = 0 if archive_fd is None else os.fstat(archive_fd).st_size
-            under_way = self._layout.next_file()
+            self.under_way = under_way = self._layout.next_file()
             if not self._named():
                 return False
             if under_way is not None:

@@ -18,7 +18,9 @@ from time import monotonic
 from typing import Any, TypeVar
 from weakref import ref
 
-from .._aio import Thread, uninterrupted
+import anyio
+
+from .._aio import Thread, ThreadCall, uninterrupted
 from .._codec.lines import Lines
 from .._engine import Commit, LockMode, SyncMode
 from .._errors import LogClosedError, LogLockedError, WriterFailedError, copy_error
@@ -53,7 +55,7 @@ class SharedCommitter(FileCommitter):
         self._turn: Turn | None = None
         self._gave_up = False
         self._closing = False
-        self._calls: set[asyncio.Future[Any]] = set()
+        self._calls: set[ThreadCall[Any]] = set()
         self._keep_up_timer: asyncio.TimerHandle | None = None
         self._no_rotation_before = 0.0
 
@@ -68,15 +70,14 @@ class SharedCommitter(FileCommitter):
         opening = committer._thread.call(committer._open, True)
         try:
             while not opening.done():
-                await asyncio.wait([opening], timeout=STUCK_AFTER)
+                with anyio.move_on_after(STUCK_AFTER):
+                    await opening.settled()
                 committer._warn_if_stuck()
             opening.result()
         except BaseException:
             released = committer._thread.call(committer._release)
             if not committer._stop_waiting():
                 await uninterrupted(released)
-            if opening.done() and not opening.cancelled():
-                opening.exception()
             raise
         committer._close_old_files_later()
         committer._keep_up_later()
@@ -163,7 +164,7 @@ class SharedCommitter(FileCommitter):
     def _keep_up(self) -> None:
         self._warn_if_stuck()
         if not self._calls:  # else the thread is busy, and a commit keeps up by itself
-            self._thread.call(self._keep_up_in_thread).add_done_callback(asyncio.Future.exception)
+            self._thread.call(self._keep_up_in_thread)
 
     def _keep_up_in_thread(self) -> None:
         try:
@@ -207,8 +208,7 @@ class SharedCommitter(FileCommitter):
         """Those who wait for the thread are told; it may stand there for ever."""
         why = f"the log in {self._layout.dir} is closed" if self._turn is None else self._turn.why_given_up()
         for call in self._calls:
-            if not call.done():
-                call.set_exception(WriterFailedError(why))
+            call.settle(None, WriterFailedError(why))
 
     # Rotation
 

@@ -211,16 +211,8 @@ class SharedLog(ActiveLog):
 
     def _tell_durable(self) -> None:
         """After a sync, says so in the mark. Where that fails, what was committed is on disk all the same."""
-        head = self.turn.own_durable = self.head
         try:
-            mark = self.turn.read_mark()
-            if mark is not None and mark.durable.offset >= head.offset:
-                return
-            with self.turn:
-                mark = self.turn.read_mark()
-                if mark is not None and mark.durable.offset < head.offset:
-                    # Never beyond one's own end: a peer's write behind it may not be on disk yet.
-                    self.turn.write_mark(mark._replace(durable=head))
+            self.turn.tell_durable(self.head)
         except (OSError, EventfoldError) as error:
             log_event(
                 DEBUG, "mark.write_failed", "%(turn)s: the mark was not changed: %(error)s", turn=self.turn, error=error

@@ -7,10 +7,11 @@ import errno
 import os
 import stat
 from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
-from .._aio import in_thread, start_in_thread, uninterrupted
+from .._aio import in_thread, quick_in_thread, start_in_thread, uninterrupted
 from .._codec.lines import Lines
 from .._engine import is_name
 from .._event import Head
@@ -22,6 +23,8 @@ from .watcher import Directory, directory
 
 # The first block of a reading, in bytes. Later ones are up to `BLOCK_SIZE`.
 _FIRST_BLOCK_SIZE = 64 * 1024
+# Bytes that are read at a time of what somebody has added to a document meanwhile.
+_READ_SIZE = 64 * 1024
 # Seconds for one block: below the one, the next may be larger; above the other, it begins small again.
 _QUICK, _SLOW = 0.1, 1.0
 
@@ -37,11 +40,8 @@ class FileDocuments:
         return self._paths[kind](name)
 
     async def load(self, kind: str, name: str) -> bytes | None:
-        """The file's content. When cancelled, it leaves the thread to end on its own, since reading changes nothing."""
-        from aiofiles.os import wrap
-
-        content: bytes | None = await wrap(_read)(self.location(kind, name))
-        return content
+        path = self.location(kind, name)
+        return await quick_in_thread(lambda: _read(path))
 
     async def store(self, kind: str, name: str, data: bytes) -> None:
         await in_thread(operations.replace_file, self.location(kind, name), data)
@@ -59,8 +59,9 @@ class FileDocuments:
             return await uninterrupted(taking)
         except asyncio.CancelledError:
             # What the thread took belongs to nobody now.
-            if taking.exception() is None and (lock := taking.result()) is not None:
-                lock.release()
+            with suppress(OSError):  # as nobody asks for it any more
+                if (lock := taking.result()) is not None:
+                    lock.release()
             raise
         finally:
             del taking
@@ -92,7 +93,7 @@ class FileSource:
     async def head(self) -> Head:
         directory = self.directory or await self.waiters()
         known = directory.durable_head
-        return await in_thread(directory.lookup.head) if known is None else known
+        return await quick_in_thread(directory.lookup.head) if known is None else known
 
     async def base(self) -> int:
         return await in_thread(_base, self.layout)
@@ -206,7 +207,13 @@ def _read(path: Path) -> bytes | None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file; move it away", str(path))
-        return file.read()
+        data = os.read(fd, status.st_size + 1)
+        while len(data) > status.st_size and (piece := os.read(fd, _READ_SIZE)):
+            data += piece  # somebody writes to it, where others replace a document whole
+        return data
+    finally:
+        os.close(fd)

@@ -19,7 +19,7 @@ import struct
 import threading
 import time
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -71,11 +71,17 @@ def _head(offset: int, hash: int) -> Head:
 
 
 def _decode(data: bytes) -> tuple[int, Mark] | None:
-    """The sequence number and the mark of one version; None where it is damaged or was never written."""
-    body = data[: _BODY.size]
-    if not body.startswith(_MAGIC) or _CHECK.unpack_from(data, _BODY.size)[0] != xxhash.xxh64_intdigest(body):
+    """The sequence number and the mark of the newest version that is whole; None where there is none."""
+    newest: tuple[Any, ...] | None = None
+    for position in _VERSION_POSITIONS:
+        fields = _BODY.unpack_from(data, position)
+        if fields[0] == _MAGIC and (newest is None or fields[1] > newest[1]):
+            body = data[position : position + _BODY.size]
+            if _CHECK.unpack_from(data, position + _BODY.size)[0] == xxhash.xxh64_intdigest(body):
+                newest = fields
+    if newest is None:
         return None
-    _, sequence, written, written_hash, durable, durable_hash, failed, sync_mode = _BODY.unpack(body)
+    _, sequence, written, written_hash, durable, durable_hash, failed, sync_mode = newest
     return sequence, Mark(_head(written, written_hash), _head(durable, durable_hash), bool(failed), sync_mode)
 
 
@@ -100,7 +106,11 @@ class Turn:
             raise
         self._file = found.st_dev, found.st_ino
         self._map: mmap.mmap | None = None
+        # What was read last, and what it means: mostly, nobody else has changed it since.
         self._known: tuple[bytes, tuple[int, Mark] | None] = b"", None
+        # While the turn is held, only this writer changes the mark: what it is then, with its sequence number.
+        self._current: tuple[int, Mark] | None = None
+        self._holder = _HOLDER.pack(os.getpid())
         self.held = False
         # What this writer has brought to the disk itself, also where the mark could not be changed to say so.
         self.own_durable = Head(0, "")
@@ -117,7 +127,7 @@ class Turn:
         self._take()
         try:
             self._check_file()
-            operations.write_mapped(self._mapped(), _HOLDER.pack(os.getpid()), _HOLDER_POSITION)
+            self._begin()
         except BaseException:
             operations.unlock(self.fd)
             raise
@@ -129,10 +139,15 @@ class Turn:
         operations.unlock(self.fd)
 
     def _take(self) -> None:
+        if not self._take_if_free():
+            self._wait()
+
+    def _take_if_free(self) -> bool:
         if self._given_up:
             raise TurnGivenUpError(self.why_given_up())
-        if operations.lock(self.fd):
-            return
+        return operations.lock(self.fd)
+
+    def _wait(self) -> None:
         with self._state:
             if self._given_up:
                 raise TurnGivenUpError(self.why_given_up())
@@ -159,6 +174,12 @@ class Turn:
         if found.st_size < FILE_SIZE:
             # All of it is written, so that it has its place on the disk: a mapped byte without one can't be changed.
             operations.write(self.fd, bytes(FILE_SIZE - found.st_size), found.st_size)
+
+    def _begin(self) -> None:
+        """Once the flock is held, and the file has its size: says who has the turn, and reads the mark."""
+        memory = self._mapped()
+        operations.write_mapped(memory, self._holder, _HOLDER_POSITION)
+        self._current = self._look(memory)
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:
@@ -189,32 +210,57 @@ class Turn:
 
     def read_mark(self) -> Mark | None:
         """The newest version of the mark that is whole; None where there is none."""
-        found = self._read()
+        if self.held:
+            found = self._current
+        elif not self._is_readable():
+            return None
+        else:
+            assert self._map is not None
+            try:
+                found = self._look(self._map)
+            except ValueError:  # closed by another thread
+                return None
         return None if found is None else found[1]
 
-    def _read(self) -> tuple[int, Mark] | None:
-        if not self._is_readable():
-            return None
-        assert self._map is not None
-        try:
-            data = self._map[:_MARK_END]
-        except ValueError:  # closed by another thread
-            return None
+    def _look(self, memory: mmap.mmap) -> tuple[int, Mark] | None:
+        data = memory[:_MARK_END]
         known, newest = self._known
-        if data == known:
-            return newest
-        found = [_decode(data[at : at + _VERSION_SIZE]) for at in _VERSION_POSITIONS]
-        newest = max((version for version in found if version is not None), default=None)
-        self._known = data, newest
+        if data != known:
+            newest = _decode(data)
+            self._known = data, newest
         return newest
 
     def write_mark(self, mark: Mark) -> None:
         """Replaces the older of the two versions. Only while the turn is held."""
-        newest = self._read()
-        sequence = 1 if newest is None else newest[0] + 1
-        position = _VERSION_POSITIONS[sequence % 2]
+        sequence = 1 if self._current is None else self._current[0] + 1
+        memory = self._mapped()
         # No system call, after which this thread may wait for the interpreter, and everybody else for the turn.
-        operations.write_mapped(self._mapped(), _encode(sequence, mark), position)
+        operations.write_mapped(memory, _encode(sequence, mark), _VERSION_POSITIONS[sequence % 2])
+        self._current = sequence, mark
+        self._known = memory[:_MARK_END], self._current
+
+    def tell_durable(self, head: Head) -> None:
+        """Says in the mark that all up to `head` is on the disk, unless it says so already. Takes the turn for that.
+
+        Call it after a turn, with one's own end: a peer's write behind it may not be on the disk yet. Whether the file
+        still has its name is not looked at: nothing is decided here, and the mark of a file that nobody can open any
+        more is read only by those whose next turn finds that out.
+        """
+        self.own_durable = head
+        if not self._take_if_free():
+            mark = self.read_mark()
+            if mark is not None and mark.durable.offset >= head.offset:
+                return
+            self._wait()
+        try:
+            if self._is_readable():
+                self._begin()
+                if self._current is not None:
+                    _, (written, durable, failed, sync_mode) = self._current
+                    if durable.offset < head.offset:
+                        self.write_mark(Mark(written, head, failed, sync_mode))
+        finally:
+            operations.unlock(self.fd)
 
     def durable_head(self) -> Head | None:
         """The end of what all writers have brought to the disk, as far as is known; None once closed."""

@@ -13,10 +13,12 @@ from .._codec.keys import key_of_id, key_of_tag
 from .._event import AppendResult, Record
 from .._query import Query
 from .._reader import EventReader
+from .seen import SeenIds
 from .store import StoredOffsets
 
 # Events to look at one by one; where a tag has more of them, reading the log is not slower.
 MAX_CANDIDATES = 1000
+_NOTHING = StoredOffsets([], True)
 
 
 class Answers:
@@ -24,6 +26,7 @@ class Answers:
 
     def __init__(self, reader: EventReader) -> None:
         self._reader = reader
+        self._seen: SeenIds | None = None
 
     async def aclose(self) -> None:
         """Lets go of what it has open; idempotent. A failure is logged."""
@@ -33,26 +36,37 @@ class Answers:
         """The same at once, without an event loop and without waiting."""
         raise NotImplementedError
 
-    async def _find(self, wanted: Sequence[tuple[int, int]]) -> tuple[int, list[StoredOffsets]] | None:
-        """The offsets of each key from an offset on; complete up to the offset that is returned first.
+    async def _find(
+        self, wanted: Collection[tuple[int, int]]
+    ) -> tuple[int, dict[tuple[int, int], StoredOffsets]] | None:
+        """The offsets of each key from an offset on, where there are some; complete up to the one that comes first.
 
         None if the index can't be used now. Raises what reading raises.
         """
         raise NotImplementedError
 
-    async def candidates(self, queries: Sequence[tuple[Query, int]]) -> tuple[int, list[list[int] | None]]:
+    async def candidates(
+        self, queries: Sequence[Query], starts: Sequence[int]
+    ) -> tuple[int, Sequence[Sequence[int] | None]]:
         """For queries and offsets: the offsets, from that one on, of the events that the query may match.
 
         They are complete up to the offset that is returned first. None for a query to which the index has no answer:
         one of its items has no tags, or too many events have them, or the file failed. Raises what reading raises.
         """
-        wanted = list({(tag, start) for query, start in queries for item in query.items for tag in item.tags})
-        answer = await self._find([(key_of_tag(tag), start) for tag, start in wanted])
+        answer = await self._find(
+            {
+                (key_of_tag(tag), start)
+                for query, start in zip(queries, starts, strict=True)
+                for item in query.items
+                for tag in item.tags
+            }
+        )
         if answer is None:
             return 0, [None] * len(queries)
         known, found = answer
-        by_tag = dict(zip(wanted, found, strict=True))
-        return known, [_candidates(query, start, by_tag) for query, start in queries]
+        if not found and all([query.has_tags for query in queries]):  # noqa: C419 (a generator takes twice as long)
+            return known, [()] * len(queries)
+        return known, [_candidates(query, start, found) for query, start in zip(queries, starts, strict=True)]
 
     async def first_match(self, query: Query, offsets: Iterable[int]) -> int | None:
         """The first of these offsets at which an event stands that the query matches."""
@@ -65,25 +79,39 @@ class Answers:
     async def results_of(self, ids: Iterable[str]) -> tuple[int, dict[str, AppendResult]]:
         """Where the first event with each id is, as far as there is one up to the offset that is returned first."""
         ids = set(ids)
-        answer = await self._find([(key_of_id(id), 0) for id in ids])
-        if answer is None or not all(stored.complete for stored in answer[1]):
-            known = (await self._reader.head()).offset
-            async with aclosing(self._reader.read_from(0, until=known)) as all_records:  # type: ignore[type-var]
-                return known, _first_with_ids([record async for record in all_records if record.event.id in ids], ids)
+        answer = await self._find({(key_of_id(id), 0) for id in ids})
+        if answer is None or not all(stored.complete for stored in answer[1].values()):
+            return await self._read_results_of(ids)
         known, found = answer
-        offsets = sorted({offset for stored in found for offset in stored.offsets})
+        if not found:
+            return known, {}
+        offsets = sorted({offset for stored in found.values() for offset in stored.offsets})
         async with aclosing(self._reader.events_at(offsets)) as events:  # type: ignore[type-var]
             return known, _first_with_ids([record async for records in events for record in records], ids)
 
+    async def _read_results_of(self, ids: Collection[str]) -> tuple[int, dict[str, AppendResult]]:
+        """The same without the file. The log is read once; again only for an id that may be in it."""
+        if self._seen is None:
+            self._seen = SeenIds(self._reader)
+        known, missing = await self._seen.not_ruled_out(ids)
+        results: dict[str, AppendResult] = {}
+        if missing:
+            async with aclosing(self._reader.read_from(0, until=known)) as records:  # type: ignore[type-var]
+                async for record in records:
+                    id = record.event.id
+                    if id in missing:
+                        results |= _first_with_ids([record], missing)
+                        missing.discard(id)
+                        if not missing:
+                            break
+        return known, results
 
-def _candidates(query: Query, start: int, found: Mapping[tuple[str, int], StoredOffsets]) -> list[int] | None:
-    if len(query.items) == 1 and len(query.items[0].tags) == 1:
-        [tag] = query.items[0].tags
-        offsets, is_complete = found[tag, start]
-        return offsets if is_complete else None
+
+def _candidates(query: Query, start: int, found: Mapping[tuple[int, int], StoredOffsets]) -> list[int] | None:
     candidates: set[int] = set()
     for item in query.items:
-        complete = [offsets for tag in item.tags for offsets, is_complete in [found[tag, start]] if is_complete]
+        offsets = [found.get((key_of_tag(tag), start), _NOTHING) for tag in item.tags]
+        complete = [stored.offsets for stored in offsets if stored.complete]
         if not complete:
             return None
         candidates |= set(complete[0]).intersection(*complete[1:])

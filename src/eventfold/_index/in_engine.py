@@ -9,7 +9,7 @@ Promise: an answer has every event up to the head of the moment in which it was 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection
 from contextlib import suppress
 
 from .._engine import EngineKeys
@@ -49,13 +49,18 @@ class EngineIndex(Answers):
                     error=error,
                 )
 
-    async def _find(self, wanted: Sequence[tuple[int, int]]) -> tuple[int, list[StoredOffsets]]:
-        known, head, found = await self._keys.find(wanted, MAX_CANDIDATES + 1)
+    async def _find(self, wanted: Collection[tuple[int, int]]) -> tuple[int, dict[tuple[int, int], StoredOffsets]]:
+        pairs = list(wanted)
+        known, head, found = await self._keys.find(pairs, MAX_CANDIDATES + 1)
         while known < head:
             async with self._extending:  # of those who wait here at once, one has something to do
                 await self._keys.extend(head)
-            known, _, found = await self._keys.find(wanted, MAX_CANDIDATES + 1)
-        return known, [StoredOffsets(offsets[:MAX_CANDIDATES], len(offsets) <= MAX_CANDIDATES) for offsets in found]
+            known, _, found = await self._keys.find(pairs, MAX_CANDIDATES + 1)
+        return known, {
+            pair: StoredOffsets(offsets[:MAX_CANDIDATES], len(offsets) <= MAX_CANDIDATES)
+            for pair, offsets in zip(pairs, found, strict=True)
+            if offsets
+        }
 
     async def aclose(self) -> None:
         if self._opening is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from contextlib import aclosing, suppress
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -28,7 +28,7 @@ from .._reader import EventReader
 from .answers import MAX_CANDIDATES, Answers
 from .lookups import Lookups
 from .pending import PendingPairs
-from .store import Pair, Store, StoredOffsets, UnusableIndexError
+from .store import OffsetsByKey, Store, StoredOffsets, UnusableIndexError
 
 T = TypeVar("T")
 
@@ -69,6 +69,7 @@ class Index(Answers):
         self._writing: UncancellableTask[None] | None = None
         self._no_write_before = 0.0
         self._following: asyncio.Task[None] | None = None
+        # Made when an id is asked for of which the file can't tell.
 
     @classmethod
     def open(cls, path: Path, reader: EventReader) -> Index:
@@ -214,7 +215,7 @@ class Index(Answers):
             writing = self._write(self._stored.offset, self._known, pairs, self._pending)
             self._writing = UncancellableTask(writing, "eventfold index writer")
 
-    async def _write(self, start: int, end: Head, pairs: list[Pair], pending: PendingPairs) -> None:
+    async def _write(self, start: int, end: Head, pairs: OffsetsByKey, pending: PendingPairs) -> None:
         try:
             await self._thread.call(self._store.add, start, end, pairs)
         except (sqlite3.OperationalError, OSError) as error:
@@ -235,27 +236,26 @@ class Index(Answers):
 
     # Looking up
 
-    async def _find(self, wanted: Sequence[tuple[int, int]]) -> tuple[int, list[StoredOffsets]] | None:
-        """The offsets of each key from an offset on; complete up to the offset that is returned first."""
+    async def _find(
+        self, wanted: Collection[tuple[int, int]]
+    ) -> tuple[int, dict[tuple[int, int], StoredOffsets]] | None:
+        """The offsets of each key from an offset on, where there are some; complete up to the one that comes first."""
         for _ in range(_ATTEMPTS):
             await self._catch_up()
             if not self._is_open:
                 return None
-            open_count, known = self._open_count, self._known.offset
+            open_count, known, stored = self._open_count, self._known.offset, self._stored.offset
             # Memory first: what is written meanwhile is found in the file.
-            pending = [self._pending.find(key, start) for key, start in wanted]
-            if all([start >= self._stored.offset for _, start in wanted]):  # noqa: C419 (twice as fast)
-                return known, [StoredOffsets(offsets, len(offsets) <= MAX_CANDIDATES) for offsets in pending]
+            pending = self._pending.find(wanted)
             try:
-                stored = await self._lookups.find(wanted)
+                found = await self._lookups.find([pair for pair in wanted if pair[1] < stored])
             except sqlite3.Error as error:
                 self._give_up(f"can't be read ({error})")
                 return None
             if open_count == self._open_count:
-                return known, [
-                    _joined(found, offsets) if offsets else found
-                    for found, offsets in zip(stored, pending, strict=True)
-                ]
+                if pending:
+                    found = {**found, **{pair: _joined(found.get(pair), offsets) for pair, offsets in pending.items()}}
+                return known, found
         return None
 
     # Closing
@@ -307,6 +307,6 @@ def index_path(source: Source) -> Path:
         ) from None
 
 
-def _joined(stored: StoredOffsets, pending: list[int]) -> StoredOffsets:
-    offsets = sorted({*stored.offsets, *pending})
-    return StoredOffsets(offsets, stored.complete and len(offsets) <= MAX_CANDIDATES)
+def _joined(stored: StoredOffsets | None, pending: list[int]) -> StoredOffsets:
+    offsets = pending if stored is None else sorted({*stored.offsets, *pending})
+    return StoredOffsets(offsets, (stored is None or stored.complete) and len(offsets) <= MAX_CANDIDATES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
 from .._aio import Thread, UncancellableTask
@@ -11,8 +11,8 @@ from .store import Store, StoredOffsets
 
 
 class _Lookup(NamedTuple):
-    wanted: Sequence[tuple[int, int]]
-    result: asyncio.Future[list[StoredOffsets]]
+    wanted: Collection[tuple[int, int]]
+    result: asyncio.Future[dict[tuple[int, int], StoredOffsets]]
 
 
 class Lookups:
@@ -25,10 +25,13 @@ class Lookups:
         self._waiting: list[_Lookup] = []
         self._task: UncancellableTask[None] | None = None
 
-    async def find(self, wanted: Sequence[tuple[int, int]]) -> list[StoredOffsets]:
-        """For each key and offset, what the file has from that offset on. Raises `sqlite3.Error`."""
+    async def find(self, wanted: Collection[tuple[int, int]]) -> dict[tuple[int, int], StoredOffsets]:
+        """For each key and offset, what the file has from that offset on, if anything. Raises `sqlite3.Error`.
+
+        It may have something for what others have asked for, too.
+        """
         if not wanted:
-            return []
+            return {}
         lookup = _Lookup(wanted, asyncio.get_running_loop().create_future())
         self._waiting.append(lookup)
         if self._task is None:
@@ -38,7 +41,7 @@ class Lookups:
     async def _run(self) -> None:
         while lookups := self._waiting:
             self._waiting = []
-            wanted = [pair for lookup in lookups for pair in lookup.wanted]
+            wanted = {pair for lookup in lookups for pair in lookup.wanted}
             try:
                 found = await self._thread.call(self._store.find, wanted, self._limit)
             except Exception as error:
@@ -46,10 +49,7 @@ class Lookups:
                     if not lookup.result.done():
                         lookup.result.set_exception(error)
                 continue
-            start = 0
             for lookup in lookups:
-                end = start + len(lookup.wanted)
                 if not lookup.result.done():
-                    lookup.result.set_result(found[start:end])
-                start = end
+                    lookup.result.set_result(found)
         self._task = None

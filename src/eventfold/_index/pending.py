@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .._codec.keys import key_of_id, key_of_tag, keys_of
 from .._codec.lines import Lines
-from .store import Pair
+from .store import OffsetsByKey
 
 
 class PendingPairs:
@@ -12,9 +14,9 @@ class PendingPairs:
 
     def __init__(self) -> None:
         self.count = 0
-        # Offsets by key.
-        self._waiting: dict[int, list[int]] = {}
-        self._in_flight: dict[int, list[int]] = {}
+        # The offset of each key, or several in a list. Numbers alone are nothing to the garbage collector.
+        self._waiting: dict[int, int | list[int]] = {}
+        self._in_flight: dict[int, int | list[int]] = {}
 
     def add(self, lines: Lines) -> None:
         """Adds the tags and the ids of some lines."""
@@ -26,25 +28,44 @@ class PendingPairs:
             self.count += len(found)
             for key in found:
                 if key in waiting:
-                    waiting[key].append(offset)
+                    _append(waiting, key, offset)
                 else:
-                    waiting[key] = [offset]
+                    waiting[key] = offset
 
-    def find(self, key: int, start: int) -> list[int]:
-        """The offsets of a key, from one offset on."""
-        found = [*self._in_flight.get(key, ()), *self._waiting.get(key, ())]
-        return [offset for offset in found if offset >= start] if found else found
+    def find(self, wanted: Iterable[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+        """For each key and offset, the offsets from that one on, in order; only if there are some."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for pairs in (self._in_flight, self._waiting):
+            for pair in wanted:
+                if pair[0] in pairs and (offsets := [offset for offset in _list(pairs[pair[0]]) if offset >= pair[1]]):
+                    found[pair] = found[pair] + offsets if pair in found else offsets
+        return found
 
-    def begin_write(self) -> list[Pair]:
+    def begin_write(self) -> OffsetsByKey:
         """Takes the pairs that wait. They are still found, until `end_write`."""
         self._in_flight, self._waiting, self.count = self._waiting, {}, 0
-        return [(key, offset) for key, offsets in self._in_flight.items() for offset in offsets]
+        return self._in_flight
 
     def end_write(self, *, written: bool) -> None:
         """Forgets what was taken, or, where it could not be written, has it wait again."""
         if not written:
             for key, offsets in self._waiting.items():
-                self._in_flight.setdefault(key, []).extend(offsets)
+                for offset in _list(offsets):
+                    _append(self._in_flight, key, offset)
             self._waiting = self._in_flight
-            self.count = sum(map(len, self._waiting.values()))
+            self.count = sum([len(_list(offsets)) for offsets in self._waiting.values()])
         self._in_flight = {}
+
+
+def _append(pairs: dict[int, int | list[int]], key: int, offset: int) -> None:
+    before = pairs.get(key)
+    if before is None:
+        pairs[key] = offset
+    elif isinstance(before, int):
+        pairs[key] = [before, offset]
+    else:
+        before.append(offset)
+
+
+def _list(offsets: int | list[int]) -> list[int]:
+    return [offsets] if isinstance(offsets, int) else offsets

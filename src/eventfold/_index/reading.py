@@ -16,7 +16,7 @@ async def read_from(
     index: Answers, reader: EventReader, query: Query, offset: int, until: int | None
 ) -> AsyncIterator[Record]:
     """What `EventReader.read_from` gives, with its errors."""
-    known, [candidates] = await index.candidates([(query, offset)])
+    known, [candidates] = await index.candidates([query], [offset])
     if candidates is None:
         async for record in reader.read_from(offset, query=query, until=until):
             yield record
@@ -31,7 +31,7 @@ async def read_from(
 
 async def read_back(index: Answers, reader: EventReader, query: Query, offset: int | None) -> AsyncIterator[Record]:
     """What `EventReader.read_back` gives, with its errors."""
-    end, [candidates] = await index.candidates([(query, 0)])
+    end, [candidates] = await index.candidates([query], [0])
     if candidates is None:
         async for record in reader.read_back(offset, query=query):
             yield record

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -33,7 +33,8 @@ VERSION = 2
 # Seconds to wait for another process that writes.
 BUSY_TIMEOUT = 5.0
 
-Pair: TypeAlias = tuple[int, int]
+# The offsets of each key; an offset alone where there is one, since a list for each would take twice the memory.
+OffsetsByKey: TypeAlias = Mapping[int, int | list[int]]
 
 _SCHEMA = """
 CREATE TABLE pairs (key INTEGER, offset INTEGER, PRIMARY KEY (key, offset)) WITHOUT ROWID;
@@ -51,6 +52,13 @@ _SUMS = f"count(*), ifnull(sum(key & 4294967295), 0), ifnull(sum(key >> 32), 0),
 # hold the checksum itself, and which library wrote when.
 _NOT_IN_CHECKSUM = ((24, 28), (60, 64), (68, 72), (92, 100))
 _BLOCK_SIZE = 2**20
+
+# So many keys are looked up by one statement, which says for which of them there is anything: mostly for none.
+_KEYS_AT_ONCE = 64
+_WHICH_EXIST = f"""
+WITH wanted (wanted_key, start) AS (VALUES {", ".join(["(?, ?)"] * _KEYS_AT_ONCE)})
+SELECT wanted_key, start FROM wanted WHERE EXISTS (SELECT 1 FROM pairs WHERE key = wanted_key AND offset >= start)
+"""  # noqa: S608 (a constant)
 
 # Held during a transaction, and for a fork: a child that ends would roll back the transaction of its parent.
 _fork_lock = threading.RLock()
@@ -176,7 +184,7 @@ class Store:
         finally:
             os.close(descriptor)
 
-    def add(self, start: int, end: Head, pairs: Iterable[Pair]) -> None:
+    def add(self, start: int, end: Head, pairs: OffsetsByKey) -> None:
         """Adds the pairs of the lines from one offset to the place `end`, unless another process did.
 
         Where another process added some of them, only the rest is added. Raises `UnusableIndexError` where another
@@ -188,41 +196,60 @@ class Store:
             with self._transaction("BEGIN IMMEDIATE"):
                 self._add(start, end, pairs)
 
-    def _add(self, start: int, end: Head, pairs: Iterable[Pair]) -> None:
+    def _add(self, start: int, end: Head, pairs: OffsetsByKey) -> None:
         connection = self._connected()
         [offset] = connection.execute("SELECT offset FROM state").fetchone()
         if offset < start:
             raise UnusableIndexError(f"it ends at offset {offset}, and what is to be added begins at {start}")
         if offset >= end.offset:
             return
-        new = sorted({pair for pair in pairs if pair[1] >= offset})
         self._has_checksum = False
-        connection.executemany("INSERT INTO pairs VALUES (?, ?)", new)
+        count = low = high = offsets = 0
+
+        def new() -> Iterator[tuple[int, int]]:
+            """The new pairs in the order of the keys, in which they are added fastest; summed up as they go by."""
+            nonlocal count, low, high, offsets
+            for key in sorted(pairs):
+                found = pairs[key]
+                for new_offset in (found,) if isinstance(found, int) else sorted(set(found)):
+                    if new_offset >= offset:
+                        count += 1
+                        low += key & 0xFFFFFFFF
+                        high += key >> 32
+                        offsets += new_offset % _MODULUS
+                        yield key, new_offset
+
+        connection.executemany("INSERT INTO pairs VALUES (?, ?)", new())
         connection.execute(
             "UPDATE state SET offset = ?, line_hash = ?, pairs = pairs + ?, low = low + ?, high = high + ?, "
             "offsets = offsets + ?, machine = ?",
-            (
-                *end,
-                len(new),
-                sum([key & 0xFFFFFFFF for key, _ in new]),
-                sum([key >> 32 for key, _ in new]),
-                sum([offset % _MODULUS for _, offset in new]),
-                self._identity(),
-            ),
+            (*end, count, low, high, offsets, self._identity()),
         )
 
-    def find(self, wanted: Sequence[tuple[int, int]], limit: int) -> list[StoredOffsets]:
-        """For each key and offset, the stored offsets from that one on, at most `limit` of them."""
+    def find(self, wanted: Collection[tuple[int, int]], limit: int) -> dict[tuple[int, int], StoredOffsets]:
+        """For each key and offset, the stored offsets from that one on, at most `limit` of them; only if there are."""
         execute = self._connected().execute
-        found = []
+        found = {}
         with self._lock:
-            for key, start in wanted:
+            for pair in self._existing(wanted) if len(wanted) > 1 else wanted:
                 rows = execute(
-                    "SELECT offset FROM pairs WHERE key = ? AND offset >= ? ORDER BY offset LIMIT ?",
-                    (key, start, limit + 1),
+                    "SELECT offset FROM pairs WHERE key = ? AND offset >= ? ORDER BY offset LIMIT ?", (*pair, limit + 1)
                 ).fetchall()
-                found.append(StoredOffsets([offset for [offset] in rows[:limit]], len(rows) <= limit))
+                if rows:
+                    found[pair] = StoredOffsets([offset for [offset] in rows[:limit]], len(rows) <= limit)
         return found
+
+    def _existing(self, wanted: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
+        """For which keys there is an offset from another one on."""
+        execute = self._connected().execute
+        numbers = [number for pair in wanted for number in pair]
+        found = []
+        size = 2 * _KEYS_AT_ONCE
+        for start in range(0, len(numbers), size):
+            some = numbers[start : start + size]
+            # The statement is always the same one, which SQLite need not compile again.
+            found += execute(_WHICH_EXIST, some + some[-2:] * ((size - len(some)) // 2)).fetchall()
+        return list(dict.fromkeys(found))
 
     def close(self) -> None:
         """Closes the file; if it has changed, with its checksum, and synced. Idempotent."""

@@ -54,13 +54,15 @@ class AppendingLog(ViewingLog):
             EventfoldError: The log is read-only, or was opened by another process.
         """
         writer = self._writer
-        if ts is not None or id is not None or actor is not None or meta is not None or tags:
-            if self._catalog is None or isinstance(event, Event):
-                raise TypeError(
-                    "ts, id, actor, meta and tags are for an object of a class in the catalog: give them to the Event"
-                )
-            return await writer.append(self._catalog.to_event(event, ts=ts, id=id, actor=actor, meta=meta, tags=tags))
-        return await writer.append(self._encoded(event))
+        if ts is None and id is None and actor is None and meta is None and not tags:
+            encoded = self._encoded(event)
+        elif self._catalog is None or isinstance(event, Event):
+            raise TypeError(
+                "ts, id, actor, meta and tags are for an object of a class in the catalog: give them to the Event"
+            )
+        else:
+            encoded = self._catalog.to_event(event, ts=ts, id=id, actor=actor, meta=meta, tags=tags)
+        return await writer.put(encoded)
 
     def _encoded(self, event: Any) -> Event:
         """An event as the writer takes it; without a catalog, what it is given."""
@@ -103,7 +105,8 @@ class AppendingLog(ViewingLog):
 
         Else it raises what `append` raises. Cancelled before its turn, nothing is appended.
         """
-        return await self._writer.append_unless(map(self._encoded, events), query, after=after)
+        encoded: Iterable[Any] = events if self._catalog is None else map(self._catalog.encoded, events)
+        return await self._writer.append_unless(encoded, query, after=after)
 
     async def append_if(self, event: object, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes. Is cancelled as `append` is.

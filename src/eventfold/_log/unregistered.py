@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import msgspec
 
+from .._aio import in_thread
 from .._logging import WARNING, log_event
 from .._reader import EventReader
 from .._view_snapshot import offset_for_the_crate
@@ -46,12 +47,16 @@ class UnregisteredSnapshots:
 
     async def _correct(self, name: str, reader: EventReader) -> None:
         data = await reader.documents.load("view", name)
-        try:
-            found = None if data is None else parse(data)
-        except BadSnapshotError:
-            return  # the crate does not believe it either, and the view's own program says so
-        if found is None or found.position is None or found.offset == NOWHERE:
-            return
-        if found.offset != offset_for_the_crate(found.position, await reader.base()):
-            moved = msgspec.structs.replace(found, state=None, offset=NOWHERE, hash="")
-            await reader.documents.store("view", name, encode(moved, found.state))
+        if data is not None and (moved := await in_thread(_moved, data, await reader.base())) is not None:
+            await reader.documents.store("view", name, moved)
+
+
+def _moved(data: bytes, base: int) -> bytes | None:
+    """A snapshot with an offset that makes the Rust crate rebuild, where it has a wrong one now; else None."""
+    try:
+        found = parse(data)
+    except BadSnapshotError:
+        return None  # the crate does not believe it either, and the view's own program says so
+    if found.position is None or found.offset in (NOWHERE, offset_for_the_crate(found.position, base)):
+        return None
+    return encode(msgspec.structs.replace(found, state=None, offset=NOWHERE, hash=""), found.state)

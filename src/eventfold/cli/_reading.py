@@ -132,7 +132,7 @@ async def state(where: str, view: str) -> None:
         except BadSnapshotError as error:
             place = reader.documents.location("view", view)
             raise EventfoldError(f"{place}: {error}; delete the file, and the view is rebuilt") from error
-    encoded = msgspec.json.format(found.state, indent=2) if sys.stdout.isatty() else found.state
+    encoded = msgspec.json.format(found.state, indent=2) if sys.stdout.isatty() else bytes(found.state)
     sys.stdout.buffer.write(encoded + b"\n")
 
 

@@ -1,0 +1,221 @@
+"""Large states, taken apart: the bytes and the objects are those that one call gives, and no part takes long."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support import event
+
+from eventfold import Event, EventLog, View, _parts, line_hash, snapshot
+from eventfold._parts import decode_in_parts, encode_in_parts
+from eventfold._state import difference
+
+
+class Account(msgspec.Struct):
+    """An element that has containers of its own."""
+
+    owner: str
+    tags: list[str] = []
+
+
+class Struct(msgspec.Struct, rename="camel", frozen=True):
+    """Two large fields, and small ones around them."""
+
+    kind: str
+    by_number: dict[int, Account] = {}
+    in_between: dict[str, Any] = {}
+    all_names: list[str] = []
+    last: int = 0
+
+
+@dataclasses.dataclass
+class Dataclass:
+    """One large field, the last."""
+
+    kind: str
+    pairs: list[tuple[int, str]]
+
+
+@dataclasses.dataclass
+class WantsAll:
+    """It looks at its fields as soon as they are there."""
+
+    names: list[str]
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.count = len(self.names)
+
+
+# What is not to be taken for the end of an element.
+TRICKY = 'a","b":{"c":[1,"d\\"},{"e'
+ACCOUNTS = {n: Account(f"{TRICKY}{n}", [TRICKY, "x"] * (n % 3)) for n in range(300)}
+NAMES = [f"{TRICKY}{n}" for n in range(300)]
+STATES: dict[str, tuple[Any, Any]] = {
+    "a dict": ({name: {"by_number": {TRICKY: [None, True, 1.5]}} for name in NAMES}, dict),
+    "a dict of numbers": ({name: n for n, name in enumerate(NAMES)}, dict[str, int]),
+    "a dict of structs": (ACCOUNTS, dict[int, Account]),
+    "a list of texts": (NAMES, list[str]),
+    "a list of lists": ([[n, [TRICKY]] for n in range(300)], list),
+    "a list of numbers": (list(range(3000)), list[int]),
+    "anything": ({name: [{"a": name}] for name in NAMES}, Any),
+    "a counter": (Counter({name: n for n, name in enumerate(NAMES)}), Counter),
+    "a struct": (Struct(TRICKY, ACCOUNTS, {"last": 1}, NAMES, 7), Struct),
+    "a struct with keys like its own in it": (
+        Struct(TRICKY, ACCOUNTS, {"byNumber": {}, "allNames": [1]}, NAMES),
+        Struct,
+    ),
+    "a struct with one large field": (Struct("x", all_names=NAMES), Struct),
+    "a dataclass": (Dataclass(TRICKY, [(n, TRICKY) for n in range(300)]), Dataclass),
+    "a dataclass that wants all fields": (WantsAll(NAMES), WantsAll),
+    "a large text": ("x" * 20_000, str),
+    "a large element": ({"a": "x" * 20_000, **dict.fromkeys("bcdefghijklmnopqrstuvw", 1)}, dict),
+}
+# What is not taken apart.
+WHOLE = (
+    "a large text",
+    "a large element",
+    "a dataclass that wants all fields",
+    "a struct with keys like its own in it",
+)
+
+
+def encode(value: Any) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def decode(data: bytes | memoryview, type_: Any) -> Any:
+    return snapshot._decode(data, type_)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that states of some kilobytes are large."""
+    monkeypatch.setattr(_parts, "PART", 512)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_in_parts_is_what_one_call_gives(name: str) -> None:
+    """The same bytes, which the Rust crate and older versions read; and from them the same state."""
+    state, type_ = STATES[name]
+    data = b"".join(encode_in_parts(state, encode, int))
+    read = snapshot.decode_state(data, type_)
+
+    assert data == encode(state)
+    assert read == state
+    assert difference(state, read) is None
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("name", [name for name in STATES if name not in WHOLE])
+def test_a_large_state_is_never_decoded_or_encoded_by_one_long_call(name: str) -> None:
+    """Containers at the top, and in the fields of structs and dataclasses, are taken apart."""
+    state, type_ = STATES[name]
+    sizes: list[int] = []
+
+    def watched_encode(value: Any) -> bytes:
+        data = encode(value)
+        sizes.append(len(data))
+        return data
+
+    def watched_decode(data: bytes | memoryview, type_: Any) -> Any:
+        sizes.append(len(data))
+        return decode(data, type_)
+
+    data = b"".join(encode_in_parts(state, watched_encode, int))
+    decode_in_parts(data, Any if type_ is Counter else type_, watched_decode, int)
+
+    assert max(sizes) <= 5 * _parts.PART < len(data)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("harm", [b"", b"}", b"x", b'"', b","])
+def test_bytes_that_are_no_state_are_refused_as_by_one_call(harm: bytes) -> None:
+    """Wherever the damage is; also where the type does not fit."""
+    data = encode(STATES["a struct"][0])
+    for at in range(0, len(data), 997):
+        damaged = data[:at] + harm + data[at + 1 :]
+        try:
+            expected = decode(damaged, Struct)
+        except Exception as error:
+            with pytest.raises(type(error)):
+                decode_in_parts(damaged, Struct, decode, int)
+        else:
+            assert decode_in_parts(damaged, Struct, decode, int) == expected
+    with pytest.raises(msgspec.ValidationError):
+        decode_in_parts(encode(NAMES), list[int], decode, int)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-99, 99) | st.text('a",:{}[]\\', max_size=12),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text('a",:{}[]\\', max_size=6), inner, max_size=6),
+    max_leaves=60,
+)
+
+
+@settings(deadline=None)
+@given(state=JSON)
+def test_whatever_json_is_taken_apart_is_put_together_again(state: Any) -> None:
+    """With parts so small that every comma is tried."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_parts, "PART", 8)
+        patch.setattr(_parts, "FEW", 1)
+        data = b"".join(encode_in_parts(state, encode, int))
+        read = decode_in_parts(data, Any, decode, int)
+
+    assert data == encode(state)
+    assert json.dumps(read) == json.dumps(state)
+
+
+@pytest.mark.parametrize("keys", ["", ', "query": {"a": 1, "offset": 2}', ', "other": [{"b": 1,"offset":3}]'])
+async def test_a_file_that_is_written_in_another_form_is_read_all_the_same(tmp_path: Path, keys: str) -> None:
+    """With spaces, and with an `offset` where none is to be expected."""
+    state = '{"a": [1,{"b":2,"offset":3}]}'
+    tail = f', "hash": "h", "position": 5, "position_hash": "p", "checksum": "{line_hash(state.encode())}"'
+    path = tmp_path / "v.snapshot.json"
+    path.write_text(f'{{"state": {state},"offset":5{tail}{keys}}}')
+    read = await snapshot.load(path)
+    path.write_text(f'{{"state":{state},"offset":5{tail}{keys}}}')
+    again = await snapshot.load(path)
+
+    assert read is not None
+    assert read.state == {"a": [1, {"b": 2, "offset": 3}]}
+    assert read.position == 5
+    assert again == read
+
+
+async def test_others_run_while_a_large_snapshot_is_saved_and_loaded(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is encoded, compared and decoded in a thread, which pauses; the state that comes back is the same."""
+    large = {f"key {n}": [n, "x" * 100] for n in range(5_000)}
+    pausing: list[int] = []
+
+    def pause(_: _parts.Pause) -> None:
+        pausing.append(threading.get_ident())
+
+    def grow(state: dict[str, Any], _: Event) -> dict[str, Any]:
+        return state | large
+
+    monkeypatch.setattr(_parts.Pause, "__call__", pause)
+    async with EventLog.open(data_dir, views=[View("v", grow, dict)]) as log:
+        await log.append(event(0))
+        await log.refresh_all()
+    saved = len(pausing)
+    view = View("v", grow, dict)
+    async with EventLog.open(data_dir, views=[view]):
+        pass
+
+    assert view.state == large
+    assert 0 < saved < len(pausing)
+    assert threading.get_ident() not in pausing
