@@ -1,0 +1,72 @@
+"""Calls of the client library: no timeout and no cancellation is lost, whatever task they are made in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from eventfold._aio import UncancellableTask
+from eventfold.jetstream._calls import called
+
+
+async def _give_up_inside() -> None:
+    """What `asyncio.wait_for` does from Python 3.12 on."""
+    async with asyncio.timeout(0.05):
+        await asyncio.sleep(100)
+
+
+async def _stubborn() -> None:
+    """Swallows the first cancellation, as the library's flushing does."""
+    try:
+        await asyncio.sleep(100)
+    except asyncio.CancelledError:
+        await asyncio.sleep(100)
+
+
+@pytest.mark.parametrize("make", [asyncio.create_task, lambda call: UncancellableTask(call, "test")])
+@pytest.mark.parametrize(
+    ("call", "timeout"), [(_give_up_inside, None), (lambda: asyncio.sleep(100), 0.05), (_stubborn, 0.05)]
+)
+async def test_a_call_that_takes_too_long_is_given_up(
+    make: Callable[[Any], Any], call: Callable[[], Coroutine[Any, Any, None]], timeout: float | None
+) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(make(called(call(), timeout)), 5)
+
+
+async def test_a_call_that_somebody_else_cancels_is_an_error_and_no_cancellation() -> None:
+    """As at the end of `asyncio.run`, where the caller is to go on."""
+    begun: list[asyncio.Task[Any]] = []
+
+    async def call() -> None:
+        begun.append(asyncio.current_task())  # type: ignore[arg-type]
+        await asyncio.sleep(100)
+
+    calling = UncancellableTask(called(call()), "test")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    begun[0].cancel()
+
+    with pytest.raises(ConnectionAbortedError):
+        await asyncio.wait_for(calling, 5)
+
+
+async def test_a_cancelled_caller_waits_until_the_call_is_over() -> None:
+    ended: list[bool] = []
+
+    async def call() -> None:
+        try:
+            await _stubborn()
+        finally:
+            ended.append(True)
+
+    calling = asyncio.ensure_future(called(call()))
+    await asyncio.sleep(0.01)
+    calling.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    assert ended == [True]
