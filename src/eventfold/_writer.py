@@ -217,9 +217,9 @@ class EventWriter(HasPaths):
 
         If cancelled while waiting in the queue, the event is not in the log; if cancelled later, it is.
         """
-        return await self.put(event)
+        return await self._put(event)
 
-    def put(self, event: Event) -> Awaitable[AppendResult]:
+    def _put(self, event: Event) -> Awaitable[AppendResult]:
         """Adds one event to the queue if there is room. Await the result at once: then it is like `append`.
 
         Raises what is wrong with the event or the writer. A coroutine for each append would take a tenth of its time.
@@ -232,7 +232,7 @@ class EventWriter(HasPaths):
 
     async def _put_when_there_is_room(self, event: Event) -> AppendResult:
         await self._commits.place()
-        return await self.put(event)
+        return await self._put(event)
 
     async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
         """Appends several events, all of them or none, even after a crash. Raises what `append` raises."""

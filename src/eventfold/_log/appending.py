@@ -62,7 +62,7 @@ class AppendingLog(ViewingLog):
             )
         else:
             encoded = self._catalog.to_event(event, ts=ts, id=id, actor=actor, meta=meta, tags=tags)
-        return await writer.put(encoded)
+        return await writer._put(encoded)
 
     def _encoded(self, event: Any) -> Event:
         """The event as the writer takes it; without a catalog, the event itself."""
