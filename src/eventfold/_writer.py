@@ -232,7 +232,8 @@ class EventWriter(HasPaths):
 
     async def _put_when_there_is_room(self, event: Event) -> AppendResult:
         await self._commits.place()
-        return await self._put(event)
+        line = encode_line(event, self._max_event_size)
+        return await self._queue.put(line, unique=self._unique((event,)))
 
     async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
         """Appends several events, all of them or none, even after a crash. Raises what `append` raises."""
