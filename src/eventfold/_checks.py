@@ -9,25 +9,12 @@ an append of what is in the log returns the results of the first one, even if it
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
-from contextlib import aclosing
-from time import perf_counter
-from typing import NamedTuple
 
-from ._aio import UncancellableTask
-from ._codec.keys import keys_of
 from ._errors import InvalidEventError, copy_error
-from ._event import AppendResult, Event, Head
+from ._event import AppendResult, Event
 from ._index import Answers
-from ._judge import Append, Matcher, UniqueIds, conflict_with
-from ._query import Query
-from ._reader import EventReader
-
-# Bytes of the log that each condition may be looked for in by itself.
-_LITTLE = 8 * 1024
-# Seconds for which reading holds the event loop at most.
-_HOLD = 0.002
+from ._judge import Append, UniqueIds, conflict_with
 
 
 class NotIndexedError(Exception):
@@ -44,91 +31,6 @@ def ids_of(events: Iterable[Event]) -> UniqueIds | None:
         twice = next(id for number, id in enumerate(ids) if id in ids[:number])
         raise InvalidEventError(f"two events of the batch have the id {twice!r}, but ids must be unique in this log")
     return UniqueIds(tuple(ids)) if ids else None
-
-
-class _Reading(NamedTuple):
-    query: Query
-    checked: asyncio.Future[int]
-
-
-class ConditionReads:
-    """Reads the log for conditions, so that only the rest must be checked in an append's turn.
-
-    All who ask at the same time for what stands behind the same offset are answered by reading it once.
-    """
-
-    def __init__(self, reader: EventReader) -> None:
-        self._reader = reader
-        self._waiting: dict[int, list[_Reading]] = {}
-        self._task: UncancellableTask[None] | None = None
-
-    async def read(self, query: Query, after: int) -> int:
-        """The offset up to which it has looked. Raises `ConditionalAppendError`, and what reading raises."""
-        head = await self._reader.head()
-        if head.offset - after <= _LITTLE:
-            # Mostly in memory: appends that need not wait stay in the order of their calls.
-            return await self._read_for(query, after, max(head.offset, after))
-        reading = _Reading(query, asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(after, []).append(reading)
-        if self._task is None:
-            self._task = UncancellableTask(self._run(), "eventfold condition reader")
-        return await reading.checked
-
-    async def _run(self) -> None:
-        while self._waiting:
-            after, readings = self._waiting.popitem()
-            try:
-                checked = (await self._reader.head()).offset
-                if len(readings) > 1:
-                    await self._read_for_all(readings, after, checked)
-            except Exception as error:
-                _tell(readings, error)
-            for reading in readings:
-                if not reading.checked.done():
-                    try:
-                        _tell([reading], await self._read_for(reading.query, after, checked))
-                    except Exception as error:
-                        _tell([reading], error)
-        self._task = None
-
-    async def _read_for(self, query: Query, after: int, checked: int) -> int:
-        async with aclosing(self._reader.read_from(after, query=query, until=checked)) as records:  # type: ignore[type-var]
-            async for record in records:
-                raise conflict_with(after, checked, record.start_offset)
-        return checked
-
-    async def _read_for_all(self, readings: Sequence[_Reading], after: int, checked: int) -> None:
-        """Tells all of them, unless there is a line that is no event."""
-        await self._reader.check_range(after, None)
-        async with aclosing(self._reader._lines(Head(after, ""), checked)) as blocks:
-            since = perf_counter()
-            async for lines in blocks:
-                events = keys_of(lines)
-                if not all([keys.type for _, keys in events]):  # noqa: C419 (a generator takes twice as long)
-                    return
-                matcher = Matcher()
-                matcher.add(0, events)
-                for reading in readings:
-                    found = matcher.first_match(reading.query, after)
-                    if found is not None:
-                        _tell([reading], conflict_with(after, checked, found))
-                readings = [reading for reading in readings if not reading.checked.done()]
-                if not readings:
-                    return
-                if perf_counter() - since > _HOLD:
-                    await asyncio.sleep(0)
-                    since = perf_counter()
-        _tell(readings, checked)
-
-
-def _tell(readings: Iterable[_Reading], outcome: int | Exception) -> None:
-    for reading in readings:
-        if reading.checked.done():  # cancelled, or told before
-            continue
-        if isinstance(outcome, Exception):
-            reading.checked.set_exception(copy_error(outcome))
-        else:
-            reading.checked.set_result(outcome)
 
 
 class Checks:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from ._address import Address, engine_of
 from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
-from ._checks import Checks, ConditionReads, NotIndexedError, ids_of
+from ._checks import Checks, NotIndexedError, ids_of
 from ._codec.encode import encode_batch, encode_line
+from ._condition_reads import ConditionReads
 from ._engine import (
     ClosingCommitter,
     Commit,
