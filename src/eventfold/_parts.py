@@ -1,11 +1,11 @@
-"""Large states, encoded and decoded in parts, so that whoever does it in a thread lets the event loop run in between.
+"""Encodes and decodes large states in parts, in a thread that lets the event loop run between two parts.
 
-msgspec holds the interpreter's lock from the beginning of a call to its end, 10 MB take it tens of milliseconds, and a
-thread that computes gives the lock away only every 5 ms. So a state is taken apart where it is large, mostly in a dict
-or a list, at its top or in a field of a struct or a dataclass; and between two parts the thread sleeps for a moment.
+msgspec holds the interpreter lock for a whole call, which takes tens of milliseconds for 10 MB, and a thread that
+computes releases the lock only every 5 ms. So a large dict or list, at the top of a state or in a field of a struct or
+a dataclass, is split into parts, and the thread sleeps for a moment between two of them.
 
-Promises: the bytes are those that one call gives, and so is what is decoded; where a state can't be taken apart, or a
-part is no good, that one call is made.
+Promises: the bytes, and the decoded state, are the same as those of a single call; if a state can't be split, or a part
+can't be decoded, a single call is made.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any, TypeAlias, get_origin, get_type_hints
 
 import msgspec
 
-# Bytes of a part: some tenths of a millisecond.
+# The size of a part in bytes: a few tenths of a millisecond of work.
 PART = 64 * 1024
-# Elements of a container below which it is not looked into when it is encoded.
+# A container with no more elements than this is encoded whole.
 FEW = 16
-# Places where a part may end that are tried, and how many times larger the part may become if none of them is right.
+# How many possible ends of a part are tried, and how many times larger the part may become if none of them is right.
 _TRIES, _LARGER = 8, (1, 4)
-# Seconds after which a thread lets the others run, and for how long: it takes some time to sleep at all.
+# After how long a thread lets others run, and for how long it sleeps, in seconds.
 _HOLD, _REST = 0.001, 0.00002
 
 Encode: TypeAlias = Callable[[Any], bytes]
@@ -37,7 +37,7 @@ _key = re.compile(rb'"(?:[^"\\]|\\.)*":')
 
 
 class Pause:
-    """Called between two parts in a thread: sleeps for a moment if it is time to."""
+    """Called in a thread between two parts: sleeps for a moment if the last sleep was long enough ago."""
 
     def __init__(self) -> None:
         self._since = perf_counter()
@@ -49,12 +49,12 @@ class Pause:
 
 
 def encode_in_parts(state: Any, encode: Encode, pause: Callable[[], object]) -> Iterator[bytes]:
-    """What `encode` makes of a state, which must not change meanwhile."""
+    """Yields what `encode` returns for a state, which must not change meanwhile."""
     if _is_container(state):
         yield from _container_parts(state, encode, pause)
         return
     large = {name: value for name in _fields(type(state)) if _is_container(value := getattr(state, name, None))}
-    # The state with something else in place of what is large, which is then put there.
+    # The state is encoded with a token in place of each large field, which is replaced by that field's parts.
     tokens = {name: b'"%s"' % os.urandom(16).hex().encode() for name in large}
     try:
         rest = _encoded_with(state, tokens, encode)
@@ -81,16 +81,16 @@ def _encoded_with(state: Any, tokens: dict[str, bytes], encode: Encode) -> bytes
 
 
 def decode_in_parts(data: bytes | memoryview, type_: Any, decode: Decode, pause: Callable[[], object]) -> Any:
-    """What `decode` makes of the bytes of a state. Raises what it raises."""
+    """Returns what `decode` returns for the bytes of a state. Raises what it raises."""
     if len(data) > 2 * PART:
-        # Nothing here copies all of it: the pages of new memory take longer than decoding does.
+        # Nothing here copies all of it: new memory pages take longer than decoding does.
         view = memoryview(data)
         try:
             if _may_be_container(type_):
                 return _decoded_container(view, type_, decode, pause)
             return _decoded_fields(view, type_, decode, pause)
         except Exception:  # noqa: S110
-            pass  # so it is another kind of state, or a bad one: one call tells
+            pass  # it is another kind of state, or an invalid one: the single call below decides
     return decode(data, type_)
 
 
@@ -103,7 +103,7 @@ def _may_be_container(type_: Any) -> bool:
 
 
 def _fields(type_: Any) -> tuple[str, ...]:
-    """The fields of a struct or a dataclass that are the keys of its object; none of anything else."""
+    """The fields of a struct or a dataclass, which are the keys of its JSON object; nothing for other types."""
     if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
         return () if type_.__struct_config__.array_like else type_.__struct_fields__
     if dataclasses.is_dataclass(type_) and not hasattr(type_, "__pydantic_validator__"):
@@ -119,7 +119,7 @@ def _set(state: Any, name: str, value: Any) -> None:
 
 
 def _container_parts(container: Any, encode: Encode, pause: Callable[[], object]) -> Iterator[bytes]:
-    """The bytes of a dict or a list."""
+    """Yields the bytes of a dict or a list."""
     is_dict = isinstance(container, dict)
     rest: Iterator[Any] = iter(container.items() if is_dict else container)
     count, separator = FEW, b"{" if is_dict else b"["
@@ -134,10 +134,10 @@ def _container_parts(container: Any, encode: Encode, pause: Callable[[], object]
 
 
 def _decoded_container(data: memoryview, type_: Any, decode: Decode, pause: Callable[[], object]) -> Any:
-    """The dict or the list that the bytes hold. Raises any error where it can't be taken apart.
+    """Decodes a dict or a list. Raises any error if it can't be split.
 
-    That a part which was cut out at a comma can be decoded proves that the comma is one between two elements: within
-    one, a bracket or a string would have been cut in two.
+    If a part that ends before a comma can be decoded, the comma stands between two elements: inside an element, the cut
+    would have left a bracket or a string open.
     """
     opening, closing = bytes(data[:1]), bytes(data[-1:])
     result: dict[Any, Any] | list[Any] = {} if opening == b"{" else []
@@ -162,7 +162,7 @@ def _decoded_container(data: memoryview, type_: Any, decode: Decode, pause: Call
 
 
 def _separator(data: memoryview, is_dict: bool) -> bytes:
-    """What is likely to stand between two elements, by how the first one begins."""
+    """What probably stands between two elements, judging by how the first one begins."""
     key = _key.match(data) if is_dict else None
     begin = 0 if key is None else key.end()
     value = bytes(data[begin : begin + 1])
@@ -171,7 +171,7 @@ def _separator(data: memoryview, is_dict: bool) -> bytes:
 
 
 def _cuts(data: memoryview, separator: bytes) -> Iterator[int]:
-    """Positions of commas at which the first part may end, the likeliest first."""
+    """Yields positions of commas at which the first part may end, the most likely one first."""
     for factor in _LARGER:
         some = bytes(data[: factor * PART])
         stop = len(some)
@@ -184,7 +184,7 @@ def _cuts(data: memoryview, separator: bytes) -> Iterator[int]:
 
 
 def _decoded_fields(data: memoryview, type_: Any, decode: Decode, pause: Callable[[], object]) -> Any:
-    """The struct or dataclass that the bytes hold. Raises any error where it can't be taken apart."""
+    """Decodes a struct or a dataclass. Raises any error if it can't be split."""
     if hasattr(type_, "__post_init__") or not (fields := _fields(type_)):
         raise ValueError("it has no fields, or wants to see all of them at once")
     keys = dict(zip(fields, getattr(type_, "__struct_encode_fields__", fields), strict=True))
@@ -201,7 +201,7 @@ def _decoded_fields(data: memoryview, type_: Any, decode: Decode, pause: Callabl
                 at = end
     if not large:
         raise ValueError("no field is large")
-    # Whether these are the values of these keys, and not of the same keys somewhere within other values.
+    # Check that these are the values of these keys, and not of equal keys inside other values.
     tokens = [b'"%b"' % os.urandom(16).hex().encode() for _ in large]
     found = msgspec.json.decode(_replaced(data, large, tokens), type=dict[str, msgspec.Raw])
     if [bytes(found[keys[name]]) for name, _, _ in large] != tokens:
@@ -214,9 +214,9 @@ def _decoded_fields(data: memoryview, type_: Any, decode: Decode, pause: Callabl
 
 
 def _field_end(data: memoryview, start: int, later: Iterable[str]) -> int:
-    """Where the value that begins at a position is likely to end: before the next field, or at the end."""
+    """Where the value at a position probably ends: before the next field, or at the end."""
     for key in later:
-        # In pieces that overlap, from the end on, where the fields mostly are that are not large.
+        # In overlapping chunks, backwards from the end, where small fields mostly are.
         ending = b',"%b":' % key.encode()
         for stop in range(len(data), start, -PART):
             begin = max(start, stop - PART - len(ending))

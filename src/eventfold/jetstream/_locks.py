@@ -1,12 +1,13 @@
-"""Who reads under a consumer's name: one process at a time, among all that use the log.
+"""Locks on consumers' names: of all processes that use the log, one at a time reads under a name.
 
-The manifest of the consumer's document names the holder. Since it is replaced by its revision, one of two that want the
-name gets it. The holder answers on a subject of its own for as long as it lives; whoever wants the name asks there. It
-takes the name over when nobody has listened there for `ABSENT_FOR` seconds, as after the end of a process, or when
-nobody has answered for `timeout` seconds, as where a process or a host stands still.
+The manifest of the consumer's document names the holder. It is replaced only at a known revision, so of two processes
+that want the name, one gets it. The holder answers requests on a subject of its own for as long as it lives, and
+whoever wants the name sends requests there. It takes the name over if nobody has subscribed to that subject for
+`ABSENT_FOR` seconds (the process has ended), or if nobody has answered for `timeout` seconds (the process or its host
+is frozen).
 
-Promise: of those who believe that they hold a name, only the one that the manifest names can commit. One from which it
-was taken over finds out when it commits, and at the next check of the connection.
+Promise: of several processes that believe they hold a name, only the one that the manifest names can commit. A process
+that has lost the name learns of it when it commits, and at the next check of the connection.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from nats.errors import NoRespondersError
 from ._calls import called
 from ._connection import Connection
 
-ABSENT_FOR = 5.0  # seconds; a client that lost its server is connected to another one long before
+ABSENT_FOR = 5.0  # seconds; a client that has lost its server connects to another one long before that
 ASK_INTERVAL = 0.4  # seconds
 _RETRY_DELAY = 0.05  # seconds
 
@@ -40,7 +41,7 @@ async def _answer(message: Msg) -> None:
 
 
 async def _ask(client: Client, subject: str, timeout: float) -> bool | None:
-    """Whether somebody answers; None where the question got no answer of any kind."""
+    """Whether somebody answers; None if the request got no reply of any kind."""
     try:
         await called(client.request(subject, timeout=timeout), timeout)
     except NoRespondersError:
@@ -51,9 +52,9 @@ async def _ask(client: Client, subject: str, timeout: float) -> bool | None:
 
 
 class Lock:
-    """A name that is held. Open it before the manifest names it.
+    """A name that is held. Open the lock before the manifest names it.
 
-    `on_release` is called with its identity, once, in its event loop; it must not keep the lock alive.
+    `on_release` is called once with its identity, in its event loop; it must not keep the lock alive.
     """
 
     def __init__(self, connection: Connection, on_release: Callable[[str, Answering], object]) -> None:
@@ -73,7 +74,7 @@ class Lock:
 
     @property
     def is_held(self) -> bool:
-        """Whether it was neither released nor, as far as is known, lost."""
+        """Whether it has been neither released nor, as far as is known, lost."""
         return not self._released and not self.lost
 
     async def was_lost(self) -> bool:
@@ -81,11 +82,11 @@ class Lock:
         return self.lost
 
     async def open(self) -> None:
-        """Begins to answer, and makes sure of it. Raises `OSError` where that can't be done."""
+        """Begins to answer, and checks that answers arrive. Raises `OSError` if they don't."""
         await self._answering.begin()
 
     def release(self) -> None:
-        """Lets it go; idempotent, and never blocks. Any thread may call it."""
+        """Releases the name; idempotent, and never blocks. Any thread may call it."""
         if self._released or self._pid != os.getpid():
             return
         self._released = True
@@ -95,7 +96,7 @@ class Lock:
             return
         try:
             self._loop.call_soon_threadsafe(_release, *release)
-        except RuntimeError:  # the loop is closed, and the connection gone: others notice that nobody answers
+        except RuntimeError:  # the loop and the connection are closed: others notice that nobody answers
             pass
 
 
@@ -104,7 +105,7 @@ def _release(on_release: Callable[[str, Answering], object], identity: str, answ
 
 
 class Answering:
-    """A holder's answers, through whichever client the connection has."""
+    """Answers requests for a holder, through whichever client the connection has."""
 
     def __init__(self, connection: Connection, identity: str) -> None:
         self._connection = connection
@@ -113,7 +114,7 @@ class Answering:
         self._subscription: Subscription | None = None
 
     async def begin(self) -> None:
-        """Subscribes, anew where the client was replaced. Raises `OSError` where no question comes through."""
+        """Subscribes, and does so again if the client was replaced. Raises `OSError` if no request arrives."""
         client = await self._connection.client()
         if client is self._client:
             return
@@ -141,14 +142,14 @@ class Answering:
 
 
 class Holders:
-    """What is known of those who hold names that this process waits for."""
+    """What is known about the holders of names that this process waits for."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._silent: dict[str, float] = {}  # for how many seconds a holder has not been heard of
+        self._silent: dict[str, float] = {}  # how long a holder has been silent, in seconds
 
     async def is_gone(self, identity: str) -> bool:
-        """Asks a holder, once; whether its name may be taken over. Takes half a second, or as long as one attempt."""
+        """Asks a holder once, and returns whether its name may be taken over. Takes half a second, or one attempt."""
         client, loop = await self._connection.client(), asyncio.get_running_loop()
         settings, begun = self._connection.settings, loop.time()
         answered = await _ask(client, _subject(self._connection, identity), settings.attempt_timeout)
@@ -156,7 +157,7 @@ class Holders:
             self._silent.pop(identity, None)
             await asyncio.sleep(ASK_INTERVAL)
             return False
-        # A longer time was this process's own: it was stopped, or had no connection.
+        # Any more time than this was lost here: this process was stopped, or had no connection.
         seconds = min(loop.time() - begun, settings.attempt_timeout) + ASK_INTERVAL
         silent = self._silent[identity] = self._silent.get(identity, 0.0) + seconds
         if silent >= (settings.timeout if answered is None else ABSENT_FOR):

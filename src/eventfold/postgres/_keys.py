@@ -1,10 +1,10 @@
 """The index in a table: the offset of each event under each of its keys, which are numbers for its tags and its id.
 
-A committer that indexes writes them in the statement that writes the events. The log's row says up to which offset
-nothing is missing: `indexed`. Such a commit moves it only where it stood at the head, so that it stays where it is once
-somebody has appended without the index, until what is missing has been added.
+A committer that indexes writes them in the same statement as the events. The column `indexed` of the log's row is the
+offset up to which no key is missing. A commit advances it only if it was at the head, so once somebody has appended
+without the index, it stays where it is until the missing keys have been added.
 
-Promise: the table has the keys of all events before `indexed`, whoever dies or is cut off when.
+Promise: the table has the keys of all events before `indexed`, no matter which process dies or is cut off, and when.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from .._event import Head
 if TYPE_CHECKING:
     from ._source import Session, TableSource
 
-# Of the tables, with an index.
+# The first version of the tables that has an index.
 _FIRST_VERSION = 2
-# Bytes of lines whose keys are added at once. Nobody can append meanwhile.
+# How many bytes of lines have their keys added at once. Nobody can append meanwhile.
 _STEP_SIZE = 256 * 1024
-
-# Seconds for which removing all keys may last. Nobody can append meanwhile.
+# How long removing all keys may take, in seconds. Nobody can append meanwhile.
 _DROP_TIMEOUT = 600.0
 
-# In this statement as in every other that writes keys, the log's row is locked first.
+# Like every statement that writes keys, this one locks the log's row first.
 _EXTEND = """
 WITH place AS (
     UPDATE {schema}.eventfold_logs SET indexed = $3 WHERE log = $1 AND indexed >= $2 AND indexed < $3 RETURNING log
@@ -61,7 +60,7 @@ SELECT count(*) FROM dropped
 
 
 class TableKeys:
-    """`EngineKeys` of one log, which must be there."""
+    """The `EngineKeys` of one log, which must exist."""
 
     def __init__(self, source: TableSource) -> None:
         self._source = source
@@ -73,7 +72,7 @@ class TableKeys:
                 async for block in blocks:
                     for lines in block.cut(_STEP_SIZE):
                         if not await self._add(lines):
-                            break  # somebody else has come further, or has dropped it all
+                            break  # another process has got further, or has dropped all keys
                         if progress is not None:
                             progress(lines.end_offset)
                     else:
@@ -109,7 +108,7 @@ class TableKeys:
         return bool(await session.connections.retried(call))
 
     async def _session(self) -> Session:
-        """That of the log, whose tables have a place for the index."""
+        """Returns the log's session, after checking that its tables can hold an index."""
         session = self._source.session()
         if not await session.find():
             raise EventfoldError(f"{self._source.location}: there is no such log")

@@ -1,7 +1,7 @@
-"""Locks that one process at a time holds, on whatever host: advisory locks, which the server ties to a connection.
+"""Locks that only one process on any host can hold: advisory locks, which the server ties to a connection.
 
-Promise: a lock ends with its process. It is lost only with its connection, which `was_lost` tells, also where the
-server is not there any more.
+Promise: a lock ends with its process. It is lost only with its connection, and `was_lost` reports that, even if the
+server can no longer be reached.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ._schema import find_schema
 if TYPE_CHECKING:
     from ._source import Session
 
-# Seconds for which a connection that has answered is believed to be there.
+# How long a connection is trusted after it has answered, in seconds.
 BELIEVED_FOR = 5.0
-# Seconds for which a lock that somebody else has is not asked for again.
+# How long to wait before asking again for a lock that another process holds, in seconds.
 _REFUSED_FOR = 0.5
 
 
 class SessionLocks:
-    """The locks of one session. They all rest on its standing connection."""
+    """The locks of one session. All of them belong to its standing connection."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -35,16 +35,16 @@ class SessionLocks:
         self._refused: dict[int, float] = {}
 
     async def lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
-        """See `LockingDocuments.lock`. Raises `OSError` where the server is not reached."""
+        """See `LockingDocuments.lock`. Raises `OSError` if the server can't be reached."""
         settings = self._session.settings
         if kind == "view" or (settings.transaction_pooling and settings.listen_dsn is None):
-            # A snapshot is replaced by one statement. A pooler would hold the lock on, for whoever comes next.
+            # A snapshot is replaced by one statement. A pooler would keep the lock and pass it on to its next client.
             return NoLock()
         taking = UncancellableTask(self._lock(await self._key(kind, name)), "eventfold lock")
         try:
             return await uninterrupted(taking)
         except asyncio.CancelledError:
-            # What was taken belongs to nobody now.
+            # Nobody owns the lock that was taken.
             if taking.exception() is None and (lock := taking.result()) is not None:
                 lock.release()
             raise
@@ -53,7 +53,7 @@ class SessionLocks:
         session = self._session
         if await session.find():
             schema = session.schema
-        else:  # where it is going to be
+        else:  # the schema in which it will be created
             schema, _ = await session.connections.retried(lambda connection: find_schema(connection, session.settings))
         text = f"eventfold {schema}.{session.settings.log} {kind} {name}"
         return xxhash.xxh64_intdigest(text.encode()) - 2**63
@@ -89,12 +89,12 @@ class SessionLocks:
             return None
 
     def forget(self, key: int, held: _Held) -> None:
-        """Says that a lock is not held any more."""
+        """Notes that a lock is no longer held."""
         if self._held.get(key) is held:
             del self._held[key]
 
     async def aclose(self) -> None:
-        """Lets all of them go, with the connection."""
+        """Releases all locks by closing the connection."""
         await self._session.connections.standing.aclose()
         unlocking = [held.unlocking for held in self._held.values() if held.unlocking is not None]
         if unlocking:
@@ -102,7 +102,7 @@ class SessionLocks:
 
 
 class SessionLock:
-    """A `DocumentLock`. It ends with the object too."""
+    """A `DocumentLock`. It is also released when the object is collected."""
 
     def __init__(self, held: _Held) -> None:
         self._held = held
@@ -120,7 +120,7 @@ class SessionLock:
 
 
 class _Held:
-    """What a connection holds, or held until it was lost."""
+    """A lock that a connection holds, or held until the connection was lost."""
 
     def __init__(self, locks: SessionLocks, key: int, connection: Any) -> None:
         self._locks = locks
@@ -133,7 +133,7 @@ class _Held:
         self.unlocking: asyncio.Task[None] | None = None
 
     async def fetch(self, statement: str, *arguments: Any) -> Any:
-        """An answer by the connection. Without one the connection is given up, and with it all that it holds.
+        """Returns the connection's answer. Without one, the connection is given up, and all its locks with it.
 
         Raises `ConnectionError`.
         """
@@ -162,7 +162,7 @@ class _Held:
         return True
 
     def release(self) -> None:
-        """Begins to let it go, in its event loop."""
+        """Begins to release it, in its event loop."""
         if self._released:
             return
         self._released = True
@@ -180,7 +180,7 @@ class _Held:
             if standing.has(self._connection):
                 await self.fetch("SELECT pg_advisory_unlock($1)", self._key)
         except ConnectionError:
-            pass  # the server lets it go, as it does whenever a connection ends
+            pass  # the server releases it, as it does whenever a connection ends
         finally:
             standing.leave(self._connection)
             self._locks.forget(self._key, self)

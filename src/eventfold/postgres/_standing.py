@@ -1,6 +1,6 @@
-"""One connection beside the pool, for what lives as long as a connection does: `LISTEN`, and locks of a session.
+"""One connection outside the pool, for `LISTEN` and for session locks, which last only as long as a connection does.
 
-It is connected when somebody takes it, and closed a moment after the last one has left it.
+It is opened when it is first taken, and closed a moment after its last user has left it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Seconds for which it is kept while nobody needs it.
+# How long an unused connection is kept, in seconds.
 LINGER = 1.0
-# With these, the server gives up a host that has died, and with it that one's locks, within half a minute.
+# With these, the server notices within half a minute that a host has died, and releases its locks.
 _KEEPALIVES = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "4"}
 _SET = "SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _KEEPALIVES.items())
 
 
 class StandingConnection:
-    """The connection, of which there is one at a time. `pool` is the application's, None to connect by `options`."""
+    """The connection; there is at most one. `pool` is the application's, or None to connect with `options`."""
 
     def __init__(self, settings: Settings, pool: Any, options: dict[str, Any]) -> None:
         self._settings = settings
@@ -40,7 +40,7 @@ class StandingConnection:
         self._closing: asyncio.Future[None] | None = None
 
     async def take(self) -> Any:
-        """The connection, which must be left again. Raises `LogClosedError`, and what connecting raises."""
+        """Returns the connection; call `leave` afterwards. Raises `LogClosedError`, and what connecting raises."""
         async with self._connecting:
             if self._closed:
                 raise LogClosedError(f"the log in {self._settings.location} is closed")
@@ -51,23 +51,23 @@ class StandingConnection:
             return self._connection
 
     def has(self, connection: Any) -> bool:
-        """Whether a connection that was taken is still there, as far as is known."""
+        """Whether a connection that was taken is still open, as far as is known."""
         return connection is self._connection and not connection.is_closed()
 
     def leave(self, connection: Any) -> None:
-        """Says that a connection that was taken is not needed any more."""
+        """Notes that a connection that was taken is no longer needed."""
         if connection is self._connection:
             self._users -= 1
             if not self._users:
                 asyncio.get_running_loop().call_later(LINGER, self._begin_closing, connection)
 
     async def run(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Makes a call with the connection, which can't answer two at once."""
+        """Makes a call that uses the connection, which can handle only one call at a time."""
         async with self._busy:
             return await call()
 
     async def aclose(self) -> None:
-        """Closes the connection; the server ends what it held."""
+        """Closes the connection; the server then releases its locks."""
         async with self._connecting:
             self._closed = True
             await self._close()
