@@ -6,15 +6,17 @@ import asyncio
 import errno
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eventfold import Event, EventReader, Record, line_hash
+from eventfold import Event, EventReader, Head, Record, line_hash
+from eventfold._codec.lines import Lines
 from eventfold._files import archive, operations, rotation
 from eventfold._files.base import BaseFile, Generation
+from eventfold._files.source import FileSource
 
 START = 1_700_000_000
 
@@ -94,6 +96,19 @@ class Gate:
         """Called by the operation first."""
         self._reached.set()
         assert self._opened.wait(30), "nobody opened the gate"
+
+
+def starts_of_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Returns a list to which the start offset of every read of a log in files is appended from now on."""
+    starts: list[int] = []
+    blocks = FileSource.blocks
+
+    def noted(source: FileSource, start: Head, end: int) -> AsyncGenerator[Lines, None]:
+        starts.append(start.offset)
+        return blocks(source, start, end)
+
+    monkeypatch.setattr(FileSource, "blocks", noted)
+    return starts
 
 
 class Seam:

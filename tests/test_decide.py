@@ -5,26 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import Seam, event, numbers, settle
+from tests.support import Seam, event, numbers, settle, starts_of_reads
 
 from eventfold import (
     ConditionalAppendError,
     CorruptLogError,
     Event,
     EventLog,
-    Head,
     InvalidEventError,
     Query,
     SyncMode,
     View,
 )
-from eventfold._codec.lines import Lines
-from eventfold._files.source import FileSource
 
 
 def seat(number: int, n: int = 0, type: str = "reserved") -> Event:
@@ -163,14 +159,7 @@ async def test_conditions_that_are_stated_together_read_the_log_once(
     """Also where one of them is cancelled meanwhile, and where they ask for types, or for events behind an offset."""
     async with EventLog.open(data_dir) as log:
         offsets = await filled(log)
-        read: list[int] = []
-        blocks = FileSource.blocks
-
-        def noted(source: FileSource, start: Head, end: int) -> AsyncGenerator[Lines, None]:
-            read.append(start.offset)
-            return blocks(source, start, end)
-
-        monkeypatch.setattr(FileSource, "blocks", noted)
+        read = starts_of_reads(monkeypatch)
         queries = [Query(tags={str(n)}) for n in range(280, 320)] + [Query({"a"}), Query({"b"}), Query({"a"}, {"350"})]
         tasks = [asyncio.create_task(log.append_unless([], query)) for query in [*queries, Query(tags={"351"})]]
         await asyncio.sleep(0)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
-from tests.support import records
+from tests.support import records, starts_of_reads
 
 from eventfold import (
     Catalog,
     ConditionalAppendError,
     Event,
     EventLog,
-    Head,
     InvalidEventError,
     LockMode,
     Query,
@@ -24,8 +22,6 @@ from eventfold import (
     View,
 )
 from eventfold._aio import AsyncOpener
-from eventfold._codec.lines import Lines
-from eventfold._files.source import FileSource
 from eventfold._index import seen
 from eventfold._index.store import Store
 
@@ -184,14 +180,7 @@ async def test_without_the_file_the_log_is_read_once_and_not_for_each_new_id(
     async with EventLog.open(data_dir) as log:
         first, *_ = [await log.append(event(n, id)) for n, id in enumerate(["a", "b", "a", *map(str, range(100))])]
     monkeypatch.setattr(Store, "open", _fails)
-    read: list[int] = []
-    blocks = FileSource.blocks
-
-    def noted(source: FileSource, start: Head, end: int) -> AsyncGenerator[Lines, None]:
-        read.append(start.offset)
-        return blocks(source, start, end)
-
-    monkeypatch.setattr(FileSource, "blocks", noted)
+    read = starts_of_reads(monkeypatch)
     async with opened(data_dir) as log:
         for n in range(50):
             assert not (await log.append(event(n, f"new-{n}"))).duplicate

@@ -354,7 +354,7 @@ class Engine(Protocol):
 
 @runtime_checkable
 class MakesLogs(Protocol):
-    """An engine that makes a log where there is none, for readers too."""
+    """An engine that creates a missing log, even for readers."""
 
     def existing(self) -> Engine:
         """The same without that: to it, a log that is not there is an `EventfoldError`."""

@@ -15,6 +15,7 @@ from tests.jetstream.servers import Servers
 from eventfold import Event, EventfoldError, EventLog, Record
 from eventfold.jetstream import JetStream
 from eventfold.jetstream._committer import StreamCommitter
+from eventfold.jetstream._documents import KeyValueDocuments
 from eventfold.jetstream._locks import Lock
 
 PROGRAM = Path(__file__).with_name("consuming_worker.py")
@@ -142,6 +143,14 @@ async def committers(server: Servers, engine: JetStream) -> AsyncIterator[list[S
         await committer.aclose()
 
 
+async def taken_over(held: Lock, documents: KeyValueDocuments) -> Lock:
+    """The lock of another process, which takes the name over once the holder does not answer any more."""
+    await held._answering.end()
+    while not isinstance(taken := await documents.lock("consumer", "c"), Lock):
+        pass
+    return taken
+
+
 async def test_who_was_taken_over_can_store_nothing(
     committers: list[StreamCommitter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,10 +160,7 @@ async def test_who_was_taken_over_can_store_nothing(
     held = await first.lock("consumer", "c")
     assert isinstance(held, Lock)
     await first.store("consumer", "c", b"1")
-    await held._answering.end()
-
-    while (taken := await second.lock("consumer", "c")) is None:
-        pass
+    taken = await taken_over(held, second)
     await second.store("consumer", "c", b"2")
 
     with pytest.raises(EventfoldError, match="another process"):
@@ -173,9 +179,7 @@ async def test_who_was_taken_over_finds_out_when_the_stream_is_checked(
     first, second = (committer.source.documents for committer in committers)
     held = await first.lock("consumer", "c")
     assert isinstance(held, Lock)
-    await held._answering.end()
-    while (taken := await second.lock("consumer", "c")) is None:
-        pass
+    taken = await taken_over(held, second)
 
     committers[0].source.connection._check_now.set()
     async with asyncio.timeout(5):

@@ -1,7 +1,7 @@
-"""`Answers`: what whoever reads or appends asks of an index, wherever that is kept.
+"""`Answers`: what readers and writers ask of an index, wherever it is stored.
 
-Promise: an answer has every event up to the offset that it names. What only shares a key with what was asked for is
-looked at in the log, and left out.
+Promise: an answer has every event up to the offset that it names. An event that only shares a key with the requested
+one is checked in the log and left out.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .._reader import EventReader
 from .seen import SeenIds
 from .store import StoredOffsets
 
-# Events to look at one by one; where a tag has more of them, reading the log is not slower.
+# How many events are checked one by one; if a tag has more of them, reading the log is not slower.
 MAX_CANDIDATES = 1000
 _NOTHING = StoredOffsets([], True)
 
 
 class Answers:
-    """The questions. A subclass looks up keys, and `reader` reads the log."""
+    """Answers from keys and offsets. A subclass looks up the keys, and `reader` reads the log."""
 
     def __init__(self, reader: EventReader) -> None:
         self._reader = reader
@@ -30,7 +30,7 @@ class Answers:
         self._seen: SeenIds | None = None
 
     async def aclose(self) -> None:
-        """Lets go of what it has open; idempotent. A failure is logged."""
+        """Closes the index; idempotent. A failure is logged."""
         raise NotImplementedError
 
     def abandon(self) -> None:

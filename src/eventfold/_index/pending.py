@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .._codec.keys import key_of_id, key_of_tag, keys_of
+from .._codec.keys import pairs_of
 from .._codec.lines import Lines
 from .store import OffsetsByKey
 
@@ -21,14 +21,11 @@ class PendingPairs:
     def add(self, lines: Lines) -> None:
         """Adds the tags and the ids of some lines."""
         waiting = self._waiting
-        for offset, keys in keys_of(lines):
-            found = [key_of_tag(tag) for tag in keys.tags]
-            if keys.id is not None:
-                found.append(key_of_id(keys.id))
-            self.count += len(found)
-            for key in found:
-                if waiting.setdefault(key, offset) is not offset:  # there was one before
-                    _append(waiting, key, offset)
+        pairs = pairs_of(lines)
+        self.count += len(pairs)
+        for key, offset in pairs:
+            if waiting.setdefault(key, offset) is not offset:  # there was one before
+                _append(waiting, key, offset)
 
     def find(self, wanted: Iterable[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
         """For each key and offset, the offsets from that one onwards, in order, if there are any."""

@@ -138,7 +138,7 @@ class KeyValueDocuments:
     async def lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
         """The lock of a consumer's document; None where somebody else has it. Takes half a second then.
 
-        Raises `OSError` where the servers don't answer, `EventfoldError`.
+        Raises `OSError` if the servers don't answer, and `EventfoldError`.
         """
         if kind == "view":
             return NoLock()
@@ -208,7 +208,7 @@ class KeyValueDocuments:
                 )
 
     async def aclose(self) -> None:
-        """Waits until others know which names are free now, for a second at most."""
+        """Waits, at most one second, until other processes have learned which names are free."""
         if self._releasing:
             _, late = await asyncio.wait(list(self._releasing.values()), timeout=_RELEASE_TIMEOUT)
             for task in late:
