@@ -31,9 +31,10 @@ from eventfold import (
     Record,
     SyncMode,
 )
+from eventfold._codec import keys
 from eventfold._codec.keys import key_of_tag
 from eventfold._files.source import FileSource
-from eventfold._index import answers, index, pending, store
+from eventfold._index import answers, index, store
 from eventfold._index.index import MAX_CANDIDATES
 
 WRITE_BATCH_SIZE = 5000
@@ -215,7 +216,7 @@ async def test_a_condition_with_an_offset_overlooks_what_the_file_has_before_it(
 
 async def test_two_texts_with_the_same_key_are_told_apart(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the hash of every tag were the same."""
-    for module in (answers, pending):
+    for module in (answers, keys):
         monkeypatch.setattr(module, "key_of_tag", lambda text: 7)
     async with EventLog.open(data_dir, index=True) as log:
         await log.append(tagged(0, "a"))

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from contextvars import Context
 from queue import Empty, SimpleQueue
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
@@ -31,6 +32,8 @@ class _Closable(Protocol):
 C = TypeVar("C", bound=_Closable)
 _Job: TypeAlias = "tuple[ThreadCall[Any], Callable[..., Any], tuple[Any, ...]]"
 
+# How long work in steps may hold the event loop, in seconds.
+HOLD = 0.002
 # Seconds for which `quick_in_thread` holds the event loop at most: more than a few system calls and the way to a thread
 # take, and too short to be felt.
 PATIENCE = 0.0001
@@ -77,6 +80,19 @@ class UncancellableTask(asyncio.Task[T]):
     def cancel(self, msg: Any = None) -> bool:
         """Does nothing."""
         return False
+
+
+class LoopBreaks:
+    """Lets other tasks run during long work on the event loop: await a call of it after each step of the work."""
+
+    def __init__(self) -> None:
+        self._since = perf_counter()
+
+    async def __call__(self) -> None:
+        """Lets other tasks run if the work has held the loop for `HOLD` seconds."""
+        if perf_counter() - self._since > HOLD:
+            await asyncio.sleep(0)
+            self._since = perf_counter()
 
 
 class ThreadCall(Generic[T]):

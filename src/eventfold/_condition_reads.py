@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
-from time import perf_counter
 from typing import NamedTuple
 
-from ._aio import UncancellableTask
+from ._aio import LoopBreaks, UncancellableTask
 from ._codec.keys import keys_of
 from ._errors import copy_error
 from ._event import Head
@@ -23,8 +22,6 @@ from ._reader import EventReader
 
 # How much of the log is read for each condition by itself, in bytes.
 _LITTLE = 8 * 1024
-# How long reading may hold the event loop, in seconds.
-_HOLD = 0.002
 
 
 class _Reading(NamedTuple):
@@ -82,7 +79,7 @@ class ConditionReads:
         """Resolves all of them, unless a line is not an event."""
         await self._reader.check_range(after, None)
         async with aclosing(self._reader._lines(Head(after, ""), checked)) as blocks:
-            since = perf_counter()
+            pause = LoopBreaks()
             async for lines in blocks:
                 events = keys_of(lines)
                 if not all([keys.type for _, keys in events]):  # noqa: C419 (a generator takes twice as long)
@@ -96,9 +93,7 @@ class ConditionReads:
                 readings = [reading for reading in readings if not reading.checked.done()]
                 if not readings:
                     return
-                if perf_counter() - since > _HOLD:
-                    await asyncio.sleep(0)
-                    since = perf_counter()
+                await pause()
         _resolve(readings, checked)
 
 

@@ -193,7 +193,10 @@ class ViewSnapshot(Generic[S]):
         return found.offset == offset_for_the_crate(found.position or 0, await reader.base())
 
     def _encode(self, state: S, snapshot: Snapshot) -> tuple[bytes, int]:
-        """In a thread: encodes the file; returns it, and its state's size in bytes. Raises if it reads back differently."""
+        """Encodes the file, in a thread; returns it, and how many bytes of it are the state.
+
+        Raises if the state would read back differently.
+        """
         pause = Pause()
         data, encoded = encode_whole(snapshot, state, pause)
         found = difference(state, decode_state(encoded, self._state_type, pause), pause)

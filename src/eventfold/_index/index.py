@@ -15,10 +15,10 @@ import sqlite3
 from collections.abc import Callable, Collection
 from contextlib import aclosing, suppress
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import TypeVar
 
-from .._aio import Thread, UncancellableTask, uninterrupted
+from .._aio import LoopBreaks, Thread, UncancellableTask, uninterrupted
 from .._codec.lines import Lines, last_line_hash
 from .._engine import Source, paths_of
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
@@ -44,8 +44,6 @@ POLL_INTERVAL = 0.2
 RETRY_INTERVAL = 30.0
 # How often a lookup is repeated if the file was reopened meanwhile.
 _ATTEMPTS = 3
-# The maximum number of seconds for which reading keys holds the event loop.
-_HOLD = 0.002
 
 
 class Index(Answers):
@@ -182,7 +180,7 @@ class Index(Answers):
             if not self._is_open:
                 return
             async with aclosing(self._reader._lines(self._known, None)) as blocks:
-                since = perf_counter()
+                pause = LoopBreaks()
                 async for lines in blocks:
                     if self._closing or not self._is_open:
                         break
@@ -192,9 +190,7 @@ class Index(Answers):
                     if self._pending.count >= MAX_PENDING:
                         self._give_up("could not be written for too long")
                         break
-                    if perf_counter() - since > _HOLD:
-                        await asyncio.sleep(0)
-                        since = perf_counter()
+                    await pause()
         finally:
             self._reading = None
 

@@ -5,11 +5,10 @@ Promises: an id that is in the log is never ruled out; the memory is the same ho
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection
 from contextlib import aclosing
-from time import perf_counter
 
+from .._aio import LoopBreaks
 from .._codec.keys import key_of_id, keys_of
 from .._codec.lines import last_line_hash
 from .._event import Head
@@ -19,8 +18,6 @@ from .._reader import EventReader
 _BITS = 2**26
 # Bits that are set for an id.
 _BITS_OF_AN_ID = 4
-# Seconds for which it holds the event loop at most.
-_HOLD = 0.002
 
 
 class SeenIds:
@@ -37,7 +34,7 @@ class SeenIds:
         Several calls may be under way. Raises what reading raises.
         """
         async with aclosing(self._reader._lines(self._known, None)) as blocks:
-            since = perf_counter()
+            pause = LoopBreaks()
             async for lines in blocks:
                 for _, keys in keys_of(lines):
                     if keys.id is not None:
@@ -45,9 +42,7 @@ class SeenIds:
                             self._bits[place >> 3] |= 1 << (place & 7)
                 if lines.end_offset > self._known.offset:
                     self._known = Head(lines.end_offset, last_line_hash(lines.data))
-                if perf_counter() - since > _HOLD:
-                    await asyncio.sleep(0)
-                    since = perf_counter()
+                await pause()
         return self._known.offset, {
             id for id in ids if all(self._bits[place >> 3] >> (place & 7) & 1 for place in _places(id))
         }
