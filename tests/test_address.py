@@ -1,4 +1,4 @@
-"""Which engine a log's name names."""
+"""How the name of a log selects the engine that stores it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eventfold._files.engine import Files
 
 @pytest.mark.parametrize("name", ["{dir}", "file://{dir}", "file://localhost{dir}", "FILE://{dir}"])
 async def test_a_path_and_a_file_address_name_a_directory(data_dir: Path, name: str) -> None:
-    """A string without a scheme is a path, whatever else stands in it."""
+    """A string without a scheme is a path, even if it has colons or slashes in it."""
     async with EventLog.open(name.format(dir=data_dir)) as log:
         await log.append(event(1))
 
@@ -26,7 +26,7 @@ async def test_a_path_and_a_file_address_name_a_directory(data_dir: Path, name: 
 
 @pytest.mark.parametrize("address", ["redis://host/0", "http://host", "file://host/data", "file://"])
 def test_an_address_without_an_engine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    """It never becomes a directory of that name."""
+    """An unknown address never becomes a directory with that name."""
     monkeypatch.chdir(tmp_path)
     for open_ in (EventReader, EventWriter.open, EventLog.open):
         with pytest.raises(ValueError, match="://"):
@@ -42,7 +42,7 @@ def test_an_address_without_an_engine_is_refused(tmp_path: Path, monkeypatch: py
 def test_an_engine_that_is_not_installed_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, address: str, extra: str
 ) -> None:
-    """The message has the command, and no password."""
+    """The message shows the install command, and never the address's password."""
     for module in ("eventfold.postgres", "eventfold.jetstream"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(EventfoldError, match=rf"pip install 'eventfold\[{extra}\]'") as caught:
@@ -53,13 +53,13 @@ def test_an_engine_that_is_not_installed_says_how_to_install_it(
 
 @pytest.mark.parametrize("where", [None, 7, b"data", object()])
 def test_what_names_no_log_is_refused(where: Any) -> None:
-    """Neither a path nor an address nor an engine."""
+    """Whatever is neither a path, an address nor an engine raises an error."""
     with pytest.raises(ValueError, match="a directory, an address or an engine"):
         engine_of(where)
 
 
 async def test_an_engine_keeps_the_options_that_it_was_made_with(data_dir: Path) -> None:
-    """The defaults of `open` do not overrule them; what is given there does."""
+    """The defaults of `open` don't override the engine's own options, but options that are passed to `open` do."""
     engine = Files(data_dir, sync=SyncMode.OS, max_log_size=10**6)
     async with EventWriter.open(engine) as kept:
         of_the_engine = kept._committer._sync_mode, kept._committer._max_log_size  # type: ignore[attr-defined]

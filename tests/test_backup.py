@@ -1,4 +1,4 @@
-"""`EventLog.backup`: copies of a live log that open at once, and that are brought up to date."""
+"""`EventLog.backup`: copies of a log that is in use; they open at once and can be brought up to date."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from eventfold._files import operations
 
 
 def count(state: int, event: Event) -> int:
-    """A reducer."""
     return state + 1
 
 
@@ -36,24 +35,24 @@ def counting() -> View[int]:
 
 
 async def add(log: EventLog, events: int, text: str = "x") -> None:
-    """Appends events that are told apart by their number."""
+    """Appends events that are numbered from `start`."""
     await log.append_many([Event("added", {"n": n, "text": text}) for n in range(events)])
 
 
 async def lines(dir: Path) -> list[bytes]:
-    """The lines of a log, byte for byte."""
+    """Returns the lines of a log, byte for byte."""
     return [record._line async for record in EventReader(dir).read_full()]
 
 
 def contents(dir: Path) -> dict[str, bytes]:
-    """All files of a directory."""
+    """Returns the content of every file in a directory, by name."""
     return {str(path.relative_to(dir)): path.read_bytes() for path in dir.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("rotations", [0, 1, 3])
 @pytest.mark.parametrize("after", [0, 5])
 async def test_a_copy_has_the_same_events_and_can_be_appended_to(tmp_path: Path, rotations: int, after: int) -> None:
-    """With and without an archive, and with an active log that is empty."""
+    """This holds with and without an archive, and also if the active log is empty."""
     source, copy = tmp_path / "log", tmp_path / "copy"
     async with EventLog.open(source, views=[counting()]) as log:
         for _ in range(rotations):
@@ -75,7 +74,6 @@ async def test_a_copy_has_the_same_events_and_can_be_appended_to(tmp_path: Path,
 
 
 async def test_an_empty_log_can_be_copied(tmp_path: Path) -> None:
-    """The copy is an empty log."""
     async with EventLog.open(tmp_path / "log") as log:
         assert (await log.backup(tmp_path / "copy")).offset == 0
     async with EventLog.open(tmp_path / "copy") as copy:
@@ -83,7 +81,7 @@ async def test_an_empty_log_can_be_copied(tmp_path: Path) -> None:
 
 
 async def test_a_copy_has_the_snapshots_and_the_consumers_offsets(tmp_path: Path) -> None:
-    """So that nothing is folded or consumed twice."""
+    """After a restore, nothing has to be folded or consumed again."""
     async with EventLog.open(tmp_path / "log", views=[view := counting()]) as log:
         await add(log, 10)
         await log.refresh_all()
@@ -102,7 +100,7 @@ async def test_a_copy_has_the_snapshots_and_the_consumers_offsets(tmp_path: Path
 
 
 async def test_a_snapshot_that_does_not_fit_the_log_is_not_copied(tmp_path: Path) -> None:
-    """A copy has nothing that is wrong."""
+    """A snapshot that contradicts the copied log stays out of the copy."""
     async with EventLog.open(tmp_path / "log") as log:
         await add(log, 10)
         for name in ("views/count.snapshot.json", "consumers/mailer.json"):
@@ -115,7 +113,7 @@ async def test_a_snapshot_that_does_not_fit_the_log_is_not_copied(tmp_path: Path
 
 
 async def test_an_older_copy_is_brought_up_to_date(tmp_path: Path) -> None:
-    """Appends, a rotation, and both, between two backups; what was archived is not written again."""
+    """The log grows, is rotated, or both, between two backups; the copy's archive is not written again."""
     source, copy = tmp_path / "log", tmp_path / "copy"
     async with EventLog.open(source) as log:
         for step in range(8):
@@ -136,7 +134,7 @@ async def test_an_older_copy_is_brought_up_to_date(tmp_path: Path) -> None:
 
 
 async def test_only_what_is_new_in_the_archive_is_copied(tmp_path: Path) -> None:
-    """The bytes that the progress tells of."""
+    """The progress callback reports only the bytes of the new frames."""
     async with EventLog.open(tmp_path / "log") as log:
         await add(log, 1000, "y" * 100)
         await log.rotate()
@@ -150,7 +148,7 @@ async def test_only_what_is_new_in_the_archive_is_copied(tmp_path: Path) -> None
 
 
 async def test_every_backup_beside_appends_and_rotations_can_be_opened(tmp_path: Path) -> None:
-    """Each is what the log was at one moment: a beginning of it, with all that was acknowledged before."""
+    """Each backup is a prefix of the log and has every event that was acknowledged before it began."""
     source = tmp_path / "log"
     async with EventLog.open(source, max_log_size=20_000) as log:
         going = True
@@ -184,7 +182,7 @@ async def test_every_backup_beside_appends_and_rotations_can_be_opened(tmp_path:
 async def test_a_backup_that_fails_leaves_a_copy_that_opens_and_can_be_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, call: int
 ) -> None:
-    """Wherever the disk fails; nothing temporary is left behind."""
+    """The backup fails at each of its disk operations in turn, and leaves no temporary file."""
     source, copy = tmp_path / "log", tmp_path / "copy"
     async with EventLog.open(source) as log:
         await add(log, 10)
@@ -221,7 +219,7 @@ async def test_a_backup_that_fails_leaves_a_copy_that_opens_and_can_be_finished(
 
 
 async def test_a_frame_that_was_torn_in_the_copy_is_copied_again(tmp_path: Path) -> None:
-    """As a killed backup leaves it."""
+    """A killed backup leaves such a torn frame behind."""
     source, copy = tmp_path / "log", tmp_path / "copy"
     async with EventLog.open(source) as log:
         await add(log, 10)
@@ -239,7 +237,7 @@ async def test_a_frame_that_was_torn_in_the_copy_is_copied_again(tmp_path: Path)
 
 
 async def test_a_copy_of_another_log_is_left_as_it_is(tmp_path: Path) -> None:
-    """Although its archive has the same size."""
+    """The backup refuses it although both archives have the same size."""
     for name in ("one", "other"):
         async with EventLog.open(tmp_path / name) as log:
             await log.append(Event("added", name[:3], ts=1))
@@ -252,7 +250,7 @@ async def test_a_copy_of_another_log_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 async def test_a_copy_that_was_appended_to_is_left_as_it_is(tmp_path: Path) -> None:
-    """Its events would be lost."""
+    """A backup would delete the events that were appended to the copy."""
     source, copy = tmp_path / "log", tmp_path / "copy"
     async with EventLog.open(source) as log:
         await add(log, 3)
@@ -270,7 +268,7 @@ async def test_a_copy_that_was_appended_to_is_left_as_it_is(tmp_path: Path) -> N
 
 
 async def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
-    """Nothing is mixed into somebody's files."""
+    """A backup never mixes its files with somebody else's."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
     async with EventLog.open(tmp_path / "log") as log:
@@ -281,14 +279,14 @@ async def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["log", "log/copy", "."])
 async def test_a_copy_into_the_log_itself_is_refused(tmp_path: Path, target: str) -> None:
-    """Or around it."""
+    """The target may be neither inside the log's directory nor around it."""
     async with EventLog.open(tmp_path / "log") as log:
         with pytest.raises(EventfoldError, match="contain one another"):
             await log.backup(tmp_path / target)
 
 
 async def test_a_copy_that_is_open_for_writing_is_refused(tmp_path: Path) -> None:
-    """It has become a log of its own."""
+    """A copy that somebody writes to has become a log of its own."""
     async with EventLog.open(tmp_path / "log") as log:
         await add(log, 1)
         await log.backup(tmp_path / "copy")
@@ -298,7 +296,7 @@ async def test_a_copy_that_is_open_for_writing_is_refused(tmp_path: Path) -> Non
 
 
 async def test_two_backups_into_one_directory_keep_out_of_each_other_s_way(tmp_path: Path, seam: Seam) -> None:
-    """As where one takes longer than the time to the next, which would cut off what the first is writing."""
+    """If a backup takes longer than the interval between backups, the next one must not truncate its files."""
     async with EventLog.open(tmp_path / "log") as log:
         await add(log, 3)
         await log.rotate()
@@ -314,7 +312,7 @@ async def test_two_backups_into_one_directory_keep_out_of_each_other_s_way(tmp_p
 
 
 async def test_a_log_that_is_created_where_a_copy_is_written_keeps_its_events(tmp_path: Path, seam: Seam) -> None:
-    """The copy, which is not there yet, would take its place."""
+    """Otherwise the copy, which does not exist yet, would replace that log."""
     begun: list[bool] = []
 
     async def begin() -> None:
@@ -339,7 +337,7 @@ async def test_a_log_that_is_created_where_a_copy_is_written_keeps_its_events(tm
 
 
 async def test_a_damaged_log_is_not_copied_over_a_good_copy(tmp_path: Path) -> None:
-    """The archive's end can't be told."""
+    """Where the log's archive ends is unknown, so the copy is left alone."""
     source, copy = tmp_path / "log", tmp_path / "copy"
     async with EventLog.open(source) as log:
         await add(log, 10)
@@ -363,7 +361,7 @@ async def test_a_damaged_log_is_not_copied_over_a_good_copy(tmp_path: Path) -> N
 
 
 async def test_a_cancelled_backup_leaves_a_copy_that_can_be_finished(tmp_path: Path) -> None:
-    """It stops after the piece that is under way."""
+    """The backup stops after the chunk that it is copying."""
     source, copy = tmp_path / "log", tmp_path / "copy"
     async with EventLog.open(source) as log:
         for _ in range(3):

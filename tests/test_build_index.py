@@ -1,4 +1,4 @@
-"""`build_index` and `drop_index`: an index made ahead of time is the one that an open log uses."""
+"""`build_index` and `drop_index`: an open log uses an index that was built before."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def tagged(log: EventLog, tag: str) -> list[int]:
 
 
 async def test_a_built_index_is_complete_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if it is written in several pieces."""
+    """This holds even if the index is written in several transactions."""
     monkeypatch.setattr(index, "WRITE_BATCH_SIZE", 7)
     await make(tmp_path)
 
@@ -55,7 +55,7 @@ async def test_an_index_is_brought_up_to_date(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
 async def test_an_index_is_built_beside_a_writer(tmp_path: Path, lock: LockMode) -> None:
-    """Which may keep the same one."""
+    """The writer may maintain the same index at that time."""
     await make(tmp_path)
     async with EventLog.open(tmp_path, lock=lock, index=True) as log:
         await log.append(event(50, tags=("seven:1",)))

@@ -1,7 +1,8 @@
-"""Every call is cancelled wherever it can be: at each of its suspensions, and during each of its file operations.
+"""Every call is cancelled at each of its suspensions and during each of its file operations.
 
-By `task.cancel()`, by an anyio scope, and by cancelling every task of the loop, as shutdown recipes do. Afterwards what
-was acknowledged is in the log once, the log continues or is closed, and no lock, descriptor, thread or task is left.
+The cancellation comes from `task.cancel()`, from an anyio scope, or from cancelling every task of the loop, as shutdown
+recipes do. Afterwards, every acknowledged event is in the log once, the log either continues or is closed, and no lock,
+descriptor, thread or task is left.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def fold(state: list[int], event: Event) -> list[int]:
 
 
 class Suspensions:
-    """Awaits a coroutine, and calls `reached` when it is suspended for the given time."""
+    """Awaits a coroutine, and calls `reached` when it is suspended for the n-th time."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], number: int, reached: Callable[[], None]) -> None:
         self._coroutine, self._left, self._reached = coroutine, number, reached
@@ -57,7 +58,7 @@ class Suspensions:
 
 
 class Program:
-    """A log in use, and the numbers of the events that were acknowledged."""
+    """A log in use, and the numbers of the acknowledged events."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -94,7 +95,7 @@ class Program:
         await self.log.rotate()
 
     async def rotate_by_itself(self) -> None:
-        """Appends what makes the log large enough; the rotation continues beside the next append."""
+        """Appends until the log is large enough to rotate; the rotation runs beside the next append."""
         self.log._writer._committer._max_log_size = 1
         try:
             await self.append()
@@ -137,7 +138,7 @@ class Program:
 CALLS = ["open", "enter_and_leave", "append", "append_many", "append_if", "rotate", "refresh", "wait", "tail"]
 CALLS += ["consume", "aclose", "rebuild", "watch", "rotate_by_itself"]
 KINDS = ["task", "scope", "all"]
-# With a failure as well, the kinds differ little: by default, one of them stands for all.
+# If the operation fails as well, the kinds of cancellation hardly differ, so one kind stands for all by default.
 KINDS_WITH_FAILURE = KINDS if os.environ.get("EVENTFOLD_CANCELLATIONS") == "all" else ["scope"]
 
 
@@ -174,11 +175,11 @@ class Canceller:
         else:
             for task in asyncio.all_tasks() - {self.main}:
                 task.cancel()
-        # A few turns later, so that what does not hold against the cancellation has gone on by then.
+        # The cancellation takes effect a few turns later, so that code that ignores it has gone on by then.
         self.loop.call_later(0.005, self.done.set)
 
     def cancel_in_operation(self) -> None:
-        """To be called in the thread of a file operation: cancels while it is under way."""
+        """Cancels the call; runs in the thread of a file operation, while that operation is under way."""
         self.reached = True
         self.loop.call_soon_threadsafe(self.cancel)
         assert self.done.wait(10)
@@ -198,19 +199,19 @@ def own_threads() -> list[str]:
 
 
 async def check(program: Program, tolerated: tuple[type[Exception], ...] = ()) -> None:
-    """The log continues, if it is open; closed, it has let everything go, and has what was acknowledged once."""
+    """Checks that the log continues or, if it is closed, has released everything, and that it has each event once."""
     if program.log is not None:
-        # Where an operation has failed, the writer may have; and a close tells of a sync that failed.
+        # After an operation failed, the writer may have failed too, and closing reports a sync that failed.
         with contextlib.suppress(*tolerated):
             if program.log._writer._closing is None:
                 await program.append()
         with contextlib.suppress(*tolerated):
             await program.log.aclose()
-    # The tail that a cancelled consumer leaves is closed here, in the loop's thread, and not by a collection in another
-    # one, while its generators run.
+    # Close the tail that a cancelled consumer leaves in the loop's thread; the garbage collector might do it in another
+    # thread while the tail's generators run.
     gc.collect()
     async with asyncio.timeout(3):
-        # A close that was cancelled continues.
+        # A cancelled close continues in the background.
         while rest := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(rest)
         while own_threads() or open_files(program.directory):
@@ -237,7 +238,7 @@ async def prepared(directory: Path, name: str) -> Program:
 
 @pytest.fixture
 def closed_twice(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The descriptors that were closed though they were not open."""
+    """Returns the descriptors that were closed although they were not open."""
     close, found = os.close, []
 
     def noted(fd: int) -> None:
@@ -296,12 +297,12 @@ async def cancel_in_each_operation(
         with monkeypatch.context() as patch:
             for operation in OPERATIONS:
                 if failing and operation == "unlock":
-                    continue  # it raises nothing
+                    continue  # A second close raises nothing.
                 original = getattr(operations, operation)
                 patch.setattr(operations, operation, lambda *args, original=original: noted(original, *args))
             with contextlib.suppress(*tolerated):
                 await canceller.run()
-            if program.log is not None:  # a rotation or a close that was left continues
+            if program.log is not None:  # A rotation or a close that was cancelled continues.
                 while program.log._writer._rotator.running:
                     await asyncio.wait(list(program.log._writer._rotator.running))
                 if program.log._writer._closing is not None:
@@ -309,7 +310,7 @@ async def cancel_in_each_operation(
                         await program.log.aclose()
                 while program.log._writer._commits._task is not None:
                     await asyncio.wait([program.log._writer._commits._task])
-            if name not in ("consume", "enter_and_leave"):  # what these leave continues
+            if name not in ("consume", "enter_and_leave"):  # Let the background work of these calls go on.
                 assert not under_way
         await check(program, tolerated)
         if not canceller.reached:
@@ -322,7 +323,7 @@ async def cancel_in_each_operation(
 async def test_a_call_may_be_cancelled_at_each_suspension(
     tmp_path: Path, closed_twice: list[int], name: str, kind: str
 ) -> None:
-    """Nothing acknowledged is lost, and nothing is left open."""
+    """No acknowledged event is lost, and nothing stays open."""
     points = await cancel_at_each_suspension(tmp_path, name, kind)
 
     assert points >= 1
@@ -336,7 +337,7 @@ async def test_a_call_may_be_cancelled_at_each_suspension(
 async def test_a_call_may_be_cancelled_during_each_file_operation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_twice: list[int], name: str, kind: str
 ) -> None:
-    """The thread ends what it began before anybody continues without it."""
+    """The thread finishes what it has begun before anything else continues."""
     points = await cancel_in_each_operation(tmp_path, monkeypatch, name, kind)
 
     assert points >= 1
@@ -348,7 +349,7 @@ async def test_a_call_may_be_cancelled_during_each_file_operation(
 async def test_a_call_may_be_cancelled_during_each_file_operation_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_twice: list[int], name: str, kind: str
 ) -> None:
-    """Whoever is cancelled does not hear of the failure; the log continues anyway, or says that it can't."""
+    """The cancelled caller does not see the failure; the log either continues or reports that it can't."""
     points = await cancel_in_each_operation(tmp_path, monkeypatch, name, kind, failing=True)
 
     assert points >= 1
@@ -359,7 +360,7 @@ async def test_a_call_may_be_cancelled_during_each_file_operation_that_fails(
 async def test_leaving_out_what_holds_against_cancellation_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
 ) -> None:
-    """The enumeration above can fail: without waiting for a thread, or with a writer's task like any other."""
+    """This shows that the tests above can fail: nobody waits for a thread, or the writer's task is an ordinary one."""
 
     async def interrupted(future: asyncio.Future[Any]) -> Any:
         return await asyncio.shield(future)
@@ -377,7 +378,7 @@ async def test_leaving_out_what_holds_against_cancellation_is_noticed(
 
 
 async def test_waiting_for_a_thread_in_a_cancelled_anyio_scope_keeps_no_processor_busy() -> None:
-    """anyio repeats a cancellation in every turn of the loop; the wait is not one of repeated turns."""
+    """anyio repeats a cancellation in every turn of the loop, and the wait must not run in each of those turns."""
     loop, begun, go_on = asyncio.get_running_loop(), threading.Event(), threading.Event()
     turns = 0
 
@@ -414,7 +415,7 @@ async def test_waiting_for_a_thread_in_a_cancelled_anyio_scope_keeps_no_processo
 
 
 async def test_a_quick_call_in_a_thread_is_answered_before_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop's thread waits for it; what the call raised is raised."""
+    """The loop's thread waits for the call and raises whatever the call raised."""
     monkeypatch.setattr(_aio, "PATIENCE", 60.0)
     turns: list[int] = []
     asyncio.get_running_loop().call_soon(turns.append, 1)
@@ -427,7 +428,7 @@ async def test_a_quick_call_in_a_thread_is_answered_before_others_run(monkeypatc
 
 
 async def test_a_call_in_a_thread_that_is_slow_after_all_holds_nobody_up() -> None:
-    """Others run meanwhile, also those without which it would not end; cancelled, it is waited for."""
+    """Other tasks run meanwhile, and the call may even depend on them; a cancelled caller still waits for the call."""
     go_on, ended = threading.Event(), threading.Event()
 
     def slow() -> int:
@@ -446,7 +447,7 @@ async def test_a_call_in_a_thread_that_is_slow_after_all_holds_nobody_up() -> No
 
 
 async def test_an_answer_that_comes_just_when_it_is_given_up_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever of the two is first: the answer, or the end of the patience."""
+    """The caller gets the answer, even if the thread finishes just as the loop's thread stops waiting."""
     answers = []
     async with asyncio.timeout(60):
         for n in range(300):

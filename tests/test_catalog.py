@@ -37,7 +37,7 @@ class StructItem(msgspec.Struct, frozen=True):
 
 
 class StructEvent(msgspec.Struct, frozen=True):
-    """An event of each kind: these four hold the same."""
+    """One event for each kind of class; all four kinds have the same fields."""
 
     order: int
     items: list[StructItem] = []
@@ -94,7 +94,7 @@ class OrderPaid(msgspec.Struct, frozen=True):
 
 
 def orders() -> Catalog:
-    """Version 3 of `order_placed`, with its upcasters; version 2 of `order_closed`, once two events in one."""
+    """The catalog: version 3 of `order_placed` with upcasters, and version 2 of `order_closed`, once two events."""
     catalog = Catalog()
     catalog.event("order_placed", version=3, tags=lambda e: [f"order:{e.order}"])(OrderPlaced)
     catalog.event("order_paid")(OrderPaid)
@@ -122,7 +122,7 @@ def orders() -> Catalog:
 
 
 def line(type: str, data: str, version: int = 1) -> bytes:
-    """A line as an older program, or a newer one, wrote it."""
+    """Returns a line as an older or a newer program wrote it."""
     tail = f',"version":{version}' if version != 1 else ""
     return f'{{"type":"{type}","data":{data},"ts":1{tail}}}\n'.encode()
 
@@ -134,7 +134,7 @@ def write(directory: Path, *lines: bytes) -> None:
 
 
 async def collect(records: AsyncIterator[Record], count: int | None = None) -> list[Record]:
-    """The records, or the first that many."""
+    """Returns all records, or only the first `count`."""
     found: list[Record] = []
     async for record in records:
         found.append(record)
@@ -149,7 +149,7 @@ async def data_of(log: EventLog) -> list[Any]:
 
 
 def listed(**options: Any) -> View[list[Any]]:
-    """A view that keeps the data of all its events, as text so that any of them has a snapshot."""
+    """Returns a view that keeps the data of all its events as text, so that a snapshot can hold any class's."""
     return View("listed", lambda state, event: [*state, repr(event.data)], list, **options)
 
 
@@ -167,7 +167,7 @@ def listed(**options: Any) -> View[list[Any]]:
     ids=lambda obj: type(obj).__name__,
 )
 async def test_an_object_is_appended_and_read_back(tmp_path: Path, obj: Any) -> None:
-    """Of each kind of class, with what is nested in it; on disk it is plain JSON."""
+    """This holds for each kind of class and for nested values; on disk, the event is plain JSON."""
     catalog = Catalog()
     catalog.event("placed")(type(obj))
     async with EventLog.open(tmp_path, catalog=catalog) as log:
@@ -184,7 +184,7 @@ async def test_an_object_is_appended_and_read_back(tmp_path: Path, obj: Any) -> 
 
 
 def test_a_class_of_another_kind_is_refused() -> None:
-    """Where it is declared."""
+    """The decorator raises the error."""
     with pytest.raises(TypeError, match=r"'placed'.*must be a msgspec struct, a dataclass"):
 
         @Catalog().event("placed")
@@ -193,7 +193,7 @@ def test_a_class_of_another_kind_is_refused() -> None:
 
 
 async def test_a_class_that_cannot_be_decoded_is_refused_when_the_log_is_opened(tmp_path: Path) -> None:
-    """Its annotations may name what is defined after it, so that is early enough."""
+    """Annotations may name classes that are defined later, so the check has to wait for the opening."""
     catalog = Catalog()
 
     @catalog.event("placed")
@@ -215,7 +215,7 @@ def test_two_classes_for_one_type_are_refused() -> None:
 
 
 def test_one_class_for_two_types_is_refused() -> None:
-    """An object would not know its type."""
+    """Otherwise the event type of an object would be ambiguous."""
     catalog = Catalog()
     catalog.event("placed")(StructEvent)
 
@@ -225,7 +225,7 @@ def test_one_class_for_two_types_is_refused() -> None:
 
 @pytest.mark.parametrize("version", [0, -1, True, "2", 1.5])
 def test_a_version_is_an_integer_from_1(version: Any) -> None:
-    """For classes and upcasters."""
+    """This holds for classes and for upcasters."""
     with pytest.raises(ValueError, match="version must be an integer of 1 or more"):
         Catalog().event("placed", version=version)
     with pytest.raises(ValueError, match="from_version must be an integer of 1 or more"):
@@ -234,7 +234,7 @@ def test_a_version_is_an_integer_from_1(version: Any) -> None:
 
 @pytest.mark.parametrize("class_first", [True, False])
 def test_an_upcaster_from_a_version_that_is_not_older_is_refused(class_first: bool) -> None:
-    """Whichever of the two is declared first."""
+    """The order of the two declarations doesn't matter."""
     catalog = Catalog()
     with pytest.raises(ValueError, match=r"no version 2 to upcast from: its class is version 2"):
         if class_first:
@@ -244,7 +244,7 @@ def test_an_upcaster_from_a_version_that_is_not_older_is_refused(class_first: bo
 
 
 def test_two_upcasters_from_one_version_are_refused() -> None:
-    """Where the second is declared."""
+    """The second declaration raises the error."""
     catalog = Catalog()
     catalog.upcast("placed", from_version=1)(dict)
 
@@ -253,7 +253,7 @@ def test_two_upcasters_from_one_version_are_refused() -> None:
 
 
 async def test_a_gap_between_the_upcasters_is_refused_when_the_log_is_opened(tmp_path: Path) -> None:
-    """The message says which version lacks one; nothing was made."""
+    """The message names the version without an upcaster, and no file is created."""
     catalog = Catalog()
     catalog.event("placed", version=4)(StructEvent)
     catalog.upcast("placed", from_version=1)(dict)
@@ -265,7 +265,7 @@ async def test_a_gap_between_the_upcasters_is_refused_when_the_log_is_opened(tmp
 
 
 async def test_upcasters_of_a_type_without_a_class_are_refused_when_the_log_is_opened(tmp_path: Path) -> None:
-    """It is a slip of the pen."""
+    """Such an upcaster must be a mistake, since nothing could use its result."""
     catalog = Catalog()
     catalog.event("placed", version=2)(StructEvent)
     catalog.upcast("plaecd", from_version=1)(dict)
@@ -275,7 +275,7 @@ async def test_upcasters_of_a_type_without_a_class_are_refused_when_the_log_is_o
 
 
 async def test_an_unknown_way_to_take_a_mismatch_is_refused(tmp_path: Path) -> None:
-    """There are two."""
+    """Only "raise" and "skip" are allowed."""
     with pytest.raises(ValueError, match="on_mismatch"):
         await EventLog.open(tmp_path, catalog=Catalog(), on_mismatch="ignore")  # type: ignore[arg-type]
 
@@ -284,7 +284,7 @@ async def test_an_unknown_way_to_take_a_mismatch_is_refused(tmp_path: Path) -> N
 
 
 def test_an_event_of_an_object_has_its_type_version_and_tags() -> None:
-    """The tags of the class come first, each once."""
+    """The tags of the class come first, and no tag occurs twice."""
     event = orders().to_event(
         OrderPlaced(7, 100, "EUR"), ts=5, id="i", actor="ann", meta={"a": 1}, tags=("vip", "order:7")
     )
@@ -295,7 +295,7 @@ def test_an_event_of_an_object_has_its_type_version_and_tags() -> None:
 
 
 async def test_the_version_is_on_the_line_unless_it_is_1(tmp_path: Path) -> None:
-    """Behind the tags, and before the place in a batch."""
+    """The version comes after the tags and before the position in a batch."""
     async with EventLog.open(tmp_path, catalog=orders()) as log:
         await log.append(OrderPlaced(7, 100, "EUR"), ts=1)
         await log.append(OrderPaid(7), ts=1, actor="ann")
@@ -312,7 +312,7 @@ async def test_the_version_is_on_the_line_unless_it_is_1(tmp_path: Path) -> None
 
 
 async def test_objects_are_appended_by_every_way_to_append(tmp_path: Path) -> None:
-    """Objects and events mixed."""
+    """A call may mix objects and events."""
     state: View[int] = View("count", lambda count, event: count + 1, 0)
     async with EventLog.open(tmp_path, catalog=orders(), views=[state]) as log:
         await log.append(OrderPaid(1))
@@ -326,7 +326,7 @@ async def test_objects_are_appended_by_every_way_to_append(tmp_path: Path) -> No
 
 
 async def test_a_decision_may_be_a_model_that_can_be_iterated_over(tmp_path: Path) -> None:
-    """As pydantic's can."""
+    """pydantic models define `__iter__`, but a model is still a single event."""
     catalog = Catalog()
     catalog.event("placed")(ModelEvent)
     state: View[int] = View("count", lambda count, event: count + 1, 0)
@@ -337,7 +337,7 @@ async def test_a_decision_may_be_a_model_that_can_be_iterated_over(tmp_path: Pat
 
 
 async def test_an_object_that_would_not_read_back_is_refused(tmp_path: Path) -> None:
-    """The message names the field; nothing was written."""
+    """The message names the field, and nothing is written."""
     async with EventLog.open(tmp_path, catalog=orders()) as log:
         wrong: Any = OrderPlaced("7", 100, "EUR")  # type: ignore[arg-type]
         with pytest.raises(InvalidEventError, match=r"'order_placed'.*OrderPlaced, field 'order': Expected `int`"):
@@ -351,7 +351,7 @@ async def test_an_object_that_would_not_read_back_is_refused(tmp_path: Path) -> 
 
 
 async def test_a_plain_event_of_a_typed_kind_must_fit_its_class(tmp_path: Path) -> None:
-    """It is taken for one of the current version."""
+    """The plain event counts as one of the current version."""
     async with EventLog.open(tmp_path, catalog=orders()) as log:
         with pytest.raises(InvalidEventError, match="field 'cents'"):
             await log.append(Event("order_placed", {"order": 7}))
@@ -361,7 +361,7 @@ async def test_a_plain_event_of_a_typed_kind_must_fit_its_class(tmp_path: Path) 
 
 
 async def test_an_event_that_was_read_can_be_appended_again(tmp_path: Path) -> None:
-    """Typed, and plain with its version."""
+    """This holds for typed events and for plain ones that carry a version."""
     write(tmp_path / "old", line("order_placed", '{"order":7,"amount":2}'), line("order_paid", '{"order":1}'))
     async with EventLog.open(tmp_path / "old") as plain, EventLog.open(tmp_path / "new", catalog=orders()) as log:
         await log.append_many([record.event for record in await collect(plain.read_full())])
@@ -371,7 +371,7 @@ async def test_an_event_that_was_read_can_be_appended_again(tmp_path: Path) -> N
 
 
 async def test_a_copy_of_a_plain_event_keeps_its_version(tmp_path: Path) -> None:
-    """A log without a catalog knows nothing of it, and loses nothing."""
+    """A log without a catalog keeps a version that means nothing to it."""
     write(tmp_path / "old", line("placed", "{}", 3))
     async with EventLog.open(tmp_path / "old") as old, EventLog.open(tmp_path / "new") as new:
         await new.append_many([pickle.loads(pickle.dumps(r.event)) for r in await collect(old.read_full())])
@@ -380,14 +380,14 @@ async def test_a_copy_of_a_plain_event_keeps_its_version(tmp_path: Path) -> None
 
 
 async def test_options_are_refused_with_an_event(tmp_path: Path) -> None:
-    """It has them itself."""
+    """An event already carries these options."""
     async with EventLog.open(tmp_path, catalog=orders()) as log:
         with pytest.raises(TypeError, match="give them to the Event"):
             await log.append(Event("a"), actor="ann")
 
 
 async def test_tags_that_are_one_string_are_refused(tmp_path: Path) -> None:
-    """They would become its letters."""
+    """Otherwise each character would become a tag."""
     catalog = Catalog()
     catalog.event("order_paid", tags=lambda e: "order")(OrderPaid)
 
@@ -399,7 +399,7 @@ async def test_tags_that_are_one_string_are_refused(tmp_path: Path) -> None:
 
 
 async def test_versions_1_to_3_are_read_as_the_newest(tmp_path: Path) -> None:
-    """Each goes through the upcasters that it needs; unknown types stay plain."""
+    """Each event goes through the upcasters that it needs, and events of unknown types stay plain."""
     write(
         tmp_path,
         line("order_placed", '{"order":1,"amount":2}'),
@@ -415,7 +415,7 @@ async def test_versions_1_to_3_are_read_as_the_newest(tmp_path: Path) -> None:
 
 
 async def test_one_event_becomes_several_or_none(tmp_path: Path) -> None:
-    """They share its offsets, and continue as their own type does."""
+    """The results share the offsets of the line, and each goes on through the upcasters of its own type."""
     lines = [
         line("a", "{}"),
         line("order_closed", '{"order":1}'),
@@ -439,7 +439,7 @@ async def test_one_event_becomes_several_or_none(tmp_path: Path) -> None:
 
 
 async def test_a_selection_of_types_finds_what_upcasters_make(tmp_path: Path) -> None:
-    """Events of the selected types may stand on lines of others; those of types nobody wants are not converted."""
+    """A selected event may come from a line of another type; lines of types that nobody selected are not converted."""
     write(
         tmp_path,
         line("order_closed", '{"order":1}'),
@@ -457,7 +457,7 @@ async def test_a_selection_of_types_finds_what_upcasters_make(tmp_path: Path) ->
 
 
 async def test_views_tails_watches_and_consumers_are_given_objects(tmp_path: Path) -> None:
-    """What was there before, and what is appended now."""
+    """They are given the events from before they started as well as those appended later."""
     view = listed(event_types={"order_paid"})
     async with EventLog.open(tmp_path, catalog=orders(), views=[view]) as log:
         await log.append(OrderPaid(1))
@@ -474,7 +474,7 @@ async def test_views_tails_watches_and_consumers_are_given_objects(tmp_path: Pat
 
 
 async def test_objects_are_read_across_rotations_and_reopening(tmp_path: Path) -> None:
-    """From the archive and the active log, also by a read-only log, opened by the builder."""
+    """The events come from the archive and the active log, also in a read-only log that `builder` opened."""
     view = listed()
     async with EventLog.open(tmp_path, catalog=orders(), views=[view]) as log:
         await log.append(OrderPaid(1))
@@ -488,8 +488,6 @@ async def test_objects_are_read_across_rotations_and_reopening(tmp_path: Path) -
 
 
 async def test_a_reducer_matches_on_classes(tmp_path: Path) -> None:
-    """As the design writes it."""
-
     def fold(state: dict[str, int], event: Event) -> dict[str, int]:
         match event.data:
             case OrderPlaced(order=order, cents=cents):
@@ -506,7 +504,7 @@ async def test_a_reducer_matches_on_classes(tmp_path: Path) -> None:
 
 
 async def test_objects_are_read_backwards_and_by_tags(tmp_path: Path) -> None:
-    """The events of a line too, the last one first; a query of types finds what upcasters make."""
+    """The results of one line come in reverse order too, and a query by type also finds what upcasters produce."""
     write(tmp_path, line("order_paid", '{"order":1}'), line("order_closed", '{"order":2}'))
     async with EventLog.open(tmp_path, catalog=orders()) as log:
         await log.append(OrderPlaced(7, 1, "EUR"))
@@ -520,7 +518,7 @@ async def test_objects_are_read_backwards_and_by_tags(tmp_path: Path) -> None:
 
 
 async def test_a_refresh_cancelled_within_the_events_of_a_line_folds_none_of_them_twice(tmp_path: Path) -> None:
-    """A view stands between lines whenever others can run."""
+    """Whenever other code can run, a view's offset is at the end of a line."""
     write(tmp_path, *[line("order_closed", f'{{"order":{n}}}') for n in range(20)])
     seen: list[str] = []
 
@@ -547,7 +545,7 @@ async def test_a_refresh_cancelled_within_the_events_of_a_line_folds_none_of_the
 
 
 async def test_a_consumer_is_given_the_rest_of_a_lines_events_after_a_crash(tmp_path: Path) -> None:
-    """A commit within a line covers only what comes before it."""
+    """A commit in the middle of a line covers only the events before it."""
     write(tmp_path, line("a", "{}"), line("order_closed", '{"order":1}'), line("b", "{}"))
     async with EventLog.open(tmp_path, catalog=orders()) as log:
         consumer = log.consumer("c")
@@ -583,7 +581,7 @@ WRONG = [
 async def test_an_event_that_does_not_fit_is_an_error_after_those_before_it(
     tmp_path: Path, data: str, version: int, name: str, reason: str
 ) -> None:
-    """It names offset, type and field."""
+    """The error names the offset, the type and the field."""
     first = line("order_paid", '{"order":1}')
     write(tmp_path, first, line("order_placed", data, version), first)
     async with EventLog.open(tmp_path, catalog=orders()) as log:
@@ -601,7 +599,7 @@ async def test_an_event_that_does_not_fit_is_an_error_after_those_before_it(
 
 
 async def test_a_model_that_does_not_fit_names_its_field(tmp_path: Path) -> None:
-    """Pydantic words it in its own way."""
+    """The reason is pydantic's own message."""
     write(tmp_path, line("placed", '{"order":1,"items":[{"name":"a","count":"x"}]}'))
     catalog = Catalog()
     catalog.event("placed")(ModelEvent)
@@ -613,7 +611,7 @@ async def test_a_model_that_does_not_fit_names_its_field(tmp_path: Path) -> None
 
 
 async def test_a_field_within_a_list_is_named(tmp_path: Path) -> None:
-    """By its path."""
+    """The error shows the path to the field."""
     write(tmp_path, line("placed", '{"order":1,"items":[{"name":"a","count":1},{"name":"a"}]}'))
     catalog = Catalog()
     catalog.event("placed")(StructEvent)
@@ -628,7 +626,7 @@ async def test_a_field_within_a_list_is_named(tmp_path: Path) -> None:
 async def test_an_event_that_does_not_fit_is_skipped_where_that_is_asked_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, data: str, version: int, name: str, reason: str
 ) -> None:
-    """With a warning that says the same; views and reads continue behind it."""
+    """A warning contains what the error would say, and views and reads continue after the event."""
     first = line("order_paid", '{"order":1}')
     write(tmp_path, first, line("order_placed", data, version), first)
     with caplog.at_level(logging.WARNING, "eventfold"):
@@ -643,7 +641,7 @@ async def test_an_event_that_does_not_fit_is_skipped_where_that_is_asked_for(
 
 @pytest.mark.parametrize("result", ["no pair", [1], [("a",)], [(1, {})]])
 async def test_an_upcaster_that_returns_something_else_is_an_error(tmp_path: Path, result: Any) -> None:
-    """Which says what it returned."""
+    """The message says what the upcaster returned."""
     write(tmp_path, line("order_paid", "{}"))
     catalog = Catalog()
     catalog.event("order_paid", version=2)(OrderPaid)
@@ -654,7 +652,7 @@ async def test_an_upcaster_that_returns_something_else_is_an_error(tmp_path: Pat
 
 
 async def test_a_view_stops_before_an_event_that_does_not_fit(tmp_path: Path) -> None:
-    """Those that do not select its type continue."""
+    """Views that do not select its type continue."""
     first = line("order_paid", '{"order":1}')
     views: list[View[Any]] = [
         View("all", lambda state, event: state + 1, 0, shares_events=True),
@@ -670,7 +668,7 @@ async def test_a_view_stops_before_an_event_that_does_not_fit(tmp_path: Path) ->
 
 
 async def test_an_error_in_a_reducer_names_the_line_of_a_typed_event(tmp_path: Path) -> None:
-    """Offsets are right also behind lines that gave several events."""
+    """Offsets are right even after lines that produced several events."""
     lines = [
         line("order_closed", '{"order":1}'),
         line("order_closed", '{"void":true}'),
@@ -689,7 +687,7 @@ async def test_an_error_in_a_reducer_names_the_line_of_a_typed_event(tmp_path: P
 
 
 async def test_a_line_of_another_version_among_current_ones_is_upcast(data_dir: Path) -> None:
-    """Blocks of current events are decoded into their objects at once, and others one by one, in any order."""
+    """A block of current lines is decoded in one call; if that fails, its lines are decoded one by one."""
     old, new = Catalog(), Catalog()
 
     @old.event("counted")

@@ -62,13 +62,13 @@ def as_event(found: dict[str, Any]) -> Event:
 
 
 def test_the_directories_are_all_there() -> None:
-    """A test over nothing would pass."""
+    """Without this test, the others could pass over an empty list."""
     assert NAMES == ["archive_only", "empty", "long_lines", "plain", "rotated", "stale_snapshot", "torn_tail"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_reader_gives_the_crate_s_events_and_hashes(compat: Compat, name: str) -> None:
-    """Before any writer has touched the directory, with offsets that chain up to the head."""
+    """A reader gives them before any writer has touched the directory, and the offsets chain up to the head."""
     reader = EventReader(compat(name))
     found = await records(reader)
     head = await reader.head()
@@ -82,7 +82,7 @@ async def test_a_reader_gives_the_crate_s_events_and_hashes(compat: Compat, name
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_log_gives_the_crate_s_events_and_states(compat: Compat, name: str) -> None:
-    """Opened for writing, with the snapshots that the crate left."""
+    """The log is opened for writing and uses the crate's snapshots."""
     wanted, folding = expected(name), Folding()
     async with EventLog.open(compat(name), views=folding.views) as log:
         found = await records(log)
@@ -95,7 +95,7 @@ async def test_a_log_gives_the_crate_s_events_and_states(compat: Compat, name: s
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_the_log_continues_after_the_crate_s_events(compat: Compat, name: str) -> None:
-    """What is appended follows them, and both are there after a restart, with the snapshots of ours."""
+    """Appended events follow the crate's and are still there after a restart, where our own snapshots are used."""
     directory, wanted = compat(name), expected(name)
     async with EventLog.open(directory, views=Folding().views) as log:
         await log.append(event(1))
@@ -115,7 +115,7 @@ async def test_the_log_continues_after_the_crate_s_events(compat: Compat, name: 
 async def test_the_crate_s_snapshots_in_the_active_log_are_believed(
     compat: Compat, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    """Only what came after them is folded, and no rebuild is logged."""
+    """The view folds only the events after the snapshot, and no rebuild is logged."""
     directory, folding = compat(name), Folding()
     places = {
         view: json.loads((directory / "views" / f"{view}.snapshot.json").read_text())["offset"]
@@ -133,7 +133,7 @@ async def test_the_crate_s_snapshots_in_the_active_log_are_believed(
 async def test_a_snapshot_of_the_crate_that_can_not_be_placed_is_not_believed(
     compat: Compat, caplog: pytest.LogCaptureFixture, name: str, view: str
 ) -> None:
-    """One from before a rotation, and one with offset 0: the view is rebuilt with a warning."""
+    """With a snapshot from before a rotation, or with offset 0, the view is rebuilt with a warning."""
     folding, wanted = Folding(), expected(name)
     with caplog.at_level(logging.WARNING, "eventfold"):
         async with EventLog.open(compat(name), views=folding.views) as log:
@@ -145,7 +145,7 @@ async def test_a_snapshot_of_the_crate_that_can_not_be_placed_is_not_believed(
 
 
 async def test_the_crate_s_torn_tail_is_cut_and_kept(compat: Compat, caplog: pytest.LogCaptureFixture) -> None:
-    """The line without a newline is not an event; its bytes are kept."""
+    """The incomplete line is not an event, and its bytes go into a file of their own."""
     directory = compat("torn_tail")
     data = (directory / "app.jsonl").read_bytes()
     whole = data.rindex(b"\n") + 1
@@ -160,7 +160,7 @@ async def test_the_crate_s_torn_tail_is_cut_and_kept(compat: Compat, caplog: pyt
 
 @pytest.mark.parametrize("name", PLAIN)
 async def test_what_the_crate_wrote_is_not_rewritten(compat: Compat, name: str) -> None:
-    """Opening and closing leaves its whole lines as they are, byte for byte."""
+    """Opening and closing leaves the complete lines as they are, byte for byte."""
     directory = compat(name)
     before = (directory / "app.jsonl").read_bytes()
     async with EventLog.open(directory, views=Folding().views):
@@ -172,7 +172,7 @@ async def test_what_the_crate_wrote_is_not_rewritten(compat: Compat, name: str) 
 
 @pytest.mark.parametrize("name", ["plain", "long_lines"])
 async def test_our_lines_are_the_crate_s_lines(tmp_path: Path, name: str) -> None:
-    """The same events, appended by us, make the same hashes."""
+    """If we append the same events, their hashes are the same."""
     wanted = expected(name)["events"]
     async with EventWriter.open(tmp_path / "data") as writer:
         results = [await writer.append(as_event(each["event"])) for each in wanted]
@@ -183,7 +183,7 @@ async def test_our_lines_are_the_crate_s_lines(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["plain", "rotated", "stale_snapshot", "archive_only"])
 async def test_our_snapshots_are_correct_for_the_crate(compat: Compat, name: str) -> None:
-    """`offset` lies in the active log with the hash of the line before it, or is 0 with none."""
+    """`offset` is a position in the active log with the hash of the line before it, or 0 without a hash."""
     directory = compat(name)
     async with EventLog.open(directory, views=Folding().views) as log:
         await log.append(event(1))
@@ -197,7 +197,7 @@ async def test_our_snapshots_are_correct_for_the_crate(compat: Compat, name: str
 
 
 async def test_a_rotation_of_the_crate_s_directory_loses_nothing(compat: Compat) -> None:
-    """Its frames and ours stand in one archive."""
+    """The archive then holds the crate's frames and ours."""
     directory, wanted = compat("rotated"), expected("rotated")
     async with EventLog.open(directory, views=Folding().views) as log:
         await log.append(event(1))

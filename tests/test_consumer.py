@@ -1,4 +1,4 @@
-"""Consumers: they continue after the last commit, at least once, and say so where their place is not in the log."""
+"""Consumers: they continue after the last commit, deliver at least once, and notice another log's offset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from eventfold._files.named_lock import NamedLock
 
 
 async def consume(consumer: Consumer, count: int, *, commit: bool = True) -> list[Record]:
-    """The next records, each committed if so wished; they must come within some seconds."""
+    """Returns the next records, and commits each of them if asked to; they must arrive within seconds."""
     found: list[Record] = []
     async with asyncio.timeout(10):
         async for record in consumer:
@@ -45,13 +45,13 @@ def numbers_of(records: list[Record]) -> list[int]:
 
 
 def place(directory: Path, name: str = "mailer") -> dict[str, Any]:
-    """What is on disk about a consumer."""
+    """Returns the content of the consumer's file."""
     return json.loads(directory.joinpath("consumers", f"{name}.json").read_bytes())
 
 
 @pytest.mark.parametrize(("start", "expected"), [(0, [0, 1, 2, 3]), ("second", [1, 2, 3]), (None, [3])])
 async def test_without_a_commit_a_consumer_begins_at_its_start(data_dir: Path, start: Any, expected: list[int]) -> None:
-    """That is the beginning of the log, an offset, or now."""
+    """The start is the beginning of the log, an offset, or the current head."""
     async with EventLog.open(data_dir) as log:
         results = await log.append_many([event(n) for n in range(3)])
         start = results[1].start_offset if start == "second" else start
@@ -63,7 +63,7 @@ async def test_without_a_commit_a_consumer_begins_at_its_start(data_dir: Path, s
 
 
 async def test_a_consumer_continues_after_its_last_commit(data_dir: Path) -> None:
-    """What was committed is not given again, also when the log was closed and opened in between; `start` is void."""
+    """No committed event is delivered again, even after the log was reopened; `start` no longer matters."""
     await fill(data_dir, 5)
     async with EventLog.open(data_dir) as log:
         first = await consume(log.consumer("mailer"), 2)
@@ -74,7 +74,7 @@ async def test_a_consumer_continues_after_its_last_commit(data_dir: Path) -> Non
 
 
 async def test_what_was_not_committed_is_given_again(data_dir: Path) -> None:
-    """At least once: the record that was at work when the process stopped comes again, and all after it."""
+    """The event that was being processed when the process stopped is delivered again, and so are all later ones."""
     await fill(data_dir, 4)
     async with EventLog.open(data_dir) as log:
         await consume(log.consumer("mailer"), 1)
@@ -86,7 +86,7 @@ async def test_what_was_not_committed_is_given_again(data_dir: Path) -> None:
 
 
 async def test_one_commit_covers_all_records_before_it(data_dir: Path) -> None:
-    """Committing every tenth record, say, is enough."""
+    """So it is enough to commit, for example, every tenth record."""
     await fill(data_dir, 5)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
@@ -98,7 +98,7 @@ async def test_one_commit_covers_all_records_before_it(data_dir: Path) -> None:
 
 
 async def test_a_commit_is_on_disk_when_it_returns(data_dir: Path) -> None:
-    """The file holds the offset after the record, and the hash of its line."""
+    """The file contains the offset after the record and the hash of its line."""
     await fill(data_dir, 2)
     async with EventLog.open(data_dir) as log:
         [record] = await consume(log.consumer("mailer"), 1)
@@ -108,7 +108,7 @@ async def test_a_commit_is_on_disk_when_it_returns(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("operation", ["write", "sync", "rename"])
 async def test_a_commit_that_fails_leaves_the_one_before(data_dir: Path, seam: Seam, operation: str) -> None:
-    """The file is replaced whole or not at all, and nothing temporary is left; the commit can be made again."""
+    """The file is replaced as a whole or not at all, no temporary file remains, and the commit can be repeated."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
@@ -128,7 +128,7 @@ async def test_a_commit_that_fails_leaves_the_one_before(data_dir: Path, seam: S
 
 
 async def test_a_commit_under_way_has_not_touched_the_one_before(data_dir: Path, seam: Seam) -> None:
-    """Until the rename the old place is on disk, whole."""
+    """The file keeps the old offset until it is renamed."""
     await fill(data_dir, 2)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
@@ -147,7 +147,7 @@ async def test_a_commit_under_way_has_not_touched_the_one_before(data_dir: Path,
 
 
 async def test_a_commit_of_an_older_record_is_refused(data_dir: Path) -> None:
-    """A place never goes back: ValueError, and the file stays as it is."""
+    """The commit raises ValueError, and the file stays as it is."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
@@ -159,7 +159,7 @@ async def test_a_commit_of_an_older_record_is_refused(data_dir: Path) -> None:
 
 
 async def test_an_older_record_is_refused_after_a_restart_too(data_dir: Path) -> None:
-    """What counts is the place on disk, not what this consumer has committed itself."""
+    """The offset on disk decides, not what this consumer object has committed itself."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
         records = await consume(log.consumer("mailer"), 3)
@@ -169,7 +169,7 @@ async def test_an_older_record_is_refused_after_a_restart_too(data_dir: Path) ->
 
 
 async def test_a_commit_never_goes_back_before_that_of_another_consumer_object(data_dir: Path) -> None:
-    """One after the other, of one name: the older object goes by the file, not by what it committed itself."""
+    """Both have the same name; the older object compares with the file, not with its own commits."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
         older = log.consumer("mailer")
@@ -183,7 +183,7 @@ async def test_a_commit_never_goes_back_before_that_of_another_consumer_object(d
 
 
 async def test_a_commit_never_goes_back_before_a_cancelled_one(data_dir: Path, seam: Seam) -> None:
-    """A cancelled commit may be made anyway, and then it counts."""
+    """A cancelled commit may reach the disk anyway, and then it counts."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
@@ -205,7 +205,7 @@ async def test_a_commit_never_goes_back_before_a_cancelled_one(data_dir: Path, s
 
 
 async def test_concurrent_commits_of_two_consumer_objects_leave_the_newest(data_dir: Path) -> None:
-    """Whichever comes last: an older one is refused, and the file never goes back."""
+    """Whatever their order, the older commit is refused, and the offset in the file never decreases."""
     await fill(data_dir, 2)
     async with EventLog.open(data_dir) as log:
         one, other = log.consumer("mailer"), Consumer(EventReader(data_dir), "mailer")
@@ -217,7 +217,7 @@ async def test_concurrent_commits_of_two_consumer_objects_leave_the_newest(data_
 
 @pytest.mark.parametrize("wrong", ["event", "offset"])
 async def test_a_commit_of_no_record_says_what_to_do(data_dir: Path, wrong: str) -> None:
-    """`commit(record.event)` and `commit(record.end_offset)` are what one tries first."""
+    """`commit(record.event)` and `commit(record.end_offset)` are mistakes that people make first."""
     await fill(data_dir, 1)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
@@ -228,7 +228,7 @@ async def test_a_commit_of_no_record_says_what_to_do(data_dir: Path, wrong: str)
 
 
 async def test_committing_a_record_twice_writes_once(data_dir: Path, seam: Seam) -> None:
-    """The second commit has nothing to do."""
+    """The second commit does nothing."""
     await fill(data_dir, 1)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
@@ -240,7 +240,7 @@ async def test_committing_a_record_twice_writes_once(data_dir: Path, seam: Seam)
 
 
 async def test_two_live_consumers_of_a_name_are_refused(data_dir: Path) -> None:
-    """The second is told at its first record; the first continues."""
+    """The second one raises an error at its first record, and the first one continues."""
     await fill(data_dir, 2)
     async with EventLog.open(data_dir) as log:
         first = log.consumer("mailer")
@@ -264,7 +264,7 @@ async def cancel_a_wait_for(consumer: Consumer) -> None:
 
 
 async def test_a_name_is_free_again_once_its_consumer_was_cancelled(data_dir: Path) -> None:
-    """A supervisor may start it again in the same process, though the first one still exists."""
+    """A supervisor can start it again in the same process, even if the old object still exists."""
     await fill(data_dir, 1)
     async with EventLog.open(data_dir) as log:
         first = log.consumer("mailer")
@@ -277,7 +277,7 @@ async def test_a_name_is_free_again_once_its_consumer_was_cancelled(data_dir: Pa
 
 
 async def test_a_cancelled_wait_does_not_end_the_consumer(data_dir: Path) -> None:
-    """A time limit around one step is no end of the log: the next step continues after the last commit."""
+    """A time-out around one step doesn't end the iteration: the next step continues after the last commit."""
     await fill(data_dir, 1)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
@@ -291,7 +291,7 @@ async def test_a_cancelled_wait_does_not_end_the_consumer(data_dir: Path) -> Non
 
 
 async def test_a_name_is_free_again_once_its_log_was_closed(data_dir: Path) -> None:
-    """A consumer that still exists, but whose log is closed, is no longer alive."""
+    """The old consumer object may still exist, but it no longer uses the name."""
     await fill(data_dir, 2)
     async with EventLog.open(data_dir) as log:
         first = log.consumer("mailer")
@@ -304,7 +304,7 @@ async def test_a_name_is_free_again_once_its_log_was_closed(data_dir: Path) -> N
 
 
 async def test_consumers_of_two_names_are_independent(data_dir: Path) -> None:
-    """Each has its own place, and both get everything."""
+    """Each consumer has its own offset and gets every event."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
         found = await asyncio.gather(consume(log.consumer("mailer"), 3), consume(log.consumer("printer"), 2))
@@ -315,14 +315,14 @@ async def test_consumers_of_two_names_are_independent(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "../mailer", ".mailer", "a/b", "x" * 129])
 async def test_a_name_that_can_not_be_a_file_name_is_refused(data_dir: Path, name: str) -> None:
-    """It is refused when the consumer is made."""
+    """The constructor raises the error."""
     async with EventLog.open(data_dir) as log:
         with pytest.raises(ValueError, match="consumer name"):
             log.consumer(name)
 
 
 async def test_a_place_beyond_the_head_is_an_error(data_dir: Path) -> None:
-    """A log restored from an older backup lacks what was consumed: the consumer says so instead of waiting."""
+    """A log that was restored from an older backup may lack consumed events; the consumer raises instead of waiting."""
     await fill(data_dir, 2)
     shutil.copy(data_dir / "app.jsonl", data_dir / "backup")
     await fill(data_dir, 2, start=2)
@@ -338,7 +338,7 @@ async def test_a_place_beyond_the_head_is_an_error(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("n", [1, 10], ids=["of the same length", "of another length"])
 async def test_a_place_in_another_log_is_an_error(data_dir: Path, n: int) -> None:
-    """Where the line before the place is another one, or none ends there, the place is of another log."""
+    """If the line before the offset has another hash, or no line ends there, the offset belongs to another log."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
         await consume(log.consumer("mailer"), 1)
@@ -353,7 +353,7 @@ async def test_a_place_in_another_log_is_an_error(data_dir: Path, n: int) -> Non
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"offset":"x","hash":""}', b"\xff"])
 async def test_a_damaged_place_is_an_error(data_dir: Path, content: bytes) -> None:
-    """Starting over would do everything twice, so the file is named instead."""
+    """The error names the file, since starting over would repeat everything."""
     await fill(data_dir, 1)
     data_dir.joinpath("consumers").mkdir()
     data_dir.joinpath("consumers", "mailer.json").write_bytes(content)
@@ -363,7 +363,7 @@ async def test_a_damaged_place_is_an_error(data_dir: Path, content: bytes) -> No
 
 
 async def test_after_such_an_error_the_name_is_free(data_dir: Path) -> None:
-    """Whoever removes the place by hand can consume again in the same process."""
+    """If the file is deleted, the same process can consume again."""
     await fill(data_dir, 1)
     data_dir.joinpath("consumers").mkdir()
     data_dir.joinpath("consumers", "mailer.json").write_bytes(b"{}")
@@ -377,7 +377,7 @@ async def test_after_such_an_error_the_name_is_free(data_dir: Path) -> None:
 
 
 async def test_a_consumer_continues_through_rotations(data_dir: Path) -> None:
-    """A place keeps its meaning when the events around it move into the archive."""
+    """An offset keeps its meaning when the events around it move into the archive."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
         first = await consume(log.consumer("mailer"), 2)
@@ -391,7 +391,7 @@ async def test_a_consumer_continues_through_rotations(data_dir: Path) -> None:
 
 
 async def test_a_consumer_works_beside_another_process_that_writes(data_dir: Path) -> None:
-    """A read-only log has consumers too: a place is not part of the log."""
+    """A read-only log can have consumers, since their offsets are not part of the log."""
     async with other_writer(data_dir) as writer, EventLog.open(data_dir, read_only=True) as log:
         consuming = asyncio.ensure_future(consume(log.consumer("mailer"), 3))
         head = await writer.append(3)
@@ -416,7 +416,7 @@ async def test_a_consumer_ends_when_its_log_is_closed(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("lives_here", [True, False])
 async def test_a_cancelled_consumer_leaves_nothing_behind(data_dir: Path, lives_here: bool) -> None:
-    """Neither a task nor a thread nor a descriptor outlives it."""
+    """No task, thread or descriptor outlives it."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir, read_only=not lives_here) as log:
         await consume(log.consumer("other"), 1)
@@ -433,7 +433,7 @@ async def test_a_cancelled_consumer_leaves_nothing_behind(data_dir: Path, lives_
 
 
 async def test_a_consumer_that_is_dropped_closes_its_files_at_once(data_dir: Path) -> None:
-    """Taken step by step and then forgotten, it waits for no garbage collector to be rid of them."""
+    """This holds for a consumer that was advanced with `anext` and then dropped; no garbage collection is necessary."""
     await fill(data_dir, 3)
     before = await at_rest()
     gc.disable()
@@ -448,7 +448,7 @@ async def test_a_consumer_that_is_dropped_closes_its_files_at_once(data_dir: Pat
 
 
 async def test_a_consumer_with_a_query_gives_what_matches(data_dir: Path) -> None:
-    """A commit covers all before it, matched or not: it continues after that with the next that matches."""
+    """A commit covers all events before it, so the consumer continues with the next match after it."""
     query = Query({"a"}) | Query(tags={"x"})
     async with EventLog.open(data_dir) as log:
         await log.append_many([event(n, "abc"[n % 3], tags=("x",) if n == 4 else ()) for n in range(9)])
@@ -484,7 +484,7 @@ asyncio.run(main())
 
 @pytest.fixture
 async def other_process(data_dir: Path) -> AsyncIterator[subprocess.Popen[str]]:
-    """A process that reads, and commits, under the name `mailer`; it has read event 0."""
+    """Starts a process that consumes as `mailer`, with or without commits, and has read event 0."""
     await fill(data_dir, 1)
     process = subprocess.Popen([sys.executable, "-c", READER, str(data_dir)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -507,7 +507,7 @@ async def test_a_consumer_waits_while_another_process_reads_under_its_name(
 
         other_process.kill()
         await log.append(event(2))
-        # The other process may have committed it before it was dead.
+        # The other process may have committed the record before it died.
         await log.append(event(3))
         assert (await waiting).event.data["n"] in (2, 3)
 

@@ -1,4 +1,4 @@
-"""Conditions on a query, and decisions: what is appended rests on what was seen, whatever comes in between."""
+"""Conditions on queries, and decisions: an append depends on what its caller saw, whatever is appended in between."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ async def test_of_a_thousand_who_want_the_same_one_gets_it(data_dir: Path) -> No
 
 
 async def test_what_comes_in_while_the_old_log_is_looked_at_is_judged_in_the_turn(data_dir: Path, seam: Seam) -> None:
-    """The append waits behind a commit that is under way and brings the event that is in the way."""
+    """The append waits behind a commit that is under way, which adds a conflicting event."""
     async with EventLog.open(data_dir) as log:
         await log.append(seat(1))
         gate = seam.freeze("write")
@@ -147,7 +147,7 @@ async def test_what_comes_in_while_the_old_log_is_looked_at_is_judged_in_the_tur
 
 
 async def filled(log: EventLog) -> list[int]:
-    """Where 300 events begin, the tag of each of which is its number; more than is looked at for each condition."""
+    """Adds 300 events, more than are scanned for each condition, tagged by number; returns the offset of the first."""
     results = [await log.append_many([Event("a", {"n": n}, tags=(str(n),)) for n in range(150)])]
     results.append(await log.append_many([Event("a", {"n": n}, tags=(str(n),)) for n in range(150, 300)]))
     return [result.start_offset for some in results for result in some]
@@ -156,7 +156,7 @@ async def filled(log: EventLog) -> list[int]:
 async def test_conditions_that_are_stated_together_read_the_log_once(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where one of them is cancelled meanwhile, and where they ask for types, or for events behind an offset."""
+    """This holds even if one call is cancelled meanwhile, and for conditions on types or after an offset."""
     async with EventLog.open(data_dir) as log:
         offsets = await filled(log)
         read = starts_of_reads(monkeypatch)
@@ -220,7 +220,7 @@ async def test_wrong_arguments_are_refused_by_name(data_dir: Path) -> None:
 
 
 async def test_conditions_agree_with_a_list(data_dir: Path) -> None:
-    """Random events, conditions and rotations, against a model that looks at every event."""
+    """A model that checks every event gives the same answers for random events, conditions and rotations."""
     choice = random.Random(7)
     model: list[Event] = []
     ends = [0]
@@ -258,7 +258,7 @@ def counts() -> View[Counter[str]]:
 
 
 async def test_two_hundred_tasks_that_decide_on_fifty_entities_lose_no_update(data_dir: Path) -> None:
-    """Each appends the number that its entity has so far: no number comes twice."""
+    """Each task appends the number of events that its entity has so far, and no number comes twice."""
     view = counts()
     async with EventLog.open(data_dir, views=[view], sync=SyncMode.OS) as log:
 
@@ -322,7 +322,7 @@ async def test_after_the_last_attempt_the_conflict_is_raised(data_dir: Path) -> 
             others.append(asyncio.ensure_future(log.append(Event("other", tags=("a",)))))
             return Event("decided", tags=("a",))
 
-        # What the decision itself starts is appended before its own event, each time.
+        # Each time, the append that the decision itself starts comes before the decision's own event.
         real = log.append_unless
 
         async def late(*arguments: Any, **options: Any) -> Any:

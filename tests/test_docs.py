@@ -1,8 +1,8 @@
-"""The documentation: every block of Python in it runs, and every command prints what the page shows.
+"""The documentation: every block of Python runs, and every command prints what the page shows.
 
-A block of Python with a title is a file, written where the commands behind it find it. Any other one runs as it would
-in `python -m asyncio`. In a console block, a line that begins with `$ ` is a command, and what follows is its output;
-`...` in it stands for anything.
+A block of Python with a title is a file; it is written to where the commands after it find it. Any other block runs as
+it would in `python -m asyncio`. In a console block, a line that begins with `$ ` is a command, followed by its output,
+in which `...` stands for any text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SECONDS = 60
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError in whatever runs for longer."""
+    """Raises TimeoutError in the block if it runs for longer."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"not done after {seconds} seconds")
@@ -50,7 +50,7 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 
 def run(page: Path) -> int:
-    """Runs a page's blocks one after another, its Python in one namespace and one event loop; their number."""
+    """Runs the blocks of a page in order, all Python in one namespace and one event loop; returns their number."""
     text = page.read_text()
     namespace: dict[str, Any] = {"__name__": "page"}
     blocks = list(BLOCK.finditer(text))
@@ -62,7 +62,7 @@ def run(page: Path) -> int:
             elif title is not None:
                 Path(title).write_text(body)
             else:
-                # Blank lines before it, so that a traceback names the page's own line.
+                # Add blank lines before it, so that tracebacks show the line numbers of the page.
                 source = "\n" * text.count("\n", 0, block.start(3)) + body
                 code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
                 result = eval(code, namespace)
@@ -72,7 +72,7 @@ def run(page: Path) -> int:
 
 
 def check_commands(console: str) -> None:
-    """Runs the commands of a console block; each must succeed and print what follows it."""
+    """Runs the commands of a console block; each must succeed and print the output that follows it."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "80"}
     for command in re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]:
         line, _, expected = command.partition("\n")
@@ -85,7 +85,7 @@ def check_commands(console: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order of the page, in an empty directory."""
+    """The blocks run in the order of the page, in an empty directory."""
     monkeypatch.chdir(tmp_path)
     with time_limit(SECONDS):
         count = run(page)
@@ -95,7 +95,6 @@ def test_every_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
-    """What a page points to in this repository is there."""
     missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
 
     assert missing == []
@@ -108,7 +107,7 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 
 def test_every_module_is_on_the_map_of_the_architecture() -> None:
-    """And every module that the map names is there."""
+    """The map also names no module that doesn't exist."""
     source = ROOT / "src" / "eventfold"
     modules = {path.stem if path.is_file() else f"{path.name}/" for path in source.iterdir() if path.suffix != ".typed"}
     map_of_modules = (ROOT / "docs" / "architecture.md").read_text().partition("| --- |")[2].partition("\n\n")[0]

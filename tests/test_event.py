@@ -1,4 +1,4 @@
-"""Events and their lines: everything that JSON can say goes through unchanged, everything else is refused."""
+"""Events and their lines: whatever JSON can express comes back unchanged, and everything else is refused."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_an_event_that_no_line_can_hold_is_refused_and_the_place_named(case: str) -> None:
-    """The message says what is wrong and where in the event it stands."""
+    """The message says what is wrong, and where in the event."""
     bad, place = REFUSED[case]
 
     with pytest.raises(InvalidEventError, match=place):
@@ -94,7 +94,7 @@ def test_an_event_that_no_line_can_hold_is_refused_and_the_place_named(case: str
 
 @pytest.mark.parametrize("case", REFUSED)
 async def test_a_refused_event_affects_no_other_append_of_its_batch(data_dir: Path, case: str) -> None:
-    """Its own call gets the error; those before and after it, called at the same moment, are in the log."""
+    """Only its own call raises; the events that others append at the same moment are in the log."""
     bad, place = REFUSED[case]
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         results = await asyncio.gather(
@@ -108,7 +108,7 @@ async def test_a_refused_event_affects_no_other_append_of_its_batch(data_dir: Pa
 
 
 async def test_a_batch_with_a_refused_event_is_refused_whole(data_dir: Path) -> None:
-    """None of the events of one `append_many` is written if one of them can't be."""
+    """If one event of an `append_many` can't be written, none is."""
     async with EventWriter.open(data_dir) as writer:
         with pytest.raises(InvalidEventError, match=r"data\.x"):
             await writer.append_many([event(1), Event("a", {"x": math.nan}), event(2)])
@@ -128,7 +128,7 @@ async def test_a_conditional_append_of_a_refused_event_writes_nothing(data_dir: 
 
 
 def test_the_refusal_is_a_value_error_too() -> None:
-    """Whoever validates input need not know eventfold's errors."""
+    """Code that validates input doesn't need to know eventfold's exceptions."""
     with pytest.raises(ValueError, match="type"):
         encode_line(Event(""), 2**24)
 
@@ -136,7 +136,7 @@ def test_the_refusal_is_a_value_error_too() -> None:
 @given(EVENTS)
 @settings(max_examples=300, deadline=None)
 def test_every_event_reads_back_as_it_went_in(original: Event) -> None:
-    """Nested data, control characters, all of Unicode, integers and floats keep value, type and order."""
+    """Nested data, control characters, all of Unicode, integers and floats keep their values, types and order."""
     line = encode_line(original, 2**24)
 
     assert exactly(read_back(line)) == exactly(original)
@@ -147,7 +147,7 @@ def test_every_event_reads_back_as_it_went_in(original: Event) -> None:
 @given(st.lists(EVENTS, max_size=12), st.lists(EVENTS, max_size=5))
 @settings(max_examples=25, deadline=None)
 async def test_every_event_survives_the_log(one_by_one: list[Event], together: list[Event]) -> None:
-    """What was appended, alone or in a batch, is what a reader gives, with hashes and offsets that match the file."""
+    """A reader returns every event, appended alone or in a batch, with hashes and offsets that match the file."""
     with TemporaryDirectory() as directory:
         async with EventWriter.open(directory, sync=SyncMode.OS) as writer:
             results = [await writer.append(each) for each in one_by_one]
@@ -163,7 +163,7 @@ async def test_every_event_survives_the_log(one_by_one: list[Event], together: l
 
 
 def test_all_of_unicode_reads_back() -> None:
-    """Every code point that is no surrogate, in one string, and as a key."""
+    """Every code point except surrogates is tested, in one string and as a key."""
     text = "".join(chr(point) for point in range(sys.maxunicode + 1) if not 0xD800 <= point <= 0xDFFF)
     original = Event("a", {text: text}, ts=1)
 
@@ -179,21 +179,21 @@ def test_all_of_unicode_reads_back() -> None:
     ],
 )
 def test_the_ends_of_the_number_line_read_back(number: float) -> None:
-    """Numbers keep their value to the last bit, and their kind."""
+    """Numbers keep every bit and stay integers or floats."""
     found = read_back(encode_line(Event("a", number, ts=1), 2**24)).data
 
     assert repr(found) == repr(number)
 
 
 def test_nesting_as_deep_as_the_crate_reads_is_taken() -> None:
-    """127 levels, of which the event itself is one, are written and read."""
+    """The limit is 127 levels, of which the event itself is one; such an event can be written and read."""
     original = Event("a", nested(126), ts=1, meta=nested(126))
 
     assert read_back(encode_line(original, 2**24)) == original
 
 
 def test_a_line_has_its_keys_in_the_order_of_the_format() -> None:
-    """`type`, `data`, `ts`, `id`, `actor`, `meta`, and nothing between them."""
+    """The order is `type`, `data`, `ts`, `id`, `actor`, `meta`, without spaces."""
     full = encode_line(Event("a", {"b": 1}, ts=2, id="i", actor="me", meta=[None]), 2**24)
     bare = encode_line(Event("a", ts=2), 2**24)
     batched = encode_line(Event("a", ts=2, id="i"), 2**24, (1, 3))
@@ -205,7 +205,7 @@ def test_a_line_has_its_keys_in_the_order_of_the_format() -> None:
 
 @pytest.mark.parametrize("excess", [0, 1])
 def test_a_line_may_be_as_long_as_max_event_size_and_no_longer(excess: int) -> None:
-    """The limit is in bytes of the whole line, its newline included; the message names both sizes."""
+    """The limit is the number of bytes of the line with its newline; the message contains both sizes."""
     original = Event("a", {"text": "ä" * 100}, ts=1)
     size = len(encode_line(original, 2**24))
     attempt: Callable[[], bytes] = lambda: encode_line(original, size - excess)  # noqa: E731
@@ -218,7 +218,7 @@ def test_a_line_may_be_as_long_as_max_event_size_and_no_longer(excess: int) -> N
 
 
 async def test_the_writer_refuses_a_line_above_its_max_event_size(data_dir: Path) -> None:
-    """The limit given to `open` is the one that counts."""
+    """The limit that is given to `open` applies."""
     async with EventWriter.open(data_dir, max_event_size=100) as writer:
         await writer.append(Event("a", "x" * 50, ts=1))
         with pytest.raises(InvalidEventError, match="max_event_size is 100"):
@@ -229,7 +229,7 @@ async def test_the_writer_refuses_a_line_above_its_max_event_size(data_dir: Path
 
 
 def test_events_are_equal_by_value() -> None:
-    """Two events with the same fields are the same event; every field counts."""
+    """Two events with the same fields are equal, and each field counts."""
     first = Event("a", {"b": [1]}, ts=1, id="i", actor="me", meta=2)
     same = Event("a", {"b": [1]}, ts=1, id="i", actor="me", meta=2)
     others = [
@@ -247,7 +247,7 @@ def test_events_are_equal_by_value() -> None:
 
 
 def test_an_event_read_from_a_log_equals_the_one_that_was_written() -> None:
-    """Whichever side of the comparison it stands on."""
+    """The operands may come in either order."""
     original = Event("a", {"b": 1}, ts=5, id="x")
     found = read_back(encode_line(original, 2**24))
 
@@ -258,14 +258,13 @@ def test_an_event_read_from_a_log_equals_the_one_that_was_written() -> None:
 
 
 def test_an_event_cannot_be_changed() -> None:
-    """Events are records of what happened."""
     for target in (Event("a", ts=1), read_back(encode_line(Event("a", ts=1), 2**24))):
         with pytest.raises(AttributeError):
             target.type = "b"  # type: ignore[misc]
 
 
 def test_an_event_without_a_time_is_of_now_in_whole_seconds() -> None:
-    """`ts` need not be given."""
+    """`ts` is optional."""
     before = int(time.time())
     made = Event("a")
     after = int(time.time())
@@ -275,7 +274,7 @@ def test_an_event_without_a_time_is_of_now_in_whole_seconds() -> None:
 
 
 def test_events_do_not_share_their_empty_data() -> None:
-    """The default `data` is a new dict each time."""
+    """Each event gets a new dict."""
     first, second = Event("a"), Event("a")
     first.data["x"] = 1
 
@@ -283,14 +282,14 @@ def test_events_do_not_share_their_empty_data() -> None:
 
 
 def test_the_other_fields_are_given_by_name() -> None:
-    """Only type and data may be given by position."""
+    """Only `type` and `data` may be positional."""
     with pytest.raises(TypeError):
         Event("a", {}, 1)  # type: ignore[misc]
 
 
 @given(st.binary().filter(lambda data: b"\n" not in data))
 def test_the_line_hash_is_that_of_the_line_without_its_newline(data: bytes) -> None:
-    """xxh64, seed 0, as 16 hex digits."""
+    """The hash is xxh64 with seed 0, as 16 hex digits."""
     assert line_hash(data) == xxhash.xxh64(data, seed=0).hexdigest()
     assert line_hash(data + b"\n") == line_hash(data)
     assert len(line_hash(data)) == 16

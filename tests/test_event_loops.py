@@ -1,4 +1,4 @@
-"""One program in several event loops, with eager tasks, uvloop, few descriptors, no threads, and at a loop's end."""
+"""One program in several kinds of event loop: eager tasks, uvloop, few descriptors, no threads, and loops that end."""
 
 from __future__ import annotations
 
@@ -52,21 +52,21 @@ def run(script: str, directory: Path, *flags: str, shell: str = "") -> subproces
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_the_same_program_runs_in_every_kind_of_loop(tmp_path: Path, kind: str) -> None:
-    """Without a warning in development mode."""
+    """Development mode shows no warning."""
     if kind == "eager" and sys.version_info < (3, 12):
         pytest.skip("eager tasks came with Python 3.12")
     if kind == "uvloop":
         pytest.importorskip("uvloop")
     flags = ("-X", "dev", "-W", "error") if kind in ("plain", "eager") else ()
     done = run(PROGRAM + RUNS[kind], tmp_path / "data", *flags)
-    # On a busy machine the development mode tells of slow steps.
+    # On a busy machine, development mode reports slow steps.
     said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
 
     assert (done.stdout, said) == ("111\n", [])
 
 
 def test_a_few_descriptors_are_enough(tmp_path: Path) -> None:
-    """Small logs that are rotated repeatedly keep a few old files open, not all of a minute."""
+    """Small logs that rotate again and again keep a few old files open, not all of the last minute."""
     script = PROGRAM.replace("range(5)", "range(100)").replace("2000", "1") + RUNS["plain"]
     done = run(script, tmp_path / "data", shell="ulimit -n 64")
 
@@ -74,7 +74,7 @@ def test_a_few_descriptors_are_enough(tmp_path: Path) -> None:
 
 
 def can_unshare() -> bool:
-    """Whether a process can be given a pid namespace here."""
+    """Whether a process can get a pid namespace of its own here."""
     tried = [] if shutil.which("unshare") is None else ["unshare", "--pid", "--fork", "true"]
     return bool(tried) and subprocess.run(tried, capture_output=True).returncode == 0
 
@@ -86,7 +86,7 @@ def pid_namespaces() -> None:
 
 
 def test_the_same_program_runs_as_the_first_process(tmp_path: Path, pid_namespaces: None) -> None:
-    """As in a container that has nothing else."""
+    """In a container, the program may be the only process."""
     script = PROGRAM + "import os\nassert os.getpid() == 1\n" + RUNS["plain"]
     done = run(script, tmp_path / "data", shell='set -- unshare --pid --fork "$@"')
 
@@ -96,7 +96,7 @@ def test_the_same_program_runs_as_the_first_process(tmp_path: Path, pid_namespac
 async def test_a_process_in_another_pid_namespace_reads_beside_the_writer_and_is_kept_from_writing(
     data_dir: Path, pid_namespaces: None
 ) -> None:
-    """Both may have the same number; the lock knows files only. Once the writer has gone, the other one writes."""
+    """Both may have the same process id, but the lock depends only on files; once it is free, the other can write."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
         shell = 'set -- unshare --pid --fork "$@"'
@@ -115,7 +115,7 @@ async def test_a_process_in_another_pid_namespace_reads_beside_the_writer_and_is
 
 
 def test_an_append_in_the_clean_up_of_a_cancelled_task_is_made(tmp_path: Path) -> None:
-    """When `asyncio.run` cancels all that is left, the writer's task continues for those who still append."""
+    """When `asyncio.run` cancels all remaining tasks, the writer's task continues for those that still append."""
     appended: list[int] = []
 
     async def worker(log: EventLog) -> None:
@@ -142,7 +142,7 @@ def test_an_append_in_the_clean_up_of_a_cancelled_task_is_made(tmp_path: Path) -
 
 
 def test_a_rotation_that_the_end_of_a_loop_cancels_is_finished(tmp_path: Path, seam: Seam) -> None:
-    """The switch waits in the thread while everything is cancelled: no file is closed under it."""
+    """The switch goes on in the thread while all tasks are cancelled, and no file is closed that it still uses."""
 
     async def main() -> None:
         log = await EventLog.open(tmp_path)
@@ -168,7 +168,7 @@ def test_a_rotation_that_the_end_of_a_loop_cancels_is_finished(tmp_path: Path, s
 
 
 async def test_an_append_from_another_loop_is_refused_before_anything_is_queued(data_dir: Path) -> None:
-    """The error says what to do, and nothing of it is in the log."""
+    """The error says what to do, and no event reaches the log."""
     async with EventWriter.open(data_dir) as writer:
 
         def elsewhere() -> list[BaseException]:
@@ -188,7 +188,7 @@ async def test_an_append_from_another_loop_is_refused_before_anything_is_queued(
 
 
 def test_a_writer_whose_loop_has_ended_can_be_closed_in_another(tmp_path: Path) -> None:
-    """The lock goes."""
+    """Closing releases the lock."""
     writers: list[EventWriter] = []
 
     async def main() -> None:
@@ -214,7 +214,7 @@ def no_thread(self: threading.Thread) -> None:
 
 
 async def test_an_opening_without_a_thread_opens_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It raises `OSError`, and the log can be opened once there are threads again."""
+    """It raises `OSError`; once threads can be started again, the log can be opened."""
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         with pytest.raises(OSError, match="no thread can be started"):
@@ -224,7 +224,7 @@ async def test_an_opening_without_a_thread_opens_nothing(data_dir: Path, monkeyp
 
 
 async def test_a_close_without_a_thread_releases_the_lock(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer has a thread of its own; what needs another one fails, and is reported after that."""
+    """The writer has its own thread; work that needs another one fails, and `aclose` raises that error afterwards."""
 
     class Unsaved:
         name, offset = "unsaved", 0
@@ -244,7 +244,7 @@ async def test_a_close_without_a_thread_releases_the_lock(data_dir: Path, monkey
 
 
 async def test_a_call_that_found_no_thread_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever made it later would change files that are somebody else's."""
+    """If it ran later, it would change files that may belong to somebody else by then."""
     from eventfold import _aio
 
     monkeypatch.setattr(_aio, "_pool", _aio.ThreadPool(2))
@@ -270,7 +270,7 @@ async def test_calls_one_after_the_other_are_made_by_one_thread(monkeypatch: pyt
 async def test_calls_at_the_same_time_are_made_by_as_many_threads_as_there_may_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The fourth waits until one of the three is free."""
+    """The fourth call waits until one of the three threads is free."""
     from eventfold import _aio
 
     monkeypatch.setattr(_aio, "_pool", _aio.ThreadPool(3))
@@ -341,7 +341,7 @@ async def test_a_cancellation_in_the_turn_in_which_a_call_ends_is_raised() -> No
 
 
 async def test_the_first_outcome_of_a_call_counts() -> None:
-    """Closing a log whose turn is stuck tells those who wait, and the thread may still come to an end."""
+    """If a log is closed while its turn is stuck, waiting callers get an error; the thread may finish later."""
     from eventfold import _aio
 
     call = _aio.ThreadCall[int](asyncio.get_running_loop())
@@ -354,7 +354,7 @@ async def test_the_first_outcome_of_a_call_counts() -> None:
 
 @pytest.mark.parametrize("wait", ["await", "uninterrupted"])
 async def test_an_error_of_a_call_leaves_nothing_for_the_garbage_collector(wait: str) -> None:
-    """What the frames of its traceback hold would live until then: files, for example."""
+    """Otherwise files, for example, that its traceback refers to would stay open until the next collection."""
     from eventfold import _aio
 
     class Held:
@@ -380,14 +380,14 @@ async def test_an_error_of_a_call_leaves_nothing_for_the_garbage_collector(wait:
     try:
         ref = await fails()
         async with asyncio.timeout(10):
-            while ref() is not None:  # until the thread lets go of the call too
+            while ref() is not None:  # The call is also referenced by the thread until that is done with it.
                 await asyncio.sleep(0.001)
     finally:
         gc.enable()
 
 
 def test_the_views_of_a_log_in_two_loops_one_after_the_other(tmp_path: Path) -> None:
-    """Each `asyncio.run` opens the log anew."""
+    """Each `asyncio.run` opens the log again."""
 
     def count(state: int, event: Event) -> int:
         return state + 1

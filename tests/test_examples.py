@@ -1,4 +1,4 @@
-"""The examples as they are run: real servers and a worker in separate processes, and real clients."""
+"""The examples as users run them: real servers and a worker in separate processes, and real clients."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.support import event, free_port
 from eventfold import EventLog, SyncMode
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
-# Seconds, on a busy machine. What does not end its streams waits forever.
+# Seconds; generous, for a busy machine. A server whose streams don't end would wait forever.
 STOPS_WITHIN = 5.0
 
 
 class Server:
-    """An example that runs: where it listens, and its process."""
+    """A running example: its address and its process."""
 
     def __init__(self, command: list[str], data: Path | str, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -40,7 +40,7 @@ class Server:
         )
 
     def workers(self) -> list[int]:
-        """The processes that serve: uvicorn's workers, or the process itself."""
+        """Returns the processes that serve: uvicorn's workers, or the process itself."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         return workers or [self.process.pid]
@@ -57,7 +57,7 @@ class Server:
                 sleep(0.02)
 
     def stop(self, number: int = signal.SIGINT) -> float:
-        """Sends the signal to the process and its children, as a terminal does on Ctrl-C; the seconds until its end."""
+        """Sends the signal to the process and its children, as a terminal does on Ctrl-C; returns the seconds."""
         since = monotonic()
         os.killpg(self.process.pid, number)
         self.process.wait(20)
@@ -66,7 +66,7 @@ class Server:
 
 @contextmanager
 def running(name: str, data: Path | str, *options: str, port: int = 0) -> Iterator[Server]:
-    """Runs an example, on a free port if none is given, and gives it when it answers."""
+    """Runs an example, by default on a free port, and yields it once it answers."""
     port = port or free_port()
     if name == "fastapi":
         command = ["-m", "uvicorn", "--app-dir", str(EXAMPLES), "--log-level", "warning", "fastapi_app:app"]
@@ -96,9 +96,9 @@ def example(server: Server) -> str:
 
 @asynccontextmanager
 async def stream(example: str, url: str, after: int, **headers: str) -> AsyncIterator[Callable[[], Any]]:
-    """A stream of events from an offset; what it gives is called for the next one, as `(offset, data)`.
+    """A stream of events from an offset; each call of what it yields returns the next event as `(offset, data)`.
 
-    None is the end of the stream. For FastAPI it is server-sent events, for aiohttp a WebSocket.
+    None is the end of the stream. With FastAPI, it uses server-sent events; with aiohttp, a WebSocket.
     """
     if example == "fastapi":
         params = {} if headers else {"after": after}
@@ -146,7 +146,7 @@ def get(url: str, after: int = 0) -> Any:
 
 
 def test_a_write_is_in_the_answer_that_asks_for_it(server: Server) -> None:
-    """Read your own writes: the POST's offset, given to GET."""
+    """A GET that is given the POST's offset shows the new to-do."""
     answer = post(server.url, "read your writes")
     found = get(server.url, answer.json()["offset"])
 
@@ -156,7 +156,7 @@ def test_a_write_is_in_the_answer_that_asks_for_it(server: Server) -> None:
 
 
 def test_a_change_of_what_was_seen_is_taken_whatever_happened_to_others(server: Server) -> None:
-    """The condition is about the to-do, not about the whole log."""
+    """The condition concerns that to-do, not the whole log."""
     todo = post(server.url, "seen").json()["id"]
     seen = get(server.url)["offset"]
     other = post(server.url, "another").json()
@@ -168,7 +168,7 @@ def test_a_change_of_what_was_seen_is_taken_whatever_happened_to_others(server: 
 
 
 def test_a_change_of_something_older_is_a_conflict(server: Server) -> None:
-    """409, nothing is written, and what GET gives then is what to try again on."""
+    """The answer is 409, nothing is written, and the next GET gives what a new attempt needs."""
     todo = post(server.url, "as it was").json()
     put(server.url, todo["id"], "faster", todo["offset"])
     refused = put(server.url, todo["id"], "slower", todo["offset"])
@@ -183,7 +183,7 @@ def test_a_change_of_something_older_is_a_conflict(server: Server) -> None:
 
 
 def test_a_change_of_what_is_not_there_is_refused(server: Server) -> None:
-    """404 for a to-do that nobody has added, 400 for an offset at which no event ends."""
+    """The answer is 404 for a to-do that nobody added, and 400 for an offset at which no event ends."""
     todo = post(server.url, "there").json()["id"]
 
     assert put(server.url, "nobody's", "changed", 0).status_code == 404
@@ -191,7 +191,7 @@ def test_a_change_of_what_is_not_there_is_refused(server: Server) -> None:
 
 
 async def test_a_request_that_is_sent_again_with_its_key_is_written_once(server: Server) -> None:
-    """All answers are those of the first, also after another write."""
+    """All answers are the same as the first, even after another write."""
 
     async def send() -> httpx.Response:
         return await asyncio.to_thread(post, server.url, "only once", "k1")
@@ -207,7 +207,7 @@ async def test_a_request_that_is_sent_again_with_its_key_is_written_once(server:
 
 
 async def test_a_stream_gives_what_is_appended_while_it_is_open(server: Server, example: str) -> None:
-    """The event comes with the offset behind it."""
+    """The event arrives with the offset after it."""
     head = get(server.url)["offset"]
     async with stream(example, server.url, head) as following:
         answer = (await asyncio.to_thread(post, server.url, "streamed")).json()
@@ -216,7 +216,7 @@ async def test_a_stream_gives_what_is_appended_while_it_is_open(server: Server, 
 
 
 async def test_a_stream_resumes_exactly_where_it_broke_off(server: Server, example: str) -> None:
-    """Reconnecting with the last offset that was seen gives the next event, whatever was appended meanwhile."""
+    """A client that reconnects with the last offset it saw gets the next event, whatever was appended meanwhile."""
     start = get(server.url)["offset"]
     for n in range(5):
         post(server.url, f"resume {n}")
@@ -233,7 +233,7 @@ async def test_a_stream_resumes_exactly_where_it_broke_off(server: Server, examp
 
 
 def test_a_stream_from_where_no_event_begins_is_refused(server: Server, example: str) -> None:
-    """400 before anything is streamed, with the reason."""
+    """The answer is 400 with the reason, before anything is streamed."""
     post(server.url, "something")
     if example == "fastapi":
         answer = httpx.get(f"{server.url}/events", headers={"Last-Event-ID": "1"})
@@ -246,7 +246,7 @@ def test_a_stream_from_where_no_event_begins_is_refused(server: Server, example:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs a list of a process's descriptors")
 async def test_clients_that_go_leave_nothing_behind_in_the_server(server: Server, example: str) -> None:
-    """After a hundred streams have come and gone the server has the descriptors that it had before."""
+    """After a hundred streams have come and gone, the server has as many descriptors as before."""
     head = get(server.url)["offset"]
     descriptors = Path(f"/proc/{server.process.pid}/fd")
 
@@ -269,7 +269,7 @@ async def test_clients_that_go_leave_nothing_behind_in_the_server(server: Server
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 @pytest.mark.parametrize("name", ["fastapi", "aiohttp"])
 async def test_a_server_stops_with_streams_open(tmp_path: Path, name: str, number: int) -> None:
-    """The streams end, the log is closed, and nothing that was acknowledged is lost."""
+    """The streams end, the log is closed, and no acknowledged event is lost."""
     with running(name, tmp_path / "data") as server:
         offset = post(server.url, "before the end").json()["offset"]
         async with AsyncExitStack() as stack:
@@ -294,7 +294,7 @@ async def test_a_server_stops_with_streams_open(tmp_path: Path, name: str, numbe
 def test_clients_that_have_stopped_reading_hold_up_no_stop(
     tmp_path: Path, name: str, options: list[str], seconds: float
 ) -> None:
-    """With connections that take nothing more, a server stops soon after its time limit, and closes its log."""
+    """If clients no longer read, the server still stops soon after its time limit, and closes its log."""
     with running(name, tmp_path / "data", *options) as server:
         for _ in range(20):
             post(server.url, "x" * 500_000)
@@ -311,7 +311,7 @@ def test_clients_that_have_stopped_reading_hold_up_no_stop(
 
 
 def client_that_does_not_read(name: str, url: str) -> socket.socket:
-    """A client that asks for all events and then takes none of them."""
+    """Connects a client that asks for all events and reads none of them."""
     upgrade = [
         "Connection: Upgrade",
         "Upgrade: websocket",
@@ -326,7 +326,7 @@ def client_that_does_not_read(name: str, url: str) -> socket.socket:
 
 
 class Workers(NamedTuple):
-    """Several processes of one example on one log: where they listen, and the processes."""
+    """Several processes of one example that share a log: their addresses, and the processes."""
 
     name: str
     data: Path
@@ -342,7 +342,7 @@ class Workers(NamedTuple):
 
     @contextmanager
     def only(self, number: int) -> Iterator[str]:
-        """The address at which this worker answers, and no other meanwhile: those that listen there too are stopped."""
+        """Yields the address at which this worker answers; the others that listen there are stopped meanwhile."""
         server = self.servers[number % len(self.servers)]
         workers = server.workers()
         others = [pid for pid in workers if pid != workers[number % len(workers)]]
@@ -357,7 +357,7 @@ class Workers(NamedTuple):
 
 @contextmanager
 def running_workers(name: str, data: Path, count: int = 3) -> Iterator[Workers]:
-    """Workers of uvicorn, which share a port, or processes of aiohttp, each on a port of its own."""
+    """Runs workers: uvicorn's share a port, and each process of aiohttp has its own port."""
     with ExitStack() as stack:
         if name == "fastapi":
             servers = [stack.enter_context(running(name, data, "--workers", str(count)))]
@@ -371,7 +371,7 @@ def running_workers(name: str, data: Path, count: int = 3) -> Iterator[Workers]:
 
 
 def has_the_log_open(pid: int) -> bool:
-    """Whether the process has come so far as to open the index, which comes after the log."""
+    """Whether the process has opened the index, which it does after opening the log."""
     descriptors = Path(f"/proc/{pid}/fd")
     return any(os.path.realpath(fd).endswith("index.sqlite") for fd in descriptors.iterdir())
 
@@ -388,7 +388,7 @@ def workers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @needs_proc
 def test_each_worker_writes_and_reads_what_the_others_wrote(workers: Workers) -> None:
-    """Read your own writes works across processes, by the offset."""
+    """A client that passes on the offset of its write sees that write at every worker."""
     answers = []
     for number in range(3):
         with workers.only(number) as url:
@@ -404,7 +404,7 @@ def test_each_worker_writes_and_reads_what_the_others_wrote(workers: Workers) ->
 
 @needs_proc
 async def test_of_many_changes_through_all_workers_to_what_was_seen_one_is_taken(workers: Workers) -> None:
-    """Optimistic concurrency under load: exactly one wins, wherever the others come in."""
+    """Exactly one of the changes wins, whichever workers get them."""
     todo = post(workers.urls[0], "raced for").json()
 
     async def race(number: int) -> int:
@@ -416,7 +416,7 @@ async def test_of_many_changes_through_all_workers_to_what_was_seen_one_is_taken
 
 @needs_proc
 async def test_of_many_decisions_through_all_workers_one_writes(workers: Workers) -> None:
-    """Each of them is decided on the newest state, even if another worker has just made that."""
+    """Each decision depends on the newest state, even if another worker has only just made it."""
     todo = post(workers.urls[0], "to be done once").json()
 
     async def finish(number: int) -> int:
@@ -433,7 +433,7 @@ async def test_of_many_decisions_through_all_workers_one_writes(workers: Workers
 
 @needs_proc
 async def test_a_request_that_is_sent_again_to_other_workers_is_written_once(workers: Workers) -> None:
-    """A client may try again wherever it gets through."""
+    """A client can repeat its request at any worker."""
 
     async def send(number: int) -> httpx.Response:
         return await asyncio.to_thread(post, workers.urls[number % len(workers.urls)], "only once", "k1")
@@ -446,7 +446,7 @@ async def test_a_request_that_is_sent_again_to_other_workers_is_written_once(wor
 
 @needs_proc
 async def test_a_stream_is_resumed_at_any_worker(workers: Workers) -> None:
-    """It gives what the others write meanwhile."""
+    """The stream includes what other workers write meanwhile."""
     first = post(workers.urls[0], "first").json()["offset"]
     headers = {"Last-Event-ID": str(first)} if workers.name == "fastapi" else {}
     async with stream(workers.name, workers.urls[-1], first, **headers) as following:
@@ -458,7 +458,7 @@ async def test_a_stream_is_resumed_at_any_worker(workers: Workers) -> None:
 @needs_proc
 @pytest.mark.parametrize("name", ["fastapi", "aiohttp"])
 async def test_a_worker_killed_under_load_loses_and_duplicates_nothing(tmp_path: Path, name: str) -> None:
-    """Clients that got no answer send their request again; the other workers continue at once, and end on Ctrl-C."""
+    """Clients without an answer repeat their requests; the other workers continue at once and end on Ctrl-C."""
     data = tmp_path / "data"
     told: dict[str, int] = {}
 
@@ -498,7 +498,7 @@ async def test_a_worker_killed_under_load_loses_and_duplicates_nothing(tmp_path:
 
 
 def test_processes_of_the_aiohttp_example_share_a_port(tmp_path: Path) -> None:
-    """With `--reuse-port`, one of them may end, and the other one answers."""
+    """With `--reuse-port`, one of them can end while the other one answers."""
     with running("aiohttp", tmp_path / "data", "--reuse-port") as one:
         port = int(one.url.rpartition(":")[2])
         with running("aiohttp", tmp_path / "data", "--reuse-port", port=port) as other:
@@ -514,10 +514,10 @@ def test_processes_of_the_aiohttp_example_share_a_port(tmp_path: Path) -> None:
 def test_the_examples_run_on_other_engines_by_their_address(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str, engine: str
 ) -> None:
-    """Only `EVENTFOLD_DATA` differs: several processes write, see each other's writes, and judge by them."""
+    """Only `EVENTFOLD_DATA` differs: several processes write, see each other's events, and decide on them."""
     server = request.getfixturevalue(f"{engine}_server")
     address = f"{server.address()}?log={name}" if engine == "postgres" else f"{server.addresses[0]}/{name}"
-    monkeypatch.chdir(tmp_path)  # where the index file is made
+    monkeypatch.chdir(tmp_path)  # The index file is created here.
     with running(name, address) as one, running(name, address) as other:
         first = post(one.url, "here", "k1").json()
         again = post(other.url, "here", "k1")
@@ -531,7 +531,7 @@ def test_the_examples_run_on_other_engines_by_their_address(
 
 
 class Worker:
-    """The worker example, which prints the offset of each event that it works on."""
+    """The worker example, which prints the offset of each event that it processes."""
 
     def __init__(self, data: Path) -> None:
         self.process = subprocess.Popen(
@@ -542,13 +542,13 @@ class Worker:
         )
 
     def read(self, count: int) -> list[int]:
-        """The offsets of the next events that it works on."""
+        """Returns the offsets of the next events that it processes."""
         return [int(self.process.stdout.readline().split()[0]) for _ in range(count)]
 
     def end(self, number: int) -> list[int]:
-        """Sends it a signal; what it has worked on besides."""
+        """Sends it a signal, and returns the offsets that it has printed besides."""
         self.process.send_signal(number)
-        rest = self.process.stdout.read()  # not `communicate`, which leaves out what `readline` has read ahead
+        rest = self.process.stdout.read()  # `communicate` would leave out what `readline` has buffered.
         self.process.wait(20)
         return [int(line.split()[0]) for line in rest.splitlines()]
 
@@ -564,7 +564,7 @@ def worker_on(data: Path) -> Iterator[Worker]:
 
 
 async def test_a_worker_killed_again_and_again_loses_and_skips_nothing(tmp_path: Path) -> None:
-    """Each run begins with the event after the last commit: at most the one that was at work is done again."""
+    """Each run starts with the event after the last commit, so only the event in progress may be processed again."""
     data = tmp_path / "data"
     runs: list[list[int]] = []
     async with EventLog.open(data, sync=SyncMode.OS, max_log_size=4000) as log:
@@ -597,7 +597,7 @@ async def test_a_worker_killed_again_and_again_loses_and_skips_nothing(tmp_path:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 async def test_a_worker_stops_soon_and_repeats_nothing(tmp_path: Path, number: int) -> None:
-    """It finishes and commits what is at work, and ends with success."""
+    """It finishes and commits the current event, and exits with status 0."""
     data = tmp_path / "data"
     async with EventLog.open(data) as log:
         results = await log.append_many([event(n) for n in range(3)])
@@ -621,7 +621,7 @@ METRIC = re.compile(r'(eventfold_\w+)(\{\w+="[^"\\\n]+"\})? (\d+(?:\.\d+)?(?:e-\
 
 
 def scraped(url: str) -> dict[str, float]:
-    """What Prometheus would read: each line in its format, each metric with its help and type before it."""
+    """Returns the samples as Prometheus would parse them; each metric must come with its help and type first."""
     answer = httpx.get(f"{url}/metrics", timeout=10)
     assert answer.status_code == 200
     assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
@@ -644,7 +644,7 @@ def scraped(url: str) -> dict[str, float]:
 
 
 async def test_the_metrics_of_a_log_are_shown_to_prometheus(tmp_path: Path) -> None:
-    """What was appended, and how far views and consumers are behind."""
+    """The page shows the number of appended events, and the lag of views and consumers."""
     data = tmp_path / "data"
     async with EventLog.open(data) as log:
         first = await log.append(event(0))

@@ -1,4 +1,4 @@
-"""`export_log`: every event of a log, as its line or as a row."""
+"""`export_log`: every event of a log as a line or a row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVENTS = [
 
 
 async def make(directory: Path) -> list[int]:
-    """A log with these events, archived in part; their offsets."""
+    """Creates a log with these events, partly archived; returns their offsets."""
     async with EventLog.open(directory) as log:
         first = await log.append(EVENTS[0])
         await log.rotate()
@@ -46,7 +46,7 @@ async def test_lines_are_exported_byte_for_byte(tmp_path: Path) -> None:
 
 
 async def test_csv_has_a_row_for_each_event(tmp_path: Path) -> None:
-    """Tags are JSON, since they may have spaces and commas in them."""
+    """Tags are written as JSON, since a tag may contain spaces and commas."""
     offsets = await make(tmp_path)
 
     text = (await exported(tmp_path, ExportFormat.CSV)).decode()
@@ -61,7 +61,7 @@ async def test_csv_has_a_row_for_each_event(tmp_path: Path) -> None:
 
 
 async def test_parquet_has_a_row_for_each_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over several row groups; what an event does not have is null."""
+    """The file has several row groups, and fields that an event lacks are null."""
     monkeypatch.setattr("eventfold._export._ROWS", 1)
     offsets = await make(tmp_path)
 
@@ -90,7 +90,7 @@ async def test_an_empty_log_is_exported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ExportFormat)
 async def test_what_comes_before_damage_is_exported(tmp_path: Path, format: ExportFormat) -> None:
-    """As a whole file; then the damage is reported."""
+    """The exported file is complete, and the damage is reported afterwards."""
     write_log(tmp_path, line(1), line(2), b"damage\n", line(3))
     file = io.BytesIO()
 
@@ -103,7 +103,7 @@ async def test_what_comes_before_damage_is_exported(tmp_path: Path, format: Expo
 
 
 async def test_a_parquet_file_that_could_not_be_finished_does_not_look_finished(tmp_path: Path) -> None:
-    """Nothing is added when pyarrow's writer is thrown away."""
+    """The file has no footer if pyarrow's writer is thrown away."""
     await make(tmp_path)
 
     class Full(io.BytesIO):
@@ -130,7 +130,7 @@ async def test_a_cancelled_export_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ExportFormat)
 async def test_the_event_loop_is_not_held_by_a_slow_file(tmp_path: Path, format: ExportFormat) -> None:
-    """Not for what comes before the first row or behind the last either."""
+    """The loop is not held before the first row or after the last one either."""
     await make(tmp_path)
     threads: set[threading.Thread] = set()
 

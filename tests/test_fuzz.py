@@ -1,4 +1,4 @@
-"""Random damage: lines and archives changed at random are read as the slow reference reads them, or refused."""
+"""Random damage: damaged lines and archives are either read as the slow reference implementation does, or refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ edits = st.lists(
 
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
-    """Runs a coroutine in one event loop for all examples."""
+    """Runs a coroutine in an event loop that all examples share."""
     with asyncio.Runner() as runner:
         yield runner.run
 
@@ -49,14 +49,14 @@ def archive(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Archived:
 def test_damaged_lines_are_read_as_the_reference_reads_them(
     run: Run, place: Path, lines: list[bytes], changes: list[Edit]
 ) -> None:
-    """The same events, the same head, and the same place of the first damage."""
+    """Both return the same events, the same head, and the same position of the first damage."""
     run(check_lines(place, edited(b"".join(lines), changes)))
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=60) | st.text('{}[]":,\\ \n09.-etruflsnda', max_size=60).map(str.encode))
 def test_any_bytes_are_a_log_or_refused(run: Run, place: Path, data: bytes) -> None:
-    """Even if nothing looks like a line."""
+    """This includes bytes that don't resemble lines at all."""
     run(check_lines(place, data + b"\n"))
 
 
@@ -65,7 +65,7 @@ def test_any_bytes_are_a_log_or_refused(run: Run, place: Path, data: bytes) -> N
 def test_a_damaged_archive_gives_its_events_or_is_refused(
     run: Run, archive: Archived, changes: list[Edit], order: list[int] | None
 ) -> None:
-    """Frames cut, doubled, left out and in another order, and bytes changed in them: never another event."""
+    """Frames are cut, doubled, left out or swapped, or bytes in them change: no other event ever appears."""
     data = archive.data if order is None else archive.spliced(order)
 
     run(check_archive(archive, edited(data, changes)))

@@ -1,4 +1,4 @@
-"""The index: conditions and reads by tags give what they give without it, however the file was treated."""
+"""The index: conditions and reads by tags give the same answers as without it, whatever happened to its file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WRITE_BATCH_SIZE = 5000
 
 @pytest.fixture(autouse=True)
 def _small_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a log of some thousand events is written to the file in several pieces."""
+    """Makes a log of some thousand events need several transactions to be written to the file."""
     monkeypatch.setattr(index, "WRITE_BATCH_SIZE", WRITE_BATCH_SIZE)
 
 
@@ -79,7 +79,7 @@ async def test_events_of_a_tag_are_read_in_order_and_backwards(data_dir: Path) -
 async def test_reading_by_tags_does_not_read_the_rest_of_the_log(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing but the lines that are given, each from its place on."""
+    """It reads only the lines that it returns, each from its own offset."""
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 5000)
         await numbers(log, tag("own:0"))
@@ -114,7 +114,7 @@ async def test_reading_by_tags_begins_and_ends_where_it_is_told_to(data_dir: Pat
 
 @pytest.mark.parametrize("archived", [False, True])
 async def test_every_range_gives_what_it_gives_without_the_index(data_dir: Path, archived: bool) -> None:
-    """Batches that begin or end outside the range, lines longer than what is read at once, and all offsets."""
+    """The test has batches that cross the ends of the range, lines longer than one read, and all offsets."""
     async with EventLog.open(data_dir, index=True) as log:
         results = [await log.append(tagged(0, "a"))]
         results += await log.append_many([tagged(n, "a" if n % 2 else "b") for n in range(1, 5)])
@@ -178,7 +178,7 @@ async def test_the_condition_of_an_append_is_judged_by_the_whole_log(data_dir: P
 
 
 async def test_many_conditions_at_once_are_judged_by_the_file_by_memory_and_by_each_other(data_dir: Path) -> None:
-    """More of them than one look into the file takes; each tag is wanted by one append or by two."""
+    """There are more conditions than one query to the file takes, and each tag is wanted by one append or by two."""
     async with EventLog.open(data_dir, index=True) as log:
         in_file = {f"own:{n}": (await log.append(tagged(n, f"own:{n}"))).start_offset for n in range(0, 300, 3)}
     async with EventLog.open(data_dir, index=True) as log:
@@ -215,7 +215,7 @@ async def test_a_condition_with_an_offset_overlooks_what_the_file_has_before_it(
 
 
 async def test_two_texts_with_the_same_key_are_told_apart(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the hash of every tag were the same."""
+    """The test gives every tag the same hash."""
     for module in (answers, keys):
         monkeypatch.setattr(module, "key_of_tag", lambda text: 7)
     async with EventLog.open(data_dir, index=True) as log:
@@ -239,7 +239,7 @@ async def test_a_tag_of_too_many_events_is_looked_for_in_the_log_itself(data_dir
 async def test_events_of_one_tag_are_not_looked_at_one_by_one_where_they_are_many(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where they are not in the file yet."""
+    """This also holds for events that are not in the file yet."""
     async with EventLog.open(data_dir, index=True) as log:
         await log.append_many([tagged(n, "common") for n in range(MAX_CANDIDATES + 1)])
 
@@ -353,7 +353,7 @@ async def test_no_flipped_bit_gives_a_wrong_answer(tmp_path: Path, caplog: pytes
 
 
 async def test_a_log_is_open_before_its_index_is(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long its file takes to be checked: only what needs it waits for it."""
+    """However long the check of the file takes, only the calls that need the index wait for it."""
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 10)
     go_on = threading.Event()
@@ -386,7 +386,7 @@ async def test_closing_leaves_a_file_alone_to_which_nothing_was_added(data_dir: 
 async def test_a_file_that_was_closed_is_not_read_pair_by_pair(
     data_dir: Path, index_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its bytes have a checksum: sums that are wrong are not even looked at."""
+    """The file has a checksum; if it fits, the stored sums are not even looked at."""
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 10)
 
@@ -420,7 +420,7 @@ async def test_a_file_that_lost_pairs_while_it_was_open_is_not_trusted_afterward
 async def test_a_damaged_file_is_given_up_and_not_trusted_afterwards(
     data_dir: Path, index_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is damaged while it is open, behind SQLite's back."""
+    """The file is damaged while it is open, and SQLite does not notice."""
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 5000)
     async with EventLog.open(data_dir, index=True) as log:
@@ -431,7 +431,7 @@ async def test_a_damaged_file_is_given_up_and_not_trusted_afterwards(
         with open(index_path, "r+b") as file:
             file.write(damaged)
             file.seek(24)
-            file.write(b"\xff\xff\xff\x00")  # as if another process had changed it: what SQLite keeps is read again
+            file.write(b"\xff\xff\xff\x00")  # as if another process had changed it: SQLite must read it again
         for n in range(5000, 5100):
             await log.append(tagged(n, f"own:{n}"))
         for n in (0, 2345, 4999, 5099):
@@ -446,7 +446,7 @@ async def test_a_damaged_file_is_given_up_and_not_trusted_afterwards(
 async def test_an_index_that_can_not_be_written_for_long_takes_no_more_memory(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is given up for a while, and then made up for from the log."""
+    """Indexing stops for a while, and later catches up from the log."""
     fails = True
     add = store.Store.add
 
@@ -525,7 +525,7 @@ async def test_an_index_that_can_not_be_opened_makes_nothing_fail(
 async def test_a_copy_of_an_open_index_is_not_trusted(
     tmp_path: Path, data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its pages may have been copied at different moments."""
+    """The copied pages may come from different moments."""
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 2 * WRITE_BATCH_SIZE)
         await numbers(log, tag("own:1"))
@@ -566,7 +566,7 @@ asyncio.run(main())
 
 
 def test_a_file_that_may_not_grow_makes_nothing_fail(damaged_dir: Path) -> None:
-    """As on a full disk: the system refuses to write beyond a size that the log does not reach."""
+    """As on a full disk, the system refuses to let the file grow beyond a size that the log does not reach."""
     script = """
 import asyncio, resource, sys
 from eventfold import ConditionalAppendError, Event, EventLog, Query, SyncMode
@@ -606,7 +606,7 @@ asyncio.run(main())
 async def test_a_call_that_is_cancelled_leaves_the_others_their_answers(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They share a trip to the thread, at any point of which one of them may be cancelled."""
+    """The calls share a query in the thread, and one of them may be cancelled at any point of it."""
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 100)
     find = store.Store.find
@@ -631,7 +631,7 @@ async def test_a_call_that_is_cancelled_leaves_the_others_their_answers(
 
 
 def test_a_forked_child_can_open_the_index_while_its_parent_uses_it(data_dir: Path) -> None:
-    """Also where the parent forks in the middle of a look-up: the child has none of its threads."""
+    """This holds even if the parent forks during a look-up: the child has none of its threads."""
 
     async def child() -> None:
         async with EventLog.open(data_dir, lock=LockMode.SHARED, index=True) as log:
@@ -668,7 +668,7 @@ def test_a_forked_child_can_open_the_index_while_its_parent_uses_it(data_dir: Pa
 
 
 async def test_several_processes_share_one_index(data_dir: Path) -> None:
-    """Two logs of one directory in one process stand for them: each has a connection of its own."""
+    """Two logs of one directory in the same process stand for them, since each has its own connection."""
     async with (
         EventLog.open(data_dir, lock=LockMode.SHARED, index=True) as one,
         EventLog.open(data_dir, lock=LockMode.SHARED, index=True) as two,
@@ -695,7 +695,7 @@ async def test_several_processes_share_one_index(data_dir: Path) -> None:
 async def test_a_log_can_be_closed_while_its_index_is_being_built(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The next one who opens it goes on."""
+    """The next log that is opened continues the build."""
     monkeypatch.setattr("eventfold._index.index.MAX_READ_AT_CLOSE", 0)
     monkeypatch.setattr("eventfold._index.index.WRITE_BATCH_SIZE", 500)
     async with EventLog.open(data_dir) as log:
@@ -724,7 +724,7 @@ async def test_a_read_only_log_has_no_index(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_random_histories_are_the_same_with_and_without_the_index(tmp_path: Path, seed: int) -> None:
-    """The model is the log without an index, which reads everything."""
+    """The model is a log without an index, which reads every event."""
     random_ = random.Random(seed)
 
     def query() -> Query:
@@ -791,7 +791,7 @@ async def test_a_condition_on_types_alone_is_judged_by_the_log(data_dir: Path) -
 
 
 def test_a_process_does_not_fork_in_a_transaction(tmp_path: Path) -> None:
-    """The child would roll it back when it ends."""
+    """Otherwise the child would roll the transaction back when it ends."""
     reached, go_on, forked = threading.Event(), threading.Event(), threading.Event()
 
     class Pairs(dict[int, int | list[int]]):

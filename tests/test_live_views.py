@@ -1,4 +1,4 @@
-"""Live views: watchers of a view share its folding and see the newest state; a write can be waited for."""
+"""Live views: all watchers of a view share one fold and see the newest state, and callers can wait for a write."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eventfold import Event, EventfoldError, EventLog, LogClosedError, ReducerEr
 
 
 class Sum:
-    """A reducer that adds the events' numbers up, and counts how often it was called."""
+    """A reducer that adds up the events' numbers, and counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -31,7 +31,7 @@ def sum_view(reducer: Any = None) -> View[int]:
 
 
 async def until(states: AsyncIterator[Any], expected: Any) -> list[Any]:
-    """The states of a watch up to the expected one, which must come within some seconds."""
+    """Returns the states of a watch up to the expected one, which must come within some seconds."""
     found = []
     async with asyncio.timeout(10):
         async for state in states:
@@ -42,7 +42,7 @@ async def until(states: AsyncIterator[Any], expected: Any) -> list[Any]:
 
 
 async def test_a_watch_begins_with_the_state_of_now(data_dir: Path) -> None:
-    """Nothing need be appended for the first state, not even to an empty log."""
+    """The first state comes at once, even from an empty log."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log, aclosing(log.watch("sum")) as empty:
         nothing = await anext(empty)
         await log.append(event(5))
@@ -53,7 +53,7 @@ async def test_a_watch_begins_with_the_state_of_now(data_dir: Path) -> None:
 
 
 async def test_a_watch_gives_each_newer_state(data_dir: Path) -> None:
-    """Who keeps up sees one state for each append."""
+    """A watcher that keeps up sees one state for each append."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log, aclosing(log.watch("sum")) as states:
         found = [await anext(states)]
         for n in (1, 2, 3):
@@ -64,7 +64,7 @@ async def test_a_watch_gives_each_newer_state(data_dir: Path) -> None:
 
 
 async def test_a_slow_watcher_sees_only_the_latest_state(data_dir: Path) -> None:
-    """The states that it had no time for are left out."""
+    """It skips the states that were replaced while it was busy."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log, aclosing(log.watch("sum")) as states:
         await anext(states)
         for _ in range(100):
@@ -75,7 +75,7 @@ async def test_a_slow_watcher_sees_only_the_latest_state(data_dir: Path) -> None
 
 
 async def test_any_number_of_watchers_fold_each_event_once(data_dir: Path) -> None:
-    """The view is one, however many look at it."""
+    """The view folds each event once, whatever the number of watchers."""
     reducer = Sum()
     async with EventLog.open(data_dir, views=[sum_view(reducer)]) as log:
         watches = [asyncio.ensure_future(until(log.watch("sum"), 40)) for _ in range(100)]
@@ -89,7 +89,7 @@ async def test_any_number_of_watchers_fold_each_event_once(data_dir: Path) -> No
 
 
 async def test_a_watcher_is_not_woken_by_events_that_its_view_does_not_look_at(data_dir: Path) -> None:
-    """With event_types, only those events make a newer state."""
+    """With `event_types`, only events of these types make a newer state."""
     view = View("sum", Sum(), 0, event_types=["counted"])
     async with EventLog.open(data_dir, views=[view]) as log, aclosing(log.watch("sum")) as states:
         await anext(states)
@@ -106,7 +106,7 @@ async def test_a_watcher_is_not_woken_by_events_that_its_view_does_not_look_at(d
 
 
 async def test_a_watch_continues_through_a_rotation(data_dir: Path) -> None:
-    """Rotating neither repeats a state nor loses one."""
+    """No state is repeated or lost."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log, aclosing(log.watch("sum")) as states:
         found = [await anext(states)]
         for _ in range(3):
@@ -119,7 +119,6 @@ async def test_a_watch_continues_through_a_rotation(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_a_watch_ends_when_its_log_is_closed(data_dir: Path, read_only: bool) -> None:
-    """Iteration ends without an error."""
     log = await EventLog.open(data_dir, views=[sum_view()], read_only=read_only)
     states = log.watch("sum")
     await anext(states)
@@ -131,7 +130,7 @@ async def test_a_watch_ends_when_its_log_is_closed(data_dir: Path, read_only: bo
 
 
 async def test_a_cancelled_watch_leaves_nothing_behind(data_dir: Path) -> None:
-    """Neither a task nor a descriptor outlives it, and the view can still be watched."""
+    """No task or descriptor outlives it, and the view can be watched again."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log:
         await log.append(event(1))
         before = await at_rest()
@@ -149,7 +148,7 @@ async def test_a_cancelled_watch_leaves_nothing_behind(data_dir: Path) -> None:
 
 
 async def test_a_reducer_that_raises_ends_the_watch_with_its_error(data_dir: Path) -> None:
-    """The error names the event; what was folded before it stays."""
+    """The error names the event, and the view keeps what it folded before."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log, aclosing(log.watch("sum")) as states:
         await anext(states)
         good = await log.append(event(1))
@@ -163,7 +162,7 @@ async def test_a_reducer_that_raises_ends_the_watch_with_its_error(data_dir: Pat
 
 @pytest.mark.parametrize("ask", ["view", "watch", "wait_until"])
 async def test_a_view_that_is_not_registered_is_refused(data_dir: Path, ask: str) -> None:
-    """The error names what was asked for."""
+    """The error names the view that was asked for."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log:
         with pytest.raises(UnknownViewError, match="nobody"):
             if ask == "watch":
@@ -175,7 +174,7 @@ async def test_a_view_that_is_not_registered_is_refused(data_dir: Path, ask: str
 
 
 async def test_a_write_is_in_the_state_that_its_offset_waits_for(data_dir: Path) -> None:
-    """An append's end offset is all it takes, without a refresh in between."""
+    """The end offset of an append is enough; no refresh in between is necessary."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log:
         appended = await log.append(event(3))
 
@@ -183,7 +182,7 @@ async def test_a_write_is_in_the_state_that_its_offset_waits_for(data_dir: Path)
 
 
 async def test_a_state_waited_for_by_many_is_folded_once(data_dir: Path) -> None:
-    """A hundred requests after one write cost one call of the reducer."""
+    """A hundred requests after one write cause one call of the reducer."""
     reducer = Sum()
     async with EventLog.open(data_dir, views=[sum_view(reducer)]) as log:
         appended = await log.append(event(3))
@@ -194,7 +193,7 @@ async def test_a_state_waited_for_by_many_is_folded_once(data_dir: Path) -> None
 
 
 async def test_a_state_can_be_waited_for_before_the_write(data_dir: Path) -> None:
-    """Waiting for an offset beyond the head ends when the log has come so far."""
+    """Waiting for an offset beyond the head ends when the log has reached it."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log:
         first = await log.append(event(1))
         waiting = asyncio.ensure_future(log.wait_until("sum", 2 * first.end_offset))
@@ -209,7 +208,7 @@ async def test_a_state_can_be_waited_for_before_the_write(data_dir: Path) -> Non
 
 
 async def test_a_wait_for_a_state_raises_when_the_log_is_closed(data_dir: Path) -> None:
-    """It raises LogClosedError instead of waiting forever."""
+    """It raises LogClosedError instead of waiting for ever."""
     log = await EventLog.open(data_dir, views=[sum_view()])
     waiting = asyncio.ensure_future(log.wait_until("sum", 1000))
     await settle()
@@ -220,7 +219,7 @@ async def test_a_wait_for_a_state_raises_when_the_log_is_closed(data_dir: Path) 
 
 
 async def test_a_cancelled_wait_for_a_state_leaves_nothing_behind(data_dir: Path) -> None:
-    """A time limit ends it, and neither a task nor a descriptor is left."""
+    """When a time limit cancels it, no task or descriptor is left."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log:
         before = await at_rest()
         with pytest.raises(TimeoutError):
@@ -231,7 +230,7 @@ async def test_a_cancelled_wait_for_a_state_leaves_nothing_behind(data_dir: Path
 
 
 async def test_a_read_only_log_shows_another_processs_writes(data_dir: Path) -> None:
-    """Views, watches, tails and waits work beside the process that writes."""
+    """Views, tails, watches and waits work while another process writes."""
     async with (
         other_writer(data_dir) as writer,
         EventLog.open(data_dir, views=[sum_view()], read_only=True) as log,
@@ -249,7 +248,7 @@ async def test_a_read_only_log_shows_another_processs_writes(data_dir: Path) -> 
 
 
 async def test_a_read_only_log_refuses_to_write(data_dir: Path) -> None:
-    """Whatever would write raises an EventfoldError that says why."""
+    """Each method that would write raises an EventfoldError that says why."""
     async with EventLog.open(data_dir, read_only=True) as log:
         for write in (
             lambda: log.append(event(0)),
@@ -264,7 +263,7 @@ async def test_a_read_only_log_refuses_to_write(data_dir: Path) -> None:
 
 
 async def test_a_read_only_log_writes_no_snapshots(data_dir: Path) -> None:
-    """They are the writer's, which may be at work on them."""
+    """Snapshots belong to the writer, which may be writing them at the same time."""
     async with EventLog.open(data_dir) as log:
         await log.append_many([event(n) for n in range(3000)])
     async with EventLog.open(data_dir, views=[sum_view()], read_only=True) as log:

@@ -1,4 +1,4 @@
-"""`EventLog`: writer, reader and views of one directory together, its builder, and `watch`."""
+"""`EventLog`: the writer, the reader and the views of a directory in one object, with its builder and `watch`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def views() -> list[View[Any]]:
 
 
 def passes_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows by the offset of every pass over a log from now on."""
+    """Returns a list that gets the start offset of every pass over a log from now on."""
     passes: list[int] = []
     lines = EventReader._lines
 
@@ -62,7 +62,7 @@ def passes_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def test_a_log_appends_reads_and_folds(data_dir: Path) -> None:
-    """Everything of the writer, the reader and the views, in one object."""
+    """One object has everything that the writer, the reader and the views do."""
     async with EventLog.open(data_dir, views=views()) as log:
         first = await log.append(event(0))
         await log.append_many([event(1), event(2)])
@@ -87,7 +87,7 @@ async def test_a_log_appends_reads_and_folds(data_dir: Path) -> None:
 
 
 async def test_opening_brings_the_views_up_to_date(data_dir: Path) -> None:
-    """After a restart the states are there, from the snapshots, without a refresh."""
+    """After a restart, the states come from the snapshots and are current without a refresh."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append_many([event(n) for n in range(3)])
     folded: list[int] = []
@@ -105,7 +105,7 @@ async def test_opening_brings_the_views_up_to_date(data_dir: Path) -> None:
 
 
 async def test_closing_saves_the_snapshots(data_dir: Path) -> None:
-    """Of what was folded, however little is new."""
+    """Everything that was folded is saved, even a single event."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append(event(0))
         await log.refresh_all()
@@ -121,7 +121,7 @@ async def test_closing_saves_the_snapshots(data_dir: Path) -> None:
 
 
 async def test_views_that_start_together_share_one_pass(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five views from offset 0 read the log once; one that stands elsewhere reads its own part."""
+    """Five views at offset 0 read the log together; one that is at another offset reads its own part."""
     passes = passes_over(monkeypatch)
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append_many([event(n) for n in range(100)])
@@ -145,7 +145,7 @@ async def test_views_that_start_together_share_one_pass(data_dir: Path, monkeypa
 
 
 async def test_views_with_different_selections_share_a_pass(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each folds its own types only."""
+    """Each view folds only its own types."""
     passes = passes_over(monkeypatch)
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append_many([event(n, "abc"[n % 3]) for n in range(9)])
@@ -159,7 +159,7 @@ async def test_views_with_different_selections_share_a_pass(data_dir: Path, monk
 
 
 async def test_a_view_that_fails_holds_up_no_other(data_dir: Path) -> None:
-    """`refresh_all` raises its error when the others are done."""
+    """`refresh_all` raises its error after the others have finished."""
 
     def fail(state: int, event: Event) -> int:
         if event.data["n"] == 3:
@@ -180,7 +180,7 @@ async def test_a_view_that_fails_holds_up_no_other(data_dir: Path) -> None:
 
 
 async def test_an_opening_that_fails_leaves_nothing_locked(damaged_dir: Path) -> None:
-    """Damage that a view meets closes the writer again, and its views can be registered with another log."""
+    """If a view meets damage, the writer is closed again, and the views can be registered with another log."""
     data = write_log(damaged_dir, line(0), b"damage\n", line(1))
     made = views()
     with pytest.raises(CorruptLogError):
@@ -195,7 +195,7 @@ async def test_an_opening_that_fails_leaves_nothing_locked(damaged_dir: Path) ->
 async def test_a_reducer_that_raises_does_not_keep_the_log_from_opening(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The other views are up to date; the error comes from the view that has it, and goes with the next version."""
+    """The other views are up to date; the failed one raises its error until its version changes."""
 
     def fail(state: int, event: Event) -> int:
         raise RuntimeError("no")
@@ -216,7 +216,7 @@ async def test_a_reducer_that_raises_does_not_keep_the_log_from_opening(
 
 
 async def test_two_views_of_one_name_are_refused(tmp_path: Path) -> None:
-    """They would share a snapshot."""
+    """They would overwrite each other's snapshot."""
     with pytest.raises(ValueError, match="'v'"):
         await EventLog.open(tmp_path / "data", views=[View("v", count, 0), View("v", count, 0)])
 
@@ -224,7 +224,7 @@ async def test_two_views_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 async def test_a_second_log_of_the_directory_is_refused(data_dir: Path) -> None:
-    """Unless neither locks."""
+    """This does not hold if neither of them locks."""
     async with EventLog.open(data_dir):
         with pytest.raises(LogLockedError):
             await EventLog.open(data_dir)
@@ -235,7 +235,7 @@ async def test_a_second_log_of_the_directory_is_refused(data_dir: Path) -> None:
 
 
 async def test_a_closed_log_refuses_appends(data_dir: Path) -> None:
-    """Its views still have their states."""
+    """Its views keep their states."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append(event(0))
         await log.refresh_all()
@@ -246,7 +246,7 @@ async def test_a_closed_log_refuses_appends(data_dir: Path) -> None:
 
 
 async def test_a_conditional_append_conflicts_through_the_log_too(data_dir: Path) -> None:
-    """The error comes from the writer as it is."""
+    """The error is the writer's own."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
         with pytest.raises(ConditionalAppendError):
@@ -260,7 +260,7 @@ async def test_a_conditional_append_conflicts_through_the_log_too(data_dir: Path
 
 
 async def test_an_unknown_view_is_a_key_error_that_names_it(data_dir: Path) -> None:
-    """Of every method that takes a name."""
+    """This holds for every method that takes a name."""
     async with EventLog.open(data_dir, views=views()) as log:
         with pytest.raises(UnknownViewError, match="'nope'") as caught:
             log.view("nope")
@@ -275,7 +275,6 @@ async def test_an_unknown_view_is_a_key_error_that_names_it(data_dir: Path) -> N
 
 
 async def test_the_views_can_be_looked_up_but_not_changed(data_dir: Path) -> None:
-    """`views` is a mapping by name."""
     made = views()
     async with EventLog.open(data_dir, views=made) as log:
         with pytest.raises(TypeError):
@@ -285,7 +284,7 @@ async def test_the_views_can_be_looked_up_but_not_changed(data_dir: Path) -> Non
 
 
 async def test_rebuild_folds_a_state_from_the_beginning(data_dir: Path) -> None:
-    """From the whole log, whatever the view had."""
+    """It folds the whole log, whatever state the view had."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append_many([event(n) for n in range(3)])
         await log.refresh_all()
@@ -299,7 +298,7 @@ async def test_rebuild_folds_a_state_from_the_beginning(data_dir: Path) -> None:
 
 
 async def test_the_builder_opens_the_same_log(data_dir: Path) -> None:
-    """Every call returns the builder; what it opens has the views."""
+    """Every method returns the builder, and the opened log has the views."""
     builder = EventLog.builder(data_dir)
     same = (
         builder.view("count", count, 0)
@@ -321,9 +320,9 @@ async def test_the_builder_opens_the_same_log(data_dir: Path) -> None:
 
 
 async def test_the_builder_s_modes_are_those_of_the_writer(data_dir: Path, seam: Seam) -> None:
-    """No lock and no syncs, where these were asked for."""
+    """The log is opened without a lock and without syncs, as the builder was told."""
     log = await EventLog.builder(data_dir).lock_mode(LockMode.NONE).sync_mode(SyncMode.OS).open()
-    await log.append(event(0))  # the first line of a new active log is synced in every mode
+    await log.append(event(0))  # The first line of a new active log is synced in every mode.
     syncs = seam.count("sync")
     await log.append(event(1))
     cost = len(syncs)
@@ -335,7 +334,7 @@ async def test_the_builder_s_modes_are_those_of_the_writer(data_dir: Path, seam:
 
 
 async def test_the_builder_opens_read_only_logs(tmp_path: Path) -> None:
-    """With snapshots of their own, which are not those of the writer."""
+    """They can keep their own snapshots, separate from the writer's."""
     async with EventLog.open(tmp_path / "data") as log:
         await log.append(event(0))
     builder = EventLog.builder(tmp_path / "data").view("count", count, 0)
@@ -348,17 +347,17 @@ async def test_the_builder_opens_read_only_logs(tmp_path: Path) -> None:
 
 
 async def test_the_builder_has_every_option_of_open(data_dir: Path) -> None:
-    """So that nobody must go back to `open` for one that is missing."""
+    """Otherwise people would have to go back to `open` for a missing one."""
     async with EventLog.builder(data_dir).max_event_size(100).open() as log:
         with pytest.raises(InvalidEventError):
             await log.append(Event("added", "x" * 100))
     given = inspect.signature(EventLog.open).parameters.keys() - {"dir", "views", "lock", "sync"}
     methods = {name for name in given if hasattr(EventLogBuilder, name)}
-    assert given - methods == {"snapshots", "on_mismatch", "unique_ids"}  # given together with another one
+    assert given - methods == {"snapshots", "on_mismatch", "unique_ids"}  # goes with another one
 
 
 async def test_the_builder_s_max_log_size_rotates(data_dir: Path) -> None:
-    """Above it the active log is moved into the archive automatically; nothing is lost."""
+    """If the active log is larger, it is moved into the archive; no event is lost."""
     async with EventLog.builder(data_dir).max_log_size(500).open() as log:
         for n in range(50):
             await log.append(event(n))
@@ -373,7 +372,7 @@ async def test_the_builder_s_max_log_size_rotates(data_dir: Path) -> None:
 
 
 async def test_watch_gives_the_state_now_and_each_newer_one(data_dir: Path) -> None:
-    """The watcher sees its own program's appends as soon as they are durable."""
+    """The watcher sees appends of its own program as soon as they are durable."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append(event(0))
         watching = log.watch("numbers")
@@ -387,7 +386,7 @@ async def test_watch_gives_the_state_now_and_each_newer_one(data_dir: Path) -> N
 
 
 async def test_a_slow_watcher_sees_the_latest_state(data_dir: Path) -> None:
-    """What came and went while it was busy is left out."""
+    """States that were replaced while it was busy are skipped."""
     async with EventLog.open(data_dir, views=views()) as log:
         watching = log.watch("numbers")
         first = await anext(watching)
@@ -401,7 +400,6 @@ async def test_a_slow_watcher_sees_the_latest_state(data_dir: Path) -> None:
 
 
 async def test_a_watch_ends_when_the_log_is_closed(data_dir: Path) -> None:
-    """The iteration is over, without an error."""
     log = await EventLog.open(data_dir, views=views())
 
     async def follow() -> list[int]:
@@ -417,7 +415,7 @@ async def test_a_watch_ends_when_the_log_is_closed(data_dir: Path) -> None:
 
 
 async def test_a_watch_passes_over_events_that_change_nothing(data_dir: Path) -> None:
-    """A view that selects types is not given again for events of other types."""
+    """A view that selects types yields no new state for events of other types."""
     async with EventLog.open(data_dir, views=[View("v", collect, list, event_types={"a"})]) as log:
         watching = log.watch("v")
         states = [await anext(watching)]
@@ -432,7 +430,7 @@ async def test_a_watch_passes_over_events_that_change_nothing(data_dir: Path) ->
 
 
 async def test_many_may_watch_one_view(data_dir: Path) -> None:
-    """Each gets the newest state."""
+    """Each of them gets the newest state."""
     async with EventLog.open(data_dir, views=views()) as log:
 
         async def until(state: int) -> int:
@@ -452,7 +450,7 @@ async def test_many_may_watch_one_view(data_dir: Path) -> None:
 
 
 async def test_wait_until_gives_a_state_with_ones_own_writes(data_dir: Path) -> None:
-    """As soon as the view includes everything before the offset."""
+    """It returns as soon as the view includes everything before the offset."""
     async with EventLog.open(data_dir, views=views()) as log:
         result = await log.append(event(7))
         state = await asyncio.wait_for(log.wait_until("numbers", result.end_offset), 10)
@@ -471,7 +469,7 @@ async def test_wait_until_gives_a_state_with_ones_own_writes(data_dir: Path) -> 
 
 
 async def test_a_read_only_log_reads_folds_and_watches(data_dir: Path) -> None:
-    """Beside the writer, without its lock."""
+    """It works next to the writer and does not take its lock."""
     async with (
         EventWriter.open(data_dir) as writer,
         EventLog.open(data_dir, views=views(), read_only=True) as log,
@@ -491,7 +489,7 @@ async def test_a_read_only_log_reads_folds_and_watches(data_dir: Path) -> None:
 
 
 async def test_a_read_only_log_refuses_whatever_would_write(data_dir: Path) -> None:
-    """Every append and the rotation are an `EventfoldError`."""
+    """Every append and the rotation raise an `EventfoldError`."""
     write_log(data_dir, line(0))
     async with EventLog.open(data_dir, views=views(), read_only=True) as log:
         for call in (
@@ -508,7 +506,7 @@ async def test_a_read_only_log_refuses_whatever_would_write(data_dir: Path) -> N
 
 
 async def test_a_read_only_log_writes_nothing(data_dir: Path) -> None:
-    """No snapshot, neither by refreshing nor by rebuilding nor by closing: these files are the writer's."""
+    """It saves no snapshot when it refreshes, rebuilds or closes, since the files are the writer's."""
     write_log(data_dir, line(0))
     async with EventLog.open(data_dir, views=views(), read_only=True) as log:
         await log.refresh_all()
@@ -520,7 +518,7 @@ async def test_a_read_only_log_writes_nothing(data_dir: Path) -> None:
 
 
 async def test_a_read_only_log_of_a_missing_directory_is_empty(tmp_path: Path) -> None:
-    """And makes no directory."""
+    """It does not create the directory."""
     async with EventLog.open(tmp_path / "missing", views=views(), read_only=True) as log:
         states = log.view("count"), await numbers(log)
 
@@ -529,7 +527,7 @@ async def test_a_read_only_log_of_a_missing_directory_is_empty(tmp_path: Path) -
 
 
 async def test_closing_a_read_only_log_ends_its_watches(data_dir: Path) -> None:
-    """Even if nobody writes."""
+    """They end even if nobody writes."""
     write_log(data_dir, line(0))
     log = await EventLog.open(data_dir, views=views(), read_only=True)
 
@@ -549,7 +547,7 @@ async def test_closing_a_read_only_log_ends_its_watches(data_dir: Path) -> None:
 
 
 async def test_awaiting_the_log_in_async_with_works_too(data_dir: Path) -> None:
-    """`async with await EventLog.open(d)` closes the log at the end, as without the await."""
+    """`async with await EventLog.open(d)` closes the log at the end, just as it does without the await."""
     async with await EventLog.open(data_dir, views=views()) as log:
         await log.append(event(0))
     with pytest.raises(LogClosedError):
@@ -557,13 +555,13 @@ async def test_awaiting_the_log_in_async_with_works_too(data_dir: Path) -> None:
 
 
 def test_the_constructor_says_how_to_open_a_log(data_dir: Path) -> None:
-    """`EventLog(d)` is the first thing that one tries."""
+    """`EventLog(d)` is what people try first."""
     with pytest.raises(TypeError, match=r"await EventLog\.open"):
         EventLog(data_dir)
 
 
 def test_a_forgotten_await_is_named(data_dir: Path) -> None:
-    """Whatever is asked of a log that is not open yet."""
+    """Any use of a log that is not open yet raises an error that says so."""
     with pytest.raises(AttributeError, match="await"):
         EventLog.open(data_dir).append(event(0))  # type: ignore[attr-defined]
 
@@ -574,14 +572,14 @@ def test_a_forgotten_await_is_named(data_dir: Path) -> None:
     ids=["view", "dict", "function", "str", "int"],
 )
 def test_views_that_are_not_a_list_of_views_are_refused(data_dir: Path, wrong: Any) -> None:
-    """Before anything is opened, and the message shows what was given."""
+    """Nothing has been opened by then, and the message shows the argument."""
     with pytest.raises(TypeError, match="views must be a list of View objects"):
         EventLog.open(data_dir, views=wrong)
 
 
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path, read_only: bool) -> None:
-    """People give the path of `app.jsonl`."""
+    """A common mistake is to give the path of `app.jsonl`."""
     (tmp_path / "app.jsonl").write_bytes(line(0))
     with pytest.raises(NotADirectoryError, match="this is a file") as caught:
         await EventLog.open(tmp_path / "app.jsonl", read_only=read_only, views=views())
@@ -590,7 +588,7 @@ async def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path, rea
 
 
 async def test_one_view_in_two_logs_is_refused(tmp_path: Path) -> None:
-    """The message names the view and both logs; the first continues."""
+    """The message names the view and both logs, and the first log continues."""
     view = View("v", count, 0)
     async with EventLog.open(tmp_path / "one", views=[view]) as log:
         with pytest.raises(EventfoldError, match=r"'v'.*two.*one"):
@@ -602,7 +600,7 @@ async def test_one_view_in_two_logs_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_view_can_move_to_another_log_once_the_first_is_closed(tmp_path: Path) -> None:
-    """It starts over there."""
+    """In the other log, it starts from the beginning."""
     view = View("v", count, 0)
     states = []
     for name, events in (("one", 3), ("two", 1)):
@@ -614,7 +612,7 @@ async def test_a_view_can_move_to_another_log_once_the_first_is_closed(tmp_path:
 
 
 async def test_the_error_about_an_unknown_view_names_the_registered_ones(data_dir: Path) -> None:
-    """Also one that has the name of another."""
+    """This also holds for a view object with the name of a registered one."""
     async with EventLog.open(data_dir, views=views()) as log:
         with pytest.raises(UnknownViewError, match="'count', 'numbers'"):
             log.view("numbrs")
@@ -623,7 +621,7 @@ async def test_the_error_about_an_unknown_view_names_the_registered_ones(data_di
 
 
 async def test_a_locked_log_says_what_to_do(data_dir: Path) -> None:
-    """Read beside the writer."""
+    """The message suggests opening it read-only."""
     async with EventLog.open(data_dir):
         with pytest.raises(LogLockedError, match="read_only=True"):
             await EventLog.open(data_dir)
@@ -631,7 +629,7 @@ async def test_a_locked_log_says_what_to_do(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_waiting_without_an_offset_gives_the_state_of_now(data_dir: Path, read_only: bool) -> None:
-    """Everything that was appended before the call."""
+    """The state includes everything that was appended before the call."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append_many([event(0), event(1)])
         if not read_only:
@@ -645,7 +643,7 @@ async def test_waiting_without_an_offset_gives_the_state_of_now(data_dir: Path, 
 
 
 async def test_a_view_object_may_stand_for_its_name(data_dir: Path) -> None:
-    """Wherever a name is asked for."""
+    """This holds for every method that takes a name."""
     made = views()
     async with EventLog.open(data_dir, views=made) as log:
         await log.append(event(0))
@@ -662,7 +660,7 @@ async def test_a_view_object_may_stand_for_its_name(data_dir: Path) -> None:
 
 
 async def test_rotating_brings_the_views_up_to_date_first(data_dir: Path) -> None:
-    """Their snapshots stand where the active log begins."""
+    """Their snapshots then have the offset at which the active log begins."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append(event(0))
         await log.rotate()
@@ -677,7 +675,7 @@ async def test_rotating_brings_the_views_up_to_date_first(data_dir: Path) -> Non
 async def test_a_snapshot_that_is_not_registered_does_not_mislead_the_rust_crate(
     data_dir: Path, by_itself: bool
 ) -> None:
-    """After a rotation its offset in the active log is beyond any file; to us it is as good as before."""
+    """After a rotation, its offset in the active log is beyond the end of any file; for us, it stays valid."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append(event(0))
         await log.refresh_all()

@@ -1,4 +1,4 @@
-"""What the library logs: each record has a stable name and its details, and the documentation lists them all."""
+"""Log records: each has a stable name and its details, and the documentation lists all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROW = re.compile(r"^\| `(?P<name>[a-z_]+\.[a-z_]+)` \| (?P<level>[a-z]+) \| (?P<
 
 
 def calls() -> Iterator[tuple[Path, ast.Call]]:
-    """The places in the source that log something."""
+    """Returns the calls in the source that log something."""
     for path in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "log_event":
@@ -27,7 +27,7 @@ def calls() -> Iterator[tuple[Path, ast.Call]]:
 
 
 def described(call: ast.Call) -> tuple[str, str, frozenset[str]]:
-    """Name, level and fields of a record."""
+    """Returns the name, the level and the fields of a record."""
     level, name = call.args[0], call.args[1]
     assert isinstance(level, ast.Name)
     fields = {keyword.arg or "" for keyword in call.keywords} - {"cause"}

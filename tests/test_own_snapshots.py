@@ -1,4 +1,4 @@
-"""`EventLog.open(…, read_only=True, snapshots=DIR)`: who only reads keeps snapshots of views of its own."""
+"""`EventLog.open(…, read_only=True, snapshots=DIR)`: a read-only log keeps snapshots of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eventfold import Event, EventLog, View
 
 
 class Counting:
-    """A view that counts events, and how many of them it has folded."""
+    """A view that counts events, and the number of events that it has folded."""
 
     def __init__(self) -> None:
         self.folded = 0
@@ -40,7 +40,7 @@ def own(tmp_path: Path) -> Path:
 
 
 async def test_a_view_continues_from_its_own_snapshot(log: Path, own: Path) -> None:
-    """Which is saved when the log is closed; only what is new is folded then."""
+    """The snapshot is saved when the log is closed, and afterwards only new events are folded."""
     await write(log, 100)
     async with EventLog.open(log, views=[Counting().view], read_only=True, snapshots=own):
         pass
@@ -64,7 +64,7 @@ async def test_nothing_is_written_beside_the_log(log: Path, own: Path) -> None:
 
 
 async def test_the_writer_s_snapshot_of_the_same_name_is_neither_read_nor_changed(log: Path, own: Path) -> None:
-    """Two programs may have different views of one name."""
+    """Two programs may have different views with the same name."""
     await write(log, 10)
     async with EventLog.open(log, views=[View("count", lambda state, event: state + 2, 0)]):
         pass
@@ -77,7 +77,7 @@ async def test_the_writer_s_snapshot_of_the_same_name_is_neither_read_nor_change
 
 
 async def test_a_snapshot_is_saved_while_the_log_is_followed(log: Path, own: Path) -> None:
-    """As the writer's are: each time that enough is new."""
+    """As in the writer, a snapshot is saved each time there are enough new events."""
     async with (
         EventLog.open(log) as writing,
         EventLog.open(log, views=[Counting().view], read_only=True, snapshots=own) as reading,
@@ -100,7 +100,7 @@ async def test_a_snapshot_of_another_log_is_not_used(log: Path, own: Path, tmp_p
 
 
 async def test_a_view_that_was_registered_elsewhere_before_is_saved_here_too(log: Path, own: Path) -> None:
-    """Its snapshot beside the log is not the one that this process continues from."""
+    """The snapshot in the log's directory is not the one from which this process continues."""
     await write(log, 10)
     view = Counting().view
     async with EventLog.open(log, views=[view]):
@@ -125,7 +125,7 @@ async def test_consumers_stay_beside_the_log(log: Path, own: Path) -> None:
 
 @pytest.mark.parametrize("inside", [".", "views", "own"])
 async def test_a_directory_within_that_of_the_log_is_refused(log: Path, inside: str) -> None:
-    """Somebody else keeps the files there."""
+    """The files in the log's directory belong to the writer."""
     await write(log, 3)
 
     with pytest.raises(ValueError, match="lies within the log's directory"):
@@ -140,7 +140,7 @@ async def test_a_writer_has_no_other_place_for_its_snapshots(log: Path, own: Pat
 async def test_what_can_not_be_saved_is_only_logged(
     log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A snapshot is worth no more than the time to fold again."""
+    """A missing snapshot only costs the time to fold again."""
     await write(log, 3)
     (tmp_path / "file").touch()
 
@@ -151,7 +151,7 @@ async def test_what_can_not_be_saved_is_only_logged(
 
 
 async def test_a_backup_has_the_writer_s_snapshots(log: Path, own: Path, tmp_path: Path) -> None:
-    """Or the restored log would continue from the state of another view of the same name."""
+    """Otherwise the restored log would continue from the state of another view with the same name."""
     await write(log, 10)
     async with EventLog.open(log, views=[View("count", lambda state, event: state + 2, 0)]):
         pass

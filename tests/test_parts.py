@@ -1,4 +1,4 @@
-"""Large states, taken apart: the bytes and the objects are those that one call gives, and no part takes long."""
+"""Large states in parts: bytes and objects are the same as from one call, and no part takes long."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from eventfold._state import difference
 
 
 class Account(msgspec.Struct):
-    """An element that has containers of its own."""
+    """An element that contains containers."""
 
     owner: str
     tags: list[str] = []
 
 
 class Struct(msgspec.Struct, rename="camel", frozen=True):
-    """Two large fields, and small ones around them."""
+    """A struct with two large fields and small ones around them."""
 
     kind: str
     by_number: dict[int, Account] = {}
@@ -39,7 +39,7 @@ class Struct(msgspec.Struct, rename="camel", frozen=True):
 
 @dataclasses.dataclass
 class Dataclass:
-    """One large field, the last."""
+    """A dataclass whose last field is large."""
 
     kind: str
     pairs: list[tuple[int, str]]
@@ -47,7 +47,7 @@ class Dataclass:
 
 @dataclasses.dataclass
 class WantsAll:
-    """It looks at its fields as soon as they are there."""
+    """A class that uses all its fields as soon as it is created."""
 
     names: list[str]
     count: int = 0
@@ -56,7 +56,7 @@ class WantsAll:
         self.count = len(self.names)
 
 
-# What is not to be taken for the end of an element.
+# Texts that look like the end of an element.
 TRICKY = 'a","b":{"c":[1,"d\\"},{"e'
 ACCOUNTS = {n: Account(f"{TRICKY}{n}", [TRICKY, "x"] * (n % 3)) for n in range(300)}
 NAMES = [f"{TRICKY}{n}" for n in range(300)]
@@ -80,7 +80,7 @@ STATES: dict[str, tuple[Any, Any]] = {
     "a large text": ("x" * 20_000, str),
     "a large element": ({"a": "x" * 20_000, **dict.fromkeys("bcdefghijklmnopqrstuvw", 1)}, dict),
 }
-# What is not taken apart.
+# Texts that are not split.
 WHOLE = (
     "a large text",
     "a large element",
@@ -99,14 +99,14 @@ def decode(data: bytes | memoryview, type_: Any) -> Any:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that states of some kilobytes are large."""
+    """Makes states of some kilobytes count as large."""
     monkeypatch.setattr(_parts, "PART", 512)
 
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("name", STATES)
 def test_a_state_in_parts_is_what_one_call_gives(name: str) -> None:
-    """The same bytes, which the Rust crate and older versions read; and from them the same state."""
+    """The bytes are the same, so that older versions and the Rust crate can read them, and so is the decoded state."""
     state, type_ = STATES[name]
     data = b"".join(encode_in_parts(state, encode, int))
     read = snapshot.decode_state(data, type_)
@@ -119,7 +119,7 @@ def test_a_state_in_parts_is_what_one_call_gives(name: str) -> None:
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("name", [name for name in STATES if name not in WHOLE])
 def test_a_large_state_is_never_decoded_or_encoded_by_one_long_call(name: str) -> None:
-    """Containers at the top, and in the fields of structs and dataclasses, are taken apart."""
+    """Containers at the top, and in fields of structs and dataclasses, are split."""
     state, type_ = STATES[name]
     sizes: list[int] = []
 
@@ -141,7 +141,7 @@ def test_a_large_state_is_never_decoded_or_encoded_by_one_long_call(name: str) -
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("harm", [b"", b"}", b"x", b'"', b","])
 def test_bytes_that_are_no_state_are_refused_as_by_one_call(harm: bytes) -> None:
-    """Wherever the damage is; also where the type does not fit."""
+    """This holds wherever the damage is, and also if the type does not fit."""
     data = encode(STATES["a struct"][0])
     for at in range(0, len(data), 997):
         damaged = data[:at] + harm + data[at + 1 :]
@@ -166,7 +166,7 @@ JSON = st.recursive(
 @settings(deadline=None)
 @given(state=JSON)
 def test_whatever_json_is_taken_apart_is_put_together_again(state: Any) -> None:
-    """With parts so small that every comma is tried."""
+    """The parts are so small that a split is tried at every comma."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_parts, "PART", 8)
         patch.setattr(_parts, "FEW", 1)
@@ -179,7 +179,7 @@ def test_whatever_json_is_taken_apart_is_put_together_again(state: Any) -> None:
 
 @pytest.mark.parametrize("keys", ["", ', "query": {"a": 1, "offset": 2}', ', "other": [{"b": 1,"offset":3}]'])
 async def test_a_file_that_is_written_in_another_form_is_read_all_the_same(tmp_path: Path, keys: str) -> None:
-    """With spaces, and with an `offset` where none is to be expected."""
+    """The file has spaces, and an `offset` in an unexpected place."""
     state = '{"a": [1,{"b":2,"offset":3}]}'
     tail = f', "hash": "h", "position": 5, "position_hash": "p", "checksum": "{line_hash(state.encode())}"'
     path = tmp_path / "v.snapshot.json"
@@ -197,7 +197,7 @@ async def test_a_file_that_is_written_in_another_form_is_read_all_the_same(tmp_p
 async def test_others_run_while_a_large_snapshot_is_saved_and_loaded(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is encoded, compared and decoded in a thread, which pauses; the state that comes back is the same."""
+    """A thread encodes, compares and decodes it and pauses in between; the loaded state equals the saved one."""
     large = {f"key {n}": [n, "x" * 100] for n in range(5_000)}
     pausing: list[int] = []
 

@@ -1,4 +1,4 @@
-"""`eventfold.privacy`: what can be read with a key, what can't without it, and what is refused."""
+"""`eventfold.privacy`: what can be read with a key, what can't be read without it, and what is refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def key_file(keys_dir: Path) -> Path:
 
 
 async def test_what_was_protected_is_revealed_with_the_key(keeper: Privacy) -> None:
-    """Any JSON value, and other fields as they are."""
+    """Any JSON value can be protected, and the other fields stay as they are."""
     original = copy.deepcopy(ADA)
     data = await protected(keeper)
 
@@ -51,7 +51,7 @@ async def test_what_was_protected_is_revealed_with_the_key(keeper: Privacy) -> N
 
 
 async def test_the_log_and_its_archive_hold_no_plain_text(keeper: Privacy, tmp_path: Path) -> None:
-    """From the first write on."""
+    """This holds from the first write on."""
     async with EventLog.open(tmp_path / "data") as log:
         await log.append(Event("joined", await protected(keeper)))
         written = log.log_path.read_bytes()
@@ -64,12 +64,12 @@ async def test_the_log_and_its_archive_hold_no_plain_text(keeper: Privacy, tmp_p
 
 
 async def test_the_same_value_is_encrypted_differently_each_time(keeper: Privacy) -> None:
-    """Equal values can't be told by looking at the log."""
+    """Nobody who looks at the log can see that two values are equal."""
     assert (await protected(keeper))["name"] != (await protected(keeper))["name"]
 
 
 async def test_a_forgotten_subject_leaves_placeholders(keeper: Privacy) -> None:
-    """Those of others are still revealed."""
+    """Values of other subjects are still revealed."""
     ada, bob = await protected(keeper, "ada"), await protected(keeper, "bob")
     await keeper.forget("ada")
 
@@ -80,7 +80,7 @@ async def test_a_forgotten_subject_leaves_placeholders(keeper: Privacy) -> None:
 
 
 async def test_a_forgotten_subject_is_forgotten_by_everybody_at_once(keeper: Privacy, keys_dir: Path) -> None:
-    """Another process keeps no key in memory."""
+    """Other processes keep no keys in memory."""
     data = await protected(keeper)
     other = Privacy(DirectoryKeys(keys_dir))
     assert await other.reveal(data) == ADA
@@ -90,7 +90,7 @@ async def test_a_forgotten_subject_is_forgotten_by_everybody_at_once(keeper: Pri
 
 
 async def test_the_key_is_in_no_file_once_it_is_forgotten(keeper: Privacy, keys_dir: Path) -> None:
-    """What stays is the id of the key."""
+    """Only the id of the key remains."""
     await protected(keeper)
     secret = json.loads(key_file(keys_dir).read_text())["key"]["secret"]
     await keeper.forget("customer-7")
@@ -101,7 +101,7 @@ async def test_the_key_is_in_no_file_once_it_is_forgotten(keeper: Privacy, keys_
 async def test_forgetting_is_durable_before_it_returns(
     keeper: Privacy, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The new file is synced, put in place, and then its directory is synced."""
+    """The new file is synced and renamed, and then its directory is synced."""
     await protected(keeper)
     calls: list[str] = []
     sync, replace = os.fsync, os.replace
@@ -122,7 +122,7 @@ async def test_forgetting_is_durable_before_it_returns(
 
 
 async def test_a_subject_that_comes_back_gets_a_new_key(keeper: Privacy) -> None:
-    """What was forgotten stays so."""
+    """Values that were forgotten stay unreadable."""
     before = await protected(keeper)
     await keeper.forget("customer-7")
     after = await protected(keeper)
@@ -132,7 +132,7 @@ async def test_a_subject_that_comes_back_gets_a_new_key(keeper: Privacy) -> None
 
 
 async def test_forgetting_twice_or_a_stranger_does_nothing(keeper: Privacy, keys_dir: Path) -> None:
-    """No file is made for somebody who was never there."""
+    """No file is created for an unknown subject."""
     await keeper.forget("nobody")
     assert not list(keys_dir.glob("*.json"))
     await protected(keeper)
@@ -144,14 +144,14 @@ async def test_forgetting_twice_or_a_stranger_does_nothing(keeper: Privacy, keys
 
 
 async def test_a_store_without_the_key_gives_placeholders(keeper: Privacy, tmp_path: Path) -> None:
-    """As after the loss of a key."""
+    """The result is the same as after the loss of a key."""
     data = await protected(keeper)
 
     assert (await Privacy(DirectoryKeys(tmp_path / "empty")).reveal(data))["name"] == Forgotten("customer-7")
 
 
 async def test_another_key_of_the_subject_is_an_error(keeper: Privacy, tmp_path: Path) -> None:
-    """The wrong store is never mistaken for one that has forgotten."""
+    """A wrong store is never mistaken for one that has forgotten the subject."""
     data = await protected(keeper)
     other = Privacy(DirectoryKeys(tmp_path / "others"))
     await protected(other)
@@ -161,7 +161,7 @@ async def test_another_key_of_the_subject_is_an_error(keeper: Privacy, tmp_path:
 
 
 async def test_a_key_of_the_right_id_and_other_bytes_is_an_error(keeper: Privacy, keys_dir: Path) -> None:
-    """Nothing is shown that was not authenticated."""
+    """A value that fails authentication is never shown."""
     data = await protected(keeper)
     entry = json.loads(key_file(keys_dir).read_text())
     entry["key"]["secret"] = "A" * 43 + "="
@@ -177,7 +177,7 @@ def flipped(text: str, index: int) -> str:
 
 @pytest.mark.parametrize("index", [0, 5, 16, 20, -5], ids=lambda index: f"character {index}")
 async def test_a_changed_value_is_an_error(keeper: Privacy, index: int) -> None:
-    """Be it in the nonce, the text, or the tag."""
+    """The change may be in the nonce, in the ciphertext or in the tag."""
     data = await protected(keeper)
     data["name"]["$protected"] = flipped(data["name"]["$protected"], index % len(data["name"]["$protected"]))
 
@@ -191,7 +191,7 @@ async def test_a_changed_value_is_an_error(keeper: Privacy, index: int) -> None:
     ids=str,
 )
 async def test_an_invalid_protected_value_is_an_error(keeper: Privacy, change: dict[str, Any]) -> None:
-    """Not a crash of another kind, and not shown."""
+    """The error is the documented one, and the value is not shown."""
     data = await protected(keeper)
     data["name"] |= change
 
@@ -209,7 +209,7 @@ async def test_a_value_that_was_moved_to_another_field_is_an_error(keeper: Priva
 
 
 async def test_a_value_that_was_given_to_another_subject_is_an_error(keeper: Privacy, keys_dir: Path) -> None:
-    """The subject is authenticated, even where both have the same key."""
+    """The subject is authenticated, even if two subjects have the same key."""
     ada = await keeper.protect({"name": "Ada"}, "ada", ["name"])
     file = key_file(keys_dir)
     bob = await keeper.protect({"name": "Bob"}, "bob", ["name"])
@@ -222,7 +222,7 @@ async def test_a_value_that_was_given_to_another_subject_is_an_error(keeper: Pri
 
 
 async def test_a_state_is_revealed_where_the_names_of_the_fields_are_kept(keeper: Privacy) -> None:
-    """However deep, and in lists."""
+    """This holds at any depth, and also inside lists."""
     data = await protected(keeper)
 
     assert await keeper.reveal({"people": [{"id": 7, "name": data["name"]}]}) == {"people": [{"id": 7, "name": "Ada"}]}
@@ -231,7 +231,7 @@ async def test_a_state_is_revealed_where_the_names_of_the_fields_are_kept(keeper
 
 
 async def test_a_view_keeps_protected_values_also_in_its_snapshot(keeper: Privacy, tmp_path: Path) -> None:
-    """So that forgetting erases them there too."""
+    """So forgetting erases the values in snapshots as well."""
 
     def names(state: list[Any], event: Event) -> list[Any]:
         return [*state, event.data["name"]]
@@ -249,7 +249,7 @@ async def test_a_view_keeps_protected_values_also_in_its_snapshot(keeper: Privac
 
 
 async def test_a_field_that_is_not_there_is_refused(keeper: Privacy, keys_dir: Path) -> None:
-    """A misspelt name would leave the value readable; no key is made."""
+    """A misspelt name would leave the value readable. No key is created."""
     with pytest.raises(ValueError, match=r"'nmae'.*name, address, plan"):
         await keeper.protect(ADA, "ada", ["nmae"])
 
@@ -258,20 +258,20 @@ async def test_a_field_that_is_not_there_is_refused(keeper: Privacy, keys_dir: P
 
 @pytest.mark.parametrize("value", [{"$protected": "x"}, [{"$protected": 1, "key": "k"}]])
 async def test_data_that_looks_protected_is_refused(keeper: Privacy, value: Any) -> None:
-    """Nobody can have another one's value revealed by sending it in."""
+    """Otherwise a user could have somebody else's value revealed by sending it in."""
     with pytest.raises(ValueError, match="already"):
         await keeper.protect({"name": "Ada", "note": value}, "ada", ["name"])
 
 
 @pytest.mark.parametrize(("subject", "fields"), [("", ["name"]), (7, ["name"]), ("ada", "name")])
 async def test_wrong_arguments_are_refused(keeper: Privacy, subject: Any, fields: Any) -> None:
-    """Before anything is stored."""
+    """The error comes before anything is stored."""
     with pytest.raises((ValueError, TypeError), match=r"subject|fields"):
         await keeper.protect(ADA, subject, fields)
 
 
 async def test_only_the_owner_can_read_the_keys(keeper: Privacy, keys_dir: Path) -> None:
-    """Whatever the umask, and also after a key was replaced."""
+    """This holds whatever the umask, and also after a key was replaced."""
     before = os.umask(0)
     try:
         await protected(keeper)
@@ -285,7 +285,7 @@ async def test_only_the_owner_can_read_the_keys(keeper: Privacy, keys_dir: Path)
 
 
 async def test_a_damaged_key_file_is_an_error_and_is_kept(keeper: Privacy, keys_dir: Path) -> None:
-    """A new key in its place would make the old values unreadable."""
+    """A new key in its place would make older values unreadable."""
     data = await protected(keeper)
     key_file(keys_dir).write_text('{"key":')
     for call in (keeper.reveal(data), protected(keeper), keeper.forget("customer-7")):
@@ -298,7 +298,7 @@ async def test_a_damaged_key_file_is_an_error_and_is_kept(keeper: Privacy, keys_
 async def test_a_key_that_can_not_be_stored_is_not_used(
     keeper: Privacy, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is encrypted with it, and no part of it stays."""
+    """Nothing is encrypted with it, and no part of it is left in the store."""
 
     def full(fd: int) -> None:
         raise OSError(28, "made to fail")
@@ -313,7 +313,7 @@ async def test_a_key_that_can_not_be_stored_is_not_used(
 
 
 async def test_what_a_killed_process_left_is_not_in_the_way(keeper: Privacy, keys_dir: Path) -> None:
-    """It died before its new file was put in place."""
+    """The process was killed before it renamed its new file."""
     await protected(keeper)
     left = key_file(keys_dir).rename(key_file(keys_dir).with_suffix(".tmp"))
 
@@ -322,7 +322,7 @@ async def test_what_a_killed_process_left_is_not_in_the_way(keeper: Privacy, key
 
 
 async def test_tasks_that_protect_for_a_new_subject_share_one_key(keys_dir: Path) -> None:
-    """Each with a store of its own, as processes have."""
+    """Each task has its own store, as processes have."""
     data = await asyncio.gather(*(protected(Privacy(DirectoryKeys(keys_dir))) for _ in range(20)))
 
     assert len({each["name"]["key"] for each in data}) == 1
@@ -345,7 +345,7 @@ asyncio.run(main())
 
 
 async def test_a_process_killed_while_it_stores_keys_leaves_a_store_that_works(keeper: Privacy, keys_dir: Path) -> None:
-    """No damaged file, no lock that stays, nothing readable for others."""
+    """There is no damaged file, no lock is left, and no file is readable for others."""
     for _ in range(3):
         worker = subprocess.Popen([sys.executable, "-c", WORKER, str(keys_dir)], stdout=subprocess.PIPE)
         try:
@@ -360,7 +360,7 @@ async def test_a_process_killed_while_it_stores_keys_leaves_a_store_that_works(k
 
 
 def test_without_cryptography_the_error_says_what_to_install() -> None:
-    """The extra has its name."""
+    """The message names the extra."""
     script = "import sys; sys.modules['cryptography'] = None; import eventfold.privacy"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 

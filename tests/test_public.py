@@ -1,4 +1,4 @@
-"""The public surface: every name, its parameters and defaults, and what a newcomer relies on."""
+"""The public surface: every name with its parameters and defaults, and what newcomers rely on."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ SIGNATURES: dict[Any, str] = {
 
 
 def written(function: Any) -> str:
-    """A signature without its annotations, enum members by their names."""
+    """Returns a signature without annotations, with enum members by name."""
     parameters = []
     keyword_only = False
     for parameter in inspect.signature(function).parameters.values():
@@ -143,25 +143,25 @@ def written(function: Any) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_public_name_can_be_imported(name: str) -> None:
-    """It is in `__all__` too, so that `from eventfold import *` and the documentation have it."""
+    """`__all__` contains it too, for `from eventfold import *` and the documentation."""
     assert hasattr(eventfold, name)
     assert name in eventfold.__all__
 
 
 def test_all_is_sorted_and_complete() -> None:
-    """Whatever is public is listed once, and exists."""
+    """Each public name is listed once and exists."""
     assert len(eventfold.__all__) == len(set(eventfold.__all__))
     assert all(hasattr(eventfold, name) and not name.startswith("_") for name in eventfold.__all__)
 
 
 @pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
 def test_the_signatures_are_those_of_the_design(function: Any) -> None:
-    """Names, order, kinds and defaults of the parameters."""
+    """The names, order, kinds and defaults of the parameters are compared."""
     assert written(function) == SIGNATURES[function]
 
 
 def test_the_log_takes_the_options_of_the_writer_and_its_views() -> None:
-    """All by keyword."""
+    """All options are keyword-only."""
     parameters = inspect.signature(EventLog.open).parameters
 
     assert next(iter(parameters)) == "dir"
@@ -171,13 +171,13 @@ def test_the_log_takes_the_options_of_the_writer_and_its_views() -> None:
 
 @pytest.mark.parametrize("name", [n for n in dir(EventWriter) if not n.startswith("_") and n not in ("attach", "open")])
 def test_the_log_has_everything_of_the_writer(name: str) -> None:
-    """The same names do the same."""
+    """A method with the same name does the same thing."""
     assert hasattr(EventLog, name)
 
 
 @pytest.mark.parametrize("name", [n for n in dir(EventReader) if not n.startswith("_")])
 def test_the_log_has_everything_of_the_reader(name: str) -> None:
-    """The public methods of the design; what the other modules alone use stays the reader's."""
+    """The public methods of the design are there; those that only other modules use are not."""
     of_the_design = {
         *("read_from", "read_full", "tail", "wait_for_events", "has_new_events", "head", "active_log_size"),
         *("read_line_hash_before", "dir", "log_path", "archive_path", "views_dir"),
@@ -200,12 +200,11 @@ def test_the_log_has_everything_of_the_reader(name: str) -> None:
     ],
 )
 def test_every_error_is_an_eventfold_error(error: type[Exception]) -> None:
-    """One `except` catches them all."""
     assert issubclass(error, EventfoldError)
 
 
 def test_two_errors_are_builtin_ones_too() -> None:
-    """Those who don't know eventfold's errors catch them as what they are."""
+    """Code that doesn't know eventfold's errors can catch them as these."""
     assert issubclass(InvalidEventError, ValueError)
     assert issubclass(UnknownViewError, KeyError)
 
@@ -224,7 +223,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_errors_survive_a_trip_to_another_process(error: EventfoldError) -> None:
-    """Their fields and messages come through pickle."""
+    """Their fields and messages survive pickling."""
     again = pickle.loads(pickle.dumps(error))
 
     assert type(again) is type(error)
@@ -233,7 +232,7 @@ def test_errors_survive_a_trip_to_another_process(error: EventfoldError) -> None
 
 
 def test_the_errors_have_their_fields() -> None:
-    """What the design names can be read off."""
+    """The fields are those that the design names."""
     conflict, corrupt, _, _, _, reducer, unknown, _ = ERRORS
 
     assert conflict.conflict.expected_offset == 1  # type: ignore[attr-defined]
@@ -244,7 +243,7 @@ def test_the_errors_have_their_fields() -> None:
 
 
 def test_the_values_have_the_fields_of_the_design() -> None:
-    """By position and by name."""
+    """They can be given by position and by name."""
     assert AppendResult(1, 2, "h") == AppendResult(start_offset=1, end_offset=2, line_hash="h")
     assert Head(1, "h") == (1, "h")
     assert Head(1, "h")._fields == ("offset", "line_hash")
@@ -263,14 +262,14 @@ def test_the_values_have_the_fields_of_the_design() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_the_values_cannot_be_changed(value: Any) -> None:
-    """They tell what was, and continue doing so."""
+    """Events and results describe the past, so they are immutable."""
     for name in getattr(value, "_fields", None) or value.__struct_fields__:
         with pytest.raises(AttributeError):
             setattr(value, name, 0)
 
 
 def test_the_modes_have_the_names_of_the_design() -> None:
-    """And the strict ones are the defaults."""
+    """The strict modes are the defaults."""
     assert [mode.name for mode in LockMode] == ["FLOCK", "SHARED", "NONE"]
     assert [mode.name for mode in SyncMode] == ["ALWAYS", "EVERY_SECOND", "OS"]
 
@@ -281,7 +280,7 @@ def test_the_modes_have_the_names_of_the_design() -> None:
     ids=[name for name in NAMES if name != "ReduceFn"],
 )
 def test_every_public_name_says_what_it_is(thing: Any) -> None:
-    """A docstring of its own, and one for every public method."""
+    """Each one has its own docstring, and so has every public method."""
     methods = [
         member
         for name, member in vars(thing).items()
@@ -295,7 +294,7 @@ def test_every_public_name_says_what_it_is(thing: Any) -> None:
 
 
 def test_importing_eventfold_imports_no_optional_package() -> None:
-    """Those who don't use pydantic or attrs don't pay for them."""
+    """Programs that don't use pydantic or attrs should not load them."""
     optional = ("asyncpg", "nats", "pydantic", "attr", "attrs", "pytest", "cryptography", "pyarrow", "opentelemetry")
     script = f"import eventfold, sys; print([m for m in {optional} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -305,17 +304,17 @@ def test_importing_eventfold_imports_no_optional_package() -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("ReduceFn", "snapshot")])
 def test_the_public_names_print_as_what_can_be_imported(name: str) -> None:
-    """Messages and tracebacks say `eventfold.X`, not in which module it happens to be defined."""
+    """Messages and tracebacks say `eventfold.X`, whatever module defines X."""
     assert getattr(eventfold, name).__module__ == "eventfold"
 
 
 def test_the_snapshot_module_exports_its_own_names_only() -> None:
-    """What it imports, and what the other modules use of it, is not public."""
+    """The names that it imports, or that only other modules use, are private."""
     assert sorted(eventfold.snapshot.__all__) == ["Snapshot", "delete", "load", "save"]
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:
-    """Which takes it from here."""
+    """The package's metadata takes the version from the module."""
     try:
         installed = importlib.metadata.version("eventfold")
     except importlib.metadata.PackageNotFoundError:
@@ -325,7 +324,7 @@ def test_the_version_is_that_of_the_installed_package() -> None:
 
 
 def test_the_import_loads_no_module_that_only_some_of_it_needs() -> None:
-    """`importlib.metadata` alone would be a fifth of the time that the import takes."""
+    """`importlib.metadata` alone would take a fifth of the import time."""
     late = ["importlib.metadata", "aiofiles", "watchfiles", "eventfold._files.shared"]
     script = f"import eventfold, sys; print([m for m in {late} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -334,6 +333,6 @@ def test_the_import_loads_no_module_that_only_some_of_it_needs() -> None:
 
 
 def test_a_wait_result_is_true_where_new_events_came() -> None:
-    """So that `if await log.wait_for_events(offset, timeout):` means what it says."""
+    """So `if await log.wait_for_events(offset, timeout):` does what it says."""
     assert WaitResult(True, 5)
     assert not WaitResult(False, 5)

@@ -1,4 +1,4 @@
-"""Queries: the rules by which an event matters or does not, one by one."""
+"""Queries: the rules by which an event matches, one by one."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def made(type: str, *tags: str) -> Event:
 
 
 def test_a_query_of_nothing_matches_every_event() -> None:
-    """Neither types nor tags are asked for."""
+    """It asks for neither types nor tags."""
     assert Query().matches(made("a"))
     assert Query().matches(made("", "x"))
     assert Query().matches_all
 
 
 def test_an_event_must_have_one_of_the_types() -> None:
-    """Any of them will do."""
+    """Any of the types is enough."""
     query = Query(types={"a", "b"})
 
     assert [query.matches(made(type)) for type in "abc"] == [True, True, False]
 
 
 def test_an_event_must_have_all_of_the_tags() -> None:
-    """It may have more; a part of a tag is not the tag."""
+    """The event may have more tags, and a part of a tag does not count."""
     query = Query(tags={"order:7", "customer:3"})
 
     assert query.matches(made("a", "customer:3", "order:7", "more"))
@@ -53,7 +53,7 @@ def test_an_event_must_have_all_of_the_tags() -> None:
 
 
 def test_types_and_tags_must_both_fit() -> None:
-    """One of the types, and all of the tags."""
+    """The event needs one of the types and all of the tags."""
     query = Query(types={"a"}, tags={"x"})
 
     assert query.matches(made("a", "x"))
@@ -62,7 +62,7 @@ def test_types_and_tags_must_both_fit() -> None:
 
 
 def test_of_two_queries_one_must_match() -> None:
-    """The types of one and the tags of the other are no match."""
+    """The types of one query don't combine with the tags of the other."""
     query = Query({"a"}, {"x"}) | Query({"b"}, {"y"})
 
     assert query.matches(made("a", "x"))
@@ -73,7 +73,7 @@ def test_of_two_queries_one_must_match() -> None:
 
 @given(ITEMS, EVENTS)
 def test_a_query_matches_as_the_rules_say(items: list[tuple[set[str], set[str]]], event: Event) -> None:
-    """For any alternatives and any event; its `types` are those without which nothing matches."""
+    """This holds for any alternatives and events; an event whose type is not in `types` can't match."""
     query = reduce(or_, (Query(types, tags) for types, tags in items))
     expected = any((not types or event.type in types) and tags <= set(event.tags) for types, tags in items)
 
@@ -85,7 +85,7 @@ def test_a_query_matches_as_the_rules_say(items: list[tuple[set[str], set[str]]]
 
 
 def test_queries_are_equal_whatever_the_order() -> None:
-    """Of types, of tags, of alternatives; doubles do not count."""
+    """The order of types, tags and alternatives doesn't matter, and duplicates don't count."""
     one = Query(["a", "b"], ["x", "y"]) | Query({"c"})
     other = Query({"c"}) | Query(("b", "a", "a"), ("y", "x")) | Query({"c"})
 
@@ -96,7 +96,7 @@ def test_queries_are_equal_whatever_the_order() -> None:
 
 
 def test_a_query_cannot_be_changed() -> None:
-    """It is a key in caches."""
+    """Queries are used as keys in caches."""
     query = Query({"a"})
     with pytest.raises(AttributeError):
         query.items = ()
@@ -105,14 +105,14 @@ def test_a_query_cannot_be_changed() -> None:
 
 
 def test_a_query_can_be_copied_and_pickled() -> None:
-    """Also one with alternatives."""
+    """This includes queries with alternatives."""
     query = Query({"a"}, {"x"}) | Query(tags={"y"})
 
     assert pickle.loads(pickle.dumps(query)) == copy.deepcopy(query) == query
 
 
 def test_a_query_prints_as_it_is_written() -> None:
-    """In an error message, say."""
+    """Error messages show queries this way."""
     query = Query({"b", "a"}, {"x"}) | Query(tags={"y"})
 
     assert repr(query) == "Query(tags={'y'}) | Query(types={'a', 'b'}, tags={'x'})"
@@ -121,13 +121,13 @@ def test_a_query_prints_as_it_is_written() -> None:
 
 @pytest.mark.parametrize("wrong", [{"types": "abc"}, {"tags": "abc"}, {"types": {1}}, {"tags": [None]}])
 def test_a_string_is_not_a_collection_of_strings(wrong: dict[str, Any]) -> None:
-    """`Query(types="abc")` would mean three one-letter types."""
+    """`Query(types="abc")` would mean three types of one letter each."""
     with pytest.raises(TypeError, match=next(iter(wrong))):
         Query(**wrong)
 
 
 def test_no_types_in_the_short_form_match_no_event() -> None:
-    """As opposed to a query without types."""
+    """A query without types, in contrast, matches events of every type."""
     nothing = query_of(None, [])
 
     assert nothing is not None

@@ -1,4 +1,4 @@
-"""The reader: whole events and batches from any line's start, and a clear word on everything else."""
+"""The reader: complete events and batches from the start of any line, and clear errors for everything else."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ BAD_LINES = {
 
 
 async def read_to_damage(reader: Any) -> tuple[list[Any], CorruptLogError]:
-    """The numbers of the events before the damage, and the error."""
+    """Returns the numbers of the events before the damage, and the error."""
     found: list[Any] = []
     with pytest.raises(CorruptLogError) as caught:
         async for record in reader.read_full():
@@ -60,7 +60,7 @@ async def read_to_damage(reader: Any) -> tuple[list[Any], CorruptLogError]:
 
 @pytest.mark.parametrize("case", BAD_LINES)
 async def test_a_bad_line_ends_the_reading_after_all_good_events(damaged_dir: Path, case: str) -> None:
-    """The error names the file and the line's offset; what follows is not given."""
+    """The error names the file and the line's offset, and nothing after the line is returned."""
     good = [line(n) for n in range(50)]
     write_log(damaged_dir, *good, BAD_LINES[case], line(50))
     found, error = await read_to_damage(EventReader(damaged_dir))
@@ -74,7 +74,7 @@ async def test_a_bad_line_ends_the_reading_after_all_good_events(damaged_dir: Pa
 
 
 async def test_a_bad_line_far_into_the_log_is_found_at_its_offset(damaged_dir: Path) -> None:
-    """Also in another block than the first."""
+    """The line is not in the first block."""
     good = b"".join(line(n) for n in range(30_000))
     write_log(damaged_dir, good, b"bad\n", line(1))
     found, error = await read_to_damage(EventReader(damaged_dir))
@@ -87,7 +87,7 @@ async def test_a_bad_line_far_into_the_log_is_found_at_its_offset(damaged_dir: P
     "key", ['"type":""', '"type":"a","batch":[3,2]', '"type":"a","batch":[0,2]', '"type":"a","batch":"x"']
 )
 async def test_what_another_program_may_write_is_read(damaged_dir: Path, key: str) -> None:
-    """An empty type, and a `batch` that is no place in one: such an event stands alone."""
+    """The type may be empty, and a `batch` that is not a position in a batch leaves its event on its own."""
     write_log(damaged_dir, line(0), f'{{{key},"data":{{"n":1}},"ts":1}}\n'.encode(), line(2), line(3, batch="1,1"))
     reader = EventReader(damaged_dir)
 
@@ -96,7 +96,7 @@ async def test_what_another_program_may_write_is_read(damaged_dir: Path, key: st
 
 
 async def test_blank_lines_are_passed_over(damaged_dir: Path) -> None:
-    """They count in the offsets, and are not events."""
+    """They count in the offsets, but are not events."""
     write_log(damaged_dir, b"\n", line(0), b"\n \t\n", line(1), b"\r\n", line(2))
     found = await records(EventReader(damaged_dir))
 
@@ -107,7 +107,7 @@ async def test_blank_lines_are_passed_over(damaged_dir: Path) -> None:
 
 
 async def test_unknown_keys_are_passed_over(damaged_dir: Path) -> None:
-    """A line may have more keys than ours, in any order."""
+    """A line may have additional keys, and its keys may be in any order."""
     raw = b'{"ts":1,"new":{"x":[1]},"data":[2],"type":"a","zzz":null,"meta":3}\n'
     write_log(damaged_dir, raw)
     [record] = await records(EventReader(damaged_dir))
@@ -117,7 +117,7 @@ async def test_unknown_keys_are_passed_over(damaged_dir: Path) -> None:
 
 
 async def test_spaces_in_a_line_are_json(damaged_dir: Path) -> None:
-    """A line that another program wrote less tightly is read, with the hash of its own bytes."""
+    """A line of another program may have spaces; its hash is that of its own bytes."""
     raw = b'  { "type" : "a", "data" : {"b": 1}, "ts" : 5 } \r\n'
     write_log(damaged_dir, line(0), raw, line(1))
     found = await records(EventReader(damaged_dir))
@@ -127,7 +127,7 @@ async def test_spaces_in_a_line_are_json(damaged_dir: Path) -> None:
 
 
 async def test_records_have_their_offsets_and_hash(data_dir: Path) -> None:
-    """They are those that `append` returned, and the offsets chain."""
+    """They are the same as `append` returned, and the offsets chain."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n)) for n in range(3)] + await writer.append_many([event(3), event(4)])
         found = await records(writer.reader())
@@ -139,7 +139,7 @@ async def test_records_have_their_offsets_and_hash(data_dir: Path) -> None:
 
 
 async def test_reading_begins_at_any_lines_start(data_dir: Path) -> None:
-    """From each event's offset the rest of the log is given; from the head, nothing."""
+    """From the offset of an event, the reader returns that event and all later ones; from the head, none."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n)) for n in range(6)]
         reader = writer.reader()
@@ -151,7 +151,7 @@ async def test_reading_begins_at_any_lines_start(data_dir: Path) -> None:
 
 
 async def test_reading_may_begin_inside_a_batch(data_dir: Path) -> None:
-    """An offset that a record had is good to continue from."""
+    """Reading can continue from any offset that a record had."""
     async with EventWriter.open(data_dir) as writer:
         results = await writer.append_many([event(n) for n in range(4)])
         rest = await records(writer.reader(), results[1].end_offset)
@@ -161,7 +161,7 @@ async def test_reading_may_begin_inside_a_batch(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("sizes", [(60_000, 3_000, 3_000), (3_000, 60_000, 3_000), (200_000,) * 12, (70_000, 10)])
 async def test_a_batch_that_crosses_the_readers_slices_is_given(data_dir: Path, sizes: tuple[int, ...]) -> None:
-    """However large the lines of a batch are, and however they lie in what is read at once."""
+    """The lines may be of any size and may lie anywhere in what is read at once."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append(event(0))
         await writer.append_many([Event("a", "x" * size, ts=1) for size in sizes])
@@ -171,7 +171,7 @@ async def test_a_batch_that_crosses_the_readers_slices_is_given(data_dir: Path, 
 
 
 async def test_a_batch_larger_than_many_blocks_is_given_whole(data_dir: Path) -> None:
-    """A batch of many thousand small events, with events before and after it."""
+    """The batch has many thousand small events, and there are events before and after it."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append(event(0))
         await writer.append_many([event(n) for n in range(1, 30_000)])
@@ -182,7 +182,7 @@ async def test_a_batch_larger_than_many_blocks_is_given_whole(data_dir: Path) ->
 
 
 async def test_lines_longer_than_a_block_are_read(data_dir: Path) -> None:
-    """A line of several megabytes between small ones."""
+    """A line of several megabytes lies between small ones."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append(Event("a", "s", ts=1))
         await writer.append(Event("a", "x" * 3_500_000, ts=1))
@@ -194,7 +194,7 @@ async def test_lines_longer_than_a_block_are_read(data_dir: Path) -> None:
 
 
 async def test_reading_ends_at_the_head_of_its_beginning(data_dir: Path) -> None:
-    """What is appended while somebody reads is for the next reading."""
+    """Events that are appended during a pass belong to the next pass."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(n) for n in range(3)])
         found = []
@@ -209,7 +209,7 @@ async def test_reading_ends_at_the_head_of_its_beginning(data_dir: Path) -> None
 
 @pytest.mark.parametrize("offset", [-1, -(2**70), True, 1.0, "0", None])
 async def test_an_invalid_offset_is_a_value_error(data_dir: Path, offset: Any) -> None:
-    """Negative or not an integer, for every method that takes one."""
+    """This holds for a negative number or another type, in every method that takes an offset."""
     write_log(data_dir, line(0), line(1))
     reader = EventReader(data_dir)
 
@@ -225,7 +225,7 @@ async def test_an_invalid_offset_is_a_value_error(data_dir: Path, offset: Any) -
 
 @pytest.mark.parametrize("beyond", [1, 10**6, 2**70])
 async def test_an_offset_beyond_the_head_is_a_value_error(data_dir: Path, beyond: int) -> None:
-    """The message names both."""
+    """The message contains the offset and the head."""
     data = write_log(data_dir, line(0), line(1))
     reader = EventReader(data_dir)
     offset = len(data) + beyond
@@ -239,7 +239,7 @@ async def test_an_offset_beyond_the_head_is_a_value_error(data_dir: Path, beyond
 
 
 async def test_every_offset_inside_a_line_is_a_value_error(data_dir: Path) -> None:
-    """Only where a line begins can one read, or ask for the hash before."""
+    """Reading, and asking for the hash before an offset, is possible only where a line begins."""
     data = write_log(data_dir, line(0), line(1))
     reader = EventReader(data_dir)
     starts = {0, len(line(0)), len(data)}
@@ -257,7 +257,7 @@ async def test_every_offset_inside_a_line_is_a_value_error(data_dir: Path) -> No
 
 
 async def test_a_directory_that_does_not_exist_is_an_empty_log(tmp_path: Path) -> None:
-    """Reading it makes nothing, and every question has its answer."""
+    """Reading it creates nothing, and every question has an answer."""
     directory = tmp_path / "missing"
     reader = EventReader(str(directory))
 
@@ -273,7 +273,7 @@ async def test_a_directory_that_does_not_exist_is_an_empty_log(tmp_path: Path) -
 
 
 async def test_an_empty_file_is_an_empty_log(data_dir: Path) -> None:
-    """Just created, nothing appended."""
+    """The file was created, but nothing was appended."""
     write_log(data_dir)
     reader = EventReader(data_dir)
 
@@ -282,7 +282,7 @@ async def test_an_empty_file_is_an_empty_log(data_dir: Path) -> None:
 
 
 async def test_a_reader_sees_the_log_that_comes_later(data_dir: Path) -> None:
-    """One reader continues from the missing directory to the log in it."""
+    """The same reader works from the missing directory to the log that is created there."""
     reader = EventReader(data_dir)
     before = await numbers(reader)
     async with EventWriter.open(data_dir) as writer:
@@ -293,14 +293,14 @@ async def test_a_reader_sees_the_log_that_comes_later(data_dir: Path) -> None:
 
 
 async def test_head_is_the_end_of_the_last_line(data_dir: Path) -> None:
-    """For a log that nobody here writes, as the file shows it."""
+    """In a log that this process doesn't write, it comes from the file."""
     data = write_log(data_dir, line(0), line(1))
 
     assert await EventReader(data_dir).head() == (len(data), line_hash(line(1)))
 
 
 async def test_has_new_events_compares_with_the_head(data_dir: Path) -> None:
-    """True before it, false at it."""
+    """It is true for an offset before the head, and false at the head."""
     data = write_log(data_dir, line(0), line(1))
     reader = EventReader(data_dir)
 
@@ -310,7 +310,7 @@ async def test_has_new_events_compares_with_the_head(data_dir: Path) -> None:
 
 
 async def test_active_log_size_counts_bytes_whole_lines_or_not(damaged_dir: Path) -> None:
-    """It is the size of the file."""
+    """It returns the size of the file."""
     data = write_log(damaged_dir, line(0), b"half")
 
     assert await EventReader(damaged_dir).active_log_size() == len(data)
@@ -318,7 +318,7 @@ async def test_active_log_size_counts_bytes_whole_lines_or_not(damaged_dir: Path
 
 @pytest.mark.parametrize("size", [1, 4_070, 4_096, 5_000, 20_000, 300_000, 2_000_000])
 async def test_the_hash_before_an_offset_is_found_for_lines_of_any_length(data_dir: Path, size: int) -> None:
-    """Around and far above the size of one look back."""
+    """The lengths are around the size of one read backwards, and far above it."""
     big = b'{"type":"a","data":"' + b"x" * size + b'","ts":1}\n'
     write_log(data_dir, line(0), big, line(1))
     reader = EventReader(data_dir)
@@ -329,7 +329,7 @@ async def test_the_hash_before_an_offset_is_found_for_lines_of_any_length(data_d
 
 
 async def test_reading_lets_other_tasks_run(data_dir: Path) -> None:
-    """A long reading does not hold the event loop to its end."""
+    """A long pass does not hold the event loop until its end."""
     write_log(data_dir, b"".join(line(n) for n in range(20_000)))
     turns = 0
 
@@ -348,7 +348,7 @@ async def test_reading_lets_other_tasks_run(data_dir: Path) -> None:
 
 
 async def test_a_reading_may_be_left(data_dir: Path) -> None:
-    """Whoever breaks off can begin again, and leaves no file open."""
+    """After leaving the loop early, a caller can start again, and no file stays open."""
     write_log(data_dir, b"".join(line(n) for n in range(50_000)))
     reader = EventReader(data_dir)
     open_before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
@@ -364,7 +364,7 @@ async def test_a_reading_may_be_left(data_dir: Path) -> None:
 
 
 async def test_many_may_read_at_once(data_dir: Path) -> None:
-    """Readers share nothing that they could disturb."""
+    """Readers share no state that they could disturb."""
     write_log(data_dir, b"".join(line(n) for n in range(500)))
     reader = EventReader(data_dir)
     found = await asyncio.gather(*(numbers(reader) for _ in range(20)))
@@ -373,7 +373,7 @@ async def test_many_may_read_at_once(data_dir: Path) -> None:
 
 
 async def test_a_reader_of_the_writer_ends_its_waits_with_it(data_dir: Path) -> None:
-    """Nobody waits for the events of a closed log."""
+    """Nobody goes on waiting for events of a closed log."""
     writer = await EventWriter.open(data_dir)
     waiting = asyncio.create_task(writer.reader().wait_for_events(0))
     await settle()
@@ -384,7 +384,7 @@ async def test_a_reader_of_the_writer_ends_its_waits_with_it(data_dir: Path) -> 
 
 
 async def test_wait_for_events_ends_with_the_next_event(data_dir: Path) -> None:
-    """The result says that there is something new, and where the head is."""
+    """The result says whether there is something new, and where the head is."""
     async with EventWriter.open(data_dir) as writer:
         waiting = asyncio.create_task(writer.reader().wait_for_events(0))
         await settle()
@@ -401,7 +401,7 @@ async def test_wait_for_events_ends_with_the_next_event(data_dir: Path) -> None:
 
 @pytest.mark.parametrize(("offset", "first"), [(0, 0), (None, 1)])
 async def test_a_tail_gives_what_is_there_and_what_comes(data_dir: Path, offset: int | None, first: int) -> None:
-    """Each event once and in order, from the offset or from the head of now, until the log is closed."""
+    """It yields each event once, in order, from the offset or from the current head, until the log is closed."""
     writer = await EventWriter.open(data_dir)
     await writer.append(event(0))
     found: list[int] = []
@@ -426,7 +426,7 @@ async def test_a_tail_gives_what_is_there_and_what_comes(data_dir: Path, offset:
 
 
 def test_making_a_reader_does_nothing(tmp_path: Path) -> None:
-    """Its paths are known without a look at the disk."""
+    """The paths are known without access to the disk."""
     reader = EventReader(tmp_path / "x")
 
     assert reader.dir == tmp_path / "x"
@@ -435,7 +435,7 @@ def test_making_a_reader_does_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_record_has_the_event_s_own_time(data_dir: Path) -> None:
-    """`ts` is that of the event, not of its appending."""
+    """`ts` is the time in the event, not the time of the append."""
     write_log(data_dir, line(3))
     [record] = await records(EventReader(data_dir))
 
@@ -446,7 +446,7 @@ async def test_a_record_has_the_event_s_own_time(data_dir: Path) -> None:
 
 
 async def tagged_log(writer: EventWriter) -> list[Event]:
-    """A log of events with tags, some in batches; the events."""
+    """Creates a log of events with tags, some in batches; returns the events."""
     made = [Event("ab"[n % 2], {"n": n}, ts=START, tags=(f"order:{n % 5}", f"customer:{n % 3}")) for n in range(60)]
     for n in range(0, 60, 4):
         await writer.append(made[n])
@@ -458,7 +458,7 @@ QUERY = Query({"a"}, {"order:3"}) | Query(tags={"order:1", "customer:2"})
 
 
 async def test_a_query_leaves_out_what_it_does_not_match(data_dir: Path) -> None:
-    """In records and in slices, with the same places as when everything is read; from the archive too."""
+    """Records and slices have the same offsets as in a full read, also in the archive."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         made = await tagged_log(writer)
         for _ in range(2):
@@ -474,7 +474,7 @@ async def test_a_query_leaves_out_what_it_does_not_match(data_dir: Path) -> None
 
 
 async def test_types_are_short_for_a_query_in_slices(data_dir: Path) -> None:
-    """Both together are refused, since nobody could tell what that means."""
+    """Both together are refused, since they could contradict each other."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await tagged_log(writer)
         reader = writer.reader()
@@ -488,7 +488,7 @@ async def test_types_are_short_for_a_query_in_slices(data_dir: Path) -> None:
 
 
 async def test_what_is_not_a_query_is_refused(data_dir: Path) -> None:
-    """A set of types would be taken for one easily."""
+    """For example, a set of types is easily passed by mistake."""
     reader = EventReader(data_dir)
     for reading in (reader.read_from, reader.tail, reader.read_back):
         with pytest.raises(TypeError, match="query must be a Query"):
@@ -496,7 +496,7 @@ async def test_what_is_not_a_query_is_refused(data_dir: Path) -> None:
 
 
 async def test_reading_ends_at_until(data_dir: Path) -> None:
-    """The event that begins there is not given; beyond the head, the head counts."""
+    """The event that begins at `until` is not returned; if `until` is beyond the head, reading ends at the head."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n)) for n in range(4)]
         reader = writer.reader()
@@ -509,7 +509,7 @@ async def test_reading_ends_at_until(data_dir: Path) -> None:
 
 
 async def test_a_batch_beyond_until_is_left_out_whole(data_dir: Path) -> None:
-    """No part of a batch is given at the end."""
+    """No part of the batch is returned."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(0))
         batch = await writer.append_many([event(1), event(2)])
@@ -519,7 +519,7 @@ async def test_a_batch_beyond_until_is_left_out_whole(data_dir: Path) -> None:
 
 
 async def test_an_until_where_no_line_ends_is_refused(data_dir: Path) -> None:
-    """Inside a line, before the offset, or no offset at all."""
+    """It may be inside a line, before the start offset, or not an offset at all."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n)) for n in range(2)]
         reader = writer.reader()
@@ -536,7 +536,7 @@ async def backwards(reader: EventReader, offset: int | None = None, query: Query
 
 
 async def test_reading_backwards_gives_the_same_records_in_reverse(data_dir: Path) -> None:
-    """Batches too; from the active log, from the archive, and from both."""
+    """This includes batches, and holds for the active log, the archive, and both together."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         assert await backwards(writer.reader()) == []
         for _ in range(3):
@@ -553,7 +553,7 @@ async def test_reading_backwards_gives_the_same_records_in_reverse(data_dir: Pat
 
 
 async def test_reading_backwards_begins_before_any_line(data_dir: Path) -> None:
-    """From each event's end offset, what comes before it."""
+    """Each event's end offset gives the events before it."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await tagged_log(writer)
         await writer.rotate()
@@ -564,7 +564,7 @@ async def test_reading_backwards_begins_before_any_line(data_dir: Path) -> None:
 
 
 async def test_lines_longer_than_a_block_are_read_backwards(data_dir: Path) -> None:
-    """However long they are, and whatever stands around them."""
+    """The lines may be of any length, and so may those around them."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         for n, size in enumerate([10, 65_000, 70_000, 1, 300_000, 2_000_000, 5]):
             await writer.append(Event("a", {"n": n, "text": "x" * size}))
@@ -574,7 +574,7 @@ async def test_lines_longer_than_a_block_are_read_backwards(data_dir: Path) -> N
 
 
 async def test_a_torn_batch_at_the_end_is_not_read_backwards(damaged_dir: Path) -> None:
-    """It is not in the log."""
+    """It is not part of the log."""
     write_log(damaged_dir, line(0), line(1, batch="1,3"), line(2, batch="2,3"), b'{"type"')
 
     assert [r.event.data["n"] for r in await backwards(EventReader(damaged_dir))] == [0]
@@ -583,7 +583,7 @@ async def test_a_torn_batch_at_the_end_is_not_read_backwards(damaged_dir: Path) 
 async def test_the_newest_event_of_a_large_log_is_read_without_the_rest(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes one block from the end, and each further block is read when it is its turn."""
+    """It takes one block from the end; each further block is read only when it is needed."""
     write_log(damaged_dir, b"".join(line(n) for n in range(50_000)))
     read_block, sizes = LogSegments.block_before, []
 
@@ -606,7 +606,7 @@ async def test_the_newest_event_of_a_large_log_is_read_without_the_rest(
 
 @pytest.mark.parametrize("place", [0, 1, 5_000])
 async def test_damage_ends_reading_backwards_after_everything_that_follows_it(damaged_dir: Path, place: int) -> None:
-    """The error says the bad line's offset."""
+    """The error contains the offset of the bad line."""
     lines = [line(n) for n in range(6000)]
     write_log(damaged_dir, *lines[:place], b"bad\n", *lines[place:])
     found = []
@@ -623,7 +623,7 @@ async def test_damage_ends_reading_backwards_after_everything_that_follows_it(da
     [["1,2"], ["2,2"], ["1,3", "3,3"], ["1,2", ""], ["", "2,2"], ["1,2", "1,2", "2,2"], ["2,3", "3,3"]],
 )
 async def test_a_batch_that_is_not_whole_ends_reading_backwards(damaged_dir: Path, places: list[str]) -> None:
-    """As it does when reading forwards, unless reading forwards begins inside it."""
+    """Reading forwards raises the same error, unless it begins inside the batch."""
     write_log(damaged_dir, line(0), *(line(n, batch=place) for n, place in enumerate(places, 1)), line(9))
     found = []
     with pytest.raises(CorruptLogError, match="a batch breaks off here"):
@@ -642,13 +642,13 @@ async def test_blank_lines_are_passed_over_backwards(damaged_dir: Path) -> None:
 
 
 async def test_damage_in_the_archive_ends_reading_backwards(damaged_dir: Path) -> None:
-    """All that was rotated later is given."""
+    """Events that were archived later are still returned."""
     async with EventWriter.open(damaged_dir, sync=SyncMode.OS) as writer:
         for n in range(3):
             await writer.append_many([event(10 * n + i) for i in range(10)])
             await writer.rotate()
     archive = bytearray((damaged_dir / "archive.jsonl.zst").read_bytes())
-    archive[30] ^= 0xFF  # in the first frame
+    archive[30] ^= 0xFF  # The damage is in the first frame.
     (damaged_dir / "archive.jsonl.zst").write_bytes(archive)
     found = []
     with pytest.raises(CorruptLogError):
@@ -659,7 +659,7 @@ async def test_damage_in_the_archive_ends_reading_backwards(damaged_dir: Path) -
 
 
 async def test_an_offset_where_no_line_ends_is_refused_backwards(data_dir: Path) -> None:
-    """Negative, beyond the head, or inside a line, in the active log and in the archive."""
+    """It may be negative, beyond the head, or inside a line of the active log or the archive."""
     async with EventWriter.open(data_dir) as writer:
         head = (await writer.append(event(0))).end_offset
         for _ in range(2):
@@ -670,7 +670,7 @@ async def test_an_offset_where_no_line_ends_is_refused_backwards(data_dir: Path)
 
 
 async def test_a_rotation_does_not_disturb_reading_backwards(data_dir: Path) -> None:
-    """What was to be read next may have gone to the archive meanwhile."""
+    """The events to be read next may have moved to the archive meanwhile."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append_many([Event("a", {"n": n, "text": "x" * 1000}) for n in range(500)])
         found = []

@@ -1,4 +1,4 @@
-"""Reducers: what one does with its state, its events and its errors harms no other view and no snapshot."""
+"""Reducers: what they do to states and events, and the errors they raise, harm no other view and no snapshot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from eventfold import Event, EventLog, EventReader, EventWriter, ReducerError, V
 
 
 class Halves:
-    """A reducer that counts in two steps, in place, and raises between them at the events named."""
+    """A reducer that counts in two steps, in place, and raises between them at the given events."""
 
     def __init__(self, *bad: int, error: BaseException | None = None) -> None:
         self.bad = set(bad)
@@ -44,12 +44,12 @@ def halves_view(reducer: Halves) -> View[dict[str, int]]:
 
 
 class Stop(BaseException):
-    """What is no `Exception`, such as KeyboardInterrupt, but harmless to a test."""
+    """A BaseException like KeyboardInterrupt that does no harm to the test run."""
 
 
 @pytest.mark.parametrize("error", [KeyError("no"), Stop()], ids=["Exception", "BaseException"])
 async def test_a_half_changed_state_is_neither_saved_nor_folded_on(data_dir: Path, error: BaseException) -> None:
-    """However often it is tried; once the reducer works, the state is the fold over the log."""
+    """This holds however often it is tried; once the reducer works, the state is the fold over the log."""
     reducer = Halves(3, error=error)
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(n) for n in range(5)])
@@ -67,7 +67,7 @@ async def test_a_half_changed_state_is_neither_saved_nor_folded_on(data_dir: Pat
 
 
 async def test_closing_a_log_saves_no_half_changed_state(data_dir: Path) -> None:
-    """The next program starts from what is good."""
+    """The next program starts from the last good state."""
     async with EventLog.open(data_dir, views=[halves_view(Halves(3))]) as log:
         await log.append_many([event(n) for n in range(5)])
         with pytest.raises(ReducerError):
@@ -79,7 +79,7 @@ async def test_closing_a_log_saves_no_half_changed_state(data_dir: Path) -> None
 
 
 async def test_an_event_that_fails_again_and_again_costs_no_fold_of_the_whole_log(data_dir: Path) -> None:
-    """The state before it is saved at the second attempt; after that only the event itself is tried."""
+    """At the second attempt, the state before the event is saved; from then on, only that event is tried again."""
     reducer = Halves(99)
     async with EventLog.open(data_dir, views=[halves_view(reducer)]) as log:
         await asyncio.gather(*(log.append(event(n)) for n in range(100)))
@@ -108,7 +108,7 @@ def keep_and_change(state: list[Any], event: Event) -> list[Any]:
 
 @pytest.mark.parametrize("archived", [False, True])
 async def test_each_view_gets_event_objects_of_its_own(data_dir: Path, archived: bool) -> None:
-    """A view that changes what it was given changes no other view's state."""
+    """If a view changes an event, no other view's state changes."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(n) for n in range(3)])
         if archived:
@@ -122,7 +122,7 @@ async def test_each_view_gets_event_objects_of_its_own(data_dir: Path, archived:
 
 
 async def test_views_that_share_events_get_the_same_objects(data_dir: Path) -> None:
-    """They are decoded once for all of them, and are not those of the view that does not share."""
+    """The objects are decoded once for all of them, and the view that does not share gets its own."""
     write_log(data_dir, line(0), line(1, "other"))
     made = [View(name, keep, list, shares_events=True) for name in "ab"]
     made.append(View("c", keep, list, shares_events=True, event_types={"counted"}))
@@ -137,7 +137,7 @@ async def test_views_that_share_events_get_the_same_objects(data_dir: Path) -> N
 
 
 async def test_the_bytes_are_read_once_for_all_views(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many views there are, and whatever types they select."""
+    """This holds for any number of views and whatever types they select."""
     write_log(data_dir, *(line(n, "ab"[n % 2]) for n in range(100)))
     source = type(EventReader(data_dir)._source)
     passes = []
@@ -163,7 +163,7 @@ async def test_the_bytes_are_read_once_for_all_views(data_dir: Path, monkeypatch
 async def test_a_slow_reducer_lets_other_tasks_run(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, cost: float
 ) -> None:
-    """By the clock, also within a slice: between two turns of the others it folds for a few milliseconds at most."""
+    """By the clock, it folds for a few milliseconds at most between two turns of the others, even within a slice."""
     count = 2000
     write_log(data_dir, *(line(n) for n in range(count)))
     now = [0.0]
@@ -171,7 +171,7 @@ async def test_a_slow_reducer_lets_other_tasks_run(
     turns: list[float] = []
 
     def reduce(state: int, event: Event) -> int:
-        now[0] += cost  # the clock is the test's: nothing here depends on the machine
+        now[0] += cost  # The test has its own clock, so that nothing depends on the machine.
         return state + 1
 
     async def others() -> None:
@@ -201,7 +201,7 @@ def slow_list(state: list[int], event: Event) -> list[int]:
 
 
 async def test_what_is_seen_in_a_pause_is_the_fold_up_to_the_offset(data_dir: Path) -> None:
-    """Others look at state and offset while a slice is being folded, and one fits the other."""
+    """If others look at a view while it folds a slice, its state fits its offset."""
     data = write_log(data_dir, *(line(n) for n in range(300)))
     view = View("v", slowly, 0)
     seen: set[tuple[int, int]] = set()
@@ -216,7 +216,7 @@ async def test_what_is_seen_in_a_pause_is_the_fold_up_to_the_offset(data_dir: Pa
 
 
 async def test_a_refresh_that_is_cancelled_within_a_slice_folds_each_event_once(data_dir: Path) -> None:
-    """The next one continues with the event that was not folded yet."""
+    """The next refresh continues with the first event that was not folded."""
     write_log(data_dir, *(line(n) for n in range(300)))
     view = View("v", slow_list, [])
     task = asyncio.create_task(view.refresh(EventReader(data_dir)))
@@ -246,7 +246,7 @@ class Jobs:
 
 
 async def test_an_integer_in_a_float_field_is_saved(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """`0` where `0.0` is meant is what everybody writes, and reads back as its equal."""
+    """People write `0` and mean `0.0`; it reads back as an equal value."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
         view = View("v", lambda s, e: Jobs({"x": Job(cost=0)}), Jobs)
@@ -270,7 +270,7 @@ async def test_an_integer_in_a_float_field_is_saved(data_dir: Path, caplog: pyte
 async def test_the_warning_says_where_a_state_reads_back_differently(
     data_dir: Path, caplog: pytest.LogCaptureFixture, state_type: Any, made: Callable[[], Any], where: str
 ) -> None:
-    """The path to the value, what it was and what it became."""
+    """It contains the path to the value, and the value before and after."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
         view: View[Any] = View("v", lambda s, e: made(), state_type, state_type=state_type)
@@ -285,7 +285,7 @@ async def test_the_warning_says_where_a_state_reads_back_differently(
 async def test_a_snapshot_that_cannot_be_saved_is_not_tried_at_every_refresh(
     data_dir: Path, seam: Seam, caplog: pytest.LogCaptureFixture, reason: str
 ) -> None:
-    """One warning for many refreshes; closing or rotating tries again."""
+    """Many refreshes log one warning; closing and rotating try again."""
     async with EventWriter.open(data_dir) as writer:
         if reason == "disk":
             seam.fail("rename", times=1000)
@@ -315,7 +315,7 @@ class AsyncReducer:
 
 @pytest.mark.parametrize("reducer", [counted_later, AsyncReducer()])
 def test_an_async_reducer_is_refused(reducer: Any) -> None:
-    """When the view is made, not at the first event."""
+    """The error comes when the view is created, not at its first event."""
     with pytest.raises(TypeError, match=r"'v'.*async"):
         View("v", reducer, 0)
 
@@ -326,7 +326,7 @@ def test_an_async_reducer_is_refused(reducer: Any) -> None:
     ids=["value", "dict", "class"],
 )
 def test_swapped_arguments_are_refused(arguments: tuple[Any, Any]) -> None:
-    """The message shows the order."""
+    """The message shows the right order."""
     with pytest.raises(TypeError, match=r"View\(name, reducer, initial\)"):
         View("v", *arguments)
 
@@ -334,7 +334,7 @@ def test_swapped_arguments_are_refused(arguments: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize("first", [0, 3])
 @pytest.mark.parametrize("goes_on", [False, True], ids=["raises on None", "takes None"])
 async def test_a_reducer_that_returns_none_is_an_error_that_says_so(data_dir: Path, first: int, goes_on: bool) -> None:
-    """`state.append(…)` without `return state`: the error names the event for which nothing came back."""
+    """With `state.append(…)` but no `return state`, the error names the first event that got no result."""
 
     def reduce(state: Any, event: Event) -> Any:
         if not goes_on:
@@ -350,7 +350,7 @@ async def test_a_reducer_that_returns_none_is_an_error_that_says_so(data_dir: Pa
 
 
 async def test_a_reducer_that_returns_a_coroutine_is_an_error_that_says_so(data_dir: Path) -> None:
-    """A lambda around an async function can't be known before."""
+    """A lambda around an async function can't be recognized earlier."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(0), event(1)])
         with pytest.raises(ReducerError, match="coroutine") as caught:
@@ -360,7 +360,7 @@ async def test_a_reducer_that_returns_a_coroutine_is_an_error_that_says_so(data_
 
 
 async def test_none_is_a_state_where_the_type_says_so(data_dir: Path) -> None:
-    """Of an optional state, or of one that began as None."""
+    """This holds for an optional type, and for a state that began as None."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(0), event(1)])
         optional: View[int | None] = View("a", lambda s, e: None, 0, state_type=int | None)

@@ -1,4 +1,4 @@
-"""`plan_repairs` and `repair`: what a person may decide about a damaged log, and nothing that they did not."""
+"""`plan_repairs` and `repair`: a person decides about a damaged log, and nothing else happens to it."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def counting() -> View[int]:
 
 
 async def repair_all(directory: Path, **options: int) -> None:
-    """Does what is planned, until nothing is left to do."""
+    """Repairs what is planned until the plan is empty."""
     while repairs := (await plan_repairs(directory)).repairs:
         await repair(directory, repairs, **options)
 
 
 async def make(directory: Path, archived: int = 0, active: int = 3) -> int:
-    """A log with a snapshot and a consumer at its head; the offset where its active part begins."""
+    """Creates a log with a snapshot and a consumer at its head; returns the offset where the active log begins."""
     async with EventLog.open(directory, views=[counting()]) as log:
         for n in range(archived):
             await log.append(event(n))
@@ -80,7 +80,7 @@ async def test_a_damaged_end_is_cut_and_its_bytes_are_kept(tmp_path: Path, archi
     base = await make(tmp_path, archived)
     path = tmp_path / "app.jsonl"
     whole = path.read_bytes()
-    # As many bad lines that even opening the log is refused.
+    # So many bad lines make even the opening of the log fail.
     path.write_bytes(whole + GARBAGE * 5)
     with pytest.raises(CorruptLogError):
         await EventLog.open(tmp_path)
@@ -115,7 +115,7 @@ async def test_events_after_the_damage_are_not_cut_unless_their_offset_is_named(
 
 
 async def test_a_batch_is_cut_whole_where_one_of_its_lines_is_damaged(tmp_path: Path) -> None:
-    """The lines of it that are left hold events that nobody gets, but they are not thrown away unasked."""
+    """Its other lines hold events that readers no longer get, but they are not deleted without being asked for."""
     data = write_log(tmp_path, line(1), line(2, batch="1,3"), line(3, batch="2,3"), GARBAGE)
 
     [cut] = (await plan_repairs(tmp_path)).repairs
@@ -128,7 +128,7 @@ async def test_a_batch_is_cut_whole_where_one_of_its_lines_is_damaged(tmp_path: 
 
 
 async def test_a_batch_is_cut_that_has_lost_its_first_line(tmp_path: Path) -> None:
-    """The rest of it looks like a batch in the middle of which reading begins."""
+    """The rest looks like a batch that reading begins in the middle of."""
     data = write_log(tmp_path, line(1), line(2), line(3, batch="2,3"), line(4, batch="3,3"))
     [cut] = (await plan_repairs(tmp_path)).repairs
     assert isinstance(cut, CutEnd)
@@ -140,7 +140,7 @@ async def test_a_batch_is_cut_that_has_lost_its_first_line(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("archived", [0, 3])
 async def test_a_log_whose_first_line_is_damaged_is_emptied(tmp_path: Path, archived: int) -> None:
-    """The base file speaks of that line, and must not be taken for that of another log."""
+    """The base file contains that line's hash; it must not be mistaken for the base file of another log."""
     base = await make(tmp_path, archived)
     path = tmp_path / "app.jsonl"
     whole = path.read_bytes()
@@ -167,7 +167,7 @@ async def test_cutting_again_at_the_same_offset_keeps_both(tmp_path: Path) -> No
 
 
 async def test_files_of_different_moments_are_not_cut(tmp_path: Path) -> None:
-    """Their first line is sound, and only not the one that was expected: a copy that fits may be somewhere."""
+    """Their first line is sound but not the expected one, and a copy that fits may exist somewhere."""
     await make(tmp_path, archived=3)
     data = write_log(tmp_path, line(7), line(8))
 
@@ -190,7 +190,7 @@ async def test_a_damaged_archive_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 async def test_a_line_that_is_being_archived_is_not_cut(tmp_path: Path) -> None:
-    """The file that a broken rotation left says that the line is there."""
+    """The file that an interrupted rotation left says that the line is still needed."""
     data = write_log(tmp_path, line(1), GARBAGE)
     (tmp_path / f"app.jsonl.next.0.{len(data)}.0").touch()
 
@@ -224,7 +224,7 @@ async def test_a_snapshot_that_a_replay_contradicts_is_deleted(tmp_path: Path) -
 
 
 async def test_a_consumer_beyond_the_end_of_the_log_continues_from_the_head(tmp_path: Path) -> None:
-    """As after the end of the log was cut, or an older copy of it restored."""
+    """This happens after the end of the log was cut, or after an older copy was restored."""
     await make(tmp_path)
     path = tmp_path / "app.jsonl"
     path.write_bytes(path.read_bytes()[: len(line(0)) * 2])
@@ -244,7 +244,7 @@ async def test_a_consumer_beyond_the_end_of_the_log_continues_from_the_head(tmp_
 
 @pytest.mark.parametrize("place", [b"nonsense", b'{"offset":40,"hash":"0"}'])
 async def test_another_consumer_whose_offset_does_not_fit_starts_over(tmp_path: Path, place: bytes) -> None:
-    """Rather twice than not at all."""
+    """Events that are processed twice do less harm than events that are never processed."""
     await make(tmp_path)
     (tmp_path / "consumers" / "mailer.json").write_bytes(place)
 
@@ -260,7 +260,7 @@ async def test_another_consumer_whose_offset_does_not_fit_starts_over(tmp_path: 
 
 
 async def test_what_depends_on_a_cut_end_is_planned_after_the_cut(tmp_path: Path) -> None:
-    """Before it, nobody knows where the log will end."""
+    """Before the cut, nobody knows where the log will end."""
     await make(tmp_path)
     path = tmp_path / "app.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"n":2', b'"n":\0', 1))
@@ -334,7 +334,7 @@ async def test_nothing_is_cut_where_it_can_not_be_kept(
 async def test_a_repair_that_is_cancelled_releases_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cancelling: str
 ) -> None:
-    """Once what is under way has ended: the log is cut by then, or as it was."""
+    """It finishes the current step, after which the log is either cut or as it was."""
     write_log(tmp_path, line(1), GARBAGE)
     repairs = (await plan_repairs(tmp_path)).repairs
     gate = Seam(monkeypatch).freeze("write")
@@ -381,7 +381,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 async def test_a_crash_leaves_the_log_as_it_was_or_cut_and_loses_no_byte(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, damaged: int
 ) -> None:
-    """Whenever the process is killed or the power cut, the same repair can be made again."""
+    """If the process is killed or the power fails at any moment, the same repair can be made again."""
     directory = scratch / "log"
     base = await make(directory, archived=2, active=3)
     path = directory / "app.jsonl"
@@ -398,7 +398,7 @@ async def test_a_crash_leaves_the_log_as_it_was_or_cut_and_loses_no_byte(
 
     for number, state in enumerate(States().after(Recorded(before, recorder.ops, Expected(Oracle())))):
         files = state.files
-        # Each byte is where it was, or is kept.
+        # Each byte is in its place or in the file of removed bytes.
         assert files["app.jsonl"] == before["app.jsonl"] or files[kept] == tail, state.after
         assert files["archive.jsonl.zst"] == before["archive.jsonl.zst"]
         again = write_files(scratch / str(number), files)

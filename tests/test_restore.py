@@ -1,4 +1,4 @@
-"""`restore`: a backup becomes a log, all of it or nothing, and stays a backup."""
+"""`restore`: a backup becomes a log completely or not at all, and remains a backup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def count(state: int, event: Event) -> int:
 
 
 async def make_backup(directory: Path, archived: int = 3, active: int = 3) -> None:
-    """A backup with a snapshot and a consumer, of a log whose first events are archived."""
+    """Creates a backup with a snapshot and a consumer, from a log that is partly archived."""
     source = directory.with_name("source")
     async with EventLog.open(source, views=[View("count", count, 0)]) as log:
         for n in range(archived):
@@ -47,7 +47,7 @@ async def numbers(directory: Path) -> list[int]:
 @pytest.mark.parametrize(("archived", "active"), [(3, 3), (3, 0), (0, 3), (0, 0)])
 @pytest.mark.parametrize("target", ["new/log", "empty"])
 async def test_a_restored_log_opens_at_once(tmp_path: Path, archived: int, active: int, target: str) -> None:
-    """With its snapshots and its consumers' places, in a directory that is made if necessary."""
+    """It has its snapshots and its consumers' offsets, and its directory is created if necessary."""
     backup, log_dir = tmp_path / "backup", tmp_path / target
     (tmp_path / "empty").mkdir()
     await make_backup(backup, archived, active)
@@ -64,7 +64,7 @@ async def test_a_restored_log_opens_at_once(tmp_path: Path, archived: int, activ
 
 
 async def test_the_restored_log_never_changes_the_backup(tmp_path: Path) -> None:
-    """Nothing is linked: an append changes app.jsonl in place, a rotation the archive."""
+    """The files are not linked: an append changes app.jsonl in place, and a rotation changes the archive."""
     await make_backup(tmp_path / "backup")
     before = read_files(tmp_path / "backup")
 
@@ -89,7 +89,7 @@ async def test_a_damaged_backup_is_not_restored(tmp_path: Path) -> None:
 
 
 async def test_a_snapshot_that_does_not_fit_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It is not worth refusing the events."""
+    """A bad snapshot is no reason to refuse the events."""
     await make_backup(tmp_path / "backup")
     (tmp_path / "backup" / "views" / "count.snapshot.json").write_bytes(b"{}")
 
@@ -103,7 +103,7 @@ async def test_a_snapshot_that_does_not_fit_is_left_out(tmp_path: Path, caplog: 
 
 
 async def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> None:
-    """Also another log."""
+    """This includes a directory with another log."""
     await make_backup(tmp_path / "backup")
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "note.txt").write_text("mine")
@@ -136,7 +136,7 @@ async def test_progress_is_reported(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_restore_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until then there is no log."""
+    """Until the restore is complete, there is no log."""
     await make_backup(tmp_path / "backup")
     seam = Seam(monkeypatch)
     gate = seam.freeze("sync")
@@ -168,7 +168,7 @@ async def test_only_one_at_a_time_restores_into_a_directory(tmp_path: Path, seam
 
 @pytest.mark.parametrize("before", [".restoring/app.jsonl", "app.jsonl.base", "app.jsonl", "archive.jsonl.zst"])
 async def test_a_log_that_is_created_meanwhile_loses_no_event(tmp_path: Path, seam: Seam, before: str) -> None:
-    """Such as by a program that is started repeatedly: either it can't open the directory, or restoring fails."""
+    """Some program may be restarted all the time: either it can't open the directory, or the restore fails."""
     await make_backup(tmp_path / "backup")
     target = tmp_path / "log"
     appended: list[bool] = []
@@ -192,7 +192,7 @@ async def test_a_log_that_is_created_meanwhile_loses_no_event(tmp_path: Path, se
 
 
 async def append_live(directory: Path) -> bool:
-    """Whether an event could be appended."""
+    """Tries to append an event; returns whether that worked."""
     try:
         async with EventLog.open(directory) as log:
             await log.append(Event("live"))
@@ -211,7 +211,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 async def test_a_crash_never_leaves_a_part_of_the_log_that_looks_like_all_of_it(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, archived: int, active: int
 ) -> None:
-    """Whoever reads it or appends to it finds nothing, an error, or everything."""
+    """A reader or a writer finds nothing, an error, or the whole log."""
     backup, target = scratch / "backup", scratch / "log"
     await make_backup(backup, archived, active)
     target.mkdir()
@@ -233,7 +233,7 @@ async def test_a_crash_never_leaves_a_part_of_the_log_that_looks_like_all_of_it(
 
 
 async def found_in(directory: Path, events: int) -> str:
-    """What a reader and a writer find in a directory, which must be the same."""
+    """Returns what a reader and a writer find in a directory, which must be the same."""
     found = []
     for open_ in (lambda: EventLog.open(directory, read_only=True), lambda: EventLog.open(directory)):
         try:
@@ -241,7 +241,7 @@ async def found_in(directory: Path, events: int) -> str:
                 found.append({0: "nothing", events: "all"}[len(await records(log))])
         except CorruptLogError:
             found.append("refused")
-    # Before the base file is there, or app.jsonl, a writer begins a log of its own; or it makes an empty app.jsonl, and
-    # sees that this is not the one that the base file speaks of.
+    # Before the base file or app.jsonl is there, a writer either starts a new log, or it creates an empty app.jsonl and
+    # notices that the base file describes another one.
     assert found[0] == found[1] or found == ["nothing", "refused"]
     return found[1]

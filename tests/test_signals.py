@@ -1,4 +1,4 @@
-"""`end_streams_on_stop`: streams end on a signal, and whoever else handles it is not disturbed."""
+"""`end_streams_on_stop`: streams end on a signal, and other signal handlers still work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STOPS = [signal.SIGINT, signal.SIGTERM]
 
 @pytest.fixture
 def heard() -> Iterator[list[int]]:
-    """Handlers of a server for both signals, and what they were called with."""
+    """Installs a server's handlers for both signals; returns the list of calls that they get."""
     calls: list[int] = []
     before = {number: signal.signal(number, lambda number, frame: calls.append(number)) for number in STOPS}
     yield calls
@@ -35,7 +35,7 @@ async def follow(log: EventLog) -> list[Record]:
 
 @pytest.mark.parametrize("number", STOPS)
 async def test_open_streams_end_on_a_signal_and_the_server_hears_it(heard: list[int], number: int) -> None:
-    """The tail ends as if the log were closed; appends continue."""
+    """The tail ends as if the log were closed, but appends still work."""
     async with testing.log() as log:
         await log.append(event(1))
         with end_streams_on_stop(log):
@@ -51,7 +51,7 @@ async def test_open_streams_end_on_a_signal_and_the_server_hears_it(heard: list[
 
 
 async def test_two_logs_end_their_streams_on_one_signal(heard: list[int]) -> None:
-    """The handlers are chained, and the server's is called once."""
+    """The handlers are chained, and the server's handler is called once."""
     async with testing.log() as one, testing.log() as other:
         with end_streams_on_stop(one), end_streams_on_stop(other):
             tails = [asyncio.create_task(follow(log)) for log in (one, other)]
@@ -64,7 +64,7 @@ async def test_two_logs_end_their_streams_on_one_signal(heard: list[int]) -> Non
 
 
 async def test_a_handler_of_the_event_loop_is_called_too() -> None:
-    """asyncio's own way to handle signals, which some servers use."""
+    """Some servers use asyncio's own way to handle signals."""
     loop, called = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, called.set)
     try:
@@ -81,7 +81,7 @@ async def test_a_handler_of_the_event_loop_is_called_too() -> None:
 
 
 async def test_the_handlers_are_put_back(heard: list[int]) -> None:
-    """Also after an error."""
+    """This also happens after an error."""
     before = [signal.getsignal(number) for number in STOPS]
     async with testing.log() as log:
         with pytest.raises(RuntimeError, match="of the application"), end_streams_on_stop(log):
@@ -92,7 +92,7 @@ async def test_the_handlers_are_put_back(heard: list[int]) -> None:
 
 
 async def test_a_handler_that_was_installed_later_stays(heard: list[int]) -> None:
-    """Whoever replaced ours is not replaced, and may call ours when the log is closed."""
+    """A handler that replaced ours is not replaced, and it may call ours after the log is closed."""
     later: list[Any] = []
     async with testing.log() as log:
         with end_streams_on_stop(log):
@@ -107,7 +107,7 @@ async def test_a_handler_that_was_installed_later_stays(heard: list[int]) -> Non
 
 @pytest.mark.parametrize("action", [signal.SIG_DFL, signal.SIG_IGN])
 async def test_a_signal_that_nobody_handles_keeps_its_action(heard: list[int], action: signal.Handlers) -> None:
-    """A program without a handler still ends on SIGTERM."""
+    """A program without a handler of its own still ends on SIGTERM."""
     signal.signal(signal.SIGTERM, action)
     async with testing.log() as log:
         with end_streams_on_stop(log):
@@ -115,7 +115,7 @@ async def test_a_signal_that_nobody_handles_keeps_its_action(heard: list[int], a
 
 
 async def test_outside_the_main_thread_it_does_nothing(heard: list[int]) -> None:
-    """As under a test client, which runs the application in a thread of its own."""
+    """Under a test client, for example, the application runs in a thread."""
     before = [signal.getsignal(number) for number in STOPS]
 
     async def application() -> list[Any]:
@@ -128,7 +128,7 @@ async def test_outside_the_main_thread_it_does_nothing(heard: list[int]) -> None
 
 
 def test_a_handler_that_is_called_after_the_end_of_the_loop_does_nothing(heard: list[int]) -> None:
-    """Only the handler from before still hears of it."""
+    """Only the previous handler is called."""
 
     async def application() -> Any:
         async with testing.log() as log:
@@ -158,7 +158,7 @@ asyncio.run(main())
 
 
 def test_ctrl_c_still_ends_a_program_of_asyncio(tmp_path: Path) -> None:
-    """`asyncio.run` has a handler of its own, which cancels the main task."""
+    """`asyncio.run` has its own handler, which cancels the main task."""
     with subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path], stdout=-1, stderr=-1, text=True) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "ready\n"

@@ -1,4 +1,4 @@
-"""Snapshots: believed only where the log before them is the one that they were made of."""
+"""Snapshots: a snapshot is used only if the log before its offset is the one it was made from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eventfold import Event, EventWriter, Snapshot, SyncMode, View, line_hash, s
 
 
 def counting(version: int | str = 0) -> tuple[View[int], list[int]]:
-    """A view that counts events, and a list that grows by each event folded."""
+    """A view that counts events, and a list that gets an element for each event folded."""
     folded: list[int] = []
 
     def reduce(state: int, event: Event) -> int:
@@ -26,7 +26,7 @@ def counting(version: int | str = 0) -> tuple[View[int], list[int]]:
 
 
 async def build(directory: Path, version: int | str = 0, events: int = 5) -> Path:
-    """Makes a log of events with the snapshot of a counting view at its end; the snapshot's path."""
+    """Creates a log with a snapshot of a counting view at its end; returns the snapshot's path."""
     async with EventWriter.open(directory, sync=SyncMode.OS) as writer:
         for n in range(events):
             await writer.append(event(n))
@@ -37,7 +37,7 @@ async def build(directory: Path, version: int | str = 0, events: int = 5) -> Pat
 
 
 async def reopen(directory: Path, version: int | str = 0) -> tuple[int, int]:
-    """The state of the counting view in a new program, and how many events it folded for it."""
+    """Opens the log as a new program would; returns the state of the counting view and how many events it folded."""
     async with EventWriter.open(directory) as writer:
         view, folded = counting(version)
         state = await view.refresh(writer.reader())
@@ -45,7 +45,7 @@ async def reopen(directory: Path, version: int | str = 0) -> tuple[int, int]:
 
 
 async def test_a_snapshot_has_the_keys_of_the_format(data_dir: Path) -> None:
-    """In this order, with what they mean to the Rust crate and to us."""
+    """Their order, and their meaning for the Rust crate and for us, are those of the format."""
     path = await build(data_dir, version=3)
     found = json.loads(path.read_bytes())
     size = (data_dir / "app.jsonl").stat().st_size
@@ -63,7 +63,7 @@ async def test_a_snapshot_has_the_keys_of_the_format(data_dir: Path) -> None:
 
 
 async def test_a_good_snapshot_is_believed(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is folded again, and nothing is logged."""
+    """Nothing is folded and nothing is logged."""
     await build(data_dir)
     result = await reopen(data_dir)
 
@@ -72,7 +72,7 @@ async def test_a_good_snapshot_is_believed(data_dir: Path, caplog: pytest.LogCap
 
 
 async def test_folding_continues_from_a_snapshot_before_the_head(data_dir: Path) -> None:
-    """Only what came after it is folded."""
+    """Only the events after it are folded."""
     await build(data_dir)
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(5), event(6)])
@@ -85,7 +85,7 @@ async def test_folding_continues_from_a_snapshot_before_the_head(data_dir: Path)
 async def test_another_version_means_a_rebuild(
     data_dir: Path, caplog: pytest.LogCaptureFixture, saved: int | str, asked: int | str
 ) -> None:
-    """With a warning that names both, and the new snapshot has the new version."""
+    """A warning contains both versions, and the new snapshot has the new one."""
     path = await build(data_dir, saved)
     with caplog.at_level(logging.WARNING, "eventfold"):
         result = await reopen(data_dir, asked)
@@ -103,7 +103,7 @@ async def test_another_version_means_a_rebuild(
 async def test_other_event_types_mean_a_rebuild(
     data_dir: Path, caplog: pytest.LogCaptureFixture, saved: list[str] | None, asked: list[str] | None
 ) -> None:
-    """Also without another version: the snapshot never saw those events, or saw others. The warning names both."""
+    """The version need not change: the snapshot was made from other events. The warning contains both sets of types."""
 
     def view(types: list[str] | None) -> View[list[str]]:
         return View("v", lambda state, event: [*state, event.type], list, event_types=types)
@@ -122,7 +122,7 @@ async def test_other_event_types_mean_a_rebuild(
 
 
 async def test_a_snapshot_says_from_which_events_it_was_made(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The types, sorted; the same ones in another order are the same, and the snapshot is believed."""
+    """It contains the types, sorted; if a view names the same types in another order, its snapshot is used."""
     calls = 0
 
     def reduce(state: int, event: Event) -> int:
@@ -144,7 +144,7 @@ async def test_a_snapshot_says_from_which_events_it_was_made(data_dir: Path, cap
 
 
 def edited(**changes: Any) -> Callable[[bytes], bytes]:
-    """A change of keys; None takes the key out."""
+    """Returns a change to the keys of a snapshot; None removes a key."""
 
     def change(data: bytes) -> bytes:
         found = {**json.loads(data), **changes}
@@ -182,7 +182,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 async def test_a_damaged_snapshot_means_a_rebuild_and_a_warning(
     data_dir: Path, caplog: pytest.LogCaptureFixture, case: str
 ) -> None:
-    """Whatever is wrong with it, the state is that of the log, the warning says why, and a good snapshot is written."""
+    """Whatever is wrong with it, the state is right, the warning says why, and a good snapshot replaces it."""
     path = await build(data_dir)
     good = path.read_bytes()
     path.write_bytes(DAMAGE[case](good))
@@ -199,7 +199,7 @@ async def test_a_damaged_snapshot_means_a_rebuild_and_a_warning(
 
 
 async def test_every_changed_byte_of_a_snapshot_is_noticed_or_harmless(damaged_dir: Path) -> None:
-    """Whatever single byte is wrong, the state is that of the log."""
+    """Whichever byte is wrong, the state is that of the log."""
     path = await build(damaged_dir, events=2)
     good = path.read_bytes()
     states = set()
@@ -213,7 +213,7 @@ async def test_every_changed_byte_of_a_snapshot_is_noticed_or_harmless(damaged_d
 
 
 async def test_a_missing_snapshot_is_not_a_warning(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A view that is new, or whose snapshot somebody removed, is folded without a word."""
+    """If a view is new, or somebody deleted its snapshot, nothing is logged."""
     path = await build(data_dir)
     path.unlink()
     with caplog.at_level(logging.DEBUG, "eventfold"):
@@ -226,7 +226,7 @@ async def test_a_missing_snapshot_is_not_a_warning(data_dir: Path, caplog: pytes
 async def test_a_directory_in_the_place_of_a_snapshot_affects_nothing(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It can't be read and not be replaced: the view works, with warnings."""
+    """It can neither be read nor replaced, and the view works, with warnings."""
     path = await build(data_dir)
     path.unlink()
     path.mkdir()
@@ -240,7 +240,7 @@ async def test_a_directory_in_the_place_of_a_snapshot_affects_nothing(
 
 @pytest.mark.parametrize("edit", ["changed", "shorter", "emptied", "other"])
 async def test_an_edited_log_means_a_rebuild(data_dir: Path, caplog: pytest.LogCaptureFixture, edit: str) -> None:
-    """The snapshot is of another log than the one that is there now."""
+    """The snapshot was made from another log than the one that is there now."""
     await build(data_dir)
     lines = [line(n) for n in range(5)]
     new = {
@@ -262,7 +262,7 @@ async def test_an_edited_log_means_a_rebuild(data_dir: Path, caplog: pytest.LogC
 
 
 def rust(directory: Path, **keys: Any) -> None:
-    """Writes a snapshot as the Rust crate does: only its own keys, spread over lines."""
+    """Writes a snapshot as the Rust crate does: with its own keys only, over several lines."""
     path = directory / "views" / "v.snapshot.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(keys, indent=2))
@@ -271,7 +271,7 @@ def rust(directory: Path, **keys: Any) -> None:
 async def test_a_snapshot_of_the_crate_is_believed_where_its_hash_fits(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its offset is one within the active log, above 0."""
+    """Its offset must be above 0 and within the active log."""
     write_log(data_dir, line(0), line(1), line(2))
     rust(data_dir, state=2, offset=len(line(0) + line(1)), hash=line_hash(line(1)))
     result = await reopen(data_dir)
@@ -297,7 +297,7 @@ async def test_a_snapshot_of_the_crate_is_believed_where_its_hash_fits(
 async def test_any_other_snapshot_of_the_crate_means_a_rebuild(
     data_dir: Path, caplog: pytest.LogCaptureFixture, keys: dict[str, Any]
 ) -> None:
-    """Its offset 0 may mean the beginning or the end of an archive; that can't be told."""
+    """Offset 0 may mean the beginning of the log or the end of an archive, and nobody can tell which."""
     write_log(data_dir, line(0), line(1), line(2))
     rust(data_dir, **keys)
     with caplog.at_level(logging.WARNING, "eventfold"):
@@ -311,7 +311,7 @@ async def test_any_other_snapshot_of_the_crate_means_a_rebuild(
 
 
 async def test_save_and_load_give_the_same_snapshot(tmp_path: Path) -> None:
-    """Everything that a snapshot has, in a directory that is made if necessary."""
+    """All fields come back, and the directory is created if necessary."""
     original = Snapshot({"a": [1, None, "ä"]}, 10, "abc", 20, "def", "v2")
     path = tmp_path / "deep" / "x.json"
     await snapshot.save(path, original)
@@ -321,7 +321,6 @@ async def test_save_and_load_give_the_same_snapshot(tmp_path: Path) -> None:
 
 
 async def test_a_snapshot_needs_only_state_offset_and_hash(tmp_path: Path) -> None:
-    """`Snapshot(state, offset, hash)`."""
     original = Snapshot([1], 10, "abc")
     await snapshot.save(tmp_path / "x.json", original)
     found = await snapshot.load(tmp_path / "x.json", list[int])
@@ -331,7 +330,7 @@ async def test_a_snapshot_needs_only_state_offset_and_hash(tmp_path: Path) -> No
 
 
 async def test_load_of_no_file_is_none_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A snapshot need not be there."""
+    """A snapshot is optional."""
     found = await snapshot.load(tmp_path / "x.json")
 
     assert found is None
@@ -342,7 +341,7 @@ async def test_load_of_no_file_is_none_without_a_warning(tmp_path: Path, caplog:
 async def test_load_of_a_damaged_file_is_none_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, data: bytes
 ) -> None:
-    """The last of these has a state that is no `int`."""
+    """In the last of these files, the state is not an `int`."""
     (tmp_path / "x.json").write_bytes(data)
     with caplog.at_level(logging.WARNING, "eventfold"):
         found = await snapshot.load(tmp_path / "x.json", int)
@@ -352,7 +351,7 @@ async def test_load_of_a_damaged_file_is_none_with_a_warning(
 
 
 async def test_delete_removes_the_file_for_good(tmp_path: Path, seam: Seam) -> None:
-    """The directory is synced; a second time it is not an error."""
+    """The directory is synced, and deleting twice is not an error."""
     await snapshot.save(tmp_path / "x.json", Snapshot(1, 0, ""))
     synced = seam.count("sync_dir")
     await snapshot.delete(tmp_path / "x.json")
@@ -364,7 +363,7 @@ async def test_delete_removes_the_file_for_good(tmp_path: Path, seam: Seam) -> N
 
 
 async def test_a_state_that_is_not_json_is_refused_by_save(tmp_path: Path) -> None:
-    """And an older file stays."""
+    """An older file stays."""
     await snapshot.save(tmp_path / "x.json", Snapshot(1, 0, ""))
     with pytest.raises(TypeError, match="object"):
         await snapshot.save(tmp_path / "x.json", Snapshot(object(), 0, ""))

@@ -1,4 +1,4 @@
-"""Tails: from anywhere, across rotations and processes, missing nothing, repeating nothing, leaving nothing behind."""
+"""Tails: they start anywhere and miss or repeat nothing, across rotations and processes, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, Query
 
 
 async def take(tail: AsyncIterator[Record], count: int) -> list[Record]:
-    """The next records of a tail, which must come within some seconds."""
+    """Returns the next records of a tail, which must come within some seconds."""
     async with asyncio.timeout(20):
         return [await anext(tail) for _ in range(count)]
 
@@ -37,7 +37,7 @@ def chained(records: list[Record], offset: int = 0) -> bool:
 
 
 async def test_a_tail_from_0_gives_what_is_there_and_then_what_comes(data_dir: Path) -> None:
-    """The old events and the new ones are one unbroken sequence."""
+    """The old and the new events form one unbroken sequence."""
     async with EventLog.open(data_dir) as log, aclosing(log.tail(0)) as tail:
         await log.append_many([event(n) for n in range(3)])
         old = await take(tail, 3)
@@ -60,7 +60,7 @@ async def test_a_tail_from_an_offset_begins_with_the_event_that_starts_there(dat
 
 
 async def test_a_tail_from_now_gives_only_what_is_appended_later(data_dir: Path) -> None:
-    """Without an offset a tail begins at the head of the moment when it is first asked."""
+    """Without an offset, a tail begins at the head at the moment of its first `anext`."""
     async with EventLog.open(data_dir) as log, aclosing(log.tail()) as tail:
         await log.append(event(0))
         first = asyncio.ensure_future(take(tail, 1))
@@ -72,7 +72,7 @@ async def test_a_tail_from_now_gives_only_what_is_appended_later(data_dir: Path)
 
 @pytest.mark.parametrize("offset", [-1, 1, 10_000, True, "0"])
 async def test_a_tail_from_where_no_line_begins_is_refused(data_dir: Path, offset: int) -> None:
-    """An offset that is negative, inside a line, beyond the head or no number is a ValueError."""
+    """It raises ValueError for an offset that is negative, inside a line, beyond the head, or not an integer."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
 
@@ -81,7 +81,7 @@ async def test_a_tail_from_where_no_line_begins_is_refused(data_dir: Path, offse
 
 
 async def test_a_tail_continues_through_many_rotations_of_its_own_process(data_dir: Path) -> None:
-    """Whether the tail is ahead of a rotation or behind it, it misses nothing and repeats nothing."""
+    """It misses and repeats nothing, whether it is ahead of a rotation or behind it."""
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log, aclosing(log.tail(0)) as tail:
         found = asyncio.ensure_future(take(tail, 400))
         for n in range(400):
@@ -95,7 +95,7 @@ async def test_a_tail_continues_through_many_rotations_of_its_own_process(data_d
 
 
 async def test_a_tail_continues_through_automatic_rotations(data_dir: Path) -> None:
-    """With a small max_log_size rotations come while appends and tails continue."""
+    """With a small max_log_size, rotations happen while appends and tails go on."""
     async with EventLog.open(data_dir, sync=SyncMode.OS, max_log_size=2000) as log:
         tails = [asyncio.ensure_future(take(log.tail(0), 500)) for _ in range(3)]
         for n in range(500):
@@ -107,7 +107,7 @@ async def test_a_tail_continues_through_automatic_rotations(data_dir: Path) -> N
 
 
 async def test_a_tail_continues_through_many_rotations_of_another_process(data_dir: Path) -> None:
-    """A writer elsewhere appends and rotates; the tail here sees one unbroken sequence."""
+    """Another process appends and rotates, and the tail here sees one unbroken sequence."""
     async with other_writer(data_dir) as writer, aclosing(EventReader(data_dir).tail(0)) as tail:
         found = asyncio.ensure_future(take(tail, 150))
         for _ in range(10):
@@ -121,7 +121,7 @@ async def test_a_tail_continues_through_many_rotations_of_another_process(data_d
 
 
 async def test_a_tail_that_lagged_through_rotations_reads_them_from_the_archive(data_dir: Path) -> None:
-    """A tail that stood still while the log was rotated twice continues at its next event."""
+    """A tail that was not read while the log rotated twice continues at its next event."""
     async with other_writer(data_dir) as writer, aclosing(EventReader(data_dir).tail(0)) as tail:
         await writer.append(1)
         first = await take(tail, 1)
@@ -135,7 +135,7 @@ async def test_a_tail_that_lagged_through_rotations_reads_them_from_the_archive(
 
 
 async def test_a_tail_never_gives_part_of_a_batch(data_dir: Path) -> None:
-    """While only a part of a batch is on disk, a tail gives none of it."""
+    """While only a part of a batch is on disk, a tail yields none of it."""
     write_log(data_dir, line(0))
     reader = EventReader(data_dir)
     async with aclosing(reader.tail(0)) as tail:
@@ -150,7 +150,7 @@ async def test_a_tail_never_gives_part_of_a_batch(data_dir: Path) -> None:
 
 
 async def test_batches_from_another_process_arrive_whole_and_in_order(data_dir: Path) -> None:
-    """Batches and single events are given in the order of the log."""
+    """They come in the order of the log, together with single events."""
     async with other_writer(data_dir) as writer, aclosing(EventReader(data_dir).tail(0)) as tail:
         found = asyncio.ensure_future(take(tail, 60))
         for _ in range(5):
@@ -161,7 +161,7 @@ async def test_batches_from_another_process_arrive_whole_and_in_order(data_dir: 
 
 
 async def test_a_tail_waits_for_a_directory_that_does_not_exist_yet(data_dir: Path) -> None:
-    """The directory made by a writer in another process is noticed, and its events are given."""
+    """When a writer in another process creates the directory, the tail notices it and yields its events."""
     async with aclosing(EventReader(data_dir).tail(0)) as tail:
         first = asyncio.ensure_future(take(tail, 2))
         await settle()
@@ -172,7 +172,7 @@ async def test_a_tail_waits_for_a_directory_that_does_not_exist_yet(data_dir: Pa
 
 
 async def test_a_tail_waits_for_a_log_that_does_not_exist_yet(data_dir: Path) -> None:
-    """In a directory without `app.jsonl`, the file is noticed as soon as it is there."""
+    """In a directory without `app.jsonl`, the tail notices the file as soon as it exists."""
     data_dir.mkdir()
     async with aclosing(EventReader(data_dir).tail(0)) as tail:
         first = asyncio.ensure_future(take(tail, 1))
@@ -183,10 +183,10 @@ async def test_a_tail_waits_for_a_log_that_does_not_exist_yet(data_dir: Path) ->
 
 
 async def test_a_tail_from_before_the_directory_existed_is_woken_by_a_writer_of_its_own_process(data_dir: Path) -> None:
-    """A reader made by itself and a log opened later in the same process belong to one directory."""
+    """A reader that was made on its own, and a log that the same process opens later, share the directory."""
     async with aclosing(EventReader(data_dir).tail()) as tail:
         first = asyncio.ensure_future(take(tail, 1))
-        await asyncio.sleep(0.2)  # the head of now is looked up in a thread
+        await asyncio.sleep(0.2)  # The current head is looked up in a thread.
         async with EventLog.open(data_dir) as log:
             await log.append(event(7))
 
@@ -194,7 +194,7 @@ async def test_a_tail_from_before_the_directory_existed_is_woken_by_a_writer_of_
 
 
 async def test_a_readers_tail_outlives_the_writer_of_its_process(data_dir: Path) -> None:
-    """When the log here is closed and another process continues writing, the tail continues too."""
+    """After the log here is closed, another process goes on writing, and the tail goes on too."""
     async with aclosing(EventReader(data_dir).tail(0)) as tail:
         async with EventLog.open(data_dir) as log:
             await log.append(event(0))
@@ -208,7 +208,7 @@ async def test_a_readers_tail_outlives_the_writer_of_its_process(data_dir: Path)
 
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_a_tail_ends_when_its_log_is_closed(data_dir: Path, read_only: bool) -> None:
-    """Waiting tails end without an error, and so does one that is asked only after the close."""
+    """Waiting tails end without an error, and so does a tail that is advanced only after the close."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
     log = await EventLog.open(data_dir, read_only=read_only)
@@ -225,7 +225,7 @@ async def test_a_tail_ends_when_its_log_is_closed(data_dir: Path, read_only: boo
 
 
 async def test_a_tail_gives_the_last_events_before_the_close_of_its_log_ends_it(data_dir: Path) -> None:
-    """Whoever is slow gets all that was acknowledged, and only then comes to the end."""
+    """A slow reader gets every acknowledged event before the tail ends."""
     log = await EventLog.open(data_dir)
     await log.append(event(0))
     tail = log.tail(0)
@@ -239,12 +239,12 @@ async def test_a_tail_gives_the_last_events_before_the_close_of_its_log_ends_it(
 
 
 async def test_the_close_of_a_log_ends_tails_in_other_event_loops(data_dir: Path) -> None:
-    """A reader of the log may be used in the loop of another thread, which is woken too."""
+    """A reader of the log may be used in another thread's loop, which is woken too."""
     waiting = threading.Event()
 
     async def follow(tail: AsyncIterator[Record]) -> list[int]:
         asyncio.get_running_loop().call_later(0.1, waiting.set)
-        async with asyncio.timeout(30):  # wakes the loop on its own, long after this test has failed
+        async with asyncio.timeout(30):  # This wakes the loop on its own, but only long after the test has failed.
             return [record.event.data["n"] async for record in tail]
 
     log = await EventLog.open(data_dir)
@@ -278,7 +278,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("archived", [False, True], ids=["active log", "archive"])
 async def test_a_hundred_tails_that_lag_need_little_memory(data_dir: Path, *, archived: bool) -> None:
-    """Clients that come back after a while, all at once: less than a megabyte each, in a process of their own."""
+    """Clients that come back at the same time need less than a megabyte each; the test runs in its own process."""
     padding = "x" * 1000
     write_log(data_dir, *(line(n).replace(b'"counted"', f'"{padding}"'.encode()) for n in range(30_000)))
     if archived:
@@ -294,7 +294,7 @@ async def test_a_hundred_tails_that_lag_need_little_memory(data_dir: Path, *, ar
 
 
 async def test_a_tail_of_a_closed_log_ends_at_once(data_dir: Path) -> None:
-    """Asked for after the close, a tail gives nothing and does not wait."""
+    """It neither yields anything nor waits."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
     async with asyncio.timeout(5):
@@ -305,7 +305,7 @@ async def test_a_tail_of_a_closed_log_ends_at_once(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("lives_here", [True, False])
 async def test_a_cancelled_tail_leaves_nothing_behind(data_dir: Path, lives_here: bool) -> None:
-    """Neither a task nor a descriptor nor a watching thread outlives it, whether it waited or read."""
+    """No task, descriptor or watcher thread outlives it, whether it was waiting or reading."""
     async with EventLog.open(data_dir) as log:
         await log.append_many([event(n) for n in range(1000)])
         if lives_here:
@@ -322,7 +322,7 @@ async def test_a_cancelled_tail_leaves_nothing_behind(data_dir: Path, lives_here
 
 
 async def cancel_tails(reader: EventReader) -> None:
-    """Starts tails, some of which wait and some of which read, and cancels them all."""
+    """Starts tails, of which some wait and some read, and cancels all of them."""
 
     async def follow(offset: int | None) -> None:
         async for _ in reader.tail(offset):
@@ -338,7 +338,7 @@ async def cancel_tails(reader: EventReader) -> None:
 
 
 async def test_leaving_a_tail_early_leaves_nothing_behind(data_dir: Path) -> None:
-    """A tail that is closed in the middle of the log lets its files and its watcher go."""
+    """A tail that is closed in the middle of the log closes its files and stops its watcher."""
     async with EventLog.open(data_dir) as log:
         await log.append_many([event(n) for n in range(1000)])
         await log.rotate()
@@ -355,7 +355,7 @@ async def test_leaving_a_tail_early_leaves_nothing_behind(data_dir: Path) -> Non
 
 
 async def test_a_slow_tail_slows_nobody_and_misses_nothing(data_dir: Path) -> None:
-    """While one tail stands still, appends are acknowledged and another tail is up to date."""
+    """While one tail is not read, appends are acknowledged and another tail stays up to date."""
     async with (
         EventLog.open(data_dir, sync=SyncMode.OS) as log,
         aclosing(log.tail(0)) as slow,
@@ -373,7 +373,7 @@ async def test_a_slow_tail_slows_nobody_and_misses_nothing(data_dir: Path) -> No
 
 
 async def test_a_slow_tail_costs_no_memory(data_dir: Path) -> None:
-    """What a tail has not asked for yet stays on disk: 16 MB behind, it holds less than one."""
+    """Events that were not asked for stay on disk: a tail that is 16 MB behind needs less than one."""
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log, aclosing(log.tail(0)) as slow:
         await log.append(event(0))
         await take(slow, 1)
@@ -392,7 +392,7 @@ async def test_a_slow_tail_costs_no_memory(data_dir: Path) -> None:
 
 
 async def test_a_tail_in_the_writers_process_gives_durable_events_only(data_dir: Path, seam: Seam) -> None:
-    """While the sync of an append is under way its line is in the file, but no tail gives it."""
+    """While an append is being synced, its line is in the file, but no tail yields it."""
     async with EventLog.open(data_dir) as log, aclosing(EventReader(data_dir).tail(0)) as tail:
         first = asyncio.ensure_future(take(tail, 1))
         await settle()
@@ -409,7 +409,7 @@ async def test_a_tail_in_the_writers_process_gives_durable_events_only(data_dir:
 
 
 async def test_reading_a_long_log_lets_other_tasks_run(data_dir: Path) -> None:
-    """A tail over many events, read without a pause, lets the event loop continue every few milliseconds."""
+    """A tail that reads many events without a pause lets the event loop run every few milliseconds."""
     write_log(data_dir, *(line(n) for n in range(50_000)))
     turns = 0
 
@@ -431,7 +431,7 @@ async def test_reading_a_long_log_lets_other_tasks_run(data_dir: Path) -> None:
 
 
 async def test_damage_ends_a_tail_after_everything_before_it(damaged_dir: Path) -> None:
-    """The good events are given, then CorruptLogError names where the damage begins."""
+    """After the good events, CorruptLogError says where the damage begins."""
     write_log(damaged_dir, line(0), line(1), b"damage\n", line(2))
     async with aclosing(EventReader(damaged_dir).tail(0)) as tail:
         found = await take(tail, 2)
@@ -443,7 +443,6 @@ async def test_damage_ends_a_tail_after_everything_before_it(damaged_dir: Path) 
 
 
 async def test_a_hundred_tails_each_give_everything(data_dir: Path) -> None:
-    """Tails do not take events away from each other."""
     async with EventLog.open(data_dir) as log:
         tails = [asyncio.ensure_future(take(log.tail(0), 20)) for _ in range(100)]
         for n in range(20):
@@ -454,7 +453,7 @@ async def test_a_hundred_tails_each_give_everything(data_dir: Path) -> None:
 
 
 async def test_a_tail_with_a_query_gives_what_matches(data_dir: Path) -> None:
-    """Old events and new ones; what does not match is passed over, in batches too."""
+    """This holds for old and new events, and in batches; other events are skipped."""
     query = Query({"a"}, {"x"})
     async with EventLog.open(data_dir) as log:
         await log.append_many([event(0, "a", tags=("x",)), event(1, "a"), event(2, "b", tags=("x",))])

@@ -1,4 +1,4 @@
-"""`eventfold.telemetry`: which spans there are, what they tell, and how they belong together."""
+"""`eventfold.telemetry`: which spans there are, what they contain, and how they are connected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .support import Seam
 
 
 class Spans:
-    """The spans that were made, by name."""
+    """The spans that were recorded, by name."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -40,7 +40,7 @@ class Spans:
 
 @pytest.fixture
 def spans() -> Iterator[Spans]:
-    """Spans that are made as long as the test runs."""
+    """Records spans while the test runs."""
     spans = Spans()
     telemetry.instrument(spans.provider)
     yield spans
@@ -48,12 +48,12 @@ def spans() -> Iterator[Spans]:
 
 
 def attributes(span: ReadableSpan) -> dict[str, object]:
-    """Its attributes without the library's prefix."""
+    """Returns the span's attributes without the library's prefix."""
     return {name.removeprefix("eventfold."): value for name, value in (span.attributes or {}).items()}
 
 
 def linked(span: ReadableSpan) -> set[int]:
-    """The spans that it is linked to."""
+    """Returns the spans that it is linked to."""
     return {link.context.span_id for link in span.links}
 
 

@@ -1,4 +1,4 @@
-"""`eventfold.testing`: what it gives to the tests of applications, and the messages with which those tests fail."""
+"""`eventfold.testing`: what it provides for tests of applications, and the messages with which those tests fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class FullError(Exception):
-    """The list takes no more."""
+    """The list is full."""
 
 
 def added(text: str, **options: Any) -> Event:
@@ -44,7 +44,7 @@ def add(text: str) -> Any:
 
 
 async def test_a_log_for_a_test_keeps_what_is_appended_and_its_views() -> None:
-    """It is an ordinary log, with the options of one."""
+    """It is an ordinary log with the usual options."""
     async with testing.log(views=[View("todos", reduce, list)], max_log_size=200) as log:
         for n in range(10):
             await log.append(added(str(n)))
@@ -54,7 +54,7 @@ async def test_a_log_for_a_test_keeps_what_is_appended_and_its_views() -> None:
 
 
 async def test_a_log_for_a_test_is_locked_and_read_as_any_other() -> None:
-    """The same behaviour, for other logs and readers in its directory."""
+    """Other logs and readers in its directory behave as usual."""
     async with testing.log() as log:
         await log.append(event(1))
         with pytest.raises(LogLockedError):
@@ -64,7 +64,7 @@ async def test_a_log_for_a_test_is_locked_and_read_as_any_other() -> None:
 
 
 async def test_two_logs_for_tests_are_apart() -> None:
-    """Each one has a directory of its own."""
+    """Each has its own directory."""
     async with testing.log() as one, testing.log() as other:
         await one.append(event(1))
 
@@ -72,7 +72,7 @@ async def test_two_logs_for_tests_are_apart() -> None:
 
 
 async def test_the_directory_is_removed_at_the_end() -> None:
-    """Even if the test failed."""
+    """This also happens if the test failed."""
     with pytest.raises(FullError):
         async with testing.log() as log:
             await log.append(event(1))
@@ -81,7 +81,7 @@ async def test_the_directory_is_removed_at_the_end() -> None:
 
 
 async def test_the_directory_is_removed_when_the_test_is_cancelled() -> None:
-    """By an anyio scope, which cancels every await that follows."""
+    """The test is cancelled by an anyio scope, which cancels every later await too."""
     with anyio.CancelScope() as scope:
         async with testing.log() as log:
             scope.cancel()
@@ -92,7 +92,7 @@ async def test_the_directory_is_removed_when_the_test_is_cancelled() -> None:
 
 
 async def test_an_option_that_is_wrong_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error is that of `EventLog.open`."""
+    """The error is the one that `EventLog.open` raises."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(ValueError, match="max_event_size"):
         async with testing.log(max_event_size=-1):
@@ -102,14 +102,14 @@ async def test_an_option_that_is_wrong_leaves_no_directory(tmp_path: Path, monke
 
 
 def test_events_are_folded_into_a_state() -> None:
-    """From a value or from what makes one."""
+    """The initial state may be a value or a function that returns one."""
     assert given(added("a"), added("b")).fold(reduce, list).state == ["a", "b"]
     assert given(added("b")).fold(reduce, ["a"]).state == ["a", "b"]
     given(added("a")).fold(reduce, list).gives(["a"])
 
 
 def test_the_initial_value_is_not_changed() -> None:
-    """Each fold begins with a copy."""
+    """Each fold begins with a copy of it."""
     initial: list[str] = []
     given(added("a")).fold(reduce, initial)
 
@@ -117,7 +117,7 @@ def test_the_initial_value_is_not_changed() -> None:
 
 
 def test_a_reducer_gets_what_a_log_would_give_it() -> None:
-    """Tuples are lists, and what it changes in an event is changed nowhere else."""
+    """Tuples become lists, and changes to an event affect nothing else."""
 
     def greedy(state: list[Any], event: Event) -> list[Any]:
         event.data["items"].append("more")
@@ -130,7 +130,7 @@ def test_a_reducer_gets_what_a_log_would_give_it() -> None:
 
 
 def test_a_state_that_differs_is_shown_line_by_line() -> None:
-    """What is missing with a minus, what is too much with a plus."""
+    """Lines that are missing have a minus, and superfluous ones a plus."""
     with pytest.raises(AssertionError) as caught:
         given(added("a" * 40), added("b" * 40)).fold(reduce, list).gives(["a" * 40, "c" * 40])
 
@@ -140,7 +140,7 @@ def test_a_state_that_differs_is_shown_line_by_line() -> None:
 
 
 def test_states_that_differ_but_print_alike_are_named_by_their_types() -> None:
-    """A difference without a visible one would leave the reader alone."""
+    """Otherwise the message would show no difference."""
 
     class Odd:
         def __repr__(self) -> str:
@@ -151,7 +151,7 @@ def test_states_that_differ_but_print_alike_are_named_by_their_types() -> None:
 
 
 def test_an_error_of_the_reducer_names_the_event() -> None:
-    """The error itself comes through, with a note."""
+    """The original error is raised, with a note."""
     with pytest.raises(KeyError) as caught:
         given(added("a"), Event("added", {})).fold(reduce, list)
 
@@ -159,20 +159,20 @@ def test_an_error_of_the_reducer_names_the_event() -> None:
 
 
 def test_a_reducer_that_returns_nothing_is_refused() -> None:
-    """As by a view, with the event."""
+    """The message names the event, as it does in a view."""
     with pytest.raises(TypeError, match=r"returned None.*event 1 of 1"):
         given(added("a")).fold(lambda state, event: state.append(event), list)  # type: ignore[arg-type, return-value]
 
 
 def test_a_decision_is_compared_with_the_expected_events() -> None:
-    """One, several, or none; the time is that of the test and does not count."""
+    """There may be one event, several or none; their times don't count."""
     given().fold(reduce, list).when(add("a")).then(added("a", ts=5))
     given(added("a")).fold(reduce, list).when(add("a")).then()
     given().fold(reduce, list).when(lambda todos: [added("a"), added("b")]).then(added("a"), added("b"))
 
 
 def test_a_decision_may_be_a_generator() -> None:
-    """It runs at once, so that its errors are seen."""
+    """It is exhausted at once, so that its errors show."""
 
     def two(todos: list[str]) -> Iterator[Event]:
         yield added("a")
@@ -182,7 +182,7 @@ def test_a_decision_may_be_a_generator() -> None:
 
 
 def test_the_time_is_compared_if_it_is_asked_for() -> None:
-    """`ignore` says what is not compared."""
+    """`ignore` lists the fields that are not compared."""
     outcome = given().fold(reduce, list).when(lambda todos: added("a", ts=1, id="x"))
 
     outcome.then(added("a", ts=1), ignore=["id"])
@@ -193,7 +193,7 @@ def test_the_time_is_compared_if_it_is_asked_for() -> None:
 
 
 def test_other_events_than_expected_are_shown_line_by_line() -> None:
-    """With the fields that differ."""
+    """The message contains the fields that differ."""
     with pytest.raises(AssertionError) as caught:
         given().fold(reduce, list).when(add("b")).then(added("a"))
 
@@ -202,7 +202,7 @@ def test_other_events_than_expected_are_shown_line_by_line() -> None:
 
 
 def test_a_decision_that_is_refused_raises_the_expected_error() -> None:
-    """The error can be looked at."""
+    """The caller can inspect the error."""
     refused = given(added("a"), added("b")).fold(reduce, list).when(add("c"))
 
     assert str(refused.raises(FullError)) == "no room for c"
@@ -212,7 +212,7 @@ def test_a_decision_that_is_refused_raises_the_expected_error() -> None:
 
 
 def test_an_unexpected_error_fails_the_test_and_is_its_cause() -> None:
-    """Where events or another error were expected."""
+    """This holds whether events or another error were expected."""
     refused = given(added("a"), added("b")).fold(reduce, list).when(add("c"))
     for check in (lambda: refused.then(added("c")), lambda: refused.raises(KeyError)):
         with pytest.raises(AssertionError, match="FullError") as caught:
@@ -224,7 +224,7 @@ def test_an_unexpected_error_fails_the_test_and_is_its_cause() -> None:
 
 
 def test_an_expected_error_that_does_not_come_shows_what_came() -> None:
-    """The events that were decided on instead."""
+    """The message contains the events that the decision returned."""
     with pytest.raises(AssertionError, match=r"(?s)expected FullError.*'text': 'a'"):
         given().fold(reduce, list).when(add("a")).raises(FullError)
 
@@ -234,14 +234,14 @@ async def decide_later(todos: list[str]) -> None: ...
 
 @pytest.mark.parametrize("decide", [lambda todos: "added", lambda todos: 5, decide_later])
 def test_a_decision_that_is_not_an_event_is_refused(decide: Any) -> None:
-    """So that a coroutine or a string is not taken for nothing."""
+    """Otherwise a coroutine or a string could pass for no events."""
     with pytest.raises(TypeError, match="decide"):
         given().fold(reduce, list).when(decide)
 
 
 @pytest.mark.parametrize("wrong", ["added", Event("added", {"when": object()})])
 def test_what_no_log_takes_is_not_given(wrong: Any) -> None:
-    """The message has it."""
+    """The message says what is wrong with the event."""
     with pytest.raises(TypeError, match="added"):
         given(wrong)
 
@@ -266,7 +266,7 @@ def test_fails():
 
 
 def test_pytest_finds_the_fixture_through_the_entry_point(tmp_path: Path) -> None:
-    """In a project that has eventfold installed and imports nothing for it; a failed test shows the difference."""
+    """The project has eventfold installed and imports nothing for the fixture; a failed test shows the difference."""
     plugins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["pytest11"]
     installed = tmp_path / "site" / "eventfold-0.dist-info"
     installed.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Once only: an event whose id is in the log is not appended again."""
+"""Unique ids: an event whose id is in the log is not appended again."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ async def test_the_builder_has_the_option(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_many_tasks_agree_with_a_set(tmp_path: Path, seed: int) -> None:
-    """Appends of all kinds from many tasks, with restarts: every id is in the log once, if it was acknowledged."""
+    """Many tasks append in all ways, with restarts in between: each acknowledged id is in the log exactly once."""
     choice = random.Random(seed)
     acknowledged: dict[str, int] = {}
 

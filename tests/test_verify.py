@@ -1,4 +1,4 @@
-"""`verify`, `EventLog.info` and `EventLog.state_at`: what a person asks who runs a log."""
+"""`verify`, `EventLog.info` and `EventLog.state_at`: what operators ask about a log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from eventfold import Event, EventLog, EventReader, LogInfo, View, verify
 
 
 def count(state: int, event: Event) -> int:
-    """A reducer."""
     return state + 1
 
 
@@ -22,7 +21,7 @@ def counting() -> View[int]:
 
 
 async def write(dir: Path, events: int = 10, *, rotate: bool = True) -> list[int]:
-    """A log with events before and after a rotation, a snapshot and a consumer; the offsets of the events."""
+    """Creates a log with events before and after a rotation, a snapshot and a consumer; returns the events' offsets."""
     async with EventLog.open(dir, views=[counting()]) as log:
         results = [await log.append(Event("added", {"n": n}, ts=n)) for n in range(events)]
         if rotate:
@@ -36,14 +35,14 @@ async def write(dir: Path, events: int = 10, *, rotate: bool = True) -> list[int
 
 
 def damage(path: Path, old: bytes, new: bytes) -> None:
-    """Changes a file as a bad disk does."""
+    """Changes a file as a bad disk would."""
     data = path.read_bytes()
     assert old in data
     path.write_bytes(data.replace(old, new, 1))
 
 
 async def test_a_sound_log_is_counted_and_has_no_problems(tmp_path: Path) -> None:
-    """Events before and after a rotation, its frames, its snapshot and its consumer."""
+    """It counts the events before and after a rotation, the frames, the snapshot and the consumer."""
     await write(tmp_path)
 
     report = await verify(tmp_path, views=[counting()])
@@ -54,12 +53,12 @@ async def test_a_sound_log_is_counted_and_has_no_problems(tmp_path: Path) -> Non
 
 
 async def test_an_empty_log_has_no_problems(tmp_path: Path) -> None:
-    """Neither has one whose directory is not there."""
+    """A missing directory has none either."""
     assert (await verify(tmp_path / "none")).ok
 
 
 async def test_a_log_that_is_open_for_writing_can_be_verified(tmp_path: Path) -> None:
-    """Nothing is locked."""
+    """Verification takes no lock."""
     async with EventLog.open(tmp_path) as log:
         await log.append(Event("added"))
 
@@ -78,7 +77,7 @@ async def test_a_bad_line_is_reported_with_its_file_and_offset(tmp_path: Path) -
 
 
 async def test_a_damaged_frame_is_reported(tmp_path: Path) -> None:
-    """Although its record is whole."""
+    """The record of the frame is intact."""
     await write(tmp_path)
     path = tmp_path / "archive.jsonl.zst"
     data = bytearray(path.read_bytes())
@@ -92,7 +91,7 @@ async def test_a_damaged_frame_is_reported(tmp_path: Path) -> None:
 
 
 async def test_a_damaged_base_file_is_reported(tmp_path: Path) -> None:
-    """Without it nobody knows where app.jsonl begins."""
+    """Without it, nobody can tell where app.jsonl begins."""
     await write(tmp_path)
     (tmp_path / "app.jsonl.base").write_bytes(b"{}")
 
@@ -102,7 +101,7 @@ async def test_a_damaged_base_file_is_reported(tmp_path: Path) -> None:
 
 
 async def test_a_snapshot_that_is_damaged_is_reported(tmp_path: Path) -> None:
-    """Its checksum does not fit."""
+    """Its checksum is wrong."""
     await write(tmp_path)
     path = tmp_path / "views" / "count.snapshot.json"
     damage(path, b'"state":20', b'"state":21')
@@ -114,7 +113,7 @@ async def test_a_snapshot_that_is_damaged_is_reported(tmp_path: Path) -> None:
 
 
 async def test_a_snapshot_beyond_the_log_is_reported(tmp_path: Path) -> None:
-    """As after a log was replaced by an older copy."""
+    """This happens after a log was replaced by an older copy."""
     await write(tmp_path / "one", 20)
     await write(tmp_path / "other", 5)
     snapshot = "views/count.snapshot.json"
@@ -126,7 +125,7 @@ async def test_a_snapshot_beyond_the_log_is_reported(tmp_path: Path) -> None:
 
 
 async def test_a_snapshot_that_differs_from_a_replay_is_reported(tmp_path: Path) -> None:
-    """Where its view is given."""
+    """For that, `verify` needs the view."""
     await write(tmp_path)
 
     def count_double(state: int, event: Event) -> int:
@@ -140,7 +139,7 @@ async def test_a_snapshot_that_differs_from_a_replay_is_reported(tmp_path: Path)
 
 @pytest.mark.parametrize("content", [b"nonsense", b'{"offset":3,"hash":"x"}', b'{"offset":9999999,"hash":"x"}'])
 async def test_a_consumer_whose_offset_is_not_in_the_log_is_reported(tmp_path: Path, content: bytes) -> None:
-    """Damaged, inside a line, or beyond the head."""
+    """It may be damaged, inside a line, or beyond the head."""
     await write(tmp_path)
     path = tmp_path / "consumers" / "mailer.json"
     path.write_bytes(content)
@@ -165,7 +164,7 @@ async def test_files_that_no_view_and_no_consumer_can_have_are_passed_over(tmp_p
 
 
 async def test_progress_ends_at_the_size_of_the_log(tmp_path: Path) -> None:
-    """And never goes back."""
+    """It never goes back."""
     await write(tmp_path)
     told: list[tuple[int, int]] = []
 
@@ -176,7 +175,6 @@ async def test_progress_ends_at_the_size_of_the_log(tmp_path: Path) -> None:
 
 
 async def test_info_has_sizes_events_and_lags(tmp_path: Path) -> None:
-    """As of now."""
     offsets = await write(tmp_path)
     async with EventLog.open(tmp_path, read_only=True) as log:
         info = await log.info()
@@ -205,7 +203,7 @@ async def test_info_has_the_average_events_and_bytes_per_day(tmp_path: Path) -> 
 
 
 async def test_info_says_what_is_wrong_with_an_offset(tmp_path: Path) -> None:
-    """And all the rest."""
+    """Everything else is there as usual."""
     await write(tmp_path)
     (tmp_path / "consumers" / "mailer.json").write_bytes(b"nonsense")
     (tmp_path / "views" / "count.snapshot.json").write_bytes(b"nonsense")
@@ -218,7 +216,7 @@ async def test_info_says_what_is_wrong_with_an_offset(tmp_path: Path) -> None:
 
 
 async def test_info_can_be_encoded_as_json(tmp_path: Path) -> None:
-    """For a monitor."""
+    """A monitor may want JSON."""
     await write(tmp_path)
     async with EventLog.open(tmp_path) as log:
         info = await log.info()
@@ -227,7 +225,7 @@ async def test_info_can_be_encoded_as_json(tmp_path: Path) -> None:
 
 
 async def test_state_at_gives_the_state_of_every_moment(tmp_path: Path) -> None:
-    """Before and after a rotation; the view itself stays where it is."""
+    """The moments are before and after a rotation; the view itself does not change."""
     offsets = await write(tmp_path)
     view = counting()
     async with EventLog.open(tmp_path, views=[view]) as log:
@@ -250,7 +248,7 @@ async def test_state_at_a_time_has_what_was_before_it(tmp_path: Path) -> None:
 
 
 async def test_state_at_refuses_an_offset_where_no_line_begins(tmp_path: Path) -> None:
-    """Inside a line, or beyond the head."""
+    """It may be inside a line or beyond the head."""
     await write(tmp_path)
     async with EventLog.open(tmp_path, views=[counting()]) as log:
         for offset in (-1, 3, log.head.offset + 1):

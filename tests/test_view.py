@@ -1,4 +1,4 @@
-"""Views: the state is the fold over the log up to an offset, whatever it is made of and whatever fails."""
+"""Views: the state is the fold over the log up to an offset, whatever its type is and whatever fails."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ModelState(pydantic.BaseModel):
 
 
 def collect(item: Any) -> Any:
-    """A reducer that appends `item(n=…)` to the state's `items`."""
+    """Returns a reducer that appends `item(n=…)` to the state's `items`."""
 
     def reduce(state: Any, event: Event) -> Any:
         state.items.append(item(n=event.data["n"]))
@@ -115,7 +115,7 @@ STATES: dict[str, tuple[Any, Any, Any]] = {
 async def test_a_state_of_any_kind_survives_a_restart(
     data_dir: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Saved, loaded and folded on, the state is the one that a single fold gives, and of the same type."""
+    """After saving, loading and further folding, the state equals that of a single fold, and has the same type."""
     reducer, initial, state_type = STATES[kind]
     calls = 0
 
@@ -146,7 +146,7 @@ async def test_a_state_of_any_kind_survives_a_restart(
 
 
 async def test_the_state_is_the_fold_over_the_log(data_dir: Path) -> None:
-    """A refresh folds each event once, in order, and tells up to where."""
+    """A refresh folds each event once, in order, and returns up to which offset."""
     async with EventWriter.open(data_dir) as writer:
         view: View[list[int]] = View("v", lambda s, e: [*s, e.data["n"]], [])
         before = view.state, view.offset
@@ -165,7 +165,7 @@ async def test_the_state_is_the_fold_over_the_log(data_dir: Path) -> None:
 
 
 async def test_a_refresh_without_news_folds_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not even read."""
+    """It does not even read the log."""
     passes = count_passes(monkeypatch)
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
@@ -179,7 +179,7 @@ async def test_a_refresh_without_news_folds_nothing(data_dir: Path, monkeypatch:
 
 
 async def test_concurrent_refreshes_fold_each_event_once(data_dir: Path) -> None:
-    """Who comes while a refresh is under way waits for it."""
+    """A refresh that comes while another one is under way waits for it."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append_many([event(n) for n in range(5000)])
         view: View[int] = View("v", lambda s, e: s + 1, 0)
@@ -189,7 +189,7 @@ async def test_concurrent_refreshes_fold_each_event_once(data_dir: Path) -> None
 
 
 async def test_a_view_of_an_empty_log_has_its_initial_state(tmp_path: Path) -> None:
-    """Even if the directory does not exist."""
+    """This holds even if the directory does not exist."""
     view: View[list[int]] = View("v", lambda s, e: [*s, 1], [7])
     state = await view.refresh(EventReader(tmp_path / "missing"))
 
@@ -204,7 +204,7 @@ def in_place(state: list[int], event: Event) -> list[int]:
 
 
 async def test_a_mutable_initial_value_is_never_shared(data_dir: Path) -> None:
-    """Not between views, not between rebuilds, and the value given stays as it was."""
+    """Views and rebuilds don't share it, and the given value stays as it was."""
     initial: list[int] = []
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
@@ -219,7 +219,7 @@ async def test_a_mutable_initial_value_is_never_shared(data_dir: Path) -> None:
 
 
 async def test_an_initial_callable_is_called_for_each_build(data_dir: Path) -> None:
-    """A class, or a function without arguments."""
+    """It may be a class or a function without arguments."""
     made = []
 
     def initial() -> list[int]:
@@ -241,7 +241,7 @@ async def test_an_initial_callable_is_called_for_each_build(data_dir: Path) -> N
 
 
 async def test_only_the_named_types_are_folded(data_dir: Path) -> None:
-    """The offset still continues to the head, past what was not looked at."""
+    """The offset still advances to the head, past the events that were not selected."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         for n in range(200):
             await writer.append(event(n, "abcd"[n % 4]))
@@ -254,7 +254,7 @@ async def test_only_the_named_types_are_folded(data_dir: Path) -> None:
 
 
 async def test_types_that_never_occur_leave_the_initial_state(data_dir: Path) -> None:
-    """An empty selection too."""
+    """So does an empty selection."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(n) for n in range(3)])
         nothing: View[int] = View("a", lambda s, e: s + 1, 0, event_types=[])
@@ -267,13 +267,13 @@ async def test_types_that_never_occur_leave_the_initial_state(data_dir: Path) ->
 
 
 def test_a_string_is_not_a_collection_of_types() -> None:
-    """`event_types="added"` would mean five one-letter types."""
+    """`event_types="added"` would mean five types of one letter each."""
     with pytest.raises(ValueError, match="event_types"):
         View("v", lambda s, e: s, 0, event_types="added")
 
 
 async def test_a_selection_and_batches_fit_together(data_dir: Path) -> None:
-    """Events of wanted types in a batch with others are folded once the batch is whole."""
+    """Selected events in a batch with others are folded once the batch is complete."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append_many([event(n, "ab"[n % 2]) for n in range(5001)])
         await writer.append_many([Event("b", {"n": "x" * 60_000}), event(1, "a"), event(2, "b")])
@@ -299,7 +299,7 @@ def fails_at(n: int) -> Any:
 
 @pytest.mark.parametrize("bad", [0, 1, 7, 9])
 async def test_a_reducer_that_raises_leaves_the_view_before_that_event(data_dir: Path, bad: int) -> None:
-    """The error names the view and the event's offset, and is chained to the reducer's exception."""
+    """The error names the view and the event's offset, and its cause is the reducer's exception."""
     async with EventWriter.open(data_dir) as writer:
         results = await writer.append_many([event(n) for n in range(10)])
         view = View("v", fails_at(bad), [])
@@ -314,7 +314,7 @@ async def test_a_reducer_that_raises_leaves_the_view_before_that_event(data_dir:
 
 
 async def test_a_reducer_that_raises_among_selected_types_names_the_right_event(data_dir: Path) -> None:
-    """The offset is that of the event itself, even if events before it were passed over."""
+    """The offset is that of the event itself, even if other events before it were skipped."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n, "ab"[n % 2])) for n in range(10)]
         view = View("v", fails_at(7), [], event_types={"b"})
@@ -326,7 +326,7 @@ async def test_a_reducer_that_raises_among_selected_types_names_the_right_event(
 
 
 async def test_a_reducer_that_works_again_continues_where_it_failed(data_dir: Path) -> None:
-    """Nothing is folded twice and nothing is left out."""
+    """No event is folded twice or left out."""
     fault = [5]
 
     def reduce(state: list[int], event: Event) -> list[int]:
@@ -348,7 +348,7 @@ async def test_a_reducer_that_works_again_continues_where_it_failed(data_dir: Pa
 
 
 async def test_where_a_view_failed_it_is_after_a_restart(data_dir: Path) -> None:
-    """What was folded before the failure may be saved, and is good to continue from."""
+    """The state before the failure may be saved, and the view can continue from it."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(n) for n in range(10)])
         failing = View("v", fails_at(6), [])
@@ -365,7 +365,7 @@ async def test_where_a_view_failed_it_is_after_a_restart(data_dir: Path) -> None
 
 
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows by the offset of every pass over a log from now on."""
+    """Returns a list that gets the start offset of every pass over a log from now on."""
     passes: list[int] = []
     lines = EventReader._lines
 
@@ -378,7 +378,7 @@ def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def test_a_view_stops_where_a_reader_does(damaged_dir: Path) -> None:
-    """A line with two objects is not an event's line: a view does not fold what a reader refuses."""
+    """A line with two objects is not an event: a view does not fold what a reader refuses."""
     write_log(damaged_dir, line(0), line(1)[:-1] + line(2), line(3))
     view: View[list[int]] = View("v", lambda s, e: [*s, e.data["n"]], [])
     with pytest.raises(CorruptLogError) as caught:
@@ -390,7 +390,7 @@ async def test_a_view_stops_where_a_reader_does(damaged_dir: Path) -> None:
 
 @pytest.mark.parametrize("types", [None, {"counted"}])
 async def test_a_view_folds_all_good_events_before_damage(damaged_dir: Path, types: set[str] | None) -> None:
-    """The error says where the damage is, and there the view stands."""
+    """The error says where the damage is, and the view stays at that offset."""
     good = [line(n) for n in range(20)]
     write_log(damaged_dir, *good, b"damage\n", line(99))
     view: View[list[int]] = View("v", lambda s, e: [*s, e.data["n"]], [], event_types=types)
@@ -402,7 +402,7 @@ async def test_a_view_folds_all_good_events_before_damage(damaged_dir: Path, typ
 
 
 async def test_a_view_comes_to_the_head_past_blank_lines(data_dir: Path) -> None:
-    """Blank lines at the end, and between, are passed over and count in the offset."""
+    """Blank lines between events and at the end are skipped, but count in the offset."""
     data = write_log(data_dir, line(0), b"\n\n", line(1), b" \n")
     view: View[list[int]] = View("v", lambda s, e: [*s, e.data["n"]], [])
     state = await view.refresh(EventReader(data_dir))
@@ -416,7 +416,7 @@ async def test_a_view_comes_to_the_head_past_blank_lines(data_dir: Path) -> None
 
 
 async def test_blank_lines_before_a_batch_that_crosses_slices_shift_nothing(data_dir: Path) -> None:
-    """Every event is folded once, and the offsets are those of the file."""
+    """Every event is folded once, and the offsets are those in the file."""
     batch = [
         f'{{"type":"counted","data":{{"n":{n},"x":"{"x" * 20_000}"}},"ts":1,"batch":[{n},6]}}\n'.encode()
         for n in range(1, 7)
@@ -435,7 +435,7 @@ async def test_blank_lines_before_a_batch_that_crosses_slices_shift_nothing(data
 async def test_a_state_that_would_read_back_as_another_is_not_saved(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A tuple in a plain dict would come back as a list: a warning says so, and no snapshot is written."""
+    """In a plain dict, a tuple would become a list: a warning says so, and no snapshot is written."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
         view: View[dict[str, Any]] = View("v", lambda s, e: {"pair": (1, 2)}, {})
@@ -466,7 +466,7 @@ async def test_a_state_that_would_read_back_as_another_is_not_saved(
 async def test_other_states_that_json_can_not_hold_are_not_saved(
     data_dir: Path, caplog: pytest.LogCaptureFixture, state: Any
 ) -> None:
-    """The view itself works; only its snapshot is left out, with a warning."""
+    """The view itself works, but it logs a warning and saves no snapshot."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
         view: View[Any] = View("v", lambda s, e: state, {})
@@ -481,7 +481,7 @@ async def test_other_states_that_json_can_not_hold_are_not_saved(
 
 @pytest.mark.parametrize("kind", ["deque with maxlen", "Counter in a dict", "defaultdict in a dict"])
 async def test_a_container_never_comes_back_as_a_plainer_one(data_dir: Path, kind: str) -> None:
-    """What equals the state but behaves otherwise would fold otherwise after a restart than before."""
+    """A value that equals the state but behaves differently would be folded differently after a restart."""
     reducers: dict[str, tuple[Any, Any]] = {
         "deque with maxlen": (
             lambda s, e: changed(s, lambda s: s.append(e.data["n"])),
@@ -510,7 +510,7 @@ async def test_a_container_never_comes_back_as_a_plainer_one(data_dir: Path, kin
 
 
 async def test_a_snapshot_is_not_rewritten_for_every_few_events(data_dir: Path, seam: Seam) -> None:
-    """The first is saved soon, the next ones when there is enough new, or when somebody asks."""
+    """The first one is saved soon, later ones only if there is enough new or when the caller asks."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(0))
         view: View[int] = View("v", lambda s, e: s + 1, 0)
@@ -534,7 +534,7 @@ async def test_a_snapshot_is_not_rewritten_for_every_few_events(data_dir: Path, 
 async def test_a_snapshot_that_cannot_be_written_affects_nothing(
     data_dir: Path, seam: Seam, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A full disk costs the time to fold again, not the state."""
+    """A full disk costs the time to fold again, but no state."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
         seam.fail("rename")
@@ -551,7 +551,7 @@ async def test_a_snapshot_that_cannot_be_written_affects_nothing(
 
 
 async def test_a_cancelled_refresh_keeps_what_it_has_folded(data_dir: Path) -> None:
-    """The next one continues there: each event is folded once."""
+    """The next one continues there, and each event is folded once."""
     write_log(data_dir, b"".join(line(n) for n in range(30_000)))
     reader = EventReader(data_dir)
     started = asyncio.Event()
@@ -575,7 +575,7 @@ async def test_a_cancelled_refresh_keeps_what_it_has_folded(data_dir: Path) -> N
 
 
 async def test_a_long_refresh_lets_other_tasks_run(data_dir: Path) -> None:
-    """The event loop is not held to the end of the log."""
+    """It does not hold the event loop until the end of the log."""
     write_log(data_dir, b"".join(line(n) for n in range(30_000)))
     turns = 0
 
@@ -594,7 +594,7 @@ async def test_a_long_refresh_lets_other_tasks_run(data_dir: Path) -> None:
 
 
 async def test_rebuild_folds_the_whole_log_and_replaces_the_snapshot(data_dir: Path) -> None:
-    """A reducer that was changed without a new version gets its state this way."""
+    """This is how a reducer that was changed without a new version gets its state."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(n) for n in range(4)])
         old: View[int] = View("v", lambda s, e: s + 1, 0)
@@ -615,7 +615,7 @@ async def test_rebuild_folds_the_whole_log_and_replaces_the_snapshot(data_dir: P
 
 
 async def test_only_what_the_query_matches_is_folded(data_dir: Path) -> None:
-    """By tags and by types, alone and together with other views in one pass; the offset continues to the head."""
+    """Tags and types select, in one view or in several that share a pass; the offset advances to the head."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         made = [event(n, "ab"[n % 2], tags=(f"order:{n % 3}", f"customer:{n % 5}")) for n in range(300)]
         await writer.append_many(made[:150])
@@ -644,7 +644,7 @@ async def test_only_what_the_query_matches_is_folded(data_dir: Path) -> None:
 
 
 async def test_a_snapshot_of_another_query_is_not_used(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The view is rebuilt, and a warning says what the snapshot was made of; the same query continues from it."""
+    """The view is rebuilt and a warning names the snapshot's query; a view with the same query uses the snapshot."""
 
     def view_of(query: Query | None) -> tuple[View[list[int]], list[int]]:
         folded: list[int] = []
@@ -672,7 +672,7 @@ async def test_a_snapshot_of_another_query_is_not_used(data_dir: Path, caplog: p
 
 
 def test_event_types_are_short_for_a_query() -> None:
-    """Both at once are refused, since nobody could tell what that means."""
+    """Both together are refused, since they could contradict each other."""
     short: View[int] = View("v", lambda s, e: s, 0, event_types={"a"})
     long: View[int] = View("v", lambda s, e: s, 0, query=Query({"a"}))
 
@@ -685,7 +685,7 @@ def test_event_types_are_short_for_a_query() -> None:
 
 
 async def test_the_reducers_failure_names_the_event_among_those_that_match(data_dir: Path) -> None:
-    """The offset is that of the event in the log."""
+    """The offset is that of the event in the log, not among the selected ones."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n, tags=(f"order:{n % 2}",))) for n in range(10)]
         view = View("v", fails_at(7), [], query=Query(tags={"order:1"}))

@@ -42,7 +42,7 @@ from eventfold._files import committer, operations
 
 
 async def started(*calls: Any) -> list[asyncio.Task[Any]]:
-    """Tasks of these calls, each of which has done what it can do at once."""
+    """Starts the calls as tasks and lets each run until it waits."""
     tasks = [asyncio.create_task(call) for call in calls]
     await settle()
     return tasks
@@ -60,7 +60,7 @@ def run(script: str, directory: Path, *arguments: str) -> subprocess.CompletedPr
 
 
 def run_and_collect(main: Coroutine[Any, Any, None]) -> None:
-    """Runs a program's main coroutine in a loop of its own, and collects what it leaves."""
+    """Runs a program's main coroutine in its own loop, and collects the garbage that it leaves."""
     asyncio.run(main)
     gc.collect()
 
@@ -69,7 +69,7 @@ def run_and_collect(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def test_append_returns_where_the_line_is(data_dir: Path) -> None:
-    """Start, end and hash are those of the bytes in the file."""
+    """Start, end and hash match the bytes in the file."""
     async with EventWriter.open(data_dir) as writer:
         first = await writer.append(event(1))
         second = await writer.append(event(2))
@@ -81,7 +81,7 @@ async def test_append_returns_where_the_line_is(data_dir: Path) -> None:
 
 
 async def test_the_head_follows_the_appends(data_dir: Path) -> None:
-    """The head of an empty log is `(0, "")`, then it is the end of the last line with its hash."""
+    """The head of an empty log is `(0, "")`; later it is the end of the last line with its hash."""
     async with EventWriter.open(data_dir) as writer:
         empty = writer.head
         result = await writer.append(event(1))
@@ -92,7 +92,7 @@ async def test_the_head_follows_the_appends(data_dir: Path) -> None:
 
 
 async def test_a_thousand_concurrent_appends_cost_a_handful_of_syncs(data_dir: Path, seam: Seam) -> None:
-    """What waits together is written and synced together."""
+    """Appends that wait together are written and synced together."""
     async with EventWriter.open(data_dir) as writer:
         syncs, writes = seam.count("sync"), seam.count("write")
         await asyncio.gather(*(writer.append(event(n)) for n in range(1000)))
@@ -104,7 +104,7 @@ async def test_a_thousand_concurrent_appends_cost_a_handful_of_syncs(data_dir: P
 
 
 async def test_every_append_is_synced_before_it_returns(data_dir: Path, seam: Seam) -> None:
-    """With `SyncMode.ALWAYS` an append waits for the sync, and for nothing else."""
+    """With `SyncMode.ALWAYS`, an append waits for the sync and for nothing else."""
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
         [task] = await started(writer.append(event(1)))
@@ -120,7 +120,7 @@ async def test_every_append_is_synced_before_it_returns(data_dir: Path, seam: Se
 
 
 async def test_appends_are_in_the_log_in_the_order_of_their_calls(data_dir: Path) -> None:
-    """Single appends, batches and conditional ones keep the order in which they were called."""
+    """This holds for any mix of single appends, batches and conditional appends."""
     async with EventWriter.open(data_dir) as writer:
         calls: list[Any] = []
         for n in range(0, 300, 3):
@@ -134,7 +134,7 @@ async def test_appends_are_in_the_log_in_the_order_of_their_calls(data_dir: Path
 
 
 async def test_appends_that_come_during_a_commit_keep_their_order(data_dir: Path, seam: Seam) -> None:
-    """Those who come while the disk is slow make the next batch, in order."""
+    """They form the next group, in the order of their calls."""
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
         tasks = await started(writer.append(event(0)))
@@ -148,7 +148,7 @@ async def test_appends_that_come_during_a_commit_keep_their_order(data_dir: Path
 
 
 async def test_what_the_caller_changes_after_the_call_is_not_in_the_log(data_dir: Path, seam: Seam) -> None:
-    """The line is made when `append` is called, not when the batch is written."""
+    """The line is made when `append` is called, not when it is written."""
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
         data = {"n": 2}
@@ -165,7 +165,7 @@ async def test_what_the_caller_changes_after_the_call_is_not_in_the_log(data_dir
 
 
 async def test_append_if_appends_at_the_expected_head(data_dir: Path) -> None:
-    """`append_if(event, *head)` with the head of now is an append."""
+    """`append_if(event, *head)` with the current head appends the event."""
     async with EventWriter.open(data_dir) as writer:
         first = await writer.append_if(event(1), *writer.head)
         second = await writer.append_if(event(2), first.end_offset, first.line_hash)
@@ -175,7 +175,7 @@ async def test_append_if_appends_at_the_expected_head(data_dir: Path) -> None:
 
 
 async def test_append_if_on_an_empty_log_takes_the_reader_s_hash_too(data_dir: Path) -> None:
-    """`read_line_hash_before(0)` is None, which is as good as the empty hash."""
+    """`read_line_hash_before(0)` returns None, which is as good as the empty hash."""
     async with EventWriter.open(data_dir) as writer:
         result = await writer.append_if(event(1), 0, await writer.reader().read_line_hash_before(0))  # type: ignore[arg-type]
 
@@ -183,7 +183,7 @@ async def test_append_if_on_an_empty_log_takes_the_reader_s_hash_too(data_dir: P
 
 
 async def test_append_if_at_another_offset_writes_nothing_and_names_both(data_dir: Path) -> None:
-    """The conflict has the expected and the actual offset, and no actual hash."""
+    """The error contains the expected and the actual offset, but no actual hash."""
     async with EventWriter.open(data_dir) as writer:
         result = await writer.append(event(1))
         with pytest.raises(ConditionalAppendError) as caught:
@@ -198,7 +198,7 @@ async def test_append_if_at_another_offset_writes_nothing_and_names_both(data_di
 
 
 async def test_append_if_with_another_hash_writes_nothing_and_names_both(data_dir: Path) -> None:
-    """Where the offset is the same, the conflict has the hash that the log has there."""
+    """The offset is the same, so the error contains the hash that the log has there."""
     async with EventWriter.open(data_dir) as writer:
         result = await writer.append(event(1))
         with pytest.raises(ConditionalAppendError) as caught:
@@ -213,7 +213,7 @@ async def test_append_if_with_another_hash_writes_nothing_and_names_both(data_di
 
 
 async def test_of_several_conditional_appends_in_one_batch_the_first_wins(data_dir: Path, seam: Seam) -> None:
-    """Each is judged by the head as it will be when its turn comes."""
+    """Each condition is checked against the head at the moment when its own turn comes."""
     async with EventWriter.open(data_dir) as writer:
         syncs = seam.count("sync")
         results = await asyncio.gather(*(writer.append_if(event(n), 0, "") for n in range(5)), return_exceptions=True)
@@ -228,7 +228,7 @@ async def test_of_several_conditional_appends_in_one_batch_the_first_wins(data_d
 
 
 async def test_a_conditional_append_may_expect_what_comes_before_it_in_its_batch(data_dir: Path, seam: Seam) -> None:
-    """A chain of conditions is met within one batch, though nothing of it is written yet."""
+    """In one group, each condition expects the append before it, which is not written yet."""
     sizes = [len(line(n)) for n in range(4)]
     async with EventWriter.open(data_dir) as writer:
         syncs = seam.count("sync")
@@ -246,7 +246,7 @@ async def test_a_conditional_append_may_expect_what_comes_before_it_in_its_batch
 
 
 async def test_a_refused_conditional_append_affects_no_other(data_dir: Path) -> None:
-    """Those around it in its batch are written without a gap."""
+    """The other appends of the group are written without a gap."""
     async with EventWriter.open(data_dir) as writer:
         results = await asyncio.gather(
             writer.append(event(1)),
@@ -265,7 +265,7 @@ async def test_a_refused_conditional_append_affects_no_other(data_dir: Path) -> 
 
 
 async def test_a_batch_carries_its_places_in_its_lines(data_dir: Path) -> None:
-    """`"batch":[i,n]` on the lines of two or more, and nothing on one."""
+    """Lines of a batch of two or more have `"batch":[i,n]`; a single event has nothing."""
     async with EventWriter.open(data_dir) as writer:
         alone = await writer.append_many([event(1)])
         results = await writer.append_many(event(n) for n in (2, 3, 4))
@@ -277,7 +277,7 @@ async def test_a_batch_carries_its_places_in_its_lines(data_dir: Path) -> None:
 
 
 async def test_an_empty_batch_changes_nothing(data_dir: Path) -> None:
-    """`append_many([])` gives an empty list."""
+    """`append_many([])` returns an empty list."""
     async with EventWriter.open(data_dir) as writer:
         results = await writer.append_many([])
         head = writer.head
@@ -287,7 +287,7 @@ async def test_an_empty_batch_changes_nothing(data_dir: Path) -> None:
 
 
 async def test_a_batch_cut_anywhere_is_read_whole_or_not_at_all(damaged_dir: Path) -> None:
-    """Whatever part of a batch a crash has left, a reader sees what stood before it, or all of it."""
+    """Wherever a crash has cut the batch, a reader sees the log without it or with all of it."""
     before, batch = line(0), [line(n, batch=f"{n},3") for n in (1, 2, 3)]
     whole = before + b"".join(batch)
     seen = []
@@ -301,7 +301,7 @@ async def test_a_batch_cut_anywhere_is_read_whole_or_not_at_all(damaged_dir: Pat
 @pytest.mark.parametrize("lines_left", [0, 1, 2])
 @pytest.mark.parametrize("bytes_more", [0, 1, 40])
 async def test_a_cut_batch_is_removed_when_a_writer_opens(damaged_dir: Path, lines_left: int, bytes_more: int) -> None:
-    """The log then continues behind the event before the batch."""
+    """The log then continues after the event before the batch."""
     batch = [line(n, batch=f"{n},3") for n in (1, 2, 3)]
     write_log(damaged_dir, line(0), *batch[:lines_left], batch[lines_left][:bytes_more])
     async with EventWriter.open(damaged_dir) as writer:
@@ -315,7 +315,7 @@ async def test_a_cut_batch_is_removed_when_a_writer_opens(damaged_dir: Path, lin
 
 
 async def test_an_append_cancelled_in_the_queue_is_not_in_the_log(data_dir: Path, seam: Seam) -> None:
-    """Before its batch is taken a cancelled append leaves no trace, also a batch of many."""
+    """An append or a batch that is cancelled before it is taken for a group leaves no trace."""
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
         tasks = await started(writer.append(event(1)))
@@ -335,7 +335,7 @@ async def test_an_append_cancelled_in_the_queue_is_not_in_the_log(data_dir: Path
 
 
 async def test_an_append_cancelled_while_it_is_written_is_in_the_log(data_dir: Path, seam: Seam) -> None:
-    """Once the batch is taken, all of it is written, and those who still wait get their results."""
+    """Once the group is taken, all of it is written, and callers that still wait get their results."""
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
         tasks = await started(
@@ -355,7 +355,7 @@ async def test_an_append_cancelled_while_it_is_written_is_in_the_log(data_dir: P
 
 
 async def test_what_a_cancelled_append_would_have_changed_is_not_expected(data_dir: Path, seam: Seam) -> None:
-    """A condition is judged without those that were cancelled before their turn."""
+    """Conditions are checked without the appends that were cancelled before their turn."""
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
         tasks = await started(writer.append(event(1)))
@@ -370,7 +370,7 @@ async def test_what_a_cancelled_append_would_have_changed_is_not_expected(data_d
 
 
 async def test_an_opening_that_is_cancelled_opens_nothing(data_dir: Path, seam: Seam) -> None:
-    """The lock is free again when the cancellation is raised."""
+    """When the cancellation is raised, the lock is free again."""
     gate = seam.freeze("sync")
     opening = EventWriter.open(data_dir)
     [task] = await started(opening.__aenter__())
@@ -392,7 +392,7 @@ async def test_an_opening_that_is_cancelled_opens_nothing(data_dir: Path, seam: 
 async def test_a_full_queue_makes_appends_wait_in_order(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The queue holds no more than its size and the one that filled it; nobody overtakes those who wait."""
+    """It holds at most its size plus the append that filled it, and no append overtakes a waiting one."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 5 * len(line(10)))
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
@@ -411,7 +411,7 @@ async def test_a_full_queue_makes_appends_wait_in_order(
 async def test_the_queue_stays_bounded_while_it_is_emptied(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No batch is larger than the queue may be, however many wait."""
+    """No group is larger than the queue may be, however many appends wait."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 5 * len(line(10)))
     async with EventWriter.open(data_dir) as writer:
         writes = seam.count("write")
@@ -425,7 +425,7 @@ async def test_the_queue_stays_bounded_while_it_is_emptied(
 async def test_an_append_that_gives_up_waiting_for_a_place_holds_nobody_up(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cancelled before it got a place, an append is not in the log, and the next one has its turn."""
+    """It is not in the log, and the next one takes its turn."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
@@ -444,7 +444,7 @@ async def test_an_append_that_gives_up_waiting_for_a_place_holds_nobody_up(
 async def test_an_append_that_waits_for_a_place_is_refused_in_its_own_call(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An invalid event that had to wait takes nobody's place."""
+    """The invalid event that had to wait takes up no room in the queue."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
@@ -462,8 +462,7 @@ async def test_an_append_that_waits_for_a_place_is_refused_in_its_own_call(
 async def test_closing_ends_even_if_the_last_waiting_append_is_refused(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that waited for a place and was refused then, behind others that wrote nothing, leaves the close hanging on
-    nobody."""
+    """It waited for room, behind others that wrote nothing; the close must not wait for it."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
     writer = await EventWriter.open(data_dir)
     gate = seam.freeze("sync")
@@ -484,7 +483,7 @@ async def test_closing_ends_even_if_the_last_waiting_append_is_refused(
 
 @pytest.mark.parametrize("written", [0, 1, 20, len(line(2)) + 5])
 async def test_a_failed_write_leaves_the_log_as_it_was(data_dir: Path, seam: Seam, written: int) -> None:
-    """Whatever part of the batch was written is cut off, its calls get the error, and the writer continues."""
+    """The part of the group that was written is truncated, its calls raise the error, and the writer continues."""
     failures = [OSError(errno.ENOSPC, "disk full")]
 
     def partial(write: Any, fd: int, data: bytes, position: int) -> None:
@@ -509,7 +508,7 @@ async def test_a_failed_write_leaves_the_log_as_it_was(data_dir: Path, seam: Sea
 
 
 async def test_a_short_write_is_undone(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system call that takes only a part is a failed write."""
+    """If a system call writes only a part, that counts as a failed write."""
     pwrite, left = os.pwrite, [1]
 
     def short(fd: int, data: bytes, position: int) -> int:
@@ -528,7 +527,7 @@ async def test_a_short_write_is_undone(data_dir: Path, monkeypatch: pytest.Monke
 
 
 async def test_the_appends_after_a_failed_batch_are_written(data_dir: Path, seam: Seam) -> None:
-    """Only the calls of the batch that failed get its error; those that queued meanwhile go behind the old head."""
+    """Only the calls of the failed group raise; appends that were queued meanwhile follow the old head."""
     async with EventWriter.open(data_dir) as writer:
         seam.fail("write", number=errno.ENOSPC)
         gate = seam.freeze("write")
@@ -544,7 +543,7 @@ async def test_the_appends_after_a_failed_batch_are_written(data_dir: Path, seam
 
 
 async def test_a_failed_sync_ends_the_writer(damaged_dir: Path, seam: Seam) -> None:
-    """Those in the batch and those that wait get `WriterFailedError`, and nothing is written or synced any more."""
+    """Appends of the group and in the queue raise `WriterFailedError`, and nothing is written or synced after that."""
     writer = await EventWriter.open(damaged_dir)
     seam.fail("sync")
     gate = seam.freeze("sync")
@@ -563,7 +562,7 @@ async def test_a_failed_sync_ends_the_writer(damaged_dir: Path, seam: Seam) -> N
 
 
 async def test_after_a_failed_sync_the_error_says_why(damaged_dir: Path, seam: Seam) -> None:
-    """The system's own error can be found in the message, also of later calls."""
+    """Later calls raise an error whose message contains the system's own."""
     async with EventWriter.open(damaged_dir) as writer:
         seam.fail("sync")
         with pytest.raises(WriterFailedError, match=r"a sync failed.*made to fail"):
@@ -575,7 +574,6 @@ async def test_after_a_failed_sync_the_error_says_why(damaged_dir: Path, seam: S
 async def test_those_who_wait_for_a_place_fail_with_the_writer(
     damaged_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failed writer leaves nobody waiting."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
     async with EventWriter.open(damaged_dir) as writer:
         seam.fail("sync")
@@ -590,7 +588,7 @@ async def test_those_who_wait_for_a_place_fail_with_the_writer(
 
 
 async def test_a_failed_writer_can_be_opened_again(data_dir: Path, seam: Seam) -> None:
-    """After the reopening the log is whole, with or without what could not be synced."""
+    """After reopening, the log is consistent, with or without the events that could not be synced."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
         seam.fail("sync")
@@ -607,7 +605,7 @@ async def test_a_failed_writer_can_be_opened_again(data_dir: Path, seam: Seam) -
 async def test_a_failed_write_that_cannot_be_undone_ends_the_writer(
     damaged_dir: Path, seam: Seam, undoing: str
 ) -> None:
-    """Where nothing is known about the file any more, nothing more is written to it."""
+    """If the state of the file is unknown, nothing more is written to it."""
     async with EventWriter.open(damaged_dir) as writer:
         seam.fail("write", number=errno.ENOSPC)
         seam.fail(undoing)
@@ -621,7 +619,7 @@ async def test_a_failed_write_that_cannot_be_undone_ends_the_writer(
 
 
 async def test_after_a_failed_sync_at_a_rotation_nothing_is_synced_any_more(damaged_dir: Path, seam: Seam) -> None:
-    """A second sync of the same file could say yes to what the system has dropped."""
+    """A second sync of the same file could succeed although the system has dropped the data."""
     writer = await EventWriter.open(damaged_dir, sync=SyncMode.OS)
     await writer.append(event(1))
     seam.fail("sync")
@@ -634,7 +632,7 @@ async def test_after_a_failed_sync_at_a_rotation_nothing_is_synced_any_more(dama
 
 
 async def test_a_file_that_somebody_else_changed_ends_the_writer(damaged_dir: Path) -> None:
-    """Lines that another program wrote there are not overwritten."""
+    """Lines that another program wrote are not overwritten."""
     async with EventWriter.open(damaged_dir) as writer:
         await writer.append(event(1))
         with writer.log_path.open("ab") as file:
@@ -647,7 +645,7 @@ async def test_a_file_that_somebody_else_changed_ends_the_writer(damaged_dir: Pa
 
 
 async def test_a_log_that_was_deleted_ends_the_writer(damaged_dir: Path) -> None:
-    """Appends into a file without a name would be lost."""
+    """Appends to a file without a name would be lost."""
     async with EventWriter.open(damaged_dir) as writer:
         await writer.append(event(1))
         writer.log_path.unlink()
@@ -659,9 +657,9 @@ async def test_a_log_that_was_deleted_ends_the_writer(damaged_dir: Path) -> None
 
 
 async def test_with_the_mode_os_appends_are_not_synced_until_the_close(data_dir: Path, seam: Seam) -> None:
-    """The system writes them when it likes; the close makes them last."""
+    """The system writes them when it likes, and closing syncs them."""
     writer = await EventWriter.open(data_dir, sync=SyncMode.OS)
-    await writer.append(event(0))  # the first line of a new active log is synced in every mode
+    await writer.append(event(0))  # The first line of a new active log is synced in every mode.
     syncs = seam.count("sync")
     for n in range(1, 5):
         await writer.append(event(n))
@@ -675,7 +673,7 @@ async def test_with_the_mode_os_appends_are_not_synced_until_the_close(data_dir:
 async def test_with_the_mode_every_second_a_sync_follows_automatically(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
 ) -> None:
-    """Nobody need append for what was appended to be synced."""
+    """The sync happens without another append."""
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.05)
     synced = threading.Event()
 
@@ -684,7 +682,7 @@ async def test_with_the_mode_every_second_a_sync_follows_automatically(
         synced.set()
 
     async with EventWriter.open(data_dir, sync=SyncMode.EVERY_SECOND) as writer:
-        await writer.append(event(0))  # the first line of a new active log is synced in every mode
+        await writer.append(event(0))  # The first line of a new active log is synced in every mode.
         while writer._committer._unsynced:
             await asyncio.sleep(0.01)
         seam.replace("sync", noted)
@@ -699,10 +697,10 @@ async def test_with_the_mode_every_second_a_sync_follows_automatically(
 async def test_with_the_mode_every_second_a_failed_sync_ends_the_writer(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
 ) -> None:
-    """The calls had returned already; the next one hears of it."""
+    """The calls have returned by then; the next one raises."""
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
     async with EventWriter.open(damaged_dir, sync=SyncMode.EVERY_SECOND) as writer:
-        await writer.append(event(0))  # the first line of a new active log is synced in every mode
+        await writer.append(event(0))  # The first line of a new active log is synced in every mode.
         while writer._committer._unsynced:
             await asyncio.sleep(0.01)
         seam.fail("sync")
@@ -720,7 +718,7 @@ async def test_with_the_mode_every_second_a_failed_sync_ends_the_writer(
 
 
 async def test_closing_finishes_what_was_appended(data_dir: Path) -> None:
-    """Whoever called `append` before `aclose` gets a result, and the event is in the log."""
+    """Every `append` that was called before `aclose` gets a result, and its event is in the log."""
     writer = await EventWriter.open(data_dir)
     tasks = await started(*(writer.append(event(n)) for n in range(20)))
     await writer.aclose()
@@ -734,7 +732,7 @@ async def test_closing_finishes_what_was_appended(data_dir: Path) -> None:
 async def test_closing_finishes_also_those_who_wait_for_a_place(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full queue loses nobody."""
+    """A full queue loses no append."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
     writer = await EventWriter.open(data_dir)
     tasks = await started(*(writer.append(event(n)) for n in range(20)))
@@ -746,7 +744,7 @@ async def test_closing_finishes_also_those_who_wait_for_a_place(
 
 
 async def test_a_closed_writer_refuses_appends(data_dir: Path) -> None:
-    """Every way of writing raises `LogClosedError`, from the moment the close begins."""
+    """From the moment when the close begins, every method that writes raises `LogClosedError`."""
     writer = await EventWriter.open(data_dir)
     [closing] = await started(writer.aclose())
     with pytest.raises(LogClosedError):
@@ -763,7 +761,7 @@ async def test_a_closed_writer_refuses_appends(data_dir: Path) -> None:
 
 
 async def test_closing_twice_is_closing_once(data_dir: Path) -> None:
-    """At once or one after another."""
+    """The second call may come at the same time or later."""
     writer = await EventWriter.open(data_dir)
     await asyncio.gather(writer.aclose(), writer.aclose())
     await writer.aclose()
@@ -792,7 +790,7 @@ async def test_a_close_that_is_cancelled_continues(data_dir: Path, seam: Seam) -
 
 
 async def test_reopening_continues_at_the_head(data_dir: Path) -> None:
-    """The new writer's head is the old one's, and offsets continue from there."""
+    """The new writer starts with the old one's head, and the offsets go on from there."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(1), event(2)])
         head = writer.head
@@ -807,7 +805,7 @@ async def test_reopening_continues_at_the_head(data_dir: Path) -> None:
 
 
 def test_a_writer_that_is_not_closed_warns(tmp_path: Path) -> None:
-    """A leaked writer is a `ResourceWarning`, and its lock is free when it is gone."""
+    """A leaked writer causes a `ResourceWarning`, and releases the lock when it is collected."""
 
     async def leak() -> None:
         writer = await EventWriter.open(tmp_path)
@@ -823,7 +821,7 @@ def test_a_writer_that_is_not_closed_warns(tmp_path: Path) -> None:
 
 
 def test_a_loop_that_ends_leaves_no_append_waiting(tmp_path: Path, seam: Seam) -> None:
-    """When the event loop is shut down under the writer, what was written stays, and nothing hangs."""
+    """If the loop is shut down before the writer is closed, what was written stays, and nothing hangs."""
 
     async def abandon() -> None:
         writer = await EventWriter.open(tmp_path)
@@ -867,7 +865,7 @@ asyncio.run(main())
 
 
 async def test_a_second_writer_in_another_process_is_refused(data_dir: Path) -> None:
-    """Until the first one is closed."""
+    """This lasts until the first one is closed."""
     async with EventWriter.open(data_dir):
         during = await asyncio.to_thread(run, OPEN_AND_SAY, data_dir)
     after = await asyncio.to_thread(run, OPEN_AND_SAY, data_dir)
@@ -876,7 +874,7 @@ async def test_a_second_writer_in_another_process_is_refused(data_dir: Path) -> 
 
 
 async def test_without_a_lock_two_writers_may_open_but_not_mix_their_lines(damaged_dir: Path) -> None:
-    """`LockMode.NONE` keeps nobody out; the second to write sees that the file has changed."""
+    """`LockMode.NONE` locks nobody out, but the second one to write notices that the file has changed."""
     first = await EventWriter.open(damaged_dir, lock=LockMode.NONE)
     second = await EventWriter.open(damaged_dir, lock=LockMode.NONE)
     await first.append(event(1))
@@ -891,7 +889,7 @@ async def test_without_a_lock_two_writers_may_open_but_not_mix_their_lines(damag
 async def test_a_file_that_was_replaced_before_it_was_locked_is_not_written(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rotation may put another file in place between the opening and the locking: that one is taken then."""
+    """If a rotation replaces the file between opening and locking, the writer takes the new file."""
     write_log(data_dir, line(1))
     lock, replaced = operations.lock, []
 
@@ -915,7 +913,7 @@ async def test_a_file_that_was_replaced_before_it_was_locked_is_not_written(
 async def test_a_file_that_was_removed_before_it_was_locked_is_created_again(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The name must name the file that is locked."""
+    """The file that is locked must be the one that has the name."""
     lock, removed = operations.lock, []
 
     def remove_first(fd: int) -> bool:
@@ -984,7 +982,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
 def test_a_writer_refuses_to_write_in_a_forked_child(data_dir: Path, lock: LockMode) -> None:
-    """The child, which holds the lock by inheritance, may read and close; the parent keeps the lock and continues."""
+    """The child inherits the lock, and may read and close; the parent keeps the lock and continues."""
     done = run(FORK, data_dir, lock.value)
 
     assert done.stdout.splitlines() == ["child 0", "LogLockedError", "['parent', 'parent again']"], done.stderr
@@ -994,7 +992,7 @@ def test_a_writer_refuses_to_write_in_a_forked_child(data_dir: Path, lock: LockM
 
 
 async def test_readers_in_the_writers_process_see_durable_events_only(data_dir: Path, seam: Seam) -> None:
-    """What is written but not synced yet is not read, by any reader of this process."""
+    """A line that is written but not synced yet is seen by no reader of this process."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
         gate = seam.freeze("sync")
@@ -1015,7 +1013,7 @@ async def test_readers_in_the_writers_process_see_durable_events_only(data_dir: 
 
 
 async def test_readers_do_not_see_what_a_failed_write_left(data_dir: Path, seam: Seam) -> None:
-    """Between the failure and its undoing there are bytes in the file that were never acknowledged."""
+    """Until the failed write is undone, the file has bytes that were never acknowledged."""
 
     def partial(write: Any, fd: int, data: bytes, position: int) -> None:
         write(fd, data, position)
@@ -1038,7 +1036,7 @@ async def test_readers_do_not_see_what_a_failed_write_left(data_dir: Path, seam:
 
 
 async def test_open_is_awaited_or_entered(data_dir: Path) -> None:
-    """Both give the same writer; the context manager closes it."""
+    """Both ways give the same writer, and the context manager closes it."""
     awaited = await EventWriter.open(data_dir)
     await awaited.append(event(1))
     await awaited.aclose()
@@ -1051,7 +1049,7 @@ async def test_open_is_awaited_or_entered(data_dir: Path) -> None:
 
 
 async def test_the_directory_is_made_with_those_above_it(tmp_path: Path) -> None:
-    """Opening a writer needs nothing to be there."""
+    """Nothing has to exist before a writer is opened."""
     directory = tmp_path / "a" / "b" / "c"
     async with EventWriter.open(str(directory)) as writer:
         paths = writer.dir, writer.log_path, writer.archive_path, writer.views_dir
@@ -1065,7 +1063,7 @@ async def test_the_directory_is_made_with_those_above_it(tmp_path: Path) -> None
     [{"max_log_size": -1}, {"max_log_size": 1.5}, {"max_event_size": 0}, {"max_event_size": True}, {"lock": "x"}],
 )
 async def test_wrong_options_are_refused_before_anything_is_made(tmp_path: Path, options: dict[str, Any]) -> None:
-    """A `ValueError`, and no directory."""
+    """It raises `ValueError` and creates no directory."""
     with pytest.raises(ValueError):
         await EventWriter.open(tmp_path / "data", **options)
 
@@ -1073,7 +1071,7 @@ async def test_wrong_options_are_refused_before_anything_is_made(tmp_path: Path,
 
 
 async def test_a_writer_cannot_be_opened_where_a_file_is(tmp_path: Path) -> None:
-    """The system's error is given as it is."""
+    """The system's own error is raised."""
     (tmp_path / "data").touch()
 
     with pytest.raises(OSError):
@@ -1081,7 +1079,7 @@ async def test_a_writer_cannot_be_opened_where_a_file_is(tmp_path: Path) -> None
 
 
 async def test_the_errors_of_several_calls_are_not_the_same_object(data_dir: Path, seam: Seam) -> None:
-    """One error raised in many tasks would gather all their tracebacks."""
+    """If many tasks raised one error object, it would gather all their tracebacks."""
     async with EventWriter.open(data_dir) as writer:
         seam.fail("write", number=errno.ENOSPC)
         results = await asyncio.gather(writer.append(event(1)), writer.append(event(2)), return_exceptions=True)
@@ -1091,7 +1089,7 @@ async def test_the_errors_of_several_calls_are_not_the_same_object(data_dir: Pat
 
 
 async def test_the_line_that_is_written_is_the_one_of_the_codec(data_dir: Path) -> None:
-    """Bytes and hash are those that other programs compute from the format."""
+    """Other programs can compute the same bytes and hash from the format."""
     original = Event("done", {"ä": ["\u2028", 1.5, None]}, ts=7, id="i", actor="me", meta={"m": 1})
     async with EventWriter.open(data_dir) as writer:
         result = await writer.append(original)
@@ -1107,7 +1105,7 @@ async def test_the_line_that_is_written_is_the_one_of_the_codec(data_dir: Path) 
 
 @pytest.mark.parametrize("expected", [(-1, ""), (True, ""), ("0", ""), (None, ""), (0, 7), (0, b"")])
 async def test_a_condition_of_the_wrong_type_is_refused_in_its_own_call(data_dir: Path, expected: Any) -> None:
-    """Nothing is queued, and nobody else hears of it."""
+    """Nothing is queued, and no other call raises."""
     async with EventWriter.open(data_dir) as writer:
         with pytest.raises(ValueError, match="expected_"):
             await writer.append_if(event(1), *expected)
@@ -1117,7 +1115,7 @@ async def test_a_condition_of_the_wrong_type_is_refused_in_its_own_call(data_dir
 async def test_an_error_nobody_thought_of_ends_the_writer_instead_of_leaving_it_stuck(
     damaged_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those who wait get `WriterFailedError`, and the close ends."""
+    """Waiting calls get `WriterFailedError`, and the close comes to an end."""
 
     class Offset(int):
         def __eq__(self, other: object) -> bool:
@@ -1137,7 +1135,7 @@ async def test_an_error_nobody_thought_of_ends_the_writer_instead_of_leaving_it_
 
 
 async def test_an_append_after_a_switch_whose_sync_failed_is_not_acknowledged(damaged_dir: Path, seam: Seam) -> None:
-    """The failure is known in the thread that commits, before the event loop hears of it."""
+    """The thread that commits knows of the failure before the event loop does."""
     writer = await EventWriter.open(damaged_dir)
     await writer.append(event(1))
     await writer.rotate()
@@ -1158,7 +1156,7 @@ async def test_an_append_after_a_switch_whose_sync_failed_is_not_acknowledged(da
 async def test_thousands_that_wait_for_a_place_take_turns_at_a_constant_cost(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cancelled or not, nobody is looked for among the others."""
+    """A waiting append is never searched for among the others, whether it is cancelled or not."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
 
     class Turns(deque[Any]):
@@ -1177,7 +1175,7 @@ async def test_thousands_that_wait_for_a_place_take_turns_at_a_constant_cost(
 
 
 async def test_a_large_batch_of_appends_is_failed_in_portions(damaged_dir: Path, seam: Seam) -> None:
-    """Others run between them."""
+    """Other tasks run between the portions."""
     async with EventWriter.open(damaged_dir) as writer:
         seam.fail("sync")
         loop = asyncio.get_running_loop()
@@ -1198,7 +1196,7 @@ async def test_a_large_batch_of_appends_is_failed_in_portions(damaged_dir: Path,
 
 
 async def test_the_error_of_a_failed_writer_does_not_grow(damaged_dir: Path, seam: Seam) -> None:
-    """However often it is raised, it has the same few tracebacks and causes."""
+    """However often it is raised, it keeps the same few tracebacks and causes."""
 
     def size(error: BaseException | None) -> tuple[int, int]:
         causes = frames = 0
@@ -1224,13 +1222,13 @@ async def test_the_error_of_a_failed_writer_does_not_grow(damaged_dir: Path, sea
 
 
 def test_lines_that_no_system_call_can_read_can_not_be_asked_for(tmp_path: Path) -> None:
-    """A line of more than 1 GiB is refused when the log is opened, not when it is too late."""
+    """A limit of more than 1 GiB is refused when the log is opened."""
     with pytest.raises(ValueError, match="max_event_size must be an integer of 1 to 1073741824"):
         EventWriter.open(tmp_path, max_event_size=2**31)
 
 
 async def test_a_close_that_can_t_save_a_view_releases_the_lock(data_dir: Path) -> None:
-    """The error is raised once everything is closed, as often as somebody closes, and no larger each time."""
+    """The error is raised once everything is closed, and again by every further close, with the same size."""
 
     class Broken:
         name, offset = "broken", 0
