@@ -35,11 +35,11 @@ def blocking_calls() -> BlockBuster:
     for name in MORE_BLOCKING_CALLS:
         guard.functions[name] = BlockBusterFunction(None, name, scanned_modules="eventfold")
     for function in guard.functions.values():
-        # Where log messages go is the program's choice.
+        # A program decides where log messages go.
         function.can_block_in("logging/__init__.py", {"emit"})
         # asyncpg looks for ~/.pgpass and certificates when it connects.
         function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_arguments"})
-    # The kernel has the current directory in memory: a directory's path is made absolute when it is given.
+    # The kernel has the current directory in memory, and `paths` asks for it when a directory is given.
     guard.functions["os.getcwd"].can_block_in("eventfold/_files/paths.py", {"__init__"})
     return guard
 
@@ -65,7 +65,7 @@ def loop_guard(blocking_calls: BlockBuster) -> Iterator[list[str]]:
 
 @pytest.fixture(autouse=True)
 def watching_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the watcher thread end soon after the last wait, so that a test can see it end."""
+    """Makes the watcher thread end soon after the last wait, so that tests can see it end."""
     monkeypatch.setattr(inotify, "KEEP", 0.05)
 
 
@@ -96,7 +96,7 @@ def compat(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def seam(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seam]:
-    """The fault injector for file operations; whatever still waits at a gate at the end continues."""
+    """The fault injector for file operations; at the end, every gate is opened."""
     grip = Seam(monkeypatch)
     yield grip
     for gate in grip.gates:
@@ -115,7 +115,7 @@ def postgres_server() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One nats-server that the whole session shares, and that no test harms."""
+    """One nats-server for the whole session, which no test may harm."""
     yield from _nats_servers(tmp_path_factory, 1)
 
 

@@ -1,4 +1,4 @@
-"""Events that hypothesis makes up: whatever JSON can say."""
+"""Events that hypothesis generates: whatever JSON can express."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ EVENTS = st.builds(
 
 
 def exactly(value: Event) -> str:
-    """An event so that 1, 1.0 and True differ, 0.0 and -0.0 too, and the order of keys counts."""
+    """Returns an event in a form in which 1, 1.0 and True differ, 0.0 and -0.0 differ, and the order of keys counts."""
     return repr((value.type, value.data, value.ts, value.id, value.actor, value.meta, value.tags))

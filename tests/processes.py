@@ -1,4 +1,4 @@
-"""Other processes for the tests: a writer that can be controlled, and what a test may leave in its own process."""
+"""Other processes for the tests: a writer that obeys commands, and the resources of a test's own process."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class OtherWriter:
         return int(line)
 
     async def append(self, count: int = 1) -> int:
-        """Appends that many events one by one; returns the head's offset."""
+        """Appends `count` events one by one; returns the head's offset."""
         return await self._do(f"append {count}")
 
     async def batch(self, count: int) -> int:
-        """Appends that many events at once; returns the head's offset."""
+        """Appends `count` events as a batch; returns the head's offset."""
         return await self._do(f"batch {count}")
 
     async def rotate(self) -> int:
@@ -65,7 +65,7 @@ class OtherWriter:
 
 @asynccontextmanager
 async def other_writer(directory: Path) -> AsyncIterator[OtherWriter]:
-    """Opens the log in another process, and closes it there at the end."""
+    """Opens the log in another process, and closes it there when the block ends."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SCRIPT, str(directory), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -76,7 +76,7 @@ async def other_writer(directory: Path) -> AsyncIterator[OtherWriter]:
     finally:
         process.stdin.close()
         await process.wait()
-        await asyncio.sleep(0)  # lets the transports of its pipes end
+        await asyncio.sleep(0)  # Lets the transports of its pipes end.
 
 
 def add_lines(directory: Path, *lines: bytes) -> None:
@@ -94,24 +94,24 @@ class Belongings(NamedTuple):
 
 
 def belongings() -> Belongings:
-    """The current resources of the running event loop's process; descriptors on Linux only."""
+    """Returns the current resources of the running event loop's process; descriptors on Linux only."""
     found = []
     for number in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
         try:
             link = os.readlink(f"/proc/self/fd/{number}")
             found.append(link if link.startswith(("/", "anon")) else link.split(":")[0])
-        except FileNotFoundError:  # the one that listed them
+        except FileNotFoundError:  # the descriptor of this listing
             pass
     return Belongings(sorted(found), len(asyncio.all_tasks()), len(watchers()))
 
 
 def watchers() -> list[threading.Thread]:
-    """The threads that watch a directory."""
+    """Returns the number of threads that watch a directory."""
     return [thread for thread in threading.enumerate() if thread.name.startswith("eventfold watcher")]
 
 
 async def at_rest() -> Belongings:
-    """The resources once the watchers of earlier waits and their descriptors are gone."""
+    """Returns the resources once the watchers of earlier waits and their descriptors are gone."""
     unchanged, found = 0, belongings()
     async with asyncio.timeout(10):
         while unchanged < 5 or found.watchers or "anon_inode:inotify" in found.descriptors:
@@ -122,7 +122,7 @@ async def at_rest() -> Belongings:
 
 
 async def back_to(expected: Belongings) -> Belongings:
-    """The resources once they are as expected, or after some seconds, since ending a thread takes time."""
+    """Waits until the resources are as expected, at most some seconds since threads take time to end; returns them."""
     for _ in range(500):
         if belongings() == expected:
             break

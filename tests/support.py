@@ -22,12 +22,12 @@ START = 1_700_000_000
 
 
 def event(n: int, type: str = "counted", **options: Any) -> Event:
-    """An event that is identified by its number."""
+    """Returns an event that is identified by its number."""
     return Event(type, {"n": n}, ts=START + n, **options)
 
 
 def line(n: int, type: str = "counted", batch: str = "") -> bytes:
-    """The line of `event(n, type)`, or that of a line of a batch (`batch` as in "1,3")."""
+    """Returns the line of `event(n, type)`, or that of a line of a batch (`batch` as in "1,3")."""
     tail = f',"batch":[{batch}]' if batch else ""
     return f'{{"type":"{type}","data":{{"n":{n}}},"ts":{START + n}{tail}}}\n'.encode()
 
@@ -41,19 +41,19 @@ def write_log(directory: Path, *lines: bytes) -> bytes:
 
 
 def small_frames(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """Makes archive frames, and what is read of one at once, so small that a few events fill several."""
+    """Makes archive frames, and the chunks in which they are read, so small that a few events fill several."""
     monkeypatch.setattr(rotation, "FRAME_SIZE", size)
     monkeypatch.setattr(archive, "WHOLE_SIZE", 2 * size)
     monkeypatch.setattr(archive, "PART_SIZE", size // 4)
 
 
 async def records(reader: Any, offset: int = 0) -> list[Record]:
-    """All records from an offset; `reader` is whatever has `read_from`."""
+    """Returns all records from an offset; `reader` is anything that has `read_from`."""
     return [record async for record in reader.read_from(offset)]
 
 
 async def numbers(reader: Any) -> list[int]:
-    """The numbers of all events in the log."""
+    """Returns the numbers of all events in the log."""
     return [record.event.data["n"] for record in await records(reader)]
 
 
@@ -78,7 +78,7 @@ async def settle() -> None:
 
 
 class Gate:
-    """A gate before a file operation: `reached` is set once a thread waits there, which continues once it is opened."""
+    """A gate before a file operation: a thread that reaches it waits until the gate is opened."""
 
     def __init__(self) -> None:
         self._reached = threading.Event()
@@ -93,13 +93,13 @@ class Gate:
         assert await asyncio.to_thread(self._reached.wait, 10), "nobody came to the gate"
 
     def pass_through(self) -> None:
-        """Called by the operation first."""
+        """The replaced operation calls this first."""
         self._reached.set()
         assert self._opened.wait(30), "nobody opened the gate"
 
 
 def starts_of_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Returns a list to which the start offset of every read of a log in files is appended from now on."""
+    """Returns a list that gets the start offset of every read of a log in files from now on."""
     starts: list[int] = []
     blocks = FileSource.blocks
 
@@ -144,7 +144,7 @@ class Seam:
         self._monkeypatch.setattr(operations, name, replacement)
 
     def count(self, name: str) -> list[tuple[Any, ...]]:
-        """Returns a list to which the arguments of every call are appended from now on."""
+        """Returns a list that gets the arguments of every call from now on."""
         calls: list[tuple[Any, ...]] = []
 
         def counted(original: Callable[..., Any], *args: Any) -> Any:
@@ -155,7 +155,7 @@ class Seam:
         return calls
 
     def fail(self, name: str, times: int = 1, number: int = errno.EIO) -> None:
-        """Makes the next `times` calls fail, and those after them succeed."""
+        """Makes the next `times` calls fail; later calls succeed."""
         left = [times]
 
         def failing(original: Callable[..., Any], *args: Any) -> Any:
@@ -195,7 +195,7 @@ __all__ = [
 
 
 def free_port() -> int:
-    """A free port of the loopback address."""
+    """Returns a free port of the loopback address."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Runs the command `eventfold` as a person does: in a pipe and on a terminal."""
+"""Runs the command `eventfold` as a user does: in a pipe and on a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eventfold import Event, EventLog, EventReader, View
 
 COMMAND = [sys.executable, "-m", "eventfold"]
 QUESTION = b"[y/N] "
-# Makes the standard input the terminal whose Ctrl-C ends this process, and continues as the command.
+# Makes standard input the controlling terminal, so that Ctrl-C ends this process, and becomes the command.
 ON_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -25,7 +25,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def run(*args: object, input: str | bytes = b"", status: int = 0) -> subprocess.CompletedProcess[str]:
-    """The command with its output in pipes; its exit status must be `status`, and no traceback may be seen."""
+    """Runs the command with its output in pipes; it must exit with `status` and show no traceback."""
     given = input.encode() if isinstance(input, str) else input
     done = subprocess.run([*COMMAND, *map(str, args)], input=given, capture_output=True, timeout=60)
     out, error = done.stdout.decode(), done.stderr.decode()
@@ -35,7 +35,7 @@ def run(*args: object, input: str | bytes = b"", status: int = 0) -> subprocess.
 
 
 def run_on_terminal(*args: object, answers: Sequence[str] = (), status: int = 0) -> str:
-    """What the command shows on a terminal, where each of its questions gets the next answer."""
+    """Returns what the command shows on a terminal, where each of its questions gets the next answer."""
     main, terminal = pty.openpty()
     left = list(answers)
     with subprocess.Popen(
@@ -55,7 +55,7 @@ def run_on_terminal(*args: object, answers: Sequence[str] = (), status: int = 0)
                 shown += data
                 if shown.endswith(QUESTION):
                     os.write(main, left.pop(0).encode())
-        except OSError:  # how Linux says that nobody has the terminal open any more
+        except OSError:  # Linux raises this when no process has the terminal open any more.
             pass
         finally:
             killer.cancel()
@@ -66,14 +66,14 @@ def run_on_terminal(*args: object, answers: Sequence[str] = (), status: int = 0)
 
 
 def start(*args: object) -> subprocess.Popen[bytes]:
-    """The command, running."""
+    """Starts the command."""
     return subprocess.Popen(
         [*COMMAND, *map(str, args)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
 def make(dir: Path, events: int = 20, *, rotate: bool = True) -> None:
-    """A log with two types, tags and times, archived in part."""
+    """Creates a log with two types, tags and times, partly archived."""
 
     def count(state: int, event: Event) -> int:
         return state + 1
@@ -93,7 +93,7 @@ def make(dir: Path, events: int = 20, *, rotate: bool = True) -> None:
 
 
 def lines(dir: Path) -> list[bytes]:
-    """The lines of a log."""
+    """Returns the lines of a log."""
 
     async def read() -> list[bytes]:
         return [record._line async for record in EventReader(dir).read_full()]
@@ -102,5 +102,5 @@ def lines(dir: Path) -> list[bytes]:
 
 
 def numbers(output: str) -> list[int]:
-    """The `n` of each event in lines of JSON."""
+    """Returns the `n` of each event in lines of JSON."""
     return [json.loads(line)["data"]["n"] for line in output.splitlines()]

@@ -1,4 +1,4 @@
-"""The command `eventfold`, run as a person runs it: in a pipe and on a terminal."""
+"""The command `eventfold`, run as users run it: in a pipe and on a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def test_cat_prints_the_exact_lines_in_a_pipe(log: Path) -> None:
-    """Those of the archive too."""
+    """They include those of the archive."""
     assert run("cat", log).stdout.encode() == b"".join(line + b"\n" for line in lines(log))
 
 
@@ -49,12 +49,12 @@ def test_cat_prints_the_exact_lines_in_a_pipe(log: Path) -> None:
     ],
 )
 def test_cat_selects(log: Path, options: tuple[str, ...], expected: object) -> None:
-    """By type, tag, time and number."""
+    """Events can be selected by type, tag, time and number."""
     assert numbers(run("cat", log, *options).stdout) == list(expected)  # type: ignore[call-overload]
 
 
 def test_cat_selects_by_offset(log: Path) -> None:
-    """From one, before the other."""
+    """The output starts at one offset and ends before another."""
     first, second = (sum(len(line) + 1 for line in lines(log)[:n]) for n in (5, 15))
 
     assert numbers(run("cat", log, "--from", first, "--until", second).stdout) == list(range(5, 15))
@@ -70,7 +70,7 @@ def test_json_is_short_for_the_exact_lines(log: Path) -> None:
 
 
 def test_cat_gives_csv(log: Path) -> None:
-    """With a header."""
+    """The first line is a header."""
     rows = list(csv.DictReader(io.StringIO(run("cat", log, "--format", "csv", "--last", "1").stdout)))
 
     assert [(row["type"], row["ts"], row["data"], row["tags"]) for row in rows] == [
@@ -79,7 +79,7 @@ def test_cat_gives_csv(log: Path) -> None:
 
 
 def test_cat_shows_rows_on_a_terminal_and_escapes_what_would_steer_it(tmp_path: Path) -> None:
-    """An event can't move the cursor."""
+    """An event can't move the cursor or change colours."""
     run("append", tmp_path, "evil\x1b[2J", '{"a": 1}')
 
     shown = run_on_terminal("cat", tmp_path)
@@ -90,7 +90,7 @@ def test_cat_shows_rows_on_a_terminal_and_escapes_what_would_steer_it(tmp_path: 
 
 
 def test_a_closed_pipe_ends_cat_quietly(tmp_path: Path) -> None:
-    """As in `eventfold cat | head -1`."""
+    """An example is `eventfold cat | head -1`."""
     make(tmp_path, 3000, rotate=False)
     with start("cat", tmp_path) as process:
         assert process.stdout is not None
@@ -102,14 +102,14 @@ def test_a_closed_pipe_ends_cat_quietly(tmp_path: Path) -> None:
 
 
 def test_tail_prints_the_last_events(log: Path) -> None:
-    """Ten, or as many as asked for."""
+    """It prints ten events, or as many as it is asked for."""
     assert numbers(run("tail", log).stdout) == list(range(10, 20))
     assert numbers(run("tail", log, "-n", 2, "--type", "odd").stdout) == [17, 19]
     assert numbers(run("tail", log, "--from", 0).stdout) == list(range(20))
 
 
 def test_tail_follows_a_log_that_is_being_written_until_it_is_interrupted(log: Path) -> None:
-    """Events that another process appends come at once; Ctrl-C ends it quietly."""
+    """Events that another process appends appear at once, and Ctrl-C ends the command without a message."""
     with start("tail", "-f", log, "-n", 1) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -122,7 +122,7 @@ def test_tail_follows_a_log_that_is_being_written_until_it_is_interrupted(log: P
 
 
 def test_append_writes_an_event_and_prints_where(tmp_path: Path) -> None:
-    """With everything that an event has."""
+    """The options can set every field of an event."""
     options = ("--ts", 7, "--id", "a", "--actor", "ann", "--meta", "[1]", "--tag", "x", "--tag", "y")
     done = run("append", tmp_path, "paid", '{"amount": 3}', *options)
 
@@ -132,7 +132,7 @@ def test_append_writes_an_event_and_prints_where(tmp_path: Path) -> None:
 
 
 def test_append_refuses_data_that_is_not_json(tmp_path: Path) -> None:
-    """In one line that says how to write it."""
+    """One line says how to write it."""
     done = run("append", tmp_path, "paid", "amount=3", status=1)
 
     assert done.stderr.startswith("eventfold: DATA is not JSON")
@@ -140,7 +140,7 @@ def test_append_refuses_data_that_is_not_json(tmp_path: Path) -> None:
 
 
 def test_append_if_head_appends_only_once(log: Path) -> None:
-    """The head is what `info` tells."""
+    """`info` prints the head to pass."""
     found = json.loads(run("info", log, "--json").stdout)
     head = f"{found['head'][0]}:{found['head'][1]}"
 
@@ -152,7 +152,7 @@ def test_append_if_head_appends_only_once(log: Path) -> None:
 
 
 def test_append_takes_lines_from_standard_input(tmp_path: Path) -> None:
-    """The last one without its newline too."""
+    """The last line may lack its newline."""
     done = run("append", tmp_path, input='{"type":"a","data":1}\n{"type":"b","ts":5,"tags":["x"]}')
 
     assert len(done.stdout.splitlines()) == 2
@@ -163,7 +163,7 @@ def test_append_takes_lines_from_standard_input(tmp_path: Path) -> None:
     "bad", ["nonsense", "{}", '{"type":""}', '{"type":"a","extra":1}', '{"type":"a","ts":-1}', "", "\udcff"]
 )
 def test_a_bad_line_is_refused_with_its_number_and_nothing_of_its_batch_is_written(tmp_path: Path, bad: str) -> None:
-    """Not the good lines before it either."""
+    """The good lines before it are not written either."""
     given = f'{{"type":"a"}}\n{bad}\n{{"type":"b"}}\n'.encode(errors="surrogateescape")
 
     done = run("append", tmp_path, input=given, status=1)
@@ -174,7 +174,7 @@ def test_a_bad_line_is_refused_with_its_number_and_nothing_of_its_batch_is_writt
 
 
 def test_lines_that_come_slowly_are_written_as_they_come(tmp_path: Path) -> None:
-    """A pipe may stay open for days; Ctrl-C ends the waiting."""
+    """A pipe may stay open for days, and Ctrl-C ends the waiting."""
     with start("append", tmp_path) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -191,7 +191,7 @@ def test_lines_that_come_slowly_are_written_as_they_come(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", [("append", "odd"), ("rotate",)])
 def test_a_locked_log_is_refused_in_one_line(log: Path, command: tuple[str, ...]) -> None:
-    """Which names the process."""
+    """The line names the process that holds the lock."""
 
     async def refused() -> subprocess.CompletedProcess[str]:
         async with EventLog.open(log):
@@ -204,7 +204,7 @@ def test_a_locked_log_is_refused_in_one_line(log: Path, command: tuple[str, ...]
 
 
 def test_what_reads_works_beside_a_writer(log: Path) -> None:
-    """And `info` names it."""
+    """`info` names the writing process."""
 
     async def read() -> list[str]:
         async with EventLog.open(log):
@@ -220,7 +220,7 @@ def test_what_reads_works_beside_a_writer(log: Path) -> None:
 
 
 def test_info_prints_the_same_on_a_terminal(log: Path) -> None:
-    """In tables."""
+    """On a terminal, it uses tables."""
     shown = run_on_terminal("info", log)
 
     assert "mailer" in shown
@@ -228,7 +228,7 @@ def test_info_prints_the_same_on_a_terminal(log: Path) -> None:
 
 
 def test_verify_reports_damage_and_exits_with_1(log: Path) -> None:
-    """With file and offset; `cat` prints what comes before it and then says so."""
+    """It prints the file and the offset; `cat` prints the events before the damage and then the error."""
     path = log / "app.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"n":15', b'"n":\0' + b"5"))
 
@@ -243,7 +243,7 @@ def test_verify_reports_damage_and_exits_with_1(log: Path) -> None:
 
 
 def test_rotate_moves_all_into_the_archive(log: Path) -> None:
-    """Nothing else changes."""
+    """Everything else stays the same."""
     before = lines(log)
 
     run("rotate", log)
@@ -253,7 +253,7 @@ def test_rotate_moves_all_into_the_archive(log: Path) -> None:
 
 
 def test_consumers_are_listed_and_reset(log: Path) -> None:
-    """To the start, the head, or an offset."""
+    """A consumer can be set to the start, to the head, or to an offset."""
     name, offset, lag = run("consumers", "list", log).stdout.strip().split("\t")
     assert (name, lag.endswith("bytes")) == ("mailer", True)
 
@@ -268,13 +268,13 @@ def test_consumers_are_listed_and_reset(log: Path) -> None:
 
 
 def test_state_prints_what_is_stored(log: Path) -> None:
-    """Or says what is."""
+    """If there is none of that name, it lists those that are stored."""
     assert run("state", log, "count").stdout == "20\n"
     assert "stored are: count" in run("state", log, "todos", status=1).stderr
 
 
 def test_a_backup_is_brought_up_to_date(log: Path, tmp_path: Path) -> None:
-    """By the same command."""
+    """The same command does both."""
     run("backup", log, tmp_path / "copy")
     run("append", log, "odd", '{"n": 20}')
     run("rotate", log)
@@ -286,7 +286,7 @@ def test_a_backup_is_brought_up_to_date(log: Path, tmp_path: Path) -> None:
 
 
 def test_export_and_import_give_the_same_lines(log: Path, tmp_path: Path) -> None:
-    """Byte for byte, batches as batches, so that the offsets are the same too."""
+    """The lines are the same byte for byte, and batches stay batches, so the offsets are the same too."""
     run("append", log, input='{"type":"a","data":{"n":1}}\n{"type":"b","data":{"n":2}}\n{"type":"c"}\n')
     exported = run("export", log).stdout
 
@@ -298,7 +298,7 @@ def test_export_and_import_give_the_same_lines(log: Path, tmp_path: Path) -> Non
 
 
 def test_many_lines_are_imported_over_several_reads(tmp_path: Path) -> None:
-    """Batches that are larger than what is checked together stay batches."""
+    """Batches stay batches, even if they are larger than the part that is checked together."""
     given = "".join(f'{{"type":"a","data":{{"n":{n}}}}}\n' for n in range(2500))
     run("append", tmp_path / "one", input=given)
     exported = run("export", tmp_path / "one").stdout
@@ -319,7 +319,7 @@ def test_many_lines_are_imported_over_several_reads(tmp_path: Path) -> None:
     ],
 )
 def test_import_refuses_what_would_not_be_the_same_line(tmp_path: Path, bad: str) -> None:
-    """Spaces, keys that are missing or unknown, broken batches."""
+    """Examples are spaces, missing or unknown keys, and broken batches."""
     done = run("import", tmp_path, input=bad + "\n", status=1)
 
     assert done.stderr.startswith("eventfold: line 1: ")
@@ -328,7 +328,7 @@ def test_import_refuses_what_would_not_be_the_same_line(tmp_path: Path, bad: str
 
 @pytest.mark.parametrize("command", ["info", "cat", "tail", "verify", "export", "rotate", "state"])
 def test_a_missing_log_is_not_created(tmp_path: Path, command: str) -> None:
-    """A typing error must not look like an empty log."""
+    """A misspelt path must not look like an empty log."""
     arguments = ["count"] if command == "state" else []
 
     done = run(command, tmp_path / "none", *arguments, status=1)
@@ -346,7 +346,7 @@ def test_a_missing_log_is_not_created(tmp_path: Path, command: str) -> None:
     ],
 )
 def test_a_wrong_option_is_one_line(log: Path, arguments: tuple[str, ...], said: str) -> None:
-    """Which says what is wrong."""
+    """The line says what is wrong."""
     done = run("cat", log, *arguments, status=1)
 
     assert said in done.stderr
@@ -354,13 +354,11 @@ def test_a_wrong_option_is_one_line(log: Path, arguments: tuple[str, ...], said:
 
 
 def test_wrong_usage_exits_with_2() -> None:
-    """As usual."""
     run("cat", status=2)
     run("nonsense", status=2)
 
 
 def test_help_has_the_exit_statuses_and_an_example_of_each_command() -> None:
-    """`--help` is where people look first."""
     told = " ".join(run("--help").stdout.split())
 
     assert "130 ended by Ctrl-C" in told
@@ -369,7 +367,7 @@ def test_help_has_the_exit_statuses_and_an_example_of_each_command() -> None:
 
 
 def test_importing_eventfold_imports_nothing_of_the_command_line() -> None:
-    """Programs don't pay for it."""
+    """Programs that don't use the command line need not load it."""
     script = "import eventfold, sys; print([m for m in ('typer', 'rich', 'click') if m in sys.modules])"
 
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"

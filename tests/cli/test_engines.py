@@ -1,4 +1,4 @@
-"""The commands on a log that another engine keeps: what works on any log works there, and the rest is refused."""
+"""Commands on a log of another engine: those that work on any log work there, and the others are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ totals = View("totals", total, 0)
 
 @pytest.fixture
 def address(nats_server: Servers) -> str:
-    """That of a log which is not there yet."""
+    """The address of a log that does not exist yet."""
     return f"{nats_server.addresses[0]}/commands{next(_numbers)}"
 
 
@@ -55,7 +55,7 @@ def test_the_commands_work_on_another_engine_or_say_why_not(address: str, tmp_pa
 
 @pytest.mark.parametrize("command", [["cat"], ["info"], ["tail"], ["verify"], ["consumers", "list"]], ids=" ".join)
 def test_a_log_that_is_not_there_is_an_error_and_is_not_made(address: str, command: list[str]) -> None:
-    """A slip of the pen must leave nothing on the servers."""
+    """A misspelt address must leave nothing on the servers."""
     for _ in range(2):
         error = run(*command, address, status=1).stderr
         assert "there is no stream" in error
@@ -96,7 +96,7 @@ def test_a_tail_shows_each_new_event_until_it_is_interrupted(address: str) -> No
 
 
 def test_info_and_verify_tell_of_views_and_consumers(address: str) -> None:
-    """And of a snapshot and a place that are not of this log."""
+    """Both also report a snapshot and a consumer's offset that don't belong to this log."""
 
     async def fill() -> None:
         async with EventLog.open(JetStream.from_address(address), views=[View("total", total, 0)]) as log:
@@ -148,7 +148,7 @@ def database(postgres_server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def log(database: str) -> str:
-    """The address of a log in PostgreSQL that is not there yet."""
+    """The address of a log in PostgreSQL that does not exist yet."""
     return f"{database}?log=orders"
 
 

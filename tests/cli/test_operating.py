@@ -1,4 +1,4 @@
-"""The commands that look after a log: `repair`, `restore`, `index`, `export` as rows; and completion in a shell."""
+"""The commands `repair`, `restore`, `index` and `export` to rows, and completion in a shell."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def damaged(log: Path) -> Path:
-    """The same, with bad lines behind them."""
+    """The same log, followed by bad lines."""
     with (log / "app.jsonl").open("ab") as file:
         file.write(GARBAGE)
     return log
 
 
 def offset_of(log: Path, n: int) -> int:
-    """Where the n-th line begins."""
+    """Returns the offset at which the n-th line begins."""
     return sum(len(one) + 1 for one in lines(log)[:n])
 
 
@@ -58,7 +58,7 @@ def test_repair_shows_what_it_would_do_and_changes_nothing_in_a_pipe(damaged: Pa
 
 
 def test_repair_asks_about_each_thing(log: Path) -> None:
-    """What is declined is left as it is, and the exit status says so."""
+    """Declined repairs are not made, and the exit status is 1."""
     snapshot, consumer = log / "views" / "count.snapshot.json", log / "consumers" / "mailer.json"
     snapshot.write_bytes(b"{}")
     consumer.write_bytes(b"{}")
@@ -91,7 +91,7 @@ def test_repair_loses_events_only_where_their_offset_is_named(log: Path) -> None
     assert f"add --lose-events-from {offset}" in done.stderr
     assert not list(log.glob("*.torn.*"))
 
-    # The snapshot stood on what was cut, so that it is dropped next.
+    # The snapshot's offset was in the part that was cut, so it is dropped next.
     done = run("repair", log, "--yes", "--lose-events-from", offset)
     assert "delete the snapshot" in done.stdout
     assert done.stdout.endswith("no problem is left\n")
@@ -148,7 +148,7 @@ def test_parquet_is_not_written_to_a_terminal(log: Path) -> None:
 
 
 def test_a_closed_pipe_ends_an_export_quietly(tmp_path: Path) -> None:
-    """Although pyarrow would write the end of its file when it is thrown away."""
+    """pyarrow tries to write the end of its file when its writer is collected; that must stay silent."""
     write_log(tmp_path, *map(line, range(3000)))
     with start("export", tmp_path, "--format", "parquet") as process:
         assert process.stdout is not None
@@ -160,7 +160,7 @@ def test_a_closed_pipe_ends_an_export_quietly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [["cat"], ["export"], ["export", "--format", "csv"], ["tail", "-f", "--from", "0"]])
 def test_ctrl_c_ends_a_command_whose_output_waits_for_its_reader(tmp_path: Path, command: list[str]) -> None:
-    """Such as a pager that shows the first page, and passes Ctrl-C over."""
+    """A pager that shows its first page, for example, ignores Ctrl-C."""
     write_log(tmp_path, *map(line, range(20_000)))
     reading, writing = os.pipe()
     with subprocess.Popen(

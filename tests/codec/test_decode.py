@@ -1,4 +1,4 @@
-"""Decoding lines into events: whole batches, however the lines are cut, and only the wanted ones."""
+"""Decoding lines into events: complete batches, wherever the blocks of lines end, and only the selected events."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def records(slices: Iterable[Slice]) -> list[Record]:
 @given(st.lists(st.tuples(EVENTS, st.integers(1, 3)), max_size=8), st.integers(1, 400))
 @settings(max_examples=100, deadline=None)
 def test_how_lines_are_cut_into_blocks_changes_nothing(groups: list[tuple[Event, int]], size: int) -> None:
-    """Batches and single lines come out whole and in order, whatever the size of the blocks that are fed."""
+    """For any size of block, batches and single lines come out complete and in order."""
     lines = [
         encode_line(each, 2**24, None if count == 1 else (i, count))
         for each, count in groups
@@ -61,7 +61,7 @@ def test_how_lines_are_cut_into_blocks_changes_nothing(groups: list[tuple[Event,
 
 
 def test_a_batch_longer_than_many_slices_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was decoded is kept until the batch's end comes, instead of being decoded again with it."""
+    """What was decoded is kept until the batch ends, instead of being decoded again."""
     count = 5000
     data = b"".join(encode_line(Event("counted", {"n": n}, ts=1), 2**24, (n + 1, count)) for n in range(count))
     decode, decoded_bytes = Decoder._decode_at_once, []
@@ -80,7 +80,7 @@ def test_a_batch_longer_than_many_slices_is_decoded_once(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("places", [[(1, 2), (1, 2)], [(2, 2)], [(1, 2), (3, 2)], [(1, 2), (1, 0)], [(1, 3), (2, 4)]])
 def test_a_batch_that_breaks_off_after_a_slice_is_reported_where_it_begins(places: list[tuple[int, int]]) -> None:
-    """Even if the lines before it were fed apart; the events before it are given."""
+    """The lines before it may have been fed separately; the events before it are returned."""
     first = encode_line(Event("counted", {}, ts=1), 2**24)
     lines = [encode_line(Event("counted", {}, ts=1), 2**24, place) for place in places]
     decoder, given, offset = Decoder(), [], 0
@@ -96,7 +96,7 @@ def test_a_batch_that_breaks_off_after_a_slice_is_reported_where_it_begins(place
 @given(st.lists(st.tuples(EVENTS, st.integers(1, 3)), max_size=8), st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_selection_gives_what_is_left_of_all_events(groups: list[tuple[Event, int]], data: st.DataObject) -> None:
-    """The same events at the same places, in batches too, and no others."""
+    """The events and their offsets are the same, in batches too, and there are no others."""
     lines = b"".join(
         encode_line(each, 2**24, None if count == 1 else (i, count))
         for each, count in groups
@@ -113,7 +113,7 @@ def test_a_selection_gives_what_is_left_of_all_events(groups: list[tuple[Event, 
 
 @pytest.mark.parametrize("most", [3, 1000])
 def test_a_selection_finds_its_events_among_any_number_of_types(most: int) -> None:
-    """Even if there are more types than it tells apart, and where new ones turn up on the way."""
+    """There may be more types than the decoder distinguishes, and new ones may appear on the way."""
     lines = [encode_line(Event(f"type {i % 10}", i, ts=1), 2**24) for i in range(200)]
     with mock.patch.object(selection, "_MOST_TYPES", most):
         decoder = Decoder(Query({f"type {most % 7}", "never"}), places=False)
@@ -148,7 +148,7 @@ QUERIES = st.lists(
 def test_a_query_gives_what_is_left_of_all_events(
     groups: list[tuple[str, list[str], int, bool]], query: Query, size: int, places: bool
 ) -> None:
-    """The same events at the same places, however the tags are written, in batches too, and no others."""
+    """The events and offsets are the same, however the tags are written, in batches too, and there are no others."""
     lines = []
     for type, tags, count, escaped in groups:
         for i in range(1, count + 1):
@@ -165,7 +165,7 @@ def test_a_query_gives_what_is_left_of_all_events(
 
 
 def test_a_line_whose_text_has_no_wanted_tag_is_not_decoded() -> None:
-    """Its text may not be UTF-8, then: nobody looks at it."""
+    """Since it is not decoded, its text need not be valid UTF-8."""
     line = b'{"type":"a","data":"\xff","ts":1,"tags":["order:77"]}\n'
 
     assert [slice_.events for slice_ in decoded(line, query=Query(tags={"order:7"}))] == [[]]
@@ -182,7 +182,7 @@ def test_a_line_whose_text_has_no_wanted_tag_is_not_decoded() -> None:
 )
 @pytest.mark.parametrize("places", [True, False])
 def test_a_batch_value_that_is_not_a_position_is_ignored(batch: str, query: Query | None, places: bool) -> None:
-    """Another program may use that key for something of its own: the event stands alone."""
+    """Another program may use that key for its own purposes, so the event stands alone."""
     data = f'{{"type":"a","data":1,"ts":1,"tags":["t"],"batch":{batch}}}\n'.encode() * 2
     around = encode_line(Event("b", 2, ts=1), 2**24)
     found = [e.data for slice_ in decoded(around + data + around, query=query, places=places) for e in slice_.events]
@@ -194,7 +194,7 @@ def test_a_batch_value_that_is_not_a_position_is_ignored(batch: str, query: Quer
 
 @pytest.mark.parametrize("batch", ["0", "[0,5]"])
 def test_a_batch_is_broken_by_an_event_whose_batch_is_not_a_position(batch: str) -> None:
-    """It stands alone, so it is none of the batch that was open."""
+    """The event stands alone, so it is not part of the open batch."""
     data = (
         b'{"type":"a","data":1,"ts":1,"batch":[1,2]}\n' + f'{{"type":"a","data":1,"ts":1,"batch":{batch}}}\n'.encode()
     )
@@ -205,14 +205,14 @@ def test_a_batch_is_broken_by_an_event_whose_batch_is_not_a_position(batch: str)
 
 @pytest.mark.parametrize("types", [None, [""], ["a"]])
 def test_an_event_may_have_an_empty_type(types: list[str] | None) -> None:
-    """The Rust crate writes them."""
+    """The Rust crate writes such events."""
     line = b'{"type":"","data":{},"ts":1}\n'
 
     assert [e.type for slice_ in decoded(line, types) for e in slice_.events] == ([] if types == ["a"] else [""])
 
 
 def test_an_empty_selection_gives_nothing_and_still_looks_at_the_lines() -> None:
-    """Where a line is not JSON, it says so."""
+    """A line that is not JSON is still an error."""
     line = encode_line(Event("a", ts=1), 2**24)
 
     assert [slice_.events for slice_ in decoded(line, [])] == [[]]
@@ -236,7 +236,7 @@ def test_an_empty_selection_gives_nothing_and_still_looks_at_the_lines() -> None
 )
 @pytest.mark.parametrize("places", [True, False])
 def test_a_bad_line_is_found_whatever_is_wanted(line: bytes, wanted: list[str], places: bool) -> None:
-    """Lines of other types are passed over, but not what is no line of any type; all before it is given."""
+    """Lines of other types are skipped, but not lines without a type; all events before the bad line are returned."""
     good = encode_line(Event("a", ts=1), 2**24) + encode_line(Event("b", ts=1), 2**24)
     decoder = Decoder(query_of(None, wanted), places=places)
     given = []
@@ -249,7 +249,7 @@ def test_a_bad_line_is_found_whatever_is_wanted(line: bytes, wanted: list[str], 
 
 
 def test_text_that_is_not_utf_8_is_found_in_wanted_events() -> None:
-    """In an event that is passed over, nobody looks at the text."""
+    """The text of skipped events is not checked."""
     line = b'{"type":"a","data":"\xff","ts":1}\n'
 
     assert [slice_.events for slice_ in decoded(line, ["b"])] == [[]]
@@ -259,7 +259,7 @@ def test_text_that_is_not_utf_8_is_found_in_wanted_events() -> None:
 
 
 def test_a_selected_event_is_like_any_other() -> None:
-    """It equals the one that was written, prints and encodes like it, and can be copied and pickled."""
+    """It equals the event that was written, has the same repr and encoding, and can be copied and pickled."""
     original = Event("a", {"b": [1]}, ts=1, id="i", meta=2)
     line = encode_line(original, 2**24)
     for types in (None, ["a"]):
@@ -274,7 +274,7 @@ def test_a_selected_event_is_like_any_other() -> None:
 
 
 def test_a_key_that_looks_like_ours_changes_no_type() -> None:
-    """Unknown keys are passed over, whatever they are called."""
+    """Unknown keys are skipped, whatever their names."""
     line = b'{"type":"a","eventfold type":"b","data":{},"ts":1}\n'
 
     assert [e.type for slice_ in decoded(line, ["a"]) for e in slice_.events] == ["a"]
@@ -290,7 +290,7 @@ def test_a_key_that_looks_like_ours_changes_no_type() -> None:
 def test_lines_decoded_backwards_are_the_same_in_reverse(
     groups: list[tuple[str, list[str], int]], query: Query | None, size: int
 ) -> None:
-    """Whatever the size of the blocks that are fed, in batches too, and with any query."""
+    """This holds for any size of block, in batches too, and with any query."""
     lines = [
         encode_line(Event(type, i, ts=1, tags=tuple(tags)), 2**24, None if count == 1 else (i, count))
         for type, tags, count in groups

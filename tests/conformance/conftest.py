@@ -1,4 +1,4 @@
-"""The engines that must pass: one factory each, which gives a new log. To add an engine, add a factory to `ENGINES`."""
+"""The engines that must pass: for each, a factory that returns a new log. New engines need a factory in `ENGINES`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eventfold._address import Address
 from eventfold._files.engine import Files
 
 _numbers = itertools.count()
-# What `EventLog.open` is given: a log that does not exist yet.
+# The argument of `EventLog.open`: a log that does not exist yet.
 Factory: TypeAlias = Callable[[pytest.FixtureRequest], Address]
 
 
@@ -48,7 +48,7 @@ def jetstream(request: pytest.FixtureRequest) -> Address:
 
 
 def jetstream_cluster(request: pytest.FixtureRequest) -> Address:
-    """A log on three servers, each with a replica."""
+    """A log on three servers, with a replica on each."""
     servers = request.getfixturevalue("nats_cluster")
     from eventfold.jetstream import JetStream
 
@@ -61,9 +61,9 @@ ENGINES: dict[str, Factory] = {
     "postgres": postgres,
     "jetstream": jetstream,
 }
-# Those to which several writers append at once.
+# Engines on which several writers can append at once.
 SHARED = {"files_shared", "jetstream", "postgres"}
-# Those that are given a file for the index.
+# Engines whose index is a separate file.
 KEEPS_NO_INDEX = {"jetstream", "jetstream_cluster"}
 if os.environ.get("EVENTFOLD_NATS") == "all":
     ENGINES["jetstream_cluster"] = jetstream_cluster
@@ -78,12 +78,12 @@ def where(request: pytest.FixtureRequest) -> Address:
 
 @pytest.fixture
 def index(request: pytest.FixtureRequest, tmp_path: Path) -> bool | Path:
-    """What `EventLog.open` is given as `index`: a file where the engine keeps no index."""
+    """The `index` argument of `EventLog.open`: a file, unless the engine keeps the index itself."""
     names = {str(value) for value in request.node.callspec.params.values()}
     return tmp_path / "index.sqlite" if names & KEEPS_NO_INDEX else True
 
 
 @pytest.fixture(params=sorted(SHARED))
 def shared(request: pytest.FixtureRequest) -> Address:
-    """The same, on each engine to which several writers append at once."""
+    """A log that does not exist yet, on each engine to which several writers can append at once."""
     return ENGINES[request.param](request)

@@ -1,4 +1,4 @@
-"""What a separate process does in a test; it imports no more than it must."""
+"""What a separate process does in a test; it imports as little as possible."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from eventfold._address import Address
 
 
 def append_in_process(where: Address, first: int, count: int) -> None:
-    """Appends that many events at once, numbered from `first`."""
+    """Appends `count` events at once, numbered from `first`."""
 
     async def append() -> None:
         async with EventLog.open(where) as log:

@@ -1,4 +1,4 @@
-"""What every engine promises. Nothing here knows of files, tables or streams."""
+"""What every engine promises. No test in this module depends on files, tables or streams."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def total(state: int, event: Any) -> int:
 
 
 async def soon(condition: Any) -> None:
-    """Waits until something is so; it must become so."""
+    """Waits until the condition holds; fails if it never does."""
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.005)
@@ -52,14 +52,14 @@ async def soon(condition: Any) -> None:
 
 
 async def test_a_new_log_is_empty(where: Address) -> None:
-    """Its head is the beginning, and there is nothing to read."""
+    """Its head is 0, and it has no events."""
     async with EventLog.open(where) as log:
         assert log.head == Head(0, "")
         assert await numbers(log) == []
 
 
 async def test_events_are_read_in_the_order_in_which_they_were_appended(where: Address) -> None:
-    """Even if they wait for the same commit."""
+    """The order holds even for events that wait for the same commit."""
     async with EventLog.open(where) as log:
         await asyncio.gather(*(log.append(event(n)) for n in range(500)))
 
@@ -67,7 +67,7 @@ async def test_events_are_read_in_the_order_in_which_they_were_appended(where: A
 
 
 async def test_an_append_returns_where_its_event_is(where: Address) -> None:
-    """The end of one event is the start of the next, and the last end is the head."""
+    """The end of an event is the start of the next, and the last end is the head."""
     async with EventLog.open(where) as log:
         results = [await log.append(event(0)), *await log.append_many([event(1), event(2)])]
         records = [record async for record in log.read_full()]
@@ -82,7 +82,7 @@ async def test_an_append_returns_where_its_event_is(where: Address) -> None:
 
 
 async def test_what_was_acknowledged_is_there_after_reopening(where: Address) -> None:
-    """With the same offsets, and the head where it was."""
+    """The offsets and the head are the same as before."""
     async with EventLog.open(where) as log:
         await log.append_many([event(n) for n in range(10)])
         before, head = [record async for record in log.read_full()], log.head
@@ -94,7 +94,7 @@ async def test_what_was_acknowledged_is_there_after_reopening(where: Address) ->
 
 
 async def test_a_batch_is_all_there_or_not_at_all(where: Address) -> None:
-    """An event that can't be written keeps the others out."""
+    """If one event of a batch can't be written, none is."""
     async with EventLog.open(where) as log:
         with pytest.raises(EventfoldError):
             await log.append_many([event(1), Event("bad", {"n": {1, 2}})])
@@ -104,7 +104,7 @@ async def test_a_batch_is_all_there_or_not_at_all(where: Address) -> None:
 
 
 async def test_reading_begins_at_any_event(where: Address) -> None:
-    """Each result's start and end is a place to begin."""
+    """The start and the end of each result are valid offsets to read from."""
     async with EventLog.open(where) as log:
         results = await log.append_many([event(n) for n in range(5)])
 
@@ -115,7 +115,7 @@ async def test_reading_begins_at_any_event(where: Address) -> None:
 
 @pytest.mark.parametrize("shift", [-1, 1])
 async def test_reading_from_where_no_event_begins_is_an_error(where: Address, shift: int) -> None:
-    """In the middle of a line, and beyond the head."""
+    """Such an offset is inside a line or beyond the head."""
     async with EventLog.open(where) as log:
         await log.append(event(1))
         with pytest.raises(ValueError):
@@ -123,7 +123,7 @@ async def test_reading_from_where_no_event_begins_is_an_error(where: Address, sh
 
 
 async def test_reading_ends_at_until(where: Address) -> None:
-    """At the end of any event, also of one in a commit with others."""
+    """It may be the end of any event, even one that was committed together with others."""
     async with EventLog.open(where) as log:
         results = await log.append_many([event(0)]) + [await log.append(event(n)) for n in (1, 2)]
         results += await asyncio.gather(*(log.append(event(n)) for n in (3, 4, 5)))
@@ -133,7 +133,7 @@ async def test_reading_ends_at_until(where: Address) -> None:
 
 
 async def test_reading_backwards_gives_the_same_records_in_reverse(where: Address) -> None:
-    """From the head, and from before any event."""
+    """Reading backwards works from the head and from before any event."""
     async with EventLog.open(where) as log:
         assert [record async for record in log.read_back()] == []
         for n in range(0, 30, 6):
@@ -151,7 +151,7 @@ async def test_reading_backwards_gives_the_same_records_in_reverse(where: Addres
 
 
 async def test_reading_backwards_from_inside_a_line_is_an_error(where: Address) -> None:
-    """It gives nothing, rather than half an event."""
+    """No part of an event is returned."""
     async with EventLog.open(where) as log:
         end = (await log.append(event(0))).end_offset
         await log.append(event(1))
@@ -161,7 +161,7 @@ async def test_reading_backwards_from_inside_a_line_is_an_error(where: Address) 
 
 
 async def test_a_query_gives_only_what_it_matches(where: Address) -> None:
-    """Reading, reading backwards, tailing, consuming and folding."""
+    """This holds for reading, reading backwards, tailing, consuming and folding."""
     query = Query({"a"}, {"x"}) | Query(tags={"y"})
     view: View[list[int]] = View("v", lambda state, e: [*state, e.data["n"]], [], query=query)
     async with EventLog.open(where, views=[view]) as log:
@@ -181,7 +181,7 @@ async def test_a_query_gives_only_what_it_matches(where: Address) -> None:
 
 
 async def test_the_hash_of_each_line_is_known(where: Address) -> None:
-    """It is asked for by the offset at which the line ends."""
+    """A caller asks for it by the offset at which the line ends."""
     async with EventLog.open(where) as log:
         results = await log.append_many([event(n) for n in range(3)])
         found = [await log.read_line_hash_before(result.end_offset) for result in results]
@@ -191,7 +191,7 @@ async def test_the_hash_of_each_line_is_known(where: Address) -> None:
 
 
 async def test_large_events_are_read_back(where: Address) -> None:
-    """Some megabytes in one line, among small ones."""
+    """Lines of some megabytes lie among small ones."""
     async with EventLog.open(where) as log:
         large = Event("large", {"text": "ä" * 2_000_000})
         await asyncio.gather(log.append(event(1)), log.append(large), log.append(event(2)))
@@ -205,7 +205,7 @@ async def test_large_events_are_read_back(where: Address) -> None:
 
 
 async def test_a_conditional_append_holds_at_the_expected_head(where: Address) -> None:
-    """One after the other, each on the result of the last."""
+    """Each append is conditional on the result of the one before."""
     async with EventLog.open(where) as log:
         result = await log.append_if(event(0), 0, "")
         for n in range(1, 5):
@@ -215,7 +215,7 @@ async def test_a_conditional_append_holds_at_the_expected_head(where: Address) -
 
 
 async def test_a_conditional_append_at_another_head_writes_nothing(where: Address) -> None:
-    """The error names both heads."""
+    """The error contains both heads."""
     async with EventLog.open(where) as log:
         await log.append(event(0))
         with pytest.raises(ConditionalAppendError) as raised:
@@ -229,7 +229,7 @@ async def test_a_conditional_append_at_another_head_writes_nothing(where: Addres
 
 
 async def test_of_many_who_expect_the_same_head_one_gets_it(where: Address) -> None:
-    """Also within one commit, with other appends around them."""
+    """This also holds within one commit and with other appends around them."""
     async with EventLog.open(where) as log:
         outcomes = await asyncio.gather(
             *(log.append_if(event(n), 0, "") for n in range(20)), log.append(event(99)), return_exceptions=True
@@ -243,7 +243,7 @@ async def test_of_many_who_expect_the_same_head_one_gets_it(where: Address) -> N
 
 
 async def test_a_tail_misses_nothing_and_repeats_nothing(where: Address) -> None:
-    """It begins in the middle of what is appended."""
+    """It starts while events are being appended."""
     seen: list[int] = []
 
     async with EventLog.open(where) as log:
@@ -263,7 +263,7 @@ async def test_a_tail_misses_nothing_and_repeats_nothing(where: Address) -> None
 
 
 async def test_a_reader_apart_sees_what_the_writer_appends(where: Address) -> None:
-    """As in another process: it shares nothing with the log."""
+    """Like a reader in another process, it shares nothing with the log."""
     reader = EventReader(where)
     async with EventLog.open(where) as log:
         waiting = asyncio.ensure_future(anext(reader.tail()))
@@ -277,7 +277,7 @@ async def test_a_reader_apart_sees_what_the_writer_appends(where: Address) -> No
 
 
 async def test_a_wait_ends_when_there_is_more(where: Address) -> None:
-    """At once if there is more already; with a timeout, when it is over."""
+    """It ends at once if there are more events already, and with a time-out when the time is over."""
     async with EventLog.open(where) as log:
         waiting = asyncio.ensure_future(log.wait_for_events(0))
         await asyncio.sleep(0.05)
@@ -291,7 +291,7 @@ async def test_a_wait_ends_when_there_is_more(where: Address) -> None:
 
 
 async def test_tails_waits_and_watches_end_when_the_log_is_closed(where: Address) -> None:
-    """A wait with an error, a tail and a watch without one."""
+    """A wait raises an error; a tail and a watch simply end."""
     log = await EventLog.open(where, views=[View("total", total, 0)])
     await log.append(event(1))
 
@@ -312,7 +312,7 @@ async def test_tails_waits_and_watches_end_when_the_log_is_closed(where: Address
 
 
 async def test_a_tail_that_is_cancelled_leaves_the_log_usable(where: Address) -> None:
-    """Cancelled while it waits, and while it reads."""
+    """It is cancelled while it waits and while it reads."""
     async with EventLog.open(where) as log:
 
         async def tail() -> None:
@@ -331,7 +331,7 @@ async def test_a_tail_that_is_cancelled_leaves_the_log_usable(where: Address) ->
 
 
 async def test_an_append_cancelled_in_the_queue_is_not_in_the_log(where: Address) -> None:
-    """What was appended before and after it is."""
+    """The appends before and after it are in the log."""
     async with EventLog.open(where) as log:
         tasks = [asyncio.ensure_future(log.append(event(n))) for n in range(3)]
         await asyncio.sleep(0)
@@ -346,7 +346,7 @@ async def test_an_append_cancelled_in_the_queue_is_not_in_the_log(where: Address
 
 
 async def test_a_closed_log_refuses_appends(where: Address) -> None:
-    """What was called before is done first."""
+    """Appends that were called before the close are finished first."""
     log = await EventLog.open(where)
     tasks = [asyncio.ensure_future(log.append(event(n))) for n in range(10)]
     await asyncio.sleep(0)
@@ -361,7 +361,7 @@ async def test_a_closed_log_refuses_appends(where: Address) -> None:
 
 
 async def test_a_view_continues_from_its_snapshot(where: Address) -> None:
-    """It is not folded again from the beginning."""
+    """The events before the snapshot are not folded again."""
     folded: list[int] = []
 
     def count(state: int, event: Any) -> int:
@@ -381,7 +381,7 @@ async def test_a_view_continues_from_its_snapshot(where: Address) -> None:
 
 
 async def test_a_view_read_only_beside_the_writer(where: Address) -> None:
-    """It has its own connections or descriptors, and saves nothing."""
+    """The view uses connections or descriptors of its own, and saves nothing."""
     async with EventLog.open(where) as log:
         result = await log.append(event(3))
         async with EventLog.open(where, read_only=True, views=[View("total", total, 0)]) as other:
@@ -391,7 +391,7 @@ async def test_a_view_read_only_beside_the_writer(where: Address) -> None:
 
 
 async def test_a_read_only_view_continues_from_its_own_snapshot(where: Address, tmp_path: Path) -> None:
-    """In a directory that is named for it, whatever keeps the log."""
+    """The snapshot is in a directory named by the caller, on any engine."""
     folded: list[int] = []
 
     def noting(state: int, event: Any) -> int:
@@ -408,7 +408,7 @@ async def test_a_read_only_view_continues_from_its_own_snapshot(where: Address, 
 
 
 async def test_a_consumer_continues_after_its_last_commit(where: Address) -> None:
-    """What was given and not committed is given again."""
+    """Records that were delivered but not committed are delivered again."""
     async with EventLog.open(where) as log:
         await log.append_many([event(n) for n in range(10)])
         consumer = log.consumer("mailer")
@@ -424,7 +424,7 @@ async def test_a_consumer_continues_after_its_last_commit(where: Address) -> Non
 
 
 async def test_documents_are_replaced_listed_and_deleted(where: Address) -> None:
-    """Each kind has its own names."""
+    """Each kind of document has its own names."""
     async with EventLog.open(where) as log:
         documents = log.reader().documents
         await documents.store("view", "b", b"1")
@@ -445,7 +445,7 @@ async def test_documents_are_replaced_listed_and_deleted(where: Address) -> None
 
 
 async def test_writers_beside_each_other_lose_nothing(shared: Address) -> None:
-    """Each sees its own events in its own order, and all see the same log."""
+    """Each writer sees its own events in its own order, and all of them see the same log."""
     async with EventLog.open(shared) as one, EventLog.open(shared) as two:
         await asyncio.gather(*((one, two)[n % 2].append(event(n)) for n in range(400)))
         found = await numbers(one)
@@ -457,7 +457,7 @@ async def test_writers_beside_each_other_lose_nothing(shared: Address) -> None:
 
 
 async def test_of_writers_who_expect_the_same_head_one_gets_it(shared: Address) -> None:
-    """A counter that both raise on a condition has no lost update."""
+    """If both increment a counter conditionally, no update is lost."""
 
     async def raise_counter(log: EventLog, times: int) -> None:
         for _ in range(times):
@@ -479,7 +479,7 @@ async def test_of_writers_who_expect_the_same_head_one_gets_it(shared: Address) 
 
 
 async def test_writers_in_several_processes_lose_nothing(shared: Address) -> None:
-    """Each process's events are in the order in which it appended them, and a tail here sees all of them."""
+    """The events of each process are in the order in which it appended them, and a tail here sees all of them."""
     seen: list[int] = []
     async with EventLog.open(shared) as log:
 
@@ -505,7 +505,7 @@ async def test_writers_in_several_processes_lose_nothing(shared: Address) -> Non
 
 
 async def test_an_id_that_writers_append_at_once_is_in_the_log_once(shared: Address, tmp_path: Path) -> None:
-    """With an index each, as on two hosts; all get the first one's result."""
+    """Each writer has its own index, as on two hosts; all of them get the result of the first."""
     opening = [EventLog.open(shared, index=tmp_path / f"index{n}", unique_ids=True) for n in range(2)]
     async with opening[0] as one, opening[1] as two:
         results = []
@@ -526,7 +526,7 @@ def tagged(n: int, *tags: str) -> Event:
 
 
 async def test_the_index_gives_what_reading_without_it_gives(where: Address, index: bool | Path) -> None:
-    """Forwards and backwards, from any event up to any other."""
+    """Events are read forwards and backwards, between any two events."""
     queries = [
         Query(tags={"x"}),
         Query({"a"}, {"x", "y"}),
@@ -552,7 +552,7 @@ async def test_the_index_gives_what_reading_without_it_gives(where: Address, ind
 
 
 async def test_a_condition_covers_the_whole_log_by_the_index(where: Address, index: bool | Path) -> None:
-    """What this writer appended and what another one did before it; the conflict says where."""
+    """It covers what this writer and what another one appended before; the error contains the offset."""
     async with EventLog.open(where, index=index) as log:
         await log.append_many([tagged(n, f"seat:{n}") for n in range(50)])
     async with EventLog.open(where, index=index) as log:
@@ -569,7 +569,7 @@ async def test_a_condition_covers_the_whole_log_by_the_index(where: Address, ind
 
 
 async def test_what_was_appended_without_the_index_is_in_it_too(where: Address, index: bool | Path) -> None:
-    """Before it was there, and between two that had it."""
+    """This includes events from before the index was built, and from between two writers that used it."""
     async with EventLog.open(where) as log:
         await log.append(tagged(0, "a"))
     async with EventLog.open(where, index=index) as log:
@@ -584,7 +584,7 @@ async def test_what_was_appended_without_the_index_is_in_it_too(where: Address, 
 
 
 async def test_an_id_is_in_the_log_once(where: Address, index: bool | Path) -> None:
-    """Two at once, after reopening, and as a batch; the first result is given each time."""
+    """The events come at the same time, after reopening, and in a batch; each call gets the first result."""
     async with EventLog.open(where, index=index, unique_ids=True) as log:
         results = await asyncio.gather(log.append(tagged(0)), log.append(tagged(0)))
     async with EventLog.open(where, index=index, unique_ids=True) as log:
@@ -596,7 +596,7 @@ async def test_an_id_is_in_the_log_once(where: Address, index: bool | Path) -> N
 
 
 async def test_writers_share_the_index_of_the_engine(shared: Address, index: bool | Path) -> None:
-    """Of two that reserve the same seats, beside one that appends without the index, each seat goes to one."""
+    """Two writers reserve the same seats, beside one without the index, and each seat goes to one of them."""
     if index is not True:
         pytest.skip("this engine keeps no index")
     opening = [EventLog.open(shared, index=True), EventLog.open(shared, index=True), EventLog.open(shared)]
@@ -621,7 +621,7 @@ async def test_writers_share_the_index_of_the_engine(shared: Address, index: boo
 
 
 async def test_a_tail_sees_what_all_writers_append(shared: Address) -> None:
-    """In the order of the log."""
+    """The tail sees them in the order of the log."""
     seen: list[int] = []
     async with EventLog.open(shared) as one, EventLog.open(shared) as two:
 
@@ -655,9 +655,9 @@ STEPS = st.lists(
 def test_any_steps_do_to_a_log_what_they_do_to_a_list(
     request: pytest.FixtureRequest, engine: str, steps: list[tuple[str, Any]]
 ) -> None:
-    """Appends, conditions that hold or not, reopening, and reading from anywhere."""
+    """The steps are appends, conditions that hold or not, reopening, and reads from anywhere."""
     where = ENGINES[engine](request)
-    # The address of this example's log only: directories and logs are numbered.
+    # Only the address of this example's log, since directories and logs are numbered.
     asyncio.run(_compare(where, steps))
 
 

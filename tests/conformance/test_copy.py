@@ -1,4 +1,4 @@
-"""A log is copied from one engine to another, and the program continues there as if nothing had happened."""
+"""A log is copied from one engine to another, and the program continues there without noticing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.conformance.conftest import ENGINES
 from eventfold import Event, EventfoldError, EventLog, EventReader, Head, Record, View, copy_log
 from eventfold._address import Address
 
-# Those whose offsets count bytes.
+# Engines whose offsets count bytes.
 BYTES = ["files", "postgres"]
 
 
@@ -51,7 +51,7 @@ async def fill(where: Address, count: int = 20) -> Head:
 
 
 async def test_a_copy_has_the_same_offsets_hashes_snapshots_and_consumers(ends: tuple[Address, Address]) -> None:
-    """Each record is the same; the view continues from its snapshot, and the consumer after its last commit."""
+    """Each record is the same, the view continues from its snapshot, and the consumer after its last commit."""
     source, target = ends
     head = await fill(source)
 
@@ -66,7 +66,7 @@ async def test_a_copy_has_the_same_offsets_hashes_snapshots_and_consumers(ends: 
 
 
 async def test_a_copy_takes_up_what_was_appended_since(ends: tuple[Address, Address]) -> None:
-    """Once more, it changes nothing."""
+    """Another copy right after that changes nothing."""
     source, target = ends
     await fill(source)
     await copy_log(source, target)
@@ -80,7 +80,7 @@ async def test_a_copy_takes_up_what_was_appended_since(ends: tuple[Address, Addr
 async def test_a_copy_that_was_cancelled_is_taken_up_again(
     ends: tuple[Address, Address], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After any number of commits; the target never ends inside a batch."""
+    """The copy may be cancelled after any number of commits, and the target never ends inside a batch."""
     from eventfold import _copy
 
     monkeypatch.setattr(_copy, "_COMMIT_SIZE", 1)
@@ -99,7 +99,7 @@ async def test_a_copy_that_was_cancelled_is_taken_up_again(
 
 
 async def test_a_copy_onto_another_log_is_refused(ends: tuple[Address, Address]) -> None:
-    """Whether it is shorter or longer; it is left as it was."""
+    """The other log may be shorter or longer, and it is left as it was."""
     source, target = ends
     await fill(source)
     async with EventLog.open(target) as log:
@@ -113,7 +113,7 @@ async def test_a_copy_onto_another_log_is_refused(ends: tuple[Address, Address])
 
 
 async def test_an_archived_log_is_copied_whole(tmp_path: Any, request: pytest.FixtureRequest) -> None:
-    """What is in the archive and what is behind it, and back again."""
+    """The log is copied from the archive and the active log, and back again."""
     target = ENGINES["postgres"](request)
     async with EventLog.open(tmp_path / "data") as log:
         await log.append_many([Event("a", {"n": n}) for n in range(10)])
@@ -126,7 +126,7 @@ async def test_an_archived_log_is_copied_whole(tmp_path: Any, request: pytest.Fi
 
 
 async def test_a_copy_reports_its_progress(ends: tuple[Address, Address]) -> None:
-    """Up to all that was to be read: once to be copied, and once in both logs to be compared."""
+    """The total counts every event that is read: once to be copied, and once in each log to be compared."""
     source, target = ends
     head = await fill(source)
     told: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""The index in a local file: what it answers is the same on each engine, whatever became of the file."""
+"""The index in a local file: its answers are the same on each engine, whatever happened to the file."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def index(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def other(request: pytest.FixtureRequest) -> Address:
-    """One more log, on the engine on which `where` is."""
+    """Another log, on the same engine as `where`."""
     return ENGINES[request.node.callspec.params["where"]](request)
 
 
 async def test_the_events_of_a_tag_are_those_that_reading_everything_finds(where: Address, index: Path) -> None:
-    """Also of two tags, after an offset, and backwards."""
+    """This also holds for two tags, after an offset, and backwards."""
     async with EventLog.open(where, index=index) as log:
         for start in range(0, 300, 50):
             await asyncio.gather(*(log.append(event(n, f"a:{n % 7}", f"b:{n % 3}")) for n in range(start, start + 50)))
@@ -105,7 +105,7 @@ async def test_an_id_is_known_after_a_restart_whatever_became_of_the_file(
 async def test_two_writers_with_an_index_each_agree_about_ids_and_conditions(
     shared: Address, tmp_path: Path, seed: int
 ) -> None:
-    """Each sees the other's events late, so that what was looked up is judged once more."""
+    """Each one learns of the other's events late, so that look-ups are checked again."""
     choice = random.Random(seed)
     async with (
         EventLog.open(shared, index=tmp_path / "one.sqlite", unique_ids=True) as one,

@@ -1,9 +1,8 @@
 """A program that uses everything in eventfold, to be run while one of its system calls fails; see `test_system_calls`.
 
 Arguments: "one" or "many" threads for its file work; the lock mode; and three directories: a new one, one whose last
-line is torn and whose rotation was left half done, and one whose rotation had just begun. It reports what it is about
-to do, and the outcome, on standard output, a line each: `will KEYS`, then `did KEYS` with the end of the last event in
-the log, `refused KEYS`, or `unknown KEYS`.
+line is torn and whose rotation is half done, and one whose rotation had just begun. Before each step, it prints `will
+KEYS`, and after it `did KEYS` with the end of the last event in the log, `refused KEYS`, or `unknown KEYS`.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def tell(*words: object) -> None:
 
 
 async def tried(words: str, doing: Awaitable[Any], end: Callable[[Any], object] = lambda _: "") -> None:
-    """Does something, and reports its outcome."""
+    """Runs a step and reports its outcome."""
     tell("will", words)
     try:
         result = await doing
@@ -80,11 +79,11 @@ class Session:
         await tried(f"append {event.data['n']}", appending, lambda result: result.end_offset)
 
     async def appends(self, count: int) -> None:
-        """Appends of several tasks at once, one of them a batch."""
+        """Appends from several tasks at once; one of the appends is a batch."""
         await asyncio.gather(*(self.append() for _ in range(count)), self.append_batch(3))
 
     async def cancelled_appends(self) -> None:
-        """One append that is cancelled in the queue, and one that is cancelled when its batch may have been taken."""
+        """Cancels one append in the queue, and another one when its batch may have been taken."""
         tasks = [asyncio.create_task(self.append()) for _ in range(4)]
         await asyncio.sleep(0)
         tasks[0].cancel()
@@ -94,7 +93,7 @@ class Session:
         await asyncio.wait(tasks)
 
     async def rotate(self) -> None:
-        """Rotates while others append."""
+        """Rotates while other tasks append."""
         self.begun.clear()
         rotation = asyncio.create_task(tried("rotate", self.log.rotate()))
         begun = asyncio.create_task(self.begun.wait())
@@ -104,7 +103,7 @@ class Session:
         await rotation
 
     async def consume(self, count: int) -> None:
-        """Reads that many events and commits each; ends if there are no more."""
+        """Reads `count` events and commits each; returns early if there are no more."""
         try:
             while count and self.read_up_to < self.log.head.offset:
                 record = await anext(self.consumer)
@@ -130,7 +129,7 @@ class Session:
 
 
 async def run(directory: str, lock: LockMode, first: int, all_of_it: bool) -> None:
-    """A session, repeated if it can't be opened or if its writer failed."""
+    """Runs a session; repeats it if the log can't be opened or its writer failed."""
     session = Session(directory, lock, first)
     on_loop, begin = asyncio.get_running_loop().call_soon_threadsafe, rotation.begin
 
@@ -154,7 +153,7 @@ async def run(directory: str, lock: LockMode, first: int, all_of_it: bool) -> No
 
 
 class OneThread:
-    """A pool whose calls are made by a writer's thread."""
+    """A pool that runs its calls in a writer's thread."""
 
     def __init__(self) -> None:
         self.thread = _aio.Thread("everything")
@@ -165,16 +164,16 @@ class OneThread:
 async def main(threads: str, mode: str, new: str, left: str, begun: str) -> None:
     lock = LockMode(mode)
     if threads == "one":
-        # All system calls on the files are made one after another, so that each can be identified by its number.
+        # All system calls on the files are made one after another, so each can be identified by its number.
         _aio._pool = OneThread()
         committer.Thread = shared.Thread = lambda name: _aio._pool.thread
     else:
-        # A call fails once in each thread: with a thread for each try no log could ever be opened.
+        # A call fails once in each thread: if each attempt had a new thread, no log could ever be opened.
         writers = itertools.cycle([_aio.Thread(f"writer {n}") for n in range(3)])
         for _ in range(3):
             next(writers).end = lambda: None
         committer.Thread = shared.Thread = lambda name: next(writers)
-    # Frames of a few lines, and temporary files of the same name in every run.
+    # Frames have a few lines, and temporary files have the same names in every run.
     rotation.FRAME_SIZE = 400
     numbers = itertools.count()
     operations.temporary_path = lambda path: path.with_name(f".{path.name}.{next(numbers)}.tmp")

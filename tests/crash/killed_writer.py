@@ -1,4 +1,4 @@
-"""A process to kill: many tasks append, and each event is reported on standard output once it is acknowledged.
+"""A process to be killed: many tasks append, and each acknowledged event is reported on standard output.
 
 Arguments: the directory, the round. Each task's events are numbered from 0; task 0 appends batches of three.
 """

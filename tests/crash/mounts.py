@@ -39,7 +39,7 @@ class Disk:
         _run("mount", *self._mount, str(self.path))
 
     def unmount(self) -> None:
-        """Fails if a file is still open on it. The kernel takes a moment to clean up a killed process."""
+        """Unmounts it; fails if a file on it is still open. The kernel takes a moment to clean up a killed process."""
         for _ in range(500):
             try:
                 _run("umount", str(self.path))
@@ -52,17 +52,17 @@ class Disk:
         raise OSError(f"{self.path} is in use")
 
     def make_read_only(self) -> None:
-        """Nobody may have a file open for writing."""
+        """Makes it read-only; nobody may have a file open for writing."""
         _run("mount", "-o", "remount,ro", str(self.path))
 
     def fill(self, left: int = 0) -> None:
-        """Leaves no space, or about `left` bytes, rounded down to whole blocks."""
+        """Fills it completely, or leaves about `left` bytes, rounded down to complete blocks."""
         ballast = os.open(self.path / _BALLAST, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             for size in (65536, 4096, 512, 1):
                 try:
                     while os.write(ballast, b"x" * size):
-                        os.fsync(ballast)  # what ext4 holds back in memory takes no space yet
+                        os.fsync(ballast)  # Data that ext4 still holds back in memory takes up no space yet.
                 except OSError as error:
                     if error.errno != errno.ENOSPC:
                         raise
@@ -77,7 +77,7 @@ class Disk:
         (self.path / _BALLAST).unlink()
 
     def cut_power(self) -> None:
-        """Cuts the power: nothing reaches the disk any more, and what was not synced is lost. Then remount it."""
+        """Cuts the power: nothing reaches the disk any more, and unsynced data is lost. Then it is mounted again."""
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _WITHOUT_FLUSH))
@@ -89,21 +89,21 @@ class Ext4(Disk):
     """An ext4 in a file."""
 
     def __init__(self, image: Path, path: Path) -> None:
-        # Neither option may help a program that forgets a sync: ext4 would write files that are renamed over others,
-        # and its journal every five seconds.
+        # Neither option may help a program that forgets a sync: ext4 would write out files that are renamed over
+        # others, and its journal every five seconds.
         super().__init__(path, "-o", "loop,noauto_da_alloc,commit=300", str(image))
         self._image = image
 
     @property
     def needs_replay(self) -> bool:
-        """Whether its journal must be replayed when it is mounted, as after a power cut."""
+        """Whether its journal must be replayed before it is mounted, as after a power cut."""
         with self._image.open("rb") as image:
             image.seek(1024 + 0x60)
             return bool(struct.unpack("<I", image.read(4))[0] & 4)
 
     @staticmethod
     def protect(path: Path, protected: bool) -> None:
-        """Whether nobody may write to the file, not even root or a process that has it open."""
+        """Sets whether nobody may write to the file, not even root or a process that has it open."""
         fd = os.open(path, os.O_RDONLY)
         try:
             fcntl.ioctl(fd, _SET_FLAGS, struct.pack("I", _EXTENTS | (_IMMUTABLE if protected else 0)))
@@ -121,7 +121,7 @@ def _run(*command: str) -> None:
 
 
 def _reason(error: OSError) -> str:
-    """The first line's last part: without the path, so that the skips of all tests are listed as one."""
+    """Returns the last part of the first line: without the path, so that all skipped tests are listed as one."""
     return str(error).splitlines()[0].split(": ")[-1]
 
 
@@ -143,7 +143,7 @@ def _mounted(disk: Disk) -> Iterator[None]:
 
 @contextmanager
 def tmpfs(path: Path, size: int = _MIB) -> Iterator[Disk]:
-    """A file system of that many bytes in memory."""
+    """A tmpfs of `size` bytes."""
     disk = Disk(path, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
     with _mounted(disk):
         yield disk
@@ -151,7 +151,7 @@ def tmpfs(path: Path, size: int = _MIB) -> Iterator[Disk]:
 
 @contextmanager
 def ext4(path: Path, size: int = 32 * _MIB) -> Iterator[Ext4]:
-    """A file system of that many bytes, with a journal, in a file beside `path`."""
+    """An ext4 of `size` bytes, with a journal, in a file beside `path`."""
     image = path.with_name(f"{path.name}.image")
     with image.open("wb") as file:
         file.truncate(size)

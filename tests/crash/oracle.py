@@ -34,12 +34,12 @@ class Oracle:
                 self.add(one)
 
     def add(self, data: bytes) -> None:
-        """One line, or the lines of one batch."""
+        """Adds one line, or the lines of one batch."""
         self.data += data
         self.ends.add(len(self.data))
 
     def head(self, offset: int) -> Head:
-        """The head of the log that ends at this offset."""
+        """Returns the head of the log that ends at this offset."""
         return Head(offset, line_hash(self.data[:offset].splitlines()[-1]) if offset else "")
 
     def check_records(self, records: list[Record], acknowledged: int) -> int:
@@ -64,21 +64,21 @@ class Oracle:
 
 
 def read_now(directory: Path) -> tuple[Head, bytes]:
-    """The head, and all lines up to it, read without a writer and without an event loop."""
+    """Returns the head and all lines up to it, read without a writer and without an event loop."""
     with LogSegments(Layout(directory)) as parts:
         head = parts.head()
         return head, b"".join(lines.data for lines in parts.lines(0, head.offset))
 
 
 def append(active: ActiveLog, data: bytes, sync: bool = True) -> Head:
-    """Commits whole lines as a writer would; returns the head."""
+    """Commits complete lines as a writer would; returns the head."""
     head = Head(active.head.offset + len(data), line_hash(data.splitlines()[-1]))
     active.commit(data, head, sync)
     return head
 
 
 def rotate(layout: Layout, active: ActiveLog) -> int:
-    """Does a whole rotation, after an interrupted one; returns the old file's descriptor."""
+    """Runs a whole rotation, after finishing an interrupted one; returns the old file's descriptor."""
     rotation = recovery.recover(layout, active.fd) or rotations.begin(layout, active)
     try:
         rotation.archive(active)
@@ -104,12 +104,12 @@ class Opened:
         self.active.close()
 
     def rotate(self) -> None:
-        """Does a whole rotation."""
+        """Runs a whole rotation."""
         self._old.append(rotate(self.layout, self.active))
 
 
 def check_files(directory: Path, oracle: Oracle, acknowledged: int, opener: type[Opened] = Opened) -> None:
-    """Asserts that a log that a crash left is intact: for a reader, for a writer, after an append and a rotation."""
+    """Asserts that a log is intact after a crash: for a reader, for a writer, and after an append and a rotation."""
     head, data = read_now(directory)
     assert head.offset in oracle.ends
     assert head.offset >= acknowledged
@@ -134,12 +134,12 @@ def check_archive(directory: Path, data: bytes) -> None:
 
 
 async def read(directory: Path) -> list[Record]:
-    """All events, read as another process would."""
+    """Returns all events, read as another process would."""
     return [record async for record in EventReader(directory).read_full()]
 
 
 async def check_directory(directory: Path, oracle: Oracle, acknowledged: int) -> None:
-    """The same as `check_files` through the public names."""
+    """Asserts the same as `check_files`, through public names."""
     end = oracle.check_records(await read(directory), acknowledged)
     reader = EventReader(directory)
     assert await reader.head() == oracle.head(end)

@@ -60,7 +60,7 @@ class Peer:
         return self.log.base
 
     def commit(self, data: bytes, head: Head, sync: bool) -> None:
-        """Appends whole lines, after which the head must be `head`."""
+        """Appends complete lines, after which the head must be `head`."""
         self.append(data, sync)
         assert self.head == head
 
@@ -68,19 +68,19 @@ class Peer:
         self.log.sync()
 
     def append(self, data: bytes, sync: bool = True) -> int:
-        """The offset at which these lines were acknowledged to begin."""
+        """Appends these lines; returns the offset at which they were acknowledged to begin."""
         future: Any = None
         before, judgement = self.log.commit_judged([Append(data, future)], sync)
         return before.offset + judgement.outcomes[0]
 
     def look(self) -> Head:
-        """The true head, brought up to date in a turn."""
+        """Returns the true head, looked up in a turn."""
         with self.turn:
             self.log.check()
         return self.head
 
     def rotate(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Rotates until everything now in the log is archived; an interrupted rotation is completed first."""
+        """Rotates until everything that is in the log now is archived; first finishes an interrupted rotation."""
         goal = self.log.head.offset
         while (begun := shared_rotation.begin(self.layout, self.log, goal)) is not None:
             self._finish(begun, meanwhile)

@@ -1,8 +1,8 @@
 """A process whose disk is cut off while tasks append, the log rotates, a view is saved and a consumer commits.
 
-Arguments: the directory, the round, the lock mode, and the operations of `eventfold._files.operations` that do
-nothing. Each task's events are numbered from 0; task 0 appends batches of three. What is acknowledged is reported on
-standard output, which must be outside the disk.
+Arguments: the directory, the round, the lock mode, and the operations of `eventfold._files.operations` that must do
+nothing. Each task's events are numbered from 0; task 0 appends batches of three. Acknowledged events are reported on
+standard output, which must not be on that disk.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def count(state: dict[str, int], event: Event) -> dict[str, int]:
 
 
 def counts() -> View[dict[str, int]]:
-    """The view that the process keeps."""
+    """A view that the process saves."""
     return View("counts", count, dict)
 
 

@@ -133,11 +133,11 @@ class Recorder:
         with self._lock:
             new = not path.exists()
             fd = self._originals["open_file"](path, flags)
-            if path == self._directory:  # which exists in every state; opened for its lock
+            if path == self._directory:  # The file exists in every state; it is opened for its lock.
                 return fd
             self._open[fd] = next(self._numbers), self._name(path)
             self.ops.append(Op("create" if new else "open", *self._open[fd]))
-            if path.name == MARK:  # the one file that is mapped
+            if path.name == MARK:  # the only file that is mapped
                 self._mark = self._open[fd]
             if flags & os.O_TRUNC and not new:
                 self.ops.append(Op("truncate", self._open[fd][0], 0))
@@ -190,7 +190,7 @@ class Recorder:
 
 
 class _Inode:
-    """A file: what is certainly on disk, and what was done to it since; a directory has neither."""
+    """A file: what is certainly on disk, and what was done to it since. A directory has neither."""
 
     def __init__(self, data: bytes = b"", is_directory: bool = False) -> None:
         self.is_directory = is_directory
@@ -239,7 +239,7 @@ class _Inode:
 
 
 class State(NamedTuple):
-    """A state that a crash leaves: the files, what must be found in them, and when the crash came."""
+    """A state that a crash leaves: the files, what they must contain, and when the crash came."""
 
     files: Files
     expected: Expected
@@ -319,7 +319,7 @@ class _Disk:
 
     @staticmethod
     def _reachable(names: dict[str, _Inode]) -> dict[str, _Inode]:
-        """The files, without directories and without what is in a directory that does not exist."""
+        """Returns the files, without directories and without files in a directory that does not exist."""
         return {
             name: inode
             for name, inode in names.items()
@@ -327,11 +327,11 @@ class _Disk:
         }
 
     def killed(self) -> Files:
-        """The state if the process is killed now."""
+        """Returns the state if the process is killed now."""
         return {name: inode.now() for name, inode in self._reachable(self._names).items()}
 
     def after_power_cut(self, fine: bool) -> Iterator[Files]:
-        """The possible states if the power fails now."""
+        """Yields the possible states if the power fails now."""
         for chosen in itertools.product((True, False), repeat=len(self._changes)):
             left = dict(self._synced)
             for change in itertools.compress(self._changes, chosen):
@@ -360,7 +360,7 @@ class States:
         return len(self._seen)
 
     def after(self, recorded: Recorded, since: int = 0, fine: bool = False) -> Iterator[State]:
-        """The states after each of the operations from `since` on, without those that were yielded before.
+        """Yields the states after each operation from `since` on, except those that were yielded before.
 
         With `fine`, writes are torn in more places.
         """
@@ -385,9 +385,9 @@ class States:
 
 
 def kills(recorded: Recorded) -> Iterator[tuple[State, list[Op]]]:
-    """The states if the process is killed after, or in, each operation, with the operations that led there.
+    """Yields the states if the process is killed after or during each operation, with the operations that led there.
 
-    What was not synced is not on disk then, although everybody can read it.
+    Unsynced data is not on disk then, although everybody can read it.
     """
     for end in range(1, len(recorded.ops) + 1):
         for ops in _ways_to_end(recorded.ops[:end]):

@@ -1,4 +1,4 @@
-"""The scenarios: each does something to a log, and returns its recorded operations."""
+"""The scenarios: each uses a log and returns the recorded operations."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from eventfold._files import committer, frames, operations
 
 COMPAT = Path(__file__).parents[1] / "data" / "compat"
 BATCH = b"".join(line(100 + i, batch=f"{i},3") for i in (1, 2, 3))
-# The data directory's name in the recorded directory, in which it is created.
+# The name of the data directory, which is created in the recorded directory.
 DATA = "data"
 
 
 def small_frames(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Makes frames so small that a few events fill several, and syncs take no time."""
+    """Makes frames so small that a few events fill several, and makes syncs take no time."""
     support.small_frames(monkeypatch, 200)
     monkeypatch.setattr(operations, "sync", lambda fd: None)
     monkeypatch.setattr(operations, "sync_dir", lambda path: None)
@@ -37,7 +37,7 @@ def small_frames(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixtu
 
 
 def opener(lock: LockMode) -> type[Opened]:
-    """How a log is opened for writing in this mode."""
+    """Returns how a log is opened for writing in this mode."""
     found: Any = Peer if lock is LockMode.SHARED else Opened
     return found
 
@@ -54,11 +54,11 @@ class Play:
         self.recorder: Recorder | None = None
 
     def open(self) -> Opened:
-        """The log, opened for writing."""
+        """Returns the log, opened for writing."""
         return opener(self.lock)(self.dir)
 
     def add(self, opened: Opened, *lines: bytes, sync: bool = True) -> None:
-        """Appends lines, or whole batches, one commit each; acknowledged once written, or with `sync` once synced."""
+        """Appends lines or batches, one commit each, which are acknowledged once written or, with `sync`, synced."""
         for data in lines:
             self.oracle.add(data)
             append(opened.active, data, sync)
@@ -66,13 +66,13 @@ class Play:
                 (self.recorder.acknowledge if sync else self.recorder.written)(opened.active.head.offset)
 
     def add_together(self, opened: Opened, *lines: bytes) -> None:
-        """Appends lines, or whole batches, all in one commit."""
+        """Appends lines or batches, all in one commit."""
         for data in lines:
             self.oracle.add(data)
         self.recorder.acknowledge(append(opened.active, b"".join(lines)).offset)
 
     def record(self, monkeypatch: pytest.MonkeyPatch, act: Callable[[Recorder], None]) -> Recorded:
-        """Does something and records its operations."""
+        """Runs an action and records its operations."""
         files, acknowledged = read_files(self.root), len(self.oracle.data)
         with monkeypatch.context() as patch:
             self.recorder = Recorder(patch, self.root)
@@ -81,7 +81,7 @@ class Play:
 
 
 def new_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """A log in a new directory, with events and batches."""
+    """Creates a log with events and batches in a new directory."""
 
     def act(recorder: Recorder) -> None:
         with play.open() as opened:
@@ -92,7 +92,7 @@ def new_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def refused_commit(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """Commits for which the disk has no room after the first of their lines, then one for which it has."""
+    """Commits for which the disk is full after the first of their lines, then one for which there is space."""
     with play.open() as opened:
         play.add(opened, line(0))
 
@@ -113,7 +113,7 @@ def refused_commit(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def unsynced_commits(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """Commits that are synced later, if at all, and a rotation of some that were not."""
+    """Commits that are synced later or not at all, and a rotation of unsynced ones."""
 
     def act(recorder: Recorder) -> None:
         with play.open() as opened:
@@ -194,7 +194,7 @@ class _StoppedError(Exception):
 
 
 def resumed_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """A rotation that is completed at opening, with events after what is being archived."""
+    """A rotation that is finished at opening, with events after the part that is being archived."""
     with play.open() as opened:
         play.add(opened, *map(line, range(3)))
         opened.rotate()
@@ -219,7 +219,7 @@ def resumed_rotation(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def rotation_after_a_full_disk(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """A rotation that fails in its second frame, and that the same writer continues with later."""
+    """A rotation that fails in its second frame, and that the same writer finishes later."""
     with play.open() as opened:
         play.add(opened, *map(line, range(3)))
         opened.rotate()
@@ -242,7 +242,7 @@ def rotation_after_a_full_disk(play: Play, monkeypatch: pytest.MonkeyPatch) -> R
 
 
 def directory_of_the_rust_crate(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """The opening of a directory that the Rust crate wrote, whose frames get their record, and a rotation."""
+    """The opening and rotation of a directory of the Rust crate, whose frames get their record."""
     archive = (COMPAT / "stale_snapshot" / "archive.jsonl.zst").read_bytes()
     log = (COMPAT / "stale_snapshot" / "app.jsonl").read_bytes()
     write_files(play.dir, {"archive.jsonl.zst": archive, "app.jsonl": log})
@@ -257,7 +257,7 @@ def directory_of_the_rust_crate(play: Play, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def torn_frame_of_the_rust_crate(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """The opening of a directory in which the Rust crate was killed in a rotation, and a rotation."""
+    """The opening and rotation of a directory whose writer, the Rust crate, was killed in a rotation."""
     with play.open() as opened:
         play.add(opened, *map(line, range(4)))
         opened.rotate()
@@ -279,7 +279,7 @@ def _count(state: dict[str, int], event: Event) -> dict[str, int]:
 
 
 def whole_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """Appends of several tasks, a batch, snapshots of a view, a consumer's commits, a snapshot that is deleted."""
+    """Appends of several tasks, a batch, snapshots of a view, a consumer's commits, and a deleted snapshot."""
 
     async def use(recorder: Recorder) -> None:
         async with EventLog.open(play.dir, lock=play.lock, views=[View("counts", _count, dict)]) as log:
@@ -311,7 +311,7 @@ def whole_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def lazily_synced_log(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """A log that is synced now and then, and when it is closed."""
+    """A log that is synced every second, and when it is closed."""
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
 
     async def use(recorder: Recorder, mode: SyncMode, numbers: range) -> None:
@@ -352,7 +352,7 @@ SCENARIOS = {
 
 
 def check_state(state: State, root: Path, lock: LockMode = LockMode.FLOCK) -> None:
-    """Asserts that a log that a crash left is intact, and so are the files beside it that must be kept."""
+    """Asserts that a log is intact after a crash, and so are the files beside it that must be kept."""
     state.check_kept()
     try:
         write_files(root, state.files)
@@ -368,7 +368,7 @@ def recovery(
     rotating: bool = False,
     lock: LockMode = LockMode.FLOCK,
 ) -> list[Op]:
-    """Opens what a crash left, appends, optionally rotates; returns the operations. What it found is durable."""
+    """Opens what a crash left, appends, and may rotate; returns the operations. What it found counts as durable."""
     try:
         write_files(root, state.files)
         with monkeypatch.context() as patch:
@@ -387,9 +387,9 @@ def recovery(
 
 
 def cuts_in_a_row(root: Path, monkeypatch: pytest.MonkeyPatch, cuts: int = 3) -> Iterator[State]:
-    """The states that several power cuts leave, each in the rotation after the recovery from the one before.
+    """Yields the states after several power cuts, each in the rotation after the recovery from the previous cut.
 
-    Of all states that a cut may leave, the one with the most files of unfinished rotations is continued.
+    The next round continues from the state with the most files of unfinished rotations.
     """
     root.mkdir()
     play = Play(root / "begun")
@@ -408,6 +408,6 @@ def cuts_in_a_row(root: Path, monkeypatch: pytest.MonkeyPatch, cuts: int = 3) ->
 
 
 def list_in_order(monkeypatch: pytest.MonkeyPatch, reverse: bool) -> None:
-    """Lists directories in the order of their names, or in reverse, whichever does more harm."""
+    """Makes directory listings sorted by name, or in reverse, whichever does more harm."""
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", lambda *path: sorted(listdir(*path), reverse=reverse))

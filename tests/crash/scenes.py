@@ -24,7 +24,7 @@ def digest(state: dict[str, Any], event: Event) -> dict[str, Any]:
 
 
 def todos_if_any(state: dict[str, Any], event: Event) -> dict[str, Any]:
-    """The reducer of the Rust crate's `todos`, which accepts any event, including damaged ones."""
+    """The reducer of the Rust crate's `todos`, but it accepts any event, including damaged ones."""
     try:
         return todos(state, event)
     except (KeyError, TypeError):
@@ -42,7 +42,7 @@ THE_CRATES: Views = {"todos": (todos_if_any, {"items": [], "next_id": 0}), "coun
 
 
 def new_views(views: Views) -> list[View[Any]]:
-    """Views that have not folded anything yet."""
+    """Returns views that have not folded anything yet."""
     return [View(name, reducer, initial) for name, (reducer, initial) in views.items()]
 
 
@@ -50,8 +50,8 @@ def new_views(views: Views) -> list[View[Any]]:
 class Scene:
     """A directory's files, and their meaning.
 
-    `log` is the whole log's bytes, `base` where the active log begins; `places` are some offsets with the hashes of the
-    lines before them; `snapshots` and `consumers` are their offsets.
+    `log` is the whole log's bytes, and `base` is where the active log begins. `places` are some offsets with the hashes
+    of the lines before them; `snapshots` and `consumers` are their offsets.
     """
 
     name: str
@@ -65,11 +65,11 @@ class Scene:
     consumers: dict[str, int] = field(default_factory=dict)
 
     def new_views(self) -> list[View[Any]]:
-        """The directory's views, before they are loaded."""
+        """Returns the directory's views, before they are loaded."""
         return new_views(self.views)
 
     def fold(self, view: str, records: list[Record]) -> Any:
-        """The state that a view must have after these records."""
+        """Returns the state that a view must have after these records."""
         reducer, state = self.views[view]
         for record in records:
             state = reducer(state, record.event)
@@ -77,7 +77,7 @@ class Scene:
 
 
 def read_all(directory: Path) -> Files:
-    """All files below a directory by their relative names."""
+    """Returns all files below a directory by their relative names."""
     return {
         str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
     }
@@ -126,7 +126,7 @@ async def rotating(directory: Path) -> None:
 
 
 async def nothing(directory: Path) -> None:
-    """The Rust crate has made the directory."""
+    """Does nothing, since the Rust crate has created the directory."""
 
 
 class Plan:
@@ -154,7 +154,7 @@ async def build(name: str, directory: Path, compat: Path) -> Scene:
             (directory / file).parent.mkdir(exist_ok=True)
             (directory / file).write_bytes(data)
     await plan.make(directory)
-    # Without the base file, which would report most of the changes at once: this tests what is noticed without it.
+    # The base file would report most of the changes at once; this tests what is noticed without it.
     files = {file: data for file, data in read_all(directory).items() if not file.endswith((".base", ".lock"))}
     scene = Scene(name, files, OURS if plan.crate is None else THE_CRATES)
     reader = EventReader(directory)

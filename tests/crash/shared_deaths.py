@@ -1,4 +1,4 @@
-"""A fault injector: lets a writer die, or fail, at each of its file operations in turn, beside another writer or alone.
+"""A fault injector: a writer dies, or fails, at each of its file operations in turn, alone or beside another writer.
 
 Run it as `python -m tests.crash.shared_deaths SCENARIO HOW PEER DIRECTORY`, with PEER as "beside" or "alone". It has no
 threads and no event loop, so that it can fork: the child runs the scenario and reports what was acknowledged, until it
@@ -63,7 +63,7 @@ def rotates(peer: Peer, tell: Tell) -> None:
 
 
 def nothing_left(peer: Peer) -> None:
-    """The last rotation has ended."""
+    """The previous rotation is finished."""
 
 
 def begun(peer: Peer) -> None:
@@ -87,7 +87,7 @@ SCENARIOS: dict[str, tuple[Callable[[Peer], None], Callable[[Peer, Tell], None]]
 
 
 class Ender:
-    """Makes one of the operations the last one, or one that fails."""
+    """Makes one of the operations the last one, or makes it fail."""
 
     def __init__(self, number: int, how: str) -> None:
         self._left = number
@@ -106,7 +106,7 @@ class Ender:
 
     def _end(self, name: str, original: Callable[..., Any], args: tuple[Any, ...]) -> None:
         if self._how == "fail":
-            if name in ("write_mapped", "unlock"):  # which can't fail
+            if name in ("write_mapped", "unlock"):  # These can't fail.
                 return
             raise OSError(errno.EIO, f"{name} was made to fail")
         if self._how == "half":
@@ -123,7 +123,7 @@ class Ender:
 
 
 def child(directory: Path, scenario: str, number: int, how: str, pipe: int) -> int:
-    """Runs the scenario; 0 if the number was beyond its last operation."""
+    """Runs the scenario; returns 0 if the number was beyond its last operation."""
 
     def tell(offset: int, data: bytes) -> None:
         os.write(pipe, b"%d %s" % (offset, data.replace(b"\n", b"\t") + b"\n"))
@@ -178,7 +178,7 @@ def check(directory: Path, told: list[tuple[int, bytes]]) -> bytes:
 
 
 def one(directory: Path, scenario: str, number: int, how: str, beside: bool) -> bool:
-    """One death; false if there is no operation with this number."""
+    """Tests one death; returns False if there is no operation with this number."""
     shutil.rmtree(directory, ignore_errors=True)
     told: list[tuple[int, bytes]] = []
 

@@ -1,4 +1,4 @@
-"""The scenarios of several writers that share a log, with what one of them leaves when it dies."""
+"""The scenarios of several writers that share a log, including what one of them leaves when it dies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _DiedError(Exception):
 
 @contextmanager
 def dies_at(name: str, number: int, when: Callable[[Any], bool] = lambda _: True) -> Iterator[None]:
-    """The writer that does this operation for the nth time (from 1) dies instead; `when` checks its first argument."""
+    """Makes the writer die that does this operation for the nth time (from 1); `when` checks its first argument."""
     original, count = getattr(operations, name), itertools.count(1)
 
     def dying(first: Any, *args: Any) -> Any:
@@ -39,7 +39,7 @@ def dies_at(name: str, number: int, when: Callable[[Any], bool] = lambda _: True
 
 
 class Together:
-    """Two writers of one log, and what they append."""
+    """Two writers of one log, and the lines that they append."""
 
     def __init__(self, play: Play, recorder: Recorder) -> None:
         self.play = play
@@ -51,25 +51,25 @@ class Together:
         self.other.close()
 
     def add(self, peer: Peer, *lines: bytes) -> None:
-        """One of them appends lines, or whole batches, one commit each."""
+        """Has one of them append lines or batches, one commit each."""
         for data in lines:
             self.play.oracle.add(data)
             assert peer.append(data) + len(data) == len(self.play.oracle.data)
             self._recorder.acknowledge(peer.head.offset)
 
     def see(self, peer: Peer) -> None:
-        """One of them looks up where the log ends: others may rely on what it has seen."""
+        """Has one of them look up where the log ends; others may rely on what it has seen."""
         self._recorder.acknowledge(peer.look().offset)
 
     def leave_switched(self) -> None:
-        """One rotates, and dies when the new file has its name and holds something, before the name is on disk."""
+        """One rotates, and dies when the new file has its name and some content, before the name is on disk."""
         with dies_at("sync_dir", 1, lambda _: not any(self.play.dir.glob("app.jsonl.next.*"))):
             self.one.rotate(lambda: self.add(self.other, line(9)))
 
     def leave(self, data: bytes) -> None:
-        """One writes lines, and dies before the mark says so, with the turn."""
+        """One writes lines, and dies in its turn before it updates the mark."""
         self.play.oracle.add(data)
-        with dies_at("write_mapped", 2):  # the first one says who has the turn
+        with dies_at("write_mapped", 2):  # The first operation says who has the turn.
             self.one.append(data)
 
 
@@ -90,7 +90,7 @@ def _recorded(play: Play, monkeypatch: pytest.MonkeyPatch, act: Callable[[Togeth
 
 
 def both_append(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """Two writers append in turn, and one of them what the other has not synced yet."""
+    """Two writers append in turn, and one of them relies on lines that the other has not synced yet."""
 
     def act(together: Together) -> None:
         together.add(together.one, line(10), BATCH)
@@ -101,7 +101,7 @@ def both_append(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def both_rotate(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """Each rotates once, while the other appends, and follows."""
+    """Each rotates once, while the other appends and follows the rotation."""
 
     def act(together: Together) -> None:
         one, other = together.one, together.other
@@ -114,7 +114,7 @@ def both_rotate(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def a_death_before_the_mark(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """One dies between its write and the mark; the other finds what it left, and continues."""
+    """One dies between its write and its mark; the other finds the lines, and continues."""
 
     def act(together: Together) -> None:
         together.leave(line(10))
@@ -125,7 +125,7 @@ def a_death_before_the_mark(play: Play, monkeypatch: pytest.MonkeyPatch) -> Reco
 
 
 def a_death_before_the_mark_and_an_opening(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """The same, where nobody else has the log open; somebody opens it, and shows what there is."""
+    """The same, but nobody else has the log open; somebody opens it, and reads its content."""
 
     def act(together: Together) -> None:
         together.leave(line(10))
@@ -137,7 +137,7 @@ def a_death_before_the_mark_and_an_opening(play: Play, monkeypatch: pytest.Monke
 
 
 def a_death_in_the_switch(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """One dies at the end of its rotation; the other follows, and appends."""
+    """One dies at the end of its rotation; the other follows the rotation and appends."""
 
     def act(together: Together) -> None:
         together.leave_switched()
@@ -147,7 +147,7 @@ def a_death_in_the_switch(play: Play, monkeypatch: pytest.MonkeyPatch) -> Record
 
 
 def a_death_in_the_switch_and_an_opening(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """The same, where nobody else has the log open."""
+    """The same, but nobody else has the log open."""
 
     def act(together: Together) -> None:
         together.leave_switched()
@@ -159,7 +159,7 @@ def a_death_in_the_switch_and_an_opening(play: Play, monkeypatch: pytest.MonkeyP
 
 
 def a_death_in_the_archive(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """One dies in its rotation, which the other finishes."""
+    """One dies in its rotation, and the other finishes it."""
 
     def act(together: Together) -> None:
         with dies_at("sync", 3):
@@ -172,7 +172,7 @@ def a_death_in_the_archive(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recor
 
 
 def a_death_when_a_rotation_has_begun(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """One dies when the rotation's file is there, and before that is on disk; the other undoes that and rotates."""
+    """One dies before the new rotation's file is on disk; the other undoes that and rotates."""
 
     def act(together: Together) -> None:
         with dies_at("sync_dir", 1):
@@ -196,6 +196,6 @@ TOGETHER = {
         a_death_when_a_rotation_has_begun,
     )
 }
-# What one writer does means the same with a shared log; and what several do.
+# The scenarios of one writer have the same results with a shared log; these are followed by those of several.
 SHARED_SCENARIOS = {**TOGETHER, **scenarios.SCENARIOS}
 SharedPlay = functools.partial(Play, lock=LockMode.SHARED)

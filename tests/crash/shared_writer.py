@@ -1,7 +1,7 @@
-"""A process to be killed, one of several that write together: each event is reported once it is acknowledged.
+"""A process to be killed, one of several that share a log: each acknowledged event is reported on standard output.
 
 Arguments: the directory, the round, the process's number. It appends from a few tasks until its standard input ends,
-then closes the log. Each task's events are numbered from 0; task 0 appends batches of three, task 1 rotates now and
+then closes the log. Each task's events are numbered from 0; task 0 appends batches of three, and task 1 rotates now and
 then.
 """
 

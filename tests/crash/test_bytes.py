@@ -1,8 +1,8 @@
 """Damaged bytes: in small directories, every byte of every file is changed, and each file is cut at every length.
 
-Every read then yields exactly what the files say, or rebuilds a view, or raises `CorruptLogError` with the file and an
-offset: never another error, an endless loop, or an event that is in no file. What can't be detected, since plain lines
-have no checksum, is listed in `ALLOWED` for each kind of file.
+Every read then either returns exactly what the files say, or rebuilds a view, or raises `CorruptLogError` with the file
+and an offset. It never raises another error, runs into an endless loop, or returns an event that is in no file.
+`ALLOWED` lists, for each kind of file, what can't be detected because plain lines have no checksum.
 
 By default, every 43rd state is checked, which takes some seconds; with EVENTFOLD_BYTES=all, all of them.
 """
@@ -30,15 +30,15 @@ from eventfold import CorruptLogError, EventLog, EventReader, Record
 from eventfold._files import operations
 
 ALL = os.environ.get("EVENTFOLD_BYTES") == "all"
-# Coprime to the number of ways in which a byte is changed, so that all of them occur.
+# This number is coprime to the number of ways in which a byte is changed, so that all of them occur.
 STRIDE = 1 if ALL else 43
-# How much one state may need at most; more means an endless loop.
+# The limits for one state; if it needs more, there is an endless loop.
 READS = 5_000
-PATIENCE = 120  # seconds: for a consumer that would wait forever
+PATIENCE = 120  # seconds: for a consumer that would wait for ever
 
-# What may become of a file that is changed or cut, when it is read and when it is opened for writing. "exact": nothing
-# is missing; "reported": a `CorruptLogError`, after events that are exact; "other": exactly what the bytes now say, not
-# what was written; "shorter": whole lines are missing.
+# The possible results if a file is changed or cut, when it is read and when it is opened for writing. "exact": nothing
+# is missing; "reported": a `CorruptLogError`, after exact events; "other": exactly what the bytes now say, not what was
+# written; "shorter": complete lines are missing.
 ALLOWED = {
     ("app.jsonl", "flip"): ("exact reported other shorter", "exact reported other shorter"),
     ("app.jsonl", "cut"): ("exact shorter", "exact shorter reported"),
@@ -51,8 +51,8 @@ ALLOWED = {
     ("consumers", "flip"): ("exact", "reported"),
     ("consumers", "cut"): ("exact", "reported"),
 }
-# The Rust crate's frames and snapshots have no checksums: what is damaged in them may go unseen. While a rotation is
-# under way, its file knows where the archive ends.
+# The Rust crate's frames and snapshots have no checksums, so damage to them may go unnoticed. While a rotation is under
+# way, its file says where the archive ends.
 UNCHECKED = {
     ("rotating", "app.jsonl", "cut"): ("exact reported shorter", "exact reported shorter"),
     ("rotating", "archive.jsonl.zst", "cut"): ("exact reported", "exact reported"),
@@ -81,7 +81,7 @@ class Reads:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Reads:
-    """Makes frames so small that a few events fill several, syncs take no time, and endless reads fail."""
+    """Makes frames so small that a few events fill several, makes syncs take no time, and makes endless reads fail."""
     small_frames(monkeypatch, 200)
     monkeypatch.setattr(operations, "sync", lambda fd: None)
     monkeypatch.setattr(operations, "sync_dir", lambda path: None)
@@ -98,7 +98,7 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path, reads: Reads) ->
 
 
 def flips(data: bytes) -> Iterator[bytes]:
-    """The data with each byte changed in five ways."""
+    """Yields the data with each byte changed in five ways."""
     for at, byte in enumerate(data):
         for other in (byte ^ 0xFF, byte ^ 1 << at % 8, 0x0A, 0x22, 0x00):
             if other != byte:
@@ -106,7 +106,7 @@ def flips(data: bytes) -> Iterator[bytes]:
 
 
 def cuts(data: bytes) -> Iterator[bytes]:
-    """All prefixes of the data."""
+    """Yields all prefixes of the data."""
     for length in range(len(data)):
         yield data[:length]
 
@@ -121,18 +121,18 @@ def lay(directory: Path, files: Files) -> Path:
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-        # As different as those of files that are changed at different times.
+        # Their times differ as those of files that are changed at different times do.
         os.utime(path, (next(_times),) * 2)
     return directory
 
 
 class State:
-    """A damaged directory, and what must be made of it."""
+    """A damaged directory, and what the log must do with it."""
 
     def __init__(self, scene: Scene, name: str, data: bytes, directory: Path) -> None:
         self.scene, self.name = scene, name
         self.dir = lay(directory, {**scene.files, name: data})
-        # An active log that was changed is what it now says; where the rules leave that open, whatever is read.
+        # A changed active log is what it now says; if the rules don't decide, it is whatever was read.
         self.log = scene.log
         self.wanted: reference.Reading | None = None
         if name == "app.jsonl":
@@ -142,15 +142,15 @@ class State:
         except reference.UnsureError:
             pass
         self.read = self.opened = ""
-        # Whether events may be others than they were, without anybody's noticing.
+        # Whether events may differ from those that were written without being noticed.
         self.unchecked = name == "app.jsonl" or (scene.name, name, "flip") in UNCHECKED
 
     def judge(self, found: Outcome) -> None:
-        """Classifies the log as read from 0; asserts that it is nothing worse than allowed."""
+        """Classifies the log as read from 0; asserts that the result is allowed."""
         if found.error is not None:
             self.check_error(found.error)
         whole = [(r.start_offset, r.end_offset, r.event) for r in found.records]
-        # A rotation under way says how much there must be: what lacks some of it is refused before it is read.
+        # The file of a rotation says how much there must be, so that a shorter archive is refused before it is read.
         refused = found.error is not None and "says that it continues" in found.error.reason
         if self.name == "app.jsonl" and self.wanted is not None and not refused:
             assert whole == [line[:3] for line in self.wanted.lines]
@@ -167,21 +167,21 @@ class State:
             self.read = "other"
 
     def _is_shorter(self, records: list[Record]) -> bool:
-        """Whether the archive lacks its end, so that the active log's lines follow what is left of it."""
+        """Whether the archive lacks its end, so that the active log's lines directly follow its rest."""
         hashes, expected = [r.line_hash for r in records], [r.line_hash for r in self.scene.records]
         active = [r.line_hash for r in self.scene.records if r.start_offset >= self.scene.base]
         kept = len(hashes) - len(active)
         return self.name == "archive.jsonl.zst" and kept >= 0 and hashes == expected[:kept] + active
 
     def check_error(self, error: CorruptLogError) -> None:
-        """Asserts that an error names the damaged file, or one that does not match it."""
+        """Asserts that an error names the damaged file, or one that does not fit it."""
         path = Path(error.path).relative_to(self.dir)
         assert path.name in {Path(self.name).name, "app.jsonl", "archive.jsonl.zst"} or path.parent.name == "consumers"
         assert 0 <= error.offset <= len(self.log) + 10**6 * (path.parent.name == "consumers")
         assert error.reason
 
     async def read_elsewhere(self, found: Outcome) -> None:
-        """Reads from the middle, and looks lines up: what reading from 0 gave, or what once was there, or an error."""
+        """Reads from the middle and looks lines up: the results must be those of a read from 0, older, or an error."""
         reader = EventReader(self.dir)
         places = {0: None} | {record.end_offset: record.line_hash for record in found.records}
         records = self.scene.records
@@ -212,7 +212,7 @@ class State:
             async with EventLog.open(self.dir, views=views) as log:
                 again = await read(log.reader())
                 if again.error is not None and found.error is None:
-                    # Finishing a rotation has put more behind a damage that could still be seen through before.
+                    # Finishing a rotation has added more after a damaged place that could still be bridged before.
                     self.check_error(again.error)
                     assert again.records == found.records[: len(again.records)]
                     self.opened = "reported"
@@ -243,13 +243,13 @@ class State:
         place = self.scene.consumers[name]
         ours = [record for record in found.records if record.start_offset >= place]
         theirs = [record for record in self.scene.records if record.start_offset >= place]
-        # It may have begun behind the damage that a read from 0 stops at.
+        # It may have begun after the damage that stops a read from 0.
         assert given[:-1] in ((ours,) if found.error is None else (ours, theirs))
         assert given[-1].event == event(7)
 
 
 async def check(scene: Scene, name: str, data: bytes, directory: Path, reads: Reads) -> tuple[str, str]:
-    """Does everything with one state; returns the outcome."""
+    """Runs everything with one state; returns the outcome."""
     reads.left = READS
     state = State(scene, name, data, directory)
     async with asyncio.timeout(PATIENCE):
@@ -265,7 +265,7 @@ async def check(scene: Scene, name: str, data: bytes, directory: Path, reads: Re
 async def test_no_damage_gives_wrong_data(
     scene: Scene, damage: Any, tmp_path: Path, reads: Reads, request: pytest.FixtureRequest
 ) -> None:
-    """Each file in turn: exactly what it now says, a rebuilt view, or `CorruptLogError`, and no worse than allowed."""
+    """With each damage, a read returns what the file now says, rebuilds a view, or raises `CorruptLogError`."""
     kind = damage.__name__[:-1]
     seen: dict[str, Counter[str]] = {}
     failures = []

@@ -1,6 +1,6 @@
-"""What somebody else does to the files: under a running writer, under a running tail, and before the log is opened.
+"""Other people change the files: under a running writer, under a running tail, and before the log is opened.
 
-Nobody should touch them; whoever does gets a clear error, no silent loss, and nothing that never ends.
+Nobody should do that; whoever does gets a clear error, no silent loss, and nothing that hangs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from eventfold._files import segments
 
 Harm = Callable[[Path], object]
 FOUR = b"".join(line(n) for n in range(4))
-# What is put in place of a log: as long as it, but of other events; and longer, with lines that end elsewhere.
+# The replacements for a log: one of the same length with other events, and a longer one with other line ends.
 AS_LONG = b"".join(line(n) for n in range(4, 8))
 LONGER = b"".join(line(n) for n in range(1000, 1020))
 
 
 def put(directory: Path, data: bytes) -> None:
-    """Puts another file in place of the log, in one step."""
+    """Puts another file in the place of the log, in one step."""
     write_log(directory.with_name("other"), data)
     os.replace(directory.with_name("other") / "app.jsonl", directory / "app.jsonl")
 
@@ -62,7 +62,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 async def test_a_writer_whose_file_was_changed_refuses_appends(damaged_dir: Path, harm: Harm) -> None:
-    """The error says so, to each of them; nothing is written anywhere, and closing ends."""
+    """Each append raises an error that says so, nothing is written anywhere, and the log can be closed."""
     async with EventWriter.open(damaged_dir) as writer:
         await writer.append_many(event(n) for n in range(4))
         harm(damaged_dir)
@@ -80,7 +80,7 @@ async def test_a_writer_whose_file_was_changed_refuses_appends(damaged_dir: Path
 
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 async def test_a_writer_whose_file_was_changed_does_not_rotate(damaged_dir: Path, harm: Harm) -> None:
-    """It would put into the archive what is no longer the log, or over what somebody else has put there."""
+    """It would archive something that is no longer the log, or overwrite what somebody else has put there."""
     async with EventWriter.open(damaged_dir) as writer:
         await writer.append_many(event(n) for n in range(4))
         harm(damaged_dir)
@@ -92,7 +92,7 @@ async def test_a_writer_whose_file_was_changed_does_not_rotate(damaged_dir: Path
 
 
 async def test_a_file_made_read_only_under_a_writer_is_still_written(data_dir: Path) -> None:
-    """Permissions are asked for at the opening; a rotation makes a file with the usual ones."""
+    """Permissions are checked at the opening; a rotation makes a new file with the usual ones."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
         log.log_path.chmod(0o444)
@@ -118,13 +118,13 @@ async def test_a_read_only_file_can_be_read_but_not_opened_for_writing(data_dir:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Ext4]:
-    """A file system that knows files which nobody may write to, not even root."""
+    """A file system with support for immutable files, which not even root may write to."""
     with ext4(tmp_path / "disk") as mounted:
         yield mounted
 
 
 async def test_a_file_that_nobody_may_write_to_refuses_appends_and_openings(disk: Ext4) -> None:
-    """A writer that is open must be opened again, once the file may be written to; nothing is lost."""
+    """Once the file is writable again, an open writer must be reopened, and nothing is lost."""
     directory = disk.path / "data"
     async with EventLog.open(directory) as log:
         await log.append(event(0))
@@ -158,7 +158,7 @@ TAIL_HARMS: dict[str, Harm] = {
 
 @pytest.mark.parametrize("harm", TAIL_HARMS.values(), ids=TAIL_HARMS)
 async def test_a_tail_whose_log_was_changed_ends_with_an_error(damaged_dir: Path, harm: Harm) -> None:
-    """Events in place of those that it gave are not given: which of them came before would be anybody's guess."""
+    """Events in place of those that it yielded are not yielded: nobody can tell which of them are new."""
     write_log(damaged_dir, FOUR)
     given: list[int] = []
 
@@ -183,7 +183,7 @@ async def test_a_tail_whose_log_was_changed_ends_with_an_error(damaged_dir: Path
 
 
 async def test_a_tail_with_a_directory_in_the_place_of_its_log_ends_with_an_error(damaged_dir: Path) -> None:
-    """The system's own."""
+    """The error is the system's own."""
     write_log(damaged_dir, FOUR)
     async with asyncio.timeout(20), aclosing(EventReader(damaged_dir).tail(0)) as tail:
         for _ in range(4):
@@ -196,7 +196,7 @@ async def test_a_tail_with_a_directory_in_the_place_of_its_log_ends_with_an_erro
 
 @pytest.mark.skipif(not os.geteuid(), reason="root may read whatever its mode says")
 async def test_a_tail_whose_log_may_no_longer_be_read_ends_with_an_error(damaged_dir: Path) -> None:
-    """The system's own."""
+    """The error is the system's own."""
     write_log(damaged_dir, FOUR)
     async with asyncio.timeout(20), aclosing(EventReader(damaged_dir).tail(0)) as tail:
         for _ in range(4):
@@ -211,7 +211,7 @@ async def test_a_tail_whose_log_may_no_longer_be_read_ends_with_an_error(damaged
 async def test_reading_continues_in_a_file_that_was_deleted_or_replaced(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has it open."""
+    """The file is still open."""
     monkeypatch.setattr(segments, "BLOCK_SIZE", 1000)
     write_log(damaged_dir, *map(line, range(1000)))
     async with aclosing(EventReader(damaged_dir).read_full()) as reading:
@@ -223,7 +223,7 @@ async def test_reading_continues_in_a_file_that_was_deleted_or_replaced(
 
 
 async def test_a_reading_of_a_file_that_is_cut_ends_with_an_error(damaged_dir: Path) -> None:
-    """After events that were there, in their order."""
+    """Before the error, it returns events that were there, in order."""
     write_log(damaged_dir, *map(line, range(20_000)))
     found = []
     async with aclosing(EventReader(damaged_dir).read_full()) as reading:
@@ -242,7 +242,7 @@ async def test_a_reading_of_a_file_that_is_cut_ends_with_an_error(damaged_dir: P
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Disk]:
-    """A file system with a log of four events; the test makes it read-only once it has done with writing."""
+    """A file system with a log of four events; the test makes it read-only when it has finished writing."""
     with tmpfs(tmp_path / "disk") as mounted:
         write_log(mounted.path / "data", FOUR)
         yield mounted
@@ -253,7 +253,7 @@ def count(state: int, event: Event) -> int:
 
 
 async def test_a_log_on_a_read_only_file_system_is_read(read_only: Disk) -> None:
-    """Views fold, tails and consumers give what is there; what would write is the system's own error."""
+    """Views fold, and tails and consumers yield events; whatever would write raises the system's own error."""
     directory = read_only.path / "data"
     async with EventLog.open(directory) as log:
         await log.rotate()

@@ -1,7 +1,7 @@
 """Copies of a directory that are taken file by file while the log is appended to and rotated.
 
-Every file may be of another moment. The copy is read as a prefix of the log with everything that was acknowledged
-before the copy began, or it is refused; opening it for writing never makes it worse.
+Every file may be from another moment. The copy is either read as a prefix of the log with everything that was
+acknowledged before the copy began, or it is refused; opening it for writing never makes it worse.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LOG, BASE, ARCHIVE = "app.jsonl", "app.jsonl.base", "archive.jsonl.zst"
 
 
 def two_rotations(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """A log that is begun, rotated twice with appends meanwhile, and appended to."""
+    """A log that is created, rotated twice during appends, and appended to."""
 
     def act(recorder: object) -> None:
         with Opened(play.dir) as opened:
@@ -39,7 +39,7 @@ def two_rotations(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def copies(recorded: Recorded) -> Iterator[tuple[Files, int]]:
-    """Every different copy, each file of any moment, with what was acknowledged before the first of these moments."""
+    """Yields every different copy, each file from any moment, with what was acknowledged before the first of them."""
     moments: list[tuple[Files, int]] = []
     for state, _ in kills(recorded):
         if not moments or moments[-1] != (state.files, state.expected.acknowledged):
@@ -47,8 +47,8 @@ def copies(recorded: Recorded) -> Iterator[tuple[Files, int]]:
     begun = next(i for i, (files, _) in enumerate(moments) if f"{DATA}/app.jsonl.base" in files)
     moments = moments[begun:]
     names = sorted({name for files, _ in moments for name in files if not name.endswith(".tmp")})
-    # For each content of each file, the last moment at which it was there: what was acknowledged before any of them
-    # must be in the copy.
+    # For each content of each file, the last moment at which it was there: everything acknowledged before any of these
+    # moments must be in the copy.
     contents = []
     for name in names:
         last: dict[bytes | None, int] = {}
@@ -63,7 +63,7 @@ def copies(recorded: Recorded) -> Iterator[tuple[Files, int]]:
 def test_a_copy_in_any_order_is_right_or_refused(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each combination of what the files held at any moments of two rotations is read, opened, and read again."""
+    """Each combination of the files' contents during two rotations is read, opened, and read again."""
     small_frames(monkeypatch, caplog)
     recorded = two_rotations(Play(scratch / "played"), monkeypatch)
     oracle = recorded.expected.oracle

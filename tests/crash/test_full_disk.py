@@ -1,6 +1,7 @@
 """Disks without space: a small tmpfs, a small ext4 (both need root), and a process whose files may not grow.
 
-Only what can't be written is refused: what was acknowledged stays, and appends succeed again once there is space.
+Appends are refused only while they can't be written: acknowledged events stay, and appends succeed again once there is
+space.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _dice = random.Random(4)
 
 @pytest.fixture(params=["tmpfs", "ext4"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
-    """A file system of a few megabytes at the most."""
+    """A file system of a few megabytes."""
     with tmpfs(tmp_path / "disk") if request.param == "tmpfs" else ext4(tmp_path / "disk", 6 * 2**20) as mounted:
         yield mounted
 
@@ -69,7 +70,7 @@ async def check_all_there(directory: Path, expected: list[int]) -> None:
 
 
 async def test_a_full_disk_refuses_appends_and_loses_none(disk: Disk) -> None:
-    """Each is acknowledged and there, or refused and absent, batches whole; with space again, appends continue."""
+    """Each append is either acknowledged and there or refused and absent; once there is space, appends continue."""
     directory = disk.path / "data"
     async with EventLog.open(directory) as log:
         await asyncio.to_thread(disk.fill, 300_000)
@@ -91,7 +92,7 @@ async def test_a_full_disk_refuses_appends_and_loses_none(disk: Disk) -> None:
 
 
 async def test_a_rotation_that_finds_no_space_leaves_a_log_that_takes_appends(disk: Disk) -> None:
-    """What the rotation took is given back; with space again, the next one goes through."""
+    """The space that the rotation took is freed; once there is more space, the next rotation succeeds."""
     directory = disk.path / "data"
     async with EventLog.open(directory) as log:
         for n in range(100):
@@ -114,7 +115,7 @@ async def test_a_rotation_that_finds_no_space_leaves_a_log_that_takes_appends(di
 
 
 async def was_appended(log: EventLog, event: Event) -> bool:
-    """Whether there was space for it."""
+    """Whether there was space for the event."""
     try:
         await log.append(event)
     except OSError as error:
@@ -127,7 +128,7 @@ async def was_appended(log: EventLog, event: Event) -> bool:
 async def test_an_automatic_rotation_that_finds_no_space_is_a_warning(
     disk: Disk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Appends continue, though not while it holds the last of the space; with space again, the log rotates."""
+    """Appends continue, except while it holds the last space; once there is more space, the log rotates."""
     monkeypatch.setattr(_rotator, "RETRY_INTERVAL", 0.0)
     directory = disk.path / "data"
     async with EventLog.open(directory, max_log_size=400_000) as log:
@@ -150,7 +151,7 @@ async def test_an_automatic_rotation_that_finds_no_space_is_a_warning(
 async def test_a_rotation_of_many_frames_that_finds_no_space_is_continued(
     disk: Disk, rotated_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The frames that found their place are not lost, and not there twice; no file of no use is left."""
+    """The frames that found space are neither lost nor written twice, and no useless file remains."""
     monkeypatch.setattr(rotation, "FRAME_SIZE", 20_000)
     directory = disk.path / "data"
     async with EventLog.open(directory) as log:
@@ -177,7 +178,7 @@ async def test_a_rotation_of_many_frames_that_finds_no_space_is_continued(
 
 
 async def test_a_snapshot_that_finds_no_space_is_a_warning(disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
-    """The one before stays, no half of one is left, and the view is right after the next opening."""
+    """The previous snapshot stays, no half of a new one is left, and the view is right after the next opening."""
     directory = disk.path / "data"
     async with EventLog.open(directory, views=[View("all", collect, list)]) as log:
         for n in range(20):
@@ -210,7 +211,7 @@ async def test_a_snapshot_that_finds_no_space_is_a_warning(disk: Disk, caplog: p
 
 
 async def test_a_commit_that_finds_no_space_leaves_the_previous_offset(disk: Disk) -> None:
-    """It is an `OSError`, no half of a file is left, and with space again the commit goes through."""
+    """It raises `OSError`, leaves no half of a file, and succeeds once there is space."""
     directory = disk.path / "data"
     async with EventLog.open(directory) as log:
         for n in range(3):
@@ -234,20 +235,20 @@ async def test_a_commit_that_finds_no_space_leaves_the_previous_offset(disk: Dis
 
 
 async def first_of(consumer: Any) -> Any:
-    """One record."""
+    """Returns one record."""
     async for record in consumer:
         yield record
         return
 
 
 async def test_a_whole_log_is_opened_on_a_full_disk(disk: Disk) -> None:
-    """It is read, and refuses appends until there is space."""
+    """It can be read, and refuses appends until there is space."""
     directory = disk.path / "data"
     write_log(directory, line(1), line(2))
     await asyncio.to_thread(disk.fill)
     async with EventLog.open(directory) as log:
         found = await numbers(log)
-        # A last block that is not full yet takes what fits in it.
+        # A last block that is not full yet has room for something.
         with pytest.raises(OSError) as caught:
             await log.append_many(map(bulky, range(3)))
         await asyncio.to_thread(disk.free)
@@ -259,7 +260,7 @@ async def test_a_whole_log_is_opened_on_a_full_disk(disk: Disk) -> None:
 
 
 async def test_an_unfinished_end_that_can_not_be_kept_is_not_cut(disk: Disk) -> None:
-    """Opening is an `OSError` until there is space for it, and changes nothing; readers are not concerned."""
+    """Opening raises `OSError` until there is space for the tail, and changes nothing; readers don't notice."""
     directory = disk.path / "data"
     data = write_log(directory, line(1), line(2), b'{"type":"unfinished","data":"' + b"x" * 5000)
     await asyncio.to_thread(disk.fill)
@@ -310,7 +311,7 @@ asyncio.run(main())
 
 
 async def test_a_log_that_may_not_grow_refuses_appends_until_it_is_rotated(data_dir: Path) -> None:
-    """Under a limit on the size of files; the compressed archive stays below it."""
+    """A limit on the size of files applies, and the compressed archive stays below it."""
     command = [sys.executable, "-c", LIMITED, str(data_dir)]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

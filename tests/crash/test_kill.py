@@ -1,4 +1,4 @@
-"""Real processes, killed while they append from many tasks and rotate every few kilobytes."""
+"""Real processes are killed while they append from many tasks and rotate every few kilobytes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from eventfold import Event, EventLog, Record
 
 SCRIPT = Path(__file__).with_name("killed_writer.py")
 ROUNDS = int(os.environ.get("EVENTFOLD_KILL_ROUNDS", "25"))
-# After this many rounds, a new directory is used, so that what is read repeatedly stays small.
+# After this many rounds, a new directory is used, so that repeated reads stay small.
 ROUNDS_PER_DIRECTORY = 10
 
 
 def killed(directory: Path, round: int, after: int) -> list[tuple[int, int, int, int]]:
-    """Lets a writer append and kills it after some events; returns everything acknowledged until it died."""
+    """Lets a writer append and kills it after some events; returns every event acknowledged until it died."""
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT), str(directory), str(round)], stdout=subprocess.PIPE, bufsize=0
     )
@@ -55,7 +55,7 @@ def check_round(records: list[Record], acknowledged: list[tuple[int, int, int, i
 
 
 async def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path) -> None:
-    """Every acknowledged event is there, none twice, each task's in order, batches whole; after each of many kills."""
+    """After each of many kills, every acknowledged event is there once, each task's in order, batches complete."""
     dice = random.Random(20)
     total = rotations_seen = left_rotating = 0
     told: list[tuple[int, int, int, int]] = []

@@ -1,6 +1,6 @@
 """Symbolic links in place of the files, the directories in it, and the data directory itself.
 
-They are followed. What is replaced as a whole (a rotation, a snapshot, a commit) takes the place of the link.
+Links are followed. A file that is replaced as a whole (by a rotation, a snapshot or a commit) replaces the link.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def count(state: int, event: Event) -> int:
 
 
 async def used(directory: Path) -> None:
-    """Uses all files of a log of five events; it has eight then."""
+    """Uses all files of a log of five events; afterwards it has eight."""
     async with EventLog.open(directory, views=[View("count", count, 0)]) as log:
         await log.append(event(5))
         await log.rotate()
@@ -38,7 +38,7 @@ async def used(directory: Path) -> None:
 
 
 async def five(directory: Path) -> None:
-    """Makes a log of five events, two of them in the archive, with a snapshot and a consumer."""
+    """Creates a log of five events, two of them in the archive, with a snapshot and a consumer."""
     async with EventLog.open(directory, views=[View("count", count, 0)]) as log:
         await log.append_many([event(0), event(1)])
         await log.rotate()
@@ -62,7 +62,7 @@ async def five(directory: Path) -> None:
     ],
 )
 async def test_a_link_is_followed_until_the_file_is_replaced(data_dir: Path, name: str, stays: bool) -> None:
-    """Nothing is lost either way; what is replaced as a whole is then in the directory, not where the link led."""
+    """Nothing is lost either way; a replaced file is then in the directory, not where the link led."""
     await five(data_dir)
     path, elsewhere = data_dir / name, data_dir.with_name("elsewhere")
     path.rename(elsewhere)
@@ -75,7 +75,7 @@ async def test_a_link_is_followed_until_the_file_is_replaced(data_dir: Path, nam
 
 
 async def test_a_link_to_a_file_that_is_not_there_makes_it(data_dir: Path) -> None:
-    """An active log begins where the link leads."""
+    """An active log is created where the link leads."""
     data_dir.mkdir()
     elsewhere = data_dir.with_name("elsewhere")
     (data_dir / "app.jsonl").symlink_to(elsewhere)
@@ -91,7 +91,7 @@ async def test_a_link_to_a_file_that_is_not_there_makes_it(data_dir: Path) -> No
 
 
 async def test_two_directories_with_links_to_one_log_have_one_writer(data_dir: Path) -> None:
-    """The lock is the file's, whatever it is called."""
+    """The lock is on the file, whatever its name."""
     other = data_dir.with_name("other")
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(0))
@@ -104,7 +104,7 @@ async def test_two_directories_with_links_to_one_log_have_one_writer(data_dir: P
 
 @pytest.mark.parametrize("name", ["app.jsonl", "archive.jsonl.zst", "views/count.snapshot.json", "."])
 async def test_a_link_that_leads_to_itself_ends_with_an_error_or_is_replaced(tmp_path: Path, name: str) -> None:
-    """A snapshot that can't be read is created again; all else is the system's own error, for readers too."""
+    """An unreadable snapshot is created again; all other files cause the system's own error, for readers too."""
     directory = tmp_path / "data"
     await five(directory)
     path = directory / name

@@ -1,8 +1,8 @@
-"""Every state that a crash can leave between two file operations of a log, or in the middle of one, or of its recovery:
-computed from recorded operations, then opened, read, appended to and rotated.
+"""Every state that a crash can leave during the file operations of a log or of its recovery.
 
-Crashing every recovery takes minutes. By default, only every sixth recovery is crashed; `EVENTFOLD_CRASHES=all` crashes
-each one."""
+The states are computed from recorded operations, then opened, read, appended to and rotated. Crashing every recovery
+takes minutes. By default, only every sixth recovery is crashed; `EVENTFOLD_CRASHES=all` crashes each one.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.usefixtures("fast_disk")
 
 STEP = 1 if os.environ.get("EVENTFOLD_CRASHES") == "all" else 6
 
-# The least numbers of different states that each must give, so that the test can't shrink unseen: those that a crash
-# leaves, and those that a crash of their recovery leaves.
+# The least number of different states in each scenario, so that the test can't shrink unnoticed: states after a crash,
+# and states after a crash of their recovery.
 LEAST = {
     "new_log": (50, 50),
     "refused_commit": (50, 50),
@@ -68,12 +68,12 @@ def scenario(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def recorded(scenario: str, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """Its operations."""
+    """The recorded operations of the scenario."""
     return SCENARIOS[scenario](Play(scratch / "played"), monkeypatch)
 
 
 def check_recoveries(states: States, firsts: Iterable[State], root: Path, monkeypatch: pytest.MonkeyPatch) -> Failures:
-    """Recovers each state, crashes that after and in each of its operations, and checks what is left then."""
+    """Recovers each state, crashes the recovery after and during each of its operations, and checks the result."""
     failures = Failures()
     for number, first in enumerate(firsts):
         try:
@@ -93,7 +93,7 @@ def check_recoveries(states: States, firsts: Iterable[State], root: Path, monkey
 async def test_every_state_that_a_crash_leaves_is_read_opened_appended_to_and_rotated(
     recorded: Recorded, scratch: Path, scenario: str
 ) -> None:
-    """No acknowledged event is missing, nothing is there twice or torn, offsets and hashes are what they were."""
+    """No acknowledged event is missing, nothing is twice or torn, and offsets and hashes are the same as before."""
     states, failures = States(), Failures()
     for number, state in enumerate(states.after(recorded, fine=True)):
         directory = write_files(scratch / str(number), state.files) / DATA
@@ -113,7 +113,7 @@ async def test_every_state_that_a_crash_leaves_is_read_opened_appended_to_and_ro
 def test_every_state_that_a_crash_of_the_recovery_from_a_power_cut_leaves_is_whole(
     recorded: Recorded, scratch: Path, monkeypatch: pytest.MonkeyPatch, scenario: str
 ) -> None:
-    """The recovery of each state, and an append after it, is itself crashed after, and in, each of its operations."""
+    """The recovery of each state, followed by an append, crashes after and during each of its operations."""
     states = States()
     firsts = list(states.after(recorded))
     failures = check_recoveries(states, firsts[::STEP], scratch, monkeypatch)
@@ -128,7 +128,7 @@ def test_every_state_that_a_crash_of_the_recovery_from_a_power_cut_leaves_is_who
 def test_every_state_that_a_power_cut_leaves_in_the_recovery_from_a_kill_is_whole(
     recorded: Recorded, scratch: Path, monkeypatch: pytest.MonkeyPatch, scenario: str
 ) -> None:
-    """What a killed process wrote may not be on disk when the next one reads it and continues."""
+    """Data that a killed process wrote may not be on disk when the next process reads it and continues."""
     states, failures = States(), Failures()
     firsts = 0
     for first, ops in islice(kills(recorded), 0, None, STEP):
@@ -154,7 +154,7 @@ def test_every_state_that_a_power_cut_leaves_in_the_recovery_from_a_kill_is_whol
 def test_every_state_that_several_power_cuts_in_a_row_leave_is_whole(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, reverse: bool
 ) -> None:
-    """Each cut comes in the rotation after the recovery from the one before, and leaves what is worst for the next."""
+    """Each cut comes in the rotation after the recovery from the previous cut, and leaves the worst state for it."""
     list_in_order(monkeypatch, reverse)
     failures, count = Failures(), 0
     for state in cuts_in_a_row(scratch / "cuts", monkeypatch):
@@ -172,7 +172,7 @@ def test_every_state_that_several_power_cuts_in_a_row_leave_is_whole(
 async def test_every_state_that_a_crash_leaves_while_a_log_rotates_automatically_is_whole(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same through the public names, with several tasks that append while rotations continue in other threads."""
+    """The test uses public names; several tasks append while rotations go on in other threads."""
     root = scratch / "played"
     oracle, states, failures = Oracle(), States(), Failures()
     root.mkdir()

@@ -1,6 +1,6 @@
 """Others at work: readers and a thousand tails beside a killed writer, clocks, cancellations, a close under full load.
 
-Only offsets order a log: the clock may do what it likes. At any moment, a reader sees a prefix of the log.
+Only offsets order a log, so the clock does not matter. At any moment, a reader sees a prefix of the log.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support import event, numbers, records
 
 from eventfold import Event, EventLog, EventReader, LogClosedError, LogLockedError, Record, View
 
-# More rounds than these show nothing new, and a thousand tails read every event a thousand times.
+# More rounds show nothing new, and a thousand tails read every event a thousand times.
 KILLS = 3
 TAILS = 1000
 STOP = "stop"
@@ -31,7 +31,7 @@ CANCELLED = 10_000
 
 
 class Follower:
-    """A tail from 0 that checks each event's place, and keeps of the log only where it stands."""
+    """A tail from 0 that checks each event's offsets, and keeps only where the log's end is."""
 
     def __init__(self, directory: Path) -> None:
         self.end = 0
@@ -48,9 +48,9 @@ class Follower:
 
 
 def killed(directory: Path, round: int, after: int) -> list[tuple[int, ...]]:
-    """Lets a writer append and kills it after some events; returns everything acknowledged until it died."""
+    """Lets a writer append and kills it after some events; returns every event acknowledged until it died."""
     command = [sys.executable, str(SCRIPT), str(directory), str(round)]
-    # A small pipe: the writer can't get far ahead while the tails keep this process from reading it.
+    # With a small pipe, the writer can't get far ahead while the tails keep this process from reading it.
     with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, pipesize=4096) as process:
         told = b""
         while told.count(b"\n") < after:
@@ -71,14 +71,14 @@ async def read_once(directory: Path) -> Reading:
 
 
 async def read_again_and_again(directory: Path, reads: list[Reading]) -> None:
-    """Notes what each reading gives."""
+    """Reads again and again, and notes each result."""
     while True:
         reads.append(await read_once(directory))
         await asyncio.sleep(0.02)
 
 
 async def test_readers_and_a_thousand_tails_miss_nothing_while_writers_are_killed(tmp_path: Path) -> None:
-    """Each tail gives the log, once and in order; each reading is a prefix of it, and none shorter than the last."""
+    """Each tail yields the log once and in order; each read is a prefix of it, and never shorter than the last."""
     directory, dice = tmp_path / "data", random.Random(7)
     told: list[tuple[int, ...]] = []
     reads: list[Reading] = []
@@ -114,7 +114,7 @@ async def test_readers_and_a_thousand_tails_miss_nothing_while_writers_are_kille
 
 
 async def test_of_many_tasks_that_open_a_log_at_once_one_gets_it(data_dir: Path) -> None:
-    """The others are told that it is locked; once it is closed, the next one may."""
+    """The others get an error; once the log is closed, the next one can open it."""
     for n in range(5):
         outcomes = await asyncio.gather(*(EventLog.open(data_dir) for _ in range(20)), return_exceptions=True)
         [log] = [outcome for outcome in outcomes if isinstance(outcome, EventLog)]
@@ -148,7 +148,7 @@ asyncio.run(main())
 
 
 async def test_processes_that_take_turns_with_a_log_never_write_at_the_same_time(data_dir: Path) -> None:
-    """Though each rotation puts another file, with another lock, in place of the log."""
+    """This holds although each rotation puts another file, with another lock, in place of the log."""
     processes, turns = 4, 20
 
     def take_turns(number: int) -> subprocess.CompletedProcess[str]:
@@ -204,7 +204,7 @@ def test_a_forked_child_neither_opens_its_parents_log_nor_keeps_it(tmp_path: Pat
 
 
 async def test_a_clock_that_goes_back_changes_no_order(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ts` says what the clock said, and is used for nothing: not by reads, tails, rotations, views or consumers."""
+    """`ts` is what the clock said, and neither reads, tails and rotations nor views and consumers use it."""
     dice = random.Random(3)
     monkeypatch.setattr(time, "time", lambda: float(dice.randrange(2**33)))
     given: list[int] = []
@@ -231,13 +231,13 @@ async def test_a_clock_that_goes_back_changes_no_order(data_dir: Path, monkeypat
 
 
 async def follow(log: Any, given: list[int]) -> None:
-    """Notes the numbers of what a tail gives, until the log is closed."""
+    """Notes the numbers that a tail yields, until the log is closed."""
     async for record in log.tail(0):
         given.append(record.event.data["n"])
 
 
 def check_whole(found: list[Record], sizes: list[int]) -> Counter[int]:
-    """Asserts that each call's events are there all together, once and in the order of the calls; how many of each."""
+    """Asserts that each call's events are together, once, and in the order of the calls; returns their numbers."""
     calls = [record.event.data["call"] for record in found]
     counts = Counter(calls)
     assert calls == sorted(calls)
@@ -247,7 +247,7 @@ def check_whole(found: list[Record], sizes: list[int]) -> Counter[int]:
 
 
 async def test_ten_thousand_appends_cancelled_at_random_moments_are_in_or_out(data_dir: Path) -> None:
-    """Each is wholly in the log or wholly out; those that returned are in, and all in the order of the calls."""
+    """Each append is completely in the log or not at all, in the order of the calls; those that returned are in it."""
     dice = random.Random(11)
     sizes = [dice.choice((1, 1, 3)) for _ in range(CANCELLED)]
     returned: list[int] = []
@@ -281,7 +281,7 @@ async def test_ten_thousand_appends_cancelled_at_random_moments_are_in_or_out(da
 
 
 async def test_closing_while_everything_runs_loses_nothing_and_leaves_nothing(data_dir: Path) -> None:
-    """Appends return or are refused, reads, tails and watches end, a rotation is finished, nobody is left behind."""
+    """Appends return or are refused, reads, tails and watches end, a rotation is finished, and no task is left."""
     before = await at_rest()
     for round in range(5):
         acknowledged, refused, given = await close_amid_all(data_dir / str(round), appends=3 * round)
@@ -299,7 +299,7 @@ async def test_closing_while_everything_runs_loses_nothing_and_leaves_nothing(da
 
 
 def check_archive_if_there(directory: Path) -> None:
-    """Asserts that the archive holds what a reader finds before the active log, and that no rotation was left."""
+    """Asserts that the archive has the events that a reader finds before the active log, and no rotation is left."""
     assert not list(directory.glob("app.jsonl.next.*"))
     data = read_now(directory)[1]
     active = (directory / "app.jsonl").read_bytes()
@@ -313,7 +313,7 @@ Key = tuple[int, int]
 
 
 async def close_amid_all(directory: Path, appends: int) -> tuple[list[Key], list[Key], list[list[Key]]]:
-    """Closes a log once that many appends returned, with all else under way: what was acknowledged, refused, tailed."""
+    """Closes a log during many other calls, after enough appends; returns what was acknowledged, refused, tailed."""
     acknowledged: list[Key] = []
     refused: list[Key] = []
     given: list[list[Key]] = [[] for _ in range(20)]
@@ -355,7 +355,7 @@ async def close_amid_all(directory: Path, appends: int) -> tuple[list[Key], list
         with suppress(LogClosedError):
             while not enough.is_set():
                 await call()
-                await asyncio.sleep(0)  # a refresh without news waits for nothing
+                await asyncio.sleep(0)  # A refresh without new events waits for nothing.
 
     async with asyncio.TaskGroup() as group:
         for task in range(10):

@@ -25,7 +25,7 @@ from eventfold import Event, EventfoldError, EventLog, EventReader, LockMode, Re
 
 SCRIPT = Path(__file__).with_name("power_cut_writer.py")
 ROUNDS = int(os.environ.get("EVENTFOLD_POWER_CUT_ROUNDS", "8"))
-# After this many rounds, a new directory is used, so that what is read repeatedly stays small.
+# After this many rounds, a new directory is used, so that repeated reads stay small.
 ROUNDS_PER_DIRECTORY = 10
 
 pytestmark = pytest.mark.power_cut
@@ -82,20 +82,20 @@ def cut(disk: Ext4, directory: Path, rounds: list[int], after: int, *left_out: s
 
 
 def lost(records: list[Record], told: Told) -> int:
-    """How many of the acknowledged events are not at their offsets."""
+    """Returns how many of the acknowledged events are not at their offsets."""
     found = {(r.event.data["round"], r.event.data.get("task"), r.event.data.get("n"), r.end_offset) for r in records}
     return sum(event not in found for event in told.events)
 
 
 async def place(log: EventLog) -> int:
-    """Where the consumer continues."""
+    """Returns the offset at which the consumer continues."""
     async for record in log.consumer("mailer"):
         return record.start_offset
     raise AssertionError("the log was closed")
 
 
 async def read_what_is_left(directory: Path) -> list[Record]:
-    """The events before whatever can't be read."""
+    """Returns the events before any damage."""
     records = []
     try:
         async for record in EventReader(directory).read_full():
@@ -106,14 +106,14 @@ async def read_what_is_left(directory: Path) -> list[Record]:
 
 
 async def test_a_power_cut_loses_nothing_that_was_acknowledged(disk: Ext4) -> None:
-    """Each event is there once and in its task's order, batches whole, the view a replay, the consumer not set back."""
+    """Events are there once and in order, batches complete, the view is a replay, and the consumer not set back."""
     dice = random.Random(5)
     told, directory = Told([], []), disk.path / "data"
     total = commits = cut_in_rotation = 0
     for round in range(ROUNDS):
         if round % ROUNDS_PER_DIRECTORY == 0:
             told, directory = Told([], []), disk.path / f"data{round}"
-        # Sometimes nothing more than that it is about to open: then the recovery of the last cut is cut.
+        # Sometimes the report only says that it is about to open: then the recovery from the previous cut is cut.
         after = dice.choice((0, dice.randrange(1, 30), dice.randrange(1, 1500)))
         rounds = [round, ROUNDS + round] if round % 2 else [round]
         new = await asyncio.to_thread(cut, disk, directory, rounds, after)
@@ -140,7 +140,7 @@ async def test_a_power_cut_loses_nothing_that_was_acknowledged(disk: Ext4) -> No
 
 
 async def test_without_syncs_a_power_cut_loses_events(disk: Ext4) -> None:
-    """Else the test above would show nothing."""
+    """This shows that the test above can fail."""
     told = missing = 0
     for round in range(3):
         directory = disk.path / f"data{round}"

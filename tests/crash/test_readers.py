@@ -1,4 +1,4 @@
-"""A reader in another process, which reads from 0 repeatedly while the log is rotated hundreds of times."""
+"""A reader in another process reads from 0 repeatedly while the log is rotated hundreds of times."""
 
 from __future__ import annotations
 

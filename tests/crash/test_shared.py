@@ -1,4 +1,4 @@
-"""Processes that write together, killed while they append and rotate every few kilobytes."""
+"""Processes that share a log are killed while they append and rotate every few kilobytes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from eventfold import Event, EventLog, LockMode, Record
 
 SCRIPT = Path(__file__).with_name("shared_writer.py")
 ROUNDS = int(os.environ.get("EVENTFOLD_SHARED_ROUNDS", "5"))
-# After this many rounds, a new directory is used, so that what is read repeatedly stays small.
+# After this many rounds, a new directory is used, so that repeated reads stay small.
 ROUNDS_PER_DIRECTORY = 5
 PROCESSES = 4
-# Seconds without an acknowledgement after which a process counts as stalled.
+# A process counts as stalled after this many seconds without an acknowledgement.
 PATIENCE = 30.0
 
 Told = tuple[int, int, int, int, int]
@@ -63,7 +63,7 @@ class Process:
     def acknowledges(self, more: int) -> float:
         """Waits until that many more events were acknowledged; returns how many seconds the first of them took.
 
-        If others have the processors, a process may need a minute for the half second that its start takes: it has
+        If others use the processors, a process may need a minute for the half second that its start takes: it counts as
         stalled only if it did nothing although it could have run.
         """
         begun, first, goal = time.monotonic(), 0.0, self.count + more
@@ -84,7 +84,7 @@ class Process:
         self._end()
 
     def close(self) -> None:
-        """Lets it close its log."""
+        """Makes it close its log."""
         self._process.stdin.close()
         self._end()
         assert self._process.returncode == 0, self._errors.decode()
@@ -101,12 +101,12 @@ class Process:
 
 
 def waited_for_processors(pid: int) -> float:
-    """For how many seconds the threads of a process could have run but got no processor; 0 where nothing tells."""
+    """Returns how many seconds the threads of a process waited for a processor; 0 if the system doesn't say."""
     waited = 0
     for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         try:
             waited += int(path.read_text().split()[1])
-        except (OSError, IndexError):  # the thread has ended
+        except (OSError, IndexError):  # The thread has ended.
             pass
     return waited / 1e9
 
@@ -128,7 +128,7 @@ def check_round(records: list[Record], acknowledged: list[Told]) -> None:
 
 
 async def test_killed_writers_lose_nothing_and_the_others_continue(tmp_path: Path) -> None:
-    """One, several or all of four are killed; others come in their place; all that was acknowledged is there, once."""
+    """One, several or all of four are killed and replaced; every acknowledged event is there once."""
     dice = random.Random(int(os.environ.get("EVENTFOLD_SHARED_SEED", "8")))
     told: list[Told] = []
     total = kills = left_rotating = rotated = 0
@@ -163,9 +163,9 @@ async def test_killed_writers_lose_nothing_and_the_others_continue(tmp_path: Pat
 
 
 def one_round(directory: Path, round: int, dice: random.Random, told: list[Told]) -> tuple[int, float]:
-    """Four writers, of whom some are killed and replaced.
+    """Runs four writers, of which some are killed and replaced.
 
-    Returns how many were killed, and how many seconds survivors needed for their next acknowledgement.
+    Returns how many were killed, and how many seconds the survivors needed for their next acknowledgement.
     """
     processes = [Process(directory, round, number) for number in range(PROCESSES)]
     ended: list[Process] = []
@@ -212,7 +212,7 @@ if os.environ.get("EVENTFOLD_SHARED_DEATHS") != "all":
 def test_a_writer_may_end_at_any_operation_of_a_commit_a_rotation_or_an_opening(
     tmp_path: Path, scenario: str, how: str, peer: str
 ) -> None:
-    """Killed before one or in the middle of it, the mark's too, or by an error of the system."""
+    """It is killed before or during the operation, even that of the mark, or the system returns an error."""
     command = [sys.executable, "-m", "tests.crash.shared_deaths", scenario, how, peer, str(tmp_path / "data")]
     path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False)

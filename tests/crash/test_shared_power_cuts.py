@@ -1,7 +1,8 @@
-"""Every state that a kill of all writers of a shared log, or a power cut, can leave: computed from recorded operations,
-then opened, read, appended to and rotated, as a shared log and as an exclusive one.
+"""Every state that a kill of all writers of a shared log, or a power cut, can leave.
 
-By default a sample of them; `EVENTFOLD_CRASHES=all` looks at each one, and crashes their recovery too.
+The states are computed from recorded operations, then opened, read, appended to and rotated, as a shared log and as an
+exclusive one. By default, a sample of them is checked; `EVENTFOLD_CRASHES=all` checks each one, and crashes their
+recovery too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from eventfold import LockMode
 
 ALL = os.environ.get("EVENTFOLD_CRASHES") == "all"
 STEP = 1 if ALL else 30
-# Of the crashes of a recovery, which are many more.
+# Crashes of a recovery are many more.
 RECOVERY_STEP = 7 if ALL else 60
 SHARED = LockMode.SHARED
 
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("fast_disk")
 
 
 def losses(states: Iterable[State], root: Path, *locks: LockMode) -> tuple[int, list[str]]:
-    """How many states were looked at, and what was wrong in them. They are opened in these modes in turn."""
+    """Returns how many states were checked, and what was wrong with them. They are opened in these modes in turn."""
     count, found = 0, []
     for count, state in enumerate(states, 1):
         lock = locks[count % len(locks)]
@@ -43,7 +44,7 @@ def losses(states: Iterable[State], root: Path, *locks: LockMode) -> tuple[int, 
 def test_every_state_that_a_crash_of_all_writers_leaves_is_whole(
     name: str, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No acknowledged event is missing, nothing is there twice or torn."""
+    """No acknowledged event is missing, twice or torn."""
     recorded = SHARED_SCENARIOS[name](SharedPlay(scratch / "played"), monkeypatch)
     states = list(States().after(recorded))
     count, found = losses(islice(states, 0, None, STEP), scratch, SHARED, LockMode.FLOCK)
@@ -57,7 +58,7 @@ def test_every_state_that_a_crash_of_all_writers_leaves_is_whole(
 def test_every_state_that_a_power_cut_leaves_in_a_recovery_by_a_shared_writer_is_whole(
     name: str, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed first: what a dead process wrote may not be on disk when the next one reads it and continues."""
+    """After a kill, data of the dead process may not be on disk when the next one reads it and continues."""
     recorded = SHARED_SCENARIOS[name](SharedPlay(scratch / "played"), monkeypatch)
     states, count, found = States(), 0, []
     for number, (first, ops) in enumerate(islice(kills(recorded), 0, None, RECOVERY_STEP)):

@@ -1,4 +1,4 @@
-"""A short soak (`benchmarks/soak.py`), and that its records find what they are there to find."""
+"""A short soak (`benchmarks/soak.py`), and what its ledger must find."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eventfold import Event, EventLog, Record
 
 
 def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
-    """A few seconds, with a kill at least: exit code 0, and it says what it did."""
+    """It runs for a few seconds with at least one kill, exits with 0, and says what it did."""
     command = [sys.executable, "-m", "benchmarks.soak", "0.1", "--seed", "5", "--dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     print(done.stdout)
@@ -44,7 +44,7 @@ def summed(found: list[Record]) -> Sum:
 
 
 async def test_a_whole_log_has_no_faults(data_dir: Path) -> None:
-    """Otherwise the tests below would show nothing."""
+    """This shows that the tests below can fail."""
     ledger = Ledger()
     found = await written(data_dir, ledger)
     ledger.check(found, summed(found))
@@ -81,7 +81,7 @@ async def test_the_ledger_finds(data_dir: Path, harm: Callable[[list[Record]], l
 
 
 async def test_the_ledger_finds_a_refused_event_and_a_tail_that_missed_one(data_dir: Path) -> None:
-    """What was refused must not be there, and a tail must give what a read gives."""
+    """A refused event must not be in the log, and a tail must yield the same events as a read."""
     ledger = Ledger()
     found = await written(data_dir, ledger)
     ledger.note("refused", 0, 1, 0)
@@ -104,7 +104,7 @@ def test_the_ledger_finds_a_consumer_that_begins_elsewhere() -> None:
 
 @pytest.mark.parametrize("name", TOLERANCE)
 def test_growth_is_found(name: str) -> None:
-    """A count that is higher at the end than at the beginning, by more than the tolerance; a level one is none."""
+    """A count that is higher at the end by more than the tolerance is a fault; a level one is not."""
     level, growing = Samples(0), Samples(0)
     for i in range(ENOUGH):
         now = Sample(i, 10, 10, 10, 10.0)

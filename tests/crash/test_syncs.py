@@ -1,8 +1,8 @@
 """Every sync in the package is needed: without it, the recorder finds a loss.
 
-The syncs are found in the source, so that none can be forgotten. Each is left out in turn, by giving its function the
-code that it has without it, and the scenarios are run, crashed and recovered until something is lost. With
-`EVENTFOLD_SYNCS=all`, that includes those whose loss takes minutes to find.
+The syncs are found in the source, so that none can be forgotten. Each is left out in turn, by replacing the code of its
+function, and the scenarios are run, crashed and recovered until something is lost. With `EVENTFOLD_SYNCS=all`, this
+includes the syncs whose loss takes minutes to find.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ NAMES = ("sync", "sync_dir")
 # A backup writes to its own directory, and `tests/test_backup.py` interrupts it; likewise `tests/test_repair.py` and
 # `tests/test_restore.py`.
 ELSEWHERE = {"_backup", "_files.cutting", "_restore"}
-# Without these, something is lost only with several writers.
+# Without these, something is lost only if there are several writers.
 SHARED = {"_files.shared_log", "_files.shared_rotation"}
-# What is lost without these shows only in a crash of one of the last recoveries.
+# The loss of these shows only in a crash of one of the last recoveries.
 SLOW = {"_files.recovery.find_ends: operations.sync", "_files.recovery.open_log: operations.sync_dir"}
-# Syncs without which nothing is lost, and why they are there anyway.
+# Syncs that can be left out without a loss, and why they are there anyway.
 NOT_NEEDED: dict[str, str] = {}
 
 
@@ -70,7 +70,7 @@ def _is_sync(node: ast.AST, module: str) -> bool:
 
 
 def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
-    """The functions and methods of a module, without those inside them."""
+    """Yields the functions and methods of a module, without those inside them."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.ClassDef):
             yield from _functions(node, f"{prefix}{node.name}.")
@@ -79,7 +79,7 @@ def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]
 
 
 def sites() -> list[Site]:
-    """Every place in the package that calls a sync, or hands one over to be called."""
+    """Returns every place in the package that calls a sync, or passes one on to be called."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
@@ -102,14 +102,14 @@ class _LeftOut(ast.NodeTransformer):
 
 
 def _code(code: types.CodeType, name: str) -> types.CodeType:
-    """The code of the function of this name within a module's."""
+    """Returns the code of the function with this name within a module's code."""
     for part in name.split("."):
         code = next(inner for inner in code.co_consts if isinstance(inner, types.CodeType) and inner.co_name == part)
     return code
 
 
 class Mutation:
-    """The package without one of its syncs; `met` counts how often it would have been called."""
+    """The package without one of its syncs; `met` counts how often that would have been called."""
 
     def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         self.met = 0
@@ -144,7 +144,7 @@ class Search:
         return self._root / f"{next(self._numbers)}"
 
     def losses(self) -> Iterator[str]:
-        """Every loss: the scenario, where it was crashed, and what was wrong. What is found fastest comes first."""
+        """Yields every loss: the scenario, where it was crashed, and what was wrong. Fast searches come first."""
         recordings = {}
         for name, scenario in self._scenarios.items():
             met = self._mutation.met
@@ -186,7 +186,7 @@ class Search:
 
 @pytest.mark.parametrize("site", sites(), ids=str)
 def test_without_any_one_sync_something_is_lost(site: Site, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash then leaves a log, or a file beside it, that is not what was promised; else the sync has its reason."""
+    """A crash leaves a log, or a file beside it, that breaks a promise, unless the list says why the sync is there."""
     if str(site) in SLOW and os.environ.get("EVENTFOLD_SYNCS") != "all":
         pytest.skip("its loss takes minutes to find: set EVENTFOLD_SYNCS=all")
     mutation = Mutation(site, monkeypatch)
@@ -198,5 +198,5 @@ def test_without_any_one_sync_something_is_lost(site: Site, scratch: Path, monke
 
 
 def test_the_syncs_that_are_not_needed_are_there() -> None:
-    """No exception outlives its sync."""
+    """The list of exceptions has no sync that was removed."""
     assert set(NOT_NEEDED) | SLOW <= set(map(str, sites()))

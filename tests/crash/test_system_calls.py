@@ -1,9 +1,9 @@
 """A real program in which every system call on the log's files fails once, is cut short, or is the last.
 
-strace makes them fail. Which calls there are, and on which paths, is taken from a run without faults; `when=N` counts
-them by name and thread, so the program does its file work in one thread, where every call has its number. In the runs
-with many threads the Nth call of each of them fails. A sample is run by default, and with `EVENTFOLD_STRACE=all` every
-call: N grows until the program makes no Nth call any more.
+strace makes them fail. A run without faults shows which calls there are and on which paths. `when=N` counts them by
+name and thread, so the program does its file work in one thread, where every call has its number. In the runs with many
+threads, the Nth call of each of them fails. By default, a sample is run, and with `EVENTFOLD_STRACE=all` every call: N
+grows until the program makes no Nth call any more.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ pytestmark = pytest.mark.strace
 
 ALL = os.environ.get("EVENTFOLD_STRACE") == "all"
 CALLS = ("openat", "pwrite64", "write", "fdatasync", "fsync", "rename", "unlink", "ftruncate", "mkdir")
-# What a reader asks for, and the lock: beyond what changes a file.
+# The calls of readers, and the lock; they don't change files.
 MORE_CALLS = ("pread64", "getdents64", "flock")
-# Other names for the same, on other machines and in other C libraries.
+# Names of the same calls on other machines and in other C libraries.
 VARIANTS = (
     "open",
     "creat",
@@ -52,15 +52,15 @@ VARIANTS = (
 ERRORS = ("error=EIO", "error=ENOSPC")
 KILL = "signal=KILL"
 SHORT = "retval=5"
-# The runs at once: each is mostly a Python that starts.
+# The number of concurrent runs; each mostly consists of starting Python.
 PROCESSES = 2
-# Seconds that a run of less than one may take on a slow machine.
+# Seconds for a run, which takes less than one on a fast machine.
 LONGEST = 60
 DIRECTORIES = ("new", "left", "begun")
 
 
 class Fault(NamedTuple):
-    """What happens to the Nth of the calls of a name, in the program with one thread or with many."""
+    """What happens to the Nth of the calls with a name, in the program with one thread or with many."""
 
     call: str
     what: str
@@ -73,7 +73,7 @@ class Fault(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run of the program: where, what it told, whether the fault came to pass, and whether it was killed by it."""
+    """A run of the program: its directory and output, whether the fault occurred, and whether it killed the program."""
 
     root: Path
     told: list[list[str]]
@@ -90,7 +90,7 @@ class Traced(NamedTuple):
 
 @functools.cache
 def why_not() -> str:
-    """Why system calls can't be made to fail here; empty if they can."""
+    """Returns why system calls can't be made to fail here; empty if they can."""
     strace = shutil.which("strace")
     if strace is None:
         return "strace is not installed"
@@ -125,7 +125,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stop_rotation_after(patch: pytest.MonkeyPatch, opened: Opened, frames: int) -> None:
-    """Begins a rotation that ends as if the process had been killed in the middle of its next frame."""
+    """Begins a rotation that ends as if the process had been killed during its next frame."""
     write, left = operations.write, [frames]
 
     def stopping(fd: int, data: bytes, position: int) -> None:
@@ -150,7 +150,7 @@ def parsed(out: bytes) -> list[list[str]]:
 
 @functools.cache
 def traced(template: Path, root: Path, threads: str, lock: LockMode = LockMode.FLOCK) -> Traced:
-    """The calls that the program makes where none fails."""
+    """The calls that the program makes if none fails."""
     shutil.copytree(template, root)
     everything = ",".join("?" + call for call in (*CALLS, *VARIANTS, *MORE_CALLS))
     strace = ["strace", "-f", "-qq", "-y", "-s", "4096", "-o", f"{root}.trace", "-e", f"trace={everything}"]
@@ -173,7 +173,7 @@ async def run(template: Path, root: Path, fault: Fault, paths: Iterable[str]) ->
     await asyncio.to_thread(shutil.copytree, template, root)
     when = f":when={fault.n}" if fault.n else ""
     strace = ["strace", "-f", "-qq", "-o", f"{root}.trace", "-e", f"trace={fault.call}"]
-    if fault.what != KILL:  # with the filter, strace 6.1 sends no signal
+    if fault.what != KILL:  # With the filter, strace 6.1 sends no signal.
         strace.append("--seccomp-bpf")
     strace += ["-e", f"inject={fault.call}:{fault.what}{when}"]
     for path in paths:
@@ -194,7 +194,7 @@ async def run(template: Path, root: Path, fault: Fault, paths: Iterable[str]) ->
 
 
 class Log:
-    """What the program told of one directory."""
+    """What the program reported about one directory."""
 
     def __init__(self, told: list[list[str]], prior: range) -> None:
         self.prior = prior
@@ -217,7 +217,7 @@ class Log:
                     self.commits = [int(rest[1])]
 
     def check(self, found: list[tuple[int, int]]) -> None:
-        """Asserts that these numbers, each with the end of its event, are what the log must hold."""
+        """Asserts that the log has these numbers, each at its end offset, as the program reported."""
         numbers = [number for number, _ in found]
         there = set(numbers)
         assert numbers == [*self.prior, *(n for call in self.calls for n in call if n in there)]
@@ -229,7 +229,7 @@ class Log:
 
 
 def logs(told: list[list[str]]) -> Iterator[tuple[str, Log]]:
-    """Each directory of which the program told something, and what."""
+    """Returns each directory about which the program reported something, and the reports."""
     prior = {"left": range(12), "begun": range(12), "new": range(0)}
     by_name: dict[str, list[list[str]]] = defaultdict(list)
     for words in told:
@@ -242,7 +242,7 @@ def logs(told: list[list[str]]) -> Iterator[tuple[str, Log]]:
 
 
 async def check(run: Run) -> None:
-    """Asserts that the log is what the program was told, that views and consumers fit it, and that it can be used."""
+    """Asserts that the log fits the reports, that views and consumers fit the log, and that the log can be used."""
     for name, log in logs(run.told):
         directory = run.root / name
         before = [(record.event.data["n"], record.end_offset) for record in await read(directory)]
@@ -267,7 +267,7 @@ async def check(run: Run) -> None:
 
 
 async def run_and_check(template: Path, root: Path, faults: Iterable[Fault], paths: list[str]) -> Counter[str]:
-    """Runs the program with each fault; how many runs of each kind there were whose fault came to pass."""
+    """Runs the program with each fault; returns how many runs of each kind there were in which the fault occurred."""
     counts: Counter[str] = Counter()
     failures = []
     waiting = enumerate(faults)
@@ -292,13 +292,13 @@ async def run_and_check(template: Path, root: Path, faults: Iterable[Fault], pat
 
 
 def some_of(count: int, number: int, shift: int) -> list[int]:
-    """A few of the numbers 1 to `count`, evenly spread; others for another shift."""
+    """Returns a few of the numbers 1 to `count`, evenly spread; others for another shift."""
     step = max(count // number, 1)
     return [1 + (shift + i * step) % count for i in range(min(number, count))]
 
 
 def faults_of(counts: dict[str, int], threads: str, lock: LockMode) -> list[Fault]:
-    """One fault for each call of the busiest thread and each way to fail, or a sample of these."""
+    """Returns one fault for each call of the busiest thread and each way to fail, or a sample of these."""
     changing = sorted(set(counts) - set(MORE_CALLS))
     kinds = [(call, what) for call in changing for what in (*ERRORS, KILL)] + [("pwrite64", SHORT)]
     if ALL:
@@ -320,18 +320,18 @@ def faults_of(counts: dict[str, int], threads: str, lock: LockMode) -> list[Faul
 async def test_a_system_call_that_fails_loses_nothing(
     template: Path, tmp_path: Path, threads: str, lock: LockMode
 ) -> None:
-    """Acknowledged events are there once and in order, refused ones are not, batches are whole, views are a replay."""
+    """Acknowledged events are there once and in order, refused ones are not, and views are a replay."""
     found = await asyncio.to_thread(traced, template, tmp_path / "traced", threads, lock)
     faults = faults_of(found.counts, threads, lock)
     if lock is LockMode.SHARED and not ALL:
-        faults = faults[::8]  # most of it is the same work
+        faults = faults[::8]  # Most of it is the same work.
     counts = await run_and_check(template, tmp_path, faults, found.paths)
     print(f"{threads}: {len(faults)} runs; calls {found.counts}")
 
     assert {"openat", "pwrite64", "fdatasync", "fsync", "ftruncate"} <= set(found.counts)
-    if threads == "many":  # which of them makes which call is a matter of chance
+    if threads == "many":  # Which thread makes which call is a matter of chance.
         assert counts.total() >= len(faults) // 2
-    elif ALL:  # in the last run of each kind there is no such call any more
+    elif ALL:  # In the last run of each kind, there is no such call any more.
         assert counts.total() == len(faults) - len(counts)
     else:
         assert all(counts[f"{fault.call} {fault.what}"] for fault in faults)
@@ -340,7 +340,7 @@ async def test_a_system_call_that_fails_loses_nothing(
 async def test_appends_that_are_cancelled_while_a_sync_takes_its_time_are_whole_or_absent(
     template: Path, tmp_path: Path
 ) -> None:
-    """Nobody else's event suffers from it, and what was acknowledged meanwhile is there."""
+    """No other event suffers from it, and events that were acknowledged meanwhile are there."""
     found = await asyncio.to_thread(traced, template, tmp_path / "traced", "many")
     faults = [
         Fault("fdatasync", f"{delay}={milliseconds * 1000}", 0, "many")

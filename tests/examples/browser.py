@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by its own protocol over a WebSocket: enough to open a page and run JavaScript in it."""
+"""A headless Chromium, controlled by its own protocol over a WebSocket: it can open a page and run JavaScript in it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def find_browser() -> str | None:
-    """The path of the browser, if there is one on this system."""
+    """Returns the path of the browser, or None if this system has none."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Page:
-    """An open page, and what its scripts complained about."""
+    """An open page, and the errors of its scripts."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
@@ -36,7 +36,7 @@ class Page:
         self.errors: list[str] = []
 
     async def command(self, method: str, **parameters: Any) -> Any:
-        """Has the browser do something; what it answers."""
+        """Sends a command to the browser; returns its answer."""
         number = next(self._numbers)
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
         while True:
@@ -48,13 +48,13 @@ class Page:
                 return message["result"]
 
     async def run(self, script: str) -> Any:
-        """The value of a JavaScript expression in the page; promises are waited for."""
+        """Returns the value of a JavaScript expression in the page; waits for promises."""
         answer = await self.command("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     async def submit(self, text: str) -> None:
-        """Types a text into the page's form and sends it."""
+        """Types a text into the page's form and submits it."""
         script = f"document.querySelector('form input').value = {json.dumps(text)}"
         await self.run(f"{script}; document.querySelector('form').requestSubmit()")
 
@@ -77,7 +77,7 @@ class Browser:
 
     @asynccontextmanager
     async def page(self, url: str) -> AsyncIterator[Page]:
-        """A window with a page in it."""
+        """Opens a window with a page in it."""
         async with aiohttp.ClientSession() as session:
             async with session.put(self._url) as answer:
                 target = json.loads(await answer.text())
@@ -92,9 +92,9 @@ class Browser:
 
 @contextmanager
 def running_browser(path: str) -> Iterator[Browser]:
-    """Starts a browser, with a profile of its own, and kills it at the end."""
+    """Starts a browser with its own profile, and kills it at the end."""
     with tempfile.TemporaryDirectory(prefix="eventfold-browser-", ignore_cleanup_errors=True) as profile:
-        # The environment's proxy, if it has one, is not the way to this machine's own servers.
+        # A proxy from the environment must not be used for servers on this machine.
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"]
         process = subprocess.Popen(
             [path, *options, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],
@@ -110,7 +110,7 @@ def running_browser(path: str) -> Iterator[Browser]:
 
 
 def _port(process: subprocess.Popen[bytes], written: Path) -> int:
-    """Where the browser listens, as soon as it does."""
+    """Returns the port on which the browser listens, as soon as it does."""
     until = monotonic() + WITHIN
     while not written.exists() or "\n" not in written.read_text():
         assert process.poll() is None, "the browser has ended"

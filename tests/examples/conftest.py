@@ -10,7 +10,7 @@ from tests.examples.browser import Browser, find_browser, running_browser
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """One browser, in which each test opens windows of its own; skips where there is none."""
+    """One browser for all tests, each of which opens its own windows; skips where there is none."""
     path = find_browser()
     if path is None:
         pytest.skip("needs a browser: apt-get install chromium")

@@ -1,4 +1,4 @@
-"""Runs the example programs from a directory of the test's: to their end, as processes, or as servers."""
+"""Runs the example programs in a test's directory: to their end, as processes, or as servers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ import pytest
 from tests.support import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-WITHIN = 60  # seconds in which a program has to do what it was told
+WITHIN = 60  # seconds that a program may take for one step
 
 
 class Done(NamedTuple):
-    """What a program that has ended leaves: its exit status and what it wrote."""
+    """A program that has ended: its exit status and its output."""
 
     returncode: int
     stdout: str
@@ -32,7 +32,7 @@ class Done(NamedTuple):
 
 
 def run(name: str, *arguments: str, cwd: Path) -> Done:
-    """Runs a program to its end, in this process, since starting Python takes longer than what most programs do."""
+    """Runs a program to its end, in this process, since most programs take less time than starting Python does."""
     out, err = io.StringIO(), io.StringIO()
     status: str | int | None = 0
     with (
@@ -42,7 +42,7 @@ def run(name: str, *arguments: str, cwd: Path) -> Done:
         contextlib.redirect_stderr(err),
     ):
         patch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        patch.syspath_prepend(EXAMPLES)  # where Python finds a program's neighbours
+        patch.syspath_prepend(EXAMPLES)  # The interpreter puts a program's directory on this path.
         try:
             runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         except SystemExit as end:
@@ -54,7 +54,7 @@ def run(name: str, *arguments: str, cwd: Path) -> Done:
 
 
 def output(name: str, *arguments: str, cwd: Path) -> str:
-    """What a program prints that must succeed."""
+    """Returns the output of a program that must succeed."""
     done = run(name, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -62,7 +62,7 @@ def output(name: str, *arguments: str, cwd: Path) -> str:
 
 
 def complaint(name: str, *arguments: str, cwd: Path) -> str:
-    """What a program says that must fail, in one line and not with a traceback."""
+    """Returns the error message of a program that must fail, with a single line and no traceback."""
     done = run(name, *arguments, cwd=cwd)
     assert done.returncode == 1, (done.returncode, done.stdout)
     assert done.stderr.count("\n") == 1, done.stderr
@@ -71,7 +71,7 @@ def complaint(name: str, *arguments: str, cwd: Path) -> str:
 
 @contextmanager
 def process(name: str, *arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """A program in a separate process, which is killed if it has not ended; its output comes through pipes."""
+    """Starts a program in a separate process, with pipes, and kills it at the end if it is still running."""
     command = [sys.executable, EXAMPLES / f"{name}.py", *arguments]
     with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         try:
@@ -81,7 +81,7 @@ def process(name: str, *arguments: str, cwd: Path) -> Iterator[subprocess.Popen[
 
 
 class Server:
-    """A server that runs: its address and its process."""
+    """A running server: its address and its process."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
         self.process = process
@@ -89,7 +89,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
 
     def stop(self, number: int = signal.SIGINT) -> float:
-        """Sends the signal to the process and its children, as a terminal does on Ctrl-C; the seconds until its end."""
+        """Sends the signal to the process and its children, as a terminal does on Ctrl-C; returns the seconds."""
         since = monotonic()
         os.killpg(self.process.pid, number)
         self.process.wait(WITHIN)
@@ -98,7 +98,7 @@ class Server:
 
 @contextmanager
 def served(name: str, *options: str, cwd: Path, port: int = 0, **environment: str) -> Iterator[Server]:
-    """An example's application behind uvicorn, once it answers."""
+    """Runs an example's application in uvicorn, and yields it once it answers."""
     port = port or free_port()
     command = ["-m", "uvicorn", "--app-dir", EXAMPLES, "--log-level", "warning", "--port", str(port), f"{name}:app"]
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The audit log: what it finds, and how it notices that somebody has changed it."""
+"""The audit log: how entries are found, and how changes to the log are noticed."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(recorded: Path, tmp_path: Path) -> Path:
-    """A copy of it for a test to change."""
+    """A copy of it, which a test may change."""
     return Path(shutil.copytree(recorded, tmp_path / "copied"))
 
 
 def found(directory: Path, *options: str) -> list[str]:
-    """The days of the month on which the entries were made that it finds."""
+    """Returns the days of the month on which the entries found were made."""
     return [line.split()[1][-2:] for line in output("audit", "find", *options, cwd=directory).splitlines()]
 
 
@@ -55,19 +55,19 @@ def found(directory: Path, *options: str) -> list[str]:
     ids=["all", "actor", "actor and thing", "action", "time", "last", "nobody"],
 )
 def test_entries_are_found_by_what_is_known_of_them(recorded: Path, options: list[str], days: list[str]) -> None:
-    """By who did it, what was done to what, when, and how long ago."""
+    """They can be found by who did it, what was done, to what, when, and how long ago."""
     assert found(recorded, *options) == days
 
 
 def test_an_entry_says_who_did_what_to_which_thing_and_when(recorded: Path) -> None:
-    """In a line, with all details."""
+    """A single line shows all details."""
     first = output("audit", "find", cwd=recorded).splitlines()[0]
 
     assert first.split()[1:] == ["2026-11-01", "09:00:00", "ann", "created", "invoice:7", "amount=1200"]
 
 
 def test_a_seal_holds_while_entries_are_added(copied: Path) -> None:
-    """Only what stood before it is sealed."""
+    """The seal covers only the entries before it."""
     seal = output("audit", "seal", cwd=copied).split()
     output("audit", "record", "eve", "invoice:9", "created", cwd=copied)
 
@@ -97,7 +97,7 @@ def damaged(lines: list[bytes]) -> list[bytes]:
 
 @pytest.mark.parametrize("tamper", [altered, removed, moved, inserted, damaged])
 def test_a_seal_shows_that_the_log_was_changed(copied: Path, tamper: Callable[[list[bytes]], list[bytes]]) -> None:
-    """However it was changed, and even if it is a log without any fault."""
+    """It notices any change, even if the changed log is valid in itself."""
     seal = output("audit", "seal", cwd=copied).split()
     log = copied / "audit-data" / "app.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
@@ -108,7 +108,7 @@ def test_a_seal_shows_that_the_log_was_changed(copied: Path, tamper: Callable[[l
 
 
 def test_what_can_not_be_done_is_said_in_a_line(tmp_path: Path) -> None:
-    """A log that isn't there is not shown as an empty one."""
+    """A missing log does not look like an empty one."""
     assert complaint("audit", "find", cwd=tmp_path) == "audit: there is no log in audit-data"
     assert "type must be a non-empty string" in complaint("audit", "record", "ann", "it", "", cwd=tmp_path)
     assert output("audit", "find", cwd=tmp_path) == ""

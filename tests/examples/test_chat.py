@@ -1,4 +1,4 @@
-"""The chat as a real server with several clients, which lose their connections."""
+"""The chat as a real server with several clients that lose their connections."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ pytest.importorskip("websockets", reason="uvicorn needs websockets for the chat:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests, each of which has a room of its own."""
+    """One server for all tests, each of which uses its own room."""
     with served("chat", cwd=tmp_path_factory.mktemp("chat")) as found:
         yield found
 
 
 class Client:
-    """Somebody in a room."""
+    """A person in a room."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.socket = socket
@@ -34,7 +34,7 @@ class Client:
         await self.socket.send_json({"id": id, "text": text})
 
     async def hear(self) -> Any:
-        """The next message; None at the end of the connection."""
+        """Returns the next message; None at the end of the connection."""
         message = await self.socket.receive(WITHIN)
         return message.json() if message.type is aiohttp.WSMsgType.TEXT else None
 
@@ -53,7 +53,7 @@ async def joined(server: Server, room: str, name: str = "ann", **parameters: int
 
 
 async def test_everybody_in_a_room_gets_its_messages_and_no_others(server: Server) -> None:
-    """Whoever said it, too; the other room stays quiet."""
+    """The sender gets its own message as well, and the other room gets none."""
     async with joined(server, "a") as ann, joined(server, "a", "bob") as bob, joined(server, "b") as other:
         await bob.say("1", "hello")
         heard = [await ann.hear(), await bob.hear()]
@@ -64,7 +64,7 @@ async def test_everybody_in_a_room_gets_its_messages_and_no_others(server: Serve
 
 
 async def test_a_client_that_comes_back_gets_exactly_what_it_missed(server: Server) -> None:
-    """From the offset of the last message that was heard."""
+    """It resumes from the offset of the last message that it got."""
     async with joined(server, "back", "bob") as bob:
         async with joined(server, "back") as ann:
             await bob.say("back 1", "one")
@@ -89,7 +89,7 @@ async def test_a_message_that_is_sent_again_is_in_the_room_once(server: Server) 
 
 
 async def test_a_newcomer_gets_the_last_fifty_messages(server: Server) -> None:
-    """And then what is new."""
+    """After them, it gets new messages."""
     async with joined(server, "old") as ann:
         for number in range(60):
             await ann.say(f"old {number}", str(number))
@@ -113,7 +113,7 @@ async def test_a_newcomer_gets_the_last_fifty_messages(server: Server) -> None:
 async def test_a_bad_message_is_refused_with_a_reason_and_the_connection_continues(
     server: Server, sent: str | bytes
 ) -> None:
-    """The next one is taken."""
+    """The next message is accepted."""
     async with joined(server, f"bad{len(sent)}") as ann:
         await (ann.socket.send_str(sent) if isinstance(sent, str) else ann.socket.send_bytes(sent))
 
@@ -123,14 +123,14 @@ async def test_a_bad_message_is_refused_with_a_reason_and_the_connection_continu
 
 
 async def test_an_offset_where_no_event_ends_is_refused_with_a_reason(server: Server) -> None:
-    """It may be that of another log: beginning anywhere would be wrong."""
+    """It may belong to another log, and starting anywhere else would be wrong."""
     async with joined(server, "none", after=10**9) as ann:
         assert await ann.hear() is None
         assert ann.socket.close_code == 1008
 
 
 async def test_a_conversation_continues_when_a_killed_server_is_back(tmp_path: Path) -> None:
-    """What was heard before is not repeated, and what was said is not lost. Ctrl-C ends a server with open rooms."""
+    """No message is repeated or lost, and Ctrl-C ends a server with open rooms."""
     with served("chat", cwd=tmp_path) as first:
         async with joined(first, "lobby") as ann:
             await ann.say("1", "before")
@@ -150,7 +150,7 @@ async def test_a_conversation_continues_when_a_killed_server_is_back(tmp_path: P
 
 
 async def test_two_windows_of_the_page_talk_and_come_back(server: Server, browser: Browser) -> None:
-    """What is written while the connection is lost is sent once it is back, and nothing is shown twice."""
+    """A message that was written while the connection was lost is sent afterwards, and no message is shown twice."""
     shown = "[...document.querySelectorAll('#messages p')].map(line => line.textContent)"
     async with (
         browser.page(f"{server.url}/?room=page&name=ann") as ann,

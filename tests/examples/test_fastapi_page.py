@@ -1,4 +1,4 @@
-"""The page of the FastAPI example in a real browser, with the real server behind it."""
+"""The page of the FastAPI example in a real browser, with a real server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TODOS = """[...document.querySelectorAll("#todos li")].map(
 async def test_a_page_shows_what_others_write_at_once_and_continues_after_its_server_was_killed(
     browser: Browser, tmp_path: Path
 ) -> None:
-    """As text and never as HTML, nothing missing and nothing twice, in both windows."""
+    """Both windows show the texts as text, never as HTML, with nothing missing and nothing twice."""
     port = free_port()
     async with browser.page("about:blank") as other:
         with served("fastapi_page", cwd=tmp_path, port=port) as server:
@@ -44,7 +44,7 @@ async def test_a_page_shows_what_others_write_at_once_and_continues_after_its_se
 
 
 async def test_a_page_that_is_opened_while_others_write_misses_nothing(browser: Browser, tmp_path: Path) -> None:
-    """Neither between the list and the events that follow it, nor anywhere else; and nothing is there twice."""
+    """No event is lost between the list and the stream that follows it, and none is shown twice."""
     texts = [str(number) for number in range(200)]
     with served("fastapi_page", cwd=tmp_path) as server:
 

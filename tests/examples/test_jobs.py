@@ -1,4 +1,4 @@
-"""The job queue, with real workers that are killed, stopped and sent away in the middle of a job."""
+"""The job queue, with real workers that are killed, suspended or stopped in the middle of a job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def workers(count: int, directory: Path, lease: float) -> Iterator[list[subproce
 
 
 def events(directory: Path, type: str) -> list[Event]:
-    """What is in the queue's log, of one type."""
+    """Returns the events of one type in the queue's log."""
 
     async def read() -> list[Event]:
         async with EventLog.open(directory / "jobs-data", read_only=True) as log:
@@ -34,7 +34,7 @@ def events(directory: Path, type: str) -> list[Event]:
 
 
 def wait_for_events(directory: Path, type: str, count: int) -> list[Event]:
-    """All of a type, as soon as there are that many."""
+    """Returns all events of a type as soon as there are that many."""
     until = monotonic() + WITHIN
     while len(found := events(directory, type)) < count:
         assert monotonic() < until, f"{len(found)} of {count} {type} after {WITHIN} seconds"
@@ -43,7 +43,7 @@ def wait_for_events(directory: Path, type: str, count: int) -> list[Event]:
 
 
 def test_workers_share_the_jobs_and_each_is_done_once(tmp_path: Path) -> None:
-    """Although they reach for the same ones. A worker that has nothing to do is ended as a supervisor does it."""
+    """They compete for the same jobs. An idle worker ends on a supervisor's signal."""
     output("jobs", "add", *(f"job {n}" for n in range(40)), "--seconds", "0.01", cwd=tmp_path)
     with workers(2, tmp_path, 60) as both:
         wait_for_events(tmp_path, "job_done", 40)
@@ -59,7 +59,7 @@ def test_workers_share_the_jobs_and_each_is_done_once(tmp_path: Path) -> None:
 
 
 def test_the_job_of_a_killed_worker_is_done_by_another(tmp_path: Path) -> None:
-    """Once the time is up for which the dead worker had taken it; its result is there once."""
+    """This happens when the dead worker's time for the job is up; the result exists once."""
     output("jobs", "add", "precious", "--seconds", "1", cwd=tmp_path)
     with workers(1, tmp_path, 0.9) as [killed]:
         assert killed.stdout.readline().endswith(" begins precious\n")
@@ -75,7 +75,7 @@ def test_the_job_of_a_killed_worker_is_done_by_another(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_comes_back_too_late_does_not_report_a_result(tmp_path: Path) -> None:
-    """It was stopped for so long that another worker has done its job: there is one result, and no quarrel."""
+    """It was suspended while another worker did its job: there is one result, and no error."""
     output("jobs", "add", "precious", "--seconds", "1", cwd=tmp_path)
     with workers(1, tmp_path, 0.9) as [late]:
         assert late.stdout.readline().endswith(" begins precious\n")
@@ -90,7 +90,7 @@ def test_a_worker_that_comes_back_too_late_does_not_report_a_result(tmp_path: Pa
 
 
 def test_ctrl_c_gives_the_job_back_at_once(tmp_path: Path) -> None:
-    """Nobody has to wait for the worker's time to be up."""
+    """Nobody has to wait until the worker's time is up."""
     output("jobs", "add", "long", "--seconds", "60", cwd=tmp_path)
     with workers(1, tmp_path, 60) as [leaving]:
         assert leaving.stdout.readline().endswith(" begins long\n")

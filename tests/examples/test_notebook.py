@@ -1,4 +1,4 @@
-"""The notebook and its time machine, run on the command line."""
+"""The notebook and its time machine, run from the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eventfold import EventLog, Record
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a notebook in which a note was added, edited and deleted. No test writes to it."""
+    """A directory with a notebook in which a note was added, edited and deleted; no test writes to it."""
     directory = tmp_path_factory.mktemp("written")
     for words in (["add", "buy milk"], ["add", "call Ann"], ["edit", "1", "buy oat milk"], ["delete", "2"]):
         output("notebook", *words, cwd=directory)
@@ -24,7 +24,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def records(directory: Path) -> list[Record]:
-    """What stands in the notebook's log."""
+    """Returns the events in the notebook's log."""
 
     async def read() -> list[Record]:
         async with EventLog.open(directory / "notebook-data", read_only=True) as log:
@@ -34,12 +34,12 @@ def records(directory: Path) -> list[Record]:
 
 
 def test_notes_are_there_the_next_time(written: Path) -> None:
-    """As they were edited, and without those that were deleted."""
+    """They appear as edited, without the deleted ones."""
     assert output("notebook", "list", cwd=written) == "   1  buy oat milk\n"
 
 
 def test_a_deleted_note_has_its_history(written: Path) -> None:
-    """What it was stays in the log."""
+    """The log keeps all of its versions."""
     lines = [line.split(maxsplit=2)[2].strip() for line in output("notebook", "history", "2", cwd=written).splitlines()]
 
     assert lines == ["note_added    call Ann", "note_deleted"]
@@ -55,12 +55,12 @@ def test_a_deleted_note_has_its_history(written: Path) -> None:
     ids=["deleted", "empty", "never there"],
 )
 def test_what_the_notebook_can_not_do_is_said_in_a_line(written: Path, words: list[str], reason: str) -> None:
-    """And nothing is written."""
+    """Nothing is written."""
     assert complaint("notebook", *words, cwd=written) == reason
 
 
 def test_notes_that_are_added_at_the_same_time_get_different_numbers(tmp_path: Path) -> None:
-    """Several terminals write one notebook."""
+    """Several terminals write to one notebook."""
     command = [sys.executable, EXAMPLES / "notebook.py", "add", "me too"]
     writers = [subprocess.Popen(command, cwd=tmp_path) for _ in range(2)]
     for writer in writers:
@@ -83,7 +83,7 @@ def test_watching_shows_what_another_terminal_writes_until_ctrl_c(tmp_path: Path
 
 
 def test_the_notebook_is_shown_as_it_was_at_an_offset(written: Path) -> None:
-    """Before the edit, and before anything."""
+    """The offsets are from before the edit and from before everything."""
     before_the_edit = records(written)[1].end_offset
 
     assert output("time_travel", "at", str(before_the_edit), cwd=written) == "   1  buy milk\n   2  call Ann\n"
@@ -91,13 +91,13 @@ def test_the_notebook_is_shown_as_it_was_at_an_offset(written: Path) -> None:
 
 
 def test_the_notebook_is_shown_as_it_was_at_a_time(written: Path) -> None:
-    """Long ago there was nothing; in the future all that is there now."""
+    """Long ago, the notebook was empty; in the future, it has everything that it has now."""
     assert output("time_travel", "at", "2001-01-01", cwd=written) == "no notes\n"
     assert output("time_travel", "at", "2101-01-01 12:00", cwd=written) == "   1  buy oat milk\n"
 
 
 def test_two_moments_are_compared(written: Path) -> None:
-    """What was edited is gone and there; what was deleted is gone."""
+    """An edited note shows both texts, and a deleted one shows as removed."""
     before_the_edit = records(written)[1].end_offset
 
     assert output("time_travel", "diff", str(before_the_edit), "now", cwd=written).splitlines() == [
@@ -117,6 +117,6 @@ def test_two_moments_are_compared(written: Path) -> None:
     ids=["inside a line", "beyond the end", "no notebook"],
 )
 def test_a_moment_that_was_never_is_said_in_a_line(written: Path, words: list[str], reason: str) -> None:
-    """Rather than shown as something that it was not."""
+    """No state is shown for it."""
     assert complaint("time_travel", *words, cwd=written).startswith(reason)
     assert not (written / "mistyped").exists()

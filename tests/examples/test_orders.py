@@ -1,4 +1,4 @@
-"""The order service as real processes, on PostgreSQL and in a directory: the same tests for both."""
+"""The order service as real processes, on PostgreSQL and in a directory: both pass the same tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.examples.programs import EXAMPLES, WITHIN, Server, process, served
 
 @pytest.fixture(scope="module", params=["directory", "PostgreSQL"])
 def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """What ORDERS_LOG is: an empty log."""
+    """The value of ORDERS_LOG: an empty log."""
     if request.param == "directory":
         yield str(tmp_path_factory.mktemp("orders") / "data")
         return
@@ -39,7 +39,7 @@ async def client(server: Server) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_no_more_is_sold_than_there_is(client: httpx.AsyncClient) -> None:
-    """However many customers order at the same moment."""
+    """Many customers order at the same moment."""
     await client.post("/stock/lamp", params={"count": 5})
     requests = (client.put(f"/orders/lamp{n}", params={"product": "lamp", "count": 1}) for n in range(12))
     answers = await asyncio.gather(*requests)
@@ -50,7 +50,7 @@ async def test_no_more_is_sold_than_there_is(client: httpx.AsyncClient) -> None:
 
 
 async def test_an_order_that_is_sent_again_is_placed_once(client: httpx.AsyncClient) -> None:
-    """The customer got no answer, say. Another order of the same name is refused."""
+    """The customer got no answer and tries again. A different order with the same name is refused."""
     await client.post("/stock/chair", params={"count": 3})
     again = [await client.put("/orders/c1", params={"product": "chair", "count": 2}) for _ in range(2)]
     other = await client.put("/orders/c1", params={"product": "chair", "count": 1})
@@ -72,7 +72,7 @@ async def test_an_order_that_is_sent_again_is_placed_once(client: httpx.AsyncCli
 async def test_what_the_shop_can_not_do_is_refused(
     client: httpx.AsyncClient, method: str, path: str, status: int
 ) -> None:
-    """With the status that tells why."""
+    """The HTTP status says why."""
     answer = await client.request(method, path)
 
     assert answer.status_code == status
@@ -82,7 +82,7 @@ async def test_what_the_shop_can_not_do_is_refused(
 async def test_what_is_paid_is_shipped_once_also_by_a_shipping_department_that_was_killed(
     client: httpx.AsyncClient, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next one continues where the killed one was; Ctrl-C ends it."""
+    """The next process continues where the killed one was, and Ctrl-C ends it."""
     monkeypatch.setenv("ORDERS_LOG", log)
     await client.post("/stock/table", params={"count": 2})
     for order in ("t1", "t2"):

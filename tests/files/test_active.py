@@ -1,4 +1,4 @@
-"""Opening the active log: what a crash left at its end is cut and kept, damage in its middle is left alone."""
+"""Opening the active log: what a crash left at its end is cut and kept; damage in the middle is left alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WHOLE = line(0) + line(1)
 async def test_an_unfinished_end_is_cut_and_kept_with_a_warning(
     damaged_dir: Path, caplog: pytest.LogCaptureFixture, tail: str
 ) -> None:
-    """The log continues behind its last whole line; the bytes are in a file named after their offset."""
+    """The log continues after its last complete line, and the removed bytes go into a file named after their offset."""
     write_log(damaged_dir, WHOLE, TAILS[tail])
     with caplog.at_level(logging.WARNING, "eventfold"):
         async with EventWriter.open(damaged_dir) as writer:
@@ -50,7 +50,7 @@ async def test_an_unfinished_end_is_cut_and_kept_with_a_warning(
 
 @pytest.mark.parametrize("tail", TAILS)
 async def test_a_reader_passes_over_an_unfinished_end(damaged_dir: Path, tail: str) -> None:
-    """Before a writer has cut it, readers end at the last whole line or batch, and change nothing."""
+    """Before a writer has cut it, readers stop after the last complete line or batch, and change nothing."""
     data = write_log(damaged_dir, WHOLE, TAILS[tail])
     reader = EventReader(damaged_dir)
     found, head = await numbers(reader), await reader.head()
@@ -62,7 +62,7 @@ async def test_a_reader_passes_over_an_unfinished_end(damaged_dir: Path, tail: s
 
 @pytest.mark.parametrize("tail", TAILS)
 async def test_a_log_that_is_nothing_but_an_unfinished_end_is_empty(damaged_dir: Path, tail: str) -> None:
-    """The first write of all may be the one that never finished."""
+    """The very first write may be the one that was interrupted."""
     write_log(damaged_dir, TAILS[tail])
     before = await EventReader(damaged_dir).head()
     async with EventWriter.open(damaged_dir) as writer:
@@ -75,7 +75,7 @@ async def test_a_log_that_is_nothing_but_an_unfinished_end_is_empty(damaged_dir:
 
 
 async def test_an_intact_log_is_opened_without_a_warning(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is cut, nothing is kept, nothing is logged."""
+    """Nothing is cut, kept or logged."""
     data = write_log(data_dir, WHOLE, line(2, batch="1,2"), line(3, batch="2,2"))
     with caplog.at_level(logging.DEBUG, "eventfold"):
         async with EventWriter.open(data_dir) as writer:
@@ -87,7 +87,7 @@ async def test_an_intact_log_is_opened_without_a_warning(data_dir: Path, caplog:
 
 
 async def test_the_cut_bytes_are_kept_before_they_are_cut(damaged_dir: Path, seam: Seam) -> None:
-    """Where they can't be saved, nothing is cut, and the opening fails with the system's error."""
+    """If they can't be saved, nothing is cut, and the opening fails with the system's error."""
     data = write_log(damaged_dir, WHOLE, line(2)[:20])
     seam.fail("rename")
     with pytest.raises(OSError, match="made to fail"):
@@ -101,7 +101,7 @@ async def test_the_cut_bytes_are_kept_before_they_are_cut(damaged_dir: Path, sea
 
 
 async def test_valid_lines_after_damage_are_never_cut(damaged_dir: Path) -> None:
-    """Damage in the middle stays as it is, and is reported when it is read, after the good events before it."""
+    """Damage in the middle stays as it is; reading reports it after the good events before it."""
     data = write_log(damaged_dir, line(0), b"\0" * 30 + b"\n", line(1))
     async with EventWriter.open(damaged_dir) as writer:
         await writer.append(event(2))
@@ -116,7 +116,7 @@ async def test_valid_lines_after_damage_are_never_cut(damaged_dir: Path) -> None
 
 
 async def test_a_batch_that_breaks_off_in_the_middle_is_never_cut(damaged_dir: Path) -> None:
-    """Whole lines follow it, so it is damage and no torn tail."""
+    """Complete lines follow it, so it is damage and not a torn tail."""
     data = write_log(damaged_dir, line(0), line(1, batch="1,3"), line(2))
     async with EventWriter.open(damaged_dir) as writer:
         found = []
@@ -130,7 +130,7 @@ async def test_a_batch_that_breaks_off_in_the_middle_is_never_cut(damaged_dir: P
 
 
 async def test_the_bytes_of_an_earlier_recovery_are_not_read_as_a_log(damaged_dir: Path) -> None:
-    """Two recoveries keep two files, and neither is taken for a part of the log."""
+    """Two recoveries leave two files, and neither is read as part of the log."""
     write_log(damaged_dir, WHOLE, b"first")
     async with EventWriter.open(damaged_dir) as writer:
         await writer.append(event(2))
@@ -148,7 +148,7 @@ async def test_the_bytes_of_an_earlier_recovery_are_not_read_as_a_log(damaged_di
 
 
 async def test_the_bytes_of_an_earlier_recovery_at_the_same_offset_are_kept(damaged_dir: Path) -> None:
-    """A program that crashes twice in its first write after the same event leaves both for a person to look at."""
+    """If a program crashes twice in its first write after the same event, both remain for a person to look at."""
     for torn in (b"first", b"second"):
         write_log(damaged_dir, WHOLE, torn)
         async with EventWriter.open(damaged_dir):
@@ -160,7 +160,7 @@ async def test_the_bytes_of_an_earlier_recovery_at_the_same_offset_are_kept(dama
 
 
 async def test_opening_syncs_what_a_killed_process_left(data_dir: Path, seam: Seam) -> None:
-    """What is only in the page cache must be on disk before anything is built on it."""
+    """Data that is only in the page cache must be on disk before anything relies on it."""
     write_log(data_dir, WHOLE)
     syncs, directories = seam.count("sync"), seam.count("sync_dir")
     async with EventWriter.open(data_dir):
@@ -170,7 +170,7 @@ async def test_opening_syncs_what_a_killed_process_left(data_dir: Path, seam: Se
 
 
 async def test_opening_does_not_read_the_whole_log(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log of a megabyte is opened by looking at its end."""
+    """Only the end of a log of a megabyte is read."""
     import os
 
     write_log(data_dir, b"".join(line(n) for n in range(20_000)))
@@ -191,7 +191,7 @@ async def test_opening_does_not_read_the_whole_log(data_dir: Path, monkeypatch: 
 
 
 async def test_a_last_line_of_any_length_is_found(data_dir: Path) -> None:
-    """The head's hash is that of the whole line, however far its beginning lies back."""
+    """The head's hash covers the whole line, however far back the line begins."""
     big = b'{"type":"a","data":{"n":"' + b"x" * 3_000_000 + b'"},"ts":1}\n'
     data = write_log(data_dir, line(0), big)
     async with EventWriter.open(data_dir) as writer:

@@ -1,4 +1,4 @@
-"""The archive: frames and records, what a plain decoder makes of them, and what damage does."""
+"""The archive: frames and records, what a plain decoder reads from them, and what damage causes."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ RECORD = struct.Struct("<II8sIIQQQQQQQ")
 
 @pytest.fixture
 def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes frames of a few lines."""
+    """Makes frames of a few lines each."""
     support.small_frames(monkeypatch, 200)
 
 
 def lines(start: int, end: int) -> bytes:
-    """The lines of these events."""
+    """Returns the lines of these events."""
     return b"".join(map(line, range(start, end)))
 
 
 def rotated(directory: Path) -> bytes:
-    """A log with an archive of several frames from two rotations, and lines in the active log; all its lines."""
+    """Creates a log with an archive of several frames from two rotations, and an active log; returns all lines."""
     with Opened(directory) as opened:
         append(opened.active, lines(0, 9))
         opened.rotate()
@@ -48,7 +48,7 @@ def rotated(directory: Path) -> bytes:
 
 
 def records_of(data: bytes) -> list[tuple[int, ...]]:
-    """The commit records in an archive, each with the position at which it begins; by their format alone."""
+    """Returns the commit records of an archive, each with its position, found by their format alone."""
     found, position = [], 0
     while position < len(data):
         decompressor = zstd.ZstdDecompressor()
@@ -60,7 +60,7 @@ def records_of(data: bytes) -> list[tuple[int, ...]]:
 
 
 def test_each_frame_has_a_record_that_says_what_it_holds(tmp_path: Path, small_frames: None) -> None:
-    """Offsets, the number of events, hashes and sizes are those of the frame's lines, little-endian, 80 bytes."""
+    """It has the frame's offsets, number of events, hashes and sizes, little-endian, in 80 bytes."""
     whole_log = rotated(tmp_path / "data")
     data = (tmp_path / "data" / "archive.jsonl.zst").read_bytes()
     offset = start = 0
@@ -82,7 +82,7 @@ def test_each_frame_has_a_record_that_says_what_it_holds(tmp_path: Path, small_f
 
 
 def test_frames_have_their_content_size_and_a_checksum(tmp_path: Path, small_frames: None) -> None:
-    """The zstd header of each frame says how many bytes it holds, so that a decoder can tell beforehand."""
+    """The zstd header of each frame states the size of its content, so that a decoder knows it beforehand."""
     rotated(tmp_path / "data")
     data = (tmp_path / "data" / "archive.jsonl.zst").read_bytes()
     start = 0
@@ -95,14 +95,14 @@ def test_frames_have_their_content_size_and_a_checksum(tmp_path: Path, small_fra
 
 
 def test_a_plain_decoder_gives_the_same_lines(tmp_path: Path) -> None:
-    """It passes over the records."""
+    """It skips the records."""
     whole_log = rotated(tmp_path / "data")
 
     assert zstd.decompress((tmp_path / "data" / "archive.jsonl.zst").read_bytes()) == whole_log[: len(lines(0, 20))]
 
 
 def test_frames_hold_at_most_their_size_or_one_longer_line(tmp_path: Path, small_frames: None) -> None:
-    """Short lines share a frame, up to its size; a line longer than that has one of its own."""
+    """Short lines share a frame up to its size, and a longer line has a frame of its own."""
     long = b'{"type":"long","data":"' + b"x" * 1000 + b'","ts":1}\n'
     with Opened(tmp_path / "data") as opened:
         append(opened.active, lines(0, 5) + long + lines(5, 12))
@@ -115,7 +115,7 @@ def test_frames_hold_at_most_their_size_or_one_longer_line(tmp_path: Path, small
 
 
 async def test_lines_longer_than_several_frames_are_read_from_the_archive(data_dir: Path) -> None:
-    """An event of 9 MiB between small ones is there after a rotation, by reading from 0 and from its own offset."""
+    """After a rotation, an event of 9 MiB between small ones can be read from 0 and from its own offset."""
     long = Event("long", "x" * (9 * 2**20), ts=1)
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
@@ -132,7 +132,7 @@ async def test_lines_longer_than_several_frames_are_read_from_the_archive(data_d
 
 
 async def test_a_large_archive_without_records_is_read(damaged_dir: Path, small_frames: None) -> None:
-    """What the Rust crate wrote as one frame, larger than ours, is read whole, and from any of its lines."""
+    """The Rust crate wrote one frame, larger than ours; it can be read completely and from any of its lines."""
     data = lines(0, 200)
     cut = data.rindex(b"\n", 0, 5000) + 1
     archive = zstd.compress(data[:cut]) + zstd.compress(data[cut:])
@@ -150,7 +150,7 @@ async def test_a_large_archive_without_records_is_read(damaged_dir: Path, small_
 async def test_reading_from_an_offset_touches_only_the_frames_after_it(
     data_dir: Path, small_frames: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last events of a long archive are read without the frames before them being decompressed, or looked at."""
+    """The last events of a long archive are read without decompressing or reading the frames before them."""
     async with EventLog.open(data_dir) as log:
         ends = [(await log.append(event(n))).end_offset for n in range(200)]
         await log.rotate()
@@ -173,7 +173,7 @@ async def test_reading_from_an_offset_touches_only_the_frames_after_it(
 
 
 async def test_an_offset_inside_a_line_of_the_archive_is_refused(data_dir: Path, small_frames: None) -> None:
-    """Wherever in the archive it lies: a read there never gives half an event."""
+    """Wherever in the archive the offset is, a read never returns half an event."""
     async with EventLog.open(data_dir) as log:
         ends = {0} | {(await log.append(event(n))).end_offset for n in range(12)}
         await log.rotate()
@@ -189,7 +189,7 @@ async def test_an_offset_inside_a_line_of_the_archive_is_refused(data_dir: Path,
 
 
 async def read_until_damage(directory: Path) -> tuple[list[tuple[int, int, str]], CorruptLogError | None]:
-    """What can be read from 0, and the error that ended it."""
+    """Returns what can be read from 0, and the error that ended the read."""
     found = []
     try:
         async for record in EventReader(directory).read_full():
@@ -210,7 +210,7 @@ def overwrite(data: bytes, position: int) -> bytes:
 
 
 def cut_out(data: bytes, position: int) -> bytes:
-    """Takes 7 bytes out of the middle."""
+    """Removes 7 bytes from the middle."""
     return data[:position] + data[position + 7 :]
 
 
@@ -218,7 +218,7 @@ def cut_out(data: bytes, position: int) -> bytes:
 async def test_damage_in_the_archive_is_reported_and_never_served(
     tmp_path: Path, small_frames: None, damage: Callable[[bytes, int], bytes]
 ) -> None:
-    """Wherever it is, a read gives the exact events, or those before it and then the file and the offset."""
+    """Wherever the damage is, a read returns the exact events, or those before it and an error with file and offset."""
     oracle = Oracle(await asyncio.to_thread(rotated, tmp_path / "data"))
     files = await asyncio.to_thread(read_files, tmp_path / "data")
     archive = files["archive.jsonl.zst"]
@@ -232,7 +232,7 @@ async def test_damage_in_the_archive_is_reported_and_never_served(
         directory = tmp_path / str(position)
         await asyncio.to_thread(write_files, directory, files | {"archive.jsonl.zst": damaged})
         found, error = await read_until_damage(directory)
-        # The frame that is damaged, or whose record is.
+        # the frame that is damaged, or whose record is
         begins, ends = next((first, end) for first, end, after in frames if position < after)
         where = f"at {position} of {len(archive)}, in the frame from {begins}"
         if error is None:
@@ -257,7 +257,7 @@ async def test_damage_in_the_archive_is_reported_and_never_served(
 async def test_an_archive_that_is_cut_short_is_reported_or_gives_fewer_events(
     tmp_path: Path, small_frames: None
 ) -> None:
-    """What is read of it is a prefix of what it held, and nothing but `CorruptLogError` is raised."""
+    """A read returns a prefix of the archived events, and raises nothing but `CorruptLogError`."""
     await asyncio.to_thread(rotated, tmp_path / "data")
     files = await asyncio.to_thread(read_files, tmp_path / "data")
     archived = len(lines(0, 20))
@@ -277,7 +277,7 @@ async def test_an_archive_that_is_cut_short_is_reported_or_gives_fewer_events(
 async def test_damage_in_the_active_log_is_reported_or_read_as_what_it_says(
     tmp_path: Path, small_frames: None, damage: Callable[[bytes, int], bytes]
 ) -> None:
-    """Plain text has no checksum: all before the damaged line is exact, and nothing is raised but `CorruptLogError`."""
+    """Plain text has no checksum: everything before the damaged line is exact, and only `CorruptLogError` is raised."""
     await asyncio.to_thread(rotated, tmp_path / "data")
     files = await asyncio.to_thread(read_files, tmp_path / "data")
     log, base = files["app.jsonl"], len(lines(0, 20))
@@ -298,7 +298,7 @@ async def test_damage_in_the_active_log_is_reported_or_read_as_what_it_says(
 
 
 async def test_bytes_that_are_not_an_archive_are_reported(damaged_dir: Path) -> None:
-    """A file of another kind in the archive's place is named, by a reader and by a writer, and not touched."""
+    """Both a reader and a writer name the file, and neither changes it."""
     garbage = random.Random(3).randbytes(500)
     await asyncio.to_thread(write_files, damaged_dir, {"app.jsonl": line(0), "archive.jsonl.zst": garbage})
     with pytest.raises(CorruptLogError) as by_reader:
@@ -313,7 +313,7 @@ async def test_bytes_that_are_not_an_archive_are_reported(damaged_dir: Path) -> 
 
 @pytest.mark.parametrize("name", ["rotated", "archive_only", "stale_snapshot"])
 async def test_frames_of_the_rust_crate_get_one_record(compat: Callable[[str], Path], name: str) -> None:
-    """Opening a writer adds one record that speaks for all of them, and changes nothing before it."""
+    """When a writer opens, it adds one record that describes all of them, and changes nothing before it."""
     directory = compat(name)
     before = (directory / "archive.jsonl.zst").read_bytes()
     was = [(r.start_offset, r.end_offset, r.line_hash) for r in await read(directory)]
@@ -332,7 +332,7 @@ async def test_frames_of_the_rust_crate_get_one_record(compat: Callable[[str], P
 
 @pytest.mark.parametrize("cut", [1, 7, 50])
 async def test_an_unfinished_frame_of_the_rust_crate_is_cut(compat: Callable[[str], Path], cut: int) -> None:
-    """What a crash of it left behind its last whole frame goes; readers pass over it before."""
+    """What a crash left after the last complete frame is removed; before that, readers ignore it."""
     directory = compat("rotated")
     archive = directory / "archive.jsonl.zst"
     whole = archive.read_bytes()
@@ -347,7 +347,7 @@ async def test_an_unfinished_frame_of_the_rust_crate_is_cut(compat: Callable[[st
 
 
 def test_an_archive_is_read_up_to_a_size_that_is_given(tmp_path: Path, small_frames: None) -> None:
-    """Frames behind that size do not exist for who reads it: they belong to a rotation under way."""
+    """Readers ignore frames after that size, since they belong to a rotation that is under way."""
     rotated(tmp_path / "data")
     path = tmp_path / "data" / "archive.jsonl.zst"
     for position, *_, end, _, _, _, _, _ in records_of(path.read_bytes()):
@@ -366,7 +366,7 @@ def test_an_archive_is_read_up_to_a_size_that_is_given(tmp_path: Path, small_fra
 async def test_a_directory_of_the_rust_crate_is_appended_to_rotated_and_reopened(
     compat: Callable[[str], Path], name: str
 ) -> None:
-    """Its events keep their places and hashes through all of it, and a plain decoder finds the lines as they were."""
+    """Its events keep their offsets and hashes, and a plain decoder still finds the lines."""
     directory = compat(name)
     archive, log = directory / "archive.jsonl.zst", (directory / "app.jsonl").read_bytes()
     whole = (zstd.decompress(archive.read_bytes()) if archive.exists() else b"") + log[: log.rfind(b"\n") + 1]
@@ -388,7 +388,7 @@ async def test_a_directory_of_the_rust_crate_is_appended_to_rotated_and_reopened
 async def test_a_frame_left_out_or_doubled_with_its_record_is_reported(
     damaged_dir: Path, small_frames: None, harm: str
 ) -> None:
-    """What comes before is given; then the error says where."""
+    """The events before it are returned, and then an error says where it is."""
     async with EventWriter.open(damaged_dir) as writer:
         for n in range(12):
             await writer.append(event(n))

@@ -1,4 +1,4 @@
-"""What is looked at, and put right, before a directory is opened for writing."""
+"""What is checked and repaired before a directory is opened for writing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eventfold._files import operations
 
 
 def test_a_file_of_json_lines_that_are_not_events_is_not_opened_for_writing(tmp_path: Path) -> None:
-    """Somebody else's file of the same name is left as it is."""
+    """Somebody else's file with the same name is left as it is."""
     data = write_log(tmp_path / "data", b'{"level":"info"}\n' * 5, b'{"lev')
     with pytest.raises(CorruptLogError, match="not events"):
         Opened(tmp_path / "data")
@@ -24,7 +24,7 @@ def test_a_file_of_json_lines_that_are_not_events_is_not_opened_for_writing(tmp_
 
 
 def test_a_first_frame_that_the_rust_crate_left_torn_is_removed_with_its_file(tmp_path: Path) -> None:
-    """An empty archive is none that the crate can read."""
+    """The crate can't read an empty archive."""
     write_log(tmp_path / "data", line(0))
     (tmp_path / "data" / "archive.jsonl.zst").write_bytes(zstd.compress(line(0))[:-5])
     with Opened(tmp_path / "data") as opened:
@@ -34,7 +34,7 @@ def test_a_first_frame_that_the_rust_crate_left_torn_is_removed_with_its_file(tm
 
 
 def test_a_locked_log_says_what_to_do(tmp_path: Path) -> None:
-    """And who holds it, where the system tells."""
+    """It also says who holds it, if the system knows."""
     with Opened(tmp_path / "data"), pytest.raises(LogLockedError, match="read_only=True") as caught:
         Opened(tmp_path / "data")
 
@@ -44,7 +44,7 @@ def test_a_locked_log_says_what_to_do(tmp_path: Path) -> None:
 def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until it runs its program, a forked child has all descriptors of its parent, and with them the lock."""
+    """Until it executes its program, a forked child has all descriptors of its parent, and with them the lock."""
     lock, children = operations.lock, []
 
     def lock_and_fork(fd: int) -> bool:
@@ -67,7 +67,7 @@ def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_
 
 
 async def test_what_a_killed_process_left_of_replaced_files_is_removed_behind_the_opening(data_dir: Path) -> None:
-    """In each of the directories, once it is so old that nobody can be writing it; the close waits for that."""
+    """It is removed once it is so old that nobody can be writing it, in each directory; closing waits for that."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(0))
     left = [Path(data_dir, name, f".a.json.{'0f' * 8}.tmp") for name in ("", "views", "consumers")]

@@ -1,4 +1,4 @@
-"""The names in a data directory, and the file operations that keep their promises when they fail."""
+"""The names in a data directory, and file operations that keep their promises even if they fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BAD_NAMES = ["", ".", "..", ".hidden", "a/b", "../a", "a b", "a\n", "a\0", "ä",
 
 @pytest.mark.parametrize("name", GOOD_NAMES)
 def test_a_name_of_allowed_characters_is_taken(name: str) -> None:
-    """Names of 1 to 128 of `A-Z a-z 0-9 . _ -` become file names."""
+    """Names of 1 to 128 characters of `A-Z a-z 0-9 . _ -` become file names."""
     layout = Layout("/data")
 
     assert layout.snapshot_path(name) == Path("/data/views", f"{name}.snapshot.json")
@@ -29,7 +29,7 @@ def test_a_name_of_allowed_characters_is_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_any_other_name_is_refused(name: str) -> None:
-    """A name that could lead out of its directory, or that no file may have, is a ValueError."""
+    """A name that leads out of its directory, or that no file can have, raises ValueError."""
     layout = Layout("data")
 
     with pytest.raises(ValueError, match="view name"):
@@ -40,13 +40,13 @@ def test_any_other_name_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_a_view_with_such_a_name_is_refused(name: str) -> None:
-    """The refusal comes when the view is made, not when it is first saved."""
+    """The error comes when the view is created, not when it is first saved."""
     with pytest.raises(ValueError, match="view name"):
         View(name, lambda state, event: state, 0)
 
 
 def test_the_files_have_the_names_of_the_format() -> None:
-    """Other programs find the files under these names."""
+    """Other programs find the files by these names."""
     layout = Layout("/data")
 
     assert layout.log_path == Path("/data/app.jsonl")
@@ -57,7 +57,7 @@ def test_the_files_have_the_names_of_the_format() -> None:
 
 
 def test_a_rotation_under_way_is_known_by_its_files_name(tmp_path: Path) -> None:
-    """The numbers in the name are read back, and names that are only similar are passed over."""
+    """The numbers in the name are parsed, and similar names are ignored."""
     layout = Layout(tmp_path)
     for name in ("app.jsonl.next", "app.jsonl.next.1.2", "app.jsonl.next.1.2.3.tmp", "app.jsonl.next.a.b.c"):
         (tmp_path / name).touch()
@@ -70,12 +70,11 @@ def test_a_rotation_under_way_is_known_by_its_files_name(tmp_path: Path) -> None
 
 
 def test_a_missing_directory_has_no_rotation_under_way(tmp_path: Path) -> None:
-    """Looking for one in a directory that does not exist is not an error."""
     assert Layout(tmp_path / "missing").next_file() is None
 
 
 def test_replace_file_leaves_the_content_and_nothing_else(tmp_path: Path) -> None:
-    """The directories above are made, the content is whole, and no temporary file stays."""
+    """Missing directories are created, the content is complete, and no temporary file remains."""
     path = tmp_path / "a" / "b" / "file.json"
     operations.replace_file(path, b"first")
     operations.replace_file(path, b"second")
@@ -86,7 +85,7 @@ def test_replace_file_leaves_the_content_and_nothing_else(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("operation", ["write", "sync", "rename"])
 def test_replace_file_that_fails_leaves_the_old_file(tmp_path: Path, seam: Seam, operation: str) -> None:
-    """Whatever step fails, the old content stays, and no temporary file does."""
+    """Whichever step fails, the old content stays, and no temporary file remains."""
     path = tmp_path / "file.json"
     operations.replace_file(path, b"old")
     seam.fail(operation, number=errno.ENOSPC)
@@ -98,7 +97,7 @@ def test_replace_file_that_fails_leaves_the_old_file(tmp_path: Path, seam: Seam,
 
 
 def test_replace_file_syncs_the_content_before_the_name_and_the_directory_after(tmp_path: Path, seam: Seam) -> None:
-    """The order that makes a replacement safe in a power cut: write, sync, rename, sync of the directory."""
+    """The order is what makes it safe in a power cut: write, sync, rename, sync of the directory."""
     order: list[str] = []
     for name in ("write", "sync", "rename", "sync_dir"):
 
@@ -113,7 +112,7 @@ def test_replace_file_syncs_the_content_before_the_name_and_the_directory_after(
 
 
 def test_new_directories_are_synced_into_their_parents(tmp_path: Path, seam: Seam) -> None:
-    """A directory whose name is not on disk would take everything in it along in a power cut."""
+    """If a directory's name is not on disk, a power cut takes everything in it."""
     synced = seam.count("sync_dir")
     operations.make_dir(tmp_path / "a" / "b")
     again = len(synced)
@@ -124,7 +123,7 @@ def test_new_directories_are_synced_into_their_parents(tmp_path: Path, seam: Sea
 
 
 def test_a_file_in_the_place_of_the_directory_is_an_error(tmp_path: Path) -> None:
-    """A path that names a file can't be made a directory."""
+    """A path that names a file can't become a directory."""
     (tmp_path / "file").touch()
 
     with pytest.raises(OSError):
@@ -132,7 +131,7 @@ def test_a_file_in_the_place_of_the_directory_is_an_error(tmp_path: Path) -> Non
 
 
 def test_a_short_write_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system may take only a part of what it is given, which is what a full disk looks like."""
+    """On a full disk, the system may write only a part of what it is given."""
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, position: pwrite(fd, data[:3], position))
@@ -148,7 +147,7 @@ def test_a_short_write_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_what_is_larger_than_one_call_may_write_is_written_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Linux writes no more than 2 GiB in one call; the pieces join without a gap."""
+    """Linux writes at most 2 GiB in one call; the pieces join without a gap."""
     monkeypatch.setattr(operations, "_WRITE_SIZE", 4)
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     try:
@@ -164,7 +163,7 @@ def test_what_is_larger_than_one_call_may_write_is_written_in_pieces(
 async def test_the_guard_sees_every_file_operation_on_the_loop(
     tmp_path: Path, loop_guard: list[str], operation: str
 ) -> None:
-    """The tests would fail if one of these were called on the event loop, which is what they rely on."""
+    """The other tests rely on failing if one of these is called on the event loop."""
     path = tmp_path / "file"
     path.touch()
     with path.open("r+b") as file:
@@ -185,7 +184,7 @@ async def test_the_guard_sees_every_file_operation_on_the_loop(
 
 
 def test_temporary_files_that_nobody_wrote_to_for_an_hour_are_removed_and_no_others(tmp_path: Path) -> None:
-    """A process in another pid namespace may be about to rename a younger one: its id says nothing here."""
+    """A younger one may be about to be renamed by a process in another pid namespace, so process ids don't help."""
     old = {f".a.json.{'0f' * 8}.tmp", ".a.json.1.0.tmp", ".archive.jsonl.zst.tmp"}
     young = {f".a.json.{'f0' * 8}.tmp", f".a.json.{2**70}.0.tmp"}
     others = {f".a.json.{'0f' * 8}.tmp.x", f"a.json.{'0f' * 8}.tmp", "a.json"}
@@ -200,7 +199,7 @@ def test_temporary_files_that_nobody_wrote_to_for_an_hour_are_removed_and_no_oth
 
 
 def test_a_temporary_file_has_a_name_that_was_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container's first process has the same id at every start, and a killed one may have left its file."""
+    """The first process of a container always has the same id, and a killed one may have left its file."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
     names = {operations.temporary_path(tmp_path / "a.json") for _ in range(100)}
 
@@ -208,7 +207,7 @@ def test_a_temporary_file_has_a_name_that_was_never_used(tmp_path: Path, monkeyp
 
 
 def test_a_new_file_does_not_go_where_a_planted_link_leads(tmp_path: Path) -> None:
-    """Neither to a file that is there nor to one that is not."""
+    """The link may lead to an existing file or to a missing one."""
     (tmp_path / "there").touch()
     for target in ("there", "not there"):
         (tmp_path / f"to {target}").symlink_to(tmp_path / target)
@@ -219,7 +218,7 @@ def test_a_new_file_does_not_go_where_a_planted_link_leads(tmp_path: Path) -> No
 
 
 def test_a_pipe_in_the_place_of_a_file_is_an_error_and_does_not_block(tmp_path: Path) -> None:
-    """Opening one for reading waits for somebody to open it for writing."""
+    """Opening a pipe for reading would wait until somebody opens it for writing."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a regular file"):
         operations.open_to_read(tmp_path / "pipe")

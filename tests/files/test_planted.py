@@ -1,4 +1,4 @@
-"""Files that somebody planted: little on disk, much in memory or in time."""
+"""Planted files that are small on disk, but expensive to read."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def _raw_block(size: int) -> bytes:
 
 
 async def test_many_bytes_that_look_like_frames_are_soon_recognized(damaged_dir: Path) -> None:
-    """What follows an unfinished frame is searched for whole ones, but not for as long as there are candidates."""
+    """After an incomplete frame, complete ones are searched for, but not at every candidate."""
     write_log(damaged_dir)
     header = b"\x28\xb5\x2f\xfd\x00\x58"
-    # Raw blocks, each of which holds the header of another frame that continues through all the blocks behind it.
+    # Raw blocks, each of which contains the header of another frame that extends over all later blocks.
     chain = header + (_raw_block(9) + header + _raw_block(0)) * 30_000
     (damaged_dir / "archive.jsonl.zst").write_bytes(chain)
     expanded = 0

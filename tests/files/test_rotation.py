@@ -1,4 +1,4 @@
-"""Rotation: its steps, what a writer does with a rotation that was left, and that appends know nothing of it."""
+"""Rotation: its steps, how a writer finishes an interrupted one, and that appends don't notice it."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from eventfold._files.paths import Layout
 
 
 def lines(start: int, end: int) -> bytes:
-    """The lines of these events."""
+    """Returns the lines of these events."""
     return b"".join(map(line, range(start, end)))
 
 
 SIZE = len(line(0))
-# Where the log of `leave_rotation` was rotated before, and where it ends.
+# where the log of `leave_rotation` was rotated before, and where it ends
 BASE, END = len(lines(0, 3)), len(lines(0, 14))
 
 
 @pytest.fixture
 def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes frames of four lines."""
+    """Makes frames of four lines each."""
     support.small_frames(monkeypatch, 4 * SIZE)
 
 
@@ -76,7 +76,7 @@ def leave_rotation(directory: Path, frames: int, rest: bytes = b"") -> Layout:
 def test_a_rotation_whose_archive_did_not_grow_by_a_record_is_undone(
     data_dir_now: Path, small_frames: None, rest: bytes
 ) -> None:
-    """The archive is cut back to what it was, and the new file goes; the log is what it was."""
+    """The archive is cut to its previous size, the new file is deleted, and the log is the same as before."""
     layout = leave_rotation(data_dir_now, 0, rest)
     left = layout.next_file()
     before = read_now(data_dir_now)
@@ -96,7 +96,7 @@ def test_a_rotation_whose_archive_did_not_grow_by_a_record_is_undone(
 def test_a_rotation_whose_archive_grew_by_records_is_finished(
     data_dir_now: Path, small_frames: None, frames: int, rest: bytes
 ) -> None:
-    """Whole frames stay, since readers may have counted them; what follows them is cut, and the rest archived."""
+    """Complete frames stay, since readers may have used them; what follows them is cut, and the rest is archived."""
     layout = leave_rotation(data_dir_now, frames, rest)
     archive = layout.archive_path.read_bytes()
     before = read_now(data_dir_now)
@@ -112,7 +112,7 @@ def test_a_rotation_whose_archive_grew_by_records_is_finished(
 
 
 def test_a_completed_rotation_keeps_what_was_appended_meanwhile(data_dir_now: Path, small_frames: None) -> None:
-    """Lines that came in while the archive was written go over to the new active log; a torn one is cut."""
+    """Lines that were appended during the rotation move to the new active log, and a torn one is cut."""
     leave_rotation(data_dir_now, 2)
     with data_dir_now.joinpath("app.jsonl").open("ab") as file:
         file.write(line(14) + line(15) + b'{"type":"to')
@@ -127,12 +127,12 @@ def test_a_completed_rotation_keeps_what_was_appended_meanwhile(data_dir_now: Pa
 
 
 def shorten_log(layout: Layout) -> None:
-    """Makes `app.jsonl` shorter than its part that is being archived."""
+    """Makes `app.jsonl` shorter than the part that is being archived."""
     os.truncate(layout.log_path, END - BASE - 1)
 
 
 def change_log(layout: Layout) -> None:
-    """Changes a line of `app.jsonl` that is archived already."""
+    """Changes a line of `app.jsonl` that is already archived."""
     data = layout.log_path.read_bytes()
     layout.log_path.write_bytes(data.replace(b'"n":4}', b'"n":5}', 1))
 
@@ -155,7 +155,7 @@ def damage_new_frame(layout: Layout) -> None:
 
 
 def damage_new_record(layout: Layout) -> None:
-    """Changes a byte of the record of the first new frame, which another one follows."""
+    """Changes a byte of the record of the first new frame, which another frame follows."""
     data = bytearray(layout.archive_path.read_bytes())
     at = data.index(b"EVTFOLD\0", layout.next_file().archive_size)
     data[at + 20] ^= 1
@@ -163,7 +163,7 @@ def damage_new_record(layout: Layout) -> None:
 
 
 def replace_log_by_lines_of_another(layout: Layout) -> None:
-    """Puts other lines of the same length into `app.jsonl`."""
+    """Replaces the lines in `app.jsonl` by others of the same length."""
     layout.log_path.write_bytes(b"".join(map(line, range(13, 2, -1))))
 
 
@@ -182,7 +182,7 @@ def replace_log_by_lines_of_another(layout: Layout) -> None:
 async def test_files_that_contradict_each_other_are_not_touched(
     damaged_dir: Path, small_frames: None, contradict: Any
 ) -> None:
-    """Opening raises an error that says where, leaves every byte as it was, and releases the lock."""
+    """Opening raises an error that says where, changes no byte, and releases the lock."""
     layout = await asyncio.to_thread(leave_rotation, damaged_dir, 2)
     await asyncio.to_thread(contradict, layout)
     before = read_files(damaged_dir)
@@ -198,7 +198,7 @@ async def test_files_that_contradict_each_other_are_not_touched(
 async def test_an_archive_damaged_before_the_rotation_does_not_keep_its_lines_from_being_found(
     damaged_dir: Path, small_frames: None
 ) -> None:
-    """Only what the damaged frame held is missing: reading says so, and reading from behind it works."""
+    """Only the events in the damaged frame are missing: reading reports that, and reading from after it works."""
     layout = await asyncio.to_thread(leave_rotation, damaged_dir, 2)
     data = bytearray(layout.archive_path.read_bytes())
     data[20] ^= 1
@@ -213,7 +213,7 @@ async def test_an_archive_damaged_before_the_rotation_does_not_keep_its_lines_fr
 
 
 def test_the_first_archive_appears_whole(data_dir_now: Path, small_frames: None, monkeypatch: Any) -> None:
-    """Until the rename there is no archive, after it there is all of it: it is never empty."""
+    """There is no archive before the rename, and all of it after the rename: it is never empty."""
     seen = []
     original = operations.write
 
@@ -231,7 +231,7 @@ def test_the_first_archive_appears_whole(data_dir_now: Path, small_frames: None,
 
 
 def test_the_new_file_says_where_the_log_stood(data_dir_now: Path) -> None:
-    """Its name has the base, the size and the archive's size of the moment in which the rotation began."""
+    """Its name contains the base, the size and the archive's size at the moment when the rotation began."""
     layout = leave_rotation(data_dir_now, 0)
     name = layout.next_file().path.name
 
@@ -240,7 +240,7 @@ def test_the_new_file_says_where_the_log_stood(data_dir_now: Path) -> None:
 
 
 async def test_rotating_an_empty_log_does_nothing(data_dir: Path) -> None:
-    """There is no archive without lines, and a second rotation in a row adds nothing to one."""
+    """An archive always has lines, and a second rotation in a row adds nothing."""
     async with EventLog.open(data_dir) as log:
         await log.rotate()
         empty = read_files(data_dir)
@@ -255,7 +255,7 @@ async def test_rotating_an_empty_log_does_nothing(data_dir: Path) -> None:
 
 
 async def test_a_log_that_is_large_already_is_rotated_when_it_is_opened(data_dir: Path) -> None:
-    """`max_log_size` counts for what was there before, too."""
+    """`max_log_size` also counts what was there before the opening."""
     write_log(data_dir, *map(line, range(20)))
     async with EventLog.open(data_dir, max_log_size=10 * SIZE):
         pass
@@ -265,7 +265,7 @@ async def test_a_log_that_is_large_already_is_rotated_when_it_is_opened(data_dir
 
 
 async def test_a_log_that_grows_is_rotated_automatically(data_dir: Path) -> None:
-    """The active log is rotated once it has reached `max_log_size`, repeatedly; offsets continue."""
+    """It is rotated each time it reaches `max_log_size`, and the offsets continue."""
     async with EventLog.open(data_dir, max_log_size=10 * SIZE) as log:
         results = [await log.append(event(n)) for n in range(100)]
 
@@ -275,7 +275,7 @@ async def test_a_log_that_grows_is_rotated_automatically(data_dir: Path) -> None
 
 
 async def test_appends_do_not_wait_for_the_archive(data_dir: Path, seam: Seam) -> None:
-    """While the archive can't be written, appends are acknowledged and read; the rotation then takes them over."""
+    """While the archive can't be written, appends are acknowledged and can be read; the rotation then includes them."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
         active = log._writer._committer.active
@@ -309,7 +309,7 @@ async def test_appends_do_not_wait_for_the_archive(data_dir: Path, seam: Seam) -
 async def test_a_rotation_that_fails_affects_no_append_and_the_next_one_continues_it(
     data_dir: Path, small_frames: None, monkeypatch: pytest.MonkeyPatch, operation: str, number: int
 ) -> None:
-    """`rotate` raises the error of the disk; appends work before and after the next one, which does the rest."""
+    """`rotate` raises the disk's error; appends work before and after the next rotation, which does the rest."""
     async with EventLog.open(data_dir) as log:
         for n in range(5):
             await log.append(event(n))
@@ -344,7 +344,7 @@ async def test_a_rotation_that_fails_affects_no_append_and_the_next_one_continue
 async def test_an_automatic_rotation_that_fails_is_a_warning_and_is_tried_again(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Appends are acknowledged while the archive's disk is full, and the log is rotated once it is not."""
+    """While the archive's disk is full, appends are acknowledged; once there is space, the log is rotated."""
     monkeypatch.setattr(_rotator, "RETRY_INTERVAL", 0.0)
     async with EventLog.open(data_dir, max_log_size=5 * SIZE) as log:
         await log.append(event(0))
@@ -375,7 +375,7 @@ async def test_an_automatic_rotation_that_fails_is_a_warning_and_is_tried_again(
 async def test_a_full_disk_at_the_opening_leaves_a_rotation_for_later(
     data_dir: Path, small_frames: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log opens and takes appends; the next rotation finishes what was left."""
+    """The log opens and accepts appends, and the next rotation finishes the interrupted one."""
     await asyncio.to_thread(leave_rotation, data_dir, 1)
 
     def full(fd: int, data: bytes, position: int) -> None:
@@ -400,7 +400,7 @@ async def test_a_full_disk_at_the_opening_leaves_a_rotation_for_later(
 async def test_an_opening_that_fails_in_a_left_rotation_releases_the_lock(
     data_dir: Path, small_frames: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a directory could not be synced behind the switch, the log can be opened again in the same process."""
+    """A directory could not be synced after the switch, and the log can be opened again in the same process."""
     await asyncio.to_thread(leave_rotation, data_dir, 1)
     original, renamed = operations.sync_dir, []
     rename = operations.rename
@@ -427,7 +427,7 @@ async def test_an_opening_that_fails_in_a_left_rotation_releases_the_lock(
 
 
 async def test_nobody_else_gets_the_log_during_or_after_a_rotation(data_dir: Path) -> None:
-    """The new file is locked before it gets its name, and who held the old one open can't lock that either."""
+    """The new file is locked before it gets its name, and whoever has the old file open can't lock that either."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(1))
         held_open = os.open(log.log_path, os.O_RDWR)
@@ -442,7 +442,7 @@ async def test_nobody_else_gets_the_log_during_or_after_a_rotation(data_dir: Pat
 
 
 async def test_the_old_file_is_closed_after_a_while(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stays locked for as long as somebody might be about to lock it, not forever."""
+    """It stays locked while somebody might be about to lock it, but not for ever."""
     monkeypatch.setattr(committer, "KEEP_LOCKED", 0.0)
     async with EventLog.open(data_dir) as log:
         await log.append(event(1))
@@ -461,7 +461,7 @@ async def test_the_old_file_is_closed_after_a_while(data_dir: Path, monkeypatch:
 async def test_an_opening_waits_for_no_lock_but_looks_again_at_the_name(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who opened the file before a rotation and locks it after that finds that it has lost its name, and continues."""
+    """Somebody who opened the file before a rotation and locks it afterwards notices that it has lost its name."""
     write_log(data_dir, line(0))
     original, moved = operations.lock, []
 
@@ -480,7 +480,7 @@ async def test_an_opening_waits_for_no_lock_but_looks_again_at_the_name(
 
 
 async def test_offsets_and_heads_know_nothing_of_rotation(data_dir: Path, small_frames: None) -> None:
-    """The same appends give the same offsets, hashes and heads with a rotation after each of them as without any."""
+    """Offsets, hashes and heads are the same with a rotation after each append as without any."""
     results: list[list[Any]] = [[], []]
     for rotating, directory in enumerate((data_dir.parent / "plain", data_dir)):
         async with EventLog.open(directory) as log:
@@ -523,7 +523,7 @@ asyncio.run(main())
 
 
 async def test_rotating_and_reading_a_large_log_takes_little_memory(tmp_path: Path) -> None:
-    """100 MB are archived and read back in another process with less than 64 MiB on top of what it had."""
+    """100 MB are archived and read in another process, which needs less than 64 MiB more than before."""
     size = 100_000_000
     lines = b"".join(
         b'{"type":"counted","data":{"n":%d,"text":"%s"},"ts":1700000000}\n' % (n, os.urandom(450).hex().encode())
@@ -545,7 +545,7 @@ async def test_rotating_and_reading_a_large_log_takes_little_memory(tmp_path: Pa
 
 
 async def test_a_rotation_whose_last_newline_is_damaged_is_refused(damaged_dir: Path) -> None:
-    """The file that a rotation has begun says that a line ends there; the log says that it does not."""
+    """The rotation's file says that a line ends there, and the log says that it does not."""
     data = line(0) + line(1)
     damaged_dir.mkdir()
     damaged_dir.joinpath("app.jsonl").write_bytes(data[:-1] + b"x" + line(2))
@@ -561,7 +561,7 @@ async def test_a_rotation_whose_last_newline_is_damaged_is_refused(damaged_dir: 
 async def test_an_archive_cut_inside_a_frame_or_its_record_is_reported(
     damaged_dir: Path, left_out: int, whole: int
 ) -> None:
-    """No crash leaves that without a rotation under way: readers give what is before it, writers touch nothing."""
+    """Only a rotation leaves that behind in a crash: readers return what is before it, and writers change nothing."""
     async with EventWriter.open(damaged_dir) as writer:
         for n in range(2):
             await writer.append(event(n))

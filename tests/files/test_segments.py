@@ -1,4 +1,4 @@
-"""Where an offset lives: the archive and the active log as they belong together at one moment, without locks."""
+"""Where an offset is stored: the archive and the active log as they fit together at one moment, without locks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from eventfold._files.segments import LogSegments, last_complete_offset, line_be
 
 
 def lines(start: int, end: int) -> bytes:
-    """The lines of these events."""
+    """Returns the lines of these events."""
     return b"".join(map(line, range(start, end)))
 
 
 @pytest.fixture(autouse=True)
 def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes frames, blocks and steps back so small that a few lines are several."""
+    """Makes frames, blocks and steps backwards so small that a few lines need several."""
     support.small_frames(monkeypatch, 200)
     monkeypatch.setattr(segments, "BLOCK_SIZE", 120)
     monkeypatch.setattr(segments, "_STEP_BACK", 16)
@@ -41,7 +41,7 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
 
 
 def test_a_directory_that_is_not_there_is_an_empty_log(tmp_path: Path) -> None:
-    """There is nothing to read, and nothing is made."""
+    """There is nothing to read, and no file is created."""
     with LogSegments(Layout(tmp_path / "data")) as parts:
         head, base, found = parts.head(), parts.base, list(parts.lines(0, 0))
 
@@ -50,7 +50,7 @@ def test_a_directory_that_is_not_there_is_an_empty_log(tmp_path: Path) -> None:
 
 
 def test_every_span_of_lines_is_found_wherever_it_lies(opened: Opened) -> None:
-    """From each line to each later one: in the archive, in the active log, or across both."""
+    """The spans go from each line to each later one: in the archive, in the active log, or across both."""
     append(opened.active, lines(0, 7))
     opened.rotate()
     append(opened.active, lines(7, 12))
@@ -67,7 +67,7 @@ def test_every_span_of_lines_is_found_wherever_it_lies(opened: Opened) -> None:
 
 
 def test_the_line_before_any_offset_is_found_wherever_it_lies(opened: Opened) -> None:
-    """In the archive, at the border, and in the active log; inside a line there is none."""
+    """It may be in the archive, at the border, or in the active log; an offset inside a line has none."""
     append(opened.active, lines(0, 7))
     opened.rotate()
     append(opened.active, lines(7, 12))
@@ -92,7 +92,7 @@ def test_the_head_of_a_log_that_was_just_rotated_is_the_archives_end(opened: Ope
 
 
 def test_what_was_opened_stays_good_while_the_log_is_rotated(opened: Opened) -> None:
-    """Who began to read before a rotation reads on in the files of then: nothing is missing, nothing comes twice."""
+    """A read that began before a rotation continues in the old files, and nothing is missing or comes twice."""
     append(opened.active, lines(0, 9))
     with LogSegments(opened.layout) as parts:
         head = parts.head()
@@ -106,7 +106,7 @@ def test_what_was_opened_stays_good_while_the_log_is_rotated(opened: Opened) -> 
     assert first.data + b"".join(rest) == lines(0, 9)
 
 
-LOOKS = 5  # at the active log, the archive, its size, the rotation under way, and the name of the active log
+LOOKS = 5  # the looks at the active log, the archive, its size, the rotation under way, and the name of the active log
 STEPS = 6
 
 
@@ -126,14 +126,14 @@ class Rotating:
         self._going_on = False
 
     def add(self, count: int) -> None:
-        """Appends that many lines."""
+        """Adds `count` lines."""
         new = lines(self._n, self._n + count)
         append(self.opened.active, new)
         self.whole += new
         self._n += count
 
     def go_on(self, done: int) -> None:
-        """Goes on until that many steps are done."""
+        """Continues until that many steps are done."""
         if not self._going_on:
             self._going_on = True
             while self._done < done and self._done < STEPS:
@@ -147,7 +147,7 @@ class Rotating:
         yield
         self.add(1)
         if layout.archive_path.exists():
-            # What `Rotation.archive` does, with a pause after each frame.
+            # what `Rotation.archive` does, with a pause after each frame
             fd = os.open(layout.archive_path, os.O_RDWR)
             position, offset = os.fstat(fd).st_size, active.base
             for chunk in rotation._chunks(active.fd, 0):
@@ -167,7 +167,7 @@ class Rotating:
 def test_a_rotation_between_any_two_looks_of_a_reader_misleads_it_in_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotated_before: bool
 ) -> None:
-    """The steps of a rotation come in at every place between a reader's looks at the files, in every combination."""
+    """The steps of a rotation happen at every point between a reader's looks at the files, in every combination."""
     fstat, stat, open_, next_file = os.fstat, os.stat, segments._open_if_there, Layout.next_file
     heads = set()
     for number, before in enumerate(itertools.combinations_with_replacement(range(STEPS + 1), LOOKS)):
@@ -217,7 +217,7 @@ def test_a_rotation_between_any_two_looks_of_a_reader_misleads_it_in_nothing(
     ],
 )
 def test_a_log_is_whole_up_to_its_last_line_or_batch(tmp_path: Path, data: bytes, end: int | None) -> None:
-    """What follows, half a line, NUL bytes or an open batch, is not part of it."""
+    """What follows (half a line, NUL bytes or an open batch) is not part of it."""
     path = tmp_path / "app.jsonl"
     path.write_bytes(data)
     fd = os.open(path, os.O_RDONLY)
@@ -231,7 +231,7 @@ def test_a_log_is_whole_up_to_its_last_line_or_batch(tmp_path: Path, data: bytes
 
 @pytest.mark.parametrize("size", [1, 14, 15, 16, 17, 63, 64, 65, 1000])
 def test_a_line_is_found_backwards_whatever_its_length(tmp_path: Path, size: int) -> None:
-    """Lines that end at, before or behind the steps that are taken backwards."""
+    """The lines end at, before or after the steps that are taken backwards."""
     path = tmp_path / "app.jsonl"
     path.write_bytes(b"a" * 3 + b"\n" + b"b" * size + b"\n")
     fd = os.open(path, os.O_RDONLY)
@@ -246,7 +246,7 @@ def test_a_line_is_found_backwards_whatever_its_length(tmp_path: Path, size: int
 
 
 async def test_a_last_line_with_an_impossible_place_in_a_batch_is_reported(damaged_dir: Path) -> None:
-    """It is damage, and no batch that a crash broke off: nothing is cut."""
+    """It is damage and not a batch that a crash cut short, so nothing is cut."""
     data = line(0) + line(1, batch="1,2") + line(2, batch="0,2")
     damaged_dir.mkdir()
     (damaged_dir / "app.jsonl").write_bytes(data)
@@ -261,7 +261,7 @@ async def test_a_last_line_with_an_impossible_place_in_a_batch_is_reported(damag
 
 @pytest.mark.parametrize("harm", ["cut", "deleted"])
 def test_what_an_archive_lacks_while_a_rotation_is_under_way_is_reported(damaged_dir: Path, harm: str) -> None:
-    """The rotation's file says where the active log begins; what should stand before it is not passed over."""
+    """The rotation's file says where the active log begins, so missing events before that are noticed."""
     with Opened(damaged_dir) as opened:
         append(opened.active, lines(0, 12))
         opened.rotate()

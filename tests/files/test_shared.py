@@ -1,4 +1,4 @@
-"""Several writers of one directory, each with everything that a writer can do."""
+"""Several writers of one directory, each of which can do everything that a single writer can."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ with turn:
 
 
 async def hold_the_turn(directory: Path) -> subprocess.Popen[str]:
-    """Another process that has the turn until its standard input is closed, or it is killed."""
+    """Starts another process, which holds the turn until its standard input is closed or it is killed."""
     command = [sys.executable, "-c", HOLDER, str(directory)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert await asyncio.to_thread(process.stdout.readline) == "held\n"
@@ -187,7 +187,7 @@ async def test_what_a_writer_appends_itself_is_told_in_its_process_without_readi
             await log.append(event(n))
             assert (await reading).event == event(n)
         await tail.aclose()
-    # A look without a hint may come just between a commit and what is told of it.
+    # Such a look may come just between a commit and the notification about it.
     assert len(read_back) < 5
 
 
@@ -195,7 +195,7 @@ async def test_what_a_writer_appends_itself_is_told_in_its_process_without_readi
 async def test_a_tail_sees_what_other_processes_append_beside_the_writer_of_its_own(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, announced: bool
 ) -> None:
-    """Also what a writer of this process had announced, and then did not get to tell."""
+    """The events include those that a writer of this process announced, but did not get to report."""
     async with EventLog.open(data_dir, lock=SHARED) as log, asyncio.timeout(20):
         tail = log.tail()
         peer = await asyncio.to_thread(Peer, data_dir)
@@ -370,7 +370,7 @@ async def test_a_lock_file_that_was_emptied_is_made_whole_by_the_next_append(dat
 
 @pytest.fixture
 def starting_child(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The locked files of a child that is being started: until it runs its program, it has all its parent's locks."""
+    """The locked files of a child that is being started: before it executes its program, it has its parent's locks."""
     lock_shared, descriptors = operations.lock_shared, []
 
     def lock_and_fork(fd: int) -> bool:
@@ -418,7 +418,7 @@ async def test_the_snapshot_of_a_view_is_not_replaced_by_an_older_one(data_dir: 
 
     one = await EventLog.open(data_dir, lock=SHARED, views=[view()])
     other = await EventLog.open(data_dir, lock=SHARED, views=[view()])
-    for n in range(2):  # the second one is not saved by the refresh
+    for n in range(2):  # the refresh does not save the second one
         await one.append(event(n))
         await one.refresh_all()
     await other.append(event(2))

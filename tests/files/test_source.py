@@ -1,4 +1,4 @@
-"""A directory as a source: what is looked into again and what is not, and what may stand where a document is."""
+"""A directory as a source: which files are opened again, and what may be in the place of a document."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eventfold._waiters import Scope
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[Layout]:
-    """Each time that files were opened to find the head, their layout is added."""
+    """A list that gets the layout each time files are opened to find the head."""
     opened: list[Layout] = []
 
     class Counted(LogSegments):
@@ -34,7 +34,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Layout]:
 async def test_files_that_have_not_changed_are_not_opened_for_the_head(
     data_dir: Path, looks: list[Layout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asking for the head repeatedly costs a look at the files' sizes and times."""
+    """Repeated questions about the head cost a look at the files' sizes and times."""
     monkeypatch.setattr(heads, "_TICK", -(10**9))
     write_log(data_dir, line(0))
     readers = EventReader(data_dir), EventReader(data_dir)
@@ -48,7 +48,7 @@ async def test_files_that_have_not_changed_are_not_opened_for_the_head(
 
 
 async def test_files_that_were_changed_just_now_are_opened_again(data_dir: Path, looks: list[Layout]) -> None:
-    """A change that comes within the same tick of the clock, of the same size, would leave no trace in them."""
+    """A change of the same size within one tick of the clock would leave no trace in them."""
     first = write_log(data_dir, line(0))
     reader = EventReader(data_dir)
     before = await reader.head()
@@ -65,7 +65,7 @@ async def test_files_that_were_changed_just_now_are_opened_again(data_dir: Path,
 
 
 async def test_a_pipe_where_a_document_should_be_is_an_error(data_dir: Path) -> None:
-    """Opening it does not wait for somebody who writes into it."""
+    """Opening it does not wait until somebody writes to it."""
     layout = Layout(data_dir)
     layout.views_dir.mkdir(parents=True)
     os.mkfifo(layout.snapshot_path("planted"))
@@ -75,7 +75,7 @@ async def test_a_pipe_where_a_document_should_be_is_an_error(data_dir: Path) -> 
 
 
 class Elsewhere:
-    """A source that keeps no files."""
+    """A source that has no files."""
 
     location = "elsewhere://log"
 

@@ -44,7 +44,7 @@ def new_turn(layout: Layout) -> Iterator[Callable[[], Turn]]:
 
 
 class _DiedError(Exception):
-    """Stands for the death of a process: it does nothing more."""
+    """Simulates the death of a process: it does nothing more."""
 
 
 def in_thread(function: Callable[[], object]) -> threading.Thread:
@@ -71,7 +71,7 @@ def test_a_mark_is_read_as_it_was_written_by_any_process_that_has_the_file_open(
 
 
 def test_the_mark_tells_the_furthest_that_anybody_has_brought_to_the_disk(new_turn: Callable[[], Turn]) -> None:
-    """Whoever tells it, and in whatever order; nothing else in it is changed."""
+    """It does not matter who notes it or in which order, and nothing else in the mark changes."""
     writer, other = new_turn(), new_turn()
     with other:
         pass
@@ -111,7 +111,7 @@ def test_telling_what_is_durable_waits_for_the_turn(new_turn: Callable[[], Turn]
 def test_what_is_durable_can_be_told_to_nobody_where_the_lock_file_was(
     new_turn: Callable[[], Turn], layout: Layout, harm: str
 ) -> None:
-    """Then this process knows it, and the turn is free."""
+    """Then only this process knows it, and the turn is released."""
     turn = new_turn()
     with turn:
         turn.write_mark(ONE)
@@ -141,7 +141,7 @@ def test_the_lock_file_has_its_whole_size_on_the_disk_once_the_turn_was_held(
 def test_a_death_after_any_byte_of_a_mark_leaves_the_one_before(
     new_turn: Callable[[], Turn], monkeypatch: pytest.MonkeyPatch, earlier: int
 ) -> None:
-    """Whichever of the two versions was to be replaced."""
+    """This holds for each of the two versions that may be replaced."""
     turn, reader = new_turn(), new_turn()
     with reader:
         pass
@@ -160,7 +160,7 @@ def test_a_death_after_any_byte_of_a_mark_leaves_the_one_before(
             with monkeypatch.context() as patch, pytest.raises(_DiedError):
                 patch.setattr(turn_module.operations, "write_mapped", die)
                 turn.write_mark(TWO)
-            # All but the last byte can't differ from the whole only where that byte happens to be the same.
+            # All bytes except the last can equal the complete mark only if the missing byte is the same by chance.
             assert reader.read_mark() in ((before, TWO) if count == size - 1 else (before,))
         turn.write_mark(TWO)
         assert turn.read_mark() == reader.read_mark() == TWO
@@ -209,7 +209,7 @@ def test_the_kernel_gives_on_the_turn_of_a_process_that_dies(new_turn: Callable[
 
 
 class Holder:
-    """Another process that has the turn."""
+    """Another process, which holds the turn."""
 
     def __init__(self, layout: Layout, code: str = "") -> None:
         script = (
@@ -306,7 +306,7 @@ def test_a_lock_file_that_was_deleted_ends_the_writer_and_a_new_one_begins_anew(
 def test_a_lock_file_that_was_cut_short_is_made_whole_again_and_its_mark_may_be_gone(
     new_turn: Callable[[], Turn], layout: Layout, size: int
 ) -> None:
-    """Reading a mapping behind the file's end would end the process with a SIGBUS."""
+    """Reading a mapping beyond the file's end would kill the process with SIGBUS."""
     turn = new_turn()
     with turn:
         turn.write_mark(ONE)
@@ -355,8 +355,8 @@ def test_a_full_disk_is_an_error_of_whoever_wanted_the_turn_and_the_turn_is_free
 
 
 def test_a_forked_child_does_not_keep_the_turn_of_its_parent(new_turn: Callable[[], Turn], layout: Layout) -> None:
-    """Not through the file, and not through the mapping, which has a descriptor of its own."""
-    # The child lives until its standard input ends, which is when this test lets go of the parent's.
+    """It has the turn neither through the file nor through the mapping, which has its own descriptor."""
+    # The child lives until its standard input ends, which happens when this test closes the pipe.
     fork = (
         "from eventfold._files.turn import Mark\n"
         "turn.write_mark(Mark((0, ''), (0, '')))\n"
@@ -374,7 +374,7 @@ def test_a_forked_child_does_not_keep_the_turn_of_its_parent(new_turn: Callable[
 
 
 async def test_reading_the_durable_head_does_not_block_the_event_loop(new_turn: Callable[[], Turn]) -> None:
-    """The guard of the event loop sees to it."""
+    """The guard of the event loop checks that."""
     turn = await asyncio.to_thread(new_turn)
 
     def write() -> None:

@@ -1,4 +1,4 @@
-"""Waiting: one watcher for all who wait on a directory, woken by the writer, by hints, or by looking now and then."""
+"""Waiting: one watcher wakes all who wait on a directory, after an append here, on hints, or by regular looks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from eventfold._files.heads import Change, HeadLookup
 
 
 async def watching(count: int = 1) -> None:
-    """Waits until that many threads watch."""
+    """Waits until there are `count` watcher threads."""
     async with asyncio.timeout(5):
         while len(watchers()) != count:
             await asyncio.sleep(0.005)
 
 
 async def test_a_thousand_tails_of_a_directory_have_one_watcher(data_dir: Path) -> None:
-    """However many wait, one thread watches; all of them are woken."""
+    """One thread watches for any number of waits, and all of them are woken."""
     write_log(data_dir, line(0))
     before = await at_rest()
     tails = [EventReader(data_dir).tail(0) for _ in range(1000)]
@@ -55,7 +55,7 @@ async def test_a_thousand_tails_of_a_directory_have_one_watcher(data_dir: Path) 
 
 
 async def test_nobody_watches_while_the_writer_lives_in_the_process(data_dir: Path) -> None:
-    """The writer wakes the waiters itself, so no thread looks at the file system; once it is gone, one does."""
+    """The writer itself wakes the waiters, so no thread looks at the file system; once it is closed, one does."""
     await watching(0)
     reader = EventReader(data_dir)
     async with EventLog.open(data_dir) as log:
@@ -74,7 +74,7 @@ async def test_nobody_watches_while_the_writer_lives_in_the_process(data_dir: Pa
 
 
 async def test_the_watcher_begins_with_the_first_wait_and_ends_with_the_last(data_dir: Path) -> None:
-    """While nobody waits no thread is there, nor the descriptors that it watches with."""
+    """While nobody waits, there is no thread, nor the descriptors that it needs."""
     data_dir.mkdir()
     reader = EventReader(data_dir)
     await reader.head()
@@ -94,7 +94,7 @@ async def test_the_watcher_begins_with_the_first_wait_and_ends_with_the_last(dat
 
 
 async def test_waiting_takes_no_thread_from_anyios_limiter(data_dir: Path) -> None:
-    """Fifty directories watched at once would exhaust its forty threads; they take none, and share one of ours."""
+    """Fifty waits would exhaust its forty threads if they used them, but all of them share one thread of ours."""
     directories = [data_dir / str(number) for number in range(50)]
     waits = [asyncio.create_task(EventReader(path).wait_for_events(0)) for path in directories]
     await settle()
@@ -110,7 +110,6 @@ async def test_waiting_takes_no_thread_from_anyios_limiter(data_dir: Path) -> No
 
 
 async def test_a_wait_for_what_is_there_returns_at_once(data_dir: Path) -> None:
-    """The head lies beyond the offset already."""
     write_log(data_dir, line(0))
 
     result = await EventReader(data_dir).wait_for_events(0)
@@ -119,7 +118,7 @@ async def test_a_wait_for_what_is_there_returns_at_once(data_dir: Path) -> None:
 
 
 async def test_a_wait_ends_with_the_append_of_its_own_process(data_dir: Path) -> None:
-    """The result has the head that was waited for."""
+    """The result contains the head that the wait was for."""
     async with EventLog.open(data_dir) as log:
         waiting = asyncio.ensure_future(log.wait_for_events(0))
         await settle()
@@ -142,7 +141,7 @@ async def test_a_wait_ends_with_the_append_of_another_process(data_dir: Path) ->
 
 @pytest.mark.parametrize("lives_here", [True, False])
 async def test_a_wait_gives_up_after_its_timeout(data_dir: Path, lives_here: bool) -> None:
-    """The result says that nothing is new, and where the head is."""
+    """The result says that there is nothing new, and where the head is."""
     log = await EventLog.open(data_dir)
     await log.append(event(0))
     offset = log.head.offset
@@ -158,7 +157,7 @@ async def test_a_wait_gives_up_after_its_timeout(data_dir: Path, lives_here: boo
 
 
 async def test_a_wait_without_time_only_asks(data_dir: Path) -> None:
-    """A timeout of 0 gives the answer of now."""
+    """A time-out of 0 gives the current answer."""
     write_log(data_dir, line(0))
     reader = EventReader(data_dir)
 
@@ -168,7 +167,7 @@ async def test_a_wait_without_time_only_asks(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_a_wait_raises_when_its_log_is_closed(data_dir: Path, read_only: bool) -> None:
-    """It raises LogClosedError instead of waiting forever."""
+    """It raises LogClosedError instead of waiting for ever."""
     log = await EventLog.open(data_dir, read_only=read_only)
     waiting = asyncio.ensure_future(log.wait_for_events(0))
     await settle()
@@ -180,13 +179,13 @@ async def test_a_wait_raises_when_its_log_is_closed(data_dir: Path, read_only: b
 
 @pytest.mark.parametrize("offset", [-1, 1.5, "0", True])
 async def test_a_wait_for_no_offset_is_refused(data_dir: Path, offset: Any) -> None:
-    """Only an integer of 0 or more is one."""
+    """An offset is an integer of 0 or more."""
     with pytest.raises(ValueError, match="offset"):
         await EventReader(data_dir).wait_for_events(offset)
 
 
 async def test_a_cancelled_wait_leaves_nothing_behind(data_dir: Path) -> None:
-    """Neither a task nor a thread nor a descriptor outlives it."""
+    """No task, thread or descriptor outlives it."""
     data_dir.mkdir()
     before = await at_rest()
     waiting = asyncio.create_task(EventReader(data_dir).wait_for_events(0, timeout=60))
@@ -201,7 +200,7 @@ async def test_a_cancelled_wait_leaves_nothing_behind(data_dir: Path) -> None:
 def lose_all_hints(
     path: Path, *, stop_event: threading.Event, rust_timeout: int, yield_on_timeout: bool, **options: Any
 ) -> Iterator[set]:
-    """Stands in for `watchfiles.watch` on a mount whose events get lost: only its timeouts come."""
+    """Replaces `watchfiles.watch` as on a mount whose events get lost: only its time-outs occur."""
     while not stop_event.wait(rust_timeout / 1000):
         if yield_on_timeout:
             yield set()
@@ -218,7 +217,7 @@ def hints_get_lost(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 
 async def test_new_events_are_found_where_all_hints_get_lost(data_dir: Path, hints_get_lost: None) -> None:
-    """The file is looked at now and then, so that nobody waits forever."""
+    """The file is looked at regularly, so that nobody waits for ever."""
     write_log(data_dir, line(0))
     async with aclosing(EventReader(data_dir).tail(0)) as tail:
         await anext(tail)
@@ -231,7 +230,7 @@ async def test_new_events_are_found_where_all_hints_get_lost(data_dir: Path, hin
 async def test_new_events_are_found_where_watching_fails(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Out of inotify instances, say: one warning tells, and the file is looked at now and then."""
+    """For example, no inotify instance is left: one warning says so, and the file is looked at regularly."""
 
     def fail(*args: Any, **options: Any) -> Iterator[set]:
         raise OSError("no instances left")
@@ -239,7 +238,7 @@ async def test_new_events_are_found_where_watching_fails(
     monkeypatch.setattr(watcher, "watch", fail)
     monkeypatch.setattr("inotify_simple.INotify", fail)
     write_log(data_dir, line(0))
-    await watching(0)  # the thread of the test before has inotify still
+    await watching(0)  # The thread of the previous test still has inotify.
     with caplog.at_level(logging.WARNING, "eventfold"):
         async with aclosing(EventReader(data_dir).tail(0)) as tail:
             await anext(tail)
@@ -255,7 +254,7 @@ async def test_new_events_are_found_where_watching_fails(
 async def test_a_directory_that_takes_the_place_of_another_is_watched(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Moved away and created again, its events are found, and `watchfiles` watches the new one from then on."""
+    """After the directory was moved and created again, its events are found, and `watchfiles` watches the new one."""
     watched: list[int] = []
 
     def watch(path: Path, **options: Any) -> Iterator[Any]:
@@ -285,7 +284,7 @@ async def test_a_directory_that_takes_the_place_of_another_is_watched(
 async def test_a_directory_that_takes_the_place_of_another_gives_hints(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Moved away and created again, its own hints are heard: the looks without a hint are left out here."""
+    """Its own hints arrive after it was moved and created again: here, nothing else makes the watcher look."""
     write_log(damaged_dir, line(0))
     async with aclosing(EventReader(damaged_dir).tail(0)) as tail, asyncio.timeout(10):
         await anext(tail)
@@ -305,7 +304,7 @@ async def test_a_directory_that_takes_the_place_of_another_gives_hints(
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.EIO])
 async def test_a_failure_that_passes_ends_no_wait(data_dir: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
-    """Out of descriptors for a moment: the watcher looks again, and whoever waits learns nothing of it."""
+    """If there are no descriptors for a moment, the watcher looks again, and no wait notices."""
     write_log(data_dir, line(0))
     change, failures = HeadLookup.change, 0
 
@@ -329,7 +328,7 @@ async def test_a_failure_that_passes_ends_no_wait(data_dir: Path, monkeypatch: p
 async def test_a_failure_that_lasts_is_reported_to_those_who_wait(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After some seconds a wait raises what keeps the watcher from looking."""
+    """After some seconds, a wait raises the error that keeps the watcher from looking."""
     monkeypatch.setattr(watcher, "PATIENCE", 0.5)
     write_log(data_dir, line(0))
 
@@ -347,7 +346,7 @@ async def test_a_failure_that_lasts_is_reported_to_those_who_wait(
 async def test_a_watcher_that_was_stopped_while_it_looked_reports_nothing(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
 ) -> None:
-    """It may have seen what a writer that has begun here meanwhile has written, and not synced yet."""
+    """It may have seen what a new writer of this process has written but not synced yet."""
     write_log(data_dir, line(0))
     change, looking, look_on = HeadLookup.change, threading.Event(), threading.Event()
 
@@ -377,7 +376,7 @@ async def test_a_watcher_that_was_stopped_while_it_looked_reports_nothing(
 
 @pytest.mark.skipif(not watcher.USES_INOTIFY, reason="elsewhere each directory has its thread")
 async def test_waits_that_follow_each_other_share_one_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread stays for a while, so that a client that asks repeatedly does not start one each time."""
+    """The thread stays for a while, so that repeated waits don't start one each time."""
     monkeypatch.setattr(inotify, "KEEP", 0.5)
     write_log(data_dir, line(0))
     reader, threads = EventReader(data_dir), set()
@@ -391,7 +390,7 @@ async def test_waits_that_follow_each_other_share_one_thread(data_dir: Path, mon
 @pytest.mark.skipif(not watcher.USES_INOTIFY, reason="inotify is Linux's")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 async def test_a_forked_child_has_nothing_of_the_watching_of_its_parent(data_dir: Path) -> None:
-    """Neither descriptors nor watches: the parent continues to be woken."""
+    """It has neither descriptors nor watches, and the parent is still woken."""
     write_log(data_dir, line(0))
     waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(len(line(0))))
     await watching()
@@ -408,18 +407,18 @@ async def test_a_forked_child_has_nothing_of_the_watching_of_its_parent(data_dir
 
 
 def belongings_of_files() -> list[str]:
-    """What the descriptors of this process lead to."""
+    """Returns the files that the descriptors of this process refer to."""
     found = []
     for number in os.listdir("/proc/self/fd"):
         try:
             found.append(os.readlink(f"/proc/self/fd/{number}"))
-        except FileNotFoundError:  # the one that listed them
+        except FileNotFoundError:  # the descriptor of this listing
             pass
     return found
 
 
 async def test_a_damaged_log_is_reported_to_those_who_wait(damaged_dir: Path) -> None:
-    """Where the head can't be found, a wait raises what the finding of it raised."""
+    """If the head can't be found, a wait raises the error of the search."""
     write_log(damaged_dir, line(0))
     waiting = asyncio.ensure_future(EventReader(damaged_dir).wait_for_events(len(line(0))))
     await watching()
@@ -431,7 +430,7 @@ async def test_a_damaged_log_is_reported_to_those_who_wait(damaged_dir: Path) ->
 
 
 async def test_two_names_of_a_directory_share_one_watcher(data_dir: Path) -> None:
-    """A symbolic link and a relative path lead to the same place."""
+    """A symbolic link and a relative path lead to the same directory."""
     write_log(data_dir, line(0))
     link = data_dir.with_name("link")
     link.symlink_to(data_dir)
@@ -447,7 +446,7 @@ async def test_two_names_of_a_directory_share_one_watcher(data_dir: Path) -> Non
 
 
 async def test_a_writer_wakes_who_waits_under_another_name_of_its_directory(data_dir: Path) -> None:
-    """The append is delivered without the file system's help."""
+    """The file system is not needed for that."""
     await watching(0)
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
         link = data_dir.with_name("link")
@@ -464,7 +463,7 @@ async def test_a_writer_wakes_who_waits_under_another_name_of_its_directory(data
 
 
 async def test_a_tail_that_was_busy_when_the_writer_was_closed_gives_its_last_events(data_dir: Path) -> None:
-    """Even if somebody's look at the files, begun before the writer was opened, has found these events meanwhile."""
+    """Somebody who looked at the files before the writer was opened may have found these events already."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
         async with aclosing(EventReader(data_dir).tail(0)) as tail:
@@ -479,7 +478,7 @@ async def test_a_tail_that_was_busy_when_the_writer_was_closed_gives_its_last_ev
 
 
 async def test_event_loops_of_other_threads_are_woken_too(data_dir: Path) -> None:
-    """A wait belongs to the loop in which it began, wherever the writer lives."""
+    """A wait belongs to the loop in which it began, wherever the writer runs."""
     begun = threading.Event()
 
     async def wait() -> int:
@@ -498,7 +497,7 @@ async def test_event_loops_of_other_threads_are_woken_too(data_dir: Path) -> Non
 
 
 async def test_a_wait_does_not_end_before_the_event_is_durable(data_dir: Path, seam: Seam) -> None:
-    """In the writer's process the head moves when the sync is done, not when the line is written."""
+    """In the writer's process, the head advances when the sync is done, not when the line is written."""
     async with EventLog.open(data_dir) as log:
         waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(0))
         await settle()
@@ -516,7 +515,7 @@ async def test_a_wait_does_not_end_before_the_event_is_durable(data_dir: Path, s
 
 
 async def test_has_new_events_answers_without_waiting(data_dir: Path) -> None:
-    """True before the head, false at it, a ValueError beyond it."""
+    """It is true before the head, false at the head, and raises ValueError beyond it."""
     write_log(data_dir, line(0))
     reader = EventReader(data_dir)
 
@@ -527,7 +526,7 @@ async def test_has_new_events_answers_without_waiting(data_dir: Path) -> None:
 
 
 async def test_a_log_that_takes_the_place_of_another_is_never_read_from_memory(damaged_dir: Path) -> None:
-    """What a writer of this process wrote last is forgotten when the writer is closed."""
+    """When a writer of this process is closed, what it wrote last is removed from memory."""
     for n in range(3):
         async with EventLog.open(damaged_dir) as log:
             await log.append(event(n))

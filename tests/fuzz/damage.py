@@ -1,4 +1,4 @@
-"""What is damaged, and how."""
+"""What is damaged, and in which ways."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _batch(n: int, count: int) -> bytes:
     return b"".join(line(n, batch=f"{i},{count}") for i in range(1, count + 1))
 
 
-# Whole lines and batches, some of them written as nobody writes them, and some that are not events.
+# Lines and batches, some of them written in an unusual way, and some lines that are not events.
 LINES = [
     *(line(n) for n in range(4)),
     _batch(5, 2),
@@ -40,7 +40,7 @@ LINES = [
 
 
 class Edit(NamedTuple):
-    """One change: at `at` (modulo the length), to `size` bytes, with `piece` if something is put in."""
+    """One change: at `at` (modulo the length), to `size` bytes; `piece` is what an insertion inserts."""
 
     kind: str
     at: int
@@ -65,7 +65,7 @@ PIECES = [
 
 
 def edited(data: bytes, edits: list[Edit]) -> bytes:
-    """The data with the changes made one after another."""
+    """Returns the data after the changes, which are made one after another."""
     for kind, at, size, piece in edits:
         at %= len(data) + 1
         before, these, after = data[:at], data[at : at + size], data[at + size :]
@@ -87,14 +87,14 @@ def edited(data: bytes, edits: list[Edit]) -> bytes:
 
 
 class Archived(NamedTuple):
-    """A directory with an archive of several frames and an empty active log, and the lines that it holds."""
+    """A directory with an archive of several frames and an empty active log, and the lines in it."""
 
     dir: Path
     data: bytes
     lines: list[bytes]
 
     def parts(self) -> list[bytes]:
-        """Its frames and records in turn."""
+        """Returns its frames and records in order."""
         parts, start = [], 0
         while start < len(self.data):
             at = self.data.index(RECORD_MAGIC, start)
@@ -103,14 +103,14 @@ class Archived(NamedTuple):
         return parts
 
     def spliced(self, order: list[int]) -> bytes:
-        """Its frames, each with its record, as often and in such order as is said."""
+        """Returns its frames, each with its record, repeated and ordered as asked."""
         parts = self.parts()
         pairs = [frame + record for frame, record in zip(parts[::2], parts[1::2], strict=True)]
         return b"".join(pairs[number % len(pairs)] for number in order)
 
 
 async def archived(directory: Path) -> Archived:
-    """Makes it, with frames of a few lines each."""
+    """Creates it, with a few lines in each frame."""
     with pytest.MonkeyPatch.context() as patch:
         small_frames(patch, 150)
         async with EventWriter.open(directory) as writer:

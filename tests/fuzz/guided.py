@@ -1,8 +1,8 @@
-"""Fuzzing that is guided by what is executed: hands what atheris makes up to a target.
+"""Coverage-guided fuzzing: passes what atheris generates to a target.
 
-atheris is no dependency of the tests: install it to run `python -m tests.fuzz.lines` or `python -m tests.fuzz.archives`
-from a clone. libFuzzer's options may follow, such as `-max_total_time=60`. A finding ends the run with a traceback, and
-leaves its input in a file `crash-…`, which can be given as an argument to repeat it.
+The tests don't depend on atheris: install it to run `python -m tests.fuzz.lines` or `python -m tests.fuzz.archives`
+from a clone. libFuzzer's options may follow, such as `-max_total_time=60`. A finding ends the run with a traceback and
+leaves its input in a file `crash-…`; pass that file as an argument to repeat the finding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ except ImportError:
 
 
 def edits(provider: atheris.FuzzedDataProvider) -> list[Edit]:
-    """Some changes."""
+    """Returns some changes."""
     return [
         Edit(
             provider.PickValueInList(KINDS),
@@ -34,12 +34,12 @@ def edits(provider: atheris.FuzzedDataProvider) -> list[Edit]:
 
 
 def lines(provider: atheris.FuzzedDataProvider) -> bytes:
-    """Some lines."""
+    """Returns some lines."""
     return b"".join(provider.PickValueInList(LINES) for _ in range(provider.ConsumeIntInRange(1, 7)))
 
 
 def fuzz(prepare: Callable[[asyncio.Runner], Callable[[atheris.FuzzedDataProvider], Coroutine[Any, Any, Any]]]) -> None:
-    """Runs a target, which `prepare` gives, for as long as the options say."""
+    """Runs a target, which `prepare` returns, for as long as the options say."""
     with asyncio.Runner() as runner:
         target = prepare(runner)
 

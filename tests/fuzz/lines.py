@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz.lines`: damaged lines, and any bytes at all, are read as the reference reads them."""
+"""`python -m tests.fuzz.lines`: damaged lines, and arbitrary bytes, are read as the reference reads them."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What the lines of a log mean, told slowly: one `json.loads` a line, and the documented rules one after another.
+"""A slow, literal reading of the lines of a log: one `json.loads` for each line, and the documented rules one by one.
 
 A line is an event if it is a JSON object whose `type` is a string, whose `data` is any JSON value and whose `ts` is an
-integer of 0 or more. `id` and `actor` are strings or null, `meta` is any JSON value, `tags` is a list of strings,
-`version` an integer; `batch` is any JSON value, of which only two integers `[i, n]` with i from 1 to n mean something;
-other keys are passed over, and so are blank lines. The lines of a batch stand together, in order and whole; one that
-the end of the log breaks off is no part of it yet.
+integer of 0 or more. `id` and `actor` are strings or null, `meta` is any JSON value, `tags` is a list of strings, and
+`version` is an integer. `batch` is any JSON value, but only two integers `[i, n]` with i from 1 to n have a meaning.
+Other keys are ignored, and so are blank lines. The lines of a batch are next to each other, in order and complete; a
+batch that the end of the log cuts short is not part of the log yet.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _KEYS = {"type", "data", "ts", "id", "actor", "meta", "tags", "version", "batch"
 
 
 class UnsureError(Exception):
-    """The rules leave it open whether this line is an event, and a decoder may say either."""
+    """The rules don't decide whether this line is an event, so a decoder may give either answer."""
 
 
 class Line(NamedTuple):
-    """An event and its place; `batch` is its place in its batch."""
+    """An event and its offsets; `batch` is its position in its batch."""
 
     start: int
     end: int
@@ -32,7 +32,7 @@ class Line(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What reading gives: the events, then the error at `fault`, if there is one; `head` is where the log ends."""
+    """The result of reading: the events, then the error at `fault` if there is one; `head` is where the log ends."""
 
     lines: list[Line]
     fault: int | None
@@ -44,7 +44,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _value(found: Any) -> Any:
-    """A value as it was parsed with pairs in place of objects; every part of it must be text or numbers."""
+    """Checks a value that was parsed with pairs in place of objects; each part of it must be text or a number."""
     if isinstance(found, tuple):
         return {_value(key): _value(value) for key, value in found}
     if isinstance(found, list):
@@ -78,15 +78,15 @@ def _check(key: str, value: Any) -> None:
 
 
 def parse(line: bytes) -> tuple[Event, tuple[int, int] | None]:
-    """The event in a line. Raises `ValueError` if there is none, `UnsureError` where that is left open."""
+    """Returns the event in a line. Raises `ValueError` if it has none, and `UnsureError` if the rules don't decide."""
     try:
-        # What is not UTF-8 becomes lone surrogates, which are refused where they count.
+        # Bytes that are not UTF-8 become lone surrogates, which are refused wherever they matter.
         text = line.decode("utf-8", "surrogateescape")
         pairs = json.loads(text, parse_constant=_no_constant, object_pairs_hook=tuple)
     except RecursionError:
         raise UnsureError from None
     if line.count(b"[") + line.count(b"{") > 400:
-        raise UnsureError  # how deep is too deep depends on the stack
+        raise UnsureError  # The greatest depth depends on the stack.
     if not isinstance(pairs, tuple):
         raise ValueError("no object")
     fields: dict[str, Any] = {}
@@ -99,7 +99,7 @@ def parse(line: bytes) -> tuple[Event, tuple[int, int] | None]:
             try:
                 _value([key, found])
             except ValueError:
-                unsure = True  # nobody looks into what is passed over
+                unsure = True  # The content of ignored keys is not checked.
     if not {"type", "data", "ts"} <= fields.keys():
         raise ValueError("a key is missing")
     if unsure:
@@ -116,7 +116,7 @@ def _is_place(batch: Any) -> bool:
 
 
 def read(data: bytes, start: int = 0) -> Reading:
-    """What an active log with these bytes holds from `start` on. Raises `UnsureError`."""
+    """Returns what an active log with these bytes contains from `start` on. Raises `UnsureError`."""
     lines: list[Line] = []
     pending: list[Line] = []
     head = _head(data)
@@ -134,7 +134,7 @@ def read(data: bytes, start: int = 0) -> Reading:
                 broken = bool(pending)
             elif pending:
                 broken = line.batch != expected
-            else:  # reading may begin inside a batch
+            else:  # Reading may begin inside a batch.
                 broken = line.batch[0] > 1 and bool(lines)
             if broken:
                 return Reading(lines, first, head)
@@ -147,7 +147,7 @@ def read(data: bytes, start: int = 0) -> Reading:
 
 
 def _head(data: bytes) -> int:
-    """Where the log ends: after the last newline, or before the batch that this breaks off."""
+    """Returns where the log ends: after the last newline, or before the batch that the end cuts short."""
     end = data.rfind(b"\n") + 1
     if not end:
         return 0

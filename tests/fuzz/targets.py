@@ -1,4 +1,4 @@
-"""What is fuzzed: reading a directory with given bytes, compared with the slow reference, or with what was archived."""
+"""What is fuzzed: a directory with given bytes is read and compared with the slow reference or the archived lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eventfold import CorruptLogError, EventReader, Record
 
 
 class Outcome(NamedTuple):
-    """What reading gave: the records, and then the error, if one was raised."""
+    """The result of reading: the records, and then the error, if one was raised."""
 
     records: list[Record]
     error: CorruptLogError | None
@@ -30,7 +30,7 @@ async def read(reader: EventReader, offset: int = 0) -> Outcome:
 
 
 async def check_lines(directory: Path, data: bytes) -> bool:
-    """Asserts that an active log with these bytes is read as the reference reads it; false where that is unsure."""
+    """Asserts that an active log with these bytes is read as the reference reads it; returns False if undecided."""
     path = directory / "app.jsonl"
     path.write_bytes(data)
     reader = EventReader(directory)
@@ -39,7 +39,7 @@ async def check_lines(directory: Path, data: bytes) -> bool:
         starts = [line.start for line in wanted.lines[1:4]]
         later = [reference.read(data, start) for start in starts]
     except reference.UnsureError:
-        await read(reader)  # must end, and raise nothing else
+        await read(reader)  # It must end, and raise no other error.
         return False
     assert (await reader.head()).offset == wanted.head
     for start, each in zip([0, *starts], [wanted, *later], strict=True):
@@ -55,7 +55,7 @@ async def check_lines(directory: Path, data: bytes) -> bool:
 
 
 async def check_selection(reader: EventReader, wanted: reference.Reading) -> None:
-    """Asserts that reading only some types gives their events, at least as far as the log is sound."""
+    """Asserts that reading only some types returns their events, at least up to the damage."""
     types = {line.event.type for line in wanted.lines[::2]}
     given: list[tuple[int, int, object]] = []
     error = None
@@ -72,10 +72,10 @@ async def check_selection(reader: EventReader, wanted: reference.Reading) -> Non
 
 
 async def check_archive(archive: Archived, data: bytes) -> str:
-    """Asserts that the archive, when it has these bytes, gives a prefix of its lines, and then an error or nothing.
+    """Asserts that an archive with these bytes gives a prefix of its lines, followed by an error or by nothing.
 
-    What stands in frames after the last whole record is believed as it is, since nothing speaks for it. Gives "exact",
-    "reported", "unrecorded" or, where a whole log is read that is shorter, "shorter".
+    Frames after the last complete record are read as they are, since no record describes them. Returns "exact",
+    "reported", "unrecorded" or, if a log was read completely but is shorter, "shorter".
     """
     directory, lines = archive.dir, archive.lines
     (directory / "archive.jsonl.zst").write_bytes(data)

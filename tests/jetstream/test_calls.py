@@ -1,4 +1,4 @@
-"""Calls of the client library: no timeout and no cancellation is lost, whatever task they are made in."""
+"""Calls of the client library: no time-out and no cancellation is lost, whatever task makes them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from eventfold.jetstream._calls import called
 
 
 async def _give_up_inside() -> None:
-    """What `asyncio.wait_for` does from Python 3.12 on."""
+    """Does what `asyncio.wait_for` does from Python 3.12 on."""
     async with asyncio.timeout(0.05):
         await asyncio.sleep(100)
 
 
 async def _stubborn() -> None:
-    """Swallows the first cancellation, as the library's flushing does."""
+    """Swallows the first cancellation, as the library does while it flushes."""
     try:
         await asyncio.sleep(100)
     except asyncio.CancelledError:
@@ -38,7 +38,7 @@ async def test_a_call_that_takes_too_long_is_given_up(
 
 
 async def test_a_call_that_somebody_else_cancels_is_an_error_and_no_cancellation() -> None:
-    """As at the end of `asyncio.run`, where the caller is to go on."""
+    """At the end of `asyncio.run`, for example, the caller must be able to continue."""
     begun: list[asyncio.Task[Any]] = []
 
     async def call() -> None:

@@ -1,6 +1,6 @@
-"""A cancellation ends what it is meant for, although the client library swallows cancellations.
+"""A cancellation has its effect although the client library swallows cancellations.
 
-It loses one that comes together with the answer (up to Python 3.11), and any that comes while it is flushing.
+The library loses one that comes together with the answer (up to Python 3.11), and any that comes while it is flushing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from eventfold.jetstream._committer import StreamCommitter
 
 
 def _losing(method: Any, begun: asyncio.Event) -> Any:
-    """A method of the client library that goes on where it is cancelled, and begins with telling that it was called."""
+    """Replaces a method of the client library: it ignores a cancellation, and reports first that it was called."""
 
     async def call(self: Client, *args: Any, **kwargs: Any) -> Any:
         result = asyncio.ensure_future(method(self, *args, **kwargs))
@@ -65,7 +65,7 @@ async def _connect(committer: StreamCommitter) -> None:
 async def begun(
     request: pytest.FixtureRequest, committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[asyncio.Event, Coroutine[Any, Any, None]]:
-    """Something to be done with a log, and what tells that the client library has been called for it."""
+    """Starts a call of a log, and reports when it has called the client library."""
     name, do = request.param
     await append(committer, 1)
     called = asyncio.Event()
@@ -115,7 +115,7 @@ async def test_a_deadline_holds(begun: tuple[asyncio.Event, Coroutine[Any, Any, 
 async def test_an_append_that_is_cancelled_while_it_is_sent_is_written(
     committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the client library does, it is never cut in two."""
+    """Whatever the client library does, the append is never cut in two."""
     called = asyncio.Event()
     monkeypatch.setattr(Client, "request", _losing(Client.request, called))
     task = asyncio.create_task(append(committer, 1))

@@ -1,4 +1,4 @@
-"""A stream that somebody deletes, replaces, empties or edits under a running program: an error, and never silence."""
+"""A stream that somebody deletes, replaces, empties or edits under a running program causes an error, never silence."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def _edit(client: Any, name: str, **changes: Any) -> None:
 
 
 async def _make_anew(client: Any, name: str, messages: int) -> None:
-    """Deletes the stream, and makes it again with other messages."""
+    """Deletes the stream, and creates it again with other messages."""
     configuration = (await client.stream_info(name)).config
     await client.delete_stream(name)
     await client.add_stream(configuration)
@@ -58,7 +58,7 @@ async def test_a_tail_that_waits_is_told_that_the_stream_was_deleted(log: EventL
 
 
 async def test_a_tail_that_begins_to_wait_after_that_is_told_too(log: EventLog, client: Any, name: str) -> None:
-    """Also where another one waited all the time, so that nothing begins anew."""
+    """This also holds if another tail was waiting all the time, so that no new check begins."""
     waiters = await log.reader()._source.waiters()
     with waiters.watched():
         waiting = asyncio.ensure_future(anext(log.tail()))
@@ -71,7 +71,7 @@ async def test_a_tail_that_begins_to_wait_after_that_is_told_too(log: EventLog, 
 
 @pytest.mark.parametrize("messages", [0, 2, 20])
 async def test_a_stream_that_was_made_anew_is_another_one(log: EventLog, client: Any, name: str, messages: int) -> None:
-    """Whether it is shorter or longer than the one before."""
+    """The new stream may be shorter or longer than the old one."""
     waiting = asyncio.ensure_future(anext(log.tail()))
     await asyncio.sleep(0.2)
     await _make_anew(client, name, messages)
@@ -85,7 +85,7 @@ async def test_a_stream_that_was_made_anew_is_another_one(log: EventLog, client:
 async def test_an_append_to_a_stream_that_was_just_made_anew_is_not_acknowledged(
     log: EventLog, client: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even before the stream is checked again."""
+    """The error comes even before the stream is checked again."""
     monkeypatch.setattr("eventfold.jetstream._connection._CHECK_INTERVAL", 60)
     await asyncio.sleep(0.2)
     await _make_anew(client, name, 0)
@@ -127,7 +127,7 @@ async def test_a_stream_can_be_read_again_once_its_settings_are_right(log: Event
 
 
 async def test_a_stream_whose_messages_are_gone_from_the_disk_is_reported(own_servers: Callable[[], Servers]) -> None:
-    """The server starts with an empty stream, and says nothing."""
+    """The server starts with an empty stream, and does not report it."""
     [server] = (servers := own_servers()).all
     async with EventLog.open(JetStream(servers.addresses, "log", timeout=1, attempt_timeout=0.3)) as log:
         for n in range(3):

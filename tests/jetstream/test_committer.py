@@ -1,4 +1,4 @@
-"""Commits to a stream: one message for all that wait, judged by the true head, once however often it is sent."""
+"""Commits to a stream: one message for all that wait, judged by the true head, and stored once despite repeats."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_an_append_on_the_head_of_another_process_is_refused_once_that_is_
 
 
 async def test_counters_of_two_processes_lose_no_update(server: Servers) -> None:
-    """Each reads the head and appends on condition that it is still the head, again and again."""
+    """Each process reads the head and appends on condition that it has not changed, again and again."""
     engines = [JetStream(server.addresses, "counter", attempt_timeout=2.0 + i / 10) for i in range(2)]
     committers = [await engine.open_committer() for engine in engines]
 
@@ -69,7 +69,7 @@ async def test_a_condition_behind_a_refused_append_of_the_same_batch_holds(commi
 async def test_a_commit_whose_acknowledgement_is_lost_is_written_once(
     committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch, conditional: bool
 ) -> None:
-    """It is sent again, and the server or the committer recognizes it."""
+    """The commit is sent again, and the server or the committer recognizes it."""
     head = (await append(committer, 1)).head
     original, lost = Client.request, []
 

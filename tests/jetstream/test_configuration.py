@@ -1,4 +1,4 @@
-"""A stream that could lose events is refused, with what to change; so is one that has lost some."""
+"""A stream that could lose events is refused, and the error says what to change; so is one that has lost some."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents in a key-value bucket: replaced whole, and in the bucket once."""
+"""Documents in a key-value bucket: each is replaced as a whole, and stored once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_a_document_that_was_deleted_can_be_made_again(committer: StreamCo
 async def test_a_document_whose_acknowledgement_is_lost_is_stored(
     committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
-    """It was written, and the second attempt finds another revision than the one that it expects: its own."""
+    """It was written, and the second attempt finds an unexpected revision: its own."""
     documents = committer.source.documents
     await documents.store("view", "v", b"before")
     original, lost = Client.request, []
@@ -56,7 +56,7 @@ async def test_a_document_whose_acknowledgement_is_lost_is_stored(
 
 
 async def test_of_two_who_replace_a_document_at_once_one_is_the_last(committer: StreamCommitter) -> None:
-    """It is whole, and the other one's parts are gone."""
+    """The document is complete, and the parts of the other one are gone."""
     documents = committer.source.documents
     contents = [bytes([n]) * 1_000_000 for n in range(4)]
 

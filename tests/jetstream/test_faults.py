@@ -1,8 +1,8 @@
-"""Three servers of which the leader, a follower, two or all are killed or stopped while two processes append.
+"""Three servers, some of which are killed or suspended while two processes append, some of it conditionally.
 
-Conditional appends too. Whatever was acknowledged is there once and where it was acknowledged, nothing is there twice,
-the order of each task is kept, and a tail that was running all the time has seen exactly what is in the log.
-`EVENTFOLD_NATS_ROUNDS` makes more rounds.
+The leader, a follower, two servers or all of them are harmed. Every acknowledged event is in the log once, where it was
+acknowledged, no event is there twice, the order of each task is kept, and a tail that ran all the time has seen exactly
+the log. `EVENTFOLD_NATS_ROUNDS` sets the number of rounds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FAULTS = (
     "kill two",
     "stop all",
 )
-OUTAGES = (0.5, 2, 7)  # seconds; a new leader is there after about five
+OUTAGES = (0.5, 2, 7)  # seconds; there is a new leader after about five
 
 
 async def _harm(servers: Servers, fault: str, outage: float, choice: random.Random) -> None:
@@ -101,7 +101,7 @@ async def test_servers_that_are_killed_or_stopped_lose_and_double_nothing(
         listening = [asyncio.create_task(listen(name)) for name in workers]
 
         async def go_on() -> None:
-            """Waits until each process has had so many more events acknowledged."""
+            """Waits until each process has got so many more events acknowledged."""
             async with asyncio.timeout(60):
                 for name in workers:
                     before = written[name]

@@ -1,4 +1,4 @@
-"""Consumers of one name: one process at a time reads, another takes over when it is gone, and no commit is undone."""
+"""Consumers with one name: one process at a time reads, another takes over when it is gone, and no commit is undone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Reader:
         self._process = process
 
     async def line(self) -> str:
-        """The next number that it has committed, or why it has ended."""
+        """Returns the next number that it has committed, or why it has ended."""
         assert self._process.stdout is not None
         return (await asyncio.wait_for(self._process.stdout.readline(), 30)).decode().strip()
 
@@ -37,7 +37,7 @@ class Reader:
             os.kill(self._process.pid, number)
 
     async def end(self) -> None:
-        """Has it close the log and end."""
+        """Makes it close the log and end."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         await self._process.wait()
@@ -103,7 +103,7 @@ async def test_a_consumer_takes_over_at_once_when_the_other_process_has_closed_i
 async def test_a_process_that_stood_still_too_long_is_told_that_its_name_was_taken_over(
     server: Servers, start_reader: Callable[[str], asyncio.Future[Reader]]
 ) -> None:
-    """What it commits when it goes on is refused: the other one may be far beyond that."""
+    """When it resumes, its commits are refused, since the other process may be far ahead."""
     engine = JetStream(server.addresses, "stopped", timeout=2, attempt_timeout=0.5)
     async with EventLog.open(engine) as log:
         await log.append(Event("counted", {"n": 0}))
@@ -118,7 +118,7 @@ async def test_a_process_that_stood_still_too_long_is_told_that_its_name_was_tak
         reader.signal(signal.SIGCONT)
 
         while (line := await reader.line()) == "1":
-            pass  # it had that in hand, and the other one has committed it as well
+            pass  # It had this one in progress, and the other process has committed it as well.
         assert "another process" in line
         assert (await anext(consumer)).event.data["n"] == 2
 
@@ -135,7 +135,7 @@ async def test_of_many_who_want_a_name_at_once_one_gets_it(server: Servers) -> N
 
 @pytest.fixture
 async def committers(server: Servers, engine: JetStream) -> AsyncIterator[list[StreamCommitter]]:
-    """A log that two have open as two processes would."""
+    """A log that is open twice, as in two processes."""
     other = JetStream(server.addresses, engine._settings.log, timeout=6)
     opened = [await engine.open_committer(), await other.open_committer()]
     yield opened
@@ -144,7 +144,7 @@ async def committers(server: Servers, engine: JetStream) -> AsyncIterator[list[S
 
 
 async def taken_over(held: Lock, documents: KeyValueDocuments) -> Lock:
-    """The lock of another process, which takes the name over once the holder does not answer any more."""
+    """Another process's lock, which takes the name over when the holder no longer answers."""
     await held._answering.end()
     while not isinstance(taken := await documents.lock("consumer", "c"), Lock):
         pass
@@ -154,7 +154,7 @@ async def taken_over(held: Lock, documents: KeyValueDocuments) -> Lock:
 async def test_who_was_taken_over_can_store_nothing(
     committers: list[StreamCommitter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though it was only cut off, and goes on."""
+    """The old holder was only cut off, and continues."""
     monkeypatch.setattr("eventfold.jetstream._locks.ABSENT_FOR", 0.2)
     first, second = (committer.source.documents for committer in committers)
     held = await first.lock("consumer", "c")
@@ -189,13 +189,13 @@ async def test_who_was_taken_over_finds_out_when_the_stream_is_checked(
 
 
 async def test_a_name_that_was_released_is_free(committers: list[StreamCommitter]) -> None:
-    """Also where nothing was committed under it, and again and again."""
+    """This holds even if nothing was committed under it, and again and again."""
     first, second = (committer.source.documents for committer in committers)
     for documents in (first, first, second, first):
         held = await asyncio.wait_for(documents.lock("consumer", "c"), 2)
         assert held is not None
         held.release()
-        await documents.aclose()  # waits until that is known
+        await documents.aclose()  # Waits until that is known.
 
 
 async def test_a_lock_that_nobody_keeps_is_released(committers: list[StreamCommitter]) -> None:
@@ -258,7 +258,7 @@ async def test_a_name_stays_held_while_its_server_is_restarted_and_its_connectio
         await asyncio.sleep(0.01)
     await first.store("consumer", "c", b"2")
 
-    for _ in range(15):  # longer than a process is waited for that is gone
+    for _ in range(15):  # longer than others wait for a process that is gone
         assert await second.lock("consumer", "c") is None
     assert held.is_held
     for committer in committers:

@@ -32,7 +32,7 @@ async def _restart(servers: Servers, **configuration: Any) -> None:
 async def test_an_attempt_that_could_not_be_sent_before_an_outage_is_not_sent_after_it(
     own_servers: Callable[[], Servers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By then the servers may have forgotten that they have an earlier one: the events would be in the log twice."""
+    """By then, the servers may have forgotten an earlier attempt, and the events would be in the log twice."""
     monkeypatch.setattr("eventfold.jetstream._configuration.DUPLICATE_WINDOW", 200_000_000)
     servers, original, lost = own_servers(), Client.request, []
     committer = await _open(servers, timeout=1)
@@ -56,7 +56,7 @@ async def test_an_attempt_that_could_not_be_sent_before_an_outage_is_not_sent_af
 
 
 async def test_an_append_that_was_never_sent_was_not_written(own_servers: Callable[[], Servers]) -> None:
-    """There is no doubt about it, so the error is not that of an unknown outcome."""
+    """Its fate is certain, so the error is not that of an unknown outcome."""
     servers = own_servers()
     committer = await _open(servers, timeout=0.5)
     await append(committer, 1)
@@ -75,7 +75,7 @@ async def test_an_append_that_was_never_sent_was_not_written(own_servers: Callab
 
 
 async def test_a_connection_that_the_server_ends_for_good_is_replaced(own_servers: Callable[[], Servers]) -> None:
-    """The client library never connects again after an error that the server tells in its protocol."""
+    """The client library never reconnects after certain errors of the server."""
     async with EventLog.open(JetStream(own_servers().addresses, "log", attempt_timeout=0.3)) as log:
         tail = log.tail(0)
         await log.append(Event("counted", {"n": 1}))
@@ -139,7 +139,7 @@ async def test_servers_that_let_nobody_in_are_waited_for(own_servers: Callable[[
     await append(committer, 2)
     assert await read(committer.source) == line(1) + line(2)
     await committer.aclose()
-    gc.collect()  # which tells of sockets that were left open
+    gc.collect()  # Development mode reports sockets that were left open.
 
 
 async def test_servers_whose_messages_are_too_small_are_refused_when_they_are_back(
@@ -174,7 +174,7 @@ async def test_closing_does_not_wait_for_servers_that_have_stopped(own_servers: 
 async def test_closing_a_log_waits_for_servers_that_are_away_once_and_not_for_each_call(
     own_servers: Callable[[], Servers], how: str
 ) -> None:
-    """What waits in the queue, and the snapshots, share one `timeout`."""
+    """Queued appends and the snapshots share one `timeout`."""
     servers = own_servers()
     views = [View(f"view{n}", lambda state, event: state + 1, 0) for n in range(5)]
     engine = JetStream(servers.addresses, "log", timeout=2, attempt_timeout=0.5)
@@ -182,7 +182,7 @@ async def test_closing_a_log_waits_for_servers_that_are_away_once_and_not_for_ea
     await log.append(Event("counted", {"n": 1}))
     await log.refresh_all()
     servers.all[0].signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
-    large = Event("large", {"text": "x" * 3_000_000})  # of which two don't fit into a message
+    large = Event("large", {"text": "x" * 3_000_000})  # Two of these don't fit into a message.
     appending = [asyncio.ensure_future(log.append(large)) for _ in range(6)]
     tailing = asyncio.ensure_future(anext(log.tail()))
     await asyncio.sleep(0.1)
@@ -190,7 +190,7 @@ async def test_closing_a_log_waits_for_servers_that_are_away_once_and_not_for_ea
     began = time.monotonic()
     await asyncio.wait_for(log.aclose(), 30)
 
-    assert time.monotonic() - began < 6  # one timeout, one attempt that was under way, and closing the connection
+    assert time.monotonic() - began < 6  # one time-out, one attempt that was under way, and closing the connection
     outcomes = await asyncio.gather(*appending, tailing, return_exceptions=True)
     assert all(isinstance(outcome, OSError | UnknownOutcomeError) for outcome in outcomes[:6])
 
@@ -198,7 +198,7 @@ async def test_closing_a_log_waits_for_servers_that_are_away_once_and_not_for_ea
 async def test_a_log_that_stays_open_beside_one_that_was_closed_waits_as_long_as_before(
     own_servers: Callable[[], Servers],
 ) -> None:
-    """They share a connection."""
+    """Both logs use the same connection."""
     servers = own_servers()
     engine = JetStream(servers.addresses, "log", timeout=3, attempt_timeout=0.3)
     async with EventLog.open(engine) as log:
@@ -227,7 +227,7 @@ async def test_a_connection_of_the_application_stays_open(server: Servers) -> No
 
 
 def test_an_append_survives_the_end_of_asyncio_run(server: Servers) -> None:
-    """`asyncio.run` cancels all tasks at its end, also those of the client library."""
+    """At its end, `asyncio.run` cancels all tasks, including those of the client library."""
     engine = JetStream(server.addresses, "end_of_run", attempt_timeout=0.3)
 
     async def append_at_the_end(log: EventLog) -> None:

@@ -1,6 +1,6 @@
 """A server that is cut off from the others, but not from the programs that use it; and no majority at all.
 
-It takes the servers some seconds to notice, so these tests run with `EVENTFOLD_NATS=all` only.
+The servers need some seconds to notice, so these tests run only with `EVENTFOLD_NATS=all`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 async def test_appends_and_tails_leave_a_leader_that_is_cut_off(network: tuple[Servers, Network]) -> None:
-    """It answers pings as before, so that nothing but the missing answers tells that it is cut off."""
+    """It still answers pings, so that only the missing acknowledgements show that it is cut off."""
     servers, ways = network
     async with EventLog.open(JetStream(servers.addresses, "cut", replicas=3)) as log:
         await log.append(Event("counted", {"n": 0}))
@@ -62,7 +62,7 @@ async def test_appends_and_tails_leave_a_leader_that_is_cut_off(network: tuple[S
 
 
 async def test_without_a_majority_appends_wait_and_then_nobody_knows(own_servers: Callable[[int], Servers]) -> None:
-    """A tail that waits meanwhile goes on by itself when the majority is back."""
+    """A tail that waits meanwhile continues on its own when the majority is back."""
     servers = own_servers(3)
     async with EventLog.open(JetStream(servers.addresses, "log", replicas=3, timeout=6, attempt_timeout=1)) as log:
         await log.append(Event("counted", {"n": 0}))

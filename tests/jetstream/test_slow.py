@@ -1,4 +1,4 @@
-"""A process that is slower than the servers: the client library drops messages, and says so to nobody who reads."""
+"""A process that is slower than the servers: the client library drops messages without telling their readers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def engine(server: Servers) -> JetStream:
 
 @pytest.fixture
 def dropping(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Lets the client library drop what does not fit into a queue of five messages; its log."""
+    """Makes the client library drop what does not fit into a queue of five messages; yields the log."""
     subscribe = Client.subscribe
 
     async def with_limit(self: Client, subject: str, **options: Any) -> Any:
-        if not subject.endswith("*"):  # which are the answers to requests
+        if not subject.endswith("*"):  # These queues hold the answers to requests.
             options["pending_msgs_limit"] = 5
         return await subscribe(self, subject, **options)
 
@@ -52,7 +52,7 @@ async def test_a_tail_gets_what_the_client_library_dropped(
         await asyncio.sleep(0.2)
         other = threading.Thread(target=asyncio.run, args=(append_beside(),))
         other.start()
-        other.join()  # this event loop stands still meanwhile, and then gets all of it at once
+        other.join()  # This event loop stands still meanwhile, and then gets all messages at once.
         found = [(await waiting).event.data["n"]]
         async with asyncio.timeout(20):
             while len(found) < 60:
@@ -65,7 +65,7 @@ async def test_a_tail_gets_what_the_client_library_dropped(
 async def test_nothing_is_dropped_where_no_limit_is_set(
     engine: JetStream, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What comes is bounded by what was asked for, not by the library."""
+    """What was asked for limits what comes, not the library."""
     caplog.set_level(logging.INFO, "eventfold")
     subscribe = Client.subscribe
 

@@ -1,4 +1,4 @@
-"""Reading a stream: blocks of whole lines whose offsets jump from message to message."""
+"""Reading a stream: blocks of complete lines whose offsets jump from message to message."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_a_message_of_another_process_wakes_those_who_wait(engine: JetStre
 async def test_blocks_before_an_offset_join_to_the_whole(
     committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the end to the beginning, some messages at a time, or one where they are large."""
+    """They come from the end to the beginning, several messages at a time, or one if messages are large."""
     for n in range(20):
         await append(committer, 2 * n, 2 * n + 1)
     for messages_back, most_bytes in ((1000, 2**21), (7, 2**21), (7, 1)):

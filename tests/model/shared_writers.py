@@ -1,10 +1,11 @@
-"""A model of the protocol of shared writers, and a search through all that can happen in it.
+"""A model of the protocol of shared writers, and a search through everything that can happen in it.
 
-Every interleaving of a few writers is gone through, with every kill and, in every state, every power cut. A line of the
-log is a small number and an offset counts lines, so that a log is a tuple. Writers append, and rotate ("R").
+The search covers every interleaving of a few writers, with every kill and, in every state, every power cut. In the
+model, a line of the log is a small number and an offset counts lines, so that a log is a tuple. Writers append, and
+rotate ("R").
 
-`explore` returns what was gone through; it raises `Violation` with the steps that led to a bad state. A mutation leaves
-one step of the protocol out: then a bad state must be found.
+`explore` returns what it has visited; it raises `Violation` with the steps that led to a bad state. A mutation leaves
+one step of the protocol out; then the search must find a bad state.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ MUTATIONS = (
 )
 
 Lines = tuple[int, ...]
-Next = tuple[int, int, int]  # base, size, and the file that will be the active log
+Next = tuple[int, int, int]  # base, size, and the file that becomes the active log
 
 
 class File(NamedTuple):
-    """One file that is or was the active log: what it holds, how much of it is on disk, whether its end is torn."""
+    """One file that is or was the active log: its content, how much of that is on disk, and whether its end is torn."""
 
     lines: Lines = ()
     synced: int = 0
@@ -44,7 +45,7 @@ class Writer(NamedTuple):
     file: int
     base: int
     head: int
-    own: tuple[int, int] | None  # the line that it appends, and its offset
+    own: tuple[int, int] | None  # the line that it appends, and that line's offset
     todo: tuple[int | str, ...]
     rotation: Next | None
     alive: bool = True
@@ -54,7 +55,7 @@ class State(NamedTuple):
     files: tuple[File, ...]
     active: int
     next: Next | None
-    names: tuple[tuple[int, Next | None], ...]  # what the directory may say after a power cut
+    names: tuple[tuple[int, Next | None], ...]  # names that the directory may have after a power cut
     archive: Lines
     archive_synced: int
     turn: int | None
@@ -67,7 +68,7 @@ class State(NamedTuple):
 
 
 class Violation(Exception):  # noqa: N818
-    """A bad state, and how it came about."""
+    """A bad state, with the steps that led to it."""
 
 
 class Explored(NamedTuple):
@@ -76,7 +77,7 @@ class Explored(NamedTuple):
 
 
 def explore(plans: Iterable[tuple[int | str, ...]], kills: int, mutation: str = "") -> Explored:
-    """Goes through every state that writers with these plans can reach, with up to that many kills."""
+    """Visits every state that writers with these plans can reach, with up to that many kills."""
     writers = tuple(Writer("idle", 0, 0, 0, None, plan, None) for plan in plans)
     start = State((File(),), 0, None, ((0, None),), (), 0, None, None, 0, 0, writers, frozenset(), kills)
     came_from: dict[State, tuple[State, str] | None] = {start: None}
@@ -116,7 +117,7 @@ def _path(came_from: dict[State, tuple[State, str] | None], state: State) -> lis
 
 
 def _log(archive: Lines, active: Lines, next: Next | None) -> Lines | None:
-    """What a reader finds; None where the files contradict each other."""
+    """Returns what a reader finds; None if the files contradict each other."""
     if next is None:
         return archive + active
     base, size, _ = next
@@ -130,7 +131,7 @@ def _read(state: State) -> Lines | None:
 
 
 def _after_power_cuts(state: State) -> Iterator[Lines | None]:
-    """Every log that may be found after a power cut: what was synced is there, the rest in part or not at all."""
+    """Yields every log that a power cut may leave: synced lines are there, and the rest partly or not at all."""
     for active, next in state.names:
         for archive in {state.archive, state.archive[: state.archive_synced]}:
             file = state.files[active]
@@ -162,7 +163,7 @@ def _fault(state: State) -> str:
 
 
 def _successors(state: State, mutation: str) -> Iterator[tuple[str, State, str]]:
-    """Each step that can be taken next: its name, the state after it, and what is wrong with it, if anything is."""
+    """Yields each possible next step: its name, the state after it, and what is wrong with that state, if anything."""
     for number, writer in enumerate(state.writers):
         if not writer.alive:
             if writer.todo and state.turn is None:
@@ -215,13 +216,13 @@ def _synced(state: State, file: int) -> State:
 
 
 def _named(state: State, next: Next | None, active: int) -> State:
-    """The directory's names change; until it is synced, either may be found after a power cut."""
+    """Changes the directory's names; until the directory is synced, a power cut may leave the old or the new ones."""
     names = tuple(dict.fromkeys((*state.names, (active, next))))
     return state._replace(active=active, next=next, names=names)
 
 
 def _looked(state: State, number: int, mutation: str) -> State:
-    """What a writer does first when it has the turn: it follows a rotation, and learns where the log ends."""
+    """What a writer does first in its turn: it follows a rotation, and learns where the log ends."""
     writer = state.writers[number]
     if writer.file != state.active and mutation != "do not follow another's rotation":
         if mutation != "follow without a sync of the directory":
@@ -314,7 +315,7 @@ class _Steps:
         writer, rest = state.writers[self.number], self.writer.todo[1:]
         if state.next is not None:
             if state.claim is not None and self.mutation != "rotate without the claim":
-                return self._to(self._given_back(state), "idle", todo=rest)  # somebody is at it
+                return self._to(self._given_back(state), "idle", todo=rest)  # Another writer is rotating.
             return self._to(self._given_back(state)._replace(claim=self.number), "recover", rotation=state.next)
         if writer.head == writer.base:
             return self._to(self._given_back(state), "idle", todo=rest)
@@ -341,7 +342,7 @@ class _Steps:
         return self._to(state, "take the turn to rotate", rotation=None)
 
     def _archive(self) -> tuple[str, State, str]:
-        """One frame, which is one line, with its record."""
+        """Archives one frame, which has one line, with its record."""
         assert self.writer.rotation is not None
         base, size, _ = self.writer.rotation
         done = len(self.state.archive) - base

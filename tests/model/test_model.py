@@ -1,4 +1,4 @@
-"""A log against a plain list: whatever is done to it, however often its writer dies, it holds what the list holds."""
+"""A log against a plain list: whatever happens to it, and however often its writer dies, both have the same content."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def fold_all(state: list[str], event: Event) -> list[str]:
 
 
 def fold_made(state: int, event: Event) -> int:
-    """The reducer of a view that looks at one type only."""
+    """The reducer of a view that selects one type."""
     return state + 1
 
 
 class LogMachine(RuleBasedStateMachine):
-    """Does to a log what it does to a list of lines, and compares them."""
+    """Does the same to a log and to a list of lines, and compares them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,16 +71,16 @@ class LogMachine(RuleBasedStateMachine):
         self.lowest = 0
 
     def run(self, awaitable: Awaitable[Any]) -> Any:
-        """Lets the event loop run until this is done."""
+        """Lets the event loop run until the coroutine has finished."""
         return self.runner.run(awaitable)
 
     @property
     def head(self) -> Head:
-        """The head of the list."""
+        """Returns the head of the list."""
         return Head(*self.lines[-1][2:]) if self.lines else Head(0, "")
 
     def note(self, *new: Event) -> None:
-        """Adds events to the list, with the places that they must have in the log."""
+        """Adds events to the list, with the offsets that they must have in the log."""
         for i, event in enumerate(new, 1):
             text = encode_line(event, MAX_SIZE, (i, len(new)) if len(new) > 1 else None)
             start = self.head.offset
@@ -100,14 +100,14 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(event=events)
     def append(self, event: Event) -> None:
-        """One event."""
+        """Appends one event."""
         result = self.run(self.log.append(event))
         self.note(event)
         assert (result.start_offset, result.end_offset, result.line_hash) == self.lines[-1][1:]
 
     @rule(new=st.lists(events, min_size=1, max_size=8))
     def append_from_many_tasks(self, new: list[Event]) -> None:
-        """Several at once, in the order in which they are called."""
+        """Appends several events at once, in the order in which the calls are made."""
 
         async def append_all() -> None:
             await asyncio.gather(*map(self.log.append, new))
@@ -118,7 +118,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(new=batches)
     def append_many(self, new: list[Event]) -> None:
-        """A batch."""
+        """Appends a batch."""
         results = self.run(self.log.append_many(new))
         self.note(*new)
         assert [(r.start_offset, r.end_offset, r.line_hash) for r in results] == [
@@ -127,13 +127,13 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(event=events)
     def append_if_the_head_is_right(self, event: Event) -> None:
-        """A conditional append that succeeds."""
+        """A conditional append that must succeed."""
         self.run(self.log.append_if(event, *self.log.head))
         self.note(event)
 
     @rule(event=events, choice=st.integers(0), wrong_hash=st.booleans())
     def append_if_the_head_is_wrong(self, event: Event, choice: int, wrong_hash: bool) -> None:
-        """A conditional append that is refused, and tells why."""
+        """A conditional append that must be refused with the right error."""
         offset, right = self.head
         expected = Head(offset, "0" * 16) if wrong_hash else Head(offset + 1 + choice % 100, right)
         with pytest.raises(ConditionalAppendError) as caught:
@@ -143,13 +143,13 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def rotate(self) -> None:
-        """A rotation."""
+        """Rotates the log."""
         self.run(self.log.rotate())
         assert self.run(self.log.active_log_size()) == 0
 
     @rule(new=st.lists(events, min_size=1, max_size=4))
     def rotate_while_appending(self, new: list[Event]) -> None:
-        """A rotation with appends coming in."""
+        """Rotates the log while events are appended."""
 
         async def both() -> None:
             await asyncio.gather(self.log.rotate(), *map(self.log.append, new))
@@ -160,7 +160,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(operation=st.sampled_from(["write", "sync", "rename"]), number=st.integers(1, 4), event=events)
     def rotate_on_a_bad_disk(self, operation: str, number: int, event: Event) -> None:
-        """A rotation in which the archive's or the new log's file can't be written; appends continue."""
+        """The archive's or the new log's file can't be written during a rotation, and appends continue."""
         original, calls = getattr(operations, operation), []
         active = self.log._writer._committer.active
 
@@ -177,21 +177,21 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def refresh(self) -> None:
-        """The views hold what the list holds."""
+        """The views have the state that the list gives."""
         self.run(self.log.refresh_all())
         assert self.log.view("all") == [line[0].type for line in self.lines]
         assert self.log.view("made") == sum(line[0].type == "made" for line in self.lines)
 
     @rule(choice=st.integers(0), by_other=st.booleans())
     def read_from_anywhere(self, choice: int, by_other: bool) -> None:
-        """The log's reader, or another, gives what the list holds from any event on."""
+        """From any event on, the log's reader, or another one, returns what the list has."""
         index = choice % (len(self.lines) + 1)
         self._check(self.other if by_other else self.log, index)
 
     @precondition(lambda self: self.lines)
     @rule(choice=st.integers(0), by_other=st.booleans())
     def look_up_a_hash(self, choice: int, by_other: bool) -> None:
-        """The hash of the line before any offset is the list's."""
+        """The hash of the line before any offset is the one from the list."""
         line = self.lines[choice % len(self.lines)]
         reader = self.other if by_other else self.log
         assert self.run(reader.read_line_hash_before(line[2])) == line[3]
@@ -204,7 +204,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(new=st.lists(events, max_size=3), batch=st.booleans(), cut=st.integers(0), nul=st.integers(0, 40))
     def crash_in_a_write(self, new: list[Event], batch: bool, cut: int, nul: int) -> None:
-        """The writer dies with events half written that nobody was told of, and the rest of the file may be NULs."""
+        """The writer dies with unacknowledged events half written, and the rest of the file may be NULs."""
         self._kill()
         groups = [new] if batch and len(new) > 1 else [[event] for event in new]
         data, ends = b"", []
@@ -217,7 +217,7 @@ class LogMachine(RuleBasedStateMachine):
         cut %= len(data) + 1
         log_path = self.dir / "app.jsonl"
         if data and not log_path.stat().st_size:
-            # A writer lists the first line before it writes it.
+            # A writer stores the first line's hash before it writes the line.
             first = hash_of(data[: data.index(b"\n")])
             BaseFile(self.dir / "app.jsonl.base").write(Generation(*self.head, first))
         with log_path.open("ab") as file:
@@ -230,7 +230,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(garbage=st.binary(max_size=60).filter(lambda garbage: b"\n" not in garbage))
     def crash_with_garbage(self, garbage: bytes) -> None:
-        """The writer dies, and what follows the last newline is anything."""
+        """The writer dies, and anything may follow the last newline."""
         self._kill()
         with (self.dir / "app.jsonl").open("ab") as file:
             file.write(garbage)
@@ -239,7 +239,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(keep=st.integers(1, 6), cut=st.integers(0), event=events)
     def crash_in_a_rotation(self, keep: int, cut: int, event: Event) -> None:
-        """The writer dies in a write of a rotation, part of which is on disk, with an event appended after that."""
+        """The writer dies in a write of a rotation, part of which is on disk, and an event was appended after that."""
         original, calls = operations.write, []
         active = self.log._writer._committer.active
 
@@ -262,7 +262,7 @@ class LogMachine(RuleBasedStateMachine):
 
             return mock.patch.object(operations, name, guarded)
 
-        # What is dead undoes nothing.
+        # A dead process undoes nothing.
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.object(operations, "write", write))
             for name in ("truncate", "rename", "unlink"):
@@ -275,7 +275,7 @@ class LogMachine(RuleBasedStateMachine):
         self.log = self.run(self._open())
 
     def _kill(self) -> None:
-        """Drops the writer as the death of its process would: nothing is finished or saved, the lock goes."""
+        """Drops the writer as the death of its process would: it finishes and saves nothing; the lock is released."""
 
         async def kill() -> None:
             writer = self.log._writer
@@ -300,7 +300,7 @@ class LogMachine(RuleBasedStateMachine):
             assert self.run(reader.head()) == self.head
 
     def teardown(self) -> None:
-        """Closes the log, and reads it once more."""
+        """Closes the log and reads it once more."""
         if hasattr(self, "log"):
             self.run(self.log.aclose())
             self._check(self.other, 0)
@@ -309,7 +309,7 @@ class LogMachine(RuleBasedStateMachine):
 
 
 def test_a_log_holds_what_a_list_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of steps, among them crashes, failing disks, rotations, refreshes and reads by somebody else."""
+    """Thousands of steps include crashes, failing disks, rotations, refreshes and reads by others."""
     small_frames(monkeypatch, 300)
     steps = []
     original = LogMachine.run

@@ -1,4 +1,4 @@
-"""Fixtures: a server that all tests share, a database of its own for each test, and servers that a test may harm."""
+"""Fixtures: a server that all tests share, a new database for each test, and servers that a test may harm."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def server(postgres_server: Server) -> Server:
-    """The server that all tests share, left running."""
+    """The server that all tests share; no test may harm it."""
     return postgres_server
 
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[Server]:
-    """A server that the tests of a module may kill; each leaves it running."""
+    """A server that the tests of a module may kill; each test leaves it running."""
     with running_server() as server:
         yield server
 

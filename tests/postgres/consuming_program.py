@@ -1,7 +1,7 @@
 """One of several programs that read under the same consumer's name.
 
-Arguments: the address, and the seconds that a record takes. For each record it tells `begin N` and, once that is
-committed, `end N` on standard output.
+Arguments: the address, and the seconds that a record takes. For each record, it prints `begin N` and, once that is
+committed, `end N`.
 """
 
 from __future__ import annotations

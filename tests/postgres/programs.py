@@ -17,7 +17,7 @@ GOES_ON_WITHIN = 60  # seconds
 
 
 class Programs:
-    """What the programs have told. Get it from `writing`."""
+    """What the programs have printed. Use `writing` to create it."""
 
     def __init__(self, processes: list[asyncio.subprocess.Process]) -> None:
         self.acknowledged: list[set[Number]] = [set() for _ in processes]
@@ -48,7 +48,7 @@ class Programs:
                 await asyncio.sleep(0.01)
 
     async def end(self) -> None:
-        """Ends the programs, which then tell what their tails have seen."""
+        """Ends the programs, which then print what their tails have seen."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.close()
@@ -57,7 +57,7 @@ class Programs:
             assert [await process.wait() for process in self._processes] == [0] * len(self._processes)
 
     async def check(self, address: str, what: str) -> None:
-        """Nothing that was acknowledged is lost, nothing is there twice, and the tails have seen the log as it is."""
+        """Asserts that no acknowledged event is lost, none is there twice, and the tails have seen exactly the log."""
         reader = EventReader(address)
         written = [(r.event.data["program"], r.event.data["n"]) async for r in reader.read_full()]
         await reader.aclose()
@@ -78,7 +78,7 @@ class Programs:
 
 @asynccontextmanager
 async def writing(addresses: list[str], tasks: int) -> AsyncIterator[Programs]:
-    """Runs one program for each address, all of the same log, each with so many tasks."""
+    """Runs one program for each address, all with the same log, each with that many tasks."""
     pipe = asyncio.subprocess.PIPE
     processes = [
         await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""A proxy in front of a server, whose connections a test cuts at a moment of its choice."""
+"""A proxy in front of a server; a test can cut its connections at any moment."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _CHUNK = 1 << 18
 
 
 class Cut(enum.Enum):
-    """When the connection is cut that carries what was marked."""
+    """When to cut the connection that carries the marked message."""
 
     BEFORE = "the server never gets the statement"
     AFTER = "the server has answered, and the answer is lost"
 
 
 class Proxy:
-    """Forwards connections on `port`, and counts those that it has cut. Get it from `proxy_of`."""
+    """Forwards connections on `port`, and counts those that it has cut. Use `proxy_of` to create it."""
 
     def __init__(self, target: int) -> None:
         self.port = 0
@@ -29,13 +29,13 @@ class Proxy:
         self._marks: list[tuple[bytes, Cut, bool]] = []
 
     def cut_all(self) -> None:
-        """Cuts every connection, in the middle of whatever is under way."""
+        """Cuts every connection, whatever is under way."""
         for client in self._clients:
             client.transport.abort()
         self.cuts += len(self._clients)
 
     def cut_at(self, mark: bytes, when: Cut, *, then_refuse: bool = False) -> None:
-        """Cuts, once, the connection by which a client sends this; with `then_refuse`, lets nobody connect then."""
+        """Cuts the connection by which a client sends this, once; with `then_refuse`, nobody can connect after that."""
         self._marks.append((mark, when, then_refuse))
 
     def _found(self, data: bytes) -> Cut | None:
@@ -90,7 +90,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxy_of(port: int) -> AsyncIterator[Proxy]:
-    """A proxy on the loopback address in front of the server on this port."""
+    """Runs a proxy on the loopback address in front of the server on this port."""
     proxy = Proxy(port)
     listening = await asyncio.start_server(proxy.forward, "127.0.0.1", 0)
     proxy.port = listening.sockets[0].getsockname()[1]

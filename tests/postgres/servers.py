@@ -1,4 +1,4 @@
-"""A real PostgreSQL server from the system's binaries, with a data directory of its own, that a test may harm."""
+"""A real PostgreSQL server from the system's binaries, with its own data directory, that a test may harm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STARTED_WITHIN = 30  # seconds
 
 
 def find_binaries() -> Path | None:
-    """The directory of the newest `initdb` and `postgres` of this system."""
+    """Returns the directory of the newest `initdb` and `postgres` of this system."""
     found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
     if found:
         return max(found, key=lambda path: int(path.parent.name))
@@ -32,7 +32,7 @@ def find_binaries() -> Path | None:
 
 
 def _other_user() -> dict[str, Any]:
-    """How to start a process: as somebody else where this one is root's, whom the server refuses."""
+    """Returns how to start a process as another user if this one is root's, whom the server refuses."""
     if os.geteuid() != 0:
         return {}
     try:
@@ -48,7 +48,7 @@ class Server:
     def __init__(self, binaries: Path, **options: str) -> None:
         self._binaries = binaries
         self._options = options
-        # Not pytest's directory, which another user may not enter.
+        # Another user may not enter pytest's directory.
         self.directory = Path(tempfile.mkdtemp(prefix="eventfold-postgres-"))
         self._data = self.directory / "data"
         self.other_user = _other_user()
@@ -71,8 +71,8 @@ class Server:
         )
 
     def create_standby_of(self, primary: Server) -> None:
-        """Copies another server, whose changes this one will follow when it is started."""
-        # Not the directory of before: processes that outlive a kill for a moment may still write there.
+        """Copies another server, whose changes this one will follow once it is started."""
+        # Processes that outlive a kill for a moment may still write to the previous directory.
         self._data = Path(tempfile.mkdtemp(prefix="standby-", dir=self.directory))
         if self.other_user:
             os.chown(self._data, self.other_user["user"], self.other_user["group"])
@@ -117,22 +117,22 @@ class Server:
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """Kills the server's first process; those of its connections follow it."""
+        """Kills the server's first process; its connections' processes follow."""
         self._end(signal.SIGKILL)
 
     def freeze(self) -> None:
-        """Stops all its processes, as a machine that stands still does: connections stay, and nothing answers."""
+        """Suspends all its processes, as on a machine that stands still: connections stay, and nothing answers."""
         self._signal_all(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Lets them go on, if there are any."""
+        """Resumes its processes, if there are any."""
         self._signal_all(signal.SIGCONT)
 
     def _signal_all(self, number: int) -> None:
         if self._process is None or self._process.poll() is not None:
             return
         first = self._process.pid
-        # The first one before the others, so that it starts none meanwhile.
+        # Stop the first one before the others, so that it starts no new ones meanwhile.
         os.kill(first, number)
         for pid in subprocess.run(["pgrep", "-P", str(first)], capture_output=True, check=False).stdout.split():
             os.kill(int(pid), number)
@@ -157,7 +157,7 @@ class Server:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     async def execute(self, statement: str, *arguments: Any, database: str = "postgres", user: str = "admin") -> Any:
-        """Runs a statement on a connection of its own; its rows."""
+        """Runs a statement on its own connection; returns the rows."""
         connection = await asyncpg.connect(self.address(database, user))
         try:
             return await (connection.fetch(statement, *arguments) if arguments else _run(connection, statement))
@@ -172,7 +172,7 @@ async def _run(connection: Any, statement: str) -> Any:
 
 
 async def in_thread(function: Any) -> None:
-    """Calls something that blocks, while the tasks of a test go on."""
+    """Runs a blocking call while the tasks of a test go on."""
     await asyncio.to_thread(function)
 
 
@@ -185,7 +185,7 @@ def _binaries() -> Path:
 
 @contextmanager
 def running_server() -> Iterator[Server]:
-    """A new server; skips the test where this system has no PostgreSQL."""
+    """Runs a new server; skips the test if this system has no PostgreSQL."""
     server = Server(_binaries())
     try:
         server.create()
@@ -197,7 +197,7 @@ def running_server() -> Iterator[Server]:
 
 @contextmanager
 def primary_and_standby() -> Iterator[tuple[Server, Server]]:
-    """Two new servers, of which one follows the other; a commit waits for both. Skips as `running_server` does."""
+    """Runs two new servers, of which one follows the other; a commit waits for both. Skips as `running_server` does."""
     servers = [Server(_binaries(), synchronous_standby_names="*") for _ in range(2)]
     primary, standby = servers
     try:

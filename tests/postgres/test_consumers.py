@@ -1,4 +1,4 @@
-"""Consumers of one name in several processes: one works, and the others stand by."""
+"""Consumers with one name in several processes: one works, and the others stand by."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROGRAM = Path(__file__).with_name("consuming_program.py")
 
 
 class Worker:
-    """A process that consumes; what it has told so far."""
+    """A process that consumes, and its output so far."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -63,7 +63,7 @@ async def append(address: str, first: int, count: int) -> None:
 
 
 async def test_one_process_works_and_another_takes_over_when_it_is_killed(database: str) -> None:
-    """From the last commit on."""
+    """The other process starts after the last commit."""
     await append(database, 0, 3)
     async with worker(database) as first:
         await first.until(lambda: first.ended == [0, 1, 2])
@@ -79,7 +79,6 @@ async def test_one_process_works_and_another_takes_over_when_it_is_killed(databa
 
 
 async def test_consumers_of_other_names_and_other_logs_run_beside_each_other(database: str) -> None:
-    """They have nothing to do with each other."""
     async with EventLog.open(Postgres(database, "orders")) as log, EventLog.open(Postgres(database, "others")) as other:
         for one in (log, other):
             await one.append(Event("a", {"n": 1}))
@@ -89,7 +88,7 @@ async def test_consumers_of_other_names_and_other_logs_run_beside_each_other(dat
 
 
 async def test_the_name_is_free_as_soon_as_its_reader_stops(database: str) -> None:
-    """By leaving the loop, and by closing the log; a second reader in this process is refused."""
+    """The reader leaves the loop or the log is closed; a second reader in this process is refused before that."""
     engines = [Postgres(database, "orders", timeout=20 + n) for n in range(2)]
     async with EventLog.open(engines[0]) as log:
         await log.append(Event("a", {"n": 1}))
@@ -107,7 +106,7 @@ async def test_the_name_is_free_as_soon_as_its_reader_stops(database: str) -> No
 
 
 async def test_who_waits_for_a_name_ends_with_its_log(database: str) -> None:
-    """Without a record and without an error."""
+    """The consumer ends without a record and without an error."""
     await append(database, 0, 1)
     async with worker(database) as other:
         await other.until(lambda: other.ended == [0])
@@ -129,7 +128,7 @@ async def cut_with_the_connection(server: Server, proxy: Proxy, database: str) -
 
 
 async def end_the_backend(server: Server, proxy: Proxy, database: str) -> None:
-    """As `pg_terminate_backend` does."""
+    """Ends the connection as `pg_terminate_backend` does."""
     await server.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database ON oid = database "
         f"WHERE locktype = 'advisory' AND datname = '{database.rpartition('/')[2]}'"
@@ -140,7 +139,7 @@ async def end_the_backend(server: Server, proxy: Proxy, database: str) -> None:
 async def test_who_loses_the_lock_stops_before_the_next_record(
     server: Server, database: str, lose: Callable[[Server, Proxy, str], Awaitable[None]]
 ) -> None:
-    """The other one takes over; no two work at once but on the record that was under way, and none is left out."""
+    """The other one takes over; both work only on the record that was under way, and no record is left out."""
     await append(database, 0, 60)
     async with proxy_of(server.port) as proxy, AsyncExitStack() as stack:
         address = database.replace(f":{server.port}/", f":{proxy.port}/")
@@ -157,14 +156,14 @@ async def test_who_loses_the_lock_stops_before_the_next_record(
     assert sorted(set(first.ended + second.ended)) == list(range(60))
     assert first.ended == sorted(first.ended)
     assert second.ended == sorted(second.ended)
-    # At each change of hands at most the record that was under way is given to both.
+    # At each takeover, only the record that was under way may be given to both.
     assert len(first.ended + second.ended) <= 60 + 4
 
 
 async def test_a_lock_on_a_server_that_has_gone_silent_is_not_believed(
     server: Server, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one that lost its power does; the name is taken again on another connection, and nothing is given twice."""
+    """The server may have lost its power; the name is taken again on another connection, and nothing is given twice."""
     monkeypatch.setattr(_locks, "BELIEVED_FOR", 0.0)
     await append(database, 0, 10)
     async with EventLog.open(Postgres(database, "orders", attempt_timeout=0.5), read_only=True) as log:

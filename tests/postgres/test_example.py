@@ -1,4 +1,4 @@
-"""The FastAPI example on PostgreSQL: two hosts with two workers each, all of which write one list of to-dos."""
+"""The FastAPI example on PostgreSQL: two hosts with two workers each write one list of to-dos."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
 class Worker:
-    """One process of the example, on a port of its own, in the directory of its host."""
+    """One process of the example, on its own port, in the directory of its host."""
 
     def __init__(self, directory: Path, address: str) -> None:
         port = free_port()
@@ -51,7 +51,7 @@ class Worker:
 
 
 class Host:
-    """The workers of one machine; a request comes to any of them."""
+    """The workers of one machine; any of them may get a request."""
 
     def __init__(self, workers: list[Worker]) -> None:
         self.workers = workers
@@ -84,7 +84,7 @@ def hosts(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 async def test_what_is_written_at_one_host_is_read_at_the_other(hosts: list[Host]) -> None:
-    """As soon as the client asks for it with the offset that it was given."""
+    """The client passes the offset that it was given, and sees the event at once."""
     for n in range(4):
         added = (await hosts[n % 2].add(f"milk {n}", f"milk-{n}")).json()
         found = (await hosts[1 - n % 2].ask("GET", "/todos", params={"after": added["offset"]})).json()
@@ -93,7 +93,7 @@ async def test_what_is_written_at_one_host_is_read_at_the_other(hosts: list[Host
 
 
 async def test_a_request_that_is_sent_to_both_hosts_with_one_key_is_written_once(hosts: list[Host]) -> None:
-    """At the same time; both get the same answer, and one of them the status of the first."""
+    """The requests come at the same time; both get the same answer."""
     answers = await asyncio.gather(*(host.add("bread", f"bread-{n}") for n in range(10) for host in hosts))
 
     assert sorted(answer.status_code for answer in answers) == [200] * 10 + [201] * 10
@@ -101,7 +101,7 @@ async def test_a_request_that_is_sent_to_both_hosts_with_one_key_is_written_once
 
 
 async def test_of_changes_at_both_hosts_to_what_was_seen_one_is_taken(hosts: list[Host]) -> None:
-    """The other is told to look again."""
+    """The other one is told to look again."""
     added = (await hosts[0].add("eggs", "eggs")).json()
     for n in range(3):
         seen = (await hosts[0].ask("GET", "/todos", params={"after": added["offset"]})).json()["offset"]
@@ -112,7 +112,7 @@ async def test_of_changes_at_both_hosts_to_what_was_seen_one_is_taken(hosts: lis
 
 
 async def test_a_worker_killed_under_load_loses_and_doubles_nothing(hosts: list[Host]) -> None:
-    """Clients send again with the same key what got no answer, to whichever host; a stream tells of each once."""
+    """Clients repeat unanswered requests with the same key at any host; a stream yields each event once."""
     acknowledged: dict[str, int] = {}
 
     async def client(number: int) -> None:
@@ -141,7 +141,7 @@ async def test_a_worker_killed_under_load_loses_and_doubles_nothing(hosts: list[
 
 
 async def texts_streamed(host: Host, count: int, wanted: Callable[[str], bool]) -> list[str]:
-    """The first so many texts that are wanted, in the order of the log."""
+    """Returns the first `count` texts, in the order of the log."""
     texts: list[str] = []
     async with (
         httpx.AsyncClient(timeout=30, verify=False) as client,

@@ -1,4 +1,4 @@
-"""A primary whose commits wait for a standby: one is read, the other is promoted under load when the primary dies."""
+"""A primary whose commits wait for a standby: the standby is read, and promoted under load when the primary dies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.postgres.servers import Server, in_thread, primary_and_standby
 from eventfold import Event, EventfoldError, EventLog, EventReader
 from eventfold.postgres import Postgres
 
-# How often the primary is killed and the standby promoted; none in the suite, since two servers take long to start.
+# How often the primary is killed and the standby promoted; never in the suite, since two servers take long to start.
 ROUNDS = int(os.environ.get("EVENTFOLD_POSTGRES_FAILOVERS", "0"))
 TASKS = 100
 
@@ -20,7 +20,7 @@ TASKS = 100
 @pytest.mark.skipif(not ROUNDS, reason="takes long: set EVENTFOLD_POSTGRES_FAILOVERS to the number of failovers")
 @pytest.mark.timeout(240 + 120 * ROUNDS)
 async def test_what_was_acknowledged_is_there_once_after_the_standby_was_promoted_under_load() -> None:
-    """Two programs name both servers in their address; the standby can be read and tailed until then."""
+    """Two programs have both servers in their address; until the promotion, the standby can be read and tailed."""
     with primary_and_standby() as (primary, standby):
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in (primary, standby))
         address = f"postgresql://admin@{hosts}/postgres?log=orders&target_session_attrs=read-write"
@@ -43,7 +43,7 @@ async def test_what_was_acknowledged_is_there_once_after_the_standby_was_promote
 
 
 async def check_standby(standby: Server, offset: int) -> None:
-    """It is refused for appending, and reads, tails and waits go on there."""
+    """Asserts that appending is refused there, and that reads, tails and waits go on."""
     with pytest.raises(EventfoldError, match="it is a standby"):
         await EventLog.open(Postgres(standby.address(), "orders"))
     reader = EventReader(Postgres(standby.address(), "orders"))

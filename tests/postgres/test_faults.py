@@ -1,4 +1,4 @@
-"""The server fails, and comes back: nothing that was acknowledged is lost, and nothing is there twice."""
+"""The server fails and comes back: no acknowledged event is lost, and none is there twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from eventfold.postgres import Postgres
 from eventfold.postgres._committer import TableCommitter
 from eventfold.postgres._source import CLOSED_WITHIN
 
-# Faults, one after the other of each kind; the suite has time for one of each.
+# The number of faults of each kind; the suite has time for one.
 ROUNDS = int(os.environ.get("EVENTFOLD_POSTGRES_ROUNDS", "5"))
 TASKS = 100
 
@@ -29,13 +29,13 @@ _WRITING = f"{_OTHERS} AND state = 'active' AND query LIKE '%INSERT INTO%eventfo
 
 
 async def kill_server(server: Server, proxy: Proxy) -> None:
-    """SIGKILL for the first process; those of the connections follow it."""
+    """Kills the first process; those of the connections follow it."""
     await in_thread(server.kill)
     await in_thread(server.restart_after_kill)
 
 
 async def kill_backend(server: Server, proxy: Proxy) -> None:
-    """SIGKILL for one that commits just now: the server ends all others and recovers."""
+    """Kills a process that is committing: the server ends all others and recovers."""
     for _ in range(200):
         rows = await server.execute(f"SELECT pid {_WRITING}")
         if rows:
@@ -45,20 +45,20 @@ async def kill_backend(server: Server, proxy: Proxy) -> None:
 
 
 async def end_writing_backends(server: Server, proxy: Proxy) -> None:
-    """The server ends connections in the middle of a commit."""
+    """Makes the server end connections in the middle of a commit."""
     for _ in range(20):
         await server.execute(f"SELECT pg_terminate_backend(pid) {_WRITING}")
 
 
 async def cut_connections(server: Server, proxy: Proxy) -> None:
-    """The network does, whatever is under way; the server notices it later."""
+    """Cuts connections as the network would; the server notices it later."""
     for _ in range(5):
         await asyncio.sleep(random.uniform(0.001, 0.05))
         proxy.cut_all()
 
 
 async def restart_server(server: Server, proxy: Proxy) -> None:
-    """As an administrator does."""
+    """Restarts the server as an administrator does."""
     await in_thread(server.stop)
     await in_thread(server.start)
 
@@ -68,14 +68,14 @@ FAULTS = (kill_server, kill_backend, end_writing_backends, cut_connections, rest
 
 @pytest.fixture
 def engine(own_server: Server) -> Callable[[], Postgres]:
-    """Makes the engine of one log, the same at each call."""
+    """Returns a function that creates the engine of one log, the same at each call."""
     name = f"log{random.randrange(10**9)}"
     return lambda: Postgres(own_server.address(), name, timeout=60)
 
 
 @pytest.mark.timeout(240 + 30 * ROUNDS)
 async def test_what_was_acknowledged_under_faults_is_there_once(own_server: Server) -> None:
-    """100 tasks in two processes append, some on a condition, while the server fails; tails see each event once."""
+    """100 tasks in two processes append, some conditionally, while the server fails; tails see each event once."""
     faults: list[Callable[[Server, Proxy], Awaitable[None]]] = [FAULTS[n % len(FAULTS)] for n in range(ROUNDS)]
     async with proxy_of(own_server.port) as proxy:
         address = f"postgresql://admin@127.0.0.1:{proxy.port}/postgres?log=faults"
@@ -93,7 +93,7 @@ async def test_what_was_acknowledged_under_faults_is_there_once(own_server: Serv
 
 @pytest.mark.parametrize("when", Cut)
 async def test_a_commit_whose_connection_is_cut_is_in_the_log_once(own_server: Server, when: Cut) -> None:
-    """Before the server gets it, and after it has answered; with a condition and without one."""
+    """The cut comes before the server gets the commit, or after it has answered; with and without a condition."""
     async with proxy_of(own_server.port) as proxy:
         address = f"postgresql://admin@127.0.0.1:{proxy.port}/postgres"
         async with EventLog.open(Postgres(address, f"cut_{when.name}")) as log:
@@ -114,7 +114,7 @@ async def test_a_commit_whose_connection_is_cut_is_in_the_log_once(own_server: S
 async def test_a_commit_that_is_judged_in_its_turn_and_cut_off_is_in_the_log_once(
     own_server: Server, monkeypatch: pytest.MonkeyPatch, mark: bytes, when: Cut
 ) -> None:
-    """Another writer gets in between at first; then the connection is cut while the log is locked."""
+    """Another writer comes first; then the connection is cut while the log is locked."""
     name = f"turn_{when.name}_{mark.isalpha()}"
     async with proxy_of(own_server.port) as proxy, EventLog.open(Postgres(own_server.address(), name)) as other:
         write = TableCommitter._write
@@ -141,7 +141,7 @@ async def test_a_commit_that_is_judged_in_its_turn_and_cut_off_is_in_the_log_onc
 async def test_a_host_that_stops_while_it_has_the_log_locked_holds_up_the_others_for_a_moment_only(
     own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server ends its transaction; when the host goes on, it appends what it was about to, once."""
+    """The server ends its transaction; when the host resumes, it appends its event, once."""
     locked, others_are_done = asyncio.Event(), asyncio.Event()
     judge_in_turn = TableCommitter._lines_needed
 
@@ -172,7 +172,7 @@ async def test_a_host_that_stops_while_it_has_the_log_locked_holds_up_the_others
 async def test_an_append_is_of_unknown_outcome_where_the_server_is_not_reached_again(
     own_server: Server, when: Cut, found: list[int]
 ) -> None:
-    """It was sent; whether it is in the log can't be told. Once the server is back the writer goes on."""
+    """The append was sent, and nobody knows whether it arrived. Once the server is back, the writer continues."""
     async with proxy_of(own_server.port) as proxy:
         address = f"postgresql://admin@127.0.0.1:{proxy.port}/postgres"
         async with EventLog.open(Postgres(address, f"unknown_{when.name}", timeout=0.5)) as log:
@@ -187,7 +187,7 @@ async def test_an_append_is_of_unknown_outcome_where_the_server_is_not_reached_a
 
 
 async def test_a_server_that_turns_read_only_fails_appends_until_it_is_writable_again(own_server: Server) -> None:
-    """As a primary does that was demoted, or a disk that is full on a managed server."""
+    """This happens when a primary is demoted, or when a managed server's disk is full."""
     async with EventLog.open(Postgres(own_server.address(), "read_only", timeout=0.5)) as log:
         await log.append(Event("a", {"n": 1}))
         try:
@@ -212,10 +212,10 @@ async def _until_read_only(server: Server) -> None:
 
 
 async def test_an_append_that_was_never_sent_is_an_os_error(own_server: Server) -> None:
-    """There is no server: nothing was written, and the writer goes on when there is one."""
+    """There is no server, so nothing was written; once there is one, the writer continues."""
     async with EventLog.open(Postgres(own_server.address(), "not_sent", timeout=0.5)) as log:
         await log.append(Event("a", {"n": 1}))
-        # An idle connection would be found lost only once something was sent on it.
+        # A lost idle connection would be noticed only after something was sent on it.
         await log._writer._source.session().connections._pool.expire_connections()
         await in_thread(own_server.stop)
         try:
@@ -229,7 +229,7 @@ async def test_an_append_that_was_never_sent_is_an_os_error(own_server: Server) 
 
 
 async def test_a_tail_goes_on_where_its_listening_connection_is_lost(own_server: Server) -> None:
-    """Whatever listens is cut off again and again."""
+    """The listening connection is cut again and again."""
     engine = Postgres(own_server.address(), "listen")
     seen = []
     reader = EventReader(engine)
@@ -257,7 +257,7 @@ async def test_a_tail_goes_on_where_its_listening_connection_is_lost(own_server:
 async def test_a_tail_sees_what_others_append_without_any_notification(
     own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pooler in transaction mode, say, lets none through: the look every second finds it."""
+    """For example, a pooler in transaction mode delivers none; a look every second finds the events."""
     from eventfold.postgres._listener import Listener
 
     async def deaf(self: Listener) -> None:
@@ -279,7 +279,7 @@ async def test_a_tail_sees_what_others_append_without_any_notification(
 
 
 async def test_a_statement_timeout_is_an_os_error_and_nothing_was_written(own_server: Server) -> None:
-    """Somebody holds the log's row for longer than the role may wait."""
+    """Somebody locks the log's row for longer than the role's time-out."""
     import asyncpg
 
     options = {"server_settings": {"statement_timeout": "200"}}
@@ -297,7 +297,7 @@ async def test_a_statement_timeout_is_an_os_error_and_nothing_was_written(own_se
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_closing_waits_shortly_for_a_server_that_is_away(how: str) -> None:
-    """Once for all views' snapshots, the index and the connections together; a tail ends too."""
+    """All views' snapshots, the index and the connections share one time-out; a tail ends too."""
 
     def count(state: int, event: Event) -> int:
         return state + 1
@@ -325,7 +325,7 @@ async def read_on(log: EventLog) -> None:
 
 
 async def test_a_head_that_went_back_to_a_backup_is_noticed_by_a_condition(own_server: Server) -> None:
-    """The hash tells a log that was restored, and went on differently, from the one that was read."""
+    """The log was restored and continued differently, so the hash at the same offset differs."""
     async with EventLog.open(Postgres(own_server.address(), "hash")) as log:
         head = log.head
         await log.append(Event("a"))

@@ -1,4 +1,4 @@
-"""The index in a table: written with the events, and never believed to have what it lacks."""
+"""The index in a table: it is written with the events, and never trusted for events that it lacks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def fetch(address: str, statement: str) -> list[tuple[int, ...]]:
 
 
 async def check_table(address: str, log: str = "orders") -> None:
-    """The table has the keys of all events up to the place that it claims, and none that the log does not have."""
+    """Asserts that the table has the keys of all events up to the offset that it claims, and no others."""
     [(number, indexed, end)] = await fetch(
         address, f"SELECT log, indexed, \"offset\" FROM eventfold_logs WHERE name = '{log}'"
     )
@@ -52,7 +52,7 @@ async def test_the_keys_are_written_in_the_commit_of_their_events(database: str)
 
 
 async def test_what_a_writer_without_the_index_appends_is_not_passed_over(database: str) -> None:
-    """The place that the table claims stays where it is until somebody asks, and then includes that."""
+    """The offset that the table claims stays until somebody queries the index, and then includes that event."""
     engines = [Postgres(database, "orders", timeout=20 + n) for n in range(2)]
     async with EventLog.open(engines[0], index=True) as log, EventLog.open(engines[1]) as other:
         first = await log.append(tagged(0, "x"))
@@ -68,7 +68,7 @@ async def test_what_a_writer_without_the_index_appends_is_not_passed_over(databa
 
 
 async def test_a_log_is_indexed_while_others_write(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By two at once, in small steps."""
+    """Two readers index it at once, in small steps."""
     monkeypatch.setattr(_keys, "_STEP_SIZE", 1000)
     engines = [Postgres(database, "orders", timeout=20 + n) for n in range(3)]
     async with EventLog.open(engines[0]) as log:
@@ -90,7 +90,7 @@ async def test_a_log_is_indexed_while_others_write(database: str, monkeypatch: p
 
 
 async def test_an_index_that_is_dropped_in_use_is_made_again(database: str) -> None:
-    """By whoever asks next; the log's other keys stay."""
+    """The next query builds it; the keys of other logs stay."""
     async with EventLog.open(Postgres(database, "another"), index=True) as another:
         await another.append(tagged(0, "x"))
     async with EventLog.open(Postgres(database, "orders"), index=True, unique_ids=True) as log:
@@ -108,7 +108,7 @@ async def test_an_index_that_is_dropped_in_use_is_made_again(database: str) -> N
 
 
 async def test_an_index_is_built_ahead_of_time(database: str) -> None:
-    """With its progress, up to the head."""
+    """Progress is reported up to the head."""
     engine = Postgres(database, "orders")
     async with EventLog.open(engine) as log:
         await log.append_many([tagged(n, "x") for n in range(10)])
@@ -125,7 +125,7 @@ async def test_an_index_is_built_ahead_of_time(database: str) -> None:
 
 
 async def test_long_lines_are_found_and_given_whole(database: str) -> None:
-    """Longer than what is fetched of a line at first, at the beginning of a commit and inside it."""
+    """The lines are longer than what is fetched at first, at the beginning of a commit and inside it."""
     sizes = [10, 5000, 4096, 300_000, 0, 100_000]
     async with EventLog.open(Postgres(database, "orders"), index=True) as log:
         await log.append_many([Event("a", {"text": "x" * size}, tags=("x",)) for size in sizes])
@@ -137,7 +137,7 @@ async def test_long_lines_are_found_and_given_whole(database: str) -> None:
 
 
 async def test_the_table_is_as_the_log_after_backends_were_killed(own_server: Server) -> None:
-    """While some append with the index, one without, and one makes it anew."""
+    """Meanwhile, some append with the index, one without it, and one rebuilds it."""
     address, killed = own_server.address(), 0
     engines = [Postgres(address, "killed", timeout=60 + n) for n in range(3)]
     logs = [await EventLog.open(engine, index=n < 2, unique_ids=n < 2) for n, engine in enumerate(engines)]

@@ -1,4 +1,4 @@
-"""Opening a log: the tables are created, checked and migrated, and what can't be is an error that says what to do."""
+"""Opening a log: the tables are created, checked and migrated; otherwise an error says what to do."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def as_user(address: str, user: str) -> str:
 
 
 async def test_processes_that_open_at_once_create_the_tables_once(database: str) -> None:
-    """Ten of them, in an empty database."""
+    """Ten processes start with an empty database."""
     logs = await asyncio.gather(
         *(EventLog.open(Postgres(database, f"log{n % 3}", timeout=20.0 + n)) for n in range(10))
     )
@@ -60,7 +60,7 @@ async def test_processes_that_open_at_once_create_the_tables_once(database: str)
 
 
 async def test_a_database_holds_many_logs(database: str) -> None:
-    """Each has its own events."""
+    """Each log has its own events."""
     await fill(database, "one", 1)
     await fill(database, "two", 2)
 
@@ -68,14 +68,14 @@ async def test_a_database_holds_many_logs(database: str) -> None:
 
 
 async def test_a_log_that_does_not_exist_reads_as_empty(database: str) -> None:
-    """Without tables, and with tables that have other logs."""
+    """This holds without tables, and with tables that have other logs."""
     assert await read(database) == []
     await fill(database, "another")
     assert await read(database) == []
 
 
 async def test_tables_of_an_older_version_are_migrated(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the steps that are missing are run, once."""
+    """Only the missing steps are run, and only once."""
     await fill(database)
     step = "ALTER TABLE {schema}.eventfold_logs ADD COLUMN later integer;"
     monkeypatch.setattr(_schema, "MIGRATIONS", (*_schema.MIGRATIONS, step))
@@ -87,7 +87,7 @@ async def test_tables_of_an_older_version_are_migrated(database: str, monkeypatc
 
 
 async def test_tables_of_the_first_version_are_migrated_to_an_index(database: str) -> None:
-    """It has what was appended before; until then the log can be read."""
+    """The index then has earlier events; before that, the log can be read."""
     await fill(database)
     await execute(
         database,
@@ -105,7 +105,7 @@ async def test_tables_of_the_first_version_are_migrated_to_an_index(database: st
 
 
 async def test_tables_of_a_newer_version_are_refused(database: str) -> None:
-    """What a later release has made is not for this one."""
+    """This release can't know what a later one has changed."""
     await fill(database)
     await execute(database, "UPDATE eventfold_schema SET version = 99")
 
@@ -114,7 +114,7 @@ async def test_tables_of_a_newer_version_are_refused(database: str) -> None:
 
 
 async def test_a_role_that_may_not_create_tables_is_given_the_sql(server: Server, database: str) -> None:
-    """Run by one who may, it is enough for the log to be opened."""
+    """If somebody with the right runs it, the log can be opened."""
     await execute(database, "CREATE ROLE app LOGIN")
     try:
         with pytest.raises(EventfoldError, match="may not create or migrate the tables") as raised:
@@ -129,7 +129,7 @@ async def test_a_role_that_may_not_create_tables_is_given_the_sql(server: Server
 
 
 async def test_a_role_that_may_not_append_is_told_the_grants(database: str) -> None:
-    """The message has the statements that its owner must run."""
+    """The message has the statements that the tables' owner must run."""
     await fill(database)
     await execute(database, "CREATE ROLE reporter LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reporter")
     try:
@@ -142,7 +142,7 @@ async def test_a_role_that_may_not_append_is_told_the_grants(database: str) -> N
 
 
 async def test_a_permission_taken_away_while_the_log_is_open_is_a_permission_error(database: str) -> None:
-    """Nothing was written; once it is granted again, the same writer goes on."""
+    """Nothing is written; once the permission is granted again, the same writer continues."""
     await fill(database)
     grant = "ALL ON ALL TABLES IN SCHEMA public"
     await execute(database, f"CREATE ROLE clerk LOGIN; GRANT {grant} TO clerk")
@@ -160,7 +160,7 @@ async def test_a_permission_taken_away_while_the_log_is_open_is_a_permission_err
 
 
 async def test_a_read_only_server_is_refused_for_appending_and_read_all_the_same(database: str) -> None:
-    """As on a standby."""
+    """A standby is such a server."""
     await fill(database)
     name = database.rpartition("/")[2]
     await execute(database, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
@@ -181,7 +181,7 @@ async def test_a_server_that_acknowledges_before_it_is_durable_is_refused(databa
 
 
 async def test_a_search_path_without_a_schema_is_an_error_that_says_so(database: str) -> None:
-    """No table can be found or made there."""
+    """No table can be found or created there."""
     engine = Postgres(database, "orders", server_settings={"search_path": "nowhere"})
 
     with pytest.raises(EventfoldError, match=r"search path \(nowhere\)"):
@@ -189,7 +189,7 @@ async def test_a_search_path_without_a_schema_is_an_error_that_says_so(database:
 
 
 async def test_a_search_path_that_misses_the_tables_is_an_error_and_no_empty_log(database: str) -> None:
-    """They are in another schema: neither are new ones made, nor is nothing read."""
+    """The tables are in another schema: no new ones are created, and the log does not look empty."""
     await execute(database, "CREATE SCHEMA shop")
     await fill(f"{database}?search_path=shop")
 
@@ -198,11 +198,11 @@ async def test_a_search_path_that_misses_the_tables_is_an_error_and_no_empty_log
     with pytest.raises(EventfoldError, match=r"search path \(.*public.*\) misses the tables in schema shop"):
         await read(database)
     async with EventLog.open(Postgres(database, "orders", schema="public")) as log:
-        assert log.head.offset == 0  # whoever wants them twice says so
+        assert log.head.offset == 0  # Whoever wants them twice must say so.
 
 
 async def test_the_tables_may_be_in_a_schema_of_their_own(database: str) -> None:
-    """Named in the address, whatever the search path is."""
+    """The address names the schema, whatever the search path is."""
     await execute(database, 'CREATE SCHEMA "My Events"')
     address = f"{database}?log=orders&schema=My%20Events"
     async with EventLog.open(address) as log:
@@ -224,7 +224,7 @@ async def test_the_tables_may_be_in_a_schema_of_their_own(database: str) -> None
     ],
 )
 async def test_a_table_that_somebody_altered_is_refused_at_opening(database: str, statement: str, named: str) -> None:
-    """The message names what is missing."""
+    """The message says what is missing."""
     await fill(database)
     await execute(database, statement)
 
@@ -233,7 +233,7 @@ async def test_a_table_that_somebody_altered_is_refused_at_opening(database: str
 
 
 async def test_a_table_altered_while_the_log_is_open_fails_the_writer(database: str) -> None:
-    """With an error that says what happened."""
+    """The error says what happened."""
     log = await EventLog.open(Postgres(database, "orders"))
     await execute(database, "ALTER TABLE eventfold_commits RENAME lines TO body")
 
@@ -254,7 +254,7 @@ async def test_a_head_that_is_not_behind_the_last_commit_is_refused(database: st
 
 
 async def test_a_missing_commit_is_noticed_by_who_reads(database: str) -> None:
-    """What stands before it is read first."""
+    """Events before the gap are returned first."""
     await fill(database)
     await execute(database, 'DELETE FROM eventfold_commits WHERE start = (SELECT min("end") FROM eventfold_commits)')
     seen = []
@@ -267,13 +267,13 @@ async def test_a_missing_commit_is_noticed_by_who_reads(database: str) -> None:
 
 
 async def test_an_address_without_a_log_is_an_error() -> None:
-    """It says what is to be added."""
+    """The message says what to add."""
     with pytest.raises(ValueError, match=r"add \?log=NAME"):
         EventReader("postgresql://host/db")
 
 
 def test_no_password_is_shown() -> None:
-    """Neither where the engine is shown nor where a reader is."""
+    """Neither the engine's repr nor a reader's has it."""
     engine = Postgres.from_address("postgresql://me:secret@host:5432/db?log=orders&sslmode=require")
 
     assert "secret" not in repr(engine) + repr(EventReader(engine))
@@ -281,13 +281,13 @@ def test_no_password_is_shown() -> None:
 
 
 async def test_a_wrong_database_is_an_error_at_once(server: Server) -> None:
-    """Trying again would not help."""
+    """Another attempt would not help."""
     with pytest.raises(EventfoldError, match=r"refuses the connection.*does not exist"):
         await EventLog.open(Postgres(server.address("nowhere"), "orders", timeout=60))
 
 
 async def test_options_of_files_are_refused(database: str) -> None:
-    """There is nothing to rotate."""
+    """For example, there is nothing to rotate."""
     with pytest.raises(ValueError, match="max_log_size"):
         await EventLog.open(Postgres(database, "orders"), max_log_size=1)
     async with EventLog.open(Postgres(database, "orders")) as log:
@@ -296,7 +296,7 @@ async def test_options_of_files_are_refused(database: str) -> None:
 
 
 async def test_the_pool_of_an_application_is_used_and_left_open(database: str) -> None:
-    """It has one connection for the appends and one for a tail."""
+    """The pool has one connection for the appends and one for a tail."""
     async with asyncpg.create_pool(database, min_size=2, max_size=3) as pool:
         async with EventLog.open(Postgres(pool, "orders")) as log:
             await log.append(Event("a", {"n": 1}))

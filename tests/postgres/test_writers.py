@@ -1,4 +1,4 @@
-"""Writers that share nothing but the database, as in several processes and behind a pooler."""
+"""Writers that share only the database, as in several processes and behind a pooler."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/s
 
 
 async def test_what_another_writer_appended_in_between_is_read(database: str) -> None:
-    """From where the first one's events ended before."""
-    engines = [Postgres(database, "orders", timeout=seconds) for seconds in (20, 30)]  # no connections are shared
+    """They come in order, after the events that the first writer has appended before."""
+    engines = [Postgres(database, "orders", timeout=seconds) for seconds in (20, 30)]  # No connections are shared.
     async with EventLog.open(engines[0]) as one, EventLog.open(engines[1]) as two:
         result = await one.append(Event("a", {"n": 0}))
         await two.append(Event("a", {"n": 1}))
@@ -33,7 +33,7 @@ async def test_what_another_writer_appended_in_between_is_read(database: str) ->
 
 @pytest.fixture
 async def pooler(server: Server, database: str) -> AsyncIterator[str]:
-    """The database's address through PgBouncer in transaction mode, which has two connections for all."""
+    """The database's address through PgBouncer in transaction mode, which has two connections for all clients."""
     if PGBOUNCER is None:
         pytest.skip("needs pgbouncer: apt-get install pgbouncer")
     port, name = free_port(), database.rpartition("/")[2]
@@ -65,7 +65,7 @@ async def pooler(server: Server, database: str) -> AsyncIterator[str]:
 
 
 async def test_a_log_behind_a_pooler_in_transaction_mode(pooler: str, database: str) -> None:
-    """Ten writers share two connections, whichever; a tail listens past the pooler."""
+    """Ten writers share two connections, and a tail listens without the pooler."""
     engines = [
         Postgres(pooler, "orders", transaction_pooling=True, listen_dsn=database, timeout=20 + n) for n in range(10)
     ]
@@ -91,7 +91,7 @@ async def test_a_log_behind_a_pooler_in_transaction_mode(pooler: str, database: 
 
 
 async def test_writers_apart_that_reserve_the_same_seats_get_each_seat_once(database: str) -> None:
-    """A query is judged by what the others appended as well."""
+    """A query also covers what the others appended."""
     engines = [Postgres(database, "seats", timeout=20 + n) for n in range(3)]
     logs = [await EventLog.open(engine) for engine in engines]
 
@@ -114,7 +114,7 @@ async def test_writers_apart_that_reserve_the_same_seats_get_each_seat_once(data
 async def test_a_condition_is_judged_in_its_turn_however_often_others_get_in_between(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever appends without a pause keeps no other writer waiting, and what it appended is judged."""
+    """A writer that appends without a pause does not hold up another one, and the condition covers its events."""
     write = TableCommitter._write
 
     async def overtaken(self: TableCommitter, data: bytes, expected: Head | None) -> int | None:

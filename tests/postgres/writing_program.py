@@ -1,9 +1,9 @@
 """One of several programs that append to a log and tail it while a test harms the server.
 
-Arguments: the address, the program's number, the number of tasks. Programs of an even number keep the index. Each task
-appends events numbered by the program, of every ten tasks one at an expected head and one unless its tag is there, and
-tells on standard output what became of it. When standard input ends, the program appends its last event, number -1, and
-tells what its tail has seen up to there.
+Arguments: the address, the program's number, the number of tasks. Programs with an even number use the index. Each task
+appends events that are numbered by the program; of every ten tasks, one expects the head and one appends unless its tag
+is there. Each prints the result. When standard input ends, the program appends its last event, number -1, and prints
+what its tail has seen up to there.
 """
 
 from __future__ import annotations

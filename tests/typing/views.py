@@ -1,4 +1,4 @@
-"""What the types promise, for mypy and pyright to check; nothing here is run."""
+"""What the types promise: mypy and pyright check this module, and nothing runs it."""
 
 from __future__ import annotations
 
