@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,38 @@ async def check_log(directory: Path) -> None:
             assert await reader.read_line_hash_before(offset) == last
             looked_up += 1
     assert (offset, last) == head
+
+
+def passes_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Returns a list that gets the start offset of every pass over a log from now on."""
+    passes: list[int] = []
+    lines = EventReader._lines
+
+    def counted(self: EventReader, start: Head, end: int | None) -> Any:
+        passes.append(start.offset)
+        return lines(self, start, end)
+
+    monkeypatch.setattr(EventReader, "_lines", counted)
+    return passes
+
+
+@contextlib.asynccontextmanager
+async def counted_turns() -> AsyncIterator[list[int]]:
+    """Counts the turns that the event loop gives to another task while the block runs; yields `[count]`."""
+    turns = [0]
+
+    async def count() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    await settle()
+    turns[0] = 0
+    try:
+        yield turns
+    finally:
+        counting.cancel()
 
 
 async def settle() -> None:

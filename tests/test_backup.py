@@ -35,7 +35,7 @@ def counting() -> View[int]:
 
 
 async def add(log: EventLog, events: int, text: str = "x") -> None:
-    """Appends events that are numbered from `start`."""
+    """Appends that many events, numbered from 0."""
     await log.append_many([Event("added", {"n": n, "text": text}) for n in range(events)])
 
 

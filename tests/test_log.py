@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import Seam, event, line, numbers, records, settle, write_log
+from tests.support import Seam, event, line, numbers, passes_over, records, settle, write_log
 
 from eventfold import (
     ConditionalAppendError,
@@ -19,7 +19,6 @@ from eventfold import (
     EventfoldError,
     EventLog,
     EventLogBuilder,
-    EventReader,
     EventWriter,
     Head,
     InvalidEventError,
@@ -43,19 +42,6 @@ def collect(state: list[int], event: Event) -> list[int]:
 
 def views() -> list[View[Any]]:
     return [View("count", count, 0), View("numbers", collect, list)]
-
-
-def passes_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Returns a list that gets the start offset of every pass over a log from now on."""
-    passes: list[int] = []
-    lines = EventReader._lines
-
-    def counted(self: EventReader, start: Head, end: int | None) -> Any:
-        passes.append(start.offset)
-        return lines(self, start, end)
-
-    monkeypatch.setattr(EventReader, "_lines", counted)
-    return passes
 
 
 # Opening

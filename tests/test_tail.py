@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.processes import add_lines, at_rest, back_to, belongings, other_writer
-from tests.support import Seam, event, line, settle, write_log
+from tests.support import Seam, counted_turns, event, line, settle, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, Query, Record, SyncMode
 
@@ -411,23 +411,12 @@ async def test_a_tail_in_the_writers_process_gives_durable_events_only(data_dir:
 async def test_reading_a_long_log_lets_other_tasks_run(data_dir: Path) -> None:
     """A tail that reads many events without a pause lets the event loop run every few milliseconds."""
     write_log(data_dir, *(line(n) for n in range(50_000)))
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
     async with aclosing(EventReader(data_dir).tail(0)) as tail:
         await take(tail, 1)
-        counting = asyncio.create_task(count_turns())
-        await settle()
-        turns = 0
-        await take(tail, 49_999)
-        counting.cancel()
+        async with counted_turns() as turns:
+            await take(tail, 49_999)
 
-    assert turns > 10
+    assert turns[0] > 10
 
 
 async def test_damage_ends_a_tail_after_everything_before_it(damaged_dir: Path) -> None:

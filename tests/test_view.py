@@ -14,14 +14,13 @@ import attrs
 import msgspec
 import pydantic
 import pytest
-from tests.support import Seam, event, line, numbers, write_log
+from tests.support import Seam, counted_turns, event, line, numbers, passes_over, write_log
 
 from eventfold import (
     CorruptLogError,
     Event,
     EventReader,
     EventWriter,
-    Head,
     Query,
     ReducerError,
     SyncMode,
@@ -166,7 +165,7 @@ async def test_the_state_is_the_fold_over_the_log(data_dir: Path) -> None:
 
 async def test_a_refresh_without_news_folds_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not even read the log."""
-    passes = count_passes(monkeypatch)
+    passes = passes_over(monkeypatch)
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
         view: View[int] = View("v", lambda s, e: s + 1, 0)
@@ -362,19 +361,6 @@ async def test_where_a_view_failed_it_is_after_a_restart(data_dir: Path) -> None
 
 
 # Sharing a pass
-
-
-def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Returns a list that gets the start offset of every pass over a log from now on."""
-    passes: list[int] = []
-    lines = EventReader._lines
-
-    def counted(self: EventReader, start: Head, end: int | None) -> Any:
-        passes.append(start.offset)
-        return lines(self, start, end)
-
-    monkeypatch.setattr(EventReader, "_lines", counted)
-    return passes
 
 
 async def test_a_view_stops_where_a_reader_does(damaged_dir: Path) -> None:
@@ -577,20 +563,11 @@ async def test_a_cancelled_refresh_keeps_what_it_has_folded(data_dir: Path) -> N
 async def test_a_long_refresh_lets_other_tasks_run(data_dir: Path) -> None:
     """It does not hold the event loop until the end of the log."""
     write_log(data_dir, b"".join(line(n) for n in range(30_000)))
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.create_task(others())
-    state = await View("v", lambda s, e: s + 1, 0).refresh(EventReader(data_dir))
-    task.cancel()
+    async with counted_turns() as turns:
+        state = await View("v", lambda s, e: s + 1, 0).refresh(EventReader(data_dir))
 
     assert state == 30_000
-    assert turns > 5
+    assert turns[0] > 5
 
 
 async def test_rebuild_folds_the_whole_log_and_replaces_the_snapshot(data_dir: Path) -> None:

@@ -21,21 +21,22 @@ ROUNDS = int(os.environ.get("EVENTFOLD_KILL_ROUNDS", "25"))
 ROUNDS_PER_DIRECTORY = 10
 
 
-def killed(directory: Path, round: int, after: int) -> list[tuple[int, int, int, int]]:
-    """Lets a writer append and kills it after some events; returns every event acknowledged until it died."""
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(directory), str(round)], stdout=subprocess.PIPE, bufsize=0
-    )
-    with process:
-        told = b""
-        while told.count(b"\n") < after:
-            piece = process.stdout.read(4096)
-            assert piece, "the writer ended by itself"
-            told += piece
+def killed(directory: Path, round: int, after: int, pipe_size: int = -1) -> list[tuple[int, int, int, int]]:
+    """Lets a writer append and kills it after some events; returns every event acknowledged until it died.
+
+    With a small pipe, the writer can't get far ahead of whoever reads its reports.
+    """
+    command = [sys.executable, str(SCRIPT), str(directory), str(round)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, pipesize=pipe_size) as process:
+        reported = b""
+        while reported.count(b"\n") < after:
+            chunk = process.stdout.read(4096)
+            assert chunk, "the writer ended on its own"
+            reported += chunk
         process.kill()
-        while piece := process.stdout.read(4096):
-            told += piece
-    *lines, _ = told.decode().split("\n")
+        while chunk := process.stdout.read(4096):
+            reported += chunk
+    *lines, _ = reported.decode().split("\n")
     return [tuple(map(int, line.split())) for line in lines]
 
 
@@ -58,16 +59,16 @@ async def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path
     """After each of many kills, every acknowledged event is there once, each task's in order, batches complete."""
     dice = random.Random(20)
     total = rotations_seen = left_rotating = 0
-    told: list[tuple[int, int, int, int]] = []
+    acknowledged: list[tuple[int, int, int, int]] = []
     directory = tmp_path / "data"
     for round in range(ROUNDS):
         if round % ROUNDS_PER_DIRECTORY == 0:
             shutil.rmtree(directory, ignore_errors=True)
-            told = []
-        told += killed(directory, round, dice.randrange(1, 400))
+            acknowledged = []
+        acknowledged += killed(directory, round, dice.randrange(1, 400))
         left_rotating += any(directory.glob("app.jsonl.next.*"))
         before = await read(directory)
-        check_round(before, told)
+        check_round(before, acknowledged)
         async with EventLog.open(directory) as log:
             after = await read(directory)
             result = await log.append(Event("reopened", {"round": round}))
@@ -77,7 +78,7 @@ async def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path
                 check_archive(directory, (await asyncio.to_thread(read_now, directory))[1])
         assert [(r.end_offset, r.line_hash) for r in after] == [(r.end_offset, r.line_hash) for r in before]
         rotations_seen += (directory / "archive.jsonl.zst").exists()
-        total += len(told)
+        total += len(acknowledged)
     print(f"{ROUNDS} rounds, {total} acknowledged events looked for, {left_rotating} rotations left under way")
 
     assert rotations_seen >= ROUNDS // 2

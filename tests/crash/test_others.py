@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from tests.crash.oracle import check_archive, read, read_now
-from tests.crash.test_kill import SCRIPT, check_round
+from tests.crash.test_kill import check_round, killed
 from tests.processes import at_rest, back_to
 from tests.support import event, numbers, records
 
@@ -47,22 +47,6 @@ class Follower:
                 return
 
 
-def killed(directory: Path, round: int, after: int) -> list[tuple[int, ...]]:
-    """Lets a writer append and kills it after some events; returns every event acknowledged until it died."""
-    command = [sys.executable, str(SCRIPT), str(directory), str(round)]
-    # With a small pipe, the writer can't get far ahead while the tails keep this process from reading it.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, pipesize=4096) as process:
-        told = b""
-        while told.count(b"\n") < after:
-            piece = process.stdout.read(4096)
-            assert piece, "the writer ended by itself"
-            told += piece
-        process.kill()
-        while piece := process.stdout.read(4096):
-            told += piece
-    return [tuple(map(int, line.split())) for line in told.decode().split("\n")[:-1]]
-
-
 Reading = list[tuple[int, str]]
 
 
@@ -80,7 +64,7 @@ async def read_again_and_again(directory: Path, reads: list[Reading]) -> None:
 async def test_readers_and_a_thousand_tails_miss_nothing_while_writers_are_killed(tmp_path: Path) -> None:
     """Each tail yields the log once and in order; each read is a prefix of it, and never shorter than the last."""
     directory, dice = tmp_path / "data", random.Random(7)
-    told: list[tuple[int, ...]] = []
+    acknowledged: list[tuple[int, ...]] = []
     reads: list[Reading] = []
     around: list[Reading] = []  # before and after each recovery
     followers = [Follower(directory) for _ in range(TAILS)]
@@ -89,7 +73,7 @@ async def test_readers_and_a_thousand_tails_miss_nothing_while_writers_are_kille
         for follower in followers:
             group.create_task(follower.run())
         for round in range(KILLS):
-            told += await asyncio.to_thread(killed, directory, round, dice.randrange(1, 150))
+            acknowledged += await asyncio.to_thread(killed, directory, round, dice.randrange(1, 150), 4096)
             around.append(await read_once(directory))
             async with EventLog.open(directory) as log:
                 around.append(await read_once(directory))
@@ -102,9 +86,11 @@ async def test_readers_and_a_thousand_tails_miss_nothing_while_writers_are_kille
     with suppress(asyncio.CancelledError):
         await reading
     found = await read(directory)
-    print(f"{KILLS} kills, {len(told)} acknowledged of {len(found)} events, {TAILS} tails, {len(reads)} readings")
+    print(
+        f"{KILLS} kills, {len(acknowledged)} acknowledged of {len(found)} events, {TAILS} tails, {len(reads)} readings"
+    )
 
-    check_round(found, told)
+    check_round(found, acknowledged)
     expected = [hash((r.end_offset, r.event.type, str(r.event.data))) for r in found]
     assert all(follower.hashes == expected for follower in followers)
     log_now = [(r.end_offset, r.line_hash) for r in found]
