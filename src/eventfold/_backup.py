@@ -177,7 +177,7 @@ class _Copying:
         """Raises `EventfoldError` if the copy ends with an event that is not in the log."""
         with LogSegments(self._copy) as older:
             if older.damage is not None:
-                return  # the end of its archive is torn, or the checks that follow report what is wrong
+                return  # The end of its archive is torn, or the checks that follow report what is wrong.
             try:
                 segments.check_line_before(older.head())
             except CorruptLogError as error:
@@ -194,7 +194,7 @@ class _Copying:
             fd = operations.open_regular(self._copy.archive_path, os.O_RDWR)
         except FileNotFoundError:
             return 0
-        self._archive_fd = fd  # so that it is closed with the rest
+        self._archive_fd = fd  # This way it is closed with the rest.
         self._archive_end = os.fstat(fd).st_size
         older = Archive(self._copy.archive_path, fd, self._archive_end)
         if older.damage is not None:
@@ -330,7 +330,7 @@ class _Place(msgspec.Struct):
 
 
 async def _within(reader: EventReader, offset: int, expected: str | None) -> bool:
-    """Whether a line with this hash ends at an offset of the log."""
+    """Returns whether a line with this hash ends at an offset of the log."""
     try:
         return (await reader.read_line_hash_before(offset) or "") == (expected or "")
     except ValueError:

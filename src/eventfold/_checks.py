@@ -1,7 +1,7 @@
-"""Checks a batch of appends with the index, right before it is committed: which ids and tags are in the log.
+"""Checks a group of appends with the index, right before it is committed: which ids and tags are in the log.
 
-The writer asks for a whole batch at once. What comes in between, and what is in the batch itself, is judged in the
-append's turn.
+The writer asks for the whole group at once. What is appended in between, and what is in the group itself, is judged in
+the append's turn.
 
 Promises: of the appends with the same id, at most one is in the log, whoever made them, with or without the index file;
 an append of what is in the log returns the results of the first one, even if its condition no longer holds.
@@ -22,7 +22,7 @@ class NotIndexedError(Exception):
 
 
 def ids_of(events: Iterable[Event]) -> UniqueIds | None:
-    """The ids of events that are appended together; None if none has one.
+    """Returns the ids of events that are appended together; None if none has one.
 
     Raises `InvalidEventError` if two have the same.
     """
@@ -34,7 +34,7 @@ def ids_of(events: Iterable[Event]) -> UniqueIds | None:
 
 
 class Checks:
-    """Looks up the appends of a batch in the index."""
+    """Looks up the appends of a group in the index."""
 
     def __init__(self, index: Answers) -> None:
         self._index = index
@@ -49,7 +49,7 @@ class Checks:
         return [append for append in appends if not append.future.done()]
 
     async def check_ids(self, appends: Sequence[Append]) -> None:
-        """Resolves those of the appends whose ids are in the log."""
+        """Resolves the appends whose ids are in the log."""
         appends = [append for append in appends if append.unique is not None]
         if not appends:
             return
@@ -70,9 +70,9 @@ class Checks:
                     append.future.set_result(found[0] if append.count is None else found)
 
     async def results_of(self, ids: UniqueIds | None, count: int) -> list[AppendResult] | None:
-        """The results of an append of `count` events, if all are in the log; None if none is.
+        """Returns the results of an append of `count` events if all are in the log; None if none is.
 
-        Raises `InvalidEventError` if some of them are, and what reading the log raises.
+        Raises `InvalidEventError` if only some of them are, and what reading the log raises.
         """
         if ids is None:
             return None
@@ -112,7 +112,7 @@ def _fail(appends: Iterable[Append], error: Exception) -> None:
 
 
 def _results(unique: UniqueIds, count: int, results: dict[str, AppendResult]) -> list[AppendResult] | None:
-    """The results of an append of `count` events, if all are in the log; None if none is."""
+    """Returns the results of an append of `count` events if all are in the log; None if none is."""
     found = [results[id] for id in unique.ids if id in results]
     if found and len(found) < count:
         listed = ", ".join(repr(id) for id in unique.ids if id in results)

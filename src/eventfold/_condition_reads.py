@@ -20,7 +20,7 @@ from ._judge import Matcher, conflict_with
 from ._query import Query
 from ._reader import EventReader
 
-# How much of the log is read for each condition by itself, in bytes.
+# The number of bytes of the log that are read for each condition separately.
 _LITTLE = 8 * 1024
 
 
@@ -44,7 +44,7 @@ class ConditionReads:
         """Returns the offset up to which nothing matches. Raises `ConditionalAppendError`, and what reading raises."""
         head = await self._reader.head()
         if head.offset - after <= _LITTLE:
-            # It is mostly in memory, so that such appends stay in the order of their calls.
+            # This part is mostly in memory, so that such appends stay in the order of their calls.
             return await self._read_for(query, after, max(head.offset, after))
         reading = _Reading(query, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(after, []).append(reading)
@@ -99,7 +99,7 @@ class ConditionReads:
 
 def _resolve(readings: Iterable[_Reading], outcome: int | Exception) -> None:
     for reading in readings:
-        if reading.checked.done():  # cancelled, or resolved before
+        if reading.checked.done():  # It was cancelled, or resolved before.
             continue
         if isinstance(outcome, Exception):
             reading.checked.set_exception(copy_error(outcome))

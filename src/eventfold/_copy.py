@@ -133,7 +133,7 @@ async def _copy_lines(source: Source, committer: Committer, head: Head, count: _
 
 
 def _end_of_batches(data: bytes) -> int:
-    """The position in whole lines after the last line that is not in an open batch."""
+    """Returns the position in complete lines after the last line that is not in an open batch."""
     last = data.rfind(b"\n", 0, -1) + 1
     batch = batch_of(data[last:])
     if batch is None or batch[0] == batch[1]:

@@ -98,7 +98,7 @@ async def info(reader: EventReader) -> LogInfo:
 
 
 async def _days(reader: EventReader) -> float | None:
-    """The days from the first event to the last; None if there are none, or if the log is damaged there."""
+    """Returns the days from the first event to the last; None if there are none, or if the log is damaged there."""
     times = []
     try:
         for records in (reader.read_from(0), reader.read_back()):

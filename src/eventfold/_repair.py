@@ -195,7 +195,7 @@ async def _cut(layout: Layout, lock: WriterLock, chosen: CutEnd, lose_events_fro
 
 
 async def _first_damage(reader: EventReader) -> CorruptLogError | None:
-    """The first damage when reading the whole log: from anywhere else, the rest of a batch may look valid."""
+    """Returns the first damage in a read of the whole log: from anywhere else, the rest of a batch may look valid."""
     try:
         async with aclosing(reader.read_slices()) as slices:
             async for _ in slices:

@@ -184,7 +184,7 @@ async def state_at(reader: EventReader, view: View[Any], at: int | datetime) -> 
 
 
 async def offset_at_time(reader: EventReader, time: int) -> int:
-    """The offset of the first event whose `ts` (seconds) is `time` or later; the head's offset if there is none."""
+    """Returns the offset of the first event whose `ts` (seconds) is `time` or later, or the head's offset."""
     head = (await reader.head()).offset
     async with aclosing(reader.read_from(0, until=head)) as records:  # type: ignore[type-var]
         async for record in records:

@@ -65,7 +65,7 @@ class Key:
 
 @dataclass(frozen=True)
 class KeyEntry:
-    """What a store knows of a subject: its key, if it has one, and the ids of those that were deleted."""
+    """What a store knows about a subject: its key, if it has one, and the ids of deleted keys."""
 
     key: Key | None = None
     forgotten: tuple[str, ...] = ()
@@ -282,12 +282,12 @@ def _sync_dir(path: Path) -> None:
 
 
 def _associated(subject: str, field: str) -> bytes:
-    """What is authenticated along with a value, so that it can't be moved; JSON, so that no two are the same."""
+    """Returns what is authenticated with a value, so that it can't be moved; JSON, so that no two are the same."""
     return msgspec.json.encode(["eventfold", 1, subject, field])
 
 
 def _marked(data: Any, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Everything that looks like a protected value, each with the name of its field."""
+    """Yields everything that looks like a protected value, each with the name of its field."""
     if isinstance(data, Mapping):
         if MARK in data:
             yield field, data
@@ -300,7 +300,7 @@ def _marked(data: Any, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _subject(field: str, value: Mapping[str, Any]) -> str:
-    """The subject of a value. Raises `ProtectedDataError` for a value that `protect` can't have created."""
+    """Returns the subject of a value. Raises `ProtectedDataError` for a value that `protect` can't have created."""
     if {name: type(part) for name, part in value.items()} != {MARK: str, "subject": str, "key": str}:
         raise ProtectedDataError(f"the protected value in the field {field!r} was changed: {dict(value)!r}")
     subject: str = value["subject"]

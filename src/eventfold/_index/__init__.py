@@ -1,5 +1,8 @@
-"""Where in a log the events with a tag or an id stand: a derived file beside the log and what is not in it yet, or
-what the log's engine keeps."""
+"""Where in a log the events with a tag or an id are.
+
+The pairs are kept in a derived file beside the log and, for what is not in the file yet, in memory; or the log's engine
+keeps them.
+"""
 
 from .answers import Answers
 from .in_engine import EngineIndex

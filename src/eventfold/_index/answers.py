@@ -26,7 +26,7 @@ class Answers:
 
     def __init__(self, reader: EventReader) -> None:
         self._reader = reader
-        # Made when an id is asked for of which the index can't tell.
+        # Created when the index can't answer for an id.
         self._seen: SeenIds | None = None
 
     async def aclose(self) -> None:
@@ -34,24 +34,24 @@ class Answers:
         raise NotImplementedError
 
     def abandon(self) -> None:
-        """The same at once, without an event loop and without waiting."""
+        """Does the same at once, without an event loop and without waiting."""
         raise NotImplementedError
 
     async def _find(
         self, wanted: Collection[tuple[int, int]]
     ) -> tuple[int, dict[tuple[int, int], StoredOffsets]] | None:
-        """The offsets of each key from an offset on, where there are some; complete up to the one that comes first.
+        """Returns the offsets of each key from an offset on, if any; complete up to the offset that comes first.
 
-        None if the index can't be used now. Raises what reading raises.
+        Returns None if the index can't be used now. Raises what reading raises.
         """
         raise NotImplementedError
 
     async def candidates(
         self, queries: Sequence[Query], starts: Sequence[int]
     ) -> tuple[int, Sequence[Sequence[int] | None]]:
-        """For queries and offsets: the offsets, from that one on, of the events that the query may match.
+        """Returns for queries and offsets the offsets, from the given one on, of the events that the query may match.
 
-        They are complete up to the offset that is returned first. None for a query to which the index has no answer:
+        They are complete up to the offset that is returned first. Returns None for a query that the index can't answer:
         one of its items has no tags, or too many events have them, or the file failed. Raises what reading raises.
         """
         answer = await self._find(
@@ -70,7 +70,7 @@ class Answers:
         return known, [_candidates(query, start, found) for query, start in zip(queries, starts, strict=True)]
 
     async def first_match(self, query: Query, offsets: Iterable[int]) -> int | None:
-        """The first of these offsets at which an event stands that the query matches."""
+        """Returns the first of these offsets whose event the query matches."""
         async with aclosing(self._reader.events_at(list(offsets), query)) as found:  # type: ignore[type-var]
             async for records in found:
                 for record in records:
@@ -78,7 +78,7 @@ class Answers:
         return None
 
     async def results_of(self, ids: Iterable[str]) -> tuple[int, dict[str, AppendResult]]:
-        """Where the first event with each id is, as far as there is one up to the offset that is returned first."""
+        """Returns where the first event with each id is, if there is one before the offset that is returned first."""
         ids = set(ids)
         answer = await self._find({(key_of_id(id), 0) for id in ids})
         if answer is None or not all(stored.complete for stored in answer[1].values()):
@@ -91,7 +91,7 @@ class Answers:
             return known, _first_with_ids([record async for records in events for record in records], ids)
 
     async def _read_results_of(self, ids: Collection[str]) -> tuple[int, dict[str, AppendResult]]:
-        """The same without the file. The log is read once; again only for an id that may be in it."""
+        """Does the same without the file: reads the log once, and again only for an id that may be in it."""
         if self._seen is None:
             self._seen = SeenIds(self._reader)
         known, missing = await self._seen.not_ruled_out(ids)
@@ -120,7 +120,7 @@ def _candidates(query: Query, start: int, found: Mapping[tuple[int, int], Stored
 
 
 def _first_with_ids(records: Iterable[Record], ids: Collection[str]) -> dict[str, AppendResult]:
-    """The result of the first event with each of these ids."""
+    """Returns the result of the first event with each of these ids."""
     results: dict[str, AppendResult] = {}
     for record in records:
         id = record.event.id

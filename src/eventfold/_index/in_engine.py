@@ -1,9 +1,9 @@
 """`EngineIndex`: an index that the log's engine keeps, and writes together with the events.
 
-What a writer without the index has appended is missing in it, and so is a log that is older than its index. The engine
-knows how far it goes, and whoever asks adds what is missing first.
+The index lacks events that a writer without it has appended, and those from before the index was created. The engine
+knows up to where the index is complete, and each query first adds what is missing.
 
-Promise: an answer has every event up to the head of the moment in which it was asked for.
+Promise: an answer has every event up to the head at the moment of the query.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class EngineIndex(Answers):
 
     @classmethod
     def open(cls, keys: EngineKeys, reader: EventReader) -> EngineIndex:
-        """Begins to add what is missing, in the background."""
+        """Starts to add what is missing, in the background."""
         index = cls(keys, reader)
         index._opening = asyncio.create_task(index._complete(), name="eventfold index")
         return index
@@ -53,7 +53,7 @@ class EngineIndex(Answers):
         pairs = list(wanted)
         known, head, found = await self._keys.find(pairs, MAX_CANDIDATES + 1)
         while known < head:
-            async with self._extending:  # of those who wait here at once, one has something to do
+            async with self._extending:  # One of those who wait here at the same time does the work for all.
                 await self._keys.extend(head)
             known, _, found = await self._keys.find(pairs, MAX_CANDIDATES + 1)
         return known, {
@@ -69,5 +69,5 @@ class EngineIndex(Answers):
 
     def abandon(self) -> None:
         if self._opening is not None:
-            with suppress(RuntimeError):  # its event loop is closed
+            with suppress(RuntimeError):  # The event loop is closed.
                 self._opening.cancel()

@@ -77,7 +77,7 @@ class Index(Answers):
 
     @property
     def known(self) -> Head:
-        """The head up to which everything is known."""
+        """The head up to which the index is complete."""
         return self._known
 
     # Opening the file, and giving it up
@@ -168,7 +168,7 @@ class Index(Answers):
         while not self._closing and not self._is_given_up() and not (self._is_open and self._known.offset >= head):
             if self._reading is None:
                 self._reading = UncancellableTask(self._read_new_lines(), "eventfold index")
-                self._reading.add_done_callback(asyncio.Task.exception)  # the waiters may be gone
+                self._reading.add_done_callback(asyncio.Task.exception)  # The waiters may be gone.
             reading = self._reading
             await asyncio.wait([reading])
             reading.result()
@@ -205,7 +205,7 @@ class Index(Answers):
         if self._writing is not None:
             await asyncio.wait([self._writing])
         if self._is_open and self._known != self._stored and monotonic() >= self._no_write_before:
-            # Taken now, since the task starts later: what is pending then may no longer be all up to this place.
+            # They are taken now because the task starts later: by then, the pending pairs may lie beyond this head.
             pairs = self._pending.begin_write()
             writing = self._write(self._stored.offset, self._known, pairs, self._pending)
             self._writing = UncancellableTask(writing, "eventfold index writer")
@@ -234,13 +234,13 @@ class Index(Answers):
     async def _find(
         self, wanted: Collection[tuple[int, int]]
     ) -> tuple[int, dict[tuple[int, int], StoredOffsets]] | None:
-        """The offsets of each key from an offset on, where there are some; complete up to the one that comes first."""
+        """Returns the offsets of each key from an offset on, if any; complete up to the offset that comes first."""
         for _ in range(_ATTEMPTS):
             await self._catch_up()
             if not self._is_open:
                 return None
             open_count, known, stored = self._open_count, self._known.offset, self._stored.offset
-            # Memory first: what is written meanwhile is found in the file.
+            # Memory comes first, since pairs that are written meanwhile are then found in the file.
             pending = self._pending.find(wanted)
             try:
                 found = await self._lookups.find([pair for pair in wanted if pair[1] < stored])
@@ -286,13 +286,13 @@ class Index(Answers):
     def abandon(self) -> None:
         """Abandons the thread, without waiting for it."""
         if self._following is not None:
-            with suppress(RuntimeError):  # its event loop is closed
+            with suppress(RuntimeError):  # The event loop is closed.
                 self._following.cancel()
         self._thread.end()
 
 
 def index_path(source: Source) -> Path:
-    """The index in the data directory. Raises `ValueError` for a log that is not in files."""
+    """Returns the path of the index in the data directory. Raises `ValueError` for a log that is not in files."""
     try:
         return paths_of(source).dir / "index.sqlite"
     except EventfoldError:

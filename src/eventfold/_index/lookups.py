@@ -26,9 +26,9 @@ class Lookups:
         self._task: UncancellableTask[None] | None = None
 
     async def find(self, wanted: Collection[tuple[int, int]]) -> dict[tuple[int, int], StoredOffsets]:
-        """For each key and offset, what the file has from that offset on, if anything. Raises `sqlite3.Error`.
+        """Returns for each key and offset what the file has from that offset on, if anything. Raises `sqlite3.Error`.
 
-        The result may include what others have asked for.
+        The result may include what other callers have asked for.
         """
         if not wanted:
             return {}

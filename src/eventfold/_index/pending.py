@@ -1,4 +1,4 @@
-"""What the index knows and its file does not have yet: pairs of a key and an offset, in memory."""
+"""The pairs of a key and an offset that the file of the index does not have yet, in memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PendingPairs:
                 _append(waiting, key, offset)
 
     def find(self, wanted: Iterable[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
-        """For each key and offset, the offsets from that one onwards, in order, if there are any."""
+        """Returns for each key and offset the offsets from that one onwards, in order, if there are any."""
         found: dict[tuple[int, int], list[int]] = {}
         for pairs in (self._in_flight, self._waiting):
             for pair in wanted:
@@ -37,12 +37,12 @@ class PendingPairs:
         return found
 
     def begin_write(self) -> OffsetsByKey:
-        """Takes the waiting pairs. They are still found until `end_write`."""
+        """Takes the waiting pairs and returns them. They are still found until `end_write`."""
         self._in_flight, self._waiting, self.count = self._waiting, {}, 0
         return self._in_flight
 
     def end_write(self, *, written: bool) -> None:
-        """Forgets what was taken, or, if it could not be written, lets it wait again."""
+        """Drops the taken pairs or, if they could not be written, lets them wait again."""
         if not written:
             for key, offsets in self._waiting.items():
                 for offset in _list(offsets):

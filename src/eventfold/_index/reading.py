@@ -1,4 +1,4 @@
-"""Reads the events of a few tags by the index, instead of the whole log."""
+"""Reads the events that have certain tags by the index, instead of reading the whole log."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def read_back(index: Answers, reader: EventReader, query: Query, offset: i
 
 
 async def _before_open_batch(reader: EventReader, end: int) -> int:
-    """Where a batch begins that has some lines before `end`, but not its last one; otherwise `end` itself."""
+    """Returns where a batch begins that has some lines before `end`, but not its last one; otherwise `end` itself."""
     left = None
     async with aclosing(reader.read_back(end)) as records:  # type: ignore[type-var]
         async for record in records:

@@ -14,7 +14,7 @@ from .._codec.lines import last_line_hash
 from .._event import Head
 from .._reader import EventReader
 
-# 8 MiB. With five million ids in the log, one in 200 others can't be ruled out.
+# 8 MiB. With five million ids in the log, one in 200 other ids can't be ruled out.
 _BITS = 2**26
 # Bits that are set for an id.
 _BITS_OF_AN_ID = 4
@@ -29,7 +29,7 @@ class SeenIds:
         self._known = Head(0, "")
 
     async def not_ruled_out(self, ids: Collection[str]) -> tuple[int, set[str]]:
-        """Those of the ids that may stand before the offset that is returned first, the head of now.
+        """Returns the ids that may occur before the offset that is returned first, the current head.
 
         Several calls may be under way. Raises what reading raises.
         """
@@ -49,7 +49,7 @@ class SeenIds:
 
 
 def _places(id: str) -> list[int]:
-    """The bits of an id."""
+    """Returns the bits of an id."""
     key = key_of_id(id)
     first, step = key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF | 1
     return [(first + number * step) % _BITS for number in range(_BITS_OF_AN_ID)]

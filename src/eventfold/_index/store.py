@@ -1,12 +1,12 @@
 """The file of the index: pairs of a key and an offset in an SQLite database. Synchronous; one thread uses it at a time.
 
-A key is the xxh64 of a tag (seed 0) or of an id (seed 1) as a signed number. Two texts may have the same key, so what
-is found must be checked in the log.
+A key is the xxh64 of a tag (seed 0) or of an id (seed 1) as a signed number. Two texts may have the same key, so each
+event that is found must be checked in the log.
 
-Promises: what the file has is complete up to the place in the log that it names, or opening it fails. A file that was
-closed has a checksum of all its bytes, which is quickly compared. Any other file, as left by a killed process, is
-trusted only on the machine that wrote it, until that is restarted (SQLite's journal undoes an unfinished transaction,
-but nothing is synced before the file is closed), and only if SQLite's own check and sums over all pairs match.
+Promises: the file is complete up to the offset that it states, or opening it fails. A closed file has a checksum of all
+its bytes, which is quickly compared. Any other file, as left by a killed process, is trusted only on the machine that
+wrote it, until that is restarted (SQLite's journal undoes an unfinished transaction, but nothing is synced before the
+file is closed), and only if SQLite's own check and sums over all pairs match.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _SUMS = f"count(*), ifnull(sum(key & 4294967295), 0), ifnull(sum(key >> 32), 0),
 _NOT_IN_CHECKSUM = ((24, 28), (60, 64), (68, 72), (92, 100))
 _BLOCK_SIZE = 2**20
 
-# How many keys one statement looks up, which says for which of them there is anything: usually for none.
+# The number of keys that one statement looks up. It returns those that the file has at all, usually none.
 _KEYS_AT_ONCE = 64
 _WHICH_EXIST = f"""
 WITH wanted (wanted_key, start) AS (VALUES {", ".join(["(?, ?)"] * _KEYS_AT_ONCE)})
@@ -87,7 +87,7 @@ class Store:
         self._path = path
         self._connection: sqlite3.Connection | None = None
         self._identity_when_opened = ""
-        # Whether the checksum in the file is that of what this connection has written.
+        # Whether the checksum in the file is that of the bytes that this connection has written.
         self._has_checksum = False
 
     @property
@@ -114,7 +114,7 @@ class Store:
 
     def _open(self) -> Head:
         if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
-            raise UnusableIndexError("it is not a regular file")  # SQLite would follow a link, and wait for a pipe
+            raise UnusableIndexError("it is not a regular file")  # SQLite would follow a link, and wait for a pipe.
         connection = self._connection = sqlite3.connect(
             self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
@@ -177,7 +177,7 @@ class Store:
 
     @contextmanager
     def _descriptor(self) -> Iterator[int]:
-        """A descriptor for reading the bytes. Close it outside of a transaction, since that unlocks the file."""
+        """Returns a descriptor to read the bytes. Close it outside of a transaction, since that unlocks the file."""
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             yield descriptor
@@ -207,7 +207,7 @@ class Store:
         count = low = high = offsets = 0
 
         def new() -> Iterator[tuple[int, int]]:
-            """The new pairs in the order of the keys, which is fastest to add; they are summed up as they pass."""
+            """Yields the new pairs in the order of the keys, which is fastest to add, and sums them up."""
             nonlocal count, low, high, offsets
             for key in sorted(pairs):
                 found = pairs[key]
@@ -227,7 +227,7 @@ class Store:
         )
 
     def find(self, wanted: Collection[tuple[int, int]], limit: int) -> dict[tuple[int, int], StoredOffsets]:
-        """For each key and offset, the stored offsets from that one on, at most `limit` of them; only if there are."""
+        """Returns for each key and offset the stored offsets from that one on, if any; at most `limit` of them."""
         execute = self._connected().execute
         found = {}
         with self._lock:
@@ -240,7 +240,7 @@ class Store:
         return found
 
     def _existing(self, wanted: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The keys for which there is an offset at or after the wanted one."""
+        """Returns the keys for which there is an offset at or after the wanted one."""
         execute = self._connected().execute
         numbers = [number for pair in wanted for number in pair]
         found = []
@@ -292,12 +292,12 @@ class Store:
 
 
 def _checksum_in(descriptor: int) -> bytes:
-    """The checksum stored in a file."""
+    """Returns the checksum that is stored in a file."""
     return os.pread(descriptor, 4, 60) + os.pread(descriptor, 4, 68)
 
 
 def _checksum_of(descriptor: int) -> bytes:
-    """The checksum of a file's bytes, except for those in which it is stored."""
+    """Returns the checksum of a file's bytes, except for those in which it is stored."""
     block = bytearray(os.pread(descriptor, _BLOCK_SIZE, 0))
     position = len(block)
     for start, end in _NOT_IN_CHECKSUM:
@@ -312,7 +312,7 @@ def _checksum_of(descriptor: int) -> bytes:
 
 @cache
 def _machine() -> str:
-    """A value that changes whenever the machine is started."""
+    """Returns a value that changes whenever the machine is started."""
     if sys.platform == "linux":
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return subprocess.run(["/usr/sbin/sysctl", "-n", "kern.boottime"], capture_output=True, text=True).stdout.strip()

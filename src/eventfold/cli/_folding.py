@@ -55,7 +55,7 @@ def load_view(name: str, view: str | None = None, initial: str | None = None) ->
 
 
 async def offset_of(reader: EventReader, at: str | None, at_time: str | None) -> int:
-    """The offset that the options name, by default the head's; for a time, that of the first event at or after it."""
+    """Returns the offset that the options name, by default the head's; for a time, that of the first event since."""
     if at is not None and at_time is not None:
         raise ValueError("--at and --at-time were both given")
     if at is not None:
@@ -68,7 +68,7 @@ async def offset_of(reader: EventReader, at: str | None, at_time: str | None) ->
 
 
 async def _moment(reader: EventReader, text: str) -> int:
-    """The offset of a moment, given as an offset or as a time."""
+    """Returns the offset of a moment, given as an offset or as a time."""
     if text.isascii() and text.isdigit():
         return int(text)
     try:
@@ -120,7 +120,7 @@ async def _watch(view: View[Any], end: int, report_progress: Callable[[int, int]
 
 
 def views_of(reducers: Iterable[str]) -> list[View[Any]]:
-    """The views that `verify` compares. Raises `EventfoldError` for a bare reducer, which has no version."""
+    """Returns the views that `verify` compares. Raises `EventfoldError` for a bare reducer, which has no version."""
     views = []
     for name in reducers:
         try:

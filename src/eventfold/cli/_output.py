@@ -27,7 +27,7 @@ class Format(enum.Enum):
 
 
 def printer(format: Format | None) -> Callable[[Record], None]:
-    """A function that prints a record, by default as a table row on a terminal and as the exact line elsewhere."""
+    """Returns a function that prints a record, by default as a table row on a terminal, as the exact line elsewhere."""
     if format is None:
         format = Format.TABLE if sys.stdout.isatty() else Format.JSONL
     return {Format.TABLE: _row_printer, Format.JSONL: _line_printer, Format.CSV: _csv_printer}[format]()
@@ -71,7 +71,7 @@ def _row_printer() -> Callable[[Record], None]:
 
 
 def show_time(seconds: int) -> str:
-    """A time as local date and time, or as the number if it is out of the calendar's range."""
+    """Returns a time as local date and time, or as the number if it is out of the calendar's range."""
     try:
         return datetime.fromtimestamp(seconds).isoformat(" ")
     except (ValueError, OverflowError, OSError):

@@ -65,7 +65,7 @@ async def cat(
     limit: int | None,
     format: Format | None,
 ) -> None:
-    """Prints the wanted events between two offsets, or the last of them."""
+    """Prints the selected events between two offsets, or the last of them."""
     if limit is not None and limit < 1:
         return
     async with reading(where) as reader:
@@ -87,7 +87,7 @@ async def cat(
 async def tail(
     where: str, start: int | None, wanted: Selection, count: int, follow: bool, format: Format | None
 ) -> None:
-    """Prints the last wanted events, or those from an offset onwards; with `follow`, each new one too."""
+    """Prints the last selected events, or those from an offset onwards; with `follow`, each new one too."""
     async with reading(where) as reader:
         show = printer(format)
         head = (await reader.head()).offset
@@ -115,7 +115,7 @@ async def export(where: str, format: ExportFormat) -> None:
     if format is ExportFormat.PARQUET and sys.stdout.isatty():
         raise ValueError("Parquet is binary: write it to a file, such as `eventfold export data --format parquet > f`")
     async with reading(where):
-        # On a terminal, a progress bar would get between the events.
+        # On a terminal, a progress bar would appear between the events.
         with nullcontext(None) if sys.stdout.isatty() else progress("export") as report_progress:
             await export_log(where, sys.stdout.buffer, format, progress=report_progress)
 

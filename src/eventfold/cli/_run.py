@@ -84,7 +84,7 @@ def printable(text: str) -> str:
 
 
 def existing(where: str) -> Engine:
-    """The engine of a log that must be there, which is not made where it is not."""
+    """Returns the engine of a log that must exist; never creates the log."""
     engine = engine_of(where)
     return engine.existing() if isinstance(engine, MakesLogs) else engine
 

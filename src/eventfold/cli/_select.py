@@ -15,7 +15,7 @@ from .._reader import EventReader
 
 
 class Selection(NamedTuple):
-    """Which events are wanted. Times are in seconds since the Unix epoch; `until` is exclusive."""
+    """Which events are selected. Times are in seconds since the Unix epoch; `until` is exclusive."""
 
     query: Query
     since: int | None = None
@@ -47,7 +47,7 @@ def parse_time(text: str) -> int:
 def selection(
     types: Collection[str] = (), tags: Collection[str] = (), since: str | None = None, until: str | None = None
 ) -> Selection:
-    """The selection that a command's options describe. Raises `ValueError`."""
+    """Returns the selection that a command's options describe. Raises `ValueError`."""
     return Selection(
         Query(types=types, tags=tags),
         None if since is None else parse_time(since),
@@ -56,7 +56,7 @@ def selection(
 
 
 async def between(reader: EventReader, start: int, end: int | None, wanted: Selection) -> AsyncIterator[Record]:
-    """The wanted events from one offset to another (exclusive; None: the current head)."""
+    """Yields the selected events from one offset to another (exclusive; None: the current head)."""
     records: Any = reader.read_from(start, query=wanted.query, until=end)
     async with aclosing(records):
         async for record in records:
@@ -65,7 +65,7 @@ async def between(reader: EventReader, start: int, end: int | None, wanted: Sele
 
 
 async def last(reader: EventReader, count: int, start: int, end: int | None, wanted: Selection) -> list[Record]:
-    """The last `count` wanted events between two offsets (None: the current head), oldest first."""
+    """Yields the last `count` selected events between two offsets (None: the current head), oldest first."""
     found: deque[Record] = deque()
     records: Any = reader.read_back(end, query=wanted.query)
     async with aclosing(records):

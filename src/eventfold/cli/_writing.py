@@ -34,7 +34,7 @@ _MAX_EVENT_SIZE = 16 * 2**20
 
 
 class _EventInput(msgspec.Struct, forbid_unknown_fields=True):
-    """An event as a person writes it: everything but its type may be left out."""
+    """An event as a person writes it: everything but its type is optional."""
 
     type: str
     data: Any = msgspec.UNSET
@@ -132,7 +132,7 @@ async def import_lines(where: str) -> None:
 
 
 async def _import(where: str, report_progress: Callable[[int, int], object] | None) -> int:
-    size = os.fstat(sys.stdin.fileno()).st_size  # 0 for a pipe, whose length is unknown
+    size = os.fstat(sys.stdin.fileno()).st_size  # It is 0 for a pipe, whose length is unknown.
     read = count = 0
     held: list[StoredEvent] = []  # a batch that is not complete yet
     held_lines: list[bytes] = []
@@ -187,7 +187,7 @@ async def _append_units(log: EventLog, units: list[list[StoredEvent]]) -> list[A
 
 
 async def _batches() -> AsyncIterator[tuple[int, list[bytes]]]:
-    """The lines of standard input that have arrived, at most `_BATCH` at a time, with the number of the first."""
+    """Yields the lines of standard input that have arrived, at most `_BATCH` at a time, with the first one's number."""
     # In a thread that is never joined: Ctrl-C must end the command while it waits for input.
     thread = Thread("eventfold input")
     number, rest, ended = 1, b"", False
