@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,12 @@ MORE_BLOCKING_CALLS = (
     "os.pread",
     "fcntl.flock",
 )
+
+
+def pytest_collection_finish() -> None:
+    """Lets garbage collections ignore what pytest has loaded: some tests collect hundreds of times."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
