@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from select import select
 from time import monotonic, sleep
@@ -158,6 +160,11 @@ def test_a_closed_pipe_ends_an_export_quietly(tmp_path: Path) -> None:
         assert process.stderr.read() == b""
 
 
+def bytes_in(pipe: int) -> int:
+    """Returns the number of bytes that can be read from a pipe."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 @pytest.mark.parametrize("command", [["cat"], ["export"], ["export", "--format", "csv"], ["tail", "-f", "--from", "0"]])
 def test_ctrl_c_ends_a_command_whose_output_waits_for_its_reader(tmp_path: Path, command: list[str]) -> None:
     """A pager that shows its first page, for example, ignores Ctrl-C."""
@@ -167,10 +174,11 @@ def test_ctrl_c_ends_a_command_whose_output_waits_for_its_reader(tmp_path: Path,
         [*COMMAND, *command, tmp_path], stdout=writing, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
         assert process.stderr is not None
-        deadline = monotonic() + 60
-        while select([], [writing], [], 0)[1]:  # there is room in the pipe
+        deadline, unread = monotonic() + 60, 0
+        # Until the command waits in a write: it would notice a signal that comes right before that only after it.
+        while select([], [writing], [], 0)[1] or unread != (unread := bytes_in(reading)):
             assert monotonic() < deadline
-            sleep(0.01)
+            sleep(0.1)
         process.send_signal(signal.SIGINT)
         try:
             assert process.wait(20) == 130
