@@ -140,11 +140,11 @@ async def test_only_what_is_new_in_the_archive_is_copied(tmp_path: Path) -> None
         await log.rotate()
         await log.backup(tmp_path / "copy")
         await add(log, 1)
-        told: list[tuple[int, int]] = []
+        reported: list[tuple[int, int]] = []
 
-        await log.backup(tmp_path / "copy", lambda done, total: told.append((done, total)))
+        await log.backup(tmp_path / "copy", lambda done, total: reported.append((done, total)))
 
-        assert told[-1] == (await log.active_log_size(),) * 2
+        assert reported[-1] == (await log.active_log_size(),) * 2
 
 
 async def test_every_backup_beside_appends_and_rotations_can_be_opened(tmp_path: Path) -> None:

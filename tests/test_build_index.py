@@ -101,11 +101,11 @@ async def test_a_building_that_is_cancelled_leaves_an_index_that_is_used(
 
 async def test_progress_is_reported(tmp_path: Path) -> None:
     await make(tmp_path)
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
 
-    place = await build_index(tmp_path, progress=lambda done, total: told.append((done, total)))
+    place = await build_index(tmp_path, progress=lambda done, total: reported.append((done, total)))
 
-    assert told[-1] == (place.offset, place.offset)
+    assert reported[-1] == (place.offset, place.offset)
 
 
 async def test_a_dropped_index_is_gone_and_nothing_else(tmp_path: Path) -> None:

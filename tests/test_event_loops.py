@@ -294,10 +294,10 @@ async def test_the_result_of_a_call_that_several_await_reaches_all_but_those_who
     await asyncio.sleep(0)
     assert not waiting[0].done(), "it waits for the end of the call"
     go_on.set()
-    told = await asyncio.gather(*waiting, return_exceptions=True)
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
 
-    assert isinstance(told[0], asyncio.CancelledError)
-    assert told[1:] == [True, True]
+    assert isinstance(outcomes[0], asyncio.CancelledError)
+    assert outcomes[1:] == [True, True]
 
 
 async def test_a_call_that_was_made_before_anybody_waits_for_it() -> None:

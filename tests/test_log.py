@@ -680,7 +680,7 @@ async def test_a_snapshot_that_is_not_registered_does_not_mislead_the_rust_crate
     assert state == 2
 
 
-async def test_the_stats_tell_what_was_appended_and_what_waits(data_dir: Path) -> None:
+async def test_the_stats_say_what_was_appended_and_what_waits(data_dir: Path) -> None:
     async with EventLog.open(data_dir, views=[View("count", lambda state, event: state + 1, 0)]) as log:
         assert log.stats().appends == log.stats().batches == 0
         await asyncio.gather(*(log.append(event(n)) for n in range(10)))

@@ -128,11 +128,11 @@ async def test_without_a_backup_nothing_is_created(tmp_path: Path) -> None:
 
 async def test_progress_is_reported(tmp_path: Path) -> None:
     await make_backup(tmp_path / "backup")
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
 
-    await restore(tmp_path / "backup", tmp_path / "log", progress=lambda done, total: told.append((done, total)))
+    await restore(tmp_path / "backup", tmp_path / "log", progress=lambda done, total: reported.append((done, total)))
 
-    assert told[-1][0] == told[-1][1] > 0
+    assert reported[-1][0] == reported[-1][1] > 0
 
 
 async def test_a_cancelled_restore_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

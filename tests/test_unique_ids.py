@@ -190,7 +190,7 @@ async def test_without_the_file_the_log_is_read_once_and_not_for_each_new_id(
         assert len(await ids(log)) == 153
 
 
-async def test_without_the_file_ids_that_look_alike_are_told_apart(
+async def test_without_the_file_ids_with_the_same_bits_are_told_apart(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Store, "open", _fails)

@@ -166,12 +166,12 @@ async def test_files_that_no_view_and_no_consumer_can_have_are_passed_over(tmp_p
 async def test_progress_ends_at_the_size_of_the_log(tmp_path: Path) -> None:
     """It never goes back."""
     await write(tmp_path)
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
 
-    report = await verify(tmp_path, progress=lambda done, total: told.append((done, total)))
+    report = await verify(tmp_path, progress=lambda done, total: reported.append((done, total)))
 
-    assert told == sorted(told)
-    assert told[-1] == (report.size, report.size)
+    assert reported == sorted(reported)
+    assert reported[-1] == (report.size, report.size)
 
 
 async def test_info_has_sizes_events_and_lags(tmp_path: Path) -> None:

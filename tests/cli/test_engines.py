@@ -95,7 +95,7 @@ def test_a_tail_shows_each_new_event_until_it_is_interrupted(address: str) -> No
         assert process.stderr.read() == b""
 
 
-def test_info_and_verify_tell_of_views_and_consumers(address: str) -> None:
+def test_info_and_verify_report_views_and_consumers(address: str) -> None:
     """Both also report a snapshot and a consumer's offset that don't belong to this log."""
 
     async def fill() -> None:
@@ -216,9 +216,7 @@ def test_a_log_travels_to_postgresql_and_back(log: str, tmp_path: Path) -> None:
         assert run("export", where).stdout == exported
 
 
-def test_a_commit_that_is_gone_from_postgresql_is_told_by_verify(
-    log: str, database: str, postgres_server: Server
-) -> None:
+def test_verify_reports_a_commit_that_is_gone_from_postgresql(log: str, database: str, postgres_server: Server) -> None:
     for _ in range(3):
         run("append", log, input=given(5))
     assert json.loads(run("verify", log, "--json").stdout)["events"] == 15

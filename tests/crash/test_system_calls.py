@@ -76,7 +76,7 @@ class Run(NamedTuple):
     """A run of the program: its directory and output, whether the fault occurred, and whether it killed the program."""
 
     root: Path
-    told: list[list[str]]
+    reported: list[list[str]]
     hit: bool
     killed: bool
 
@@ -145,7 +145,7 @@ def command(root: Path, threads: str, lock: LockMode) -> list[str]:
 
 
 def parsed(out: bytes) -> list[list[str]]:
-    return [told.split(" ") for told in out.decode().splitlines()]
+    return [text.split(" ") for text in out.decode().splitlines()]
 
 
 @functools.cache
@@ -158,8 +158,8 @@ def traced(template: Path, root: Path, threads: str, lock: LockMode = LockMode.F
     paths: dict[str, None] = {}
     counts: Counter[tuple[str, str]] = Counter()
     at_root = re.compile(rf'[<"]({re.escape(str(root))}(?:/[^">:]*)?)[">]')
-    for told in Path(f"{root}.trace").read_text(errors="replace").splitlines():
-        if (match := re.match(r"(\d+) +(\w+)\(", told)) and (found := at_root.findall(told)):
+    for call in Path(f"{root}.trace").read_text(errors="replace").splitlines():
+        if (match := re.match(r"(\d+) +(\w+)\(", call)) and (found := at_root.findall(call)):
             paths.update(dict.fromkeys(path.removesuffix(" (deleted)") for path in found))
             counts[match[2], match[1]] += 1
     most: dict[str, int] = defaultdict(int)
@@ -188,21 +188,21 @@ async def run(template: Path, root: Path, fault: Fault, paths: Iterable[str]) ->
         raise AssertionError("the program hangs") from None
     trace = await asyncio.to_thread(Path(f"{root}.trace").read_text, errors="replace")
     killed = "killed by SIGKILL" in trace
-    told = parsed(out)
-    assert killed or (process.returncode == 0 and told[-1] == ["end"]), errors.decode()[-1500:]
-    return Run(root, told, killed or "(INJECTED)" in trace or "(DELAYED)" in trace, killed)
+    reported = parsed(out)
+    assert killed or (process.returncode == 0 and reported[-1] == ["end"]), errors.decode()[-1500:]
+    return Run(root, reported, killed or "(INJECTED)" in trace or "(DELAYED)" in trace, killed)
 
 
 class Log:
     """What the program reported about one directory."""
 
-    def __init__(self, told: list[list[str]], prior: range) -> None:
+    def __init__(self, reported: list[list[str]], prior: range) -> None:
         self.prior = prior
         self.calls: list[tuple[int, ...]] = []
         self.fate: dict[tuple[int, ...], str] = {}
         self.ends: dict[int, int] = {}
         self.commits = [0]  # those that may be the last, in order
-        for word, *rest in told:
+        for word, *rest in reported:
             if rest[:1] == ["append"]:
                 numbers = tuple(map(int, rest[1].split(",")))
                 self.fate[numbers] = word
@@ -228,11 +228,11 @@ class Log:
         assert {n: ends[n] for n in self.ends} == self.ends
 
 
-def logs(told: list[list[str]]) -> Iterator[tuple[str, Log]]:
+def logs(reported: list[list[str]]) -> Iterator[tuple[str, Log]]:
     """Returns each directory about which the program reported something, and the reports."""
     prior = {"left": range(12), "begun": range(12), "new": range(0)}
     by_name: dict[str, list[list[str]]] = defaultdict(list)
-    for words in told:
+    for words in reported:
         if words[0] == "open":
             name = Path(words[1]).name
         if words[0] != "end":
@@ -243,7 +243,7 @@ def logs(told: list[list[str]]) -> Iterator[tuple[str, Log]]:
 
 async def check(run: Run) -> None:
     """Asserts that the log fits the reports, that views and consumers fit the log, and that the log can be used."""
-    for name, log in logs(run.told):
+    for name, log in logs(run.reported):
         directory = run.root / name
         before = [(record.event.data["n"], record.end_offset) for record in await read(directory)]
         async with EventLog.open(directory, views=faulty_program.views()) as opened:

@@ -169,7 +169,7 @@ async def test_a_tail_and_a_view_see_what_the_other_appends(data_dir: Path) -> N
         await tail.aclose()
 
 
-async def test_what_a_writer_appends_itself_is_told_in_its_process_without_reading_it_back(
+async def test_a_process_gets_its_own_appends_without_reading_them_back(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_back: list[object] = []
@@ -261,7 +261,7 @@ async def test_what_is_not_on_disk_yet_is_not_seen_in_a_process_that_writes(data
         assert await numbers(other) == [0, 1]
 
 
-async def test_a_failed_sync_ends_all_writers_until_one_is_opened_anew(data_dir: Path, seam: Seam) -> None:
+async def test_a_failed_sync_ends_all_writers_until_the_log_is_opened_again(data_dir: Path, seam: Seam) -> None:
     one = await EventLog.open(data_dir, lock=SHARED)
     other = await EventLog.open(data_dir, lock=SHARED)
     await one.append(event(0))

@@ -70,7 +70,7 @@ def test_a_mark_is_read_as_it_was_written_by_any_process_that_has_the_file_open(
         assert reader.read_mark() == mark
 
 
-def test_the_mark_tells_the_furthest_that_anybody_has_brought_to_the_disk(new_turn: Callable[[], Turn]) -> None:
+def test_the_mark_has_the_highest_offset_that_anybody_has_synced(new_turn: Callable[[], Turn]) -> None:
     """It does not matter who notes it or in which order, and nothing else in the mark changes."""
     writer, other = new_turn(), new_turn()
     with other:
@@ -83,7 +83,7 @@ def test_the_mark_tells_the_furthest_that_anybody_has_brought_to_the_disk(new_tu
         assert writer.read_mark() == other.read_mark() == TWO._replace(durable=Head(durable, "00000000000000dd"))
 
 
-def test_what_is_durable_is_told_without_waiting_where_the_mark_says_so_already(new_turn: Callable[[], Turn]) -> None:
+def test_noting_a_durable_offset_does_not_wait_if_the_mark_has_it_already(new_turn: Callable[[], Turn]) -> None:
     writer, other = new_turn(), new_turn()
     with other:
         pass
@@ -93,7 +93,7 @@ def test_what_is_durable_is_told_without_waiting_where_the_mark_says_so_already(
         assert other.waited_for() == 0
 
 
-def test_telling_what_is_durable_waits_for_the_turn(new_turn: Callable[[], Turn]) -> None:
+def test_noting_a_durable_offset_waits_for_the_turn(new_turn: Callable[[], Turn]) -> None:
     writer, other = new_turn(), new_turn()
     with other:
         pass
@@ -108,7 +108,7 @@ def test_telling_what_is_durable_waits_for_the_turn(new_turn: Callable[[], Turn]
 
 
 @pytest.mark.parametrize("harm", ["deleted", "emptied", "damaged"])
-def test_what_is_durable_can_be_told_to_nobody_where_the_lock_file_was(
+def test_a_durable_offset_can_not_be_noted_without_the_lock_file(
     new_turn: Callable[[], Turn], layout: Layout, harm: str
 ) -> None:
     """Then only this process knows it, and the turn is released."""
@@ -288,7 +288,7 @@ def test_waiting_for_the_turn_can_be_given_up_and_whoever_gets_it_then_gives_it_
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_a_lock_file_that_was_deleted_ends_the_writer_and_a_new_one_begins_anew(
+def test_a_deleted_lock_file_ends_the_writer_and_a_new_writer_creates_it_again(
     new_turn: Callable[[], Turn], layout: Layout, replace: bool
 ) -> None:
     turn = new_turn()

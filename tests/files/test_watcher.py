@@ -365,12 +365,12 @@ async def test_a_watcher_that_was_stopped_while_it_looked_reports_nothing(
         await gate.reached()
         look_on.set()
         await asyncio.sleep(0.1)
-        told_early = waiting.done()
+        woken_early = waiting.done()
         gate.open()
         await append
         result = await waiting
 
-    assert not told_early
+    assert not woken_early
     assert result.new_data
 
 
@@ -505,12 +505,12 @@ async def test_a_wait_does_not_end_before_the_event_is_durable(data_dir: Path, s
         append = asyncio.ensure_future(log.append(event(0)))
         await gate.reached()
         await asyncio.sleep(0.05)
-        told_early = waiting.done()
+        woken_early = waiting.done()
         gate.open()
         await append
         result = await waiting
 
-    assert not told_early
+    assert not woken_early
     assert result.new_data
 
 

@@ -35,7 +35,7 @@ async def _edit(client: Any, name: str, **changes: Any) -> None:
     await client.update_stream(before.evolve(**changes))
 
 
-async def _make_anew(client: Any, name: str, messages: int) -> None:
+async def _recreate(client: Any, name: str, messages: int) -> None:
     """Deletes the stream, and creates it again with other messages."""
     configuration = (await client.stream_info(name)).config
     await client.delete_stream(name)
@@ -49,7 +49,7 @@ async def _ends_with(error: str, waiting: Any) -> None:
         await asyncio.wait_for(waiting, 30)
 
 
-async def test_a_tail_that_waits_is_told_that_the_stream_was_deleted(log: EventLog, client: Any, name: str) -> None:
+async def test_a_waiting_tail_learns_that_the_stream_was_deleted(log: EventLog, client: Any, name: str) -> None:
     waiting = asyncio.ensure_future(anext(log.tail()))
     await asyncio.sleep(0.2)
     await client.delete_stream(name)
@@ -57,7 +57,7 @@ async def test_a_tail_that_waits_is_told_that_the_stream_was_deleted(log: EventL
     await _ends_with("the stream was deleted", waiting)
 
 
-async def test_a_tail_that_begins_to_wait_after_that_is_told_too(log: EventLog, client: Any, name: str) -> None:
+async def test_a_tail_that_begins_to_wait_after_that_learns_it_too(log: EventLog, client: Any, name: str) -> None:
     """This also holds if another tail was waiting all the time, so that no new check begins."""
     waiters = await log.reader()._source.waiters()
     with waiters.watched():
@@ -70,11 +70,11 @@ async def test_a_tail_that_begins_to_wait_after_that_is_told_too(log: EventLog, 
 
 
 @pytest.mark.parametrize("messages", [0, 2, 20])
-async def test_a_stream_that_was_made_anew_is_another_one(log: EventLog, client: Any, name: str, messages: int) -> None:
+async def test_a_recreated_stream_is_another_one(log: EventLog, client: Any, name: str, messages: int) -> None:
     """The new stream may be shorter or longer than the old one."""
     waiting = asyncio.ensure_future(anext(log.tail()))
     await asyncio.sleep(0.2)
-    await _make_anew(client, name, messages)
+    await _recreate(client, name, messages)
 
     with pytest.raises(CorruptLogError, match="the stream was"):
         await asyncio.wait_for(waiting, 30)
@@ -82,13 +82,13 @@ async def test_a_stream_that_was_made_anew_is_another_one(log: EventLog, client:
         await asyncio.wait_for(log.append(Event("counted", {"n": 3})), 5)
 
 
-async def test_an_append_to_a_stream_that_was_just_made_anew_is_not_acknowledged(
+async def test_an_append_to_a_stream_that_was_just_recreated_is_not_acknowledged(
     log: EventLog, client: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error comes even before the stream is checked again."""
     monkeypatch.setattr("eventfold.jetstream._connection._CHECK_INTERVAL", 60)
     await asyncio.sleep(0.2)
-    await _make_anew(client, name, 0)
+    await _recreate(client, name, 0)
 
     with pytest.raises(CorruptLogError, match="was replaced"):
         await log.append(Event("counted", {"n": 3}))

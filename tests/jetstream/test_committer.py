@@ -152,7 +152,7 @@ async def test_an_append_without_an_answer_has_an_unknown_outcome(own_servers: A
     await committer.aclose()
 
 
-async def test_a_writer_goes_on_when_its_server_is_back(own_servers: Any) -> None:
+async def test_a_writer_continues_when_its_server_is_back(own_servers: Any) -> None:
     servers = own_servers()
     committer = await JetStream(servers.addresses, "log", attempt_timeout=0.3).open_committer()
     await append(committer, 1)

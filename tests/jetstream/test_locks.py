@@ -100,7 +100,7 @@ async def test_a_consumer_takes_over_at_once_when_the_other_process_has_closed_i
         assert (await asyncio.wait_for(waiting, 20)).event.data["n"] == 1
 
 
-async def test_a_process_that_stood_still_too_long_is_told_that_its_name_was_taken_over(
+async def test_a_process_that_stood_still_too_long_learns_that_its_name_was_taken_over(
     server: Servers, start_reader: Callable[[str], asyncio.Future[Reader]]
 ) -> None:
     """When it resumes, its commits are refused, since the other process may be far ahead."""

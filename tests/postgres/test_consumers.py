@@ -23,13 +23,13 @@ class Worker:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
-        self.told: list[str] = []
+        self.reports: list[str] = []
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
         async for line in self.process.stdout:
-            self.told.append(line.decode().strip())
+            self.reports.append(line.decode().strip())
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(30):
@@ -39,7 +39,7 @@ class Worker:
 
     @property
     def ended(self) -> list[int]:
-        return [int(line.split()[1]) for line in self.told if line.startswith("end")]
+        return [int(line.split()[1]) for line in self.reports if line.startswith("end")]
 
 
 @asynccontextmanager
@@ -49,7 +49,7 @@ async def worker(address: str, seconds: float = 0.0) -> AsyncIterator[Worker]:
     )
     try:
         found = Worker(process)
-        await found.until(lambda: "opened" in found.told)
+        await found.until(lambda: "opened" in found.reports)
         yield found
     finally:
         if process.returncode is None:
@@ -71,7 +71,7 @@ async def test_one_process_works_and_another_takes_over_when_it_is_killed(databa
             await append(database, 3, 3)
             await first.until(lambda: len(first.ended) == 6)
             await asyncio.sleep(0.3)
-            assert second.told == ["opened"]
+            assert second.reports == ["opened"]
 
             first.process.kill()
             await append(database, 6, 3)

@@ -228,7 +228,7 @@ async def test_an_append_that_was_never_sent_is_an_os_error(own_server: Server) 
         assert [record.event.data["n"] async for record in log.read_full()] == [1, 3]
 
 
-async def test_a_tail_goes_on_where_its_listening_connection_is_lost(own_server: Server) -> None:
+async def test_a_tail_continues_if_its_listening_connection_is_lost(own_server: Server) -> None:
     """The listening connection is cut again and again."""
     engine = Postgres(own_server.address(), "listen")
     seen = []

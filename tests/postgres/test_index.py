@@ -113,10 +113,10 @@ async def test_an_index_is_built_ahead_of_time(database: str) -> None:
     async with EventLog.open(engine) as log:
         await log.append_many([tagged(n, "x") for n in range(10)])
         head = log.head
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
 
-    assert await build_index(engine, progress=lambda done, of: told.append((done, of))) == head
-    assert told == [(head.offset, head.offset)]
+    assert await build_index(engine, progress=lambda done, of: reported.append((done, of))) == head
+    assert reported == [(head.offset, head.offset)]
     assert await fetch(database, "SELECT indexed, count(*) FROM eventfold_logs, eventfold_keys GROUP BY 1") == [
         (head.offset, 20)
     ]

@@ -128,7 +128,7 @@ async def test_a_role_that_may_not_create_tables_is_given_the_sql(server: Server
         await execute(database, "DROP OWNED BY app; DROP ROLE app")
 
 
-async def test_a_role_that_may_not_append_is_told_the_grants(database: str) -> None:
+async def test_the_error_for_a_role_that_may_not_append_names_the_grants(database: str) -> None:
     """The message has the statements that the tables' owner must run."""
     await fill(database)
     await execute(database, "CREATE ROLE reporter LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reporter")
