@@ -106,7 +106,7 @@ def belongings() -> Belongings:
 
 
 def watchers() -> list[threading.Thread]:
-    """Returns the number of threads that watch a directory."""
+    """Returns the threads that watch a directory."""
     return [thread for thread in threading.enumerate() if thread.name.startswith("eventfold watcher")]
 
 

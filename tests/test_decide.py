@@ -147,7 +147,7 @@ async def test_what_comes_in_while_the_old_log_is_looked_at_is_judged_in_the_tur
 
 
 async def filled(log: EventLog) -> list[int]:
-    """Adds 300 events, more than are scanned for each condition, tagged by number; returns the offset of the first."""
+    """Adds 300 events, more than are scanned for each condition, tagged by number; returns the offsets."""
     results = [await log.append_many([Event("a", {"n": n}, tags=(str(n),)) for n in range(150)])]
     results.append(await log.append_many([Event("a", {"n": n}, tags=(str(n),)) for n in range(150, 300)]))
     return [result.start_offset for some in results for result in some]

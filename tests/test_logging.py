@@ -19,7 +19,7 @@ ROW = re.compile(r"^\| `(?P<name>[a-z_]+\.[a-z_]+)` \| (?P<level>[a-z]+) \| (?P<
 
 
 def calls() -> Iterator[tuple[Path, ast.Call]]:
-    """Returns the calls in the source that log something."""
+    """Yields the calls in the source that log something."""
     for path in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "log_event":

@@ -21,7 +21,7 @@ STOPS = [signal.SIGINT, signal.SIGTERM]
 
 @pytest.fixture
 def heard() -> Iterator[list[int]]:
-    """Installs a server's handlers for both signals; returns the list of calls that they get."""
+    """Installs a server's handlers for both signals; yields the list of calls that they get."""
     calls: list[int] = []
     before = {number: signal.signal(number, lambda number, frame: calls.append(number)) for number in STOPS}
     yield calls

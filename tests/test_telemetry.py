@@ -53,7 +53,7 @@ def attributes(span: ReadableSpan) -> dict[str, object]:
 
 
 def linked(span: ReadableSpan) -> set[int]:
-    """Returns the spans that it is linked to."""
+    """Returns the ids of the spans that it is linked to."""
     return {link.context.span_id for link in span.links}
 
 

@@ -235,7 +235,7 @@ async def test_a_commit_that_finds_no_space_leaves_the_previous_offset(disk: Dis
 
 
 async def first_of(consumer: Any) -> Any:
-    """Returns one record."""
+    """Yields one record."""
     async for record in consumer:
         yield record
         return

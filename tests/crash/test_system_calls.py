@@ -229,7 +229,7 @@ class Log:
 
 
 def logs(reported: list[list[str]]) -> Iterator[tuple[str, Log]]:
-    """Returns each directory about which the program reported something, and the reports."""
+    """Yields each directory about which the program reported something, with the reports."""
     prior = {"left": range(12), "begun": range(12), "new": range(0)}
     by_name: dict[str, list[list[str]]] = defaultdict(list)
     for words in reported:

@@ -377,12 +377,15 @@ async def test_a_watcher_that_was_stopped_while_it_looked_reports_nothing(
 @pytest.mark.skipif(not watcher.USES_INOTIFY, reason="elsewhere each directory has its thread")
 async def test_waits_that_follow_each_other_share_one_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread stays for a while, so that repeated waits don't start one each time."""
-    monkeypatch.setattr(inotify, "KEEP", 0.5)
+    await at_rest()
+    monkeypatch.setattr(inotify, "KEEP", 60.0)
     write_log(data_dir, line(0))
     reader, threads = EventReader(data_dir), set()
     for _ in range(5):
         await reader.wait_for_events(len(line(0)), timeout=0.01)
         threads.update(thread.ident for thread in watchers())
+    monkeypatch.setattr(inotify, "KEEP", 0.0)
+    await reader.wait_for_events(len(line(0)), timeout=0.01)  # the thread ends after this one
 
     assert len(threads) == 1
 

@@ -177,7 +177,7 @@ class Store:
 
     @contextmanager
     def _descriptor(self) -> Iterator[int]:
-        """Returns a descriptor to read the bytes. Close it outside of a transaction, since that unlocks the file."""
+        """Yields a descriptor to read the bytes. Close it outside of a transaction, since that unlocks the file."""
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             yield descriptor

@@ -65,7 +65,7 @@ async def between(reader: EventReader, start: int, end: int | None, wanted: Sele
 
 
 async def last(reader: EventReader, count: int, start: int, end: int | None, wanted: Selection) -> list[Record]:
-    """Yields the last `count` selected events between two offsets (None: the current head), oldest first."""
+    """Returns the last `count` selected events between two offsets (None: the current head), oldest first."""
     found: deque[Record] = deque()
     records: Any = reader.read_back(end, query=wanted.query)
     async with aclosing(records):
