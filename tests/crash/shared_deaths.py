@@ -43,23 +43,23 @@ OPERATIONS = (
 DIED = 9
 
 
-Tell = Callable[[int, bytes], None]
+Report = Callable[[int, bytes], None]
 
 
-def append(peer: Peer, tell: Tell, data: bytes) -> None:
-    tell(peer.append(data), data)
+def append(peer: Peer, report: Report, data: bytes) -> None:
+    report(peer.append(data), data)
 
 
-def commits(peer: Peer, tell: Tell) -> None:
-    append(peer, tell, line(100))
-    append(peer, tell, line(101, batch="1,2") + line(102, batch="2,2"))
-    append(peer, tell, line(103))
+def commits(peer: Peer, report: Report) -> None:
+    append(peer, report, line(100))
+    append(peer, report, line(101, batch="1,2") + line(102, batch="2,2"))
+    append(peer, report, line(103))
 
 
-def rotates(peer: Peer, tell: Tell) -> None:
-    append(peer, tell, line(100))
-    peer.rotate(lambda: append(peer, tell, line(101)))
-    append(peer, tell, line(102))
+def rotates(peer: Peer, report: Report) -> None:
+    append(peer, report, line(100))
+    peer.rotate(lambda: append(peer, report, line(101)))
+    append(peer, report, line(102))
 
 
 def nothing_left(peer: Peer) -> None:
@@ -78,7 +78,7 @@ def archived(peer: Peer) -> None:
     left.close()
 
 
-SCENARIOS: dict[str, tuple[Callable[[Peer], None], Callable[[Peer, Tell], None]]] = {
+SCENARIOS: dict[str, tuple[Callable[[Peer], None], Callable[[Peer, Report], None]]] = {
     "commits": (nothing_left, commits),
     "rotates": (nothing_left, rotates),
     "undoes": (begun, rotates),
@@ -125,14 +125,14 @@ class Ender:
 def child(directory: Path, scenario: str, number: int, how: str, pipe: int) -> int:
     """Runs the scenario; returns 0 if the number was beyond its last operation."""
 
-    def tell(offset: int, data: bytes) -> None:
+    def report(offset: int, data: bytes) -> None:
         os.write(pipe, b"%d %s" % (offset, data.replace(b"\n", b"\t") + b"\n"))
 
     ender = Ender(number, how)
     try:
         peer = Peer(directory)
         try:
-            SCENARIOS[scenario][1](peer, tell)
+            SCENARIOS[scenario][1](peer, report)
         finally:
             peer.close()
     except WriterFailedError:
@@ -158,17 +158,17 @@ def run_child(directory: Path, scenario: str, number: int, how: str) -> tuple[in
             os._exit(status)
     os.close(theirs)
     with os.fdopen(ours, "rb") as file:
-        told = [one.split(b" ", 1) for one in file.read().splitlines()]
+        acknowledged = [one.split(b" ", 1) for one in file.read().splitlines()]
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert status in (0, 1, 2, DIED), status
-    return status, [(int(offset), data.replace(b"\t", b"\n")) for offset, data in told]
+    return status, [(int(offset), data.replace(b"\t", b"\n")) for offset, data in acknowledged]
 
 
-def check(directory: Path, told: list[tuple[int, bytes]]) -> bytes:
+def check(directory: Path, acknowledged: list[tuple[int, bytes]]) -> bytes:
     """Asserts that everything acknowledged is at its offset, and that nothing is there twice."""
     head, data = read_now(directory)
     assert head.offset == len(data)
-    for offset, lines in told:
+    for offset, lines in acknowledged:
         assert data[offset : offset + len(lines)] == lines, (offset, lines, data)
     found = data.splitlines()
     assert len(set(found)) == len(found), data
@@ -180,43 +180,43 @@ def check(directory: Path, told: list[tuple[int, bytes]]) -> bytes:
 def one(directory: Path, scenario: str, number: int, how: str, beside: bool) -> bool:
     """Tests one death; returns False if there is no operation with this number."""
     shutil.rmtree(directory, ignore_errors=True)
-    told: list[tuple[int, bytes]] = []
+    acknowledged: list[tuple[int, bytes]] = []
 
-    def tell(offset: int, data: bytes) -> None:
-        told.append((offset, data))
+    def report(offset: int, data: bytes) -> None:
+        acknowledged.append((offset, data))
 
     peer = Peer(directory)
     for n in range(3):
-        append(peer, tell, line(n))
+        append(peer, report, line(n))
     peer.rotate()
-    append(peer, tell, line(3))
+    append(peer, report, line(3))
     SCENARIOS[scenario][0](peer)
     if not beside:
         peer.close()
     status, more = run_child(directory, scenario, number, how)
-    told += more
-    check(directory, told)
+    acknowledged += more
+    check(directory, acknowledged)
     started = time.monotonic()
     if not beside:
         peer = Peer(directory)
     try:
-        append(peer, tell, line(200))
+        append(peer, report, line(200))
     except WriterFailedError:
         assert how == "fail"
         peer.close()
         peer = Peer(directory)
-        append(peer, tell, line(201))
+        append(peer, report, line(201))
     else:
         assert not says_failed(directory)
     assert time.monotonic() - started < 5
-    data = check(directory, told)
+    data = check(directory, acknowledged)
     peer.rotate()
-    assert check(directory, told) == data
+    assert check(directory, acknowledged) == data
     check_archive(directory, data)
-    append(peer, tell, line(202))
+    append(peer, report, line(202))
     peer.close()
     peer = Peer(directory)
-    check(directory, told)
+    check(directory, acknowledged)
     assert peer.log.head.offset == len(read_now(directory)[1])
     peer.close()
     return status != 0

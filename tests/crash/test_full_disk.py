@@ -285,26 +285,26 @@ LIMITED = """
 import asyncio, json, resource, sys
 from eventfold import Event, EventLog
 
-async def until_refused(log, told):
-    n = len(told)
+async def until_refused(log, acknowledged):
+    n = len(acknowledged)
     while True:
         batch = list(range(n, n + 3)) if n % 2 else [n]
         try:
             await log.append_many([Event("counted", {"n": n, "text": "x" * 50}) for n in batch])
         except OSError as error:
             return type(error).__name__
-        told += batch
+        acknowledged += batch
         n += len(batch)
 
 async def main():
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    told, errors, counts = [], [], []
+    acknowledged, errors, counts = [], [], []
     async with EventLog.open(sys.argv[1]) as log:
         for _ in range(3):
-            errors.append(await until_refused(log, told))
-            counts.append(len(told))
+            errors.append(await until_refused(log, acknowledged))
+            counts.append(len(acknowledged))
             await log.rotate()
-    print(json.dumps([told, errors, counts]))
+    print(json.dumps([acknowledged, errors, counts]))
 
 asyncio.run(main())
 """
@@ -315,8 +315,8 @@ async def test_a_log_that_may_not_grow_refuses_appends_until_it_is_rotated(data_
     command = [sys.executable, "-c", LIMITED, str(data_dir)]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    told, errors, counts = json.loads(done.stdout)
+    acknowledged, errors, counts = json.loads(done.stdout)
 
     assert errors == ["OSError"] * 3
     assert 0 < counts[0] < counts[1] < counts[2]
-    await check_all_there(data_dir, told)
+    await check_all_there(data_dir, acknowledged)

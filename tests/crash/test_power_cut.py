@@ -38,18 +38,18 @@ def disk(tmp_path: Path) -> Iterator[Ext4]:
         yield mounted
 
 
-class Told(NamedTuple):
+class Reported(NamedTuple):
     """What a process reported before the cut: events as (round, task, n, end offset), and a consumer's commits."""
 
     events: list[tuple[int, ...]]
     commits: list[int]
 
-    def add(self, other: Told) -> None:
+    def add(self, other: Reported) -> None:
         self.events.extend(other.events)
         self.commits.extend(other.commits)
 
 
-def cut(disk: Ext4, directory: Path, rounds: list[int], after: int, *left_out: str) -> Told:
+def cut(disk: Ext4, directory: Path, rounds: list[int], after: int, *left_out: str) -> Reported:
     """Lets processes write, and cuts the power after some reports; returns what they had reported by then.
 
     There is one process for each of the rounds; several share the log.
@@ -63,11 +63,11 @@ def cut(disk: Ext4, directory: Path, rounds: list[int], after: int, *left_out: s
                 command = [sys.executable, str(SCRIPT), str(directory), str(round), lock.value, *left_out]
                 processes.append(subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL))
             os.close(theirs)
-            told = b""
-            while told.count(b"\n") < len(rounds) + after:
-                piece = pipe.read(4096)
-                assert piece, f"the writers ended by themselves, having told {told!r:.200}"
-                told += piece
+            reported = b""
+            while reported.count(b"\n") < len(rounds) + after:
+                chunk = pipe.read(4096)
+                assert chunk, f"the writers ended on their own, having reported {reported!r:.200}"
+                reported += chunk
             disk.cut_power()
         finally:
             for process in processes:
@@ -76,15 +76,15 @@ def cut(disk: Ext4, directory: Path, rounds: list[int], after: int, *left_out: s
     disk.unmount()
     assert disk.needs_replay
     disk.mount()
-    lines = [line.split() for line in told.decode().split("\n")[:-1]]
+    lines = [line.split() for line in reported.decode().split("\n")[:-1]]
     events = [tuple(map(int, words[1:])) for words in lines if words[0] == "event"]
-    return Told(events, [int(words[1]) for words in lines if words[0] == "commit"])
+    return Reported(events, [int(words[1]) for words in lines if words[0] == "commit"])
 
 
-def lost(records: list[Record], told: Told) -> int:
+def lost(records: list[Record], reported: Reported) -> int:
     """Returns how many of the acknowledged events are not at their offsets."""
     found = {(r.event.data["round"], r.event.data.get("task"), r.event.data.get("n"), r.end_offset) for r in records}
-    return sum(event not in found for event in told.events)
+    return sum(event not in found for event in reported.events)
 
 
 async def place(log: EventLog) -> int:
@@ -108,27 +108,27 @@ async def read_what_is_left(directory: Path) -> list[Record]:
 async def test_a_power_cut_loses_nothing_that_was_acknowledged(disk: Ext4) -> None:
     """Events are there once and in order, batches complete, the view is a replay, and the consumer not set back."""
     dice = random.Random(5)
-    told, directory = Told([], []), disk.path / "data"
+    reported, directory = Reported([], []), disk.path / "data"
     total = commits = cut_in_rotation = 0
     for round in range(ROUNDS):
         if round % ROUNDS_PER_DIRECTORY == 0:
-            told, directory = Told([], []), disk.path / f"data{round}"
+            reported, directory = Reported([], []), disk.path / f"data{round}"
         # Sometimes the report only says that it is about to open: then the recovery from the previous cut is cut.
         after = dice.choice((0, dice.randrange(1, 30), dice.randrange(1, 1500)))
         rounds = [round, ROUNDS + round] if round % 2 else [round]
         new = await asyncio.to_thread(cut, disk, directory, rounds, after)
-        told.add(new)
+        reported.add(new)
         cut_in_rotation += any(directory.glob("app.jsonl.next.*"))
         before = await read(directory)
-        check_round(before, told.events)
-        assert lost(before, told) == 0
+        check_round(before, reported.events)
+        assert lost(before, reported) == 0
         async with EventLog.open(directory, views=[counts()]) as log:
             assert [(r.end_offset, r.line_hash) for r in await read(directory)] == [
                 (r.end_offset, r.line_hash) for r in before
             ]
             assert log.view("counts") == Counter(str(record.event.data["round"]) for record in before)
             last = await log.append(Event("reopened", {"round": round}))
-            assert max(told.commits, default=0) <= await place(log) <= last.start_offset
+            assert max(reported.commits, default=0) <= await place(log) <= last.start_offset
             await log.rotate()
             assert log.head.offset == last.end_offset
             check_archive(directory, (await asyncio.to_thread(read_now, directory))[1])
@@ -141,12 +141,12 @@ async def test_a_power_cut_loses_nothing_that_was_acknowledged(disk: Ext4) -> No
 
 async def test_without_syncs_a_power_cut_loses_events(disk: Ext4) -> None:
     """This shows that the test above can fail."""
-    told = missing = 0
+    reported = missing = 0
     for round in range(3):
         directory = disk.path / f"data{round}"
         acknowledged = await asyncio.to_thread(cut, disk, directory, [round], 200, "sync", "sync_dir")
-        told += len(acknowledged.events)
+        reported += len(acknowledged.events)
         missing += lost(await read_what_is_left(directory), acknowledged)
-    print(f"without syncs: 3 cuts, {told} events acknowledged, {missing} lost")
+    print(f"without syncs: 3 cuts, {reported} events acknowledged, {missing} lost")
 
     assert missing > 0
