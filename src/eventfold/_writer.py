@@ -44,7 +44,7 @@ from ._errors import (
 from ._event import AppendResult, Event, Head
 from ._group_commit import GroupCommit
 from ._index import Answers, EngineIndex, Index, index_path
-from ._judge import Condition, UniqueIds
+from ._judge import Condition, Requirements, UniqueIds
 from ._query import Query
 from ._reader import EventReader
 from ._rotator import Rotator, ViewOps
@@ -226,15 +226,17 @@ class EventWriter(HasPaths):
         Raises what is wrong with the event or the writer. A coroutine for each append would take a tenth of its time.
         """
         self._check_usable()
-        if self._queue.full:
+        queue = self._queue
+        if queue.full:
             return self._put_when_there_is_room(event)
-        unique = ids_of((event,)) if self._unique_ids else None
-        return self._queue.put(encode_line(event, self._max_event_size), unique=unique)
+        line = encode_line(event, self._max_event_size)
+        return queue.put(line, self._requirements((event,)) if self._unique_ids else None)
 
     async def _put_when_there_is_room(self, event: Event) -> AppendResult:
         await self._commits.place()
         line = encode_line(event, self._max_event_size)
-        return await self._queue.put(line, unique=self._unique((event,)))
+        placed: AppendResult = await self._queue.put(line, self._requirements((event,)))
+        return placed
 
     async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
         """Appends several events, all of them or none, even after a crash. Raises what `append` raises."""
@@ -243,8 +245,8 @@ class EventWriter(HasPaths):
             await self._commits.place()
         events = list(events)
         lines = encode_batch(events, self._max_event_size)
-        unique = self._unique(events)
-        return await self._queue.put(b"".join(lines), count=len(lines), unique=unique) if lines else []
+        requirements = self._requirements(events)
+        return await self._queue.put(b"".join(lines), requirements, len(lines)) if lines else []
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes.
@@ -265,7 +267,8 @@ class EventWriter(HasPaths):
         if self._queue.full:
             await self._commits.place()
         line = encode_line(event, self._max_event_size)
-        return await self._queue.put(line, expected, unique=self._unique((event,)))
+        placed: AppendResult = await self._queue.put(line, self._requirements((event,), expected))
+        return placed
 
     async def append_unless(self, events: Iterable[Event], query: Query, *, after: int = 0) -> list[AppendResult]:
         """Appends events, all of them or none, unless an event at or after an offset matches a query.
@@ -293,8 +296,8 @@ class EventWriter(HasPaths):
             raise TypeError(f"query must be a Query, not {query!r}")
         events = list(events)
         lines = encode_batch(events, self._max_event_size)
-        unique = self._unique(events)
         condition = Condition(query, after, None, events)
+        requirements = Requirements(None, condition, self._unique(events))
         indexed = self._index is not None and query.has_tags
         if indexed and after and after != self.head.offset:
             await self.reader().read_line_hash_before(after)  # is it where a line begins?
@@ -305,28 +308,34 @@ class EventWriter(HasPaths):
                 except ConditionalAppendError:
                     # A repeated append must not conflict with itself.
                     checks = self._commits.checks
-                    found = None if checks is None else await checks.results_of(unique, len(lines))
+                    found = None if checks is None else await checks.results_of(requirements.unique, len(lines))
                     if found is None:
                         raise
                     return found
             if self._queue.full:
                 await self._commits.place()
             try:
-                return await self._queue.put(b"".join(lines), condition=condition, count=len(lines), unique=unique)
+                placed: list[AppendResult] = await self._queue.put(b"".join(lines), requirements, len(lines))
+                return placed
             except NotIndexedError:
                 self._check_usable()
                 indexed = False
+
+    def _requirements(self, events: Sequence[Event], expected: Head | None = None) -> Requirements | None:
+        """What an append without a query requires of the log."""
+        unique = self._unique(events)
+        return None if expected is None and unique is None else Requirements(expected, None, unique)
 
     def _unique(self, events: Sequence[Event]) -> UniqueIds | None:
         return ids_of(events) if self._unique_ids else None
 
     def _check_usable(self) -> None:
-        if self._pid != os.getpid():
-            raise EventfoldError(
-                f"the writer of {self._source.location} belongs to process {self._pid}, which opened it, not to a fork "
-                "of it: open the log after the fork"
-            )
-        if self._loop is not asyncio._get_running_loop():
+        if self._loop is not asyncio._get_running_loop():  # in a forked child, none is running
+            if self._pid != os.getpid():
+                raise EventfoldError(
+                    f"the writer of {self._source.location} belongs to process {self._pid}, which opened it, not to a "
+                    "fork of it: open the log after the fork"
+                )
             raise EventfoldError(
                 f"the writer of {self._source.location} belongs to the event loop that opened it, not to this one: "
                 "call it there, with asyncio.run_coroutine_threadsafe(log.append(event), loop) from another thread"
