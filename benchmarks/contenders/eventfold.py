@@ -85,17 +85,30 @@ class Eventfold:
     async def append_together(self, **fields: Any) -> Answer:
         return await _eventfold_together.append(self.say, **fields)
 
-    async def write(self, dir: str, events: int, distinct: int | None) -> Answer:
-        """Writes without eventfold, in the form of single appends; the first line is checked to be the same."""
-        write_lines(Path(dir), events, distinct)
+    async def write(self, dir: str, events: int, distinct: int | None, batch: int = 1) -> Answer:
+        """Writes without eventfold, in the form of its appends; the first of them is checked to be the same."""
+        write_lines(Path(dir), events, distinct, batch)
         async with EventWriter.open(Path(dir, "checked"), sync=SyncMode.OS) as writer:
-            await writer.append(Event(**sample_fields(0)))
-            line = writer.log_path.read_bytes()
+            await writer.append_many(sample_events(min(batch, events)))
+            lines = writer.log_path.read_bytes()
         shutil.rmtree(Path(dir, "checked"))
         with open(Path(dir, "app.jsonl"), "rb") as file:
-            if file.readline() != line:
-                raise AssertionError("the writer's line is not the one that is read here")
+            if file.read(len(lines)) != lines:
+                raise AssertionError("the writer's lines are not those that are read here")
         return {}
+
+    async def read(self, dir: str, how: str) -> Answer:
+        """Records, each folded in a loop; `how` is a name of `benchmarks.reading`."""
+        reader, state = EventReader(dir), Totals()
+        begun = perf_counter()
+        if how == "read_full":
+            async for record in reader.read_full():
+                state = add(state, record.event)
+        else:
+            async for piece in reader.read_slices():
+                for record in piece.records():
+                    state = add(state, record.event)
+        return folded(perf_counter() - begun, state)
 
     async def replay(self, dir: str, views: int, types: list[str] | None) -> Answer:
         """`EventLog.open` without snapshots; saving those of the views, which are small, counts."""

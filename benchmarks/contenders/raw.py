@@ -21,7 +21,17 @@ from typing import Any
 
 import msgspec
 
-from benchmarks._events import TYPES, PlainEvent, Totals, add, add_wanted, blocks, sample_fields, sample_lines
+from benchmarks._events import (
+    TYPES,
+    BatchedEvent,
+    PlainEvent,
+    Totals,
+    add,
+    add_wanted,
+    blocks,
+    sample_fields,
+    sample_lines,
+)
 from benchmarks._probe import growth, watch_loop
 
 from ._serve import Answer, Unsupported, percentiles, serve, time_together
@@ -38,8 +48,17 @@ def open_new(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
-def write_lines(dir: Path, events: int, distinct: int | None) -> None:
-    """The sample events in `app.jsonl`."""
+def write_lines(dir: Path, events: int, distinct: int | None, batch: int = 1) -> None:
+    """The sample events in `app.jsonl`, in the form that single appends or batches give them."""
+    if batch > 1:
+        encode = msgspec.json.Encoder().encode
+        with open(dir / "app.jsonl", "wb") as file:
+            for first in range(0, events, batch):
+                size = min(batch, events - first)
+                places = ((number, size) for number in range(1, size + 1))
+                batched = (BatchedEvent(**sample_fields(first + place[0] - 1), batch=place) for place in places)
+                file.writelines(encode(event) + b"\n" for event in batched)
+        return
     with open(dir / "app.jsonl", "wb") as file:
         known: dict[int, bytes] = {}
         for start, count in blocks(events, distinct):
