@@ -20,14 +20,16 @@ from eventfold._files import operations
 from eventfold.cli._select import last, selection
 
 from . import _eventfold_decisions, _eventfold_growth, _eventfold_hold, _eventfold_tails, _eventfold_together
-from ._eventfold_states import large_log, sample_events
+from ._eventfold_states import Entries, fill, large_log, sample_events
 from ._serve import Answer, percentiles, serve, time_appends, time_conditional
 from .raw import write_lines
 
 REFRESHES = 20
 CALLS = 10_000
-# Seconds of appends before a rotation, for comparison.
-USUAL = 1.0
+# Seconds after which a file no longer counts as one that may be written at the moment.
+AT_REST = 0.06
+# Seconds of appends before a rotation, for comparison: for each byte that is rotated, and at least.
+USUAL, SOME = 1 / 64_000_000, 0.2
 
 
 def new_view(name: str = "totals", types: list[str] | None = None, shares_events: bool = False) -> View[Totals]:
@@ -190,6 +192,20 @@ class Eventfold:
                 raise AssertionError(f"{view!r} was not brought to {log.head}")
         return {"seconds": percentiles(seconds)["p50"], "written": total / REFRESHES}
 
+    async def refresh_alone(self, dir: str, bytes: int) -> Answer:
+        """A reader without a writer in its process, once the files have been at rest for a while."""
+        async with large_log(dir, bytes):
+            pass
+        await asyncio.sleep(AT_REST)
+        reader, view, seconds = EventReader(dir), View("large", fill, Entries), []
+        await view.refresh(reader)
+        with counted_writes() as written:
+            for _ in range(CALLS // 10):
+                begun = perf_counter()
+                await view.refresh(reader)
+                seconds.append(perf_counter() - begun)
+        return {"seconds": percentiles(seconds)["p50"], "written": sum(written) / len(seconds)}
+
     async def tail(self, dir: str, tails: int, count: int) -> Answer:
         return await _eventfold_tails.tail(dir, tails, count)
 
@@ -199,11 +215,14 @@ class Eventfold:
     async def send(self, dir: str, count: int, interval: float, shared: bool = False) -> Answer:
         return await _eventfold_tails.send(dir, count, interval, shared)
 
+    async def idle(self, dir: str, logs: int, seconds: float) -> Answer:
+        return await _eventfold_tails.idle(dir, logs, seconds)
+
     async def rotate(self, dir: str, tasks: int) -> Answer:
         size = Path(dir, "app.jsonl").stat().st_size
         async with EventWriter.open(dir) as log, appending(log, tasks) as waits:
             if tasks:
-                await asyncio.sleep(USUAL)
+                await asyncio.sleep(max(SOME, USUAL * size))
             begun = perf_counter()
             await log.rotate()
             ended = perf_counter()

@@ -16,7 +16,7 @@ from itertools import cycle
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import msgspec
@@ -34,6 +34,7 @@ from benchmarks._events import (
 )
 from benchmarks._probe import growth, watch_loop
 
+from . import _raw_tails
 from ._serve import Answer, Unsupported, percentiles, serve, time_together
 
 if sys.version_info >= (3, 14):
@@ -187,6 +188,29 @@ class Raw:
         for _ in range(calls):
             await stateful.refresh()
         return {"seconds": (perf_counter() - begun) / calls, "written": 0}
+
+    async def refresh_alone(self, dir: str, bytes: int) -> Answer:
+        """Looking at a file, the least that somebody can do who doesn't know whether it has grown."""
+        path, seconds = Path(dir, "raw.jsonl"), []
+        path.touch()
+        for _ in range(1_000):
+            begun = perf_counter()
+            os.stat(path)
+            seconds.append(perf_counter() - begun)
+        return {"seconds": percentiles(seconds)["p50"], "written": 0}
+
+    async def listen(self, dir: str, tails: int, count: int) -> Answer:
+        return await _raw_tails.listen(dir, tails, count, lambda: self.say({"ready": True}))
+
+    async def send(self, dir: str, count: int, interval: float) -> Answer:
+        return await _raw_tails.send(dir, count, interval)
+
+    async def idle(self, dir: str, logs: int, seconds: float) -> Answer:
+        if logs:
+            raise Unsupported
+        used = process_time()
+        await asyncio.sleep(seconds)
+        return {"seconds": process_time() - used}
 
     async def rotate(self, dir: str, tasks: int) -> Answer:
         if tasks:
