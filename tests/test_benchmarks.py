@@ -12,6 +12,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from time import process_time, sleep
 from typing import Any
@@ -21,10 +22,13 @@ import pytest
 from benchmarks import _published
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks._child import Contender, ContenderError
+from benchmarks._events import batch_lines, sample_fields, sample_lines, tagged_fields, tagged_lines
 from benchmarks._harness import Case, Figures, Goal, Result, Table, measure
 from benchmarks._plot import plots_of, svg
 from benchmarks._probe import watch_loop
 from benchmarks._report import all_losses, replaced
+
+from eventfold import Event, EventWriter
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MISSING = [
@@ -137,6 +141,19 @@ async def test_a_held_loop_is_seen_and_only_what_this_process_computed_is_laid_t
     assert computing.callback >= 0.02
     assert max(sleeping.late) >= 0.029
     assert max(sleeping.ours) < max(sleeping.late)
+
+
+@pytest.mark.parametrize("number", [0, 9_977, 10**11])
+async def test_the_lines_that_are_written_quickly_are_those_of_the_writer(number: int, tmp_path: Path) -> None:
+    written = tmp_path / "app.jsonl"
+    async with EventWriter.open(tmp_path) as log:
+        for n in range(number, number + 4):
+            await log.append(Event(**sample_fields(n)))
+            await log.append(Event(**tagged_fields(n, 3)))
+        await log.append_many(Event(**sample_fields(n)) for n in range(number, number + 4))
+
+    singles = zip(sample_lines(4, number), tagged_lines(4, number, 3), strict=True)
+    assert written.read_bytes().splitlines(keepends=True) == [*chain(*singles), *batch_lines(4, number)]
 
 
 def case_of(work: str, contender: str, rates: list[float], calls: list[str], *goals: Goal) -> Case:

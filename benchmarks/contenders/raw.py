@@ -23,11 +23,11 @@ import msgspec
 
 from benchmarks._events import (
     TYPES,
-    BatchedEvent,
     PlainEvent,
     Totals,
     add,
     add_wanted,
+    batch_lines,
     blocks,
     sample_fields,
     sample_lines,
@@ -52,13 +52,9 @@ def open_new(path: Path) -> int:
 def write_lines(dir: Path, events: int, distinct: int | None, batch: int = 1) -> None:
     """The sample events in `app.jsonl`, in the form that single appends or batches give them."""
     if batch > 1:
-        encode = msgspec.json.Encoder().encode
         with open(dir / "app.jsonl", "wb") as file:
             for first in range(0, events, batch):
-                size = min(batch, events - first)
-                places = ((number, size) for number in range(1, size + 1))
-                batched = (BatchedEvent(**sample_fields(first + place[0] - 1), batch=place) for place in places)
-                file.writelines(encode(event) + b"\n" for event in batched)
+                file.writelines(batch_lines(min(batch, events - first), first))
         return
     with open(dir / "app.jsonl", "wb") as file:
         known: dict[int, bytes] = {}
