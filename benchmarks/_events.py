@@ -31,6 +31,12 @@ class PlainEvent(msgspec.Struct, omit_defaults=True):
     meta: Any = None
 
 
+class BatchedEvent(PlainEvent, omit_defaults=True):
+    """The same with its place in a batch, from 1, and the batch's size."""
+
+    batch: tuple[int, int] | None = None
+
+
 def sample_fields(number: int) -> dict[str, Any]:
     """The fields of the event with this number; always the same ones."""
     return {
