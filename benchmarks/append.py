@@ -43,7 +43,7 @@ def tables(bench: Bench) -> Iterator[Table]:
 
     def alone() -> Iterator[Case]:
         """The limits and ourselves next to each other, so that little time lies between what is compared."""
-        size = {"tasks": 1, "count": bench.options.size(*TASKS[1]), "batch": 1}
+        size: dict[str, Any] = {"tasks": 1, "count": bench.options.size(*TASKS[1]), "batch": 1}
         yield case(ONE, bench.contender("raw"), **size)
         yield case(ONE, bench.contender("eventfold"), **size)
         yield case(ONE, bench.contender("raw"), "append_in_thread", ", in a thread", **size)

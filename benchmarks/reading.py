@@ -80,7 +80,7 @@ def tables(bench: Bench) -> Iterator[Table]:
                 ),
             ],
             more_is_better=True,
-            notes=["Each folds what it reads; a record is an event with its offsets and its line's hash."],
+            notes=["Each folds what it reads; a record is an event with its offsets and its line."],
         )
         yield Table(
             "read-forms",
