@@ -19,7 +19,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from benchmarks import _published
+from benchmarks import _published, _scaling
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks._child import Contender, ContenderError
 from benchmarks._events import batch_lines, sample_fields, sample_lines, tagged_fields, tagged_lines
@@ -68,6 +68,7 @@ def figures_of(results: list[dict[str, Any]]) -> Iterator[float]:
 def test_each_benchmark_gives_finite_figures_and_has_its_place_on_the_page(tmp_path: Path) -> None:
     """For every contender that it names, in the table, in the JSON and in a plot. One run starts each program once."""
     shutil.copy(PAGE, tmp_path)
+    shutil.copy(PAGE.with_name(_scaling.PAGE), tmp_path)
     results = run(tmp_path, "--report", str(tmp_path))
 
     assert {result["name"].partition("-")[0] for result in results} == set(BENCHMARKS)
@@ -227,6 +228,18 @@ def test_a_report_replaces_only_what_is_between_its_marks() -> None:
     assert replaced(page, "a", "new") == page.replace("old", "\nnew")
     with pytest.raises(ValueError, match="no place for c"):
         replaced(page, "c", "new")
+
+
+def test_what_larger_logs_cost_is_calculated_from_the_longest_one_that_was_measured() -> None:
+    """Here each event takes 3 ms with 1,000 of them, and 2 ms with 10,000."""
+    columns = {"growth": "times", "1,000": "ms", "10,000": "ms"}
+    figures = {"growth": 1.0, "1,000": 3_000.0, "10,000": 20_000.0}
+    cases = [Case(work, "eventfold", lambda: figures) for work in (_scaling.BARE, *_scaling.WORKS)]
+    places = _scaling.tables(measure(Table(_scaling.TABLE, "title", columns, cases), 1))
+
+    assert all(line.endswith("| 1 | 2,000 |") for line in places[_scaling.GROWS].splitlines()[2:])
+    durations = [line.split(" | ")[2] for line in places[_scaling.CALCULATED].splitlines()[2:]]
+    assert durations == ["33.3 minutes", "5.56 hours", "55.6 hours", "556 hours"]
 
 
 def measured(ratio: float, *, more_is_better: bool = True, work: str = "w", name: str = "eventfold") -> Result:
