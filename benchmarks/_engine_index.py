@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from itertools import count
 from statistics import median
 from time import perf_counter
@@ -74,22 +73,13 @@ class TaggedLog:
         await self._appended.aclose()
 
 
-@asynccontextmanager
-async def _logs(server: str, events: int) -> AsyncIterator[list[TaggedLog]]:
-    logs = [TaggedLog(name, server, events) for name in (PLAIN, INDEX)]
-    for log in logs:
-        await log.open()
-    yield logs
-    for log in logs:
-        await log.aclose()
-
-
 def tables(
     runner: asyncio.Runner, places: Mapping[str, str], options: argparse.Namespace, appends: Appends
 ) -> Iterator[Table]:
     """`appends` measures calls from many tasks."""
-    opened = _logs(places["postgres"], options.tagged)
-    logs = runner.run(opened.__aenter__())
+    logs = [TaggedLog(name, places["postgres"], options.tagged) for name in (PLAIN, INDEX)]
+    for log in logs:
+        runner.run(log.open())
 
     def case(work: str, log: TaggedLog, measure: Callable[[], Any]) -> Case:
         return Case(work, log.name, lambda: runner.run(measure()), reference=f"{work}, {PLAIN}")
@@ -117,4 +107,5 @@ def tables(
         {"p50": "ms"},
         [case("reading", log, log.read) for log in logs],
     )
-    runner.run(opened.__aexit__(None, None, None))
+    for log in logs:
+        runner.run(log.aclose())
