@@ -78,7 +78,7 @@ class Directory(Waiters):
     @property
     def durable_head(self) -> Head | None:
         """The durable head, if a writer in this process publishes it; with shared writers, that of all processes."""
-        return self.shared_head() or self._published
+        return self.shared_head() or self._published if self._shared_writers else self._published
 
     @property
     def published_head(self) -> Head | None:
