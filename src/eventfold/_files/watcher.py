@@ -126,7 +126,7 @@ class FileWatcher:
         self._directory = directory
         self.dir = layout.dir
         # Shared writers touch the lock file once what they wrote is durable.
-        self.names: tuple[str, ...] = (layout.log_path.name, layout.lock_path.name)
+        self.names: tuple[bytes, ...] = (os.fsencode(layout.log_path.name), os.fsencode(layout.lock_path.name))
         self.head: Head | None = None
         self._lookup = lookup
         self._notify = notify
