@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
 from contextlib import aclosing
 from itertools import islice
 from pathlib import Path
@@ -251,7 +251,7 @@ class EventReader(HasPaths):
         """The slices between two heads; the hash of the first may be unknown ("")."""
         if start.offset == end.offset:
             return
-        newest = (await self._source.waiters()).newest(start, end)
+        newest = (await self._source.waiters()).news.since(start, end)
         if newest is not None:
             # In memory: those who waited for it need not read the disk.
             for piece in self._decoder(query, places=places).feed(newest[1]):
@@ -283,7 +283,7 @@ class EventReader(HasPaths):
         last = await self._end(start.offset) if end is None else Head(end, "")
         if start.offset == last.offset:
             return
-        newest = (await self._source.waiters()).newest(start, last)
+        newest = (await self._source.waiters()).news.since(start, last)
         if newest is not None:
             yield newest[1]
             return
@@ -345,14 +345,13 @@ class EventReader(HasPaths):
             head = await self.head()
             place = head if offset is None else Head(offset, "")
             _check_offset(place.offset, head)
-            ended = False
+            ended, plain = False, query is None and self._typing is None
             while True:
-                newest = waiters.newest(place)
+                newest = waiters.news.since(place)
                 if newest is not None and newest[0].offset >= head.offset:
                     head, lines = newest
-                    for piece in self._decoder(query, places=True).feed(lines):
-                        for record in piece.records():
-                            yield record
+                    for record in waiters.news.records(lines) if plain else self._records(lines, query):
+                        yield record
                 else:
                     async with aclosing(self._slices(place, head, query)) as slices:
                         async for piece in slices:
@@ -369,6 +368,10 @@ class EventReader(HasPaths):
                     head, ended = final, True
                 else:
                     head = news if news.offset > head.offset else await self._checked(news, head)
+
+    def _records(self, lines: Lines, query: Query | None) -> Iterator[Record]:
+        for piece in self._decoder(query, places=True).feed(lines):
+            yield from piece.records()
 
     @property
     def closed(self) -> bool:

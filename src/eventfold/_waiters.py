@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeAlias
 
-from ._codec.lines import SLICE_SIZE, Lines, join
+from ._codec.lines import Lines
 from ._errors import copy_error
 from ._event import Head
+from ._news import News
 
 # How many waits end in one turn of the loop: their tasks run in the next turn, and other tasks must get to run too.
 _ENDED_AT_ONCE = 50
-# How many commits, and bytes of them, are kept in memory for those who wait for news: a tail that is woken late finds
-# there what it needs, and need not read the disk.
-_KEPT_COMMITS, _KEPT_SIZE = 16, SLICE_SIZE
 
 
 class Releasable(Protocol):
@@ -182,9 +180,7 @@ class Waiters:
         self._interested = 0
         self._watcher: Watcher | None = None
         self._published: Head | None = None
-        # The lines of the newest commits, which follow each other, and the heads before and after each. Replaced as a
-        # whole, since other threads look at them.
-        self._newest: tuple[tuple[Head, Head, Lines], ...] = ()
+        self.news = News()
 
     def __repr__(self) -> str:
         return f"<Waiters, {len(self._waits)} waiting>"
@@ -209,37 +205,14 @@ class Waiters:
         self._lock = threading.Lock()
         self._waits, self._interested = set(), 0
         self._watcher = self._published = None
-        self._newest = ()
-
-    def newest(self, start: Head, end: Head | None = None) -> tuple[Head, Lines] | None:
-        """The lines from one head to another (None: to the last one), if they are among the newest; and that head.
-
-        The hash of the first head may be unknown ("").
-        """
-        newest = self._newest
-        if not newest:
-            return None
-        first, last, lines = newest[-1]
-        if first.offset == start.offset and start.line_hash in ("", first.line_hash) and end in (None, last):
-            return last, lines  # as mostly
-        found: list[Lines] = []
-        for first, last, lines in reversed(newest):
-            if end is None:
-                end = last
-            if not found and last != end:
-                continue
-            found.append(lines)
-            if first.offset <= start.offset:
-                same = first.offset == start.offset and start.line_hash in ("", first.line_hash)
-                return (end, lines if len(found) == 1 else join(found[::-1])) if same else None
-        return None
+        self.news = News()
 
     def publish(self, head: Head | None, lines: Lines | None = None) -> None:
         """Sets the durable head of this process's writer, and its newest lines; None if the writer is gone."""
         known, self._published = self._published, head
         if known is None or head is None:
             # Before notifying: a watcher that checks at this moment must not report what is not durable.
-            self._newest = ()
+            self.news.clear()
             self._update_watcher()
         if head is not None:
             self.notify(head, known, lines)
@@ -260,36 +233,15 @@ class Waiters:
         with self._lock:
             if watcher is not None and watcher is not self._watcher:
                 return
-            self._newest = self._newest_with(news, known, lines)
             if isinstance(news, Exception):
+                self.news.clear()
                 found = [wait.pending() for wait in self._waits]
             else:
+                self.news.add(known, news, lines)
                 found = [wait.pending_for(news) for wait in self._waits]
             futures = [future for future in found if future is not None]
         if futures:
             _end_everywhere(futures, news)
-
-    def _newest_with(
-        self, news: Head | Exception, known: Head | None, lines: Lines | None
-    ) -> tuple[tuple[Head, Head, Lines], ...]:
-        """The newest lines after this report, as far as they are few."""
-        if (
-            isinstance(news, Exception)
-            or known is None
-            or lines is None
-            or not 0 < len(lines.data) <= SLICE_SIZE
-            # If others append too, there may be something between the known head and these lines.
-            or lines.start_offset != known.offset
-        ):
-            return ()
-        if not self._newest or self._newest[-1][1] != known:
-            return ((known, news, lines),)
-        newest = (*self._newest[1 - _KEPT_COMMITS :], (known, news, lines))
-        size = sum([len(older.data) for _, _, older in newest])  # offsets may count something else
-        while size > _KEPT_SIZE:
-            size -= len(newest[0][2].data)
-            newest = newest[1:]
-        return newest
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -311,7 +263,8 @@ class Waiters:
                 self._watcher = self._new_watcher()
             elif not needed and self._watcher is not None:
                 self._watcher.stop()
-                self._watcher, self._newest = None, ()
+                self._watcher = None
+                self.news.clear()
 
     @contextmanager
     def waiting(self, scope: Scope) -> Iterator[Waiting]:
