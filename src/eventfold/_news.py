@@ -28,8 +28,9 @@ class News:
     """The lines of the newest commits, and the heads before and after each."""
 
     def __init__(self) -> None:
-        # Both are replaced as a whole, since other threads look at them.
+        # Like `_asked`, replaced as a whole, since other threads look at it.
         self._commits: tuple[tuple[Head, Head, Lines], ...] = ()
+        self._size = 0  # of their lines, in bytes: offsets may count something else
         # The lines of which somebody has asked for the records, and what the others need besides the events.
         self._asked: tuple[Lines, _Places | None] | None = None
 
@@ -37,8 +38,11 @@ class News:
         """Forgets everything."""
         self._commits, self._asked = (), None
 
-    def add(self, known: Head | None, head: Head, lines: Lines | None) -> None:
-        """Adds the lines between two heads; if they are unknown or many, there are no news."""
+    def add(self, known: Head | None, head: Head, lines: Lines | None, awaited: bool) -> None:
+        """Adds the lines between two heads; if they are unknown or many, there are no news.
+
+        Unless they are `awaited`, they replace the older ones.
+        """
         if (
             known is None
             or lines is None
@@ -48,13 +52,14 @@ class News:
         ):
             self.clear()
             return
-        if not self._commits or self._commits[-1][1] != known:
-            self._commits = ((known, head, lines),)
+        size = len(lines.data)
+        if not awaited or not self._commits or self._commits[-1][1] != known:
+            self._commits, self._size = ((known, head, lines),), size
             return
-        commits = (*self._commits[1 - _KEPT_COMMITS :], (known, head, lines))
-        size = sum([len(older.data) for _, _, older in commits])  # offsets may count something else
-        while size > _KEPT_SIZE:
-            size -= len(commits[0][2].data)
+        commits = (*self._commits, (known, head, lines))
+        self._size += size
+        while len(commits) > _KEPT_COMMITS or self._size > _KEPT_SIZE:
+            self._size -= len(commits[0][2].data)
             commits = commits[1:]
         self._commits = commits
 

@@ -237,7 +237,7 @@ class Waiters:
                 self.news.clear()
                 found = [wait.pending() for wait in self._waits]
             else:
-                self.news.add(known, news, lines)
+                self.news.add(known, news, lines, bool(self._waits))
                 found = [wait.pending_for(news) for wait in self._waits]
             futures = [future for future in found if future is not None]
         if futures:
