@@ -41,6 +41,9 @@ class JetStream:
         ValueError: A name or a number is not allowed.
     """
 
+    # Otherwise `copy_log` could give the copy the same offsets.
+    counts_bytes = False
+
     def __init__(
         self,
         servers: str | Sequence[str] | Client,
