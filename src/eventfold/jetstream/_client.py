@@ -13,6 +13,7 @@ from typing import Any
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from .._errors import EventfoldError
 from .._logging import DEBUG, INFO, log_event
 from ._calls import called
 
@@ -27,8 +28,13 @@ async def connect(
     timeout: float,
     location: str,
     on_reconnect: Callable[[], object],
+    is_first: bool,
 ) -> None:
-    """Connects a new client. Raises `OSError` where no server answers for `timeout` seconds; close the client then."""
+    """Connects a new client. Close it if this raises.
+
+    Raises `OSError` where no server answers for `timeout` seconds, and `EventfoldError` where the first one that does
+    refuses the user; if `is_first` is false, that is waited for too.
+    """
 
     async def drop_unsent() -> None:
         # The library would send it after the next connection, however much later that is, when the servers may have
@@ -40,9 +46,15 @@ async def connect(
         on_reconnect()
 
     async def note_error(error: Exception) -> None:
+        # The library calls this within `connect` too, which then raises what this raises.
         log_event(INFO, "jetstream.error", "%(location)s: %(error)s", location=location, error=repr(error))
         if not client.is_connected:
             _abort(client)  # the library forgets the socket of an attempt to connect that failed
+            if is_first and "authorization" in str(error).lower():
+                raise EventfoldError(
+                    f"{location}: the server refuses the user ({error}): check the user and the password in the "
+                    "address, or the credentials"
+                )
 
     try:
         await called(
@@ -64,9 +76,19 @@ async def connect(
             ),
             timeout,
         )
+        is_first = False  # from now on, the client reconnects, whatever the servers say
+    except FileNotFoundError:
+        raise  # of the credentials
+    except ImportError as error:
+        raise EventfoldError(f"{location}: credentials need another package: pip install 'nats-py[nkeys]'") from error
     except (NatsError, OSError) as error:
         problem = client.last_error or error
-        raise OSError(errno.ECONNREFUSED, f"no server answers: {problem!r}", location) from error
+        why = getattr(problem, "strerror", None) or str(problem) or "it took too long"
+        raise OSError(
+            errno.ECONNREFUSED,
+            f"no server answers for {timeout:g} s ({why}): check the address, and that a server is running there",
+            location,
+        ) from error
 
 
 def is_dead(client: Client) -> bool:
@@ -81,6 +103,8 @@ def is_dead(client: Client) -> bool:
 
 async def close(client: Client, location: str) -> None:
     """Closes a client, within two seconds, whatever the server does."""
+    if not hasattr(client, "_flush_queue") or client._flush_queue is None:
+        return  # it refused its options, and has not begun to connect
     try:
         await called(client.close(), _CLOSE_TIMEOUT)
     except (NatsError, OSError) as error:

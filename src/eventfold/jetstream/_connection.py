@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from nats.errors import MaxPayloadError
+from nats.errors import MaxPayloadError, NoRespondersError
 
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
 from .._logging import ERROR, INFO, WARNING, log_event
@@ -163,9 +163,10 @@ class Connection:
                     timeout=self.settings.timeout,
                     location=self.location,
                     on_reconnect=self._check_now.set,
+                    is_first=self._created is None,
                 )
-            elif client.is_closed:
-                raise OSError(errno.ENOTCONN, "the connection that the engine was given is closed", self.location)
+            elif client.is_closed or client._status == Client.DISCONNECTED:
+                raise OSError(errno.ENOTCONN, "the client that the engine was given is not connected", self.location)
             await self._check(client, create=self.settings.create)
             if self.closed:
                 raise LogClosedError(f"{self.location} is closed")
@@ -320,7 +321,7 @@ class Connection:
             raise OSError(errno.EMSGSIZE, message, self.location) from error
         except (NatsError, OSError, msgspec.DecodeError) as error:
             await self._note_unanswered(client)
-            raise UnansweredError(repr(error), sent=True) from error
+            raise UnansweredError(_problem(error, client), sent=True) from error
         if is_unavailable(answer):
             await self._note_unanswered(client)
             raise UnansweredError(answer["error"]["description"], sent=True)
@@ -382,3 +383,11 @@ class Connection:
     async def _close(self, client: Client) -> None:
         if client is not self.settings.client:
             await close(client, self.location)
+
+
+def _problem(error: BaseException, client: Client) -> str:
+    """Why a request got no answer, as far as that can be known."""
+    if isinstance(error, NoRespondersError):
+        return "JetStream is not enabled for these servers or this account, or has no leader at the moment"
+    said = str(client.last_error or "")
+    return said if "permissions violation" in said.lower() else repr(error)
