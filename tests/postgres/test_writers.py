@@ -90,6 +90,25 @@ async def test_a_log_behind_a_pooler_in_transaction_mode(pooler: str, database: 
     assert sorted(seen) == list(range(300))
 
 
+async def test_a_consumer_behind_a_pooler_holds_its_name_past_it(pooler: str, database: str) -> None:
+    """Its lock is held by the connection that listens; its commits go through the pooler."""
+    engines = [
+        Postgres(pooler, "orders", transaction_pooling=True, listen_dsn=database, timeout=20 + n) for n in range(2)
+    ]
+    async with EventLog.open(engines[0]) as log:
+        await log.append_many([Event("a", {"n": n}) for n in range(3)])
+        consumer = log.consumer("worker")
+        for n in range(2):
+            record = await anext(consumer)
+            assert record.event.data["n"] == n
+            await consumer.commit(record)
+        other = engines[1].source()
+        assert await other.documents.lock("consumer", "worker") is None
+        await other.aclose()
+    async with EventLog.open(engines[1]) as log:
+        assert (await anext(log.consumer("worker"))).event.data["n"] == 2
+
+
 async def test_writers_apart_that_reserve_the_same_seats_get_each_seat_once(database: str) -> None:
     """A query is judged by what the others appended as well."""
     engines = [Postgres(database, "seats", timeout=20 + n) for n in range(3)]
