@@ -15,13 +15,14 @@ import errno
 import time
 import uuid
 from collections.abc import Sequence
+from typing import Literal
 
 from .._aio import UncancellableTask, uninterrupted
 from .._codec.lines import Lines
 from .._engine import Commit
 from .._errors import CorruptLogError, EventfoldError, UnknownOutcomeError
 from .._event import Head
-from .._judge import Append, judge, lines_needed_from
+from .._judge import Append, any_judged, judge, lines_needed_from
 from ._codes import ATTEMPT_UNDER_WAY, NO_ROOM, WRONG_LAST_SEQUENCE, error_code
 from ._connection import UnansweredError
 from ._offsets import MAX_MESSAGE_SIZE, end_of, join_messages, sequence_at
@@ -32,6 +33,8 @@ _FIRST_DELAY, _LAST_DELAY = 0.02, 0.25  # seconds
 
 class StreamCommitter:
     """A `Committer`. Any number of them may append to one stream, in any process on any host."""
+
+    is_remote: Literal[True] = True
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -57,8 +60,8 @@ class StreamCommitter:
         return await uninterrupted(UncancellableTask(self._commit(appends), "eventfold commit"))
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
-        conditional = any(append.is_judged for append in appends)
-        needed = lines_needed_from(appends)
+        conditional = any_judged(appends)
+        needed = lines_needed_from(appends) if conditional else None
         newest_head_known = False
         while True:
             head = self._stream.known_head
@@ -69,7 +72,7 @@ class StreamCommitter:
                 except asyncio.CancelledError:
                     continue  # the end of `asyncio.run` cancels the tasks that read; this one goes on
             judgement = judge(appends, head, recent)
-            refused = any(isinstance(outcome, Exception) for outcome in judgement.outcomes)
+            refused = conditional and any(isinstance(outcome, Exception) for outcome in judgement.outcomes)
             if refused and not newest_head_known:
                 # The conflict may be due to something that this process has not seen yet.
                 await self._stream.head()
