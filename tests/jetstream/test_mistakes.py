@@ -95,9 +95,11 @@ async def test_servers_without_jetstream_are_named_as_such(own_servers: Callable
         await EventLog.open(JetStream(servers.addresses, "orders", timeout=0.5, attempt_timeout=0.2))
 
 
-async def test_a_server_that_is_not_there_is_an_error_after_the_timeout() -> None:
-    """With why, and what to check."""
+async def test_a_server_that_is_not_there_is_an_error_after_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
+    """With why, and what to check; a warning says what it waits for."""
     [port] = free_ports(1)
     engine = JetStream(f"nats://127.0.0.1:{port}", "orders", timeout=0.5, attempt_timeout=0.2)
     with pytest.raises(OSError, match=r"for 0.5 s \(Connect call failed.*check the address"):
         await EventLog.open(engine)
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "tried for up to 0.5 s: ConnectionRefusedError" in record.getMessage()

@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from .._errors import EventfoldError
-from .._logging import DEBUG, INFO, log_event
+from .._logging import DEBUG, INFO, WARNING, log_event
 from ._calls import called
 
 _CLOSE_TIMEOUT = 2.0  # seconds
@@ -36,6 +36,8 @@ async def connect(
     refuses the user; if `is_first` is false, that is waited for too.
     """
 
+    waiting: list[Exception] = []
+
     async def drop_unsent() -> None:
         # The library would send it after the next connection, however much later that is, when the servers may have
         # forgotten that they have it. Subscriptions are made anew by themselves.
@@ -54,6 +56,16 @@ async def connect(
                 raise EventfoldError(
                     f"{location}: the server refuses the user ({error}): check the user and the password in the "
                     "address, or the credentials"
+                )
+            if is_first and not waiting:
+                waiting.append(error)
+                log_event(
+                    WARNING,
+                    "jetstream.waiting",
+                    "%(location)s: no server answers yet, it is tried for up to %(seconds)g s: %(error)s",
+                    location=location,
+                    seconds=timeout,
+                    error=repr(error),
                 )
 
     try:

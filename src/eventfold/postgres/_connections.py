@@ -15,12 +15,16 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from .._errors import EventfoldError, LogClosedError
+from .._logging import WARNING, log_event
 from ._standing import StandingConnection
 
 T = TypeVar("T")
 
 # Seconds before a lost connection is tried again; each further try doubles them, up to the last.
 FIRST_DELAY, LAST_DELAY = 0.02, 1.0
+
+# Seconds after which a warning says what a call is waiting for.
+_TOLD_AFTER = 1.0
 
 # Seconds within which the server must answer when a connection is closed that it need not know about.
 CLOSED_WITHIN = 2.0
@@ -240,15 +244,27 @@ class Tries:
         self._loop = asyncio.get_running_loop()
         self._until = self._loop.time() + connections.settings.timeout
         self._delay = FIRST_DELAY
+        self._told = False
 
     async def wait(self, error: BaseException) -> None:
         """Waits for the next try. Raises `OSError` with the last error after the timeout."""
         settings = self._connections.settings
-        if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+        read_only = isinstance(error, asyncpg.ReadOnlySQLTransactionError)
+        if read_only:
             await self._connections.forget_connections()
+        why = (error.strerror if isinstance(error, NotSentError) else str(error)) or "no answer in time"
         if self._loop.time() + self._delay >= self._until:
-            number = errno.EROFS if isinstance(error, asyncpg.ReadOnlySQLTransactionError) else errno.ETIMEDOUT
-            why = error.strerror if isinstance(error, NotSentError) else error
+            number = errno.EROFS if read_only else errno.ETIMEDOUT
             raise OSError(number, f"no success for {settings.timeout:g} s: {why}", settings.location) from error
+        if not self._told and self._loop.time() > self._until - settings.timeout + _TOLD_AFTER:
+            self._told = True
+            log_event(
+                WARNING,
+                "postgres.waiting",
+                "%(location)s: no success yet, it is tried for up to %(seconds)g s: %(error)s",
+                location=settings.location,
+                seconds=settings.timeout,
+                error=why,
+            )
         await asyncio.sleep(self._delay)
         self._delay = min(2 * self._delay, LAST_DELAY)
