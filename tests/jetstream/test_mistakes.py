@@ -9,7 +9,7 @@ import pytest
 from nats.aio.client import Client
 from tests.jetstream.servers import Servers, free_ports
 
-from eventfold import EventfoldError, EventLog
+from eventfold import Event, EventfoldError, EventLog
 from eventfold.jetstream import JetStream
 
 
@@ -56,6 +56,18 @@ async def test_a_client_that_is_not_connected_is_an_error_at_once() -> None:
 async def test_an_option_that_the_client_library_does_not_have_is_named() -> None:
     with pytest.raises(TypeError, match="pasword"):
         await EventLog.open(JetStream("nats://127.0.0.1:4222", "orders", pasword="secret"))
+
+
+async def test_a_log_with_fewer_replicas_than_asked_for_is_warned_of(
+    server: Servers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was created by a program that asked for one."""
+    for replicas in (1, 3):
+        assert not caplog.records
+        async with EventLog.open(JetStream(server.addresses, "few", replicas=replicas, timeout=5 + replicas)) as log:
+            await log.append(Event("a"))
+    [record] = caplog.records
+    assert "1 instead of 3; change it with `nats stream edit few --replicas=3`" in record.getMessage()
 
 
 @pytest.fixture

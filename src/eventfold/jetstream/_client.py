@@ -12,6 +12,7 @@ from typing import Any
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
 
 from .._errors import EventfoldError
 from .._logging import DEBUG, INFO, WARNING, log_event
@@ -111,6 +112,14 @@ def is_dead(client: Client) -> bool:
     """
     reading = client._reading_task
     return client.is_closed or (client.is_connected and reading is not None and reading.done())
+
+
+def why_unanswered(error: BaseException, client: Client) -> str:
+    """Why a request got no answer, as far as that can be known."""
+    if isinstance(error, NoRespondersError):
+        return "JetStream is not enabled for these servers or this account, or has no leader at the moment"
+    said = str(client.last_error or "")
+    return said if "permissions violation" in said.lower() else repr(error)
 
 
 async def close(client: Client, location: str) -> None:

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from nats.errors import MaxPayloadError, NoRespondersError
+from nats.errors import MaxPayloadError
 
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
 from .._logging import ERROR, INFO, WARNING, log_event
 from ._calls import called
-from ._client import close, connect, is_dead
+from ._client import close, connect, is_dead, why_unanswered
 from ._codes import NO_MESSAGE, NO_PEERS, NO_STREAM, STREAM_EXISTS, error_code, is_unavailable
 from ._configuration import check_server, check_stream, stream_configuration
 
@@ -238,6 +238,17 @@ class Connection:
             raise CorruptLogError(
                 self.location, 0, f"the stream was deleted and made anew at {info['created']}: open the log again"
             )
+        if self._created is None and info["config"]["num_replicas"] < settings.replicas:
+            log_event(
+                WARNING,
+                "jetstream.fewer_replicas",
+                "%(location)s was created before, and is kept on fewer servers than asked for: %(found)d instead of "
+                "%(wanted)d; change it with `nats stream edit %(stream)s --replicas=%(wanted)d`",
+                location=self.location,
+                stream=settings.stream,
+                found=info["config"]["num_replicas"],
+                wanted=settings.replicas,
+            )
         self._created = info["created"]
         check_stream(self.location, settings.subject, info["config"], info["state"])
 
@@ -321,7 +332,7 @@ class Connection:
             raise OSError(errno.EMSGSIZE, message, self.location) from error
         except (NatsError, OSError, msgspec.DecodeError) as error:
             await self._note_unanswered(client)
-            raise UnansweredError(_problem(error, client), sent=True) from error
+            raise UnansweredError(why_unanswered(error, client), sent=True) from error
         if is_unavailable(answer):
             await self._note_unanswered(client)
             raise UnansweredError(answer["error"]["description"], sent=True)
@@ -383,11 +394,3 @@ class Connection:
     async def _close(self, client: Client) -> None:
         if client is not self.settings.client:
             await close(client, self.location)
-
-
-def _problem(error: BaseException, client: Client) -> str:
-    """Why a request got no answer, as far as that can be known."""
-    if isinstance(error, NoRespondersError):
-        return "JetStream is not enabled for these servers or this account, or has no leader at the moment"
-    said = str(client.last_error or "")
-    return said if "permissions violation" in said.lower() else repr(error)
