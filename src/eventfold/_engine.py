@@ -254,7 +254,7 @@ class IndexingCommitter(Protocol):
 
 @runtime_checkable
 class RemoteCommitter(Protocol):
-    """A committer whose commits another process makes, so that this one can do other work meanwhile."""
+    """A committer whose commits another process makes, with little to do here: they overlap with other work."""
 
     @property
     def is_remote(self) -> Literal[True]:

@@ -1,7 +1,8 @@
 """Group commit: one task takes what has queued up, lets the engine commit it at once, and resolves the appends.
 
-The task lives while there is work, and the next append starts it again. Where a server commits, the next commit begins
-when half of the appends of the one before it have been resolved, so that server and process work at the same time.
+The task lives while there is work, and the next append starts it again. For an engine that gains by it, the next
+commit begins when half of the appends of the one before it have been resolved, so that server and process work at the
+same time.
 
 Promises: each append is resolved once, in the order of the queue, with its result or an error; after a failure that
 leaves the log in an unknown state, nothing more is committed, and all waiting appends get the error.

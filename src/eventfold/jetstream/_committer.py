@@ -15,7 +15,6 @@ import errno
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Literal
 
 from .._aio import UncancellableTask, uninterrupted
 from .._codec.lines import Lines
@@ -33,8 +32,6 @@ _FIRST_DELAY, _LAST_DELAY = 0.02, 0.25  # seconds
 
 class StreamCommitter:
     """A `Committer`. Any number of them may append to one stream, in any process on any host."""
-
-    is_remote: Literal[True] = True
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
