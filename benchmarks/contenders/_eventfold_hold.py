@@ -169,7 +169,7 @@ async def close_large(dir: str, seconds: float) -> Watched:
 
 
 async def tails(dir: str, seconds: float) -> Watched:
-    async with EventWriter.open(Path(dir, "new")) as log, tailing(log.reader(), 1_000) as deliveries:
+    async with EventWriter.open(Path(dir, "new")) as log, tailing([log.reader()] * 1_000) as deliveries:
 
         async def again() -> None:
             await append_timed(log, 0)

@@ -21,7 +21,7 @@ from ._codec.decode import batch_of
 from ._engine import Committer, DocumentKind, Source
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Head
-from ._judge import Append
+from ._judge import Append, Requirements
 
 _KINDS: tuple[DocumentKind, ...] = ("view", "consumer")
 _COMMIT_SIZE = 4 * 2**20  # bytes
@@ -153,7 +153,7 @@ def _end_of_batches(data: bytes) -> int:
 
 async def _commit(committer: Committer, data: bytes) -> None:
     head = committer.head
-    commit = await committer.commit([Append(data, asyncio.get_running_loop().create_future(), head)])
+    commit = await committer.commit([Append(data, asyncio.get_running_loop().create_future(), Requirements(head))])
     [outcome] = commit.outcomes
     if isinstance(outcome, Exception):
         raise EventfoldError(f"somebody else is appending to {committer.source.location}: {outcome}") from outcome

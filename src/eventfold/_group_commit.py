@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from itertools import islice
 from time import perf_counter
 from typing import TypeAlias
 
@@ -31,7 +30,7 @@ from ._stats import WriterCounters
 RESOLVED_AT_ONCE = 100
 
 # A batch, the outcome of each append in it, and a function from positions to offsets.
-_Committed: TypeAlias = tuple[list[Append], Sequence[int | BaseException], Callable[[int], int]]
+_Committed: TypeAlias = tuple[list[Append], list[int | BaseException], Callable[[int], int]]
 
 
 class GroupCommit:
@@ -108,19 +107,18 @@ class GroupCommit:
                 ahead = None
                 if not batch:
                     break
-                judged = zip(batch, outcomes, strict=True)
-                for resolved in range(RESOLVED_AT_ONCE, len(batch) + RESOLVED_AT_ONCE, RESOLVED_AT_ONCE):
-                    for append, outcome in islice(judged, RESOLVED_AT_ONCE):
+                half = len(batch) // 2
+                while batch:
+                    for append, outcome in zip(batch[:RESOLVED_AT_ONCE], outcomes[:RESOLVED_AT_ONCE], strict=True):
                         resolve(append, outcome, offset_at)
+                    # Keeps no future longer than necessary: a thousand old ones beside a thousand new ones would make
+                    # the garbage collector run again and again.
+                    del batch[:RESOLVED_AT_ONCE], outcomes[:RESOLVED_AT_ONCE], append
                     # The resolved callers run now: what they append at once is in the next batch.
                     await asyncio.sleep(0)
                     # A server commits what the first half of them append, while the second half is resolved.
-                    if (
-                        self._is_remote
-                        and ahead is None
-                        and len(batch) <= 2 * resolved < 2 * len(batch)
-                        and len(self.queue) >= RESOLVED_AT_ONCE
-                    ):
+                    few_left = 0 < len(batch) <= half
+                    if self._is_remote and ahead is None and few_left and len(self.queue) >= RESOLVED_AT_ONCE:
                         ahead = UncancellableTask(self._commit_next(), "eventfold commit")
         except BaseException as error:
             self.fail(error)
@@ -142,10 +140,10 @@ class GroupCommit:
                 return batch, [], _no_offset
             if self.checks is not None:
                 batch = await self.checks.check(batch)
-            outcomes, offset_at = await self._commit(batch)
+            judged, offset_at = await self._commit(batch)
+            outcomes = list(judged)
             if self.checks is not None:
-                judged = zip(batch, outcomes, strict=True)
-                await self.checks.check_ids([append for append, why in judged if isinstance(why, DuplicateIdError)])
+                await self._resolve_duplicates(batch, outcomes)
             return batch, outcomes, offset_at
         except BaseException as error:
             self.fail(error)
@@ -153,22 +151,32 @@ class GroupCommit:
                 resolve(append, self.failure or error, _no_offset)
             raise
 
+    async def _resolve_duplicates(self, batch: Sequence[Append], outcomes: Sequence[int | BaseException]) -> None:
+        """Resolves the appends whose ids were appended by somebody else after they had been checked."""
+        assert self.checks is not None
+        judged = zip(batch, outcomes, strict=True)
+        await self.checks.check_ids([append for append, why in judged if isinstance(why, DuplicateIdError)])
+
     async def _commit(self, batch: Sequence[Append]) -> tuple[Sequence[int | BaseException], Callable[[int], int]]:
         """Commits a batch; returns the outcome of each append, and a function from positions to offsets."""
         if self.failure is not None:
             return [self.failure] * len(batch), _no_offset
         begun = perf_counter()
-        calls = (append.span for append in batch if append.span is not None)
-        span = _tracing.start("eventfold.commit", calls, log=self._location)
+        span = None
+        if _tracing.tracer is not None:
+            calls = [append.span for append in batch if append.span is not None]
+            span = _tracing.start("eventfold.commit", calls, log=self._location)
         try:
             commit = await self._committer.commit(batch)
-            committed = sum([outcome.__class__ is int for outcome in commit.outcomes])  # faster than a generator
+            committed = list(map(type, commit.outcomes)).count(int)
             self.counters.add(committed, len(batch) - committed, perf_counter() - begun)
-            span.end(appends=committed, refused=len(batch) - committed, bytes=len(commit.lines.data))
+            if span is not None:
+                span.end(appends=committed, refused=len(batch) - committed, bytes=len(commit.lines.data))
             if commit.lines.data:
                 self._on_commit(commit)
         except Exception as error:
-            span.end(error, appends=0, refused=len(batch))
+            if span is not None:
+                span.end(error, appends=0, refused=len(batch))
             self.counters.add(0, len(batch), perf_counter() - begun)
             if isinstance(error, OSError | UnknownOutcomeError):
                 return [error] * len(batch), _no_offset

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import TypeVar
 
@@ -92,11 +92,11 @@ class FileCommitter:
     def __del__(self) -> None:
         self.abandon()
 
-    async def _call(self, function: Callable[..., T], *args: object) -> T:
-        """Calls a function in the thread; it has ended when this returns or raises, even if cancelled."""
+    def _call(self, function: Callable[..., T], *args: object) -> Awaitable[T]:
+        """Calls a function in the thread. Await the result; even if that is cancelled, the call has ended then."""
         if self._closed:
             raise LogClosedError(f"the log in {self._layout.dir} is closed")
-        return await uninterrupted(self._thread.call(function, *args))
+        return uninterrupted(self._thread.call(function, *args))
 
     @property
     def head(self) -> Head:

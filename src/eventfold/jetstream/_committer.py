@@ -21,7 +21,7 @@ from .._codec.lines import Lines
 from .._engine import Commit
 from .._errors import CorruptLogError, EventfoldError, UnknownOutcomeError
 from .._event import Head
-from .._judge import Append, any_judged, judge, lines_needed_from
+from .._judge import Append, any_required, judge, lines_needed_from
 from ._codes import ATTEMPT_UNDER_WAY, NO_ROOM, WRONG_LAST_SEQUENCE, error_code
 from ._connection import UnansweredError
 from ._offsets import MAX_MESSAGE_SIZE, end_of, join_messages, sequence_at
@@ -57,7 +57,7 @@ class StreamCommitter:
         return await uninterrupted(UncancellableTask(self._commit(appends), "eventfold commit"))
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
-        conditional = any_judged(appends)
+        conditional = any_required(appends)
         needed = lines_needed_from(appends) if conditional else None
         newest_head_known = False
         while True:

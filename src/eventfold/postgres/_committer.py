@@ -28,7 +28,7 @@ from .._codec.lines import Lines, last_line_hash
 from .._engine import Commit
 from .._errors import CorruptLogError, EventfoldError, UnknownOutcomeError
 from .._event import Head
-from .._judge import Append, Judgement, any_judged, judge, lines_needed_from
+from .._judge import Append, Judgement, any_required, judge, lines_needed_from
 from ._connections import LOST, PASSING, NotSentError, Tries
 from ._listener import channel
 from ._schema import VERSION, open_log, open_tables
@@ -123,7 +123,7 @@ class TableCommitter:
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
         session = self._session
-        is_judged = any_judged(appends)
+        is_judged = any_required(appends)
         asked = False
         while True:
             head = session.known_head
@@ -137,7 +137,7 @@ class TableCommitter:
             if not judgement.data:
                 return self._ended(judgement, head.offset)
             conditional = is_judged and any(
-                append.is_judged and isinstance(outcome, int)
+                append.requirements is not None and isinstance(outcome, int)
                 for append, outcome in zip(appends, judgement.outcomes, strict=True)
             )
             start = await self._write(judgement.data, head if conditional else None)
