@@ -45,16 +45,23 @@ async def copy_log(source: Address, target: Address, progress: Callable[[int, in
 
     Raises:
         EventfoldError: The target has another log, or one that is longer than the source; or the offsets of one of the
-            two don't count bytes.
+            two don't count bytes, and then nothing is created.
         CorruptLogError: The source is damaged, or the copy does not have the same lines.
         OSError: Reading or writing failed.
         ValueError: No engine has this kind of address.
 
     If cancelled, it leaves a part of the copy, which the next call continues.
     """
-    original = engine_of(source).source()
+    from_engine, to_engine = engine_of(source), engine_of(target)
+    for engine in (from_engine, to_engine):
+        if not getattr(engine, "counts_bytes", True):
+            raise EventfoldError(
+                f"the offsets of {engine!r} don't count bytes, so nothing can be copied from there or to there: only "
+                "logs in directories and in PostgreSQL can be copied"
+            )
+    original = from_engine.source()
     try:
-        committer = await engine_of(target).open_committer()
+        committer = await to_engine.open_committer()
         try:
             # The documents first, so that their offsets are before the head.
             documents = [

@@ -19,7 +19,7 @@ class Lines(NamedTuple):
     path: Path | str
     start_offset: int
     data: bytes
-    # (position in `data`, offset) wherever offsets jump, with one for the end; empty if they count bytes.
+    # (position in `data`, offset) at the start, wherever offsets jump, and at the end; empty if they count bytes.
     marks: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -29,7 +29,7 @@ class Lines(NamedTuple):
 
     def offset_at(self, position: int) -> int:
         """The offset in the whole log of a position in `data`."""
-        if not self.marks:
+        if not self.marks or position < self.marks[1][0]:  # the usual case: it is before the first jump
             return self.start_offset + position
         at, offset = self.marks[bisect_right(self.marks, (position, 1 << 80)) - 1]
         return offset + position - at

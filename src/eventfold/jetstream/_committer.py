@@ -58,7 +58,7 @@ class StreamCommitter:
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
         conditional = any_required(appends)
-        needed = lines_needed_from(appends)
+        needed = lines_needed_from(appends) if conditional else None
         newest_head_known = False
         while True:
             head = self._stream.known_head
@@ -69,7 +69,7 @@ class StreamCommitter:
                 except asyncio.CancelledError:
                     continue  # the end of `asyncio.run` cancels the tasks that read; this one goes on
             judgement = judge(appends, head, recent)
-            refused = any(isinstance(outcome, Exception) for outcome in judgement.outcomes)
+            refused = conditional and any(isinstance(outcome, Exception) for outcome in judgement.outcomes)
             if refused and not newest_head_known:
                 # The conflict may be due to something that this process has not seen yet.
                 await self._stream.head()

@@ -18,7 +18,7 @@ import errno
 import itertools
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import asyncpg
 
@@ -71,6 +71,7 @@ class TableCommitter:
     """A `Committer`. Any number of them may append to one log, in any process on any host. Get it from `open`."""
 
     batch_size = 16 * 2**20
+    is_remote: Literal[True] = True
 
     def __init__(self, source: TableSource, session: Session) -> None:
         self._source = source
