@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
@@ -134,10 +133,10 @@ class EventReader(HasPaths):
             end = await self._until(offset, until, end)
         async with aclosing(self._slices(Head(offset, ""), end, query_of(query, None))) as slices:
             async for piece in slices:
-                records = piece.records()
+                records = list(piece.records())
                 since = perf_counter()
-                while some := list(islice(records, _RECORDS_PER_LOOK_AT_THE_CLOCK)):
-                    for record in some:
+                for start in range(0, len(records), _RECORDS_PER_LOOK_AT_THE_CLOCK):
+                    for record in records[start : start + _RECORDS_PER_LOOK_AT_THE_CLOCK]:
                         yield record
                     if perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)

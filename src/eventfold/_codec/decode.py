@@ -16,7 +16,7 @@ import msgspec
 from .._errors import CorruptLogError
 from .._event import Record
 from .._query import Query
-from .lines import Lines, join, last_line_hash
+from .lines import Lines, join, last_line_hash, texts_of
 from .selection import BatchPlace, Found, decode_events, decode_line, place_of, selection
 from .stored import StoredEvent
 
@@ -24,6 +24,8 @@ BAD_LINE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _BROKEN: BatchPlace = (0, 0)
 # The positions in batches up to this size are cached.
 _SMALL_BATCH = 256
+# After so many blocks without a batch, the next ones are decoded as single lines.
+_BLOCKS_WITHOUT_BATCH = 16
 
 
 class Slice:
@@ -33,11 +35,19 @@ class Slice:
     examined.
     """
 
-    __slots__ = ("_found", "_lines", "end_offset", "events", "query", "start_offset")
+    __slots__ = ("_found", "_lines", "_texts", "end_offset", "events", "query", "start_offset")
 
-    def __init__(self, lines: Lines, found: Found, events: list[StoredEvent], query: Query | None = None) -> None:
+    def __init__(
+        self,
+        lines: Lines,
+        found: Found,
+        events: list[StoredEvent],
+        query: Query | None = None,
+        texts: list[bytes] | None = None,
+    ) -> None:
         self._lines = lines
         self._found = found
+        self._texts = texts
         self.events = events
         self.query = query
         self.start_offset = lines.start_offset
@@ -48,11 +58,12 @@ class Slice:
 
     def records(self) -> Iterator[Record]:
         """The events with their offsets in the log."""
-        lines = self._lines.data.split(b"\n")
-        lines.pop()  # what follows the last newline: nothing
-        ends = accumulate(map((1).__add__, map(len, lines)), initial=0 if self._lines.marks else self.start_offset)
-        offsets = list(map(self._lines.offset_at, ends)) if self._lines.marks else list(ends)
-        records = map(Record, self._found, offsets, offsets[1:], lines)
+        lines = self._lines
+        texts = texts_of(lines.data) if self._texts is None else self._texts
+        offsets = list(accumulate(map(len, texts), initial=0 if lines.marks else lines.start_offset))
+        if lines.marks:
+            offsets = list(map(lines.offset_at, offsets))
+        records = map(Record, self._found, offsets, offsets[1:], texts)
         if self.query is None:
             return records
         return (record for record in records if isinstance(record.event, StoredEvent))
@@ -72,9 +83,12 @@ class Decoder:
 
     def __init__(self, query: Query | None = None, *, places: bool = True) -> None:
         self._query = None if query is None or query.matches_all else query
-        self._selection = None if self._query is None else selection(self._query)
+        self._selection = selection(self._query, True)
+        self._single_selection = selection(self._query, False)
         self._places = places
         self._nothing_given = True
+        # How many of the next blocks to decode as lines that may be in batches; a block with a batch sets it anew.
+        self._expects_batches = 0
         # A batch whose end has not been fed yet: its lines so far, their objects, and the position of the next line.
         self._held: list[Lines] = []
         self._held_found: Found = []
@@ -86,53 +100,85 @@ class Decoder:
         Raises `CorruptLogError` at the first line that is not an event, or at the beginning of an incomplete batch.
         """
         data = lines.data
-        found = self._decode_at_once(data)
+        # Two damages may cancel out in the number of lines, while the events are still right. If their offsets are
+        # needed, each line is decoded on its own.
+        texts = texts_of(data) if self._places else None
+        found = self._decode_at_once(data, texts)
         if found is None:
             yield from self._line_by_line(lines)
             return
-        events = found if self._selection is None else [line for line in found if line.matters]
-        # A list of those that are in one takes two thirds of the time of `any` over a list of all.
-        batched = self._due is not None or bool([1 for line in events if line.batch])
-        # Two damages may cancel out in the number of lines, while the events are still right. If their offsets are
-        # needed, every newline must be between two objects: then each has its own line.
-        if (batched or self._places) and not (data.startswith(b"{") and data.count(b"}\n{") == len(found) - 1):
-            yield from self._line_by_line(lines)
-            return
-        if batched:
-            progress = _follow([line.batch for line in found], self._due, self._nothing_given)
-            if progress is None:
-                yield from self._line_by_line(lines)
+        events = found if self._query is None else [line for line in found if line.matters]
+        if self._expects_batches:
+            # A list of those that are in one takes two thirds of the time of `any` over a list of all.
+            if self._due is not None or [1 for line in events if line.batch]:
+                self._expects_batches = _BLOCKS_WITHOUT_BATCH
+                yield from self._in_batches(lines, found)
                 return
-            closed, self._due = progress
-            if self._due is not None and not closed:
-                self._held.append(lines)
-                self._held_found += found
-                return
-            rest = None
-            if self._due is not None:
-                size = len(data.rsplit(b"\n", len(found) - closed + 1)[0]) + 1
-                rest, lines = lines.part(size, len(data)), lines.part(0, size)
-            found, left = found[:closed], found[closed:]
-            if self._held:
-                lines, found = join([*self._held, lines]), self._held_found + found
-            self._held, self._held_found = [] if rest is None else [rest], left
-            events = found if self._selection is None else _wanted(found)
+            self._expects_batches -= 1
         self._nothing_given = self._nothing_given and not found
         if found:
-            yield Slice(lines, found, events, self._query)
+            yield Slice(lines, found, events, self._query, texts)
 
-    def _decode_at_once(self, data: bytes) -> Found | None:
-        """One object for each line, or None if that is not what the lines hold (a blank line counts too)."""
+    def _in_batches(self, lines: Lines, found: Found) -> Iterator[Slice]:
+        """The slice of lines some of which are in batches, up to the end of the last whole batch."""
+        progress = _follow([line.batch for line in found], self._due, self._nothing_given)
+        if progress is None:
+            yield from self._line_by_line(lines)
+            return
+        closed, due = progress
+        rest = None
+        if due is not None and closed:
+            data = lines.data
+            size = len(data.rsplit(b"\n", len(found) - closed + 1)[0]) + 1
+            if not self._has_event_on_each_line(data[size:]):
+                yield from self._line_by_line(lines)
+                return
+            rest, lines = lines.part(size, len(data)), lines.part(0, size)
+        self._due = due
+        if due is not None and not closed:
+            self._held.append(lines)
+            self._held_found += found
+            return
+        found, left = found[:closed], found[closed:]
+        if self._held:
+            lines, found = join([*self._held, lines]), self._held_found + found
+        self._held, self._held_found = [] if rest is None else [rest], left
+        self._nothing_given = self._nothing_given and not found
+        if found:
+            yield Slice(lines, found, found if self._query is None else _wanted(found), self._query)
+
+    def _has_event_on_each_line(self, data: bytes) -> bool:
+        """Whether the lines from the first of an incomplete batch on are an event each: then so are those before it.
+
+        As many lines as events are not enough, since two damages may cancel out.
+        """
         try:
-            found = self._decode_lines(data)
+            return self._decode(data, texts_of(data), True) is not None
         except BAD_LINE:
-            return None
+            return False
+
+    def _decode_at_once(self, data: bytes, texts: list[bytes] | None) -> Found | None:
+        """One object for each line, or None if that is not what the lines hold (a blank line counts too)."""
+        found = None
+        if not self._expects_batches and self._due is None:
+            try:
+                found = self._decode(data, texts, False)
+            except BAD_LINE:
+                pass
+        if found is None:
+            self._expects_batches = self._expects_batches or _BLOCKS_WITHOUT_BATCH
+            try:
+                found = self._decode(data, texts, True)
+            except BAD_LINE:
+                pass
+        if found is None or texts is not None:
+            return found
         # As many newlines as objects; counted so because that is several times as fast as `count`.
         return found if len(found) == len(data) - len(data.replace(b"\n", b"")) else None
 
-    def _decode_lines(self, data: bytes) -> Found:
-        found: Found = (self._selection or decode_events).decode_lines(data)
-        return found
+    def _decode(self, data: bytes, texts: list[bytes] | None, batches: bool) -> Found | None:
+        """The objects of the lines; without `batches`, an error or None if one of them is in a batch."""
+        return (self._selection if batches else self._single_selection).decode(data, texts)
 
     def _line_by_line(self, lines: Lines) -> Iterator[Slice]:
         """The slow way, for lines some of which are blank or bad: one slice for each line or batch."""
@@ -157,7 +203,7 @@ class Decoder:
             due = _due_after(place_of(event.batch), due, self._nothing_given and at == first)
             if due is _BROKEN:
                 raise CorruptLogError(path, lines.offset_at(first), "a batch breaks off here")
-            found.append(event if self._selection is None else self._selection.look(event))
+            found.append(self._selection.look(event))
             at = end
             if due is None:
                 self._nothing_given = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +60,12 @@ class Lines(NamedTuple):
             end = start
         if end:
             yield self.part(0, end)
+
+
+def texts_of(data: bytes) -> list[bytes]:
+    """The lines, each with its newline."""
+    # A third of the time of `split`; `splitlines` would also cut at carriage returns.
+    return list(BytesIO(data))
 
 
 def last_line_hash(data: bytes) -> str:
