@@ -109,11 +109,11 @@ class TypedSlice(Slice):
     __slots__ = ("_events_of_lines",)
 
     def __init__(self, lines: Lines, events_of_lines: list[tuple[StoredEvent, ...]], query: Query | None) -> None:
-        super().__init__(lines, [], [event for events in events_of_lines for event in events], query)
+        super().__init__([lines], [], [event for events in events_of_lines for event in events], query)
         self._events_of_lines = events_of_lines
 
     def records(self) -> Iterator[Record]:
-        for line in Slice(self._lines, self._events_of_lines, []).records():
+        for line in Slice(self._parts, self._events_of_lines, []).records():
             events: Any = line.event  # all of them, not one
             yield from _records_of(line, events)
 

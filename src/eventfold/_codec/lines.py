@@ -68,9 +68,14 @@ def texts_of(data: bytes) -> list[bytes]:
     return list(BytesIO(data))
 
 
+def last_line(data: bytes) -> bytes:
+    """The last line in `data`, which consists of at least one whole line."""
+    return data[data.rfind(b"\n", 0, -1) + 1 :]
+
+
 def last_line_hash(data: bytes) -> str:
-    """The hash of the last line in `data`, which consists of at least one whole line."""
-    return line_hash(data[data.rfind(b"\n", 0, -1) + 1 :])
+    """The hash of that line."""
+    return line_hash(last_line(data))
 
 
 def join(blocks: list[Lines]) -> Lines:
