@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,9 +62,20 @@ class Lines(NamedTuple):
             yield self.part(0, end)
 
 
+def texts_of(data: bytes) -> list[bytes]:
+    """The lines, each with its newline."""
+    # A third of the time of `split`; `splitlines` would also cut at carriage returns.
+    return list(BytesIO(data))
+
+
+def last_line(data: bytes) -> bytes:
+    """The last line in `data`, which consists of at least one whole line."""
+    return data[data.rfind(b"\n", 0, -1) + 1 :]
+
+
 def last_line_hash(data: bytes) -> str:
-    """The hash of the last line in `data`, which consists of at least one whole line."""
-    return line_hash(data[data.rfind(b"\n", 0, -1) + 1 :])
+    """The hash of that line."""
+    return line_hash(last_line(data))
 
 
 def join(blocks: list[Lines]) -> Lines:
