@@ -111,6 +111,6 @@ def _places(lines: Lines) -> _Places:
     except CorruptLogError:
         return ()
     texts = [record._line for record in records]
-    if b"\n".join([*texts, b""]) != lines.data:  # a blank line, say
+    if b"".join(texts) != lines.data:  # a blank line, say
         return ()
     return [record.start_offset for record in records], [record.end_offset for record in records], texts
