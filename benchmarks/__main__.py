@@ -24,6 +24,7 @@ from . import (
     memory,
     opening,
     operations,
+    reading,
     refresh,
     replay,
     rotation,
@@ -39,6 +40,7 @@ BENCHMARKS: dict[str, Tables] = {
     "append": append.tables,
     "decisions": decisions.tables,
     "replay": replay.tables,
+    "read": reading.tables,
     "open": opening.tables,
     "refresh": refresh.tables,
     "tail": tail.tables,
@@ -86,7 +88,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         parser.error("--rounds must be 1 or more, --events a multiple of 4 and at least 400")
     if chosen.redraw is not None:
         return chosen
-    if missing := missing_packages(*(["uvloop"] if chosen.loop == "uvloop" else [])):
+    if missing := missing_packages("uvloop"):
         parser.error(f"not installed: {', '.join(missing)}; they come with the extra named benchmark")
     try:
         for option in chosen.contender:

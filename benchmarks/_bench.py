@@ -66,6 +66,10 @@ class Bench:
     def contender(self, name: str) -> Contender:
         return self._contenders[name]
 
+    def on_uvloop(self, name: str) -> Contender:
+        """A built-in contender in a process of its own, whose event loop is uvloop's."""
+        return self._stack.enter_context(Contender.built_in(name, "uvloop"))
+
     @contextmanager
     def new_dir(self) -> Iterator[Path]:
         """A new directory, removed at the end."""

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # The built-in ones, by the module's name.
 BUILT_IN = ("raw", "eventfold", "sqlite", "sqlite_shared", "eventsourcing", "jsonl", "umadb")
 # Seconds to wait for an answer.
-PATIENCE = 600.0
+PATIENCE = 1800.0
 
 Answer = dict[str, Any]
 

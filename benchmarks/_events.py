@@ -9,6 +9,12 @@ import msgspec
 
 # Each type has a quarter of the events.
 TYPES = ("order_placed", "order_paid", "order_sent", "order_closed")
+# The lines of these types, without the last bracket. Formatting is several times as fast as encoding.
+_LINES = [
+    b'{"type":"%s","data":{"order":%%d,"customer":"customer-%%04d","amount":%%d,"note":"please leave it at the back '
+    b'door"},"ts":%%d,"id":"event-%%012d","actor":"user-%%02d"' % type.encode()
+    for type in TYPES
+]
 # Average bytes of a line.
 LINE_SIZE = 190
 _BLOCK = 10_000
@@ -25,10 +31,10 @@ class PlainEvent(msgspec.Struct, omit_defaults=True):
     meta: Any = None
 
 
-class TaggedEvent(PlainEvent, omit_defaults=True):
-    """The same with tags."""
+class BatchedEvent(PlainEvent, omit_defaults=True):
+    """The same with its place in a batch, from 1, and the batch's size."""
 
-    tags: tuple[str, ...] = ()
+    batch: tuple[int, int] | None = None
 
 
 def sample_fields(number: int) -> dict[str, Any]:
@@ -59,8 +65,27 @@ def plain_events(count: int, start: int = 0) -> list[PlainEvent]:
 
 def sample_lines(count: int, start: int = 0) -> list[bytes]:
     """The lines of the same events as `EventWriter` writes them, each with its newline."""
-    encode = msgspec.json.Encoder().encode
-    return [encode(event) + b"\n" for event in plain_events(count, start)]
+    return [_open_line(number) + b"}\n" for number in range(start, start + count)]
+
+
+def tagged_lines(count: int, start: int = 0, tags: int | None = None) -> list[bytes]:
+    """The same with the tags of `tagged_fields`."""
+    return [
+        b'%b,"tags":["entity:%d"]}\n' % (_open_line(number), number if tags is None else number % tags)
+        for number in range(start, start + count)
+    ]
+
+
+def batch_lines(count: int, start: int = 0) -> list[bytes]:
+    """The same as `append_many` of all of them writes them."""
+    return [b'%b,"batch":[%d,%d]}\n' % (_open_line(start + at), at + 1, count) for at in range(count)]
+
+
+def _open_line(number: int) -> bytes:
+    """The fields of `sample_fields`, without the last bracket."""
+    order, type = divmod(number, len(TYPES))
+    ts = 1_700_000_000 + number // 10
+    return _LINES[type] % (order, number % 977, number % 9973, ts, number, number % 100)
 
 
 def blocks(count: int, distinct: int | None = None) -> Iterator[tuple[int, int]]:

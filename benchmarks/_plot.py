@@ -68,7 +68,7 @@ class Row:
     @property
     def kind(self) -> str:
         """The class of its bar."""
-        if self.contender == LIMIT:
+        if self.contender.startswith(LIMIT):
             return "limit"
         return "ours" if self.contender.startswith(OURS) else "other"
 

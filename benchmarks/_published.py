@@ -54,9 +54,10 @@ def compare(published: dict[str, Any], results: list[Result], ours: str = "event
         now = table(result.as_json())
         if before is None or before["more_is_better"] is not now["more_is_better"]:
             continue
+        mine = {row.case.label for row in result.rows if row.case.contender.startswith(ours)}
         for label, case in now["cases"].items():
             old = before["cases"].get(label)
-            if old is None or old["to"] != case["to"] or not label.rpartition(", ")[2].startswith(ours):
+            if old is None or old["to"] != case["to"] or label not in mine:
                 continue
             compared += 1
             kept = quotient(

@@ -2,7 +2,8 @@
 
 The page has a place for each table, between `<!-- NAME -->` and `<!-- /NAME -->`, whose content is replaced; the rest
 of the page is left alone. The place `losses` gets those of all tables on the page, including earlier runs. The ratios
-go into a file beside the plots, with which later runs are compared.
+go into a file beside the plots, with which later runs are compared. What `docs/scaling.md` calculates from a table is
+put there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from . import _curves, _published
+from . import _curves, _published, _scaling
 from ._harness import Result
 from ._plot import LESS, MORE, plots_of, svg
 
@@ -27,9 +28,18 @@ def write_report(directory: Path, results: list[Result], about: dict[str, Any]) 
     text = page.read_text()
     for result in results:
         text = replaced(text, result.table.name, section(result, about))
+        if result.table.name == _scaling.TABLE:
+            _write_scaling(directory / _scaling.PAGE, result)
     page.write_text(replaced(text, LOSSES, all_losses(text)))
     draw_plots(directory)
     _published.write(directory / PLOTS / _published.FILE, results)
+
+
+def _write_scaling(page: Path, result: Result) -> None:
+    text = page.read_text()
+    for name, content in _scaling.tables(result).items():
+        text = replaced(text, name, content)
+    page.write_text(text)
 
 
 def draw_plots(directory: Path) -> None:

@@ -24,7 +24,7 @@ def tables(bench: Bench) -> Iterator[Table]:
     """Each work for some seconds."""
     options = bench.options
     events = options.size(min(options.events, 200_000), min(options.events, 10_000))
-    seconds = 0.2 if options.quick else 2.0
+    seconds = 0.1 if options.quick else 2.0
     dirs: dict[str, Path | None] = {}
 
     @contextmanager

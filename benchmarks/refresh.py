@@ -1,4 +1,4 @@
-"""Refreshing a view that is already up to date, or nearly, in the writer's process.
+"""Refreshing a view that is already up to date, or nearly: in the writer's process, or in one without a writer.
 
 The figures are microseconds for one refresh, and the bytes that the process wrote meanwhile; appending the new events
 is not included.
@@ -20,9 +20,12 @@ LITTLE = 100_000
 def tables(bench: Bench) -> Iterator[Table]:
     """Each round has a new log, whose view was just saved."""
 
-    def case(work: str, contender: Contender, new: int, size: int, goals: tuple[Goal, ...] = ()) -> Case:
+    def case(
+        work: str, contender: Contender, new: int, size: int, goals: tuple[Goal, ...] = (), do: str = "refresh"
+    ) -> Case:
         def once() -> Figures | None:
-            answer = bench.in_new_dir(contender, "refresh", new=new, bytes=size)
+            fields = {"new": new} if do == "refresh" else {}
+            answer = bench.in_new_dir(contender, do, bytes=size, **fields)
             return None if answer is None else {"time": answer["seconds"] * 1e6, "written": answer["written"]}
 
         return Case(work, contender.name, once, goals if contender.name == "eventfold" else ())
@@ -31,7 +34,11 @@ def tables(bench: Bench) -> Iterator[Table]:
     cases = [case("awaiting a method that does nothing", bench.contender("raw"), 0, 0)]
     for state, size in STATES.items():
         cases += [case(f"nothing new, {state}", c, 0, size, below_5) for c in bench.contenders("eventfold")]
-    yield Table("refresh", "nothing new", COLUMNS, cases)
+    below_40 = (Goal(40, at_least=False),)
+    work = "nothing new, a reader alone"
+    cases += [case(work, c, 0, 1_000, below_40, "refresh_alone") for c in bench.contenders("raw", "eventfold")]
+    notes = ["A reader alone: in a process without a writer, which must look at the files. raw looks at one, once."]
+    yield Table("refresh", "nothing new", COLUMNS, cases, notes=notes)
     small, large = STATES
     to_small = Goal(1.5, at_least=False, to=f"ten new events, {small}, eventfold")
     goals = {small: (), large: (to_small, Goal(LITTLE, at_least=False, column="written"))}

@@ -73,9 +73,10 @@ class Processes:
 
 def tables(bench: Bench) -> Iterator[Table]:
     processes = Processes(bench)
-    yield appends(bench, processes)
-    yield counter(bench, processes)
-    yield tails(bench)
+    with processes.running():
+        yield appends(bench, processes)
+        yield counter(bench, processes)
+        yield tails(bench, processes)
 
 
 def figures_of(answers: list[Answer] | None, seconds: float) -> Figures | None:
@@ -158,7 +159,6 @@ def appends(bench: Bench, processes: Processes) -> Table:
             "sqlite and sqlite_shared: a connection in each process, all of which wait for the database's lock.",
             f"With rotation: whenever the active log has {ROTATE_AT // 2**20} MiB.",
         ],
-        setting=processes.running,
     )
 
 
@@ -176,14 +176,12 @@ def counter(bench: Bench, processes: Processes) -> Table:
         cases,
         more_is_better=True,
         notes=["The p99 is of what succeeded, with all that was tried in vain before it."],
-        setting=processes.running,
     )
 
 
-def tails(bench: Bench) -> Table:
+def tails(bench: Bench, processes: Processes) -> Table:
     count = bench.options.size(EVENTS, QUICK_EVENTS)
     ours = bench.contender("eventfold")
-    processes = Processes(bench)
 
     def case(name: str, listener_writes: bool) -> Case:
         shared = name == SHARED
@@ -207,5 +205,4 @@ def tails(bench: Bench) -> Table:
         {"p50": "ms", "p99": "ms", "max": "ms", "append": "ms"},
         [case(OURS, False), case(SHARED, False), case(SHARED, True)],
         notes=["A process that writes too sees only what is on the disk; one that reads may see it a moment earlier."],
-        setting=processes.running,
     )

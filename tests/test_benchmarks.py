@@ -12,19 +12,23 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from time import process_time, sleep
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from benchmarks import _published
+from benchmarks import _published, _scaling
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks._child import Contender, ContenderError
+from benchmarks._events import batch_lines, sample_fields, sample_lines, tagged_fields, tagged_lines
 from benchmarks._harness import Case, Figures, Goal, Result, Table, measure
 from benchmarks._plot import plots_of, svg
 from benchmarks._probe import watch_loop
 from benchmarks._report import all_losses, replaced
+
+from eventfold import Event, EventWriter
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MISSING = [
@@ -60,13 +64,14 @@ def figures_of(results: list[dict[str, Any]]) -> Iterator[float]:
 
 
 @needs_extra
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_each_benchmark_gives_finite_figures_and_has_its_place_on_the_page(name: str, tmp_path: Path) -> None:
-    """For every contender that it names, in the table, in the JSON and in a plot."""
+@pytest.mark.timeout(600)
+def test_each_benchmark_gives_finite_figures_and_has_its_place_on_the_page(tmp_path: Path) -> None:
+    """For every contender that it names, in the table, in the JSON and in a plot. One run starts each program once."""
     shutil.copy(PAGE, tmp_path)
-    results = run(tmp_path, name, "--report", str(tmp_path))
+    shutil.copy(PAGE.with_name(_scaling.PAGE), tmp_path)
+    results = run(tmp_path, "--report", str(tmp_path))
 
-    assert results
+    assert {result["name"].partition("-")[0] for result in results} == set(BENCHMARKS)
     assert all(result["cases"] for result in results)
     assert all(math.isfinite(figure) and figure >= 0 for figure in figures_of(results))
     for result in results:
@@ -137,6 +142,19 @@ async def test_a_held_loop_is_seen_and_only_what_this_process_computed_is_laid_t
     assert computing.callback >= 0.02
     assert max(sleeping.late) >= 0.029
     assert max(sleeping.ours) < max(sleeping.late)
+
+
+@pytest.mark.parametrize("number", [0, 9_977, 10**11])
+async def test_the_lines_that_are_written_quickly_are_those_of_the_writer(number: int, tmp_path: Path) -> None:
+    written = tmp_path / "app.jsonl"
+    async with EventWriter.open(tmp_path) as log:
+        for n in range(number, number + 4):
+            await log.append(Event(**sample_fields(n)))
+            await log.append(Event(**tagged_fields(n, 3)))
+        await log.append_many(Event(**sample_fields(n)) for n in range(number, number + 4))
+
+    singles = zip(sample_lines(4, number), tagged_lines(4, number, 3), strict=True)
+    assert written.read_bytes().splitlines(keepends=True) == [*chain(*singles), *batch_lines(4, number)]
 
 
 def case_of(work: str, contender: str, rates: list[float], calls: list[str], *goals: Goal) -> Case:
@@ -212,10 +230,22 @@ def test_a_report_replaces_only_what_is_between_its_marks() -> None:
         replaced(page, "c", "new")
 
 
-def measured(ratio: float, *, more_is_better: bool = True, work: str = "w") -> Result:
-    """One round of "raw" and of "eventfold", which has the given ratio to it."""
+def test_what_larger_logs_cost_is_calculated_from_the_longest_one_that_was_measured() -> None:
+    """Here each event takes 3 ms with 1,000 of them, and 2 ms with 10,000."""
+    columns = {"growth": "times", "1,000": "ms", "10,000": "ms"}
+    figures = {"growth": 1.0, "1,000": 3_000.0, "10,000": 20_000.0}
+    cases = [Case(work, "eventfold", lambda: figures) for work in (_scaling.BARE, *_scaling.WORKS)]
+    places = _scaling.tables(measure(Table(_scaling.TABLE, "title", columns, cases), 1))
+
+    assert all(line.endswith("| 1 | 2,000 |") for line in places[_scaling.GROWS].splitlines()[2:])
+    durations = [line.split(" | ")[2] for line in places[_scaling.CALCULATED].splitlines()[2:]]
+    assert durations == ["33.3 minutes", "5.56 hours", "55.6 hours", "556 hours"]
+
+
+def measured(ratio: float, *, more_is_better: bool = True, work: str = "w", name: str = "eventfold") -> Result:
+    """One round of "raw" and of a contender that has the given ratio to it."""
     calls: list[str] = []
-    raw, ours = case_of(work, "raw", [1, 1], calls), case_of(work, "eventfold", [ratio, ratio], calls)
+    raw, ours = case_of(work, "raw", [1, 1], calls), case_of(work, name, [ratio, ratio], calls)
     return measure(table_of(raw, ours, more_is_better=more_is_better), 1)
 
 
@@ -240,6 +270,14 @@ def test_only_cases_that_were_published_are_compared(tmp_path: Path) -> None:
 
     assert _published.compare(_published.read(file), [measured(1, work="with 10 events")]) == (0, [])
     assert _published.compare({}, [measured(1)]) == (0, [])
+
+
+@pytest.mark.parametrize(("name", "compared"), [("eventfold, index", 1), ("sqlite", 0)])
+def test_all_variants_of_ours_are_compared_and_nobody_else(name: str, compared: int, tmp_path: Path) -> None:
+    file = tmp_path / "published.json"
+    _published.write(file, [measured(3, name=name)])
+
+    assert _published.compare(_published.read(file), [measured(3, name=name)]) == (compared, [])
 
 
 @needs_extra

@@ -120,6 +120,9 @@ class Program:
         async with aclosing(self.log.tail(0)) as tail:
             for _ in self.acknowledged:
                 await anext(tail)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.001):
+                    await anext(tail)
 
     async def consume(self) -> None:
         consumer = self.log.consumer("mailer")
@@ -233,6 +236,9 @@ async def prepared(directory: Path, name: str) -> Program:
         await program.open()
         await program.append()
         await program.append_many()
+    if name == "tail":  # which is to read the files, and not what is still in memory
+        await program.aclose()
+        await program.open()
     return program
 
 

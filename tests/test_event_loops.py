@@ -399,3 +399,23 @@ def test_the_views_of_a_log_in_two_loops_one_after_the_other(tmp_path: Path) -> 
             return int(log.view("count"))
 
     assert [asyncio.run(main()) for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_program_without_anyio_need_not_wait_for_its_import(tmp_path: Path) -> None:
+    """anyio loads its backend with the first scope, which takes 20 ms in which nothing else runs."""
+    program = """
+import asyncio, sys
+from eventfold import Event, EventLog
+
+async def main():
+    async with EventLog.open(sys.argv[1]) as log:
+        appending = asyncio.create_task(log.append(Event("added", {})))
+        await asyncio.sleep(0)
+        appending.cancel()
+
+asyncio.run(main())
+print(sorted(name for name in sys.modules if name.startswith("anyio._backends.")))
+"""
+    ran = run(program, tmp_path)
+
+    assert (ran.stdout, ran.stderr) == ("[]\n", "")

@@ -41,7 +41,7 @@ async def exported(source: Path, format: ExportFormat) -> bytes:
 async def test_lines_are_exported_byte_for_byte(tmp_path: Path) -> None:
     await make(tmp_path)
 
-    lines = [record._line + b"\n" async for record in EventReader(tmp_path).read_full()]
+    lines = [record._line async for record in EventReader(tmp_path).read_full()]
     assert await exported(tmp_path, ExportFormat.JSONL) == b"".join(lines)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import threading
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -219,3 +221,53 @@ async def test_others_run_while_a_large_snapshot_is_saved_and_loaded(
     assert view.state == large
     assert 0 < saved < len(pausing)
     assert threading.get_ident() not in pausing
+
+
+class Watchable(msgspec.Struct, weakref=True):
+    """A state whose end can be seen."""
+
+    count: int = 0
+
+
+async def test_a_state_is_freed_with_its_closed_log_at_once(data_dir: Path) -> None:
+    """The garbage collector would free it later, all of it at once, in the middle of other tasks' work."""
+
+    def count(state: Watchable, event: Event) -> Watchable:
+        state.count += 1
+        return state
+
+    gc.disable()
+    try:
+        async with EventLog.open(data_dir, views=[View("count", count, Watchable)]) as log:
+            await log.append(event(1))
+            await log.refresh_all()
+            state = weakref.ref(log.view("count"))
+            assert state() is not None
+        del log
+
+        assert state() is None
+    finally:
+        gc.enable()
+
+
+def test_no_large_file_is_put_together_in_one_go() -> None:
+    """Others run between the parts: for 10 MB, joining them holds the interpreter for milliseconds."""
+    state = {str(number): "x" * 1000 for number in range(1_000)}
+    written: list[int] = []
+
+    class Buffer(snapshot.BytesIO):
+        def write(self, data: Any) -> int:
+            written.append(len(data))
+            return super().write(data)
+
+    pauses: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot, "BytesIO", Buffer)
+        data, encoded = snapshot.encode_whole(
+            snapshot.Snapshot(None, 5, "", 5, ""), state, lambda: pauses.append(len(written))
+        )
+
+    assert msgspec.json.decode(data)["state"] == msgspec.json.decode(encoded) == state
+    assert max(written) <= 2 * _parts.PART
+    # Between any two parts, that is: after no part did two follow without a pause.
+    assert all(number in pauses for number, size in enumerate(written, 1) if size > _parts.PART // 2)

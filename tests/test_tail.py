@@ -8,11 +8,12 @@ import threading
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from tests.processes import add_lines, at_rest, back_to, belongings, other_writer
-from tests.support import Seam, counted_turns, event, line, settle, write_log
+from tests.support import Seam, counted_turns, event, line, settle, starts_of_reads, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, Query, Record, SyncMode
 
@@ -439,6 +440,74 @@ async def test_a_hundred_tails_each_give_everything(data_dir: Path) -> None:
         found = await asyncio.gather(*tails)
 
     assert [numbers_of(records) for records in found] == [list(range(20))] * 100
+
+
+async def test_many_tails_that_wake_at_once_let_other_tasks_run(data_dir: Path) -> None:
+    """Some of them in each turn of the loop, and each gets everything, also if more is appended meanwhile."""
+    async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
+        delivered = 0
+        in_turns = [0]
+
+        async def follow() -> list[int]:
+            nonlocal delivered
+            found = []
+            async with aclosing(log.tail(0)) as tail:
+                async for record in tail:
+                    delivered += 1
+                    found.append(record.event.data["n"])
+                    if len(found) == 20:
+                        break
+            return found
+
+        async def look_on() -> None:
+            while True:
+                in_turns.append(delivered)
+                await asyncio.sleep(0)
+
+        tails = [asyncio.create_task(follow()) for _ in range(500)]
+        await settle()
+        onlooker = asyncio.create_task(look_on())
+        await log.append(event(0))
+        while delivered < 500:
+            await asyncio.sleep(0)
+        most = max(later - earlier for earlier, later in pairwise(in_turns))
+        for n in range(1, 20):
+            await log.append(event(n))
+        async with asyncio.timeout(20):
+            everything = await asyncio.gather(*tails)
+        onlooker.cancel()
+
+    assert most <= 50
+    assert everything == [list(range(20))] * 500
+
+
+async def test_a_tail_that_is_a_few_appends_late_does_not_read_the_disk(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest lines are in memory; what is older is read."""
+    reads = starts_of_reads(monkeypatch)
+    async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
+        await log.append(event(0))
+        async with aclosing(log.tail()) as tail:
+            waiting = asyncio.create_task(take(tail, 1))
+            await settle()
+            found = []
+            for n in range(1, 31, 10):
+                for late in range(10):
+                    await log.append(event(n + late))
+                found += await waiting
+                found += await take(tail, 9)
+                waiting = asyncio.create_task(take(tail, 1))
+                await settle()
+            reads_of_the_newest = len(reads)
+            for n in range(31, 131):
+                await log.append(event(n))
+            found += await waiting
+            found += await take(tail, 99)
+
+    assert numbers_of(found) == list(range(1, 131))
+    assert chained(found, found[0].start_offset)
+    assert (reads_of_the_newest, len(reads)) == (0, 1)
 
 
 async def test_a_tail_with_a_query_gives_what_matches(data_dir: Path) -> None:

@@ -7,9 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 
-import msgspec
-
-from benchmarks._events import TaggedEvent, blocks, tagged_fields
+from benchmarks._events import blocks, tagged_fields, tagged_lines
 from eventfold import Event, EventLog, Query
 
 from ._serve import Answer, Appender, reading_times, time_appends
@@ -41,12 +39,9 @@ async def append(dir: str, tasks: int, count: int, start: int, conditional: bool
 
 def write(dir: str, events: int, tags: int) -> Answer:
     """Written without eventfold, in the form of single appends."""
-    encode = msgspec.json.Encoder().encode
     with open(Path(dir, "app.jsonl"), "wb") as file:
         for start, count in blocks(events):
-            file.writelines(
-                encode(TaggedEvent(**tagged_fields(number, tags))) + b"\n" for number in range(start, start + count)
-            )
+            file.writelines(tagged_lines(count, start, tags))
     return {}
 
 

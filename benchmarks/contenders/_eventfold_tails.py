@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from time import monotonic_ns
+from pathlib import Path
+from time import monotonic_ns, process_time
 
 from benchmarks._events import sample_fields
 from eventfold import Event, EventReader, EventWriter, LockMode
@@ -36,15 +37,15 @@ class Deliveries:
 
 
 @asynccontextmanager
-async def tailing(reader: EventReader, tails: int) -> AsyncIterator[Deliveries]:
-    """Tails from the beginning of an empty log, which are waiting."""
-    deliveries = Deliveries(tails)
+async def tailing(readers: Sequence[EventReader]) -> AsyncIterator[Deliveries]:
+    """A tail by each of these readers (there may be the same ones) from the beginning, which has got what is there."""
+    deliveries = Deliveries(len(readers))
 
-    async def follow() -> None:
+    async def follow(reader: EventReader) -> None:
         async for record in reader.tail(0):
             deliveries.got(record.event.data["at"])
 
-    tasks = [asyncio.create_task(follow()) for _ in range(tails)]
+    tasks = [asyncio.create_task(follow(reader)) for reader in readers]
     await asyncio.sleep(SETTLE)
     try:
         yield deliveries
@@ -65,11 +66,23 @@ async def append_timed(log: EventWriter, number: int) -> float:
 
 async def tail(dir: str, tails: int, count: int) -> Answer:
     appends = []
-    async with EventWriter.open(dir) as log, tailing(log.reader(), tails) as deliveries:
+    async with EventWriter.open(dir) as log, tailing([log.reader()] * tails) as deliveries:
         for number in range(count):
             appends.append(await append_timed(log, number))
             await deliveries.next()
     return {**percentiles(deliveries.latencies), "append": percentiles(appends)["p50"]}
+
+
+async def idle(dir: str, logs: int, seconds: float) -> Answer:
+    """A tail of each of some logs, in a process that has no writer."""
+    paths = [Path(dir, str(number)) for number in range(logs)]
+    for path in paths:
+        async with EventWriter.open(path) as log:
+            await append_timed(log, 0)
+    async with tailing([EventReader(path) for path in paths]):
+        used = process_time()
+        await asyncio.sleep(seconds)
+        return {"seconds": process_time() - used}
 
 
 async def listen(dir: str, tails: int, count: int, shared: bool, ready: Callable[[], None]) -> Answer:
@@ -79,7 +92,7 @@ async def listen(dir: str, tails: int, count: int, shared: bool, ready: Callable
         if shared:
             writer = await stack.enter_async_context(EventWriter.open(dir, lock=LockMode.SHARED))
             reader = writer.reader()
-        deliveries = await stack.enter_async_context(tailing(reader, tails))
+        deliveries = await stack.enter_async_context(tailing([reader] * tails))
         ready()
         while len(deliveries.latencies) < tails * count:
             await deliveries.next()

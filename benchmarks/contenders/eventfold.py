@@ -20,14 +20,16 @@ from eventfold._files import operations
 from eventfold.cli._select import last, selection
 
 from . import _eventfold_decisions, _eventfold_growth, _eventfold_hold, _eventfold_tails, _eventfold_together
-from ._eventfold_states import large_log, sample_events
+from ._eventfold_states import Entries, fill, large_log, sample_events
 from ._serve import Answer, percentiles, serve, time_appends, time_conditional
 from .raw import write_lines
 
 REFRESHES = 20
 CALLS = 10_000
-# Seconds of appends before a rotation, for comparison.
-USUAL = 1.0
+# Seconds after which a file no longer counts as one that may be written at the moment.
+AT_REST = 0.06
+# Seconds of appends before a rotation, for comparison: for each byte that is rotated, and at least.
+USUAL, SOME = 1 / 64_000_000, 0.2
 
 
 def new_view(name: str = "totals", types: list[str] | None = None, shares_events: bool = False) -> View[Totals]:
@@ -85,17 +87,30 @@ class Eventfold:
     async def append_together(self, **fields: Any) -> Answer:
         return await _eventfold_together.append(self.say, **fields)
 
-    async def write(self, dir: str, events: int, distinct: int | None) -> Answer:
-        """Writes without eventfold, in the form of single appends; the first line is checked to be the same."""
-        write_lines(Path(dir), events, distinct)
+    async def write(self, dir: str, events: int, distinct: int | None, batch: int = 1) -> Answer:
+        """Writes without eventfold, in the form of its appends; the first of them is checked to be the same."""
+        write_lines(Path(dir), events, distinct, batch)
         async with EventWriter.open(Path(dir, "checked"), sync=SyncMode.OS) as writer:
-            await writer.append(Event(**sample_fields(0)))
-            line = writer.log_path.read_bytes()
+            await writer.append_many(sample_events(min(batch, events)))
+            lines = writer.log_path.read_bytes()
         shutil.rmtree(Path(dir, "checked"))
         with open(Path(dir, "app.jsonl"), "rb") as file:
-            if file.readline() != line:
-                raise AssertionError("the writer's line is not the one that is read here")
+            if file.read(len(lines)) != lines:
+                raise AssertionError("the writer's lines are not those that are read here")
         return {}
+
+    async def read(self, dir: str, how: str) -> Answer:
+        """Records, each folded in a loop; `how` is a name of `benchmarks.reading`."""
+        reader, state = EventReader(dir), Totals()
+        begun = perf_counter()
+        if how == "read_full":
+            async for record in reader.read_full():
+                state = add(state, record.event)
+        else:
+            async for piece in reader.read_slices():
+                for record in piece.records():
+                    state = add(state, record.event)
+        return folded(perf_counter() - begun, state)
 
     async def replay(self, dir: str, views: int, types: list[str] | None) -> Answer:
         """`EventLog.open` without snapshots; saving those of the views, which are small, counts."""
@@ -177,6 +192,20 @@ class Eventfold:
                 raise AssertionError(f"{view!r} was not brought to {log.head}")
         return {"seconds": percentiles(seconds)["p50"], "written": total / REFRESHES}
 
+    async def refresh_alone(self, dir: str, bytes: int) -> Answer:
+        """A reader without a writer in its process, once the files have been at rest for a while."""
+        async with large_log(dir, bytes):
+            pass
+        await asyncio.sleep(AT_REST)
+        reader, view, seconds = EventReader(dir), View("large", fill, Entries), []
+        await view.refresh(reader)
+        with counted_writes() as written:
+            for _ in range(CALLS // 10):
+                begun = perf_counter()
+                await view.refresh(reader)
+                seconds.append(perf_counter() - begun)
+        return {"seconds": percentiles(seconds)["p50"], "written": sum(written) / len(seconds)}
+
     async def tail(self, dir: str, tails: int, count: int) -> Answer:
         return await _eventfold_tails.tail(dir, tails, count)
 
@@ -186,11 +215,14 @@ class Eventfold:
     async def send(self, dir: str, count: int, interval: float, shared: bool = False) -> Answer:
         return await _eventfold_tails.send(dir, count, interval, shared)
 
+    async def idle(self, dir: str, logs: int, seconds: float) -> Answer:
+        return await _eventfold_tails.idle(dir, logs, seconds)
+
     async def rotate(self, dir: str, tasks: int) -> Answer:
         size = Path(dir, "app.jsonl").stat().st_size
         async with EventWriter.open(dir) as log, appending(log, tasks) as waits:
             if tasks:
-                await asyncio.sleep(USUAL)
+                await asyncio.sleep(max(SOME, USUAL * size))
             begun = perf_counter()
             await log.rotate()
             ended = perf_counter()

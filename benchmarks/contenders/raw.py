@@ -1,6 +1,7 @@
 """The raw limit: what the machine allows a program that does the minimum.
 
-Appends are one `os.write` and one `os.fdatasync` each, of pre-encoded lines, without an event loop. A replay decodes
+Appends are one `os.write` and one `os.fdatasync` each, of pre-encoded lines, without an event loop; or with one, in the
+plainest way in which they don't hold it. A replay decodes
 each line of the file into a plain `msgspec.Struct` and passes it to the reducer, without checks or offsets, and with
 nothing else running meanwhile. A rotation compresses chunks of 4 MiB and syncs once, at the end.
 """
@@ -11,16 +12,30 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
-from time import perf_counter
+from queue import SimpleQueue
+from threading import Thread
+from time import perf_counter, process_time
 from typing import Any
 
 import msgspec
 
-from benchmarks._events import TYPES, PlainEvent, Totals, add, add_wanted, blocks, sample_fields, sample_lines
+from benchmarks._events import (
+    TYPES,
+    BatchedEvent,
+    PlainEvent,
+    Totals,
+    add,
+    add_wanted,
+    batch_lines,
+    blocks,
+    sample_fields,
+    sample_lines,
+)
 from benchmarks._probe import growth, watch_loop
 
+from . import _raw_tails
 from ._serve import Answer, Unsupported, percentiles, serve, time_together
 
 if sys.version_info >= (3, 14):
@@ -29,14 +44,21 @@ else:
     from backports import zstd
 
 PIECE = 4 * 2**20
+# Lines that are decoded at once.
+SOME = 300
 
 
 def open_new(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
-def write_lines(dir: Path, events: int, distinct: int | None) -> None:
-    """The sample events in `app.jsonl`."""
+def write_lines(dir: Path, events: int, distinct: int | None, batch: int = 1) -> None:
+    """The sample events in `app.jsonl`, in the form that single appends or batches give them."""
+    if batch > 1:
+        with open(dir / "app.jsonl", "wb") as file:
+            for first in range(0, events, batch):
+                file.writelines(batch_lines(min(batch, events - first), first))
+        return
     with open(dir / "app.jsonl", "wb") as file:
         known: dict[int, bytes] = {}
         for start, count in blocks(events, distinct):
@@ -82,6 +104,38 @@ class Raw:
         finally:
             os.close(fd)
 
+    async def append_in_thread(self, dir: str, tasks: int, count: int, batch: int) -> Answer:
+        """The same, each write and its sync awaited in a thread, which leaves the event loop free."""
+        if (tasks, batch) != (1, 1):
+            raise Unsupported
+        loop = asyncio.get_running_loop()
+        jobs: SimpleQueue[tuple[bytes, asyncio.Future[None]] | None] = SimpleQueue()
+
+        def work() -> None:
+            while (job := jobs.get()) is not None:
+                line, done = job
+                try:
+                    os.write(fd, line)
+                    os.fdatasync(fd)
+                except OSError as error:
+                    loop.call_soon_threadsafe(done.set_exception, error)
+                else:
+                    loop.call_soon_threadsafe(done.set_result, None)
+
+        lines, thread = sample_lines(count), Thread(target=work)
+        fd = open_new(Path(dir, "raw.jsonl"))
+        thread.start()
+        try:
+            begun = perf_counter()
+            for line in lines:
+                jobs.put((line, done := loop.create_future()))
+                await done
+            return {"seconds": perf_counter() - begun}
+        finally:
+            jobs.put(None)
+            thread.join()
+            os.close(fd)
+
     async def append_together(
         self,
         dir: str,
@@ -117,6 +171,22 @@ class Raw:
         state = fold(Path(dir), add if types is None else add_wanted, views)
         return {"seconds": perf_counter() - begun, **msgspec.structs.asdict(state)}
 
+    async def replay_batches(self, dir: str, batch: int) -> Answer:
+        """Decodes some hundred lines at once, or a whole batch, whose events count only if all of it is there.
+
+        Where they end is found out before, so that nothing but reading, decoding and folding is measured.
+        """
+        decoder, state, sizes = msgspec.json.Decoder(BatchedEvent), Totals(), []
+        with open(Path(dir, "app.jsonl"), "rb") as file:
+            while size := sum(map(len, islice(file, max(batch, SOME)))):
+                sizes.append(size)
+        begun = perf_counter()
+        with open(Path(dir, "app.jsonl"), "rb", buffering=0) as file:
+            for size in sizes:
+                for event in decoder.decode_lines(file.read(size)):
+                    state = add(state, event)
+        return {"seconds": perf_counter() - begun, **msgspec.structs.asdict(state)}
+
     async def refresh(self, dir: str, new: int, bytes: int) -> Answer:
         """Awaiting a method that does nothing: the least that a refresh can do."""
         if new:
@@ -133,6 +203,29 @@ class Raw:
         for _ in range(calls):
             await stateful.refresh()
         return {"seconds": (perf_counter() - begun) / calls, "written": 0}
+
+    async def refresh_alone(self, dir: str, bytes: int) -> Answer:
+        """Looking at a file, the least that somebody can do who doesn't know whether it has grown."""
+        path, seconds = Path(dir, "raw.jsonl"), []
+        path.touch()
+        for _ in range(1_000):
+            begun = perf_counter()
+            os.stat(path)
+            seconds.append(perf_counter() - begun)
+        return {"seconds": percentiles(seconds)["p50"], "written": 0}
+
+    async def listen(self, dir: str, tails: int, count: int) -> Answer:
+        return await _raw_tails.listen(dir, tails, count, lambda: self.say({"ready": True}))
+
+    async def send(self, dir: str, count: int, interval: float) -> Answer:
+        return await _raw_tails.send(dir, count, interval)
+
+    async def idle(self, dir: str, logs: int, seconds: float) -> Answer:
+        if logs:
+            raise Unsupported
+        used = process_time()
+        await asyncio.sleep(seconds)
+        return {"seconds": process_time() - used}
 
     async def rotate(self, dir: str, tasks: int) -> Answer:
         if tasks:

@@ -19,6 +19,7 @@ from ._files.engine import Files
 Address: TypeAlias = str | os.PathLike[str] | Engine
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_WITHOUT_SLASHES = re.compile(r"(file|postgresql|postgres|nats|tls):", re.IGNORECASE)
 # The module, the class in it, and the extra of this package that installs its dependencies.
 _POSTGRES = ("eventfold.postgres", "Postgres", "postgres")
 _JETSTREAM = ("eventfold.jetstream", "JetStream", "nats")
@@ -31,8 +32,13 @@ def engine_of(where: Address) -> Engine:
     Raises `ValueError` for an address that no engine has, and `EventfoldError` if the engine's packages are missing.
     """
     if isinstance(where, str):
-        scheme = _SCHEME.match(where)
-        return Files(where) if scheme is None else _engine_at(where, scheme[1].lower())
+        if scheme := _SCHEME.match(where):
+            return _engine_at(where, scheme[1].lower())
+        if known := _WITHOUT_SLASHES.match(where):
+            raise ValueError(
+                f"an address begins with {known[0]}//, not with {known[0]} alone; for a directory, write ./{known[0]}"
+            )
+        return Files(where)
     if isinstance(where, os.PathLike):
         return Files(where)
     if isinstance(where, Engine):

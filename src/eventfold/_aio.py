@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import Context
 from queue import Empty, SimpleQueue
 from time import perf_counter
@@ -32,11 +33,22 @@ class _Closable(Protocol):
 C = TypeVar("C", bound=_Closable)
 _Job: TypeAlias = "tuple[ThreadCall[Any], Callable[..., Any], tuple[Any, ...]]"
 
+_ANYIO_BACKEND = "anyio._backends._asyncio"
+
 # How long work in steps may hold the event loop, in seconds.
 HOLD = 0.002
 # Seconds for which `quick_in_thread` holds the event loop at most: more than a few system calls and the way to a thread
 # take, and too short to be felt.
 PATIENCE = 0.0001
+
+
+def _shield() -> AbstractContextManager[object]:
+    """Keeps a cancelled anyio scope from interrupting the block again and again.
+
+    A scope around the block was entered before it, with the backend. So if that is not there, there is no such scope,
+    and the event loop need not be held for the 20 ms that importing it takes.
+    """
+    return anyio.CancelScope(shield=True) if _ANYIO_BACKEND in sys.modules else nullcontext()
 
 
 class AsyncOpener(Generic[C]):
@@ -61,7 +73,7 @@ class AsyncOpener(Generic[C]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # A cancelled anyio scope would interrupt the closing repeatedly.
-        with anyio.CancelScope(shield=True):
+        with _shield():
             await self._opened.aclose()
 
 
@@ -331,7 +343,7 @@ async def outlast(future: F, wait: Callable[[F], Awaitable[object]]) -> None:
     For a caller that was cancelled already and raises that afterwards: the future's own error is not reported.
     """
     # anyio delivers a cancellation in every turn of the loop until its scope is left: the shield stops that.
-    with anyio.CancelScope(shield=True):
+    with _shield():
         while not future.done():
             try:
                 await wait(future)

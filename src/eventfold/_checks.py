@@ -50,14 +50,14 @@ class Checks:
 
     async def check_ids(self, appends: Sequence[Append]) -> None:
         """Resolves the appends whose ids are in the log."""
-        appends = [append for append in appends if append.unique is not None]
-        if not appends:
+        required = [(append, append.requirements) for append in appends if append.requirements is not None]
+        unique = [(append, required.unique) for append, required in required if required.unique is not None]
+        if not unique:
             return
-        unique = [(append, append.unique) for append in appends if append.unique is not None]
         try:
             known, results = await self._index.results_of({id for _, ids in unique for id in ids.ids})
         except Exception as error:
-            _fail(appends, error)
+            _fail([append for append, _ in unique], error)
             return
         for append, ids in unique:
             ids.checked = known
@@ -80,19 +80,19 @@ class Checks:
         return _results(ids, count, results)
 
     async def _check_conditions(self, appends: Sequence[Append]) -> None:
+        required = [(append, append.requirements) for append in appends if append.requirements is not None]
         waiting = [
-            append
-            for append in appends
-            if append.condition is not None and append.condition.checked is None and not append.future.done()
+            (append, needed.condition)
+            for append, needed in required
+            if needed.condition is not None and needed.condition.checked is None and not append.future.done()
         ]
         if not waiting:
             return
-        conditions = [append.condition for append in waiting if append.condition is not None]
         try:
             known, candidates = await self._index.candidates(
-                [condition.query for condition in conditions], [condition.after for condition in conditions]
+                [condition.query for _, condition in waiting], [condition.after for _, condition in waiting]
             )
-            for append, condition, offsets in zip(waiting, conditions, candidates, strict=True):
+            for (append, condition), offsets in zip(waiting, candidates, strict=True):
                 if append.future.done():
                     continue
                 if offsets is None:
@@ -102,7 +102,7 @@ class Checks:
                 if offsets and (found := await self._index.first_match(condition.query, offsets)) is not None:
                     _fail([append], conflict_with(condition.after, known, found))
         except Exception as error:
-            _fail(waiting, error)
+            _fail([append for append, _ in waiting], error)
 
 
 def _fail(appends: Iterable[Append], error: Exception) -> None:

@@ -118,7 +118,7 @@ class Consumer:
     Each `async for` begins after the last commit; it ends when the log is closed. Only one at a time runs for a name: a
     second one in the same process is refused, and one in another process waits until the first ends, or its process
     does. Where a log is on a server, a process that can't reach it for a while loses the name to one that waits. It
-    waits itself then, and goes on after the last commit; on JetStream, a commit of what it still had is refused with an
+    waits itself then, and goes on after the last commit; a commit of what it still had is refused with an
     `EventfoldError`. Offsets are bytes in the whole log. With a `query`, it gives only events that it matches; the
     query is not kept on disk, and a commit covers all that stands before it in the log, matched or not.
     """
@@ -161,6 +161,7 @@ class Consumer:
             ValueError: The record is before the last committed one, no matter who committed that.
             TypeError: This is not a `Record`.
             CorruptLogError: The committed offset on disk is not in this log.
+            EventfoldError: Another process took the consumer's name over while this one could not reach the server.
             OSError: The offset could not be read or written; the previous one remains.
         """
         if not isinstance(record, Record):

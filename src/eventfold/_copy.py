@@ -21,7 +21,7 @@ from ._codec.decode import batch_of
 from ._engine import Committer, DocumentKind, Source
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Head
-from ._judge import Append
+from ._judge import Append, Requirements
 
 _KINDS: tuple[DocumentKind, ...] = ("view", "consumer")
 _COMMIT_SIZE = 4 * 2**20  # bytes
@@ -45,16 +45,23 @@ async def copy_log(source: Address, target: Address, progress: Callable[[int, in
 
     Raises:
         EventfoldError: The target has another log, or one that is longer than the source; or the offsets of one of the
-            two don't count bytes.
+            two don't count bytes, and then nothing is created.
         CorruptLogError: The source is damaged, or the copy does not have the same lines.
         OSError: Reading or writing failed.
         ValueError: No engine has this kind of address.
 
     If cancelled, it leaves a part of the copy, which the next call continues.
     """
-    original = engine_of(source).source()
+    from_engine, to_engine = engine_of(source), engine_of(target)
+    for engine in (from_engine, to_engine):
+        if not getattr(engine, "counts_bytes", True):
+            raise EventfoldError(
+                f"the offsets of {engine!r} don't count bytes, so nothing can be copied from there or to there: only "
+                "logs in directories and in PostgreSQL can be copied"
+            )
+    original = from_engine.source()
     try:
-        committer = await engine_of(target).open_committer()
+        committer = await to_engine.open_committer()
         try:
             # The documents first, so that their offsets are before the head.
             documents = [
@@ -146,7 +153,7 @@ def _end_of_batches(data: bytes) -> int:
 
 async def _commit(committer: Committer, data: bytes) -> None:
     head = committer.head
-    commit = await committer.commit([Append(data, asyncio.get_running_loop().create_future(), head)])
+    commit = await committer.commit([Append(data, asyncio.get_running_loop().create_future(), Requirements(head))])
     [outcome] = commit.outcomes
     if isinstance(outcome, Exception):
         raise EventfoldError(f"somebody else is appending to {committer.source.location}: {outcome}") from outcome

@@ -253,6 +253,15 @@ class IndexingCommitter(Protocol):
 
 
 @runtime_checkable
+class RemoteCommitter(Protocol):
+    """A committer whose commits another process makes, with little to do here: they overlap with other work."""
+
+    @property
+    def is_remote(self) -> Literal[True]:
+        """Always true."""
+
+
+@runtime_checkable
 class RotatingCommitter(Protocol):
     """A committer that can move its log into an archive."""
 

@@ -99,7 +99,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     event: Event
     start_offset: int
     end_offset: int
-    _line: bytes
+    _line: bytes  # with its newline
 
     @property
     def line_hash(self) -> str:

@@ -76,6 +76,7 @@ class Fold(Generic[S]):
         self._reducer = reducer
         self._takes_none = takes_none
         self._block = 1  # the speed of the reducer is not known yet
+        self._slice_took = _HOLD / 2  # seconds; not known either
 
     def start(self, state: S, place: Head) -> None:
         """Continues from a state that is known to be good."""
@@ -96,12 +97,14 @@ class Fold(Generic[S]):
         starts = _Starts(piece, matches)
         reducer, state, count, done = self._reducer, self.state, len(events), 0
         now = perf_counter()
+        # Between two slices a pause costs little; within one, the offset must be looked up.
+        if count and now - pacer.since + self._slice_took > _HOLD:
+            await pacer.pause()
+            now = perf_counter()
+        begun = now
         while done < count:
-            # Between two slices a pause costs little; within one, the offset must be looked up.
-            if now - pacer.since > (_HOLD if done else _HOLD / 2):
-                if not done:
-                    await pacer.pause()
-                elif starts.begins_a_line(done):
+            if done and now - pacer.since > _HOLD:
+                if starts.begins_a_line(done):
                     self.state, self.place = state, Head(starts.of(done), "")
                     await pacer.pause()
                 now = perf_counter()
@@ -120,6 +123,7 @@ class Fold(Generic[S]):
             before, now = now, perf_counter()
             # Twice as many events in the next one, if they would take less than half the time.
             self._block = min(2 * self._block, _LARGEST_BLOCK) if (now - before) * 4 < _HOLD else 1
+        self._slice_took = now - begun
         self.state, self.place = state, Head(piece.end_offset, piece.last_line_hash)
 
     def _fail(self, state: Any, starts: _Starts, index: int, done: int, error: BaseException | None) -> None:

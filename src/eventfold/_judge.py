@@ -53,29 +53,33 @@ class DuplicateIdError(Exception):
     """Events with these ids are in the log already: the writer must look them up."""
 
 
-class Append(msgspec.Struct, eq=False, gc=False):
-    """One call that waits to be committed: its whole lines, and what must hold for them to be written.
+class Requirements(msgspec.Struct, gc=False):
+    """What an append requires of the log's content: nothing may come in between judging and writing it.
 
     `expected` is the head that it needs, None for any.
     """
 
-    data: bytes
-    future: asyncio.Future[Any]
     expected: Head | None = None
     condition: Condition | None = None
-    count: int | None = None  # of lines; None for one line, whose result is not returned in a list
     unique: UniqueIds | None = None
+
+
+class Append(msgspec.Struct, eq=False, gc=False):
+    """One call that waits to be committed: its whole lines, and what must hold for them to be written.
+
+    The future is for the list of where the lines are in the log; without `count`, for where the only line is.
+    """
+
+    data: bytes
+    future: asyncio.Future[Any]
+    requirements: Requirements | None = None
+    count: int | None = None
     span: Span | None = None  # the call's span, if it is traced
 
     @property
     def events(self) -> int:
         """How many events it appends."""
         return 1 if self.count is None else self.count
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether it depends on the log's content, so that nothing may come in between judging and writing."""
-        return self.expected is not None or self.condition is not None or self.unique is not None
 
 
 class Judgement(msgspec.Struct):
@@ -86,10 +90,21 @@ class Judgement(msgspec.Struct):
     head: Head
 
 
+def any_required(appends: Iterable[Append]) -> bool:
+    """Whether any of the appends requires something of the log's content: usually none does."""
+    for append in appends:  # noqa: SIM110 (a generator takes four times as long)
+        if append.requirements is not None:
+            return True
+    return False
+
+
 def lines_needed_from(appends: Iterable[Append]) -> int | None:
     """The offset from which `judge` needs the lines of the log; None if no append has a query or unique ids."""
-    checked = [append.condition.start for append in appends if append.condition is not None]
-    checked += [append.unique.checked for append in appends if append.unique is not None]
+    if not any_required(appends):
+        return None
+    required = [append.requirements for append in appends if append.requirements is not None]
+    checked = [needed.condition.start for needed in required if needed.condition is not None]
+    checked += [needed.unique.checked for needed in required if needed.unique is not None]
     return min(checked, default=None)
 
 
@@ -99,44 +114,40 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
     `recent` are the lines from `lines_needed_from(appends)` up to the head. The resulting head assumes offsets that
     count bytes.
     """
-    # What `is_judged` says, without a call for each.
-    unconditional = [
-        append.data
-        for append in appends
-        if append.expected is None and append.condition is None and append.unique is None
-    ]
-    if len(unconditional) == len(appends):  # the usual case: nothing to judge, only positions to count
-        positions = list(accumulate(map(len, unconditional), initial=0))
+    if not any_required(appends):  # nothing to judge, only positions to count
+        accepted = [append.data for append in appends]
+        positions = list(accumulate(map(len, accepted), initial=0))
         size = positions.pop()
-        return Judgement(positions, b"".join(unconditional), _head_after(head, unconditional, size))
+        return Judgement(positions, b"".join(accepted), _head_after(head, accepted, size))
     outcomes: list[int | Exception] = []
-    accepted: list[bytes] = []
+    accepted = []
     position = 0
     events = [event for lines in recent for event in keys_of(lines)]
     ids = {keys.id: start for start, keys in events if keys.id is not None}
     matcher = None
-    if any([append.condition is not None for append in appends]):  # noqa: C419 (a generator takes twice as long)
+    if any([_required(append).condition is not None for append in appends]):  # noqa: C419 (a generator takes longer)
         matcher = Matcher()
         matcher.add(0, events)
     for append in appends:
         # First, since a repeated append must be reported as a duplicate, not as a conflict with itself.
-        unique = append.unique
+        required = _required(append)
+        unique, condition = required.unique, required.condition
         if unique is not None and any([ids.get(id, -1) >= unique.checked for id in unique.ids]):  # noqa: C419
             outcomes.append(DuplicateIdError())
             continue
-        if append.expected is not None:
+        if required.expected is not None:
             now = _head_after(head, accepted, position)
-            if append.expected != now:
-                outcomes.append(_conflict(append.expected, now))
+            if required.expected != now:
+                outcomes.append(_conflict(required.expected, now))
                 continue
-        if append.condition is not None and matcher is not None:
-            found = matcher.first_match(append.condition.query, append.condition.start)
+        if condition is not None and matcher is not None:
+            found = matcher.first_match(condition.query, condition.start)
             if found is not None:
-                outcomes.append(conflict_with(append.condition.after, head.offset + position, found))
+                outcomes.append(conflict_with(condition.after, head.offset + position, found))
                 continue
         outcomes.append(position)
         if matcher is not None:
-            matcher.add(head.offset + position, _events_of(append))
+            matcher.add(head.offset + position, _events_of(append, condition))
         if unique is not None:
             ids.update(dict.fromkeys(unique.ids, sys.maxsize))
         position += len(append.data)
@@ -149,11 +160,18 @@ def conflict_with(after: int, head: int, offset: int) -> ConditionalAppendError:
     return ConditionalAppendError(AppendConflict(after, head, "", None, offset))
 
 
-def _events_of(append: Append) -> Iterable[tuple[int, Event | Keys]]:
+_NOTHING = Requirements()
+
+
+def _required(append: Append) -> Requirements:
+    return append.requirements or _NOTHING
+
+
+def _events_of(append: Append, condition: Condition | None) -> Iterable[tuple[int, Event | Keys]]:
     """Where in its data each of an append's events stands, with its type and its tags."""
-    if append.condition is None:
+    if condition is None:
         return keys_of(Lines("", 0, append.data))
-    events = append.condition.events
+    events = condition.events
     if len(events) == 1:
         return [(0, events[0])]
     sizes = [len(line) for line in append.data.splitlines(keepends=True)]  # a line of JSON has no other line break

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
 from contextlib import aclosing
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
@@ -134,14 +133,17 @@ class EventReader(HasPaths):
             end = await self._until(offset, until, end)
         async with aclosing(self._slices(Head(offset, ""), end, query_of(query, None))) as slices:
             async for piece in slices:
-                records = piece.records()
+                records = list(piece.records())
+                del piece
                 since = perf_counter()
-                while some := list(islice(records, _RECORDS_PER_LOOK_AT_THE_CLOCK)):
-                    for record in some:
+                for start in range(0, len(records), _RECORDS_PER_LOOK_AT_THE_CLOCK):
+                    for record in records[start : start + _RECORDS_PER_LOOK_AT_THE_CLOCK]:
                         yield record
                     if perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
+                # The next slice takes the memory of this one, which is in the processor's cache.
+                del records
 
     async def read_slices(
         self,
@@ -251,10 +253,10 @@ class EventReader(HasPaths):
         """The slices between two heads; the hash of the first may be unknown ("")."""
         if start.offset == end.offset:
             return
-        newest = (await self._source.waiters()).newest(start, end)
+        newest = (await self._source.waiters()).news.since(start, end)
         if newest is not None:
             # In memory: those who waited for it need not read the disk.
-            for piece in self._decoder(query, places=places).feed(newest):
+            for piece in self._decoder(query, places=places).feed(newest[1]):
                 yield piece
             return
         decoder = self._decoder(query, places=places)
@@ -264,6 +266,7 @@ class EventReader(HasPaths):
                 for lines in block.cut():
                     for piece in decoder.feed(lines):
                         yield piece
+                        del piece
                     if perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
@@ -283,9 +286,9 @@ class EventReader(HasPaths):
         last = await self._end(start.offset) if end is None else Head(end, "")
         if start.offset == last.offset:
             return
-        newest = (await self._source.waiters()).newest(start, last)
+        newest = (await self._source.waiters()).news.since(start, last)
         if newest is not None:
-            yield newest
+            yield newest[1]
             return
         async with aclosing(self._source.blocks(start, last.offset)) as blocks:
             async for block in blocks:
@@ -300,25 +303,34 @@ class EventReader(HasPaths):
         waiters = await self._source.waiters()
         if self._scope.closed:
             return
-        with waiters.watched():
+        with waiters.watched(), waiters.waiting(self._scope) as waiting:
             head = await self.head()
             while True:
                 yield head
-                news = await waiters.wait(head.offset, self._scope, seen=True)
+                news = await waiting.beyond(head.offset, seen=True)
                 if news is None:
-                    final = self._scope.final_head
-                    if final is not None and final.offset > head.offset:
+                    final = self._final_head(head)
+                    if final is not None:
                         yield final
                     return
-                if news.offset < head.offset:
-                    news = await self.head()  # the news may be older than `head`
-                    if news.offset < head.offset:
-                        raise CorruptLogError(
-                            self._source.location,
-                            news.offset,
-                            f"the log ends here, but it continued to {head.offset}: somebody cut or replaced it",
-                        )
-                head = news
+                head = news if news.offset > head.offset else await self._checked(news, head)
+
+    def _final_head(self, head: Head) -> Head | None:
+        """The closed writer's last durable head, if it is beyond this one."""
+        final = self._scope.final_head
+        return final if final is not None and final.offset > head.offset else None
+
+    async def _checked(self, news: Head, head: Head) -> Head:
+        """The current head, after news of one before another that was seen. Raises `CorruptLogError`."""
+        if news.offset < head.offset:
+            news = await self.head()  # the news may be older than `head`
+            if news.offset < head.offset:
+                raise CorruptLogError(
+                    self._source.location,
+                    news.offset,
+                    f"the log ends here, but it continued to {head.offset}: somebody cut or replaced it",
+                )
+        return news
 
     async def tail(self, offset: int | None = None, *, query: Query | None = None) -> AsyncIterator[Record]:
         """The events from `offset` (None: the current head) and then each new one, until the log is closed.
@@ -328,17 +340,41 @@ class EventReader(HasPaths):
         Raises `ValueError` as `read_from` does, and `CorruptLogError` if the log is no longer the one that was read.
         """
         query = query_of(query, None)
-        place = None if offset is None else Head(offset, "")
-        async with aclosing(self.head_changes()) as heads:
-            async for head in heads:
-                if place is None:
-                    place = head
-                _check_offset(place.offset, head)
-                async with aclosing(self._slices(place, head, query)) as slices:
-                    async for piece in slices:
-                        for record in piece.records():
-                            yield record
+        waiters = await self._source.waiters()
+        if self._scope.closed:
+            return
+        # A thousand tails may wake at once, so each step of this loop counts: what is new is mostly in memory.
+        with waiters.watched(), waiters.waiting(self._scope) as waiting:
+            head = await self.head()
+            place = head if offset is None else Head(offset, "")
+            _check_offset(place.offset, head)
+            ended, plain = False, query is None and self._typing is None
+            while True:
+                newest = waiters.news.since(place)
+                if newest is not None and newest[0].offset >= head.offset:
+                    head, lines = newest
+                    for record in waiters.news.records(lines) if plain else self._records(lines, query):
+                        yield record
+                else:
+                    async with aclosing(self._slices(place, head, query)) as slices:
+                        async for piece in slices:
+                            for record in piece.records():
+                                yield record
+                if ended:
+                    return
                 place = head
+                news = await waiting.beyond(head.offset, seen=True)
+                if news is None:
+                    final = self._final_head(head)
+                    if final is None:
+                        return
+                    head, ended = final, True
+                else:
+                    head = news if news.offset > head.offset else await self._checked(news, head)
+
+    def _records(self, lines: Lines, query: Query | None) -> Iterator[Record]:
+        for piece in self._decoder(query, places=True).feed(lines):
+            yield from piece.records()
 
     @property
     def closed(self) -> bool:
@@ -362,12 +398,12 @@ class EventReader(HasPaths):
         """
         _check_not_negative(offset)
         waiters = await self._source.waiters()
-        with waiters.watched():
+        with waiters.watched(), waiters.waiting(self._scope) as waiting:
             head = await self.head()
             if head.offset <= offset:
                 try:
                     async with asyncio.timeout(timeout):
-                        news = await waiters.wait(offset, self._scope)
+                        news = await waiting.beyond(offset)
                 except TimeoutError:
                     head = await self.head()
                 else:

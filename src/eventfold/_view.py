@@ -73,9 +73,14 @@ class View(Generic[S]):
         if event_types is not None and query is not None:
             raise ValueError(f"view {name!r}: event_types and query were both given; put the types into the query")
         self._name = check_name("view", name)
-        _check_functions(name, reducer, initial)
+        _check_reducer(name, reducer)
         self._initial = initial
-        state = self._new_state()
+        try:
+            state = self._new_state()
+        except TypeError:
+            # Only now: looking at a signature takes as long as opening a file.
+            _check_takes_no_arguments(name, initial)
+            raise
         if state_type is None and state is not None:
             state_type = type(state)
         self._fold: Fold[S] = Fold(
@@ -211,7 +216,7 @@ def _no_log() -> None:
     return None
 
 
-def _check_functions(name: str, reducer: Any, initial: Any) -> None:
+def _check_reducer(name: str, reducer: Any) -> None:
     if not callable(reducer):
         raise TypeError(
             f"view {name!r}: the reducer must be a function, not {reducer!r}; the order is View(name, reducer, initial)"
@@ -220,16 +225,20 @@ def _check_functions(name: str, reducer: Any, initial: Any) -> None:
         raise TypeError(
             f"view {name!r}: the reducer is an async function; it must be a plain one, since folding never waits"
         )
-    if callable(initial):
-        try:
-            inspect.signature(initial).bind()
-        except ValueError:  # a class or function in C without a signature
-            return
-        except TypeError:
-            raise TypeError(
-                f"view {name!r}: initial must be a value or a callable without arguments, not {initial!r}; the order "
-                "is View(name, reducer, initial)"
-            ) from None
+
+
+def _check_takes_no_arguments(name: str, initial: Any) -> None:
+    if not callable(initial):
+        return
+    try:
+        inspect.signature(initial).bind()
+    except ValueError:  # a class or function in C without a signature
+        return
+    except TypeError:
+        raise TypeError(
+            f"view {name!r}: initial must be a value or a callable without arguments, not {initial!r}; the order is "
+            "View(name, reducer, initial)"
+        ) from None
 
 
 async def refresh_together(views: Iterable[View[Any]], reader: EventReader, *, save: bool = True) -> None:

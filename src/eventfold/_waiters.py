@@ -14,14 +14,15 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from ._codec.lines import SLICE_SIZE, Lines
+from ._codec.lines import Lines
 from ._errors import copy_error
 from ._event import Head
+from ._news import News
 
 # How many waits end in one turn of the loop: their tasks run in the next turn, and other tasks must get to run too.
-_ENDED_AT_ONCE = 200
+_ENDED_AT_ONCE = 50
 
 
 class Releasable(Protocol):
@@ -40,7 +41,7 @@ class Scope:
         self.closed = False
         self.final_head: Head | None = None
         self._lock = threading.Lock()
-        self.waits: set[_Wait] = set()
+        self._waits: set[Waiting] = set()
         self._locks: weakref.WeakSet[Releasable] = weakref.WeakSet()
 
     def release_at_close(self, lock: Releasable) -> None:
@@ -56,72 +57,101 @@ class Scope:
         with self._lock:
             if not self.closed:
                 self.closed, self.final_head = True, final_head
-            waits, locks = list(self.waits), list(self._locks)
-        _end_everywhere(waits, None)
+            futures = [future for wait in self._waits if (future := wait.pending()) is not None]
+            locks = list(self._locks)
+        _end_everywhere(futures, None)
         for lock in locks:
             lock.release()
 
     @property
     def waiting(self) -> int:
         """How many waits there are."""
-        return len(self.waits)
-
-    def add(self, wait: _Wait) -> None:
-        """Registers a wait, which must then check `closed` itself."""
         with self._lock:
-            self.waits.add(wait)
+            return sum(wait.pending() is not None for wait in self._waits)
 
-    def discard(self, wait: _Wait) -> None:
+    def add(self, wait: Waiting) -> None:
+        """Registers waits, each of which must then check `closed` itself."""
         with self._lock:
-            self.waits.discard(wait)
+            self._waits.add(wait)
+
+    def discard(self, wait: Waiting) -> None:
+        with self._lock:
+            self._waits.discard(wait)
 
 
-class _Wait:
-    """A wait for a head beyond an offset, in an event loop of any thread."""
-
-    def __init__(self, offset: int, seen: bool) -> None:
-        self.offset = offset
-        self.seen = seen
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Head | None] = self.loop.create_future()
-
-    def is_news(self, news: Head | Exception) -> bool:
-        """Whether this ends the wait."""
-        if isinstance(news, Exception):
-            return True
-        return self.offset < news.offset or (self.seen and self.offset > news.offset)
-
-    def end(self, news: Head | Exception | None) -> None:
-        if self.future.done():
-            return
-        if isinstance(news, Exception):
-            self.future.set_exception(copy_error(news))
-        else:
-            self.future.set_result(news)
+_Future: TypeAlias = "asyncio.Future[Head | None]"
 
 
-def _end_everywhere(waits: Iterable[_Wait], news: Head | Exception | None) -> None:
+class Waiting:
+    """One wait after the other for a head beyond an offset, in one event loop. Get it from `Waiters.waiting`."""
+
+    def __init__(self, waiters: Waiters, scope: Scope) -> None:
+        self._waiters = waiters
+        self._scope = scope
+        self._loop = asyncio.get_running_loop()
+        # The offset of the current wait, whether the head once was there, and what ends it. Replaced as a whole, since
+        # other threads look at it.
+        self._current: tuple[int, bool, _Future] | None = None
+
+    def beyond(self, offset: int, *, seen: bool = False) -> _Future:
+        """Await it for a head beyond `offset` (bytes); None if the scope is closed.
+
+        With `seen`, the head once was at `offset`: then a head before it ends the wait too; it may be an older one, or
+        mean that somebody cut the log. Raises what kept the watcher from finding the head.
+        """
+        future: _Future = self._loop.create_future()
+        self._current = offset, seen, future
+        # Whatever was reported before this wait could be seen must be checked for.
+        head = self._waiters.known_head
+        if self._scope.closed:
+            future.set_result(None)
+        elif head is not None and head.offset > offset:
+            future.set_result(head)
+        return future
+
+    def pending(self) -> _Future | None:
+        """What the current wait waits for; None if nothing does. Any thread may call it."""
+        current = self._current
+        return None if current is None or current[2].done() else current[2]
+
+    def pending_for(self, head: Head) -> _Future | None:
+        """The same, if this head ends the wait."""
+        current = self._current
+        if current is None:
+            return None
+        offset, seen, future = current
+        is_news = offset < head.offset or (seen and offset > head.offset)
+        return future if is_news and not future.done() else None
+
+
+def _end_everywhere(futures: Iterable[_Future], news: Head | Exception | None) -> None:
     """Ends waits in any event loops, from any thread."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Wait]] = {}
-    for wait in waits:
-        by_loop.setdefault(wait.loop, []).append(wait)
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Future]] = {}
+    for future in futures:
+        by_loop.setdefault(future.get_loop(), []).append(future)
     here = asyncio._get_running_loop()
-    for loop, its_waits in by_loop.items():
+    for loop, its_futures in by_loop.items():
         if loop is here:
-            _end(its_waits, news)
+            _end(its_futures, news)
             continue
         try:
-            loop.call_soon_threadsafe(_end, its_waits, news)
+            loop.call_soon_threadsafe(_end, its_futures, news)
         except RuntimeError:  # the loop is closed, so nothing is waiting in it
             pass
 
 
-def _end(waits: list[_Wait], news: Head | Exception | None) -> None:
-    """Ends the waits of one loop, in that loop."""
-    for wait in waits[:_ENDED_AT_ONCE]:
-        wait.end(news)
-    if rest := waits[_ENDED_AT_ONCE:]:
-        rest[0].loop.call_soon(_end, rest, news)
+def _end(futures: list[_Future], news: Head | Exception | None, begin: int = 0) -> None:
+    """Ends the waits of one loop, in that loop, some in each turn."""
+    end = begin + _ENDED_AT_ONCE
+    for future in futures[begin:end]:
+        if future.done():
+            continue
+        if isinstance(news, Exception):
+            future.set_exception(copy_error(news))
+        else:
+            future.set_result(news)
+    if end < len(futures):
+        futures[end].get_loop().call_soon(_end, futures, news, end)
 
 
 class Watcher(Protocol):
@@ -146,12 +176,11 @@ class Waiters:
         self._new_watcher = new_watcher
         self._watch_beside_writer = watch_beside_writer
         self._lock = threading.Lock()
-        self._waits: set[_Wait] = set()
+        self._waits: set[Waiting] = set()
         self._interested = 0
         self._watcher: Watcher | None = None
         self._published: Head | None = None
-        # The newest lines, if they are few, and the heads before and after them.
-        self._newest: tuple[Head, Head, Lines] | None = None
+        self.news = News()
 
     def __repr__(self) -> str:
         return f"<Waiters, {len(self._waits)} waiting>"
@@ -161,6 +190,13 @@ class Waiters:
         """The durable head, if a writer in this process publishes it."""
         return self._published
 
+    @property
+    def known_head(self) -> Head | None:
+        """The newest head that was reported here or seen by the watcher; None before the first one."""
+        watcher, durable = self._watcher, self.durable_head
+        seen = None if watcher is None else watcher.head
+        return seen if durable is None or (seen is not None and durable < seen) else durable
+
     def _needs_watcher(self) -> bool:
         return self._interested > 0 and (self._published is None or self._watch_beside_writer)
 
@@ -168,22 +204,15 @@ class Waiters:
         """In a forked child: forgets the writer, the watcher and the waits, which are the parent's."""
         self._lock = threading.Lock()
         self._waits, self._interested = set(), 0
-        self._watcher = self._published = self._newest = None
-
-    def newest(self, start: Head, end: Head) -> Lines | None:
-        """The lines between two heads, if they are the newest; the hash of the first head may be unknown ("")."""
-        if self._newest is None:
-            return None
-        first, last, lines = self._newest
-        same = last == end and first.offset == start.offset and start.line_hash in ("", first.line_hash)
-        return lines if same else None
+        self._watcher = self._published = None
+        self.news = News()
 
     def publish(self, head: Head | None, lines: Lines | None = None) -> None:
         """Sets the durable head of this process's writer, and its newest lines; None if the writer is gone."""
         known, self._published = self._published, head
         if known is None or head is None:
             # Before notifying: a watcher that checks at this moment must not report what is not durable.
-            self._newest = None
+            self.news.clear()
             self._update_watcher()
         if head is not None:
             self.notify(head, known, lines)
@@ -204,19 +233,15 @@ class Waiters:
         with self._lock:
             if watcher is not None and watcher is not self._watcher:
                 return
-            self._newest = None
-            if (
-                isinstance(news, Head)
-                and known is not None
-                and lines is not None
-                and 0 < len(lines.data) <= SLICE_SIZE
-                # If others append too, there may be something between the known head and these lines.
-                and lines.start_offset == known.offset
-            ):
-                self._newest = known, news, lines
-            waits = [wait for wait in self._waits if wait.is_news(news)]
-        if waits:
-            _end_everywhere(waits, news)
+            if isinstance(news, Exception):
+                self.news.clear()
+                found = [wait.pending() for wait in self._waits]
+            else:
+                self.news.add(known, news, lines, bool(self._waits))
+                found = [wait.pending_for(news) for wait in self._waits]
+            futures = [future for future in found if future is not None]
+        if futures:
+            _end_everywhere(futures, news)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -238,29 +263,19 @@ class Waiters:
                 self._watcher = self._new_watcher()
             elif not needed and self._watcher is not None:
                 self._watcher.stop()
-                self._watcher = self._newest = None
+                self._watcher = None
+                self.news.clear()
 
-    async def wait(self, offset: int, scope: Scope, *, seen: bool = False) -> Head | None:
-        """Waits for and returns a head beyond `offset` (bytes); None if the scope is closed. Use within `watched`.
-
-        With `seen`, the head once was at `offset`: then a head before it ends the wait too; it may be an older one, or
-        mean that somebody cut the log. Raises what kept the watcher from finding the head.
-        """
-        wait = _Wait(offset, seen)
+    @contextmanager
+    def waiting(self, scope: Scope) -> Iterator[Waiting]:
+        """For waits in the running loop, which end with the scope. Use it within `watched`."""
+        waiting = Waiting(self, scope)
         with self._lock:
-            self._waits.add(wait)
-        scope.add(wait)
+            self._waits.add(waiting)
+        scope.add(waiting)
         try:
-            # Whatever was reported before the wait was registered must be checked for.
-            watcher = self._watcher
-            heads = self.durable_head, None if watcher is None else watcher.head
-            head = max((head for head in heads if head is not None), default=None)
-            if scope.closed:
-                return None
-            if head is not None and head.offset > offset:
-                return head
-            return await wait.future
+            yield waiting
         finally:
-            scope.discard(wait)
+            scope.discard(waiting)
             with self._lock:
-                self._waits.discard(wait)
+                self._waits.discard(waiting)

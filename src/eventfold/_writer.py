@@ -15,70 +15,48 @@ import os
 import warnings
 from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 
-from ._address import Address, engine_of
-from ._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
+from ._address import Address
+from ._aio import AsyncOpener, UncancellableTask, in_thread
 from ._checks import Checks, NotIndexedError, ids_of
 from ._codec.encode import encode_batch, encode_line
 from ._condition_reads import ConditionReads
-from ._engine import (
-    ClosingCommitter,
-    Commit,
-    Committer,
-    HasPaths,
-    IndexedSource,
-    IndexingCommitter,
-    LockMode,
-    Paths,
-    RotatingCommitter,
-    SyncMode,
-    paths_of,
-)
-from ._errors import (
-    ConditionalAppendError,
-    EventfoldError,
-    LogClosedError,
-    copy_error,
-)
+from ._engine import ClosingCommitter, Commit, HasPaths, LockMode, Paths, RotatingCommitter, SyncMode, paths_of
+from ._errors import ConditionalAppendError, EventfoldError, LogClosedError, copy_error
 from ._event import AppendResult, Event, Head
 from ._group_commit import GroupCommit
-from ._index import Answers, EngineIndex, Index, index_path
-from ._judge import Condition, UniqueIds
+from ._judge import Condition, Requirements, UniqueIds
+from ._open_writer import WriterParts, parts_opener
 from ._query import Query
 from ._reader import EventReader
 from ._rotator import Rotator, ViewOps
-from ._waiters import Scope, Waiters
-
-# The largest maximum size of a line, in bytes: the system reads and writes no more than 2 GiB in one call.
-MAX_EVENT_SIZE = 2**30
 
 
 class EventWriter(HasPaths):
     """The writer of one log. Open it with `EventWriter.open`; it belongs to that event loop and process."""
 
-    def __init__(self, committer: Committer, waiters: Waiters, max_event_size: int) -> None:
-        self._committer = committer
+    def __init__(self, parts: WriterParts, max_event_size: int, unique_ids: bool) -> None:
+        self._committer = committer = parts.committer
+        self._waiters, self._scope, self._index = parts.waiters, parts.scope, parts.answers
         self._source = committer.source
-        self._waiters = waiters
         self._max_event_size = max_event_size
+        self._unique_ids = unique_ids
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
-        self._scope = Scope()
         self._commits = GroupCommit(committer, self._on_commit)
         self._queue = self._commits.queue
+        if self._index is not None:
+            self._commits.checks = Checks(self._index)
         self._condition_reads = ConditionReads(self.reader())
         self._closing: UncancellableTask[None] | None = None
         # None for an engine that has nothing to rotate.
         self._rotator: Rotator | None = None
         if isinstance(committer, RotatingCommitter):
             self._rotator = Rotator(committer, self._source.location, self.reader, self._commits.fail)
-        self._index: Answers | None = None
-        self._unique_ids = False
         self._views: Sequence[ViewOps] = ()
         self._head = committer.head
         self._opened = True
-        waiters.publish(self._head)
+        self._waiters.publish(self._head)
         if self._rotator is not None:
             self._rotator.rotate_if_due(self._views)
 
@@ -127,37 +105,10 @@ class EventWriter(HasPaths):
         unique_ids: bool,
     ) -> AsyncOpener[EventWriter]:
         """The same, with the options that only `EventLog.open` has."""
-        _check_size("max_log_size", max_log_size, 0)
-        _check_size("max_event_size", max_event_size, 1, MAX_EVENT_SIZE)
-        options = {"lock": LockMode(lock), "sync": SyncMode(sync), "max_log_size": max_log_size}
-        defaults = {"lock": LockMode.FLOCK, "sync": SyncMode.ALWAYS, "max_log_size": 0}
-        if unique_ids and not index:
-            raise ValueError("unique_ids=True needs the index: open the log with index=True too")
-        engine = engine_of(dir)
-        # An engine has its own options, which the defaults must not override.
-        given = {name: value for name, value in options.items() if value != defaults[name]}
+        open_parts = parts_opener(dir, lock, sync, max_log_size, max_event_size, index, unique_ids)
 
         async def open_() -> EventWriter:
-            committer = await engine.open_committer(**given)
-            try:
-                writer = cls(committer, await committer.source.waiters(), max_event_size)
-            except BaseException:
-                await uninterrupted(UncancellableTask(committer.aclose(), "eventfold close"))
-                raise
-            if index:
-                try:
-                    source = committer.source
-                    if index is True and isinstance(committer, IndexingCommitter) and isinstance(source, IndexedSource):
-                        committer.begin_indexing()
-                        writer._index = EngineIndex.open(source.keys, writer.reader())
-                    else:
-                        path = index_path(committer.source) if index is True else Path(index)
-                        writer._index = Index.open(path, writer.reader())
-                except BaseException:
-                    await uninterrupted(UncancellableTask(writer.aclose(), "eventfold close"))
-                    raise
-                writer._commits.checks, writer._unique_ids = Checks(writer._index), unique_ids
-            return writer
+            return cls(await open_parts(), max_event_size, unique_ids)
 
         return AsyncOpener(open_)
 
@@ -226,15 +177,17 @@ class EventWriter(HasPaths):
         Raises what is wrong with the event or the writer. A coroutine for each append would take a tenth of its time.
         """
         self._check_usable()
-        if self._queue.full:
+        queue = self._queue
+        if queue.full:
             return self._put_when_there_is_room(event)
-        unique = ids_of((event,)) if self._unique_ids else None
-        return self._queue.put(encode_line(event, self._max_event_size), unique=unique)
+        line = encode_line(event, self._max_event_size)
+        return queue.put(line, self._requirements((event,)) if self._unique_ids else None)
 
     async def _put_when_there_is_room(self, event: Event) -> AppendResult:
         await self._commits.place()
         line = encode_line(event, self._max_event_size)
-        return await self._queue.put(line, unique=self._unique((event,)))
+        placed: AppendResult = await self._queue.put(line, self._requirements((event,)))
+        return placed
 
     async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
         """Appends several events, all of them or none, even after a crash. Raises what `append` raises."""
@@ -243,8 +196,8 @@ class EventWriter(HasPaths):
             await self._commits.place()
         events = list(events)
         lines = encode_batch(events, self._max_event_size)
-        unique = self._unique(events)
-        return await self._queue.put(b"".join(lines), count=len(lines), unique=unique) if lines else []
+        requirements = self._requirements(events)
+        return await self._queue.put(b"".join(lines), requirements, len(lines)) if lines else []
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes.
@@ -265,7 +218,8 @@ class EventWriter(HasPaths):
         if self._queue.full:
             await self._commits.place()
         line = encode_line(event, self._max_event_size)
-        return await self._queue.put(line, expected, unique=self._unique((event,)))
+        placed: AppendResult = await self._queue.put(line, self._requirements((event,), expected))
+        return placed
 
     async def append_unless(self, events: Iterable[Event], query: Query, *, after: int = 0) -> list[AppendResult]:
         """Appends events, all of them or none, unless an event at or after an offset matches a query.
@@ -293,8 +247,8 @@ class EventWriter(HasPaths):
             raise TypeError(f"query must be a Query, not {query!r}")
         events = list(events)
         lines = encode_batch(events, self._max_event_size)
-        unique = self._unique(events)
         condition = Condition(query, after, None, events)
+        requirements = Requirements(None, condition, self._unique(events))
         indexed = self._index is not None and query.has_tags
         if indexed and after and after != self.head.offset:
             await self.reader().read_line_hash_before(after)  # is it where a line begins?
@@ -305,28 +259,34 @@ class EventWriter(HasPaths):
                 except ConditionalAppendError:
                     # A repeated append must not conflict with itself.
                     checks = self._commits.checks
-                    found = None if checks is None else await checks.results_of(unique, len(lines))
+                    found = None if checks is None else await checks.results_of(requirements.unique, len(lines))
                     if found is None:
                         raise
                     return found
             if self._queue.full:
                 await self._commits.place()
             try:
-                return await self._queue.put(b"".join(lines), condition=condition, count=len(lines), unique=unique)
+                placed: list[AppendResult] = await self._queue.put(b"".join(lines), requirements, len(lines))
+                return placed
             except NotIndexedError:
                 self._check_usable()
                 indexed = False
+
+    def _requirements(self, events: Sequence[Event], expected: Head | None = None) -> Requirements | None:
+        """What an append without a query requires of the log."""
+        unique = self._unique(events)
+        return None if expected is None and unique is None else Requirements(expected, None, unique)
 
     def _unique(self, events: Sequence[Event]) -> UniqueIds | None:
         return ids_of(events) if self._unique_ids else None
 
     def _check_usable(self) -> None:
-        if self._pid != os.getpid():
-            raise EventfoldError(
-                f"the writer of {self._source.location} belongs to process {self._pid}, which opened it, not to a fork "
-                "of it: open the log after the fork"
-            )
-        if self._loop is not asyncio._get_running_loop():
+        if self._loop is not asyncio._get_running_loop():  # in a forked child, none is running
+            if self._pid != os.getpid():
+                raise EventfoldError(
+                    f"the writer of {self._source.location} belongs to process {self._pid}, which opened it, not to a "
+                    "fork of it: open the log after the fork"
+                )
             raise EventfoldError(
                 f"the writer of {self._source.location} belongs to the event loop that opened it, not to this one: "
                 "call it there, with asyncio.run_coroutine_threadsafe(log.append(event), loop) from another thread"
@@ -429,9 +389,3 @@ def _check_expected(offset: int, line_hash: str | None) -> Head:
     if not isinstance(line_hash, str | None):
         raise ValueError(f"expected_hash must be the hash of a line, or empty, not {line_hash!r}")
     return Head(offset, line_hash or "")
-
-
-def _check_size(name: str, value: int, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        limits = f"{least} or more" if most is None else f"{least} to {most}"
-        raise ValueError(f"{name} must be an integer of {limits}, in bytes, not {value!r}")

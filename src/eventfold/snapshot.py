@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, is_typeddict
 
@@ -105,7 +106,7 @@ def _decode_other(type_: type[Any], value: Any) -> Any:
 
 def encode(snapshot: Snapshot, state: bytes | memoryview) -> bytes:
     """The file's content for a snapshot whose state is encoded already."""
-    return _file(snapshot, [state])[0]
+    return _file(snapshot, [state], lambda: None)[0]
 
 
 def encode_whole(snapshot: Snapshot, state: Any, pause: Callable[[], object]) -> tuple[bytes, memoryview]:
@@ -113,13 +114,20 @@ def encode_whole(snapshot: Snapshot, state: Any, pause: Callable[[], object]) ->
 
     `pause` is called between the parts of a large one.
     """
-    return _file(snapshot, list(encode_in_parts(state, _encode, pause)))
+    return _file(snapshot, encode_in_parts(state, _encode, pause), pause)
 
 
-def _file(snapshot: Snapshot, state: Sequence[bytes | memoryview]) -> tuple[bytes, memoryview]:
-    checksum = xxhash.xxh64()
+def _file(
+    snapshot: Snapshot, state: Iterable[bytes | memoryview], pause: Callable[[], object]
+) -> tuple[bytes, memoryview]:
+    # It grows in place, and is returned without being copied: joining the parts would touch all its pages at once.
+    buffer, checksum = BytesIO(), xxhash.xxh64()
+    buffer.write(_BEFORE_STATE)
     for part in state:
         checksum.update(part)
+        buffer.write(part)
+        pause()
+    end = buffer.tell()
     file = _File(
         msgspec.Raw(b"null"),
         snapshot.offset,
@@ -130,10 +138,9 @@ def _file(snapshot: Snapshot, state: Sequence[bytes | memoryview]) -> tuple[byte
         checksum.hexdigest(),
         snapshot.query,
     )
-    # Assembled by hand, so that a large state is copied only once.
-    rest = msgspec.json.encode(file).removeprefix(_BEFORE_STATE + b"null")
-    data = b"".join([_BEFORE_STATE, *state, rest])
-    return data, memoryview(data)[len(_BEFORE_STATE) : -len(rest)]
+    buffer.write(msgspec.json.encode(file).removeprefix(_BEFORE_STATE + b"null"))
+    data = buffer.getvalue()
+    return data, memoryview(data)[len(_BEFORE_STATE) : end]
 
 
 def read(path: Path) -> Snapshot | None:
@@ -150,8 +157,9 @@ def read(path: Path) -> Snapshot | None:
 
 def parse(data: bytes) -> Snapshot:
     """The snapshot in a document, with its state still encoded. Raises `BadSnapshotError`."""
-    file, state = _split(data) or _read_through(data)
-    if file.position is not None and (file.checksum is None or file.checksum != xxhash.xxh64_hexdigest(state)):
+    split = _split(data)
+    file, state = split or _read_through(data)
+    if split is None and file.position is not None and file.checksum != xxhash.xxh64_hexdigest(state):
         raise BadSnapshotError("it is damaged: its checksum does not match its state")
     return Snapshot(state, file.offset, file.hash, file.position, file.position_hash, file.version or 0, file.query)
 
@@ -159,7 +167,7 @@ def parse(data: bytes) -> Snapshot:
 def _split(data: bytes) -> tuple[_File, memoryview] | None:
     """The keys and the state of a file that is written as `encode` does; msgspec need not look at what is in the state.
 
-    None where it may be written otherwise, or is damaged. Behind the state, nothing has an `offset` in it.
+    None where it may be written otherwise, or its checksum is wrong. Behind the state, nothing has an `offset` in it.
     """
     end = data.rfind(_AFTER_STATE)
     if end < 0 or not data.startswith(_BEFORE_STATE):

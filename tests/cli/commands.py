@@ -96,7 +96,7 @@ def lines(dir: Path) -> list[bytes]:
     """Returns the lines of a log."""
 
     async def read() -> list[bytes]:
-        return [record._line async for record in EventReader(dir).read_full()]
+        return [record._line[:-1] async for record in EventReader(dir).read_full()]
 
     return asyncio.run(read())
 

@@ -131,7 +131,7 @@ def test_a_log_whose_offsets_do_not_count_bytes_is_not_copied(address: str, tmp_
 
     assert "don't count bytes" in run("copy", address, tmp_path / "copy", status=1).stderr
     assert "there is no stream" in run("copy", address + "x", tmp_path / "other", status=1).stderr
-    assert not (tmp_path / "other").exists()
+    assert not list(tmp_path.iterdir())
     exported = run("export", address).stdout
     run("import", tmp_path / "imported", input=exported)
     assert run("export", tmp_path / "imported").stdout == exported

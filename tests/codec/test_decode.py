@@ -66,9 +66,10 @@ def test_a_batch_longer_than_many_slices_is_decoded_once(monkeypatch: pytest.Mon
     data = b"".join(encode_line(Event("counted", {"n": n}, ts=1), 2**24, (n + 1, count)) for n in range(count))
     decode, decoded_bytes = Decoder._decode_at_once, []
 
-    def counted(decoder: Decoder, part: bytes) -> Any:
-        decoded_bytes.append(len(part))
-        return decode(decoder, part)
+    def counted(decoder: Decoder, part: bytes, texts: Any, batches: bool) -> Any:
+        if batches:
+            decoded_bytes.append(len(part))
+        return decode(decoder, part, texts, batches)
 
     monkeypatch.setattr(Decoder, "_decode_at_once", counted)
     slices = decoded(data)
@@ -304,3 +305,51 @@ def test_lines_decoded_backwards_are_the_same_in_reverse(
     assert [record for chunk in blocks for record in decoder.feed(chunk)] == forwards[::-1]
     assert b"".join(chunk.data for chunk in reversed(blocks)) == block.data
     assert all(len(chunk.data) <= size or chunk.data.count(b"\n") == 1 for chunk in blocks)
+
+
+@pytest.mark.parametrize("places", [True, False])
+@pytest.mark.parametrize("query", [None, Query({"counted"}), Query(tags={"odd"})])
+def test_batches_may_come_and_go(query: Query | None, places: bool) -> None:
+    """Stretches of blocks without a batch, and some with, give the same as all lines at once."""
+    lines = []
+    for size in [1] * 300 + [3] * 40 + [1] * 300 + [200] + [2] * 5 + [1] * 30:
+        for i in range(1, size + 1):
+            number = len(lines)
+            each = Event("counted", {"n": number}, ts=1, tags=("odd",) if number % 2 else ())
+            lines.append(encode_line(each, 2**24, None if size == 1 else (i, size)))
+    decoder = Decoder(query, places=places)
+    slices = [slice_ for block in Lines(PATH, 0, b"".join(lines)).cut(900) for slice_ in decoder.feed(block)]
+
+    wanted = [n for n in range(len(lines)) if query is None or not query.items[0].tags or n % 2]
+    assert [e.data["n"] for slice_ in slices for e in slice_.events] == wanted
+    assert [(r.event.data["n"], r.end_offset - r.start_offset) for r in records(slices)] == [
+        (n, len(lines[n])) for n in wanted
+    ]
+
+
+def test_blocks_are_decoded_once_whether_or_not_they_have_batches() -> None:
+    """Only the first block after a change is decoded again."""
+    single = [encode_line(Event("counted", {"n": n}, ts=1), 2**24) for n in range(400)]
+    batches = [encode_line(Event("counted", {"n": n}, ts=1), 2**24, (n % 4 + 1, 4)) for n in range(400)]
+    data = b"".join([*single, *batches, *single, *batches])
+    decoder = Decoder()
+    with mock.patch.object(decoder, "_decode", wraps=decoder._decode) as decode:
+        blocks = list(Lines(PATH, 0, data).cut(2000))
+        events = [each for block in blocks for slice_ in decoder.feed(block) for each in slice_.events]
+
+    assert len(events) == 1600
+    assert sum(len(call.args[0]) for call in decode.mock_calls) < len(data) + 5 * 2000
+
+
+def test_lines_of_two_damages_that_cancel_out_are_found_where_offsets_count() -> None:
+    """A blank line, and two events on one line, before a batch that continues in the next block."""
+    one, two, three = (encode_line(Event("counted", {"n": n}, ts=1), 2**24) for n in range(3))
+    begun = encode_line(Event("counted", {"n": 3}, ts=1), 2**24, (1, 2))
+    decoder = Decoder()
+    found = []
+    with pytest.raises(CorruptLogError) as caught:
+        for slice_ in decoder.feed(Lines(PATH, 0, one + b"\n" + two[:-1] + three + begun)):
+            found += [e.data["n"] for e in slice_.events]
+
+    assert caught.value.offset == len(one) + 1
+    assert found == [0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.conformance.conftest import ENGINES
 
 from eventfold import Event, EventfoldError, EventLog, EventReader, Head, Record, View, copy_log
 from eventfold._address import Address
+from eventfold._engine import MakesLogs
 
 # Engines whose offsets count bytes.
 BYTES = ["files", "postgres"]
@@ -135,3 +137,29 @@ async def test_a_copy_reports_its_progress(ends: tuple[Address, Address]) -> Non
 
     assert told == sorted(told)
     assert told[-1] == (3 * head.offset, 3 * head.offset)
+
+
+@pytest.fixture
+def streams(request: pytest.FixtureRequest) -> tuple[Address, Address]:
+    """Two logs, whose offsets don't count bytes."""
+    return ENGINES["jetstream"](request), ENGINES["jetstream"](request)
+
+
+async def test_a_log_whose_offsets_are_no_bytes_is_refused_before_anything_is_created(
+    tmp_path: Path, streams: tuple[Address, Address]
+) -> None:
+    """As source and as target."""
+    stream, other_stream = streams
+    directory, other_directory = tmp_path / "from", tmp_path / "to"
+    for where in (stream, directory):
+        async with EventLog.open(where) as log:
+            await log.append(Event("a"))
+
+    with pytest.raises(EventfoldError, match="don't count bytes"):
+        await copy_log(stream, other_directory)
+    with pytest.raises(EventfoldError, match="don't count bytes"):
+        await copy_log(directory, other_stream)
+    assert not other_directory.exists()
+    assert isinstance(other_stream, MakesLogs)
+    with pytest.raises(EventfoldError, match="there is no stream"):
+        await EventLog.open(other_stream.existing())

@@ -159,7 +159,7 @@ async def build(name: str, directory: Path, compat: Path) -> Scene:
     scene = Scene(name, files, OURS if plan.crate is None else THE_CRATES)
     reader = EventReader(directory)
     scene.records = [record async for record in reader.read_full()]
-    scene.log = b"".join(record._line + b"\n" for record in scene.records)
+    scene.log = b"".join(record._line for record in scene.records)
     scene.base = await reader.base()
     scene.log += scene.files["app.jsonl"][len(scene.log) - scene.base :]
     ends = [record.end_offset for record in scene.records]

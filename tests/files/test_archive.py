@@ -155,21 +155,21 @@ async def test_reading_from_an_offset_touches_only_the_frames_after_it(
         ends = [(await log.append(event(n))).end_offset for n in range(200)]
         await log.rotate()
         size = (await asyncio.to_thread((data_dir / "archive.jsonl.zst").stat)).st_size
-        decompressed = []
-        original = archive.decompressed
+        positions = []
+        frame = archive.frame
 
-        def counted(fd: int, position: int, end: int) -> object:
-            decompressed.append((position, end))
-            return original(fd, position, end)
+        def counted(fd: int, span: archive.Span) -> bytes | None:
+            positions.append(span.position)
+            return frame(fd, span)
 
-        monkeypatch.setattr(archive, "decompressed", counted)
+        monkeypatch.setattr(archive, "frame", counted)
         found = [record.event.data["n"] async for record in log.read_from(ends[-3])]
         hashed = await log.read_line_hash_before(ends[-2])
 
     assert found == [198, 199]
     assert hashed
-    assert decompressed
-    assert min(position for position, _ in decompressed) > size * 0.9
+    assert positions
+    assert min(positions) > size * 0.9
 
 
 async def test_an_offset_inside_a_line_of_the_archive_is_refused(data_dir: Path, small_frames: None) -> None:

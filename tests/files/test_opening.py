@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tests.crash.recorder import read_files
 from tests.support import event, line, write_log
 
 from eventfold import CorruptLogError, EventWriter, LogLockedError
-from eventfold._files import operations
+from eventfold._files import committer, operations
 
 
 def test_a_file_of_json_lines_that_are_not_events_is_not_opened_for_writing(tmp_path: Path) -> None:
@@ -66,8 +67,11 @@ def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_
         os.close(fd)
 
 
-async def test_what_a_killed_process_left_of_replaced_files_is_removed_behind_the_opening(data_dir: Path) -> None:
-    """It is removed once it is so old that nobody can be writing it, in each directory; closing waits for that."""
+@pytest.mark.parametrize("closed", [True, False])
+async def test_what_a_killed_process_left_of_replaced_files_is_removed_soon_after_the_opening(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, *, closed: bool
+) -> None:
+    """It is removed from each directory once it is too old for anybody to be writing it, or by an earlier close."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(0))
     left = [Path(data_dir, name, f".a.json.{'0f' * 8}.tmp") for name in ("", "views", "consumers")]
@@ -75,7 +79,11 @@ async def test_what_a_killed_process_left_of_replaced_files_is_removed_behind_th
         path.parent.mkdir(exist_ok=True)
         path.touch()
         os.utime(path, (0, 0))
+    if not closed:
+        monkeypatch.setattr(committer, "LEFTOVERS_AFTER", 0.0)
     async with EventWriter.open(data_dir):
-        pass
+        async with asyncio.timeout(10):
+            while not closed and any(path.exists() for path in left):
+                await asyncio.sleep(0.001)
 
     assert not [path for path in left if path.exists()]

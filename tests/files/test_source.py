@@ -64,6 +64,55 @@ async def test_files_that_were_changed_just_now_are_opened_again(data_dir: Path,
     assert len(looks) == 2
 
 
+LONG = line(7).replace(b'"counted"', b'"' + b"x" * 3000 + b'"')
+
+
+@pytest.mark.parametrize("known", [b"", line(0), LONG, LONG + line(0), line(0) * 100])
+@pytest.mark.parametrize(
+    ("added", "complete"),
+    [
+        (line(1), line(1)),
+        (line(1) + LONG, line(1) + LONG),
+        (line(1) + line(2)[:10], line(1)),
+        (line(1) + line(2, batch="1,2"), line(1)),
+        (line(1, batch="1,2") + line(2, batch="2,2"), line(1, batch="1,2") + line(2, batch="2,2")),
+        (line(1)[:10], b""),
+    ],
+)
+def test_what_was_added_is_found_without_opening_everything_again(
+    data_dir: Path, looks: list[Layout], known: bytes, added: bytes, complete: bytes
+) -> None:
+    """In one read, whatever the lines before it are like; what is not complete yet is left out."""
+    write_log(data_dir, known)
+    lookup = heads.HeadLookup(Layout(data_dir))
+    lookup.change()
+    before = len(looks)
+    write_log(data_dir, known, added)
+    change = lookup.change()
+
+    assert change is not None
+    assert change.head == heads.HeadLookup(Layout(data_dir)).head()
+    if complete:
+        assert change.lines is not None
+        assert (change.lines.start_offset, change.lines.data) == (len(known), complete)
+        assert len(looks) == before + 1  # that of the comparison above
+    else:
+        assert change.head.offset == len(known)
+
+
+@pytest.mark.parametrize("known", [line(0), LONG])
+def test_what_was_added_to_another_log_of_the_same_name_is_not_taken_for_news(data_dir: Path, known: bytes) -> None:
+    """Somebody has replaced the lines in the same file."""
+    write_log(data_dir, known)
+    lookup = heads.HeadLookup(Layout(data_dir))
+    lookup.change()
+    write_log(data_dir, known.replace(b'"n":', b'"m":'), line(1))
+    change = lookup.change()
+
+    assert change is not None
+    assert change.lines is None
+
+
 async def test_a_pipe_where_a_document_should_be_is_an_error(data_dir: Path) -> None:
     """Opening it does not wait until somebody writes to it."""
     layout = Layout(data_dir)

@@ -118,5 +118,5 @@ async def archived(directory: Path) -> Archived:
                 for n in range(start, start + 4):
                     await writer.append(event(n))
                 await writer.rotate()
-    lines = [record._line + b"\n" async for record in EventReader(directory).read_full()]
+    lines = [record._line async for record in EventReader(directory).read_full()]
     return Archived(directory, (directory / "archive.jsonl.zst").read_bytes(), lines)

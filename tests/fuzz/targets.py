@@ -80,7 +80,7 @@ async def check_archive(archive: Archived, data: bytes) -> str:
     directory, lines = archive.dir, archive.lines
     (directory / "archive.jsonl.zst").write_bytes(data)
     found = await read(EventReader(directory))
-    texts = [record._line + b"\n" for record in found.records]
+    texts = [record._line for record in found.records]
     same = next((i for i, pair in enumerate(zip(texts, lines, strict=False)) if pair[0] != pair[1]), len(texts))
     last_record = max(0, *(data.rfind(record) for record in archive.parts()[1::2]))
     unrecorded = ZSTD_MAGIC in data[last_record:]

@@ -7,7 +7,7 @@ import asyncio
 from eventfold import Event, Head
 from eventfold._codec.encode import encode_line
 from eventfold._engine import Commit
-from eventfold._judge import Append
+from eventfold._judge import Append, Requirements
 from eventfold.jetstream._committer import StreamCommitter
 from eventfold.jetstream._stream import Stream
 
@@ -17,7 +17,8 @@ def line(n: int, size: int = 0) -> bytes:
 
 
 def pending(n: int, expected: Head | None = None, size: int = 0) -> Append:
-    return Append(line(n, size), asyncio.get_running_loop().create_future(), expected)
+    required = None if expected is None else Requirements(expected)
+    return Append(line(n, size), asyncio.get_running_loop().create_future(), required)
 
 
 async def append(committer: StreamCommitter, *numbers: int) -> Commit:

@@ -54,6 +54,9 @@ async def test_a_stream_that_somebody_made_with_the_right_settings_is_used(engin
         ({"allow_direct": False}, "allow_direct"),
         ({"duplicate_window": 1}, "duplicate_window"),
         ({"allow_msg_ttl": True}, "allow_msg_ttl"),
+        ({"no_ack": True}, "no_ack"),
+        # Roll-ups need the purge permission.
+        ({"allow_rollup_hdrs": True, "deny_purge": False}, "deny_purge"),
         ({"subjects": ["eventfold.others.>"]}, "subjects"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -105,6 +108,19 @@ async def test_a_stream_whose_first_messages_are_gone_is_reported(engine: JetStr
         await engine.open_committer()
 
 
+async def test_a_stream_with_a_message_deleted_is_reported(engine: JetStream, client: Any) -> None:
+    """Though nobody may delete one now."""
+    name = engine._settings.log
+    await client.add_stream(_stream(engine, deny_delete=False))
+    for data in (b"1\n", b"2\n", b"3\n"):
+        await client.publish(f"eventfold.{name}", data)
+    await client.delete_msg(name, 2)
+    await client.update_stream(_stream(engine))
+
+    with pytest.raises(CorruptLogError, match="messages are gone"):
+        await engine.open_committer()
+
+
 async def test_an_old_server_is_refused() -> None:
     with pytest.raises(EventfoldError, match=r"2\.10\.22 is too old"):
         check_server("nats://host/log", (2, 10), "2.10.22", 2**20)
@@ -150,7 +166,7 @@ def test_an_address_names_the_servers_and_the_log() -> None:
     assert "secret" not in repr(engine)
 
 
-@pytest.mark.parametrize("address", ["nats://host", "nats:///log", "nats://host/log?copies=3"])
+@pytest.mark.parametrize("address", ["nats://host", "nats:///log"])
 def test_an_address_that_lacks_something_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="nats://"):
         JetStream.from_address(address)

@@ -222,7 +222,7 @@ async def test_a_connection_of_the_application_stays_open(server: Servers) -> No
 
     assert client.is_connected
     await client.close()
-    with pytest.raises(OSError, match="is closed"):
+    with pytest.raises(OSError, match="not connected"):
         await EventLog.open(JetStream(client, "own_connection"))
 
 

@@ -1,7 +1,7 @@
 """One of several programs that read under the same consumer's name.
 
-Arguments: the address, and the seconds that a record takes. For each record, it prints `begin N` and, once that is
-committed, `end N`.
+Arguments: the address, and the seconds that a record takes. For each record, it prints `begin N`, and then `end N` once
+that is committed, or `refused N` if another program has taken the name over.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from eventfold import EventLog
+from eventfold import EventfoldError, EventLog
 from eventfold.postgres import Postgres
 
 
@@ -21,8 +21,12 @@ async def main() -> None:
             n = record.event.data["n"]
             print("begin", n, flush=True)
             await asyncio.sleep(float(sys.argv[2]))
-            await consumer.commit(record)
-            print("end", n, flush=True)
+            try:
+                await consumer.commit(record)
+            except EventfoldError:
+                print("refused", n, flush=True)
+            else:
+                print("end", n, flush=True)
 
 
 asyncio.run(main())

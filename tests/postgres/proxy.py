@@ -15,6 +15,7 @@ class Cut(enum.Enum):
 
     BEFORE = "the server never gets the statement"
     AFTER = "the server has answered, and the answer is lost"
+    LATE = "the server gets the statement when `deliver` is called"
 
 
 class Proxy:
@@ -27,6 +28,7 @@ class Proxy:
         self._target = target
         self._clients: set[asyncio.StreamWriter] = set()
         self._marks: list[tuple[bytes, Cut, bool]] = []
+        self._delivered = asyncio.Event()
 
     def cut_all(self) -> None:
         """Cuts every connection, whatever is under way."""
@@ -37,6 +39,10 @@ class Proxy:
     def cut_at(self, mark: bytes, when: Cut, *, then_refuse: bool = False) -> None:
         """Cuts the connection by which a client sends this, once; with `then_refuse`, nobody can connect after that."""
         self._marks.append((mark, when, then_refuse))
+
+    def deliver(self) -> None:
+        """Lets the server have what was cut off as `Cut.LATE`."""
+        self._delivered.set()
 
     def _found(self, data: bytes) -> Cut | None:
         for one in self._marks:
@@ -58,7 +64,10 @@ class Proxy:
                 found = self._found(data)
                 if found is Cut.BEFORE:
                     return
-                losing = losing or found is Cut.AFTER
+                losing = losing or found in (Cut.AFTER, Cut.LATE)
+                if found is Cut.LATE:
+                    client.transport.abort()
+                    await self._delivered.wait()
                 server.write(data)
                 await server.drain()
 

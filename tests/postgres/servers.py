@@ -70,6 +70,11 @@ class Server:
             **self.other_user,
         )
 
+    def require_password(self, role: str) -> None:
+        """Lets a role in with its password only, once the configuration is read again."""
+        rules = self._data / "pg_hba.conf"
+        rules.write_text(f"host all {role} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
+
     def create_standby_of(self, primary: Server) -> None:
         """Copies another server, whose changes this one will follow once it is started."""
         # Processes that outlive a kill for a moment may still write to the previous directory.

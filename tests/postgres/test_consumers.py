@@ -9,11 +9,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tests.postgres.proxy import Proxy, proxy_of
+from tests.postgres.proxy import Cut, Proxy, proxy_of
 from tests.postgres.servers import Server
 
 from eventfold import Event, EventfoldError, EventLog
 from eventfold.postgres import Postgres, _locks, _standing
+from eventfold.postgres._documents import TableDocuments
 
 PROGRAM = Path(__file__).with_name("consuming_program.py")
 
@@ -122,6 +123,12 @@ async def test_who_waits_for_a_name_ends_with_its_log(database: str) -> None:
             assert await reading == []
 
 
+@pytest.fixture
+async def proxy(server: Server) -> AsyncIterator[Proxy]:
+    async with proxy_of(server.port) as proxy:
+        yield proxy
+
+
 async def cut_with_the_connection(server: Server, proxy: Proxy, database: str) -> None:
     """The connection is lost on both sides."""
     proxy.cut_all()
@@ -133,6 +140,102 @@ async def end_the_backend(server: Server, proxy: Proxy, database: str) -> None:
         "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database ON oid = database "
         f"WHERE locktype = 'advisory' AND datname = '{database.rpartition('/')[2]}'"
     )
+
+
+@pytest.fixture
+async def documents(database: str) -> AsyncIterator[tuple[TableDocuments, TableDocuments]]:
+    """Those of a log that two have open as two processes would."""
+    committers = [await Postgres(database, "orders", timeout=20 + n).open_committer() for n in range(2)]
+    yield committers[0].source.documents, committers[1].source.documents
+    for committer in committers:
+        await committer.aclose()
+
+
+async def test_who_was_taken_over_can_commit_nothing(
+    server: Server, database: str, proxy: Proxy, documents: tuple[TableDocuments, TableDocuments]
+) -> None:
+    """Even if the other one has committed nothing yet."""
+    first, second = documents
+    held = await first.lock("consumer", "c")
+    assert held is not None
+    await first.store("consumer", "c", b"1")
+    await end_the_backend(server, proxy, database)
+    taken = await second.lock("consumer", "c")
+    assert taken is not None
+
+    with pytest.raises(EventfoldError, match="another process"):
+        await first.store("consumer", "c", b"2")
+    assert await held.was_lost()
+    assert not await taken.was_lost()
+    assert await second.load("consumer", "c") == b"1"
+    await second.store("consumer", "c", b"3")
+    held.release()
+    assert await first.lock("consumer", "c") is None
+    assert await first.load("consumer", "c") == b"3"
+
+
+async def test_who_has_lost_its_connection_commits_as_long_as_nobody_has_taken_the_name(
+    server: Server, database: str, proxy: Proxy, documents: tuple[TableDocuments, TableDocuments]
+) -> None:
+    """It is still the last who had it."""
+    first, second = documents
+    held = await first.lock("consumer", "c")
+    await end_the_backend(server, proxy, database)
+    await first.store("consumer", "c", b"1")
+
+    assert await second.lock("consumer", "c") is not None
+    assert await second.load("consumer", "c") == b"1"
+    assert held is not None
+    assert await held.was_lost()
+
+
+async def test_whoever_may_only_read_has_the_name_too(server: Server, database: str) -> None:
+    """Nothing tells the others, but nothing is committed either; once it may write, it does both."""
+    await append(database, 0, 2)
+    await server.execute("DROP ROLE IF EXISTS reads", database=database.rpartition("/")[2])
+    for sql in ("CREATE ROLE reads LOGIN", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reads"):
+        await server.execute(sql, database=database.rpartition("/")[2])
+    async with EventLog.open(Postgres(database.replace("admin@", "reads@"), "orders"), read_only=True) as log:
+        consumer = log.consumer("worker")
+        record = await anext(consumer)
+        with pytest.raises(PermissionError):
+            await consumer.commit(record)
+        grant = "GRANT INSERT, UPDATE ON eventfold_documents TO reads"
+        await server.execute(grant, database=database.rpartition("/")[2])
+        await consumer.commit(record)
+    async with EventLog.open(Postgres(database, "orders")) as log:
+        assert (await anext(log.consumer("worker"))).event.data["n"] == 1
+
+
+async def test_a_commit_that_reaches_the_server_late_moves_nothing_back(server: Server, database: str) -> None:
+    """It was sent again meanwhile, and so was the next one."""
+    async with proxy_of(server.port) as proxy:
+        address = database.replace(f":{server.port}/", f":{proxy.port}/")
+        async with EventLog.open(Postgres(address, "orders")) as log:
+            await log.append_many([Event("a", {"n": n}) for n in range(3)])
+            consumer = log.consumer("worker")
+            first, second = await anext(consumer), await anext(consumer)
+            proxy.cut_at(b'"offset":%d' % first.end_offset, Cut.LATE)
+            await consumer.commit(first)
+            await consumer.commit(second)
+            assert proxy.cuts == 1
+            proxy.deliver()
+            await asyncio.sleep(0.3)
+    async with EventLog.open(Postgres(database, "orders")) as log:
+        assert (await anext(log.consumer("worker"))).event.data["n"] == 2
+
+
+async def test_a_name_that_was_taken_before_there_was_a_log_is_kept_by_its_owner(server: Server, database: str) -> None:
+    """Whoever reads first waits for the log to be created, and commits then."""
+    async with EventLog.open(Postgres(database, "orders", timeout=20), read_only=True) as log:
+        consumer = log.consumer("worker")
+        waiting = asyncio.ensure_future(anext(consumer))
+        await asyncio.sleep(0.3)
+        await append(database, 0, 2)
+        record = await waiting
+        await consumer.commit(record)
+    async with EventLog.open(Postgres(database, "orders", timeout=21)) as log:
+        assert (await anext(log.consumer("worker"))).event.data["n"] == 1
 
 
 @pytest.mark.parametrize("lose", [cut_with_the_connection, end_the_backend])

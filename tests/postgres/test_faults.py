@@ -295,6 +295,36 @@ async def test_a_statement_timeout_is_an_os_error_and_nothing_was_written(own_se
         assert [record.event.data["n"] async for record in log.read_full()] == [2]
 
 
+async def test_a_server_that_stands_still_is_waited_for_and_has_each_event_once() -> None:
+    """No connection is lost, and nothing is answered: appends are sent again, reads are repeated, and tails go on."""
+    with running_server() as server:
+        async with EventLog.open(Postgres(server.address(), "still", attempt_timeout=0.3)) as log:
+            await log.append(Event("a", {"n": 0}))
+            seen: list[int] = []
+
+            async def tail() -> None:
+                async for record in log.tail(0):
+                    seen.append(record.event.data["n"])
+
+            tailing = asyncio.create_task(tail())
+            await asyncio.sleep(0.2)
+            server.freeze()
+            try:
+                appending = [asyncio.create_task(log.append(Event("a", {"n": n}))) for n in range(1, 6)]
+                reading = asyncio.create_task(log.reader().head())
+                await asyncio.sleep(1.0)
+                assert not any(task.done() for task in [*appending, reading])
+            finally:
+                server.thaw()
+            await asyncio.gather(*appending, reading)
+            async with asyncio.timeout(10):
+                while len(seen) < 6:
+                    await asyncio.sleep(0.01)
+        await tailing
+
+    assert seen == list(range(6))
+
+
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_closing_waits_shortly_for_a_server_that_is_away(how: str) -> None:
     """All views' snapshots, the index and the connections share one time-out; a tail ends too."""

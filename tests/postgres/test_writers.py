@@ -6,14 +6,16 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
 import pytest
 from tests.postgres.servers import Server
 from tests.support import free_port
 
-from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, Query
+from eventfold import ConditionalAppendError, Event, EventfoldError, EventLog, EventReader, Head, Query
+from eventfold._engine import Commit
+from eventfold._judge import Append
 from eventfold.postgres import Postgres
 from eventfold.postgres._committer import TableCommitter
 
@@ -90,6 +92,25 @@ async def test_a_log_behind_a_pooler_in_transaction_mode(pooler: str, database: 
     assert sorted(seen) == list(range(300))
 
 
+async def test_a_consumer_behind_a_pooler_holds_its_name_past_it(pooler: str, database: str) -> None:
+    """Its lock is held by the connection that listens; its commits go through the pooler."""
+    engines = [
+        Postgres(pooler, "orders", transaction_pooling=True, listen_dsn=database, timeout=20 + n) for n in range(2)
+    ]
+    async with EventLog.open(engines[0]) as log:
+        await log.append_many([Event("a", {"n": n}) for n in range(3)])
+        consumer = log.consumer("worker")
+        for n in range(2):
+            record = await anext(consumer)
+            assert record.event.data["n"] == n
+            await consumer.commit(record)
+        other = engines[1].source()
+        assert await other.documents.lock("consumer", "worker") is None
+        await other.aclose()
+    async with EventLog.open(engines[1]) as log:
+        assert (await anext(log.consumer("worker"))).event.data["n"] == 2
+
+
 async def test_writers_apart_that_reserve_the_same_seats_get_each_seat_once(database: str) -> None:
     """A query also covers what the others appended."""
     engines = [Postgres(database, "seats", timeout=20 + n) for n in range(3)]
@@ -135,3 +156,66 @@ async def test_a_condition_is_judged_in_its_turn_however_often_others_get_in_bet
 
 def of_seat(seat: int) -> Query:
     return Query(tags={f"seat:{seat}"})
+
+
+async def test_a_commit_begins_before_all_of_the_one_before_it_have_returned(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the server works, so does this process; the appends return in the order of the log all the same."""
+    commit = TableCommitter.commit
+    written, returned, ahead = 0, [], []
+
+    async def counted(self: TableCommitter, appends: Sequence[Append]) -> Commit:
+        nonlocal written
+        ahead.append(written - len(returned))
+        written += len(appends)
+        return await commit(self, appends)
+
+    async def append(task: int) -> None:
+        for n in range(6):
+            result = await log.append(Event("a", {"task": task, "n": n}))
+            returned.append(result.start_offset)
+
+    monkeypatch.setattr(TableCommitter, "commit", counted)
+    async with EventLog.open(Postgres(database, "orders")) as log:
+        await asyncio.gather(*map(append, range(600)))
+        records = [record async for record in log.read_full()]
+
+    assert max(ahead) >= 200
+    assert returned == sorted(returned) == [record.start_offset for record in records]
+    for task in range(600):
+        assert [r.event.data["n"] for r in records if r.event.data["task"] == task] == list(range(6))
+
+
+async def test_a_failure_ends_all_appends_of_both_commits_under_way(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the one before it have succeeded."""
+    commit = TableCommitter.commit
+    commits = 0
+
+    async def failing(self: TableCommitter, appends: Sequence[Append]) -> Commit:
+        nonlocal commits
+        commits += 1
+        if commits == 3:
+            raise EventfoldError("somebody altered the tables")
+        return await commit(self, appends)
+
+    async def append() -> int:
+        for n in range(6):
+            try:
+                await log.append(Event("a"))
+            except EventfoldError:
+                return n
+        return 6
+
+    monkeypatch.setattr(TableCommitter, "commit", failing)
+    log = await EventLog.open(Postgres(database, "orders"))
+    async with asyncio.timeout(30):
+        counts = await asyncio.gather(*(append() for _ in range(600)))
+        await log.aclose()
+
+    async with EventLog.open(Postgres(database, "orders"), read_only=True) as log:
+        assert len([record async for record in log.read_full()]) == sum(counts)
+    assert commits == 3
+    assert set(counts) == {1, 2}

@@ -16,7 +16,7 @@ from msgspec.structs import force_setattr
 from .._codec.backwards import BackwardsDecoder
 from .._codec.decode import Decoder, Slice
 from .._codec.lines import Lines
-from .._codec.selection import TaggedLines, event_struct, skipped_struct
+from .._codec.selection import Found, TaggedLines, event_struct, skipped_struct
 from .._codec.stored import StoredEvent
 from .._errors import SchemaError
 from .._event import Event, PartialRecord, Record
@@ -37,15 +37,15 @@ class Typing:
         # A refresh of ten events must not wait for a new decoder.
         self.lines_of_types = lru_cache(maxsize=128)(self._lines_of_types)
 
-    def _lines_of_types(self, wanted: frozenset[str] | None) -> TaggedLines:
+    def _lines_of_types(self, wanted: frozenset[str] | None, batches: bool) -> TaggedLines:
         """Decodes lines of the wanted types (None: any) with their objects, and skips the others."""
         schemas = self.catalog.schemas
 
         def new_struct(type: str) -> Any:
             if wanted is not None and type not in wanted:
-                return skipped_struct(type)
+                return skipped_struct(type, batches)
             schema = schemas.get(type)
-            return event_struct(type) if schema is None else _struct_of(type, schema)
+            return event_struct(type, batches) if schema is None else _struct_of(type, batches, schema)
 
         return TaggedLines(schemas if wanted is None else wanted, new_struct, dec_hook=decode_other)
 
@@ -96,11 +96,11 @@ def typing_of(catalog: Catalog | None, on_mismatch: OnMismatch) -> Typing | None
     return Typing(catalog, on_mismatch)
 
 
-def _struct_of(type: str, schema: Schema) -> Any:
+def _struct_of(type: str, batches: bool, schema: Schema) -> Any:
     """The struct of events with an object as their data, which a line of another version does not fit."""
     version: Any = Literal[schema.version]
     field = ("version", version, 1) if schema.version == 1 else ("version", version)
-    return event_struct(type, ("data", schema.cls), field)
+    return event_struct(type, batches, ("data", schema.cls), field)
 
 
 class TypedSlice(Slice):
@@ -109,11 +109,11 @@ class TypedSlice(Slice):
     __slots__ = ("_events_of_lines",)
 
     def __init__(self, lines: Lines, events_of_lines: list[tuple[StoredEvent, ...]], query: Query | None) -> None:
-        super().__init__(lines, [], [event for events in events_of_lines for event in events], query)
+        super().__init__([lines], [], [event for events in events_of_lines for event in events], query)
         self._events_of_lines = events_of_lines
 
     def records(self) -> Iterator[Record]:
-        for line in Slice(self._lines, self._events_of_lines, []).records():
+        for line in Slice(self._parts, self._events_of_lines, []).records():
             events: Any = line.event  # all of them, not one
             yield from _records_of(line, events)
 
@@ -140,7 +140,9 @@ class TypedDecoder(Decoder):
         self._is_wider = sources != query
         types = None if self._query is None else types_alone(self._query)
         # With tags in the query, most lines are not decoded at all; the others are converted.
-        self._typed_lines = typing.lines_of_types(types) if self._query is None or types is not None else None
+        self._typed_lines: tuple[TaggedLines, ...] = ()
+        if self._query is None or types is not None:
+            self._typed_lines = typing.lines_of_types(types, False), typing.lines_of_types(types, True)
         # Whether some of the events that are fed, or held back, have plain data.
         self._has_plain = False
 
@@ -155,12 +157,13 @@ class TypedDecoder(Decoder):
             else:
                 yield from self._convert_each(slice_)
 
-    def _decode_lines(self, data: bytes) -> list[Any]:
-        found = None if self._typed_lines is None else self._typed_lines.decode_lines(data)
-        if found is None:
-            self._has_plain = True
-            return super()._decode_lines(data)
-        return found
+    def _decode(self, data: bytes, texts: list[bytes] | None, batches: bool) -> Found | None:
+        if self._typed_lines:
+            found = self._typed_lines[batches].decode(data, texts)
+            if found is not None or not batches:
+                return found
+        self._has_plain = True
+        return super()._decode(data, texts, batches)
 
     def _line_by_line(self, lines: Lines) -> Iterator[Slice]:
         self._has_plain = True

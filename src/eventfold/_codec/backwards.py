@@ -12,8 +12,8 @@ from .._errors import CorruptLogError
 from .._event import Record
 from .._query import Query
 from .decode import BAD_LINE
-from .lines import Lines
-from .selection import BatchPlace, Found, decode_events, decode_line, place_of, selection
+from .lines import Lines, texts_of
+from .selection import BatchPlace, Found, decode_line, place_of, selection
 from .stored import StoredEvent
 
 
@@ -24,7 +24,7 @@ class BackwardsDecoder:
     """
 
     def __init__(self, query: Query | None = None) -> None:
-        self._selection = None if query is None or query.matches_all else selection(query)
+        self._selection = selection(None if query is None or query.matches_all else query, True)
         self._nothing_seen = True
         # The position in its batch that the next line, which comes before the last one, must have; None if it must be
         # the end of a batch or in none.
@@ -35,16 +35,15 @@ class BackwardsDecoder:
 
         Raises `CorruptLogError` at a line that is not an event, or that is not in the batch in which it must be.
         """
-        texts = lines.data.split(b"\n")
-        texts.pop()  # what follows the last newline: nothing
-        found = self._decode_at_once(lines.data, len(texts))
+        texts = texts_of(lines.data)
+        found = self._decode_at_once(lines.data, texts)
         if found is not None and self._due is None and not any(line.matters for line in found):
             self._nothing_seen = False
             return
         end = len(lines.data)
         for number in range(len(texts) - 1, -1, -1):
             text = texts[number]
-            begin = end - len(text) - 1
+            begin = end - len(text)
             if found is not None:
                 line = found[number]
             elif text.strip():
@@ -52,8 +51,7 @@ class BackwardsDecoder:
                     line = decode_line(text)
                 except BAD_LINE as error:
                     raise CorruptLogError(lines.path, lines.offset_at(begin), f"no event: {error}") from error
-                if self._selection is not None:
-                    line = self._selection.look(line)
+                line = self._selection.look(line)
             else:
                 line = None
             if line is not None:
@@ -64,15 +62,12 @@ class BackwardsDecoder:
                 raise CorruptLogError(lines.path, lines.offset_at(begin), "a batch breaks off here")
             end = begin
 
-    def _decode_at_once(self, data: bytes, count: int) -> Found | None:
+    def _decode_at_once(self, data: bytes, texts: list[bytes]) -> Found | None:
         """One object for each line, or None if the lines must be decoded one by one."""
-        if not (data.startswith(b"{") and data.count(b"}\n{") == count - 1):
-            return None
         try:
-            found: Found = (self._selection or decode_events).decode_lines(data)
+            return self._selection.decode(data, texts)
         except BAD_LINE:
             return None
-        return found if len(found) == count else None
 
     def _follow(self, place: BatchPlace | None, lines: Lines, begin: int) -> None:
         due, first = self._due, self._nothing_seen

@@ -16,14 +16,18 @@ import msgspec
 from .._errors import CorruptLogError
 from .._event import Record
 from .._query import Query
-from .lines import Lines, join, last_line_hash
+from .lines import Lines, join, last_line, last_line_hash, texts_of
 from .selection import BatchPlace, Found, decode_events, decode_line, place_of, selection
 from .stored import StoredEvent
 
 BAD_LINE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _BROKEN: BatchPlace = (0, 0)
-# The positions in batches up to this size are cached.
-_SMALL_BATCH = 256
+# The positions in batches up to the first size are cached; those up to the second, of about 1 MB, for two sizes only.
+_SMALL_BATCH, _LARGE_BATCH = 256, 10_000
+# The fewest bytes that the line of an event takes, and a little less.
+_SHORTEST_LINE = 20
+# After so many blocks without a batch, the next ones are decoded as single lines.
+_BLOCKS_WITHOUT_BATCH = 16
 
 
 class Slice:
@@ -33,26 +37,42 @@ class Slice:
     examined.
     """
 
-    __slots__ = ("_found", "_lines", "end_offset", "events", "query", "start_offset")
+    __slots__ = ("_found", "_parts", "_texts", "end_offset", "events", "query", "start_offset")
 
-    def __init__(self, lines: Lines, found: Found, events: list[StoredEvent], query: Query | None = None) -> None:
-        self._lines = lines
+    def __init__(
+        self,
+        parts: list[Lines],
+        found: Found,
+        events: list[StoredEvent],
+        query: Query | None = None,
+        texts: list[bytes] | None = None,
+    ) -> None:
+        self._parts = parts
         self._found = found
+        self._texts = texts
         self.events = events
         self.query = query
-        self.start_offset = lines.start_offset
-        self.end_offset = lines.offset_at(len(lines.data))
+        self.start_offset = parts[0].start_offset
+        self.end_offset = parts[-1].end_offset
 
     def __repr__(self) -> str:
         return f"<Slice of {len(self.events)} events, offsets {self.start_offset} to {self.end_offset}>"
 
+    @property
+    def _lines(self) -> Lines:
+        """All lines, which are joined only if somebody needs them."""
+        if len(self._parts) > 1:
+            self._parts = [join(self._parts)]
+        return self._parts[0]
+
     def records(self) -> Iterator[Record]:
         """The events with their offsets in the log."""
-        lines = self._lines.data.split(b"\n")
-        lines.pop()  # what follows the last newline: nothing
-        ends = accumulate(map((1).__add__, map(len, lines)), initial=0 if self._lines.marks else self.start_offset)
-        offsets = list(map(self._lines.offset_at, ends)) if self._lines.marks else list(ends)
-        records = map(Record, self._found, offsets, offsets[1:], lines)
+        lines = self._lines
+        texts = texts_of(lines.data) if self._texts is None else self._texts
+        offsets = list(accumulate(map(len, texts), initial=0 if lines.marks else lines.start_offset))
+        if lines.marks:
+            offsets = list(map(lines.offset_at, offsets))
+        records = map(Record, self._found, offsets, offsets[1:], texts)
         if self.query is None:
             return records
         return (record for record in records if isinstance(record.event, StoredEvent))
@@ -60,7 +80,7 @@ class Slice:
     @property
     def last_line_hash(self) -> str:
         """The hash of the last line that was examined."""
-        return last_line_hash(self._lines.data)
+        return last_line_hash(self._parts[-1].data)
 
 
 class Decoder:
@@ -72,9 +92,12 @@ class Decoder:
 
     def __init__(self, query: Query | None = None, *, places: bool = True) -> None:
         self._query = None if query is None or query.matches_all else query
-        self._selection = None if self._query is None else selection(self._query)
+        self._selection = selection(self._query, True)
+        self._single_selection = selection(self._query, False)
         self._places = places
         self._nothing_given = True
+        # How many of the next blocks to decode as lines that may be in batches; a block with a batch sets it anew.
+        self._expects_batches = 0
         # A batch whose end has not been fed yet: its lines so far, their objects, and the position of the next line.
         self._held: list[Lines] = []
         self._held_found: Found = []
@@ -85,54 +108,82 @@ class Decoder:
 
         Raises `CorruptLogError` at the first line that is not an event, or at the beginning of an incomplete batch.
         """
+        if not self._expects_batches and self._due is None:
+            # Two damages may cancel out in the number of lines, while the events are still right. If their offsets are
+            # needed, each line is decoded on its own.
+            texts = texts_of(lines.data) if self._places else None
+            found = self._decode_at_once(lines.data, texts, False)
+            if found is not None:
+                yield from self._slice_of(lines, found, texts)
+                return
+            self._expects_batches = _BLOCKS_WITHOUT_BATCH
+        for part in self._at_open_batch(lines):
+            yield from self._feed_batches(part)
+
+    def _at_open_batch(self, lines: Lines) -> list[Lines]:
+        """The lines in two parts if a batch begins among them and continues beyond them."""
         data = lines.data
-        found = self._decode_at_once(data)
+        index, size = batch_of(last_line(data)) or (1, 1)
+        if index < size:
+            if self._due is not None and index >= self._due[0] and size > len(data) // _SHORTEST_LINE:
+                return [lines]  # the same batch, of which there is more than fits in here
+            start = len(data)
+            for _ in range(index):
+                start = data.rfind(b"\n", 0, start - 1) + 1
+                if not start:
+                    return [lines]
+            return [lines.part(0, start), lines.part(start, len(data))]
+        return [lines]
+
+    def _feed_batches(self, lines: Lines) -> Iterator[Slice]:
+        """The same for lines that may be in batches."""
+        texts = texts_of(lines.data) if self._places else None
+        found = self._decode_at_once(lines.data, texts, True)
         if found is None:
             yield from self._line_by_line(lines)
             return
-        events = found if self._selection is None else [line for line in found if line.matters]
-        # A list of those that are in one takes two thirds of the time of `any` over a list of all.
-        batched = self._due is not None or bool([1 for line in events if line.batch])
-        # Two damages may cancel out in the number of lines, while the events are still right. If their offsets are
-        # needed, every newline must be between two objects: then each has its own line.
-        if (batched or self._places) and not (data.startswith(b"{") and data.count(b"}\n{") == len(found) - 1):
+        batches = [line.batch for line in found]
+        if self._due is not None or batches.count(None) < len(batches):
+            self._expects_batches = _BLOCKS_WITHOUT_BATCH
+            yield from self._in_batches(lines, found, batches)
+        else:
+            self._expects_batches = max(0, self._expects_batches - 1)
+            yield from self._slice_of(lines, found, texts)
+
+    def _slice_of(self, lines: Lines, found: Found, texts: list[bytes] | None) -> Iterator[Slice]:
+        if found:
+            self._nothing_given = False
+            events = found if self._query is None else [line for line in found if line.matters]
+            yield Slice([lines], found, events, self._query, texts)
+
+    def _in_batches(self, lines: Lines, found: Found, batches: list[BatchPlace | None]) -> Iterator[Slice]:
+        """The slice of lines some of which are in batches; nothing yet if all of them are in one that continues."""
+        progress = _follow(batches, self._due, self._nothing_given)
+        if progress is None or (progress[1] is not None and progress[0]):
             yield from self._line_by_line(lines)
             return
-        if batched:
-            progress = _follow([line.batch for line in found], self._due, self._nothing_given)
-            if progress is None:
-                yield from self._line_by_line(lines)
-                return
-            closed, self._due = progress
-            if self._due is not None and not closed:
-                self._held.append(lines)
-                self._held_found += found
-                return
-            rest = None
-            if self._due is not None:
-                size = len(data.rsplit(b"\n", len(found) - closed + 1)[0]) + 1
-                rest, lines = lines.part(size, len(data)), lines.part(0, size)
-            found, left = found[:closed], found[closed:]
-            if self._held:
-                lines, found = join([*self._held, lines]), self._held_found + found
-            self._held, self._held_found = [] if rest is None else [rest], left
-            events = found if self._selection is None else _wanted(found)
-        self._nothing_given = self._nothing_given and not found
-        if found:
-            yield Slice(lines, found, events, self._query)
+        self._held.append(lines)
+        self._held_found += found
+        self._due = progress[1]
+        if self._due is None:
+            parts, found = self._held, self._held_found
+            self._held, self._held_found, self._nothing_given = [], [], False
+            yield Slice(parts, found, found if self._query is None else _wanted(found), self._query)
 
-    def _decode_at_once(self, data: bytes) -> Found | None:
+    def _decode_at_once(self, data: bytes, texts: list[bytes] | None, batches: bool) -> Found | None:
         """One object for each line, or None if that is not what the lines hold (a blank line counts too)."""
         try:
-            found = self._decode_lines(data)
+            found = self._decode(data, texts, batches)
         except BAD_LINE:
             return None
+        if found is None or texts is not None:
+            return found
         # As many newlines as objects; counted so because that is several times as fast as `count`.
         return found if len(found) == len(data) - len(data.replace(b"\n", b"")) else None
 
-    def _decode_lines(self, data: bytes) -> Found:
-        found: Found = (self._selection or decode_events).decode_lines(data)
-        return found
+    def _decode(self, data: bytes, texts: list[bytes] | None, batches: bool) -> Found | None:
+        """The objects of the lines; without `batches`, an error or None if one of them is in a batch."""
+        return (self._selection if batches else self._single_selection).decode(data, texts)
 
     def _line_by_line(self, lines: Lines) -> Iterator[Slice]:
         """The slow way, for lines some of which are blank or bad: one slice for each line or batch."""
@@ -147,7 +198,7 @@ class Decoder:
             if due is None:
                 first = at
                 if not data[at:end].strip():
-                    yield Slice(lines.part(at, end), [], [])
+                    yield Slice([lines.part(at, end)], [], [])
                     at = end
                     continue
             try:
@@ -157,11 +208,11 @@ class Decoder:
             due = _due_after(place_of(event.batch), due, self._nothing_given and at == first)
             if due is _BROKEN:
                 raise CorruptLogError(path, lines.offset_at(first), "a batch breaks off here")
-            found.append(event if self._selection is None else self._selection.look(event))
+            found.append(self._selection.look(event))
             at = end
             if due is None:
                 self._nothing_given = False
-                yield Slice(lines.part(first, end), found, _wanted(found), self._query)
+                yield Slice([lines.part(first, end)], found, _wanted(found), self._query)
                 found = []
         if due is not None:
             self._held, self._held_found, self._due = [lines.part(first, len(data))], found, due
@@ -177,8 +228,18 @@ def _follow(
     """For lines with these positions, the first of which was `due`: how many come before a batch that continues beyond
     them, and the position of its next line (None: no batch is open). None if a batch is broken.
     """
-    if due is None and may_begin_inside and batches:
+    if due is None and may_begin_inside:
         due = batches[0]
+    start = due or (None if batches[0] is None else (1, batches[0][1]))
+    if start is not None and 1 <= start[0] <= start[1] <= _LARGE_BATCH:
+        # The usual case, batches of one size, in one comparison.
+        index, size = start
+        count, places = len(batches), _batch(size)
+        if index - 1 + count > size:
+            places = places * (count // size + 2)
+        if batches == places[index - 1 : index - 1 + count]:
+            index = (index - 1 + count) % size
+            return max(0, count - index), (index + 1, size) if index else None
     closed = at = 0
     while at < len(batches):
         if due is None and batches[at] is None:
@@ -203,14 +264,22 @@ def _follow(
 
 def _places(index: int, size: int, count: int) -> list[BatchPlace]:
     """The positions of `count` lines of a batch of `size`, from this index on."""
-    if count == size <= _SMALL_BATCH:
-        return _small_batch(size)
+    if count == size <= _LARGE_BATCH:
+        return _batch(size)
     return list(zip(range(index, index + count), repeat(size), strict=False))
 
 
-@lru_cache(maxsize=_SMALL_BATCH)
-def _small_batch(size: int) -> list[BatchPlace]:
+def _batch(size: int) -> list[BatchPlace]:
+    """The positions of all lines of a batch."""
+    return _small_batch(size) if size <= _SMALL_BATCH else _large_batch(size)
+
+
+def _new_batch(size: int) -> list[BatchPlace]:
     return list(zip(range(1, size + 1), repeat(size), strict=False))
+
+
+_small_batch = lru_cache(maxsize=_SMALL_BATCH)(_new_batch)
+_large_batch = lru_cache(maxsize=2)(_new_batch)
 
 
 def _due_after(batch: BatchPlace | None, due: BatchPlace | None, may_begin_inside: bool) -> BatchPlace | None:

@@ -87,8 +87,13 @@ def _is_plain(event: Event) -> bool:
     ):
         return False
     for key, item in event.data.items():
+        if type(key) is not str:
+            return False
         kind = type(item)
-        if type(key) is not str or not (kind in _SIMPLE_TYPES or (kind is int and MIN_INT <= item <= MAX_INT)):
+        if kind is int:
+            if not MIN_INT <= item <= MAX_INT:
+                return False
+        elif kind not in _SIMPLE_TYPES:
             return False
     return True
 

@@ -1,4 +1,8 @@
-"""Decodes the lines of the events that a query selects, and as little as possible of the others."""
+"""Decodes the lines of the events that a query selects, and as little as possible of the others.
+
+Each kind of decoder exists twice: for lines that may be in batches, and for single ones. The second raises an error, or
+returns None, if a line is in a batch; so nobody has to look for batches in what it returns.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias, Union
 import msgspec
 
 from .._query import Query, types_alone
+from .lines import texts_of
 from .stored import StoredEvent
 
 # How many types a selection distinguishes; in a log with more of them, it decodes every line.
@@ -34,8 +39,20 @@ class _JustType(msgspec.Struct, gc=False):
     type: str
 
 
+class _SkippedSingle(_Skipped, frozen=True, gc=False):
+    """The same, in no batch."""
+
+    matters: None = msgspec.field(name="batch", default=None)
+
+
 class _SkippedLine(_Skipped, kw_only=True, frozen=True, gc=False):
-    """The same, of any type; it is checked that it has one."""
+    """A line of any type that is not wanted; it is checked that it has one."""
+
+    type: str
+
+
+class _SkippedSingleLine(_SkippedSingle, kw_only=True, frozen=True, gc=False):
+    """The same, in no batch."""
 
     type: str
 
@@ -46,10 +63,18 @@ class _AnyBatch(StoredEvent, frozen=True, eq=False, kw_only=True, omit_defaults=
     batch: Any = None
 
 
+class _Single(StoredEvent, frozen=True, eq=False, kw_only=True, omit_defaults=True, gc=False):
+    """An event in no batch."""
+
+    batch: None = None
+
+
 decode_events = msgspec.json.Decoder(StoredEvent)
+_decode_singles = msgspec.json.Decoder(_Single)
 _decode_any_batch = msgspec.json.Decoder(_AnyBatch).decode
 _types = msgspec.json.Decoder(_JustType)
-_pass_lines = msgspec.json.Decoder(_SkippedLine).decode_lines
+_pass_lines = msgspec.json.Decoder(_SkippedLine)
+_pass_singles = msgspec.json.Decoder(_SkippedSingleLine)
 
 
 def decode_line(line: bytes) -> StoredEvent:
@@ -65,14 +90,35 @@ def place_of(batch: Any) -> BatchPlace | None:
     return batch if isinstance(batch, tuple) and 1 <= batch[0] <= batch[1] else None
 
 
+def decode_all(decoder: msgspec.json.Decoder[Any], data: bytes, lines: list[bytes] | None) -> Found:
+    """The objects in `data`, which is as fast as can be; or exactly one for each of its `lines`, if these are given.
+
+    Raises what `msgspec` raises.
+    """
+    return decoder.decode_lines(data) if lines is None else list(map(decoder.decode, lines))
+
+
 class Selection(Protocol):
     """Decodes lines, into events only if these are wanted."""
 
-    def decode_lines(self, data: bytes) -> Found:
-        """One object for each line. Raises what `msgspec` raises for a line that is not an event."""
+    def decode(self, data: bytes, lines: list[bytes] | None) -> Found | None:
+        """The same as `decode_all`; None if there are lines that only the decoder for lines in batches can decode."""
 
     def look(self, event: StoredEvent) -> Any:
         """The event if it is wanted, otherwise a placeholder."""
+
+
+class Everything:
+    """Decodes every event."""
+
+    def __init__(self, batches: bool) -> None:
+        self._decoder: msgspec.json.Decoder[Any] = decode_events if batches else _decode_singles
+
+    def decode(self, data: bytes, lines: list[bytes] | None) -> Found:
+        return decode_all(self._decoder, data, lines)
+
+    def look(self, event: StoredEvent) -> StoredEvent:
+        return event
 
 
 class TaggedLines:
@@ -88,14 +134,14 @@ class TaggedLines:
         self._structs: dict[str, Any] = {type: new_struct(type) for type in map(str.__str__, types)}
         self._decoder: msgspec.json.Decoder[Any] | None = None
 
-    def decode_lines(self, data: bytes) -> Found | None:
-        """One object for each line; None if a line does not fit its type's struct, or there are too many types.
+    def decode(self, data: bytes, lines: list[bytes] | None) -> Found | None:
+        """The same as `decode_all`; None if a line does not fit its type's struct, or there are too many types.
 
         Raises what `msgspec` raises for a line that is not JSON with a type.
         """
         if self._decoder is not None:
             try:
-                return self._decoder.decode_lines(data)
+                return decode_all(self._decoder, data, lines)
             except msgspec.ValidationError:
                 pass  # a new type, or a line that does not fit
         new = {line.type for line in _types.decode_lines(data)}.difference(self._structs)
@@ -110,7 +156,7 @@ class TaggedLines:
         )
         self._structs, self._decoder = structs, decoder
         try:
-            return decoder.decode_lines(data)
+            return decode_all(decoder, data, lines)
         except msgspec.ValidationError:
             return None
 
@@ -118,30 +164,35 @@ class TaggedLines:
 class _ByType:
     """Decodes the events of some types; the structs of the types that are not wanted have no fields."""
 
-    def __init__(self, wanted: frozenset[str]) -> None:
+    def __init__(self, wanted: frozenset[str], batches: bool) -> None:
         self._wanted = wanted
+        self._batches = batches
         self._lines = TaggedLines(wanted, self._new_struct)
 
     def _new_struct(self, type: str) -> Any:
-        return event_struct(type) if type in self._wanted else skipped_struct(type)
+        make = event_struct if type in self._wanted else skipped_struct
+        return make(type, self._batches)
 
-    def decode_lines(self, data: bytes) -> Found:
-        found = self._lines.decode_lines(data)
-        return [self.look(event) for event in decode_events.decode_lines(data)] if found is None else found
+    def decode(self, data: bytes, lines: list[bytes] | None) -> Found | None:
+        found = self._lines.decode(data, lines)
+        if found is not None or not self._batches:
+            return found
+        return [self.look(event) for event in decode_all(decode_events, data, lines)]
 
     def look(self, event: StoredEvent) -> StoredEvent | _Skipped:
         """The event if it is wanted, otherwise a placeholder."""
         return event if event.type in self._wanted else _Skipped(event.batch)
 
 
-def event_struct(type: str, *fields: tuple[str, Any] | tuple[str, Any, Any]) -> Any:
+def event_struct(type: str, batches: bool, *fields: tuple[str, Any] | tuple[str, Any, Any]) -> Any:
     """The struct of the events of one type; `fields` have narrower types than those of any event."""
+    base = StoredEvent if batches else _Single
     # The tag takes the key `type`, so the field has a key that no line has; otherwise its value would not be this one.
     type_field = msgspec.field(name="eventfold type", default=type)
     return msgspec.defstruct(
         "StoredEvent",
         [("type", Literal[type], type_field), *fields],
-        bases=(StoredEvent,),
+        bases=(base,),
         tag_field="type",
         tag=type,
         frozen=True,
@@ -152,20 +203,24 @@ def event_struct(type: str, *fields: tuple[str, Any] | tuple[str, Any, Any]) -> 
     )
 
 
-def skipped_struct(type: str) -> Any:
+def skipped_struct(type: str, batches: bool) -> Any:
     """The struct of the lines of a type that is not wanted."""
-    return msgspec.defstruct("_Skipped", [], bases=(_Skipped,), tag_field="type", tag=type, frozen=True, gc=False)
+    base = _Skipped if batches else _SkippedSingle
+    return msgspec.defstruct("_Skipped", [], bases=(base,), tag_field="type", tag=type, frozen=True, gc=False)
 
 
 class _Filter:
     """Decodes events whose type may be wanted, and then checks their tags."""
 
-    def __init__(self, query: Query) -> None:
+    def __init__(self, query: Query, batches: bool) -> None:
         self._query = query
-        self._decode_lines = decode_events.decode_lines if query.types is None else _by_type(query.types).decode_lines
+        self._events: Selection = Everything(batches) if query.types is None else _by_type(query.types, batches)
 
-    def decode_lines(self, data: bytes) -> Found:
-        return [self.look(line) if isinstance(line, StoredEvent) else line for line in self._decode_lines(data)]
+    def decode(self, data: bytes, lines: list[bytes] | None) -> Found | None:
+        found = self._events.decode(data, lines)
+        if found is None:
+            return None
+        return [self.look(line) if isinstance(line, StoredEvent) else line for line in found]
 
     def look(self, event: StoredEvent) -> StoredEvent | _Skipped:
         return event if self._query.matches_keys(event.type, event.tags) else _Skipped(event.batch)
@@ -177,17 +232,19 @@ class _ByTag(_Filter):
     A tag may be written with escapes, so a line with a backslash is decoded too.
     """
 
-    def __init__(self, query: Query) -> None:
-        super().__init__(query)
+    def __init__(self, query: Query, batches: bool) -> None:
+        super().__init__(query, batches)
         # One tag of each item: the longest, which is likely to be the rarest.
         self._texts = {msgspec.json.encode(max(item.tags, key=lambda tag: (len(tag), tag))) for item in query.items}
+        self._pass: msgspec.json.Decoder[Any] = _pass_lines if batches else _pass_singles
 
-    def decode_lines(self, data: bytes) -> Found:
-        found: Found = _pass_lines(data)
+    def decode(self, data: bytes, lines: list[bytes] | None) -> Found:
+        found = decode_all(self._pass, data, lines)
         if not self._may_be_in(data):
             return found
-        lines = data.split(b"\n")
-        if len(lines) != len(found) + 1:
+        if lines is None:
+            lines = texts_of(data)
+        if len(lines) != len(found):
             raise msgspec.ValidationError("there are more or fewer objects than lines")
         for number, line in enumerate(lines):
             if self._may_be_in(line):
@@ -198,13 +255,15 @@ class _ByTag(_Filter):
         return b"\\" in data or any(text in data for text in self._texts)
 
 
-_by_type = lru_cache(maxsize=128)(_ByType)
+_by_type = lru_cache(maxsize=256)(_ByType)
 
 
-@lru_cache(maxsize=128)
-def selection(query: Query) -> Selection:
-    """A selection of the events that a query matches; the query must not match everything."""
+@lru_cache(maxsize=256)
+def selection(query: Query | None, batches: bool) -> Selection:
+    """A selection of the events that a query matches, which is not one that matches everything (None: every event)."""
+    if query is None:
+        return Everything(batches)
     types = types_alone(query)
     if types is not None:
-        return _by_type(types)
-    return _ByTag(query) if all(item.tags for item in query.items) else _Filter(query)
+        return _by_type(types, batches)
+    return _ByTag(query, batches) if all(item.tags for item in query.items) else _Filter(query, batches)

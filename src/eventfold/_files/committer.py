@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from .._errors import LogClosedError, WriterFailedError, copy_error
 from .._event import Head
 from .._judge import Append, judge, lines_needed_from
 from . import operations, recovery, rotation
+from .paths import Layout
 from .source import FileSource
 from .watcher import directory
 
@@ -30,6 +31,9 @@ T = TypeVar("T")
 
 # Seconds after which a commit is synced with `SyncMode.EVERY_SECOND`.
 SYNC_INTERVAL = 1.0
+# Seconds after the opening at which somebody's left temporary files are looked for: right away, it would compete with
+# what else is to be done, such as loading the views' snapshots.
+LEFTOVERS_AFTER = 0.5
 # Seconds for which a rotated file stays locked: somebody may have opened it and be about to lock it. Small logs may be
 # rotated many times meanwhile: then only the last few files stay open.
 KEEP_LOCKED, KEPT_FILES = 60.0, 4
@@ -51,6 +55,7 @@ class FileCommitter:
         self._rotating = asyncio.Lock()
         self._sync_timer: asyncio.TimerHandle | None = None
         self._old_files_timer: asyncio.TimerHandle | None = None
+        self._discarding: asyncio.TimerHandle | None = None
         self._closed = False
         # The following are changed only by calls in the thread, never by two at a time.
         self._opened = False
@@ -72,8 +77,9 @@ class FileCommitter:
             await committer._call(committer._release)
             raise
         committer._close_old_files_later()
-        # Nobody waits for it: it is done before the first commit.
-        committer._thread.call(committer._discard_leftovers)
+        committer._discarding = committer._loop.call_later(
+            LEFTOVERS_AFTER, committer._thread.call, _discard_leftovers, committer._layout
+        )
         return committer
 
     def _open(self, lock: bool) -> None:
@@ -82,21 +88,17 @@ class FileCommitter:
         self._opened = True
         self._old_files.extend((fd, monotonic() + KEEP_LOCKED) for fd in old_files)
 
-    def _discard_leftovers(self) -> None:
-        for path in (self._layout.dir, self._layout.views_dir, self._layout.consumers_dir):
-            operations.discard_leftovers(path)
-
     def __repr__(self) -> str:
         return f"<FileCommitter of {str(self._layout.dir)!r}>"
 
     def __del__(self) -> None:
         self.abandon()
 
-    async def _call(self, function: Callable[..., T], *args: object) -> T:
-        """Calls a function in the thread; it has ended when this returns or raises, even if cancelled."""
+    def _call(self, function: Callable[..., T], *args: object) -> Awaitable[T]:
+        """Calls a function in the thread. Await the result; even if that is cancelled, the call has ended then."""
         if self._closed:
             raise LogClosedError(f"the log in {self._layout.dir} is closed")
-        return await uninterrupted(self._thread.call(function, *args))
+        return uninterrupted(self._thread.call(function, *args))
 
     @property
     def head(self) -> Head:
@@ -215,6 +217,9 @@ class FileCommitter:
             for timer in (self._sync_timer, self._old_files_timer):
                 if timer is not None:
                     timer.cancel()
+            if self._discarding is not None and self._discarding.when() > self._loop.time():
+                self._discarding.cancel()
+                self._thread.call(_discard_leftovers, self._layout)
             closing = self._thread.call(self._close)
             self._closed = True
             await uninterrupted(closing)
@@ -241,3 +246,8 @@ class FileCommitter:
             self._leave_rotation()
             self.active.close()
         self._thread.end()
+
+
+def _discard_leftovers(layout: Layout) -> None:
+    for path in (layout.dir, layout.views_dir, layout.consumers_dir):
+        operations.discard_leftovers(path)

@@ -33,6 +33,8 @@ else:
 # In bytes of lines. Larger frames compress no better, and reading one event from the archive decompresses one frame.
 FRAME_SIZE = 1024 * 1024
 _READ_SIZE = 256 * 1024
+# By how many bytes a frame may be longer than its content: far more than any of ours is.
+_OVERHEAD = 64 * 1024
 _SEARCH_SIZE = 256 * 2**20
 _CANDIDATE_SIZE = 4096  # the minimum cost of checking a candidate, in the same unit
 _VERSION = 1
@@ -138,6 +140,24 @@ def decompressed(fd: int, position: int, end: int) -> Iterator[tuple[bytes, int]
         else:
             raise DamagedError("no zstd frame begins here")
         yield b"", position
+
+
+def frame(fd: int, span: Span) -> bytes | None:
+    """The content of a span that is one frame, in as few calls as possible; None if it is anything else.
+
+    Each call ends with waiting for the interpreter's lock, which a thread that decodes keeps for milliseconds.
+    """
+    size = span.end_offset - span.first_offset
+    if span.size > size + _OVERHEAD:
+        return None
+    data = os.pread(fd, span.size, span.position)
+    decompressor = zstd.ZstdDecompressor()
+    try:
+        # With room for one byte more than there should be, it comes to the frame's end.
+        content = decompressor.decompress(data, max_length=size + 1)
+    except zstd.ZstdError:
+        return None
+    return content if decompressor.eof and not decompressor.unused_data and len(content) == size else None
 
 
 class Tally:

@@ -20,6 +20,9 @@ from .segments import LogSegments, last_complete_offset, line_before
 # Nanoseconds: longer than any tick of a file system's clock. Two changes within one tick leave the same times.
 _TICK = 50_000_000
 
+# How much is read of what is known already, in bytes: more than most lines have.
+_LOOK_BACK = 1024
+
 _Stat: TypeAlias = tuple[int, int, int, int, int] | None
 
 
@@ -116,22 +119,32 @@ class HeadLookup:
             fd = os.open(self._layout.log_path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        # Everything in one call: the end of what is known, for comparison, and what follows it.
+        begin = max(0, start - _LOOK_BACK)
         try:
             stat = os.fstat(fd)
-            if (stat.st_dev, stat.st_ino) != log[:2] or (
-                start and line_hash(line_before(fd, start)[1]) != known.head.line_hash
-            ):
+            if (stat.st_dev, stat.st_ino) != log[:2]:
                 return None
-            end = last_complete_offset(fd, log[2])
-            if end <= start:
+            data = os.pread(fd, log[2] - begin, begin)
+            if len(data) != log[2] - begin:
                 return None
-            data = os.pread(fd, end - start, start)
+            if start and _hash_before(fd, data, begin, start) != known.head.line_hash:
+                return None
+            added = data[start - begin :]
+            if b'"batch"' in added or not added.endswith(b"\n"):
+                added = added[: max(0, last_complete_offset(fd, log[2]) - start)]
         finally:
             os.close(fd)
-        if len(data) != end - start or not data.endswith(b"\n"):
+        if not added.endswith(b"\n"):
             return None
-        head = Head(known.base + end, last_line_hash(data))
-        return Change(head, known.head, Lines(self._layout.log_path, known.head.offset, data))
+        head = Head(known.head.offset + len(added), last_line_hash(added))
+        return Change(head, known.head, Lines(self._layout.log_path, known.head.offset, added))
+
+
+def _hash_before(fd: int, data: bytes, begin: int, end: int) -> str:
+    """The hash of the line that ends at position `end` of a file; `data` is what is there from `begin` on."""
+    line_begin = data.rfind(b"\n", 0, end - begin - 1) + 1
+    return line_hash(data[line_begin : end - begin] if line_begin or not begin else line_before(fd, end)[1])
 
 
 def _lines_between(parts: LogSegments, start: Head, end: Head) -> Lines | None:

@@ -78,7 +78,7 @@ class Directory(Waiters):
     @property
     def durable_head(self) -> Head | None:
         """The durable head, if a writer in this process publishes it; with shared writers, that of all processes."""
-        return self.shared_head() or self._published
+        return self.shared_head() or self._published if self._shared_writers else self._published
 
     @property
     def published_head(self) -> Head | None:
@@ -126,7 +126,7 @@ class FileWatcher:
         self._directory = directory
         self.dir = layout.dir
         # Shared writers touch the lock file once what they wrote is durable.
-        self.names: tuple[str, ...] = (layout.log_path.name, layout.lock_path.name)
+        self.names: tuple[bytes, ...] = (os.fsencode(layout.log_path.name), os.fsencode(layout.lock_path.name))
         self.head: Head | None = None
         self._lookup = lookup
         self._notify = notify

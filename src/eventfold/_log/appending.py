@@ -55,7 +55,7 @@ class AppendingLog(ViewingLog):
         """
         writer = self._writer
         if ts is None and id is None and actor is None and meta is None and not tags:
-            encoded = self._encoded(event)
+            encoded: Any = event if self._catalog is None else self._catalog.encoded(event)
         elif self._catalog is None or isinstance(event, Event):
             raise TypeError(
                 "ts, id, actor, meta and tags are for an object of a class in the catalog: give them to the Event"
@@ -83,7 +83,8 @@ class AppendingLog(ViewingLog):
         Raises:
             EventfoldError: As for `append`, which also says when an `OSError` is raised.
         """
-        return await self._writer.append_many(map(self._encoded, events))
+        encoded: Iterable[Any] = events if self._catalog is None else map(self._catalog.encoded, events)
+        return await self._writer.append_many(encoded)
 
     async def append_unless(self, events: Iterable[object], query: Query, *, after: int = 0) -> list[AppendResult]:
         """Appends events, all of them or none, unless an event at or after an offset matches a query.

@@ -168,6 +168,9 @@ class EventLog(AppendingLog, ReadingLog):
         try:
             if self._writer_or_none is not None:
                 await self._writer_or_none.aclose()
+                # The writer refers to itself, so it is freed by the garbage collector, in the middle of anything: a
+                # large state must not wait for that.
+                self._writer_or_none.attach(())
             else:
                 await uninterrupted(UncancellableTask(self._close_reader(), "eventfold close"))
         finally:

@@ -235,7 +235,7 @@ def rebuild(log: Log, reducer: Reducer) -> None:
 def copy(log: Log, target: Annotated[str, typer.Argument(help="Directory or address of the copy.")]) -> None:
     """Copy a log with its snapshots and consumers to another engine or directory; continues an interrupted copy.
 
-    Example: eventfold copy data postgresql://host/db
+    Example: eventfold copy data 'postgresql://host/db?log=orders'
     """
     run(_writing.copy(log, target))
 

@@ -35,7 +35,7 @@ def printer(format: Format | None) -> Callable[[Record], None]:
 
 def _line_printer() -> Callable[[Record], None]:
     def line(record: Record) -> None:
-        sys.stdout.buffer.write(record._line + b"\n")
+        sys.stdout.buffer.write(record._line)
 
     return line
 

@@ -12,8 +12,10 @@ from typing import Any
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
 
-from .._logging import DEBUG, INFO, log_event
+from .._errors import EventfoldError
+from .._logging import DEBUG, INFO, WARNING, log_event
 from ._calls import called
 
 _CLOSE_TIMEOUT = 2.0  # seconds
@@ -27,8 +29,15 @@ async def connect(
     timeout: float,
     location: str,
     on_reconnect: Callable[[], object],
+    is_first: bool,
 ) -> None:
-    """Connects a new client. Raises `OSError` where no server answers for `timeout` seconds; close the client then."""
+    """Connects a new client. Close it if this raises.
+
+    Raises `OSError` where no server answers for `timeout` seconds, and `EventfoldError` where the first one that does
+    refuses the user; if `is_first` is false, that is waited for too.
+    """
+
+    waiting: list[Exception] = []
 
     async def drop_unsent() -> None:
         # The library would send it after the next connection, however much later that is, when the servers may have
@@ -40,9 +49,25 @@ async def connect(
         on_reconnect()
 
     async def note_error(error: Exception) -> None:
+        # The library calls this within `connect` too, which then raises what this raises.
         log_event(INFO, "jetstream.error", "%(location)s: %(error)s", location=location, error=repr(error))
         if not client.is_connected:
             _abort(client)  # the library forgets the socket of an attempt to connect that failed
+            if is_first and "authorization" in str(error).lower():
+                raise EventfoldError(
+                    f"{location}: the server refuses the user ({error}): check the user and the password in the "
+                    "address, or the credentials"
+                )
+            if is_first and not waiting:
+                waiting.append(error)
+                log_event(
+                    WARNING,
+                    "jetstream.waiting",
+                    "%(location)s: no server answers yet, it is tried for up to %(seconds)g s: %(error)s",
+                    location=location,
+                    seconds=timeout,
+                    error=repr(error),
+                )
 
     try:
         await called(
@@ -64,9 +89,19 @@ async def connect(
             ),
             timeout,
         )
+        is_first = False  # from now on, the client reconnects, whatever the servers say
+    except FileNotFoundError:
+        raise  # of the credentials
+    except ImportError as error:
+        raise EventfoldError(f"{location}: credentials need another package: pip install 'nats-py[nkeys]'") from error
     except (NatsError, OSError) as error:
         problem = client.last_error or error
-        raise OSError(errno.ECONNREFUSED, f"no server answers: {problem!r}", location) from error
+        why = getattr(problem, "strerror", None) or str(problem) or "it took too long"
+        raise OSError(
+            errno.ECONNREFUSED,
+            f"no server answers for {timeout:g} s ({why}): check the address, and that a server is running there",
+            location,
+        ) from error
 
 
 def is_dead(client: Client) -> bool:
@@ -79,8 +114,18 @@ def is_dead(client: Client) -> bool:
     return client.is_closed or (client.is_connected and reading is not None and reading.done())
 
 
+def why_unanswered(error: BaseException, client: Client) -> str:
+    """Why a request got no answer, as far as that can be known."""
+    if isinstance(error, NoRespondersError):
+        return "JetStream is not enabled for these servers or this account, or has no leader at the moment"
+    said = str(client.last_error or "")
+    return said if "permissions violation" in said.lower() else repr(error)
+
+
 async def close(client: Client, location: str) -> None:
     """Closes a client, within two seconds, whatever the server does."""
+    if not hasattr(client, "_flush_queue") or client._flush_queue is None:
+        return  # it refused its options, and has not begun to connect
     try:
         await called(client.close(), _CLOSE_TIMEOUT)
     except (NatsError, OSError) as error:

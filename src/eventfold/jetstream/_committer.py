@@ -21,7 +21,7 @@ from .._codec.lines import Lines
 from .._engine import Commit
 from .._errors import CorruptLogError, EventfoldError, UnknownOutcomeError
 from .._event import Head
-from .._judge import Append, judge, lines_needed_from
+from .._judge import Append, any_required, judge, lines_needed_from
 from ._codes import ATTEMPT_UNDER_WAY, NO_ROOM, WRONG_LAST_SEQUENCE, error_code
 from ._connection import UnansweredError
 from ._offsets import MAX_MESSAGE_SIZE, end_of, join_messages, sequence_at
@@ -57,8 +57,8 @@ class StreamCommitter:
         return await uninterrupted(UncancellableTask(self._commit(appends), "eventfold commit"))
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
-        conditional = any(append.is_judged for append in appends)
-        needed = lines_needed_from(appends)
+        conditional = any_required(appends)
+        needed = lines_needed_from(appends) if conditional else None
         newest_head_known = False
         while True:
             head = self._stream.known_head
@@ -69,7 +69,7 @@ class StreamCommitter:
                 except asyncio.CancelledError:
                     continue  # the end of `asyncio.run` cancels the tasks that read; this one goes on
             judgement = judge(appends, head, recent)
-            refused = any(isinstance(outcome, Exception) for outcome in judgement.outcomes)
+            refused = conditional and any(isinstance(outcome, Exception) for outcome in judgement.outcomes)
             if refused and not newest_head_known:
                 # The conflict may be due to something that this process has not seen yet.
                 await self._stream.head()

@@ -23,7 +23,7 @@ from nats.errors import MaxPayloadError
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
 from .._logging import ERROR, INFO, WARNING, log_event
 from ._calls import called
-from ._client import close, connect, is_dead
+from ._client import close, connect, is_dead, why_unanswered
 from ._codes import NO_MESSAGE, NO_PEERS, NO_STREAM, STREAM_EXISTS, error_code, is_unavailable
 from ._configuration import check_server, check_stream, stream_configuration
 
@@ -163,9 +163,10 @@ class Connection:
                     timeout=self.settings.timeout,
                     location=self.location,
                     on_reconnect=self._check_now.set,
+                    is_first=self._created is None,
                 )
-            elif client.is_closed:
-                raise OSError(errno.ENOTCONN, "the connection that the engine was given is closed", self.location)
+            elif client.is_closed or client._status == Client.DISCONNECTED:
+                raise OSError(errno.ENOTCONN, "the client that the engine was given is not connected", self.location)
             await self._check(client, create=self.settings.create)
             if self.closed:
                 raise LogClosedError(f"{self.location} is closed")
@@ -236,6 +237,17 @@ class Connection:
         if self._created not in (None, info["created"]):
             raise CorruptLogError(
                 self.location, 0, f"the stream was deleted and made anew at {info['created']}: open the log again"
+            )
+        if self._created is None and info["config"]["num_replicas"] < settings.replicas:
+            log_event(
+                WARNING,
+                "jetstream.fewer_replicas",
+                "%(location)s was created before, and is kept on fewer servers than asked for: %(found)d instead of "
+                "%(wanted)d; change it with `nats stream edit %(stream)s --replicas=%(wanted)d`",
+                location=self.location,
+                stream=settings.stream,
+                found=info["config"]["num_replicas"],
+                wanted=settings.replicas,
             )
         self._created = info["created"]
         check_stream(self.location, settings.subject, info["config"], info["state"])
@@ -320,7 +332,7 @@ class Connection:
             raise OSError(errno.EMSGSIZE, message, self.location) from error
         except (NatsError, OSError, msgspec.DecodeError) as error:
             await self._note_unanswered(client)
-            raise UnansweredError(repr(error), sent=True) from error
+            raise UnansweredError(why_unanswered(error, client), sent=True) from error
         if is_unavailable(answer):
             await self._note_unanswered(client)
             raise UnansweredError(answer["error"]["description"], sent=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -41,6 +41,9 @@ class JetStream:
         ValueError: A name or a number is not allowed.
     """
 
+    # Otherwise `copy_log` could give the copy the same offsets.
+    counts_bytes = False
+
     def __init__(
         self,
         servers: str | Sequence[str] | Client,
@@ -68,9 +71,7 @@ class JetStream:
             if connect:
                 raise ValueError(f"{', '.join(sorted(connect))}: the client was connected without these options")
         else:
-            addresses = (servers,) if isinstance(servers, str) else tuple(servers)
-            if not addresses:
-                raise ValueError("servers must name at least one address")
+            addresses = _checked([servers] if isinstance(servers, str) else servers)
         self._settings = Settings(
             addresses, client, log, replicas, create, timeout, attempt_timeout, compression, _Options(connect)
         )
@@ -85,14 +86,20 @@ class JetStream:
         parts = urlsplit(address)
         log = unquote(parts.path.strip("/"))
         if not parts.netloc or not log:
-            raise ValueError(f"{address!r} must look like nats://host:4222/log")
+            # It may have a password, so it is not shown.
+            raise ValueError("the address must have a host and the log's name, as in nats://host:4222/orders")
         user, _, hosts = parts.netloc.rpartition("@")
-        options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        replicas = int(options.pop("replicas", "1"))
+        options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        replicas = options.pop("replicas", "1")
         if options:
-            raise ValueError(f"unknown options in {address!r}: {', '.join(sorted(options))}")
+            raise ValueError(
+                f"the address has the unknown options {', '.join(sorted(options))}: it takes replicas; anything else, "
+                "such as timeout, is an argument of JetStream"
+            )
+        if not replicas.isdecimal():
+            raise ValueError(f"replicas must be 1, 3 or 5, not {replicas!r}")
         prefix = f"{parts.scheme}://{user}@" if user else f"{parts.scheme}://"
-        return cls([prefix + host for host in hosts.split(",")], log, replicas=replicas)
+        return cls([prefix + host for host in hosts.split(",")], log, replicas=int(replicas))
 
     def __repr__(self) -> str:
         return f"<JetStream {self._settings.location}>"
@@ -131,6 +138,27 @@ class JetStream:
             await stream.aclose()
             raise
         return StreamCommitter(stream)
+
+
+def _checked(servers: Any) -> tuple[str, ...]:
+    """Addresses that the client library can use. Raises `ValueError`, which shows no password."""
+    if not isinstance(servers, Iterable) or not all(isinstance(server, str) for server in servers):
+        raise ValueError(f"servers must be addresses or a nats.aio.client.Client, not {type(servers).__name__}")
+    addresses = tuple(servers)
+    if not addresses:
+        raise ValueError("servers must name at least one address")
+    for address in addresses:
+        scheme, slashes, rest = address.rpartition("://")
+        if slashes and scheme not in ("nats", "tls", "ws", "wss"):
+            raise ValueError(f"a server's address begins with nats:// or tls://, not {scheme}://")
+        host = rest.rpartition("@")[2]
+        try:
+            valid = bool(urlsplit(f"//{host}").hostname) and urlsplit(f"//{host}").port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ValueError(f"a server's address must look like nats://host:4222, which {host!r} does not")
+    return addresses
 
 
 class _Options(dict[str, Any]):

@@ -15,12 +15,16 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from .._errors import EventfoldError, LogClosedError
+from .._logging import WARNING, log_event
 from ._standing import StandingConnection
 
 T = TypeVar("T")
 
 # Seconds before a lost connection is tried again; each further try doubles them, up to the last.
 FIRST_DELAY, LAST_DELAY = 0.02, 1.0
+
+# Seconds after which a warning says what a call is waiting for.
+_TOLD_AFTER = 1.0
 
 # Seconds within which the server must answer when a connection is closed that it need not know about.
 CLOSED_WITHIN = 2.0
@@ -129,16 +133,22 @@ class Connections:
         try:
             pool = await self._get_pool()
             connection = await pool.acquire(timeout=self.settings.attempt_timeout)
-        except asyncpg.exceptions.ClientConfigurationError as error:
-            raise ValueError(f"{self.settings.location}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{self.settings.location} can't be used as an address: {error}") from error
         except LOST as error:
             if self.closed:
                 raise LogClosedError(f"the log in {self.settings.location} is closed") from error
-            raise NotSentError(errno.ECONNREFUSED, f"no connection: {error}", self.settings.location) from error
+            if isinstance(error, asyncpg.InterfaceError) and not self._owned:
+                raise EventfoldError(
+                    f"{self.settings.location}: {error}: open the pool before the log, and close it after the log"
+                ) from error
+            raise NotSentError(errno.ECONNREFUSED, self._unreachable(error), self.settings.location) from error
         except PASSING:
             raise
         except asyncpg.PostgresError as error:
-            raise EventfoldError(f"{self.settings.location}: the server refuses the connection: {error}") from error
+            raise EventfoldError(
+                f"{self.settings.location}: the server refuses the connection: {error}{_advice(error)}"
+            ) from error
         try:
             if transaction or self.settings.transaction_pooling:
                 async with connection.transaction():
@@ -154,6 +164,11 @@ class Connections:
                 await pool.release(connection)
             except LOST:
                 connection.terminate()
+
+    def _unreachable(self, error: BaseException) -> str:
+        # An error of the system has its number in its text, which says nothing more.
+        why = getattr(error, "strerror", None) or str(error) or f"no answer for {self.settings.attempt_timeout:g} s"
+        return f"no connection ({why}): check the address, and that the server is running and lets this host in"
 
     async def retried(self, call: Callable[[Any], Awaitable[T]], *, transaction: bool = False) -> T:
         """Makes a call that may be made twice, until it is answered.
@@ -207,6 +222,20 @@ class Connections:
             closing.exception()
 
 
+def _advice(error: asyncpg.PostgresError) -> str:
+    """What to do about a connection that the server refuses."""
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+        return ": check the user and the password in the address (or PGUSER, PGPASSWORD, ~/.pgpass) and pg_hba.conf"
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        return ": create it, or name another one in the address"
+    if isinstance(error, asyncpg.UndefinedObjectError):
+        return (
+            ": of the address's query, log and schema are eventfold's, and the rest is for asyncpg.connect; anything "
+            "else, such as timeout, is an argument of Postgres"
+        )
+    return ""
+
+
 class Tries:
     """Waits between the tries of one call, longer each time, until the timeout."""
 
@@ -215,14 +244,27 @@ class Tries:
         self._loop = asyncio.get_running_loop()
         self._until = self._loop.time() + connections.settings.timeout
         self._delay = FIRST_DELAY
+        self._told = False
 
     async def wait(self, error: BaseException) -> None:
         """Waits for the next try. Raises `OSError` with the last error after the timeout."""
         settings = self._connections.settings
-        if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+        read_only = isinstance(error, asyncpg.ReadOnlySQLTransactionError)
+        if read_only:
             await self._connections.forget_connections()
+        why = (error.strerror if isinstance(error, NotSentError) else str(error)) or "no answer in time"
         if self._loop.time() + self._delay >= self._until:
-            number = errno.EROFS if isinstance(error, asyncpg.ReadOnlySQLTransactionError) else errno.ETIMEDOUT
-            raise OSError(number, f"no success for {settings.timeout:g} s: {error}", settings.location) from error
+            number = errno.EROFS if read_only else errno.ETIMEDOUT
+            raise OSError(number, f"no success for {settings.timeout:g} s: {why}", settings.location) from error
+        if not self._told and self._loop.time() > self._until - settings.timeout + _TOLD_AFTER:
+            self._told = True
+            log_event(
+                WARNING,
+                "postgres.waiting",
+                "%(location)s: no success yet, it is tried for up to %(seconds)g s: %(error)s",
+                location=settings.location,
+                seconds=settings.timeout,
+                error=why,
+            )
         await asyncio.sleep(self._delay)
         self._delay = min(2 * self._delay, LAST_DELAY)

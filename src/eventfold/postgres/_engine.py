@@ -14,6 +14,7 @@ from ._connections import Connections, Settings
 from ._schema import migrate, pending, quoted
 from ._source import TableSource
 
+_DSN = re.compile(r"postgres(ql)?://")
 _LOG_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -54,6 +55,20 @@ class Postgres:
     ) -> None:
         if not isinstance(log, str) or not _LOG_NAME.fullmatch(log):
             raise ValueError(f"log name {log!r}: it must be 1 to 128 characters of A-Z a-z 0-9 . _ -")
+        if isinstance(dsn_or_pool, str):
+            if not _DSN.match(dsn_or_pool):
+                raise ValueError("the database's address must look like postgresql://user@host/db")
+            if any(name in ("log", "schema") for name, _ in parse_qsl(urlsplit(dsn_or_pool).query)):
+                raise ValueError(
+                    "the address names a log or a schema: leave ?log= and ?schema= out, or give all of it to "
+                    "Postgres.from_address"
+                )
+        elif not callable(getattr(dsn_or_pool, "acquire", None)):
+            raise ValueError(
+                f"dsn_or_pool must be the database's address or an asyncpg.Pool, not {type(dsn_or_pool).__name__}"
+            )
+        if schema == "":
+            raise ValueError("schema must be a name, or None for the one that the server's search path finds")
         if timeout <= 0 or attempt_timeout <= 0:
             raise ValueError("timeout and attempt_timeout must be more than 0 seconds")
         if pool_size < 2:
@@ -71,13 +86,15 @@ class Postgres:
         Of the query, `log` and `schema` are taken; everything else, such as `sslmode`, is for `asyncpg.connect`.
 
         Raises:
-            ValueError: The address names no log.
+            ValueError: The address names no log, or several.
         """
         parts = urlsplit(address)
         ours: dict[str, str] = {}
         others = []
         for name, value in parse_qsl(parts.query, keep_blank_values=True):
             if name in ("log", "schema"):
+                if name in ours:
+                    raise ValueError(f"the address names two {name}s: {ours[name]!r} and {value!r}")
                 ours[name] = value
             else:
                 others.append((name, value))

@@ -1,5 +1,7 @@
 """Locks that only one process on any host can hold: advisory locks, which the server ties to a connection.
 
+A lock also has an identity, which is written beside the document while the lock is held; see `_documents`.
+
 Promise: a lock ends with its process. It is lost only with its connection, and `was_lost` reports that, even if the
 server can no longer be reached.
 """
@@ -7,6 +9,9 @@ server can no longer be reached.
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -25,14 +30,24 @@ BELIEVED_FOR = 5.0
 # How long to wait before asking again for a lock that another process holds, in seconds.
 _REFUSED_FOR = 0.5
 
+_CLAIM = """
+INSERT INTO {schema}.eventfold_documents (log, kind, name, data) VALUES ($1, $2 || '-holder', $3, $4)
+ON CONFLICT (log, kind, name) DO UPDATE SET data = excluded.data
+"""
+
 
 class SessionLocks:
     """The locks of one session. All of them belong to its standing connection."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._held: dict[int, _Held] = {}
-        self._refused: dict[int, float] = {}
+        self._held: dict[tuple[DocumentKind, str], Held] = {}
+        self._refused: dict[tuple[DocumentKind, str], float] = {}
+
+    def held(self, kind: DocumentKind, name: str) -> Held | None:
+        """A document's lock that was taken here and not released; it may be lost. None if there is none."""
+        held = self._held.get((kind, name))
+        return None if held is None or held.unlocking is not None else held
 
     async def lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
         """See `LockingDocuments.lock`. Raises `OSError` if the server can't be reached."""
@@ -40,7 +55,7 @@ class SessionLocks:
         if kind == "view" or (settings.transaction_pooling and settings.listen_dsn is None):
             # A snapshot is replaced by one statement. A pooler would keep the lock and pass it on to its next client.
             return NoLock()
-        taking = UncancellableTask(self._lock(await self._key(kind, name)), "eventfold lock")
+        taking = UncancellableTask(self._lock(kind, name, await self._key(kind, name)), "eventfold lock")
         try:
             return await uninterrupted(taking)
         except asyncio.CancelledError:
@@ -58,12 +73,12 @@ class SessionLocks:
         text = f"eventfold {schema}.{session.settings.log} {kind} {name}"
         return xxhash.xxh64_intdigest(text.encode()) - 2**63
 
-    async def _lock(self, key: int) -> SessionLock | None:
-        loop = asyncio.get_running_loop()
-        other = self._held.get(key)
+    async def _lock(self, kind: DocumentKind, name: str, key: int) -> SessionLock | None:
+        loop, document = asyncio.get_running_loop(), (kind, name)
+        other = self._held.get(document)
         if other is not None and other.unlocking is not None:
             await asyncio.wait([other.unlocking])
-        elif other is not None or loop.time() < self._refused.get(key, 0.0):
+        elif other is not None or loop.time() < self._refused.get(document, 0.0):
             return None
         connections = self._session.connections
         standing, tries = connections.standing, Tries(connections)
@@ -76,22 +91,26 @@ class SessionLocks:
             except asyncpg.PostgresError as error:
                 raise connections.refusal(error) from error
             try:
-                held = _Held(self, key, connection)
+                held = Held(self, kind, name, key, connection)
                 if await held.fetch("SELECT pg_try_advisory_lock($1)", key):
-                    self._held[key] = held
+                    try:
+                        await held.claim()
+                    except PermissionError:
+                        pass  # nothing can be stored either, unless that changes: then it is claimed first
+                    self._held[document] = held
                     return SessionLock(held)
             except LOST as error:
                 standing.leave(connection)
                 await tries.wait(error)
                 continue
             standing.leave(connection)
-            self._refused[key] = loop.time() + _REFUSED_FOR
+            self._refused[document] = loop.time() + _REFUSED_FOR
             return None
 
-    def forget(self, key: int, held: _Held) -> None:
+    def forget(self, kind: DocumentKind, name: str, held: Held) -> None:
         """Notes that a lock is no longer held."""
-        if self._held.get(key) is held:
-            del self._held[key]
+        if self._held.get((kind, name)) is held:
+            del self._held[kind, name]
 
     async def aclose(self) -> None:
         """Releases all locks by closing the connection."""
@@ -104,7 +123,7 @@ class SessionLocks:
 class SessionLock:
     """A `DocumentLock`. It is also released when the object is collected."""
 
-    def __init__(self, held: _Held) -> None:
+    def __init__(self, held: Held) -> None:
         self._held = held
 
     def __del__(self) -> None:
@@ -119,12 +138,17 @@ class SessionLock:
         self._held.release()
 
 
-class _Held:
-    """A lock that a connection holds, or held until the connection was lost."""
+class Held:
+    """A lock that a connection holds, or held until the connection was lost. `lost` says that another one has it."""
 
-    def __init__(self, locks: SessionLocks, key: int, connection: Any) -> None:
+    def __init__(self, locks: SessionLocks, kind: DocumentKind, name: str, key: int, connection: Any) -> None:
+        self.lost = False
+        self._identity = uuid.uuid4().bytes
+        self._numbers = itertools.count(1)
+        self._claimed = False
         self._locks = locks
         self._session = locks._session
+        self._kind, self._name = kind, name
         self._key = key
         self._connection = connection
         self._loop = asyncio.get_running_loop()
@@ -135,7 +159,7 @@ class _Held:
     async def fetch(self, statement: str, *arguments: Any) -> Any:
         """Returns the connection's answer. Without one, the connection is given up, and all its locks with it.
 
-        Raises `ConnectionError`.
+        Raises `ConnectionError`, and `PermissionError` for what may not be written.
         """
         timeout = self._session.settings.attempt_timeout
 
@@ -144,15 +168,38 @@ class _Held:
 
         try:
             answer = await self._session.connections.standing.run(call)
+        except (asyncpg.InsufficientPrivilegeError, asyncpg.ReadOnlySQLTransactionError) as error:
+            number = errno.EROFS if isinstance(error, asyncpg.ReadOnlySQLTransactionError) else errno.EPERM
+            raise PermissionError(number, str(error), self._session.settings.location) from error
         except (*LOST, asyncpg.PostgresError) as error:
             self._connection.terminate()
             raise ConnectionError(f"the connection for locks is lost: {error!r}") from error
         self._believed_until = self._loop.time() + BELIEVED_FOR
         return answer
 
+    async def claim(self) -> None:
+        """Writes the identity beside the document, if that has not been done and the log exists.
+
+        It is written over the connection that has the lock: so whoever has the lock later writes its own later. Raises
+        what `fetch` raises.
+        """
+        session = self._session
+        if self._claimed or not await session.find():
+            return
+        sql = _CLAIM.format(schema=session.schema)
+        await self.fetch(sql, session.log, self._kind, self._name, self._number(0))
+        self._claimed = True
+
+    def next_number(self) -> tuple[bytes, bytes]:
+        """The number that the lock begins with, and that of the next replacement of the document."""
+        return self._number(0), self._number(next(self._numbers))
+
+    def _number(self, number: int) -> bytes:
+        return self._identity + number.to_bytes(8)
+
     async def is_there(self) -> bool:
-        """Whether the connection still answers."""
-        if not self._session.connections.standing.has(self._connection):
+        """Whether the connection still answers, and no other process is known to have the lock."""
+        if self.lost or not self._session.connections.standing.has(self._connection):
             return False
         if self._loop.time() >= self._believed_until:
             try:
@@ -183,4 +230,4 @@ class _Held:
             pass  # the server releases it, as it does whenever a connection ends
         finally:
             standing.leave(self._connection)
-            self._locks.forget(self._key, self)
+            self._locks.forget(self._kind, self._name, self)

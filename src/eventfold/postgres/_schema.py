@@ -1,8 +1,8 @@
 """The tables of the engine: how they are created, migrated and checked.
 
 `eventfold_logs` has one row for each log, with its head; `eventfold_commits` one for each group commit; and
-`eventfold_documents` one for each snapshot and each consumer's place; `eventfold_keys` is the index. Whoever appends
-locks the log's row, which puts all writers of a log into one order.
+`eventfold_documents` one for each snapshot, for each consumer's place and for whoever has its name; `eventfold_keys` is
+the index. Whoever appends locks the log's row, which puts all writers of a log into one order.
 
 Promises: two processes that open at once don't create or migrate the tables twice; a role that may not do it gets the
 SQL to run in the error.

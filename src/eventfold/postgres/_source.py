@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 from .._codec.lines import SLICE_SIZE, Lines, last_line_hash
-from .._engine import DocumentKind, DocumentLock
 from .._errors import CorruptLogError, LogClosedError
 from .._event import Head
 from .._waiters import Waiters
@@ -174,7 +173,7 @@ class TableSource:
         # While it is being closed: whether the server is there, as far as is known.
         self._closing = False
         self._gave_up = False
-        self.documents = TableDocuments(settings, self.fetch, self._lock)
+        self.documents = TableDocuments(settings, self.fetch, lambda: self.session().locks)
         self.keys = TableKeys(self)
 
     def __repr__(self) -> str:
@@ -218,9 +217,6 @@ class TableSource:
     def begin_closing(self) -> None:
         """See `ClosingCommitter.begin_closing`."""
         self._closing = True
-
-    async def _lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
-        return await self.session().locks.lock(kind, name)
 
     async def identity(self) -> str:
         session = self.session()

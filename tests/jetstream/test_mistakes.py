@@ -1,0 +1,117 @@
+"""Mistakes in what the engine is given: each is an error that says what is wrong, and shows no password."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+from tests.jetstream.servers import Servers, free_ports
+
+from eventfold import Event, EventfoldError, EventLog
+from eventfold.jetstream import JetStream
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("nats://me:secret@host:4222", "must have a host and the log's name"),
+        ("nats://me:secret@host:4222/?log=orders", "must have a host and the log's name"),
+        ("nats://me:secret@host:4222/orders?log=orders", "unknown options log"),
+        ("nats://me:secret@host:4222/or.ders", "log name 'or.ders'"),
+        ("nats://me:secret@host:4222/orders?replicas=many", "replicas must be 1, 3 or 5, not 'many'"),
+        ("nats://me:secret@host:4222/orders?replicas=2", "replicas must be 1, 3 or 5, not 2"),
+        ("nats://me:secret@host:port/orders", "which 'host:port' does not"),
+        ("nats:me:secret@host/orders", "begins with nats://"),
+    ],
+)
+def test_an_address_that_is_wrong_is_refused(where: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        EventLog.open(where)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("servers", "message"),
+    [
+        (None, "not NoneType"),
+        ([], "at least one"),
+        ([None], "addresses or a nats.aio.client.Client"),
+        ("http://me:secret@host", "not http://"),
+        (["nats://host", "nats://me:secret@"], "which '' does not"),
+    ],
+)
+def test_what_names_no_servers_is_refused(servers: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        JetStream(servers, "orders")
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_client_that_is_not_connected_is_an_error_at_once() -> None:
+    with pytest.raises(OSError, match="not connected"):
+        await EventLog.open(JetStream(Client(), "orders"))
+
+
+async def test_an_option_that_the_client_library_does_not_have_is_named() -> None:
+    with pytest.raises(TypeError, match="pasword"):
+        await EventLog.open(JetStream("nats://127.0.0.1:4222", "orders", pasword="secret"))
+
+
+async def test_a_log_with_fewer_replicas_than_asked_for_is_warned_of(
+    server: Servers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was created by a program that asked for one."""
+    for replicas in (1, 3):
+        assert not caplog.records
+        async with EventLog.open(JetStream(server.addresses, "few", replicas=replicas, timeout=5 + replicas)) as log:
+            await log.append(Event("a"))
+    [record] = caplog.records
+    assert "1 instead of 3; change it with `nats stream edit few --replicas=3`" in record.getMessage()
+
+
+@pytest.fixture
+def guarded(own_servers: Callable[[], Servers]) -> Servers:
+    """A server that lets two users in, one of whom may do nothing."""
+    servers = own_servers()
+    nothing = 'permissions: {publish: ["nothing"], subscribe: ["_INBOX.>"]}'
+    users = f"{{user: ann, password: right}}, {{user: bob, password: right, {nothing}}}"
+    servers.all[0].configure(f"accounts {{ shop {{ jetstream: enabled, users: [{users}] }} }}")
+    servers.all[0].restart()
+    return servers
+
+
+@pytest.mark.parametrize("user", ["", "ann:wrong@", "eve:right@"])
+async def test_a_user_whom_the_server_refuses_is_an_error_at_once(guarded: Servers, user: str) -> None:
+    """It says what to check."""
+    [address] = guarded.addresses
+    with pytest.raises(EventfoldError, match=r"refuses the user .* check the user and the password"):
+        await EventLog.open(address.replace("//", f"//{user}") + "/orders")
+    async with EventLog.open(address.replace("//", "//ann:right@") + "/orders"):
+        pass
+
+
+async def test_a_user_who_may_not_use_jetstream_is_told(guarded: Servers) -> None:
+    """After the timeout, since the servers don't answer such a request."""
+    [address] = guarded.addresses
+    engine = JetStream(address.replace("//", "//bob:right@"), "orders", timeout=0.5, attempt_timeout=0.2)
+    with pytest.raises(OSError, match="permissions violation for publish"):
+        await EventLog.open(engine)
+
+
+async def test_servers_without_jetstream_are_named_as_such(own_servers: Callable[[], Servers]) -> None:
+    servers = own_servers()
+    servers.all[0].configure(jetstream=False)
+    servers.all[0].restart()
+    with pytest.raises(OSError, match="JetStream is not enabled"):
+        await EventLog.open(JetStream(servers.addresses, "orders", timeout=0.5, attempt_timeout=0.2))
+
+
+async def test_a_server_that_is_not_there_is_an_error_after_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
+    """With why, and what to check; a warning says what it waits for."""
+    [port] = free_ports(1)
+    engine = JetStream(f"nats://127.0.0.1:{port}", "orders", timeout=0.5, attempt_timeout=0.2)
+    with pytest.raises(OSError, match=r"for 0.5 s \(Connect call failed.*check the address"):
+        await EventLog.open(engine)
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "tried for up to 0.5 s: ConnectionRefusedError" in record.getMessage()

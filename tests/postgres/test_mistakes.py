@@ -1,0 +1,101 @@
+"""Mistakes in what the engine is given: each is an error that says what is wrong, and shows no password."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.postgres.servers import Server
+from tests.support import free_port
+
+from eventfold import EventfoldError, EventLog
+from eventfold.postgres import Postgres
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("postgresql://me:secret@host/db", r"names no log: add \?log=NAME"),
+        ("postgres://me:secret@host/db?log=", "log name ''"),
+        ("postgresql://me:secret@host/db?log=a/b", "log name 'a/b'"),
+        ("postgresql://me:secret@host/db?log=a&log=b", "two logs: 'a' and 'b'"),
+        ("postgresql://me:secret@host/db?log=a&schema=", "schema must be a name"),
+        ("postgresql://me:secret@host:port/db?log=a", "can't be used as an address"),
+        ("postgresql://me:secret@host/db?log=a&sslmode=always", "sslmode"),
+        ("postgresql:me:secret@host/db?log=a", "begins with postgresql://"),
+    ],
+)
+async def test_an_address_that_is_wrong_is_refused(where: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        await EventLog.open(where)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (None, "not NoneType"),
+        ("me:secret@host/db", "must look like postgresql://"),
+        ("host=there password=secret", "must look like postgresql://"),
+        ("postgresql://me:secret@host/db?log=other", r"leave \?log= and \?schema= out"),
+    ],
+)
+def test_what_names_no_database_is_refused(where: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        Postgres(where, "orders")
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_connection_instead_of_a_pool_is_refused(database: str) -> None:
+    connection = await asyncpg.connect(database)
+    with pytest.raises(ValueError, match="not Connection"):
+        Postgres(connection, "orders")
+    await connection.close()
+
+
+async def test_a_pool_that_is_not_open_is_an_error_at_once(database: str) -> None:
+    """No further try would open it."""
+    pool = asyncpg.create_pool(database, min_size=0)
+    with pytest.raises(EventfoldError, match="open the pool before the log"):
+        await EventLog.open(Postgres(pool, "orders"))
+    await pool
+    async with EventLog.open(Postgres(pool, "orders")):
+        pass
+    await pool.close()
+    with pytest.raises(EventfoldError, match="close it after the log"):
+        await EventLog.open(Postgres(pool, "orders"))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (
+            "postgresql://careful:wrong@{host}/postgres",
+            "password authentication failed.*check the user and the password",
+        ),
+        ("postgresql://careful@{host}/postgres", "password authentication failed.*check the user and the password"),
+        ("postgresql://stranger@{host}/postgres", "role.*does not exist.*check the user and the password"),
+        ("postgresql://admin@{host}/nowhere", "does not exist: create it, or name another one"),
+        ("postgresql://admin@{host}/postgres?timeout=5", '"timeout": .* is an argument of Postgres'),
+    ],
+)
+async def test_a_connection_that_the_server_refuses_is_an_error_at_once(
+    own_server: Server, address: str, message: str
+) -> None:
+    """It says why, and what to do."""
+    if not await own_server.execute("SELECT FROM pg_roles WHERE rolname = 'careful'"):
+        await own_server.execute("CREATE ROLE careful LOGIN PASSWORD 'right'")
+        own_server.require_password("careful")
+        await own_server.execute("SELECT pg_reload_conf()")
+    with pytest.raises(EventfoldError, match=message) as caught:
+        await EventLog.open(Postgres(address.format(host=f"127.0.0.1:{own_server.port}"), "orders", timeout=60))
+    assert "wrong" not in str(caught.value)
+
+
+async def test_a_server_that_is_not_there_is_an_error_after_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
+    """With why, and what to check; a warning says what it waits for."""
+    with pytest.raises(OSError, match=r"for 3 s: no connection \(Connect call failed.*check the address"):
+        await EventLog.open(Postgres(f"postgresql://me@127.0.0.1:{free_port()}/db", "orders", timeout=3))
+    [record] = caplog.records
+    assert "tried for up to 3 s: no connection (Connect call failed" in record.getMessage()
