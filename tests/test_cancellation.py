@@ -236,7 +236,7 @@ async def prepared(directory: Path, name: str) -> Program:
         await program.open()
         await program.append()
         await program.append_many()
-    if name == "tail":  # which is to read the files, and not what is still in memory
+    if name == "tail":  # It must read the files, and not what is still in memory.
         await program.aclose()
         await program.open()
     return program

@@ -402,7 +402,7 @@ def test_the_views_of_a_log_in_two_loops_one_after_the_other(tmp_path: Path) -> 
 
 
 def test_a_program_without_anyio_need_not_wait_for_its_import(tmp_path: Path) -> None:
-    """anyio loads its backend with the first scope, which takes 20 ms in which nothing else runs."""
+    """anyio loads its backend with the first scope, which takes 20 ms during which nothing else runs."""
     program = """
 import asyncio, sys
 from eventfold import Event, EventLog

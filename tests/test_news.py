@@ -1,4 +1,4 @@
-"""The newest lines in memory: the same records as from the disk, for each reader its own."""
+"""The newest lines in memory: they give the same records as the disk, and each reader gets its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eventfold._news import News
 
 
 class Log:
-    """Commits that follow each other."""
+    """A sequence of commits."""
 
     def __init__(self, news: News) -> None:
         self.news = news
@@ -22,7 +22,7 @@ class Log:
     def commit(self, data: bytes) -> Head:
         known = self.heads[-1]
         head = Head(known.offset + len(data), line_hash(data[data.rfind(b"\n", 0, -1) + 1 :]))
-        self.news.add(known, head, Lines("app.jsonl", known.offset, data))
+        self.news.add(known, head, Lines("app.jsonl", known.offset, data), True)
         self.heads.append(head)
         self.data += data
         return head
@@ -48,7 +48,7 @@ def as_from_disk(lines: Lines) -> list[Record]:
     ],
 )
 def test_each_who_asks_gets_the_records_that_the_disk_gives(log: Log, data: bytes) -> None:
-    """Whether it is the first, or one of many."""
+    """This holds for the first reader and for all others."""
     log.commit(line(0))
     log.commit(data)
     found = log.news.since(log.heads[1])
@@ -62,7 +62,7 @@ def test_each_who_asks_gets_the_records_that_the_disk_gives(log: Log, data: byte
 
 
 def test_each_has_events_of_its_own(log: Log) -> None:
-    """Whoever changes an event's data changes it for nobody else."""
+    """If a reader changes an event's data, no other reader sees that."""
     log.commit(line(1))
     found = log.news.since(log.heads[0])
     assert found is not None
@@ -88,7 +88,7 @@ def test_each_is_told_of_damage_after_what_comes_before_it(log: Log) -> None:
 
 
 def test_who_is_some_commits_late_gets_them_joined(log: Log) -> None:
-    """From the end of any of them to the end of any later one."""
+    """It may continue from the end of any kept commit to the end of any later one."""
     for n in range(10):
         log.commit(line(n) * (n + 1))
     for first in range(10):
@@ -105,7 +105,7 @@ def test_who_is_some_commits_late_gets_them_joined(log: Log) -> None:
 
 
 def test_there_are_no_news_for_who_is_elsewhere(log: Log) -> None:
-    """Inside a commit, after another line, or at an end that is none."""
+    """Its offset may be inside a commit, after a different line, or where no line ends."""
     for n in range(3):
         log.commit(line(n) + line(n))
     inside = Head(log.heads[1].offset + len(line(1)), "")
@@ -117,7 +117,7 @@ def test_there_are_no_news_for_who_is_elsewhere(log: Log) -> None:
 
 
 def test_only_a_little_is_kept(log: Log) -> None:
-    """Some commits, and not more than a slice of them; of a larger one nothing."""
+    """Some commits are kept, up to one slice of them; of a larger commit, nothing is kept."""
     for n in range(40):
         log.commit(line(n))
     of_small = [log.news.since(head) is not None for head in log.heads]
@@ -132,12 +132,12 @@ def test_only_a_little_is_kept(log: Log) -> None:
 
 
 def test_what_does_not_follow_replaces_what_is_there(log: Log) -> None:
-    """Others have appended in between, or the lines are not known."""
+    """Other writers have appended in between, or the lines are unknown."""
     log.commit(line(0))
     log.heads.append(Head(log.heads[-1].offset + 100, "of somebody else"))
     log.commit(line(1))
     gap = [log.news.since(head) is not None for head in log.heads]
-    log.news.add(log.heads[-1], Head(10_000, "unknown"), None)
+    log.news.add(log.heads[-1], Head(10_000, "unknown"), None, True)
 
     assert gap == [False, False, True, False]
     assert not any(log.news.since(head) for head in log.heads)

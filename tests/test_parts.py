@@ -224,13 +224,13 @@ async def test_others_run_while_a_large_snapshot_is_saved_and_loaded(
 
 
 class Watchable(msgspec.Struct, weakref=True):
-    """A state whose end can be seen."""
+    """A state that a weak reference can watch."""
 
     count: int = 0
 
 
 async def test_a_state_is_freed_with_its_closed_log_at_once(data_dir: Path) -> None:
-    """The garbage collector would free it later, all of it at once, in the middle of other tasks' work."""
+    """Otherwise the garbage collector would free it later, all at once, in the middle of other tasks' work."""
 
     def count(state: Watchable, event: Event) -> Watchable:
         state.count += 1
@@ -251,7 +251,7 @@ async def test_a_state_is_freed_with_its_closed_log_at_once(data_dir: Path) -> N
 
 
 def test_no_large_file_is_put_together_in_one_go() -> None:
-    """Others run between the parts: for 10 MB, joining them holds the interpreter for milliseconds."""
+    """Other code runs between the parts: joining 10 MB holds the interpreter for milliseconds."""
     state = {str(number): "x" * 1000 for number in range(1_000)}
     written: list[int] = []
 
@@ -269,5 +269,5 @@ def test_no_large_file_is_put_together_in_one_go() -> None:
 
     assert msgspec.json.decode(data)["state"] == msgspec.json.decode(encoded) == state
     assert max(written) <= 2 * _parts.PART
-    # Between any two parts, that is: after no part did two follow without a pause.
+    # No two parts may follow each other without a pause.
     assert all(number in pauses for number, size in enumerate(written, 1) if size > _parts.PART // 2)

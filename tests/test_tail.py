@@ -443,7 +443,7 @@ async def test_a_hundred_tails_each_give_everything(data_dir: Path) -> None:
 
 
 async def test_many_tails_that_wake_at_once_let_other_tasks_run(data_dir: Path) -> None:
-    """Some of them in each turn of the loop, and each gets everything, also if more is appended meanwhile."""
+    """Some of them run in each turn of the loop, and each yields everything, even if more is appended meanwhile."""
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
         delivered = 0
         in_turns = [0]
@@ -484,7 +484,7 @@ async def test_many_tails_that_wake_at_once_let_other_tasks_run(data_dir: Path) 
 async def test_a_tail_that_is_a_few_appends_late_does_not_read_the_disk(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest lines are in memory; what is older is read."""
+    """The newest lines are in memory, and only older ones are read."""
     reads = starts_of_reads(monkeypatch)
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
         await log.append(event(0))

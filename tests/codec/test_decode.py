@@ -310,7 +310,7 @@ def test_lines_decoded_backwards_are_the_same_in_reverse(
 @pytest.mark.parametrize("places", [True, False])
 @pytest.mark.parametrize("query", [None, Query({"counted"}), Query(tags={"odd"})])
 def test_batches_may_come_and_go(query: Query | None, places: bool) -> None:
-    """Stretches of blocks without a batch, and some with, give the same as all lines at once."""
+    """Stretches of blocks with and without batches give the same events as all lines at once."""
     lines = []
     for size in [1] * 300 + [3] * 40 + [1] * 300 + [200] + [2] * 5 + [1] * 30:
         for i in range(1, size + 1):
@@ -342,7 +342,7 @@ def test_blocks_are_decoded_once_whether_or_not_they_have_batches() -> None:
 
 
 def test_lines_of_two_damages_that_cancel_out_are_found_where_offsets_count() -> None:
-    """A blank line, and two events on one line, before a batch that continues in the next block."""
+    """The lines are a blank one, and one with two events, before a batch that continues in the next block."""
     one, two, three = (encode_line(Event("counted", {"n": n}, ts=1), 2**24) for n in range(3))
     begun = encode_line(Event("counted", {"n": 3}, ts=1), 2**24, (1, 2))
     decoder = Decoder()

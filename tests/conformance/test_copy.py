@@ -141,14 +141,14 @@ async def test_a_copy_reports_its_progress(ends: tuple[Address, Address]) -> Non
 
 @pytest.fixture
 def streams(request: pytest.FixtureRequest) -> tuple[Address, Address]:
-    """Two logs, whose offsets don't count bytes."""
+    """Two logs whose offsets don't count bytes."""
     return ENGINES["jetstream"](request), ENGINES["jetstream"](request)
 
 
 async def test_a_log_whose_offsets_are_no_bytes_is_refused_before_anything_is_created(
     tmp_path: Path, streams: tuple[Address, Address]
 ) -> None:
-    """As source and as target."""
+    """Such a log is refused as source and as target."""
     stream, other_stream = streams
     directory, other_directory = tmp_path / "from", tmp_path / "to"
     for where in (stream, directory):

@@ -82,7 +82,7 @@ LONG = line(7).replace(b'"counted"', b'"' + b"x" * 3000 + b'"')
 def test_what_was_added_is_found_without_opening_everything_again(
     data_dir: Path, looks: list[Layout], known: bytes, added: bytes, complete: bytes
 ) -> None:
-    """In one read, whatever the lines before it are like; what is not complete yet is left out."""
+    """One read finds the new lines, whatever the lines before them are like; incomplete ones are left out."""
     write_log(data_dir, known)
     lookup = heads.HeadLookup(Layout(data_dir))
     lookup.change()
@@ -95,7 +95,7 @@ def test_what_was_added_is_found_without_opening_everything_again(
     if complete:
         assert change.lines is not None
         assert (change.lines.start_offset, change.lines.data) == (len(known), complete)
-        assert len(looks) == before + 1  # that of the comparison above
+        assert len(looks) == before + 1  # the read for the comparison above
     else:
         assert change.head.offset == len(known)
 

@@ -109,7 +109,7 @@ async def test_a_stream_whose_first_messages_are_gone_is_reported(engine: JetStr
 
 
 async def test_a_stream_with_a_message_deleted_is_reported(engine: JetStream, client: Any) -> None:
-    """Though nobody may delete one now."""
+    """This holds although nobody may delete a message now."""
     name = engine._settings.log
     await client.add_stream(_stream(engine, deny_delete=False))
     for data in (b"1\n", b"2\n", b"3\n"):

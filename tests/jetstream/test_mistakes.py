@@ -1,4 +1,4 @@
-"""Mistakes in what the engine is given: each is an error that says what is wrong, and shows no password."""
+"""Wrong arguments for the engine: each causes an error that says what is wrong, and shows no password."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_an_option_that_the_client_library_does_not_have_is_named() -> Non
 async def test_a_log_with_fewer_replicas_than_asked_for_is_warned_of(
     server: Servers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It was created by a program that asked for one."""
+    """A program that asked for one replica has created the stream."""
     for replicas in (1, 3):
         assert not caplog.records
         async with EventLog.open(JetStream(server.addresses, "few", replicas=replicas, timeout=5 + replicas)) as log:
@@ -72,7 +72,7 @@ async def test_a_log_with_fewer_replicas_than_asked_for_is_warned_of(
 
 @pytest.fixture
 def guarded(own_servers: Callable[[], Servers]) -> Servers:
-    """A server that lets two users in, one of whom may do nothing."""
+    """A server with two users, one of whom has no permissions."""
     servers = own_servers()
     nothing = 'permissions: {publish: ["nothing"], subscribe: ["_INBOX.>"]}'
     users = f"{{user: ann, password: right}}, {{user: bob, password: right, {nothing}}}"
@@ -83,7 +83,7 @@ def guarded(own_servers: Callable[[], Servers]) -> Servers:
 
 @pytest.mark.parametrize("user", ["", "ann:wrong@", "eve:right@"])
 async def test_a_user_whom_the_server_refuses_is_an_error_at_once(guarded: Servers, user: str) -> None:
-    """It says what to check."""
+    """The error says what to check."""
     [address] = guarded.addresses
     with pytest.raises(EventfoldError, match=r"refuses the user .* check the user and the password"):
         await EventLog.open(address.replace("//", f"//{user}") + "/orders")
@@ -92,7 +92,7 @@ async def test_a_user_whom_the_server_refuses_is_an_error_at_once(guarded: Serve
 
 
 async def test_a_user_who_may_not_use_jetstream_is_told(guarded: Servers) -> None:
-    """After the timeout, since the servers don't answer such a request."""
+    """The error comes after the time-out, since the servers don't answer such a request."""
     [address] = guarded.addresses
     engine = JetStream(address.replace("//", "//bob:right@"), "orders", timeout=0.5, attempt_timeout=0.2)
     with pytest.raises(OSError, match="permissions violation for publish"):
@@ -108,7 +108,7 @@ async def test_servers_without_jetstream_are_named_as_such(own_servers: Callable
 
 
 async def test_a_server_that_is_not_there_is_an_error_after_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
-    """With why, and what to check; a warning says what it waits for."""
+    """The error says why and what to check; before that, a warning says what the program waits for."""
     [port] = free_ports(1)
     engine = JetStream(f"nats://127.0.0.1:{port}", "orders", timeout=0.5, attempt_timeout=0.2)
     with pytest.raises(OSError, match=r"for 0.5 s \(Connect call failed.*check the address"):

@@ -41,7 +41,7 @@ class Proxy:
         self._marks.append((mark, when, then_refuse))
 
     def deliver(self) -> None:
-        """Lets the server have what was cut off as `Cut.LATE`."""
+        """Sends to the server what was cut off as `Cut.LATE`."""
         self._delivered.set()
 
     def _found(self, data: bytes) -> Cut | None:

@@ -71,7 +71,7 @@ class Server:
         )
 
     def require_password(self, role: str) -> None:
-        """Lets a role in with its password only, once the configuration is read again."""
+        """Requires a role's password, once the configuration is read again."""
         rules = self._data / "pg_hba.conf"
         rules.write_text(f"host all {role} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
 

@@ -144,7 +144,7 @@ async def end_the_backend(server: Server, proxy: Proxy, database: str) -> None:
 
 @pytest.fixture
 async def documents(database: str) -> AsyncIterator[tuple[TableDocuments, TableDocuments]]:
-    """Those of a log that two have open as two processes would."""
+    """The documents of a log that is open twice, as in two processes."""
     committers = [await Postgres(database, "orders", timeout=20 + n).open_committer() for n in range(2)]
     yield committers[0].source.documents, committers[1].source.documents
     for committer in committers:
@@ -154,7 +154,7 @@ async def documents(database: str) -> AsyncIterator[tuple[TableDocuments, TableD
 async def test_who_was_taken_over_can_commit_nothing(
     server: Server, database: str, proxy: Proxy, documents: tuple[TableDocuments, TableDocuments]
 ) -> None:
-    """Even if the other one has committed nothing yet."""
+    """This holds even if the new holder has committed nothing yet."""
     first, second = documents
     held = await first.lock("consumer", "c")
     assert held is not None
@@ -177,7 +177,7 @@ async def test_who_was_taken_over_can_commit_nothing(
 async def test_who_has_lost_its_connection_commits_as_long_as_nobody_has_taken_the_name(
     server: Server, database: str, proxy: Proxy, documents: tuple[TableDocuments, TableDocuments]
 ) -> None:
-    """It is still the last who had it."""
+    """It was the last one to hold the name."""
     first, second = documents
     held = await first.lock("consumer", "c")
     await end_the_backend(server, proxy, database)
@@ -190,7 +190,7 @@ async def test_who_has_lost_its_connection_commits_as_long_as_nobody_has_taken_t
 
 
 async def test_whoever_may_only_read_has_the_name_too(server: Server, database: str) -> None:
-    """Nothing tells the others, but nothing is committed either; once it may write, it does both."""
+    """Other processes can't see that it holds the name, and it commits nothing; once it may write, it does both."""
     await append(database, 0, 2)
     await server.execute("DROP ROLE IF EXISTS reads", database=database.rpartition("/")[2])
     for sql in ("CREATE ROLE reads LOGIN", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reads"):
@@ -208,7 +208,7 @@ async def test_whoever_may_only_read_has_the_name_too(server: Server, database: 
 
 
 async def test_a_commit_that_reaches_the_server_late_moves_nothing_back(server: Server, database: str) -> None:
-    """It was sent again meanwhile, and so was the next one."""
+    """The commit was sent again meanwhile, and so was the next one."""
     async with proxy_of(server.port) as proxy:
         address = database.replace(f":{server.port}/", f":{proxy.port}/")
         async with EventLog.open(Postgres(address, "orders")) as log:
@@ -226,7 +226,7 @@ async def test_a_commit_that_reaches_the_server_late_moves_nothing_back(server: 
 
 
 async def test_a_name_that_was_taken_before_there_was_a_log_is_kept_by_its_owner(server: Server, database: str) -> None:
-    """Whoever reads first waits for the log to be created, and commits then."""
+    """The first reader waits until the log is created, and then commits."""
     async with EventLog.open(Postgres(database, "orders", timeout=20), read_only=True) as log:
         consumer = log.consumer("worker")
         waiting = asyncio.ensure_future(anext(consumer))

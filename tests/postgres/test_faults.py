@@ -296,7 +296,7 @@ async def test_a_statement_timeout_is_an_os_error_and_nothing_was_written(own_se
 
 
 async def test_a_server_that_stands_still_is_waited_for_and_has_each_event_once() -> None:
-    """No connection is lost, and nothing is answered: appends are sent again, reads are repeated, and tails go on."""
+    """No connection is lost and nothing is answered: appends are sent again, reads are repeated, and tails go on."""
     with running_server() as server:
         async with EventLog.open(Postgres(server.address(), "still", attempt_timeout=0.3)) as log:
             await log.append(Event("a", {"n": 0}))

@@ -1,4 +1,4 @@
-"""Mistakes in what the engine is given: each is an error that says what is wrong, and shows no password."""
+"""Wrong arguments for the engine: each causes an error that says what is wrong, and shows no password."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_a_connection_instead_of_a_pool_is_refused(database: str) -> None:
 
 
 async def test_a_pool_that_is_not_open_is_an_error_at_once(database: str) -> None:
-    """No further try would open it."""
+    """Another attempt would not open it."""
     pool = asyncpg.create_pool(database, min_size=0)
     with pytest.raises(EventfoldError, match="open the pool before the log"):
         await EventLog.open(Postgres(pool, "orders"))
@@ -83,7 +83,7 @@ async def test_a_pool_that_is_not_open_is_an_error_at_once(database: str) -> Non
 async def test_a_connection_that_the_server_refuses_is_an_error_at_once(
     own_server: Server, address: str, message: str
 ) -> None:
-    """It says why, and what to do."""
+    """The error says why, and what to do."""
     if not await own_server.execute("SELECT FROM pg_roles WHERE rolname = 'careful'"):
         await own_server.execute("CREATE ROLE careful LOGIN PASSWORD 'right'")
         own_server.require_password("careful")
@@ -94,7 +94,7 @@ async def test_a_connection_that_the_server_refuses_is_an_error_at_once(
 
 
 async def test_a_server_that_is_not_there_is_an_error_after_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
-    """With why, and what to check; a warning says what it waits for."""
+    """The error says why and what to check; before that, a warning says what the program waits for."""
     with pytest.raises(OSError, match=r"for 3 s: no connection \(Connect call failed.*check the address"):
         await EventLog.open(Postgres(f"postgresql://me@127.0.0.1:{free_port()}/db", "orders", timeout=3))
     [record] = caplog.records

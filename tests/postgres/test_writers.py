@@ -190,7 +190,7 @@ async def test_a_commit_begins_before_all_of_the_one_before_it_have_returned(
 async def test_a_failure_ends_all_appends_of_both_commits_under_way(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the one before it have succeeded."""
+    """The appends of the commit before them have succeeded."""
     commit = TableCommitter.commit
     commits = 0
 
