@@ -1,7 +1,7 @@
 """Reads what is in a log: forwards, backwards, or single lines.
 
-Promises: reading ends at the head as it was when it began, with whole lines and whole batches; other tasks can run every
-few milliseconds.
+Promises: reading ends at the head as it was when it began, with whole lines and batches; other tasks can run every few
+milliseconds.
 """
 
 from __future__ import annotations
