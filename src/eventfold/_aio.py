@@ -113,10 +113,13 @@ class ThreadCall(Generic[T]):
 
     A future would take one more turn of the event loop: it gets its result in one turn, and its waiters run in the
     next. Here, the thread makes the loop run the waiters directly.
+
+    With `start`, the call begins only once it is awaited.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, start: Callable[[], object] | None = None) -> None:
         self.loop = loop
+        self._start = start
         # Lists, since appending to them and removing from them is atomic: two threads need no lock.
         self._outcomes: list[tuple[Any, BaseException | None]] = []  # the first one counts
         self._waiters: list[_Waiter] = []
@@ -153,7 +156,7 @@ class ThreadCall(Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         try:
             if not self._outcomes:
-                yield from self.settled()
+                yield _Waiter(self)
             return self.result()
         finally:
             del self
@@ -165,6 +168,9 @@ class ThreadCall(Generic[T]):
     def add_waiter(self, waiter: _Waiter) -> None:
         """Runs a waiter once the call has ended. In the loop's thread."""
         self._waiters.append(waiter)
+        if self._start is not None:
+            start, self._start = self._start, None
+            start()
         if self._outcomes and self.remove_waiter(waiter):
             self.loop.call_soon(waiter.wakeup, waiter, context=waiter.context)
 
@@ -319,11 +325,14 @@ def _start_thread(thread: threading.Thread) -> None:
         ) from error
 
 
-async def uninterrupted(future: asyncio.Future[T] | ThreadCall[T]) -> T:
-    """Waits for the future's result; a cancellation is raised only once the future is done."""
+def uninterrupted(future: asyncio.Future[T] | ThreadCall[T]) -> Awaitable[T]:
+    """Await it for the future's result; a cancellation is raised only once the future is done."""
+    # A coroutine less for each commit: nothing interrupts such a task.
+    return future if isinstance(asyncio.current_task(), UncancellableTask) else _uninterrupted(future)
+
+
+async def _uninterrupted(future: asyncio.Future[T] | ThreadCall[T]) -> T:
     try:
-        if isinstance(asyncio.current_task(), UncancellableTask):
-            return await future
         try:
             if not future.done():
                 await _settled(future)
@@ -372,6 +381,16 @@ class Thread:
         """Makes a call in the thread; await it with `uninterrupted` for its result."""
         call: ThreadCall[T] = ThreadCall(self._loop)
         self._jobs.put((call, function, args))
+        return call
+
+    def call_when_awaited(self, function: Callable[..., T], *args: Any) -> ThreadCall[T]:
+        """The same, but the thread gets the call only once it is awaited.
+
+        By then, the task that waits is about to leave the interpreter to the thread. Woken earlier, the thread would
+        have to wait for it, and be woken again.
+        """
+        jobs = self._jobs
+        call: ThreadCall[T] = ThreadCall(self._loop, lambda: jobs.put((call, function, args)))
         return call
 
     def end(self) -> None:

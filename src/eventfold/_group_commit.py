@@ -11,7 +11,7 @@ leaves the log in an unknown state, nothing more is committed, and all waiting a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import perf_counter
 from typing import TypeAlias
 
@@ -29,8 +29,8 @@ from ._stats import WriterCounters
 # run too.
 RESOLVED_AT_ONCE = 100
 
-# A batch, the outcome of each append in it, and a function from positions to offsets.
-_Committed: TypeAlias = tuple[list[Append], list[int | BaseException], Callable[[int], int]]
+# The outcome of each append of a batch, and a function from positions to offsets.
+_Outcomes: TypeAlias = tuple[list[int | BaseException], Callable[[int], int]]
 
 
 class GroupCommit:
@@ -100,13 +100,18 @@ class GroupCommit:
 
     async def _run(self) -> None:
         batch: list[Append] = []
-        ahead: UncancellableTask[_Committed] | None = None
+        ahead: list[Append] = []
+        committing: UncancellableTask[_Outcomes] | None = None
         try:
             while True:
-                batch, outcomes, offset_at = await (self._commit_next() if ahead is None else ahead)
-                ahead = None
-                if not batch:
-                    break
+                if committing is None:
+                    batch = self._take()
+                    if not batch:
+                        break
+                    outcomes, offset_at = await self._commit(batch)
+                else:
+                    outcomes, offset_at = await committing
+                    batch, ahead, committing = ahead, [], None
                 half = len(batch) // 2
                 while batch:
                     for append, outcome in zip(batch[:RESOLVED_AT_ONCE], outcomes[:RESOLVED_AT_ONCE], strict=True):
@@ -118,47 +123,27 @@ class GroupCommit:
                     await asyncio.sleep(0)
                     # A server commits what the first half of them append, while the second half is resolved.
                     few_left = 0 < len(batch) <= half
-                    if self._is_remote and ahead is None and few_left and len(self.queue) >= RESOLVED_AT_ONCE:
-                        ahead = UncancellableTask(self._commit_next(), "eventfold commit")
+                    if self._is_remote and committing is None and few_left and len(self.queue) >= RESOLVED_AT_ONCE:
+                        ahead = self._take()
+                        committing = UncancellableTask(self._commit(ahead), "eventfold commit")
         except BaseException as error:
             self.fail(error)
-            for append in batch:
+            if committing is not None:
+                await asyncio.wait([committing])
+            for append in batch + ahead:
                 resolve(append, self.failure or error, _no_offset)
-            if ahead is not None:
-                for append in (await ahead)[0]:
-                    resolve(append, self.failure or error, _no_offset)
             raise
         finally:
             self._task = None
             self._changed()
 
-    async def _commit_next(self) -> _Committed:
-        """Commits what is in the queue; returns the batch, which may be empty, and what `_commit` returns."""
-        batch = self.queue.take(self._committer.batch_size)
-        try:
-            if not batch:
-                return batch, [], _no_offset
-            if self.checks is not None:
-                batch = await self.checks.check(batch)
-            judged, offset_at = await self._commit(batch)
-            outcomes = list(judged)
-            if self.checks is not None:
-                await self._resolve_duplicates(batch, outcomes)
-            return batch, outcomes, offset_at
-        except BaseException as error:
-            self.fail(error)
-            for append in batch:
-                resolve(append, self.failure or error, _no_offset)
-            raise
+    def _take(self) -> list[Append]:
+        return self.queue.take(self._committer.batch_size)
 
-    async def _resolve_duplicates(self, batch: Sequence[Append], outcomes: Sequence[int | BaseException]) -> None:
-        """Resolves the appends whose ids were appended by somebody else after they had been checked."""
-        assert self.checks is not None
-        judged = zip(batch, outcomes, strict=True)
-        await self.checks.check_ids([append for append, why in judged if isinstance(why, DuplicateIdError)])
-
-    async def _commit(self, batch: Sequence[Append]) -> tuple[Sequence[int | BaseException], Callable[[int], int]]:
-        """Commits a batch; returns the outcome of each append, and a function from positions to offsets."""
+    async def _commit(self, batch: list[Append]) -> _Outcomes:
+        """Commits a batch, from which it removes what the index resolves; returns what became of the others."""
+        if self.checks is not None:
+            batch[:] = await self.checks.check(batch)
         if self.failure is not None:
             return [self.failure] * len(batch), _no_offset
         begun = perf_counter()
@@ -178,12 +163,15 @@ class GroupCommit:
             if span is not None:
                 span.end(error, appends=0, refused=len(batch))
             self.counters.add(0, len(batch), perf_counter() - begun)
-            if isinstance(error, OSError | UnknownOutcomeError):
-                return [error] * len(batch), _no_offset
-            return [self.fail(error)] * len(batch), _no_offset
+            outcome = error if isinstance(error, OSError | UnknownOutcomeError) else self.fail(error)
+            return [outcome] * len(batch), _no_offset
+        if self.checks is not None:
+            # Others may have appended the same ids after they had been checked.
+            judged = zip(batch, commit.outcomes, strict=True)
+            await self.checks.check_ids([append for append, why in judged if isinstance(why, DuplicateIdError)])
         lines = commit.lines
         # The bound addition, if offsets are bytes: a Python call for each line would take as long as everything else.
-        return commit.outcomes, lines.offset_at if lines.marks else lines.start_offset.__add__
+        return list(commit.outcomes), lines.offset_at if lines.marks else lines.start_offset.__add__
 
 
 def _no_offset(position: int) -> int:

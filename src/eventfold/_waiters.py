@@ -235,11 +235,10 @@ class Waiters:
                 return
             if isinstance(news, Exception):
                 self.news.clear()
-                found = [wait.pending() for wait in self._waits]
+                futures = [future for wait in self._waits if (future := wait.pending()) is not None]
             else:
                 self.news.add(known, news, lines, bool(self._waits))
-                found = [wait.pending_for(news) for wait in self._waits]
-            futures = [future for future in found if future is not None]
+                futures = [future for wait in self._waits if (future := wait.pending_for(news)) is not None]
         if futures:
             _end_everywhere(futures, news)
 

@@ -98,7 +98,7 @@ class FileCommitter:
         """Calls a function in the thread. Await the result; even if that is cancelled, the call has ended then."""
         if self._closed:
             raise LogClosedError(f"the log in {self._layout.dir} is closed")
-        return uninterrupted(self._thread.call(function, *args))
+        return uninterrupted(self._thread.call_when_awaited(function, *args))
 
     @property
     def head(self) -> Head:
