@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks._events import TYPES, Totals, add, sample_fields
+from benchmarks._events import TYPES, Order, Totals, add, add_typed, sample_fields
 from benchmarks._probe import growth
 from eventfold import Catalog, ConditionalAppendError, Event, EventLog, EventReader, EventWriter, SyncMode, View, verify
 from eventfold._files import operations
@@ -36,26 +36,11 @@ def new_view(name: str = "totals", types: list[str] | None = None, shares_events
     return View(name, add, Totals, event_types=types, shares_events=shares_events)
 
 
-class Order(msgspec.Struct, frozen=True, gc=False):
-    """The data of every event."""
-
-    order: int
-    customer: str
-    amount: int
-    note: str
-
-
 def catalog() -> Catalog:
     catalog = Catalog()
     for type in TYPES:
         catalog.event(type)(msgspec.defstruct("Order", [], bases=(Order,), frozen=True, gc=False))
     return catalog
-
-
-def add_typed(state: Totals, event: Any) -> Totals:
-    state.events += 1
-    state.amount += event.data.amount
-    return state
 
 
 def drop_snapshots(dir: str) -> None:
