@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ MORE_BLOCKING_CALLS = (
     "os.pread",
     "fcntl.flock",
 )
+
+
+def pytest_configure() -> None:
+    """Lets programs that tests start react to Ctrl-C: a shell that runs tests in the background makes them ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
