@@ -31,7 +31,10 @@ MORE_BLOCKING_CALLS = (
 
 
 def pytest_configure() -> None:
-    """Lets programs that tests start react to Ctrl-C: a shell that runs tests in the background makes them ignore it."""
+    """Lets programs that tests start react to Ctrl-C.
+
+    A shell that runs tests in the background makes them ignore it.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
