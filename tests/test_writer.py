@@ -38,7 +38,7 @@ from eventfold import (
     line_hash,
 )
 from eventfold._codec.encode import encode_line
-from eventfold._files import committer, operations
+from eventfold._files import committer, operations, shared
 
 
 async def started(*calls: Any) -> list[asyncio.Task[Any]]:
@@ -712,6 +712,26 @@ async def test_with_the_mode_every_second_a_failed_sync_ends_the_writer(
 
         with pytest.raises(WriterFailedError, match="a sync failed"):
             await task
+
+
+@pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
+async def test_closing_raises_that_acknowledged_events_could_not_be_synced(
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam, lock: LockMode
+) -> None:
+    """The sync failed after the calls had returned, and no append came that could have raised it."""
+    monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
+    monkeypatch.setattr(shared, "SYNC_INTERVAL", 0.0)
+    writer = await EventWriter.open(damaged_dir, sync=SyncMode.EVERY_SECOND, lock=lock)
+    await writer.append(event(0))  # The first line of a new active log is synced in every mode.
+    while writer._committer._unsynced:
+        await asyncio.sleep(0.01)
+    seam.fail("sync")
+    await writer.append(event(1))
+    while writer._committer._failure is None:
+        await asyncio.sleep(0.01)
+
+    with pytest.raises(WriterFailedError, match="a sync failed"):
+        await writer.aclose()
 
 
 # Closing

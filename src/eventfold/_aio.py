@@ -249,7 +249,7 @@ class ThreadPool:
                 self._idle -= 1
             elif self._threads < self._size:
                 name = f"eventfold {self._threads}"
-                _start_thread(threading.Thread(target=self._work, name=name, daemon=True))
+                start_thread(threading.Thread(target=self._work, name=name, daemon=True))
                 self._threads += 1
         self._jobs.put(job)
 
@@ -316,7 +316,8 @@ async def quick_in_thread(function: Callable[[], T]) -> T:
         del started  # as in `uninterrupted`
 
 
-def _start_thread(thread: threading.Thread) -> None:
+def start_thread(thread: threading.Thread) -> None:
+    """Starts a thread. Raises `OSError` if that is not possible."""
     try:
         thread.start()
     except RuntimeError as error:
@@ -375,7 +376,7 @@ class Thread:
     def __init__(self, name: str) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        _start_thread(threading.Thread(target=_make_all, args=(self._jobs,), name=name, daemon=True))
+        start_thread(threading.Thread(target=_make_all, args=(self._jobs,), name=name, daemon=True))
 
     def call(self, function: Callable[..., T], *args: Any) -> ThreadCall[T]:
         """Makes a call in the thread; await it with `uninterrupted` for its result."""

@@ -247,8 +247,8 @@ class Waiters:
         """Keeps the watcher running inside the block, so that what others append is noticed."""
         with self._lock:
             self._interested += 1
-        self._update_watcher()
         try:
+            self._update_watcher()
             yield
         finally:
             with self._lock:

@@ -93,6 +93,33 @@ async def test_the_watcher_begins_with_the_first_wait_and_ends_with_the_last(dat
     assert left == before
 
 
+async def test_a_tail_that_can_not_be_watched_raises_and_leaves_no_watcher_to_later_ones(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no thread can be started, a tail raises `OSError`; the watcher of a later one ends with it."""
+    write_log(data_dir, line(0))
+    reader = EventReader(data_dir)
+    await reader.head()
+    before = await at_rest()
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("eventfold watcher"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(OSError, match="no thread can be started"):
+            await anext(reader.tail(0))
+    async with aclosing(reader.tail(0)) as tail:
+        record = await anext(tail)
+    left = await back_to(before)
+
+    assert record.event == event(0)
+    assert left == before
+
+
 async def test_waiting_takes_no_thread_from_anyios_limiter(data_dir: Path) -> None:
     """Fifty waits would exhaust its forty threads if they used them, but all of them share one thread of ours."""
     directories = [data_dir / str(number) for number in range(50)]

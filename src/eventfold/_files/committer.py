@@ -63,6 +63,8 @@ class FileCommitter:
         self._old_files: deque[tuple[int, float]] = deque()  # descriptors, and until when they are kept
         self._unsynced = False
         self._failure: WriterFailedError | None = None
+        # Whether something acknowledged is not synced because of the failure, and no call has raised that yet.
+        self._unreported = False
 
     @classmethod
     async def open(cls, source: FileSource, lock: LockMode, sync: SyncMode, max_log_size: int) -> FileCommitter:
@@ -125,6 +127,7 @@ class FileCommitter:
     def _unless_failed(self, function: Callable[..., T], *args: object) -> T:
         """Calls, in the thread, a function that changes the active log; after a failure, nothing is called any more."""
         if self._failure is not None:
+            self._unreported = False
             raise copy_error(self._failure)
         try:
             return function(*args)
@@ -137,15 +140,25 @@ class FileCommitter:
             self._failure = WriterFailedError(f"{self._layout.log_path}: the writer failed: {error!r}")
             raise copy_error(self._failure) from error
 
+    def _unless_failed_in_background(self, function: Callable[[], object]) -> None:
+        """The same for a call for which nobody waits: the next commit raises what failed, or else closing does."""
+        if self._failure is not None:
+            return
+        try:
+            self._unless_failed(function)
+        except OSError:
+            pass  # the next commit says it
+        except WriterFailedError:
+            self._unreported = self._unsynced
+
     def _sync_soon(self) -> None:
         self._sync_timer = None
-        # The next commit reports a failure.
-        self._thread.call(self._sync)
+        self._thread.call(self._unless_failed_in_background, self._sync)
 
     def _sync(self) -> None:
         if self._unsynced:
+            self.active.sync()
             self._unsynced = False
-            self._unless_failed(self.active.sync)
 
     # Rotation
 
@@ -227,7 +240,9 @@ class FileCommitter:
     def _close(self) -> None:
         try:
             if self._failure is None:
-                self._sync()
+                self._unless_failed(self._sync)
+            elif self._unreported:
+                raise copy_error(self._failure)
         finally:
             self._release()
 

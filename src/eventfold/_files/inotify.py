@@ -17,6 +17,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
+from .._aio import start_thread
+
 # Seconds for which the thread stays when nothing waits any more.
 KEEP = 5.0
 # Seconds between two checks without a hint.
@@ -61,7 +63,7 @@ class Hub:
         self._changes: list[tuple[bool, Watched]] = []
 
     def add(self, watched: Watched) -> None:
-        """Starts watching a directory, which need not exist. Raises `OSError` or `RuntimeError` if that fails."""
+        """Starts watching a directory, which need not exist. Raises `OSError` if that fails."""
         with self._lock:
             if not self._running:
                 self._start()
@@ -79,7 +81,7 @@ class Hub:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._running = True
         try:
-            threading.Thread(target=self._run, name="eventfold watcher", daemon=True).start()
+            start_thread(threading.Thread(target=self._run, name="eventfold watcher", daemon=True))
         except BaseException:
             self._end()
             raise

@@ -168,13 +168,7 @@ class SharedCommitter(FileCommitter):
     def _keep_up(self) -> None:
         self._warn_if_stuck()
         if not self._calls:  # otherwise the thread is busy, and a commit keeps up anyway
-            self._thread.call(self._keep_up_in_thread)
-
-    def _keep_up_in_thread(self) -> None:
-        try:
-            self._unless_failed(self._keep_up_in_turn)
-        except OSError:
-            pass  # the next commit says it
+            self._thread.call(self._unless_failed_in_background, self._keep_up_in_turn)
 
     def _keep_up_in_turn(self) -> None:
         try:

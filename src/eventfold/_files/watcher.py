@@ -18,6 +18,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
+from .._aio import start_thread
 from .._codec.lines import SLICE_SIZE, Lines, join
 from .._errors import CorruptLogError
 from .._event import Head
@@ -187,7 +188,7 @@ class FileWatcher:
         self._start_thread()
 
     def _start_thread(self) -> None:
-        threading.Thread(target=self._run, name=f"eventfold watcher {self.dir}", daemon=True).start()
+        start_thread(threading.Thread(target=self._run, name=f"eventfold watcher {self.dir}", daemon=True))
 
     def _run(self) -> None:
         while not self._stopped.is_set():
