@@ -45,6 +45,7 @@ def as_from_disk(lines: Lines) -> list[Record]:
         line(1, batch="1,2") + line(2, batch="2,2"),
         line(0) + line(1, batch="1,2") + line(2, batch="2,2") + line(3),
         line(1) + b"\n" + line(2),
+        line(1).replace(b"}\n", b',"batch":"of another kind"}\n') + line(2),
     ],
 )
 def test_each_who_asks_gets_the_records_that_the_disk_gives(log: Log, data: bytes) -> None:

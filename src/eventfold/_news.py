@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
-from ._codec.decode import Decoder
+from ._codec.decode import BAD_LINE, Decoder
 from ._codec.lines import SLICE_SIZE, Lines, join
 from ._codec.selection import decode_events
 from ._errors import CorruptLogError
@@ -108,7 +108,8 @@ def _places(lines: Lines) -> _Places:
     """Where the events of these lines begin and end, and their lines; nothing unless each line is an event."""
     try:
         records = list(_records(lines))
-    except CorruptLogError:
+        decode_events.decode_lines(lines.data)  # fails if a `batch` is not a position in one
+    except (CorruptLogError, *BAD_LINE):
         return ()
     texts = [record._line for record in records]
     if b"".join(texts) != lines.data:  # a blank line, say

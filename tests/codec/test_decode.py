@@ -353,3 +353,13 @@ def test_lines_of_two_damages_that_cancel_out_are_found_where_offsets_count() ->
 
     assert caught.value.offset == len(one) + 1
     assert found == [0]
+
+
+def test_the_events_of_a_batch_are_on_lines_of_their_own_even_where_no_places_are_asked_for() -> None:
+    """A newline is missing inside a batch, and a blank line makes up for it: a slice would give wrong offsets."""
+    first, second = (encode_line(Event("counted", {"n": n}, ts=1), 2**24, (n, 2)) for n in (1, 2))
+    one = encode_line(Event("counted", {"n": 3}, ts=1), 2**24)
+    with pytest.raises(CorruptLogError) as caught:
+        decoded(one + first[:-1] + second + b"\n" + one, places=False)
+
+    assert caught.value.offset == len(one)

@@ -144,6 +144,10 @@ class Decoder:
             return
         batches = [line.batch for line in found]
         if self._due is not None or batches.count(None) < len(batches):
+            if texts is None and not (lines.data.startswith(b"{") and lines.data.count(b"}\n{") == len(found) - 1):
+                # Perhaps two objects are on one line, and none on another: the lines of a batch must be its events.
+                yield from self._line_by_line(lines)
+                return
             self._expects_batches = _BLOCKS_WITHOUT_BATCH
             yield from self._in_batches(lines, found, batches)
         else:
