@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -10,11 +11,13 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from nats.aio.client import Client
 from tests.jetstream.servers import Servers
 
 from eventfold import Event, EventfoldError, EventLog, Record
 from eventfold.jetstream import JetStream
 from eventfold.jetstream._committer import StreamCommitter
+from eventfold.jetstream._connection import Connection
 from eventfold.jetstream._documents import KeyValueDocuments
 from eventfold.jetstream._locks import Lock
 
@@ -221,6 +224,41 @@ async def test_a_name_that_is_held_without_a_commit_has_no_document(committers: 
     assert (await first.load("consumer", "c"), await first.names("consumer")) == (None, [])
     assert held is not None
     assert await second.lock("consumer", "c") is None
+
+
+async def test_a_name_stays_held_if_the_check_of_a_new_connection_fails(
+    own_servers: Callable[[], Servers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is repeated before others take the name over."""
+    check = Connection._check
+    failed = 0
+
+    async def failing_once(self: Connection, client: Client, *, create: bool) -> None:
+        nonlocal failed
+        if self is connection and not create and not failed:
+            failed += 1
+            raise OSError(errno.ETIMEDOUT, "no answer")
+        await check(self, client, create=create)
+
+    servers = own_servers()
+    committers = [await JetStream(servers.addresses, "log").open_committer() for _ in range(2)]
+    first, second = (committer.source.documents for committer in committers)
+    held = await first.lock("consumer", "c")
+    assert isinstance(held, Lock)
+    connection = committers[0].source.connection
+    monkeypatch.setattr(Connection, "_check", failing_once)
+    client = await connection.client()
+    client._transport.write(b"NONSENSE\r\n")
+    while not client.is_closed:
+        await asyncio.sleep(0.01)
+    await first.store("consumer", "c", b"1")
+
+    for _ in range(15):
+        assert await second.lock("consumer", "c") is None
+    assert held.is_held
+    assert failed == 1
+    for committer in committers:
+        await committer.aclose()
 
 
 async def test_closing_the_log_ends_a_consumer_that_waits_for_another_process(

@@ -12,6 +12,7 @@ from eventfold import Event, EventfoldError, EventLog, EventReader, Query, build
 from eventfold._codec.keys import pairs_of
 from eventfold._codec.lines import Lines
 from eventfold._event import Head
+from eventfold._index import EngineIndex
 from eventfold.postgres import Postgres, _keys
 
 
@@ -94,6 +95,10 @@ async def test_an_index_that_is_dropped_in_use_is_made_again(database: str) -> N
     async with EventLog.open(Postgres(database, "another"), index=True) as another:
         await another.append(tagged(0, "x"))
     async with EventLog.open(Postgres(database, "orders"), index=True, unique_ids=True) as log:
+        index = log._writer._index
+        assert isinstance(index, EngineIndex)
+        assert index._opening is not None
+        await index._opening  # otherwise it may add what is dropped below
         await log.append_many([tagged(n, "x") for n in range(10)])
         dropped = await drop_index(Postgres(database, "orders"))
         [left] = await fetch(database, "SELECT count(*) FROM eventfold_keys")

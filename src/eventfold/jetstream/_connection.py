@@ -30,6 +30,9 @@ from ._configuration import check_server, check_stream, stream_configuration
 _HEADERS_SIZE = 4096  # bytes that are kept for them in a message
 _RETRY_DELAY = 0.05  # seconds
 _CHECK_INTERVAL = 10.0  # seconds
+# Seconds until a check that failed is repeated. After a check, a consumer's holder answers through a new connection;
+# other processes take its name over if it does not answer for a while.
+_RETRY_INTERVAL = 0.5
 _UNANSWERED_BEFORE_CHANGE = 4.0  # seconds without any answer, after which another server is tried
 
 
@@ -180,9 +183,10 @@ class Connection:
             self._checking = asyncio.get_running_loop().create_task(self._keep_checking(), name="eventfold checks")
 
     async def _keep_checking(self) -> None:
+        failing = False
         while True:
             try:
-                async with asyncio.timeout(_CHECK_INTERVAL):
+                async with asyncio.timeout(_RETRY_INTERVAL if failing else _CHECK_INTERVAL):
                     await self._check_now.wait()
             except TimeoutError:
                 pass
@@ -192,6 +196,7 @@ class Connection:
                 self._fault = None
                 if self.after_check is not None:
                     await self.after_check()
+                failing = False
             except EventfoldError as error:
                 if self.closed:
                     return
@@ -206,13 +211,15 @@ class Connection:
                 self._fault = error
                 self._on_fault(error)
             except OSError as error:
-                log_event(
-                    INFO,
-                    "jetstream.check_failed",
-                    "%(location)s could not be checked: %(error)s",
-                    location=self.location,
-                    error=error,
-                )
+                if not failing:
+                    log_event(
+                        INFO,
+                        "jetstream.check_failed",
+                        "%(location)s could not be checked: %(error)s",
+                        location=self.location,
+                        error=error,
+                    )
+                failing = True
 
     async def check(self) -> None:
         """Checks the stream's configuration now. Raises what `client` raises."""
