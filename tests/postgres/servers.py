@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,8 @@ class Server:
         # Stop the first one before the others, so that it starts no new ones meanwhile.
         os.kill(first, number)
         for pid in subprocess.run(["pgrep", "-P", str(first)], capture_output=True, check=False).stdout.split():
-            os.kill(int(pid), number)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(int(pid), number)
 
     def _end(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
