@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from ._codec.keys import Keys, keys_of
-from ._codec.lines import Lines, last_line_hash
+from ._codec.lines import Lines, last_line_hash, texts_of
 from ._errors import AppendConflict, ConditionalAppendError
 from ._event import Event, Head
 from ._query import Query
@@ -174,8 +174,7 @@ def _events_of(append: Append, condition: Condition | None) -> Iterable[tuple[in
     events = condition.events
     if len(events) == 1:
         return [(0, events[0])]
-    sizes = [len(line) for line in append.data.splitlines(keepends=True)]  # a line of JSON has no other line break
-    return zip(accumulate(sizes, initial=0), events, strict=False)
+    return zip(accumulate(map(len, texts_of(append.data)), initial=0), events, strict=False)
 
 
 class Matcher:

@@ -31,8 +31,8 @@ T = TypeVar("T")
 
 # Seconds after which a commit is synced with `SyncMode.EVERY_SECOND`.
 SYNC_INTERVAL = 1.0
-# Seconds after the opening at which somebody's left temporary files are looked for: right away, it would compete with
-# what else is to be done, such as loading the views' snapshots.
+# Seconds after opening at which temporary files that crashes left are looked for: done at once, this would delay other
+# work, such as loading the views' snapshots.
 LEFTOVERS_AFTER = 0.5
 # Seconds for which a rotated file stays locked: somebody may have opened it and be about to lock it. Small logs may be
 # rotated many times meanwhile: then only the last few files stay open.

@@ -160,7 +160,7 @@ class Hub:
     def _hinted(
         self, data: bytes, inotify: Any, directories: dict[Watched, _Watch], by_number: dict[int, Watched]
     ) -> set[Watched]:
-        """Those whose file may have changed, according to events as the kernel gives them."""
+        """The directories whose files may have changed, by the events that the kernel returned."""
         hinted: set[Watched] = set()
         at = 0
         # Read here and not by `inotify_simple`, which takes as long as the rest of a wake-up.

@@ -116,13 +116,11 @@ class SharedCommitter(FileCommitter):
     async def _call(self, function: Callable[..., T], *args: object) -> T:
         if self._closed:
             raise LogClosedError(f"the log in {self._layout.dir} is closed")
+        start = self._thread.call if self._gave_up else self._thread.call_when_awaited
+        call = start(function, *args)
+        self._calls.add(call)
         if self._gave_up:
-            call = self._thread.call(function, *args)
-            self._calls.add(call)
             self._fail_calls()
-        else:
-            call = self._thread.call_when_awaited(function, *args)
-            self._calls.add(call)
         try:
             return await uninterrupted(call)
         finally:

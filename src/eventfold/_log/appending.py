@@ -69,6 +69,9 @@ class AppendingLog(ViewingLog):
         encoded: Event = event if self._catalog is None else self._catalog.encoded(event)
         return encoded
 
+    def _all_encoded(self, events: Iterable[Any]) -> Iterable[Event]:
+        return events if self._catalog is None else map(self._catalog.encoded, events)
+
     async def append_many(self, events: Iterable[object]) -> list[AppendResult]:
         """Appends several events, all of them or none, even after a crash.
 
@@ -83,8 +86,7 @@ class AppendingLog(ViewingLog):
         Raises:
             EventfoldError: As for `append`, which also says when an `OSError` is raised.
         """
-        encoded: Iterable[Any] = events if self._catalog is None else map(self._catalog.encoded, events)
-        return await self._writer.append_many(encoded)
+        return await self._writer.append_many(self._all_encoded(events))
 
     async def append_unless(self, events: Iterable[object], query: Query, *, after: int = 0) -> list[AppendResult]:
         """Appends events, all of them or none, unless an event at or after an offset matches a query.
@@ -107,8 +109,7 @@ class AppendingLog(ViewingLog):
 
         Otherwise it raises what `append` raises. If cancelled before its turn, nothing is appended.
         """
-        encoded: Iterable[Any] = events if self._catalog is None else map(self._catalog.encoded, events)
-        return await self._writer.append_unless(encoded, query, after=after)
+        return await self._writer.append_unless(self._all_encoded(events), query, after=after)
 
     async def append_if(self, event: object, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes. A cancellation has the same effect as
