@@ -233,3 +233,8 @@ def free_port() -> int:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
         return port
+
+
+def no_thread(self: threading.Thread) -> None:
+    """In place of `Thread.start`, this is what happens when the process may not have another thread."""
+    raise RuntimeError("can't start new thread")

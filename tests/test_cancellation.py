@@ -22,7 +22,7 @@ import anyio
 import pytest
 from tests.support import event, numbers
 
-from eventfold import Event, EventLog, View, WriterFailedError, _aio
+from eventfold import Event, EventLog, View, WriterFailedError, _aio, _threads
 from eventfold._files import committer, operations
 
 OPERATIONS = ("open_file", "write", "sync", "truncate", "rename", "unlink", "sync_dir", "lock", "unlock")
@@ -374,7 +374,7 @@ async def test_leaving_out_what_holds_against_cancellation_is_noticed(
     programs: list[Program] = []
     monkeypatch.setattr(_aio.UncancellableTask, "cancel", asyncio.Task.cancel)
     if left_out == "wait":
-        monkeypatch.setattr(_aio, "uninterrupted", interrupted)
+        monkeypatch.setattr(_threads, "uninterrupted", interrupted)
         monkeypatch.setattr(committer, "uninterrupted", interrupted)
     with pytest.raises((Exception, asyncio.CancelledError)):
         async with asyncio.timeout(10):
@@ -405,52 +405,9 @@ async def test_waiting_for_a_thread_in_a_cancelled_anyio_scope_keeps_no_processo
 
         loop._selector.select = counted  # type: ignore[attr-defined]
         try:
-            await _aio.in_thread(work)
+            await _threads.in_thread(work)
         finally:
             loop._selector.select = select  # type: ignore[attr-defined]
 
     assert scope.cancelled_caught
     assert selects < 50
-
-
-async def test_a_quick_call_in_a_thread_is_answered_before_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop's thread waits for the call and raises whatever the call raised."""
-    monkeypatch.setattr(_aio, "PATIENCE", 60.0)
-    turns: list[int] = []
-    asyncio.get_running_loop().call_soon(turns.append, 1)
-    found = await _aio.quick_in_thread(threading.get_ident)
-    with pytest.raises(ZeroDivisionError):
-        await _aio.quick_in_thread(lambda: 1 // 0)
-
-    assert found != threading.get_ident()
-    assert not turns
-
-
-async def test_a_call_in_a_thread_that_is_slow_after_all_holds_nobody_up() -> None:
-    """Other tasks run meanwhile, and the call may even depend on them; a cancelled caller still waits for the call."""
-    go_on, ended = threading.Event(), threading.Event()
-
-    def slow() -> int:
-        go_on.wait(60)
-        ended.set()
-        return 1
-
-    call = asyncio.create_task(_aio.quick_in_thread(slow))
-    await asyncio.sleep(0)
-    call.cancel()
-    asyncio.get_running_loop().call_later(0.01, go_on.set)
-    with pytest.raises(asyncio.CancelledError):
-        await call
-
-    assert ended.is_set()
-
-
-async def test_an_answer_that_comes_just_when_it_is_given_up_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller gets the answer, even if the thread finishes just as the loop's thread stops waiting."""
-    answers = []
-    async with asyncio.timeout(60):
-        for n in range(300):
-            monkeypatch.setattr(_aio, "PATIENCE", n % 30 * 1e-6)
-            answers.append(await _aio.quick_in_thread(lambda n=n: n))  # type: ignore[misc]
-
-    assert answers == list(range(300))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import shutil
 import subprocess
 import sys
 import threading
-import weakref
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
-from tests.support import Seam, event, numbers, settle
+from tests.support import Seam, event, no_thread, numbers, settle
 
 from eventfold import Event, EventfoldError, EventLog, EventReader, EventWriter, View
 
@@ -209,10 +206,6 @@ def test_a_writer_whose_loop_has_ended_can_be_closed_in_another(tmp_path: Path) 
 # No threads
 
 
-def no_thread(self: threading.Thread) -> None:
-    raise RuntimeError("can't start new thread")
-
-
 async def test_an_opening_without_a_thread_opens_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It raises `OSError`; once threads can be started again, the log can be opened."""
     with monkeypatch.context() as patch:
@@ -241,149 +234,6 @@ async def test_a_close_without_a_thread_releases_the_lock(data_dir: Path, monkey
             await writer.aclose()
     async with EventWriter.open(data_dir) as again:
         await again.append(event(2))
-
-
-async def test_a_call_that_found_no_thread_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it ran later, it would change files that may belong to somebody else by then."""
-    from eventfold import _aio
-
-    monkeypatch.setattr(_aio, "_pool", _aio.ThreadPool(2))
-    made: list[int] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", no_thread)
-        with pytest.raises(OSError, match="no thread can be started"):
-            await _aio.in_thread(made.append, 1)
-    await _aio.in_thread(made.append, 2)
-    await _aio.in_thread(made.append, 3)
-
-    assert made == [2, 3]
-
-
-async def test_calls_one_after_the_other_are_made_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    from eventfold import _aio
-
-    monkeypatch.setattr(_aio, "_pool", _aio.ThreadPool(8))
-
-    assert len({await _aio.in_thread(threading.get_ident) for _ in range(50)}) == 1
-
-
-async def test_calls_at_the_same_time_are_made_by_as_many_threads_as_there_may_be(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The fourth call waits until one of the three threads is free."""
-    from eventfold import _aio
-
-    monkeypatch.setattr(_aio, "_pool", _aio.ThreadPool(3))
-    together = threading.Barrier(3, timeout=60)
-    calls = [_aio.start_in_thread(together.wait) for _ in range(3)]
-    fourth = _aio.start_in_thread(threading.get_ident)
-    places = [await _aio.uninterrupted(call) for call in calls]
-
-    assert sorted(places) == [0, 1, 2]
-    assert await _aio.uninterrupted(fourth)
-
-
-async def test_the_result_of_a_call_that_several_await_reaches_all_but_those_who_were_cancelled() -> None:
-    from eventfold import _aio
-
-    go_on = threading.Event()
-    call = _aio.start_in_thread(lambda: go_on.wait(60))
-    waiting = [asyncio.create_task(_aio.uninterrupted(call)) for _ in range(3)]
-    await asyncio.sleep(0)
-    waiting[0].cancel()
-    await asyncio.sleep(0)
-    assert not waiting[0].done(), "it waits for the end of the call"
-    go_on.set()
-    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-
-    assert isinstance(outcomes[0], asyncio.CancelledError)
-    assert outcomes[1:] == [True, True]
-
-
-async def test_a_call_that_was_made_before_anybody_waits_for_it() -> None:
-    from eventfold import _aio
-
-    call = _aio.start_in_thread(threading.get_ident)
-    while not call.done():
-        await asyncio.sleep(0.001)
-
-    assert await call == await _aio.uninterrupted(call) != threading.get_ident()
-
-
-async def test_awaiting_a_call_can_be_cancelled_while_the_call_goes_on() -> None:
-    from eventfold import _aio
-
-    go_on = threading.Event()
-    call = _aio.start_in_thread(lambda: go_on.wait(60))
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):
-            await call
-    with anyio.move_on_after(0.01) as scope:
-        await call
-    assert scope.cancelled_caught
-    go_on.set()
-
-    assert await call
-
-
-async def test_a_cancellation_in_the_turn_in_which_a_call_ends_is_raised() -> None:
-    from eventfold import _aio
-
-    call = _aio.ThreadCall[int](asyncio.get_running_loop())
-    waiting = asyncio.create_task(_aio.uninterrupted(call))
-    await asyncio.sleep(0)
-    call.settle(1, None)
-    waiting.cancel()
-
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert call.result() == 1
-
-
-async def test_the_first_outcome_of_a_call_counts() -> None:
-    """If a log is closed while its turn is stuck, waiting callers get an error; the thread may finish later."""
-    from eventfold import _aio
-
-    call = _aio.ThreadCall[int](asyncio.get_running_loop())
-    call.settle(None, OSError("given up"))
-    call.settle(1, None)
-
-    with pytest.raises(OSError, match="given up"):
-        await call
-
-
-@pytest.mark.parametrize("wait", ["await", "uninterrupted"])
-async def test_an_error_of_a_call_leaves_nothing_for_the_garbage_collector(wait: str) -> None:
-    """Otherwise files, for example, that its traceback refers to would stay open until the next collection."""
-    from eventfold import _aio
-
-    class Held:
-        pass
-
-    async def fails() -> weakref.ref[Held]:
-        held = Held()
-
-        def call() -> None:
-            held  # noqa: B018
-            raise OSError("refused")
-
-        try:
-            if wait == "await":
-                await _aio.start_in_thread(call)
-            else:
-                await _aio.uninterrupted(_aio.start_in_thread(call))
-        except OSError:
-            pass
-        return weakref.ref(held)
-
-    gc.disable()
-    try:
-        ref = await fails()
-        async with asyncio.timeout(10):
-            while ref() is not None:  # The call is also referenced by the thread until that is done with it.
-                await asyncio.sleep(0.001)
-    finally:
-        gc.enable()
 
 
 def test_the_views_of_a_log_in_two_loops_one_after_the_other(tmp_path: Path) -> None:

@@ -1,29 +1,24 @@
-"""The asyncio helpers that the other modules share: opening, the hop to a thread, and tasks that finish.
+"""The asyncio helpers that the other modules share: opening, and tasks and waits that finish what they began.
 
-Promise: what a thread has begun is over before its caller continues, whether that caller is cancelled by asyncio or by
-an anyio cancel scope, so that a lock or a descriptor held around the call covers all of it.
+Promise: with `uninterrupted`, what was begun is over before its caller continues, whether that caller is cancelled by
+asyncio or by an anyio cancel scope, so that a lock or a descriptor held around it covers all of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context
-from queue import Empty, SimpleQueue
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 
-P = ParamSpec("P")
 T = TypeVar("T")
-F = TypeVar("F", bound="asyncio.Future[Any] | ThreadCall[Any]")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class _Closable(Protocol):
@@ -31,15 +26,26 @@ class _Closable(Protocol):
 
 
 C = TypeVar("C", bound=_Closable)
-_Job: TypeAlias = "tuple[ThreadCall[Any], Callable[..., Any], tuple[Any, ...]]"
+
+
+class Call(Protocol[T_co]):
+    """A call that was started, as far as its caller waits for it: see `ThreadCall`."""
+
+    def __await__(self) -> Generator[Any, None, T_co]: ...
+
+    def done(self) -> bool: ...
+
+    def result(self) -> T_co: ...
+
+    def settled(self) -> Awaitable[object]: ...
+
+
+F = TypeVar("F", bound="asyncio.Future[Any] | Call[Any]")
 
 _ANYIO_BACKEND = "anyio._backends._asyncio"
 
 # How long work in steps may hold the event loop, in seconds.
 HOLD = 0.002
-# Seconds for which `quick_in_thread` holds the event loop at most: more than a few system calls and the way to a thread
-# take, and too short to be felt.
-PATIENCE = 0.0001
 
 
 def _shield() -> AbstractContextManager[object]:
@@ -107,232 +113,13 @@ class LoopBreaks:
             self._since = perf_counter()
 
 
-class ThreadCall(Generic[T]):
-    """The outcome of a call in a thread. Await it; if that is cancelled, the call continues, unless `uninterrupted`
-    waits for its end.
-
-    A future would take one more turn of the event loop: it gets its result in one turn, and its waiters run in the
-    next. Here, the thread makes the loop run the waiters directly.
-
-    With `start`, the call begins only once it is awaited.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, start: Callable[[], object] | None = None) -> None:
-        self.loop = loop
-        self._start = start
-        # Lists, since appending to them and removing from them is atomic: two threads need no lock.
-        self._outcomes: list[tuple[Any, BaseException | None]] = []  # the first one counts
-        self._waiters: list[_Waiter] = []
-
-    def done(self) -> bool:
-        """Whether the call has ended."""
-        return bool(self._outcomes)
-
-    def settle(self, result: Any, error: BaseException | None) -> None:
-        """Sets the outcome, from any thread. Does nothing if it is set already."""
-        self._outcomes.append((result, error))
-        while self._waiters:
-            try:
-                waiter = self._waiters.pop()
-            except IndexError:  # it was cancelled at this very moment
-                return
-            try:
-                self.loop.call_soon_threadsafe(waiter.wakeup, waiter, context=waiter.context)
-            except RuntimeError:  # the loop was closed meanwhile, so nothing waits for the result
-                return
-
-    def result(self) -> T:
-        """What the call returned, once it is done; raises what the call raised."""
-        result, error = self._outcomes[0]
-        if error is None:
-            return cast(T, result)
-        try:
-            raise error
-        finally:
-            # The error refers to this frame: with the call in it, which refers to the error, both would be a reference
-            # cycle.
-            del self, error
-
-    def __await__(self) -> Generator[Any, None, T]:
-        try:
-            if not self._outcomes:
-                yield _Waiter(self)
-            return self.result()
-        finally:
-            del self
-
-    def settled(self) -> _Waiter:
-        """Await it until the call has ended, whatever the outcome."""
-        return _Waiter(self)
-
-    def add_waiter(self, waiter: _Waiter) -> None:
-        """Runs a waiter once the call has ended. In the loop's thread."""
-        self._waiters.append(waiter)
-        if self._start is not None:
-            start, self._start = self._start, None
-            start()
-        if self._outcomes and self.remove_waiter(waiter):
-            self.loop.call_soon(waiter.wakeup, waiter, context=waiter.context)
-
-    def remove_waiter(self, waiter: _Waiter) -> bool:
-        """Removes a waiter; returns whether it had not been run yet."""
-        try:
-            self._waiters.remove(waiter)
-        except ValueError:
-            return False
-        return True
-
-
-class _Waiter:
-    """What a task awaits while it waits for a call in a thread: as much of a future as `asyncio.Task` requires.
-
-    asyncio recognizes such objects by `_asyncio_future_blocking`; see `asyncio.isfuture`.
-    """
-
-    wakeup: Callable[[_Waiter], object]
-    context: Context | None
-
-    def __init__(self, call: ThreadCall[Any]) -> None:
-        self._asyncio_future_blocking = True
-        self._call = call
-        self._cancelled: tuple[Any, ...] | None = None
-
-    def __iter__(self) -> Generator[Any, None, None]:
-        yield self
-
-    __await__ = __iter__
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        return self._call.loop
-
-    def add_done_callback(self, wakeup: Callable[[_Waiter], object], *, context: Context | None = None) -> None:
-        self.wakeup, self.context = wakeup, context
-        self._call.add_waiter(self)
-
-    def cancel(self, msg: Any = None) -> bool:
-        """Makes the task continue with a `CancelledError`, and leaves the call alone."""
-        if not self._call.remove_waiter(self):
-            return False  # the task is about to continue: it raises the cancellation then
-        self._cancelled = () if msg is None else (msg,)
-        self._call.loop.call_soon(self.wakeup, self, context=self.context)
-        return True
-
-    def result(self) -> None:
-        if self._cancelled is not None:
-            raise asyncio.CancelledError(*self._cancelled)
-
-
-def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
-    try:
-        return function(*args), None
-    except BaseException as error:
-        return None, error
-
-
-class ThreadPool:
-    """Up to `size` threads that make calls, started on demand, which live as long as the process.
-
-    The pool of `concurrent.futures` creates futures that threads can wait for, which takes as long as everything else.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._threads = 0
-        self._idle = 0
-        self._lock = threading.Lock()
-        self._jobs: SimpleQueue[_Job] = SimpleQueue()
-
-    def start(self, job: _Job) -> None:
-        """Makes a call in a thread. Raises `OSError` if no thread can be started; the call is not made then."""
-        with self._lock:
-            if self._idle:
-                self._idle -= 1
-            elif self._threads < self._size:
-                name = f"eventfold {self._threads}"
-                start_thread(threading.Thread(target=self._work, name=name, daemon=True))
-                self._threads += 1
-        self._jobs.put(job)
-
-    def _work(self) -> None:
-        while True:
-            call, function, args = self._jobs.get()
-            outcome = _outcome(function, args)
-            # Before the outcome is set: the waiter may make the next call, for which this thread will do.
-            with self._lock:
-                self._idle += 1
-            call.settle(*outcome)
-            del call, function, args, outcome
-
-
-_pool: ThreadPool
-
-
-def _new_pool() -> None:
-    global _pool
-    # A pool of our own: the loop's default one may be full of somebody else's slow calls.
-    _pool = ThreadPool(8)
-
-
-_new_pool()
-# A forked child inherits the pool but none of its threads.
-os.register_at_fork(after_in_child=_new_pool)
-
-
-async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Calls a blocking function in a thread. If cancelled, waits for the function to end before it raises."""
-    return await uninterrupted(start_in_thread(lambda: function(*args, **kwargs)))
-
-
-def start_in_thread(function: Callable[[], T]) -> ThreadCall[T]:
-    """Starts a call of a blocking function in a thread. Await it with `uninterrupted`.
-
-    Raises `OSError` if no thread can be started; then the function is not called, not even later.
-    """
-    call: ThreadCall[T] = ThreadCall(asyncio.get_running_loop())
-    _pool.start((call, function, ()))
-    return call
-
-
-async def quick_in_thread(function: Callable[[], T]) -> T:
-    """The same as `in_thread`, for calls that mostly take microseconds: a look at a file, say.
-
-    The way back through the loop takes longer than such a call. So the loop's thread waits for the answer, for up to
-    `PATIENCE` seconds: a disk that is slow holds nobody up for longer.
-    """
-    ended: SimpleQueue[None] = SimpleQueue()
-
-    def call() -> T:
-        try:
-            return function()
-        finally:
-            ended.put(None)
-
-    started = start_in_thread(call)
-    try:
-        with suppress(Empty):
-            ended.get(timeout=PATIENCE)
-        return await uninterrupted(started)
-    finally:
-        del started  # as in `uninterrupted`
-
-
-def start_thread(thread: threading.Thread) -> None:
-    """Starts a thread. Raises `OSError` if that is not possible."""
-    try:
-        thread.start()
-    except RuntimeError as error:
-        raise OSError(
-            errno.ENOMEM, f"no thread can be started for file work ({error}): raise the process's limits"
-        ) from error
-
-
-def uninterrupted(future: asyncio.Future[T] | ThreadCall[T]) -> Awaitable[T]:
+def uninterrupted(future: asyncio.Future[T] | Call[T]) -> Awaitable[T]:
     """Await it for the future's result; a cancellation is raised only once the future is done."""
     # A coroutine less for each commit: nothing interrupts such a task.
     return future if isinstance(asyncio.current_task(), UncancellableTask) else _uninterrupted(future)
 
 
-async def _uninterrupted(future: asyncio.Future[T] | ThreadCall[T]) -> T:
+async def _uninterrupted(future: asyncio.Future[T] | Call[T]) -> T:
     try:
         try:
             if not future.done():
@@ -363,45 +150,5 @@ async def outlast(future: F, wait: Callable[[F], Awaitable[object]]) -> None:
         future.exception()
 
 
-def _settled(future: asyncio.Future[Any] | ThreadCall[Any]) -> Awaitable[object]:
-    return future.settled() if isinstance(future, ThreadCall) else asyncio.wait([future])
-
-
-class Thread:
-    """A thread that makes one call after another: the shortest way from the loop to the disk and back.
-
-    It keeps nothing alive except its calls. Raises `OSError` if no thread can be started.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._loop = asyncio.get_running_loop()
-        start_thread(threading.Thread(target=_make_all, args=(self._jobs,), name=name, daemon=True))
-
-    def call(self, function: Callable[..., T], *args: Any) -> ThreadCall[T]:
-        """Makes a call in the thread; await it with `uninterrupted` for its result."""
-        call: ThreadCall[T] = ThreadCall(self._loop)
-        self._jobs.put((call, function, args))
-        return call
-
-    def call_when_awaited(self, function: Callable[..., T], *args: Any) -> ThreadCall[T]:
-        """The same, but the thread gets the call only once it is awaited.
-
-        By then, the task that waits is about to leave the interpreter to the thread. Woken earlier, the thread would
-        have to wait for it, and be woken again.
-        """
-        jobs = self._jobs
-        call: ThreadCall[T] = ThreadCall(self._loop, lambda: jobs.put((call, function, args)))
-        return call
-
-    def end(self) -> None:
-        """Ends the thread after the calls that it has."""
-        self._jobs.put(None)
-
-
-def _make_all(jobs: SimpleQueue[_Job | None]) -> None:
-    """The thread's main function."""
-    while (job := jobs.get()) is not None:
-        call, function, args = job
-        call.settle(*_outcome(function, args))
-        del job, call, function, args
+def _settled(future: asyncio.Future[Any] | Call[Any]) -> Awaitable[object]:
+    return asyncio.wait([future]) if isinstance(future, asyncio.Future) else future.settled()

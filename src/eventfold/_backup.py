@@ -23,7 +23,6 @@ from typing import TypeAlias
 
 import msgspec
 
-from ._aio import in_thread
 from ._engine import Paths
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Head, line_hash
@@ -35,6 +34,7 @@ from ._files.named_lock import NamedLock
 from ._files.paths import Layout
 from ._files.segments import LogSegments, line_before
 from ._reader import EventReader
+from ._threads import in_thread
 from ._view_snapshot import offset_for_the_crate
 from .snapshot import BadSnapshotError, encode, parse
 

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 from ._address import Address
-from ._aio import UncancellableTask, in_thread, uninterrupted
+from ._aio import UncancellableTask, uninterrupted
 from ._engine import EngineKeys, IndexedSource, paths_of
 from ._errors import EventfoldError
 from ._event import Head
@@ -23,6 +23,7 @@ from ._files.paths import Layout
 from ._index import Index, index_path
 from ._index.store import Store, UnusableIndexError
 from ._reader import EventReader
+from ._threads import in_thread
 
 # Seconds between two calls of `progress`.
 _INTERVAL = 0.1

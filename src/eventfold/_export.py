@@ -16,11 +16,11 @@ from typing import Any, BinaryIO, Protocol
 import msgspec
 
 from ._address import Address
-from ._aio import in_thread
 from ._codec.decode import Slice
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Record
 from ._reader import EventReader
+from ._threads import in_thread
 
 # A Parquet row group ends after this many rows or bytes of lines, whichever comes first.
 _ROWS, _BYTES = 50_000, 16 * 2**20

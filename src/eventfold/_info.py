@@ -12,7 +12,6 @@ from contextlib import aclosing
 
 import msgspec
 
-from ._aio import in_thread
 from ._consumer import _Checkpoint
 from ._engine import Paths
 from ._errors import CorruptLogError
@@ -22,6 +21,7 @@ from ._files.frames import Span
 from ._files.paths import Layout
 from ._files.segments import LogSegments
 from ._reader import EventReader
+from ._threads import in_thread
 from .snapshot import BadSnapshotError, parse
 
 # Up to this size of app.jsonl (bytes), its lines are counted, which takes a few hundredths of a second.

@@ -14,7 +14,6 @@ from contextlib import aclosing
 from pathlib import Path
 from time import perf_counter
 
-from ._aio import in_thread
 from ._catalog import Typing
 from ._codec.backwards import BackwardsDecoder
 from ._codec.decode import Decoder, Slice
@@ -23,6 +22,7 @@ from ._engine import Documents, HasPaths, Paths, Source, SourceOfLines, paths_of
 from ._errors import CorruptLogError
 from ._event import Head, Record
 from ._query import Query, query_of
+from ._threads import in_thread
 
 # The maximum number of seconds for which reading holds the event loop before it lets other tasks run.
 _HOLD = 0.002

@@ -16,13 +16,13 @@ from typing import Any, TypeAlias
 import msgspec
 
 from ._address import Address, engine_of
-from ._aio import in_thread
 from ._consumer import _Checkpoint, move_consumer
 from ._engine import DocumentKind, LockingDocuments, paths_of
 from ._errors import CorruptLogError, EventfoldError
 from ._files.cutting import WriterLock, cut, damaged_end
 from ._files.paths import Layout
 from ._reader import EventReader
+from ._threads import in_thread
 from ._verify import Problem, verify
 from ._view import View
 

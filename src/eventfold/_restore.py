@@ -19,7 +19,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ._aio import in_thread
 from ._backup import backup as copy_to
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Head
@@ -28,6 +27,7 @@ from ._files.named_lock import NamedLock
 from ._files.paths import Layout
 from ._logging import WARNING, log_event
 from ._reader import EventReader
+from ._threads import in_thread
 from ._verify import verify
 
 # The directory in the target to which the copy is written first.

@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 
 from ._address import Address
-from ._aio import in_thread
 from ._consumer import _Checkpoint
 from ._engine import Paths
 from ._errors import CorruptLogError, ReducerError
@@ -25,6 +24,7 @@ from ._files.segments import LogSegments
 from ._fold import fold_together
 from ._reader import EventReader
 from ._state import difference
+from ._threads import in_thread
 from ._view import View
 from .snapshot import BadSnapshotError, Snapshot, parse
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from ._aio import in_thread
 from ._engine import LockingDocuments
 from ._errors import CorruptLogError
 from ._event import Head
@@ -21,6 +20,7 @@ from ._parts import PART, Pause
 from ._query import Query
 from ._reader import EventReader
 from ._state import difference
+from ._threads import in_thread
 from .snapshot import NOWHERE, BadSnapshotError, Snapshot, decode_state, encode_whole, parse
 
 S = TypeVar("S")

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import AsyncExitStack
 
 from ._address import Address
-from ._aio import AsyncOpener, UncancellableTask, in_thread
+from ._aio import AsyncOpener, UncancellableTask
 from ._checks import Checks, NotIndexedError, ids_of
 from ._codec.encode import encode_batch, encode_line
 from ._condition_reads import ConditionReads
@@ -30,6 +30,7 @@ from ._open_writer import WriterParts, parts_opener
 from ._query import Query
 from ._reader import EventReader
 from ._rotator import Rotator, ViewOps
+from ._threads import in_thread
 
 
 class EventWriter(HasPaths):

@@ -22,10 +22,10 @@ from typing import Any, is_typeddict
 import msgspec
 import xxhash
 
-from ._aio import in_thread
 from ._files import operations
 from ._logging import WARNING, log_event
 from ._parts import Pause, decode_in_parts, encode_in_parts
+from ._threads import in_thread
 
 __all__ = ["Snapshot", "delete", "load", "save"]
 

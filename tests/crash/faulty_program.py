@@ -14,7 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from eventfold import ConditionalAppendError, Event, EventLog, LockMode, View, WriterFailedError, _aio
+from eventfold import ConditionalAppendError, Event, EventLog, LockMode, View, WriterFailedError, _threads
 from eventfold._files import committer, operations, rotation, shared
 
 # If a call fails in each of many threads, a session may fail as often as there are threads.
@@ -156,7 +156,7 @@ class OneThread:
     """A pool that runs its calls in a writer's thread."""
 
     def __init__(self) -> None:
-        self.thread = _aio.Thread("everything")
+        self.thread = _threads.Thread("everything")
         self.thread.end = lambda: None
         self.start = self.thread._jobs.put
 
@@ -165,11 +165,11 @@ async def main(threads: str, mode: str, new: str, left: str, begun: str) -> None
     lock = LockMode(mode)
     if threads == "one":
         # All system calls on the files are made one after another, so each can be identified by its number.
-        _aio._pool = OneThread()
-        committer.Thread = shared.Thread = lambda name: _aio._pool.thread
+        _threads._pool = OneThread()
+        committer.Thread = shared.Thread = lambda name: _threads._pool.thread
     else:
         # A call fails once in each thread: if each attempt had a new thread, no log could ever be opened.
-        writers = itertools.cycle([_aio.Thread(f"writer {n}") for n in range(3)])
+        writers = itertools.cycle([_threads.Thread(f"writer {n}") for n in range(3)])
         for _ in range(3):
             next(writers).end = lambda: None
         committer.Thread = shared.Thread = lambda name: next(writers)

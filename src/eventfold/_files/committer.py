@@ -16,12 +16,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import TypeVar
 
-from .._aio import Thread, in_thread, uninterrupted
+from .._aio import uninterrupted
 from .._codec.lines import Lines
 from .._engine import Commit, LockMode, SyncMode
 from .._errors import LogClosedError, WriterFailedError, copy_error
 from .._event import Head
 from .._judge import Append, judge, lines_needed_from
+from .._threads import Thread, in_thread
 from . import operations, recovery, rotation
 from .paths import Layout
 from .source import FileSource

@@ -17,7 +17,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
-from .._aio import start_thread
+from .._threads import start_thread
 
 # Seconds for which the thread stays when nothing waits any more.
 KEEP = 5.0

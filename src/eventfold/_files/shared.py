@@ -20,12 +20,13 @@ from weakref import ref
 
 import anyio
 
-from .._aio import Thread, ThreadCall, uninterrupted
+from .._aio import uninterrupted
 from .._codec.lines import Lines
 from .._engine import Commit, LockMode, SyncMode
 from .._errors import LogClosedError, LogLockedError, WriterFailedError, copy_error
 from .._event import Head
 from .._judge import Append, Judgement
+from .._threads import Thread, ThreadCall
 from . import operations, shared_rotation
 from .committer import KEEP_LOCKED, KEPT_FILES, SYNC_INTERVAL, FileCommitter
 from .rotation import Rotation, warn_unfinished

@@ -11,10 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
-from .._aio import in_thread, quick_in_thread, start_in_thread, uninterrupted
+from .._aio import uninterrupted
 from .._codec.lines import Lines
 from .._engine import is_name
 from .._event import Head
+from .._threads import in_thread, quick_in_thread, start_in_thread
 from . import operations
 from .named_lock import NamedLock
 from .paths import Layout

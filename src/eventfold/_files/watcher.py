@@ -18,11 +18,11 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
-from .._aio import start_thread
 from .._codec.lines import SLICE_SIZE, Lines, join
 from .._errors import CorruptLogError
 from .._event import Head
 from .._logging import DEBUG, WARNING, log_event
+from .._threads import start_thread
 from .._waiters import Waiters
 from . import inotify
 from .heads import HeadLookup

@@ -18,13 +18,14 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
-from .._aio import LoopBreaks, Thread, UncancellableTask, uninterrupted
+from .._aio import LoopBreaks, UncancellableTask, uninterrupted
 from .._codec.lines import Lines, last_line_hash
 from .._engine import Source, paths_of
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
 from .._event import Head
 from .._logging import WARNING, log_event
 from .._reader import EventReader
+from .._threads import Thread
 from .answers import MAX_CANDIDATES, Answers
 from .lookups import Lookups
 from .pending import PendingPairs

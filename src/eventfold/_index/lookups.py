@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Collection
 from typing import NamedTuple
 
-from .._aio import Thread, UncancellableTask
+from .._aio import UncancellableTask
+from .._threads import Thread
 from .store import Store, StoredOffsets
 
 

@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 from .. import _tracing
 from .._address import Address
-from .._aio import AsyncOpener, UncancellableTask, in_thread, uninterrupted
+from .._aio import AsyncOpener, UncancellableTask, uninterrupted
 from .._catalog import Catalog, OnMismatch, typing_of
 from .._engine import LockMode, SyncMode
 from .._query import Query
 from .._reader import EventReader
+from .._threads import in_thread
 from .._view import ReduceFn, View
 from .._writer import EventWriter
 from .appending import AppendingLog

@@ -6,9 +6,9 @@ from collections.abc import Collection
 
 import msgspec
 
-from .._aio import in_thread
 from .._logging import WARNING, log_event
 from .._reader import EventReader
+from .._threads import in_thread
 from .._view_snapshot import offset_for_the_crate
 from ..snapshot import NOWHERE, BadSnapshotError, encode, parse
 

@@ -6,10 +6,10 @@ import os
 import sys
 from typing import Any
 
-from .._aio import Thread
 from .._repair import CutEnd, Repair, RepairPlan, plan_repairs
 from .._repair import repair as repair_log
 from .._restore import restore as restore_log
+from .._threads import Thread
 from .._view import View
 from ._output import print_json
 from ._run import FAILED, printable, progress, reading, say

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from .._address import engine_of
-from .._aio import Thread
 from .._backup import backup as backup_log
 from .._codec.encode import encode_line
 from .._codec.selection import decode_events
@@ -24,6 +23,7 @@ from .._errors import EventfoldError, InvalidEventError
 from .._event import AppendResult, Event, line_hash
 from .._log import EventLog
 from .._query import Query
+from .._threads import Thread
 from ._output import print_json
 from ._run import progress, reading
 
