@@ -67,7 +67,7 @@ class Checks:
                 _fail([append], error)
             else:
                 if found is not None and not append.future.done():
-                    append.future.set_result(found[0] if append.count is None else found)
+                    append.future.set_result(found[0] if append.lines is None else found)
 
     async def results_of(self, ids: UniqueIds | None, count: int) -> list[AppendResult] | None:
         """Returns the results of an append of `count` events if all are in the log; None if none is.

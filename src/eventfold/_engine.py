@@ -203,7 +203,7 @@ class Commit(msgspec.Struct):
     written. `lines` are the lines that were written, with their offsets; `head` is the head after them.
     """
 
-    outcomes: Sequence[int | Exception]
+    outcomes: list[int | Exception]
     lines: Lines
     head: Head
 

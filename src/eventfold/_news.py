@@ -20,7 +20,7 @@ from ._event import Head, Record
 # How many commits, and bytes of them, are kept: a tail that is woken late finds there what it needs.
 _KEPT_COMMITS, _KEPT_SIZE = 16, SLICE_SIZE
 
-
+_Commits: TypeAlias = tuple[tuple[Head, Head, Lines], ...]
 _Places: TypeAlias = tuple[list[int], list[int], list[bytes]] | tuple[()]
 
 
@@ -29,8 +29,7 @@ class News:
 
     def __init__(self) -> None:
         # Like `_asked`, replaced as a whole, since other threads look at it.
-        self._commits: tuple[tuple[Head, Head, Lines], ...] = ()
-        self._size = 0  # of their lines, in bytes: offsets may count something else
+        self._commits: _Commits = ()
         # The lines of which somebody has asked for the records, and what the others need besides the events.
         self._asked: tuple[Lines, _Places | None] | None = None
 
@@ -38,30 +37,25 @@ class News:
         """Forgets everything."""
         self._commits, self._asked = (), None
 
-    def add(self, known: Head | None, head: Head, lines: Lines | None, awaited: bool) -> None:
-        """Adds the lines between two heads; if they are unknown or many, there are no news.
-
-        Unless they are `awaited`, they replace the older ones.
-        """
+    def replace(self, known: Head | None, head: Head, lines: Lines | None, older: _Commits = ()) -> None:
+        """Keeps only the lines between two heads, and `older` ones that they follow. Unknown or many lines are not
+        kept, and nothing is then."""
+        # If others append too, there may be something between the known head and these lines.
         if (
             known is None
             or lines is None
-            or not 0 < len(lines.data) <= SLICE_SIZE
-            # If others append too, there may be something between the known head and these lines.
             or lines.start_offset != known.offset
+            or not 0 < len(lines.data) <= SLICE_SIZE
         ):
             self.clear()
-            return
-        size = len(lines.data)
-        if not awaited or not self._commits or self._commits[-1][1] != known:
-            self._commits, self._size = ((known, head, lines),), size
-            return
-        commits = (*self._commits, (known, head, lines))
-        self._size += size
-        while len(commits) > _KEPT_COMMITS or self._size > _KEPT_SIZE:
-            self._size -= len(commits[0][2].data)
-            commits = commits[1:]
-        self._commits = commits
+        else:
+            commit = (known, head, lines)
+            self._commits = _newest((*older, commit)) if older else (commit,)
+
+    def add(self, known: Head | None, head: Head, lines: Lines | None) -> None:
+        """The same, but the older lines that are here stay, unless there is a gap."""
+        older = self._commits
+        self.replace(known, head, lines, older if older and older[-1][1] == known else ())
 
     def since(self, start: Head, end: Head | None = None) -> tuple[Head, Lines] | None:
         """The lines from one head to another (None: to the last one), if they are here; and that head.
@@ -102,6 +96,15 @@ class News:
 def _records(lines: Lines) -> Iterator[Record]:
     for piece in Decoder().feed(lines):
         yield from piece.records()
+
+
+def _newest(commits: _Commits) -> _Commits:
+    """As many of the last commits as are kept."""
+    size = sum([len(lines.data) for _, _, lines in commits])
+    while len(commits) > _KEPT_COMMITS or size > _KEPT_SIZE:
+        size -= len(commits[0][2].data)
+        commits = commits[1:]
+    return commits
 
 
 def _places(lines: Lines) -> _Places:

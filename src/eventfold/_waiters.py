@@ -215,7 +215,10 @@ class Waiters:
             self.news.clear()
             self._update_watcher()
         if head is not None:
-            self.notify(head, known, lines)
+            with self._lock:
+                futures = self._add_news(head, known, lines)
+            if futures:
+                _end_everywhere(futures, head)
 
     def notify(
         self,
@@ -237,10 +240,17 @@ class Waiters:
                 self.news.clear()
                 futures = [future for wait in self._waits if (future := wait.pending()) is not None]
             else:
-                self.news.add(known, news, lines, bool(self._waits))
-                futures = [future for wait in self._waits if (future := wait.pending_for(news)) is not None]
+                futures = self._add_news(news, known, lines)
         if futures:
             _end_everywhere(futures, news)
+
+    def _add_news(self, head: Head, known: Head | None, lines: Lines | None) -> list[_Future]:
+        """What waits for this head. Call it with the lock."""
+        if not self._waits:
+            self.news.replace(known, head, lines)
+            return []
+        self.news.add(known, head, lines)
+        return [future for wait in self._waits if (future := wait.pending_for(head)) is not None]
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
-from .._aio import uninterrupted
 from .._codec.lines import Lines
 from .._engine import is_name
 from .._event import Head
@@ -58,7 +57,7 @@ class FileDocuments:
         lock_path = path.parent if kind == "view" else self._layout.document_lock_path(path)
         taking = start_in_thread(lambda: take(lock_path))
         try:
-            return await uninterrupted(taking)
+            return await taking
         except asyncio.CancelledError:
             # Nobody owns what the thread took.
             with suppress(OSError):  # as nobody asks for it any more
@@ -120,7 +119,7 @@ class FileSource:
         blocks = _Blocks(self.layout, start, end)
         ahead = start_in_thread(blocks.next)
         try:
-            while (block := await uninterrupted(ahead)) is not None:
+            while (block := await ahead) is not None:
                 # The next block is read, and decompressed, while this one is decoded.
                 ahead = start_in_thread(blocks.next)
                 given = monotonic()
@@ -128,7 +127,7 @@ class FileSource:
                 blocks.keep_up(monotonic() - given)
         finally:
             try:
-                await uninterrupted(ahead)
+                await ahead
             except Exception:  # noqa: S110
                 pass  # raised above, or that block is no longer needed
             finally:
