@@ -82,7 +82,7 @@ def test_each_is_told_of_damage_after_what_comes_before_it(log: Log) -> None:
     for _ in range(3):
         records = iter(log.news.records(found[1]))
         before = next(records)
-        with pytest.raises(CorruptLogError, match="no event"):
+        with pytest.raises(CorruptLogError, match="not an event"):
             next(records)
 
         assert before.event.data == {"n": 1}

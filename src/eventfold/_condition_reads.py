@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import NamedTuple
 
 from ._aio import LoopBreaks, UncancellableTask
-from ._codec.keys import keys_of
+from ._codec.keys import headers_of
 from ._errors import copy_error
 from ._event import Head
 from ._judge import Matcher, conflict_with
@@ -81,7 +81,7 @@ class ConditionReads:
         async with aclosing(self._reader._lines(Head(after, ""), checked)) as blocks:
             pause = LoopBreaks()
             async for lines in blocks:
-                events = keys_of(lines)
+                events = headers_of(lines)
                 if not all([keys.type for _, keys in events]):  # noqa: C419 (a generator takes twice as long)
                     return
                 matcher = Matcher()

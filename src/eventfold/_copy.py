@@ -17,7 +17,7 @@ import xxhash
 
 from ._address import Address, engine_of
 from ._aio import UncancellableTask, uninterrupted
-from ._codec.decode import batch_of
+from ._codec.decode import batch_position
 from ._engine import Committer, DocumentKind, Source
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Head
@@ -124,7 +124,7 @@ async def _copy_lines(source: Source, committer: Committer, head: Head, count: _
     pending = b""
     async with aclosing(source.blocks(start, head.offset)) as blocks:
         async for block in blocks:
-            if block.marks:
+            if block.offset_map:
                 raise EventfoldError(f"the offsets of {source.location} don't count bytes: it can't be copied")
             pending += block.data
             if len(pending) >= _COMMIT_SIZE and (end := _end_of_batches(pending)):
@@ -142,7 +142,7 @@ async def _copy_lines(source: Source, committer: Committer, head: Head, count: _
 def _end_of_batches(data: bytes) -> int:
     """Returns the position in complete lines after the last line that is not in an open batch."""
     last = data.rfind(b"\n", 0, -1) + 1
-    batch = batch_of(data[last:])
+    batch = batch_position(data[last:])
     if batch is None or batch[0] == batch[1]:
         return len(data)
     end = len(data)

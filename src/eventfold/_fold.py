@@ -191,7 +191,7 @@ class _Stream:
         query = folds[0].query
         for fold in folds[1:]:
             query = None if query is None or fold.query is None else query | fold.query
-        self.decoder = reader._decoder(query, places=False)
+        self.decoder = reader._decoder(query, exact_offsets=False)
 
     async def take(self, slices: Iterator[Slice], pacer: Pacer) -> list[Exception]:
         """Passes the slices to all folds, and drops those whose reducer raises; returns the errors."""

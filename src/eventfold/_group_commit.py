@@ -171,7 +171,7 @@ class GroupCommit:
             await self.checks.check_ids([append for append, why in judged if isinstance(why, DuplicateIdError)])
         lines = commit.lines
         # The bound addition, if offsets are bytes: a Python call for each line would take as long as everything else.
-        return list(commit.outcomes), lines.offset_at if lines.marks else lines.start_offset.__add__
+        return list(commit.outcomes), lines.offset_at if lines.offset_map else lines.start_offset.__add__
 
 
 def _no_offset(position: int) -> int:

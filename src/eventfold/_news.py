@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
-from ._codec.decode import BAD_LINE, Decoder
+from ._codec.decode import DECODE_ERRORS, Decoder
 from ._codec.lines import SLICE_SIZE, Lines, join
 from ._codec.selection import decode_events
 from ._errors import CorruptLogError
@@ -109,7 +109,7 @@ def _places(lines: Lines) -> _Places:
     try:
         records = list(_records(lines))
         decode_events.decode_lines(lines.data)  # fails if a `batch` is not a position in one
-    except (CorruptLogError, *BAD_LINE):
+    except (CorruptLogError, *DECODE_ERRORS):
         return ()
     texts = [record._line for record in records]
     if b"".join(texts) != lines.data:  # a blank line, say

@@ -89,9 +89,9 @@ class Query:
 
     def matches(self, event: Event) -> bool:
         """Whether an event is one of those that matter."""
-        return self.matches_keys(event.type, event.tags)
+        return self.matches_type_and_tags(event.type, event.tags)
 
-    def matches_keys(self, type: str, tags: Collection[str]) -> bool:
+    def matches_type_and_tags(self, type: str, tags: Collection[str]) -> bool:
         """Whether an event of this type and with these tags is one of those that matter."""
         return any((not types or type in types) and wanted.issubset(tags) for types, wanted in self.items)
 

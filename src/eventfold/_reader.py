@@ -132,7 +132,7 @@ class EventReader(ReadingReader):
                     head = news if news.offset > head.offset else await self._checked(news, head)
 
     def _records(self, lines: Lines, query: Query | None) -> Iterator[Record]:
-        for piece in self._decoder(query, places=True).feed(lines):
+        for piece in self._decoder(query, exact_offsets=True).feed(lines):
             yield from piece.records()
 
     @property

@@ -130,7 +130,7 @@ class ReadingReader(HasPaths):
         """
         query = query_of(query, types)
         end = await self._end(offset)
-        async with aclosing(self._slices(Head(offset, after), end, query, places=False)) as slices:
+        async with aclosing(self._slices(Head(offset, after), end, query, exact_offsets=False)) as slices:
             async for piece in slices:
                 yield piece
 
@@ -151,7 +151,7 @@ class ReadingReader(HasPaths):
             block = await self._source.block_before(place)
             place = block.start_offset
             since = perf_counter()
-            for lines in block.cut_back():
+            for lines in block.chunks_backwards():
                 for number, record in enumerate(decoder.feed(lines), 1):
                     yield record
                     if not number % _RECORDS_PER_LOOK_AT_THE_CLOCK and perf_counter() - since > _HOLD:
@@ -215,7 +215,7 @@ class ReadingReader(HasPaths):
         return head
 
     async def _slices(
-        self, start: Head, end: Head, query: Query | None = None, *, places: bool = True
+        self, start: Head, end: Head, query: Query | None = None, *, exact_offsets: bool = True
     ) -> AsyncGenerator[Slice, None]:
         """The slices between two heads; the hash of the first may be unknown ("")."""
         if start.offset == end.offset:
@@ -223,14 +223,14 @@ class ReadingReader(HasPaths):
         newest = (await self._source.waiters()).news.since(start, end)
         if newest is not None:
             # In memory: those who waited for it need not read the disk.
-            for piece in self._decoder(query, places=places).feed(newest[1]):
+            for piece in self._decoder(query, exact_offsets=exact_offsets).feed(newest[1]):
                 yield piece
             return
-        decoder = self._decoder(query, places=places)
+        decoder = self._decoder(query, exact_offsets=exact_offsets)
         async with aclosing(self._source.blocks(start, end.offset)) as blocks:
             since = perf_counter()
             async for block in blocks:
-                for lines in block.cut():
+                for lines in block.chunks():
                     for piece in decoder.feed(lines):
                         yield piece
                         del piece
@@ -238,11 +238,11 @@ class ReadingReader(HasPaths):
                         await asyncio.sleep(0)
                         since = perf_counter()
 
-    def _decoder(self, query: Query | None, *, places: bool) -> Decoder:
+    def _decoder(self, query: Query | None, *, exact_offsets: bool) -> Decoder:
         """A decoder of this log's lines."""
         if self._typing is not None:
-            return self._typing.decoder(query, places=places)
-        return Decoder(query, places=places)
+            return self._typing.decoder(query, exact_offsets=exact_offsets)
+        return Decoder(query, exact_offsets=exact_offsets)
 
     def _backwards_decoder(self, query: Query | None) -> BackwardsDecoder:
         """The same, for reading backwards."""
@@ -259,7 +259,7 @@ class ReadingReader(HasPaths):
             return
         async with aclosing(self._source.blocks(start, last.offset)) as blocks:
             async for block in blocks:
-                for lines in block.cut():
+                for lines in block.chunks():
                     yield lines
 
 

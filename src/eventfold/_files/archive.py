@@ -125,7 +125,7 @@ class Archive:
             size = block_size()
             at_once = offset == span.first_offset and span.end_offset - offset <= size
             [lines] = self._span_lines(span) if at_once else self._cached_lines(span)
-            block = next(lines.cut(size, _position_in(lines, offset)))
+            block = next(lines.chunks(size, _position_in(lines, offset)))
             offset = block.end_offset
             del lines  # don't hold the rest of the frame while this block is used
             yield block

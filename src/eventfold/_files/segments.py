@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from .._codec.decode import batch_of
+from .._codec.decode import batch_position
 from .._codec.lines import Lines
 from .._errors import CorruptLogError
 from .._event import Head, line_hash
@@ -70,7 +70,7 @@ def last_complete_offset(fd: int, size: int) -> int:
     if not end:
         return 0
     start, line = line_before(fd, end)
-    batch = batch_of(line)
+    batch = batch_position(line)
     if batch is None or not 1 <= batch[0] < batch[1]:
         return end
     index, count = batch
@@ -79,7 +79,7 @@ def last_complete_offset(fd: int, size: int) -> int:
             return end
         start, line = line_before(fd, start)
         index -= 1
-        if batch_of(line) != (index, count):
+        if batch_position(line) != (index, count):
             return end  # lines in the wrong order are not a torn batch: readers will report them
     return start
 

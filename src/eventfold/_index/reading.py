@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from .._codec.decode import batch_of
+from .._codec.decode import batch_position
 from .._event import Record
 from .._query import Query
 from .._reader import EventReader
@@ -51,7 +51,7 @@ async def _before_open_batch(reader: EventReader, end: int) -> int:
     async with aclosing(reader.read_back(end)) as records:  # type: ignore[type-var]
         async for record in records:
             if left is None:
-                index, size = batch_of(record._line) or (1, 1)
+                index, size = batch_position(record._line) or (1, 1)
                 if index == size:
                     return end
                 left = index

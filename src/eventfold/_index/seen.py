@@ -9,7 +9,7 @@ from collections.abc import Collection
 from contextlib import aclosing
 
 from .._aio import LoopBreaks
-from .._codec.keys import key_of_id, keys_of
+from .._codec.keys import headers_of, key_of_id
 from .._codec.lines import last_line_hash
 from .._event import Head
 from .._reader import EventReader
@@ -36,7 +36,7 @@ class SeenIds:
         async with aclosing(self._reader._lines(self._known, None)) as blocks:
             pause = LoopBreaks()
             async for lines in blocks:
-                for _, keys in keys_of(lines):
+                for _, keys in headers_of(lines):
                     if keys.id is not None:
                         for place in _places(keys.id):
                             self._bits[place >> 3] |= 1 << (place & 7)

@@ -70,7 +70,7 @@ class TableKeys:
         while (start := (await self.find([], 1))[0]) < end:
             async with aclosing(self._source.blocks(Head(start, ""), end)) as blocks:
                 async for block in blocks:
-                    for lines in block.cut(_STEP_SIZE):
+                    for lines in block.chunks(_STEP_SIZE):
                         if not await self._add(lines):
                             break  # another process has got further, or has dropped all keys
                         if progress is not None:
