@@ -60,13 +60,13 @@ async def test_a_waiting_tail_learns_that_the_stream_was_deleted(log: EventLog, 
 async def test_a_tail_that_begins_to_wait_after_that_learns_it_too(log: EventLog, client: Any, name: str) -> None:
     """This also holds if another tail was waiting all the time, so that no new check begins."""
     waiters = await log.reader()._source.waiters()
-    with waiters.watched(), waiters.waiting(Scope()) as later:
+    with waiters.watched(), waiters.waiter(Scope()) as later:
         waiting = asyncio.ensure_future(anext(log.tail()))
         await asyncio.sleep(0.2)
         await client.delete_stream(name)
         await _ends_with("the stream was deleted", waiting)
 
-        await _ends_with("the stream was deleted", later.beyond(log.head.offset))
+        await _ends_with("the stream was deleted", later.head_beyond(log.head.offset))
 
 
 @pytest.mark.parametrize("messages", [0, 2, 20])

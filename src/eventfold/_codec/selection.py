@@ -26,8 +26,8 @@ BatchPosition: TypeAlias = tuple[int, int]
 class _Skipped(msgspec.Struct, frozen=True, gc=False):
     """The placeholder of an event that is not selected."""
 
-    # True for a line in a batch, which the decoder needs even if the event is not selected. The key `batch` is read into
-    # this field so that one attribute decides for any decoded line; for a `StoredEvent` it is always true.
+    # True for a line in a batch, which the decoder needs even if the event is not selected. The key `batch` is read
+    # into this field so that one attribute decides for any decoded line; for a `StoredEvent`, it is always true.
     relevant: BatchPosition | None = msgspec.field(name="batch", default=None)
 
     @property

@@ -188,7 +188,7 @@ class ViewingLog(LogParts):
             head=head,
             queued=0 if writer is None else len(writer._queue),
             waiting_for_place=0 if writer is None else writer._queue.waiting,
-            waiting=self._reader._scope.waiting,
+            waiting=self._reader._scope.pending_waits,
             views={
                 view.name: ViewStats(view.offset, 0 if head is None else max(head - view.offset, 0))
                 for view in self._views.values()
