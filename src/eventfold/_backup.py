@@ -35,7 +35,7 @@ from ._files.paths import Layout
 from ._files.segments import LogSegments, line_before
 from ._reader import EventReader
 from ._threads import in_thread
-from ._view_snapshot import offset_for_the_crate
+from ._view_snapshot import crate_offset
 from .snapshot import BadSnapshotError, encode, parse
 
 Progress: TypeAlias = Callable[[int, int], object]
@@ -308,7 +308,7 @@ async def _copy_documents(reader: EventReader, copy: EventReader, head: Head, ba
         if found is None or found.position is None or not await _within(reader, found.position, found.position_hash):
             continue
         if found.position <= head.offset:
-            offset = offset_for_the_crate(found.position, base)
+            offset = crate_offset(found.position, base)
             known = found.position_hash if 0 < offset <= head.offset else None
             moved = msgspec.structs.replace(found, state=None, offset=offset, hash=known or "")
             await copy.documents.store("view", name, encode(moved, found.state))

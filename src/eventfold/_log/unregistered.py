@@ -9,8 +9,8 @@ import msgspec
 from .._logging import WARNING, log_event
 from .._reader import EventReader
 from .._threads import in_thread
-from .._view_snapshot import offset_for_the_crate
-from ..snapshot import NOWHERE, BadSnapshotError, encode, parse
+from .._view_snapshot import crate_offset
+from ..snapshot import BEYOND_ANY_FILE, BadSnapshotError, encode, parse
 
 
 class UnregisteredSnapshots:
@@ -57,6 +57,6 @@ def _moved(data: bytes, base: int) -> bytes | None:
         found = parse(data)
     except BadSnapshotError:
         return None  # the crate does not use it either, and the view's own program warns about it
-    if found.position is None or found.offset in (NOWHERE, offset_for_the_crate(found.position, base)):
+    if found.position is None or found.offset in (BEYOND_ANY_FILE, crate_offset(found.position, base)):
         return None
-    return encode(msgspec.structs.replace(found, state=None, offset=NOWHERE, hash=""), found.state)
+    return encode(msgspec.structs.replace(found, state=None, offset=BEYOND_ANY_FILE, hash=""), found.state)

@@ -152,8 +152,8 @@ class ViewingLog(LogParts):
         seen = None
         async for _ in self._reader.head_changes():
             await self._refresh(view)
-            if view._fold.folded != seen:
-                seen = view._fold.folded
+            if view._fold.changes != seen:
+                seen = view._fold.changes
                 yield view.state
 
     @overload
