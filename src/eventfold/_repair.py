@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from ._address import Address, engine_of
-from ._consumer import _Checkpoint, move_consumer
+from ._consumer import Checkpoint, move_consumer
 from ._engine import DocumentKind, LockingDocuments, paths_of
 from ._errors import CorruptLogError, EventfoldError
 from ._files.cutting import WriterLock, cut, damaged_end
@@ -212,7 +212,7 @@ async def _reset(reader: EventReader, chosen: ResetConsumer) -> None:
     if lock is None:
         raise EventfoldError(f"consumer {chosen.name!r} is being read by another process: stop it first")
     try:
-        await _Checkpoint(reader, chosen.name, 0, None).last_commit()
+        await Checkpoint(reader, chosen.name, 0, None).last_commit()
     except CorruptLogError:
         await move_consumer(reader, chosen.name, chosen.offset)
     else:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from ._address import Address
-from ._consumer import _Checkpoint
+from ._consumer import Checkpoint
 from ._engine import Paths
 from ._errors import CorruptLogError, ReducerError
 from ._event import Head
@@ -115,7 +115,7 @@ async def _verify(
             await _check_snapshot(reader, name, by_name.get(name), problems)
         for name in consumers:
             try:
-                await _Checkpoint(reader, name, 0, None).last_commit()
+                await Checkpoint(reader, name, 0, None).last_commit()
             except CorruptLogError as error:
                 _add(problems, error)
     return VerifyReport(location, events, size, frames, len(snapshots), len(consumers), tuple(problems))
