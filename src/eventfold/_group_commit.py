@@ -17,9 +17,9 @@ from typing import TypeAlias
 
 from . import _tracing
 from ._aio import UncancellableTask
-from ._checks import Checks
 from ._engine import Commit, Committer, RemoteCommitter
 from ._errors import EventfoldError, UnknownOutcomeError, WriterFailedError, copy_error
+from ._index_checks import IndexChecks
 from ._judge import Append, DuplicateIdError
 from ._logging import ERROR, log_event
 from ._queue import AppendQueue, resolve
@@ -46,7 +46,7 @@ class GroupCommit:
         self._location = str(committer.source.location)
         self.queue = AppendQueue(self._changed, self._location)
         self.counters = WriterCounters()
-        self.checks: Checks | None = None
+        self.checks: IndexChecks | None = None
         self.failure: EventfoldError | None = None
         self._task: UncancellableTask[None] | None = None
         self._drained: asyncio.Future[None] | None = None

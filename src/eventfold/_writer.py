@@ -18,13 +18,13 @@ from contextlib import AsyncExitStack
 
 from ._address import Address
 from ._aio import AsyncOpener, UncancellableTask
-from ._checks import Checks, NotIndexedError, ids_of
 from ._codec.encode import encode_batch, encode_line
 from ._condition_reads import ConditionReads
 from ._engine import ClosingCommitter, Commit, HasPaths, LockMode, Paths, RotatingCommitter, SyncMode, paths_of
 from ._errors import ConditionalAppendError, EventfoldError, LogClosedError, copy_error
 from ._event import AppendResult, Event, Head
 from ._group_commit import GroupCommit
+from ._index_checks import IndexChecks, NotIndexedError, ids_of
 from ._judge import Condition, Requirements, UniqueIds
 from ._open_writer import WriterParts, parts_opener
 from ._query import Query
@@ -38,7 +38,7 @@ class EventWriter(HasPaths):
 
     def __init__(self, parts: WriterParts, max_event_size: int, unique_ids: bool) -> None:
         self._committer = committer = parts.committer
-        self._waiters, self._scope, self._index = parts.waiters, parts.scope, parts.answers
+        self._waiters, self._scope, self._index = parts.waiters, parts.scope, parts.index
         self._source = committer.source
         self._max_event_size = max_event_size
         self._unique_ids = unique_ids
@@ -47,7 +47,7 @@ class EventWriter(HasPaths):
         self._commits = GroupCommit(committer, self._on_commit)
         self._queue = self._commits.queue
         if self._index is not None:
-            self._commits.checks = Checks(self._index)
+            self._commits.checks = IndexChecks(self._index)
         self._condition_reads = ConditionReads(self.reader())
         self._closing: UncancellableTask[None] | None = None
         # None for an engine that has nothing to rotate.

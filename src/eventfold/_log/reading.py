@@ -9,7 +9,7 @@ from .._backup import backup
 from .._codec.decode import Slice
 from .._consumer import Consumer
 from .._event import Head, Record
-from .._index import Answers, read_back, read_from
+from .._index import Index, read_back, read_from
 from .._info import LogInfo, info
 from .._query import Query
 from .._reader import EventReader, WaitResult
@@ -61,7 +61,7 @@ class ReadingLog(LogParts):
             return self._reader.read_back(offset, query=query)
         return read_back(index, self._reader, query, offset)
 
-    def _index_for(self, query: Query | None) -> Answers | None:
+    def _index_for(self, query: Query | None) -> Index | None:
         """The index, if the log has one that can find the events of a query."""
         if self._writer_or_none is None or query is None or not query.has_tags:
             return None
