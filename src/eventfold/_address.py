@@ -1,6 +1,6 @@
-"""Finds the engine of a log from what `EventLog.open` and `EventReader` are given.
+"""Finds the engine of a log from the first argument of `EventLog.open` and `EventReader`.
 
-Promise: an address whose engine is missing is an error, never a directory of that name.
+Promise: an address for which there is no engine is an error; it is never taken for the name of a directory.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ Address: TypeAlias = str | os.PathLike[str] | Engine
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _WITHOUT_SLASHES = re.compile(r"(file|postgresql|postgres|nats|tls):", re.IGNORECASE)
-# The module, the class in it, and the extra of this package that installs its dependencies.
+# The module, the class in the module, and the extra that installs its dependencies.
 _POSTGRES = ("eventfold.postgres", "Postgres", "postgres")
 _JETSTREAM = ("eventfold.jetstream", "JetStream", "nats")
 _ENGINES = {"postgresql": _POSTGRES, "postgres": _POSTGRES, "nats": _JETSTREAM, "tls": _JETSTREAM}
 
 
 def engine_of(where: Address) -> Engine:
-    """The engine of a directory's path, of an address such as `postgresql://host/db`, or the engine itself.
+    """The engine for the path of a directory or for an address such as `postgresql://host/db`; an engine as it is.
 
-    Raises `ValueError` for an address that no engine has, and `EventfoldError` if the engine's packages are missing.
+    Raises `ValueError` if no engine has such addresses, and `EventfoldError` if the engine's packages are missing.
     """
     if isinstance(where, str):
         if scheme := _SCHEME.match(where):
@@ -47,7 +47,7 @@ def engine_of(where: Address) -> Engine:
 
 
 def _engine_at(address: str, scheme: str) -> Engine:
-    # An address may contain a password, so messages name only its scheme.
+    # An address may contain a password, so messages contain only its scheme.
     if scheme == "file":
         parts = urlsplit(address)
         if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
@@ -55,7 +55,7 @@ def _engine_at(address: str, scheme: str) -> Engine:
         return Files(unquote(parts.path))
     if scheme not in _ENGINES:
         known = ", ".join(f"{name}://" for name in ("file", *_ENGINES))
-        raise ValueError(f"no engine keeps a log at {scheme}://: known are {known} and a directory's path")
+        raise ValueError(f"no engine has addresses with {scheme}://: use {known} or the path of a directory")
     module, name, extra = _ENGINES[scheme]
     try:
         engine: Any = getattr(import_module(module), name)

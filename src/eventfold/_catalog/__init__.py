@@ -1,4 +1,4 @@
-"""Typed events: the catalog of their classes, and the decoders of lines into their objects."""
+"""Typed events: the catalog of their classes, and the decoders that turn lines into typed events."""
 
 from .catalog import Catalog
 from .decoding import OnMismatch, Typing, typing_of

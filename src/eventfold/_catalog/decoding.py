@@ -29,7 +29,7 @@ OnMismatch: TypeAlias = Literal["raise", "skip"]
 
 
 class Typing:
-    """What a reader needs for typed events: the catalog, and what to do with an event that does not fit."""
+    """What a reader needs for typed events: the catalog, and what happens to an event that does not fit its class."""
 
     def __init__(self, catalog: Catalog, on_mismatch: OnMismatch) -> None:
         self.catalog = catalog
@@ -135,15 +135,15 @@ def _records_of(line: Record, events: tuple[StoredEvent, ...]) -> list[Record]:
 class TypedDecoder(Decoder):
     """Yields events whose data is an object of the class of their type, if the catalog has one.
 
-    At the first event that does not fit, raises `SchemaError` after yielding all before it, or skips the event.
+    An event that does not fit is skipped, or raises `SchemaError` after all events before it were yielded.
     """
 
     def __init__(self, typing: Typing, query: Query | None, *, exact_offsets: bool) -> None:
-        sources = typing.catalog.sources(query)
-        super().__init__(sources, exact_offsets=exact_offsets)
+        widened = typing.catalog.widened(query)
+        super().__init__(widened, exact_offsets=exact_offsets)
         self._typing = typing
         self._typed_query = None if query is None or query.matches_all else query
-        self._selects_more = sources != query
+        self._selects_more = widened != query
         types = None if self._query is None else types_alone(self._query)
         # If the query has tags, most lines are not decoded at all, and the events of the other lines are converted.
         self._typed_lines: tuple[TaggedLines, ...] = ()
@@ -222,7 +222,7 @@ class TypedBackwardsDecoder(BackwardsDecoder):
     """Does what `TypedDecoder` does, newest events first."""
 
     def __init__(self, typing: Typing, query: Query | None) -> None:
-        super().__init__(typing.catalog.sources(query))
+        super().__init__(typing.catalog.widened(query))
         self._typing = typing
         self._typed_query = None if query is None or query.matches_all else query
 

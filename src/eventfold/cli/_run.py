@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from .._address import engine_of
-from .._engine import Engine, MakesLogs
+from .._engine import CreatingEngine, Engine
 from .._errors import CorruptLogError, EventfoldError
 from .._reader import EventReader
 
@@ -86,7 +86,7 @@ def printable(text: str) -> str:
 def existing(where: str) -> Engine:
     """Returns the engine of a log that must exist; never creates the log."""
     engine = engine_of(where)
-    return engine.existing() if isinstance(engine, MakesLogs) else engine
+    return engine.existing() if isinstance(engine, CreatingEngine) else engine
 
 
 @asynccontextmanager
