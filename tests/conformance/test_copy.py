@@ -108,7 +108,7 @@ async def test_a_copy_onto_another_log_is_refused(ends: tuple[Address, Address])
         await log.append(Event("another"))
     with pytest.raises(EventfoldError, match="a different log"):
         await copy_log(source, target)
-    with pytest.raises(EventfoldError, match="the target has more than the source"):
+    with pytest.raises(EventfoldError, match="the target has more events than the source"):
         await copy_log(target, source)
 
     assert len(await records(target)) == 1

@@ -33,7 +33,7 @@ S = TypeVar("S")
 class EventLog(AppendingLog, ReadingLog):
     """A log with its views: appends and reads events, waits for new ones, and keeps the views up to date.
 
-    Open it with `EventLog.open` or `EventLog.builder`, and use it only in the event loop and the process that opened it.
+    Open it with `EventLog.open` or `EventLog.builder`, and use it only in the event loop and process that opened it.
     As an async context manager, it closes itself at the end of the block. Offsets are bytes in the whole log.
     """
 
