@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator
-from itertools import zip_longest
 from pathlib import Path
 from typing import TypeAlias
 
@@ -202,29 +201,15 @@ class _Copying:
         older = Archive(self._copy.archive_path, fd, self._archive_end)
         if older.damage is not None:
             raise older.damage
-        if archive is None or older.end_position > archive.end_position:
-            raise self._of_another_log()
-        if older.recorded:
-            for one, other in zip_longest(older.spans(), archive.spans()):
-                if one is None:
-                    break
-                if one != other:
-                    raise self._of_another_log()
-        else:
-            # The Rust crate writes no commit records, so the bytes are compared.
-            for start in range(0, older.end_position, _CHUNK_SIZE):
-                size = min(_CHUNK_SIZE, older.end_position - start)
-                if os.pread(fd, size, start) != os.pread(archive.fd, size, start):
-                    raise self._of_another_log()
+        if archive is None or not _begins_with(archive, older):
+            raise EventfoldError(
+                f"{self._copy.archive_path} is not an older copy of {self._source.archive_path}: "
+                "choose another directory"
+            )
         if older.size > older.end_position:
             operations.truncate(fd, older.end_position)
         self._archive_end = older.end_position
         return older.end_position
-
-    def _of_another_log(self) -> EventfoldError:
-        return EventfoldError(
-            f"{self._copy.archive_path} is not an older copy of {self._source.archive_path}: choose another directory"
-        )
 
     def _copy_all(self, start: int, active_size: int) -> Generator[int, None, None]:
         segments = self._segments
@@ -298,6 +283,21 @@ class _Copying:
         operations.sync_dir(self._copy.dir)
         if first:
             base_file.write(Generation(self.base, before, first, written=True))
+
+
+def _begins_with(archive: Archive, older: Archive) -> bool:
+    """Whether an archive begins with the same frames as an older one."""
+    if older.end_position > archive.end_position:
+        return False
+    if older.recorded:
+        spans = archive.spans()
+        return all(span == next(spans, None) for span in older.spans())
+    # The Rust crate writes no commit records, so the bytes are compared.
+    for start in range(0, older.end_position, _CHUNK_SIZE):
+        size = min(_CHUNK_SIZE, older.end_position - start)
+        if os.pread(older.fd, size, start) != os.pread(archive.fd, size, start):
+            return False
+    return True
 
 
 async def _copy_documents(reader: EventReader, copy: EventReader, head: Head, base: int) -> None:

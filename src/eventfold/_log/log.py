@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from .. import _tracing
 from .._address import Address
 from .._aio import AsyncOpener, UncancellableTask, uninterrupted
-from .._catalog import Catalog, OnMismatch, typing_of
+from .._catalog import Catalog, OnMismatch, Typing, typing_of
 from .._engine import LockMode, SyncMode
 from .._query import Query
 from .._reader import EventReader
@@ -111,35 +111,38 @@ class EventLog(AppendingLog, ReadingLog):
 
         async def open_() -> EventLog:
             log = object.__new__(cls)
-            log._views, log._writer_or_none = Views(registered), None
-            log._reader = EventReader(dir) if snapshots is None else OwnSnapshotsReader(dir, snapshots)
-            try:
-                if isinstance(log._reader, OwnSnapshotsReader):
-                    await in_thread(log._reader.prepare)
-                for view in registered.values():
-                    view._attach(log, log._views_location)
-                if not read_only:
-                    log._writer_or_none = await opening
-                    unused, log._reader = log._reader, log._writer_or_none.reader()
-                    await unused.aclose()
-                log._catalog, log._reader._typing = catalog, typing
-                await log._catch_up()
-            except BaseException as error:
-                await uninterrupted(UncancellableTask(log.aclose(), "eventfold close"))
-                if isinstance(error, OSError) and isinstance(dir, str | os.PathLike):
-                    await _check_not_a_file(dir, error)
-                raise
-            if log._writer_or_none is not None:
-                log._writer_or_none.attach([*registered.values(), UnregisteredSnapshots(registered)])
+            with _tracing.span("eventfold.open", read_only=read_only, views=len(registered)) as span:
+                log._views, log._writer_or_none = Views(registered), None
+                log._reader = EventReader(dir) if snapshots is None else OwnSnapshotsReader(dir, snapshots)
+                try:
+                    await log._open(None if read_only else opening, catalog, typing)
+                except BaseException as error:
+                    await uninterrupted(UncancellableTask(log.aclose(), "eventfold close"))
+                    if isinstance(error, OSError) and isinstance(dir, str | os.PathLike):
+                        await _check_not_a_file(dir, error)
+                    raise
+                span.set(log=log._location)
             return log
 
-        async def traced_open() -> EventLog:
-            with _tracing.span("eventfold.open", read_only=read_only, views=len(registered)) as span:
-                log = await open_()
-                span.set(log=log._location)
-                return log
+        return AsyncOpener(open_)
 
-        return AsyncOpener(traced_open)
+    async def _open(
+        self, opening: AsyncOpener[EventWriter] | None, catalog: Catalog | None, typing: Typing | None
+    ) -> None:
+        """Opens the writer, unless it is None, and brings the views up to date. After an error, close the log."""
+        if isinstance(self._reader, OwnSnapshotsReader):
+            await in_thread(self._reader.prepare)
+        views = self._views.values()
+        for view in views:
+            view._attach(self, self._views_location)
+        if opening is not None:
+            self._writer_or_none = writer = await opening
+            unused, self._reader = self._reader, writer.reader()
+            await unused.aclose()
+        self._catalog, self._reader._typing = catalog, typing
+        await self._catch_up()
+        if self._writer_or_none is not None:
+            self._writer_or_none.attach([*views, UnregisteredSnapshots(self._views)])
 
     @classmethod
     def builder(cls, dir: Address) -> EventLogBuilder:
