@@ -19,7 +19,7 @@ from tests.support import event
 
 from eventfold import Event, EventLog, View, _chunks, line_hash, snapshot
 from eventfold._chunks import decode_in_chunks, encode_in_chunks
-from eventfold._state import difference
+from eventfold._round_trip import difference
 
 
 class Account(msgspec.Struct):

@@ -224,7 +224,7 @@ async def fold_together(folds: Iterable[Fold[Any]], reader: EventReader, end: in
     """
     folds = list(folds)
     shared = [fold for fold in folds if fold.shares_events]
-    if reader._typing is None:
+    if reader._typed_decoding is None:
         shared_by_query = [shared] if shared else []
     else:
         # An event that does not fit its class must stop only the folds that select events of its type.

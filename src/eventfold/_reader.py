@@ -12,12 +12,12 @@ from contextlib import aclosing
 import msgspec
 
 from ._address import Address, engine_of
+from ._base_reader import BaseReader, check_not_negative, check_offset
 from ._codec.lines import Lines
 from ._engine import Source
 from ._errors import CorruptLogError, LogClosedError
 from ._event import Head, Record
 from ._query import Query, query_of
-from ._reading import ReadingReader, check_not_negative, check_offset
 from ._waiters import Scope
 
 
@@ -35,7 +35,7 @@ class WaitResult(msgspec.Struct, frozen=True):
         return self.new_data
 
 
-class EventReader(ReadingReader):
+class EventReader(BaseReader):
     """A lightweight reader of one log. Any number of them may read, in any process, while a writer appends.
 
     Creating a reader does no I/O. If the directory does not exist, the log is empty. Offsets are bytes in the whole
@@ -122,7 +122,7 @@ class EventReader(ReadingReader):
             head = await self.head()
             position = head if offset is None else Head(offset, "")
             check_offset(position.offset, head)
-            ended, plain = False, query is None and self._typing is None
+            ended, plain = False, query is None and self._typed_decoding is None
             while True:
                 recent = waiters.recent_lines.since(position)
                 if recent is not None and recent[0].offset >= head.offset:

@@ -23,7 +23,7 @@ from ._files.paths import Layout
 from ._files.segments import LogSegments
 from ._fold import fold_together
 from ._reader import EventReader
-from ._state import difference
+from ._round_trip import difference
 from ._threads import in_thread
 from ._view import View
 from .snapshot import BadSnapshotError, Snapshot, parse

@@ -21,7 +21,7 @@ from ._event import Event, Head
 from ._fold import Fold, fold_together
 from ._query import Query, query_of
 from ._reader import EventReader
-from ._state import accepts_none
+from ._round_trip import accepts_none
 from ._view_snapshot import ViewSnapshot
 
 S = TypeVar("S")

@@ -19,7 +19,7 @@ from ._event import Head
 from ._logging import WARNING, log_event
 from ._query import Query
 from ._reader import EventReader
-from ._state import difference
+from ._round_trip import difference
 from ._threads import in_thread
 from .snapshot import BEYOND_ANY_FILE, BadSnapshotError, Snapshot, decode_state, encode_whole, parse
 

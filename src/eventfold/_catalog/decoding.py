@@ -28,7 +28,7 @@ from .schema import MismatchError, Schema, decode_other
 OnMismatch: TypeAlias = Literal["raise", "skip"]
 
 
-class Typing:
+class TypedDecoding:
     """What a reader needs for typed events: the catalog, and what happens to an event that does not fit its class."""
 
     def __init__(self, catalog: Catalog, on_mismatch: OnMismatch) -> None:
@@ -87,7 +87,7 @@ class Typing:
         )
 
 
-def typing_of(catalog: Catalog | None, on_mismatch: OnMismatch) -> Typing | None:
+def typed_decoding(catalog: Catalog | None, on_mismatch: OnMismatch) -> TypedDecoding | None:
     """Checks the options and returns what a reader needs for typed events; None without a catalog.
 
     Raises `TypeError` or `ValueError` for a wrong option, and what `Catalog.check` raises.
@@ -99,7 +99,7 @@ def typing_of(catalog: Catalog | None, on_mismatch: OnMismatch) -> Typing | None
     if not isinstance(catalog, Catalog):
         raise TypeError(f"catalog must be a Catalog, not {catalog!r}")
     catalog.check()
-    return Typing(catalog, on_mismatch)
+    return TypedDecoding(catalog, on_mismatch)
 
 
 def _typed_struct(type: str, allow_batches: bool, schema: Schema) -> Any:
@@ -138,17 +138,17 @@ class TypedDecoder(Decoder):
     An event that does not fit is skipped, or raises `SchemaError` after all events before it were yielded.
     """
 
-    def __init__(self, typing: Typing, query: Query | None, *, exact_offsets: bool) -> None:
-        widened = typing.catalog.widened(query)
+    def __init__(self, decoding: TypedDecoding, query: Query | None, *, exact_offsets: bool) -> None:
+        widened = decoding.catalog.widened(query)
         super().__init__(widened, exact_offsets=exact_offsets)
-        self._typing = typing
+        self._decoding = decoding
         self._typed_query = None if query is None or query.matches_all else query
         self._selects_more = widened != query
         types = None if self._query is None else types_alone(self._query)
         # If the query has tags, most lines are not decoded at all, and the events of the other lines are converted.
         self._typed_lines: tuple[TaggedLines, ...] = ()
         if self._query is None or types is not None:
-            self._typed_lines = typing.typed_lines(types, False), typing.typed_lines(types, True)
+            self._typed_lines = decoding.typed_lines(types, False), decoding.typed_lines(types, True)
         # Whether some of the events that were fed, or of the open batch, have plain data.
         self._has_plain = False
 
@@ -181,7 +181,7 @@ class TypedDecoder(Decoder):
 
     def _convert_all(self, events: list[StoredEvent]) -> bool:
         """Converts the data of all events. Converts none and returns false if one needs an upcaster or does not fit."""
-        schemas = self._typing.catalog.schemas
+        schemas = self._decoding.catalog.schemas
         typed: list[tuple[StoredEvent, Any]] = []
         try:
             for event in events:
@@ -205,11 +205,11 @@ class TypedDecoder(Decoder):
             events: tuple[StoredEvent, ...] = ()
             if isinstance(event, StoredEvent):
                 try:
-                    events = self._typing.events_of(event, self._typed_query)
+                    events = self._decoding.events_of(event, self._typed_query)
                 except MismatchError as mismatch:
                     before = len(lines.data) - len(lines.data.split(b"\n", len(events_of_lines))[-1])
                     try:
-                        self._typing.handle_mismatch(mismatch, event, lines.offset_at(before))
+                        self._decoding.handle_mismatch(mismatch, event, lines.offset_at(before))
                     except SchemaError:
                         if before:
                             yield TypedSlice(lines.part(0, before), events_of_lines, self._typed_query)
@@ -221,17 +221,17 @@ class TypedDecoder(Decoder):
 class TypedBackwardsDecoder(BackwardsDecoder):
     """Does what `TypedDecoder` does, newest events first."""
 
-    def __init__(self, typing: Typing, query: Query | None) -> None:
-        super().__init__(typing.catalog.widened(query))
-        self._typing = typing
+    def __init__(self, decoding: TypedDecoding, query: Query | None) -> None:
+        super().__init__(decoding.catalog.widened(query))
+        self._decoding = decoding
         self._typed_query = None if query is None or query.matches_all else query
 
     def feed(self, lines: Lines) -> Iterator[Record]:
         for record in super().feed(lines):
             event: Any = record.event
             try:
-                events = self._typing.events_of(event, self._typed_query)
+                events = self._decoding.events_of(event, self._typed_query)
             except MismatchError as mismatch:
-                self._typing.handle_mismatch(mismatch, event, record.start_offset)
+                self._decoding.handle_mismatch(mismatch, event, record.start_offset)
             else:
                 yield from reversed(_records_of(record, events))

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from .. import _tracing
 from .._address import Address
 from .._aio import AsyncOpener, UncancellableTask, uninterrupted
-from .._catalog import Catalog, OnMismatch, Typing, typing_of
+from .._catalog import Catalog, OnMismatch, TypedDecoding, typed_decoding
 from .._engine import LockMode, SyncMode
 from .._query import Query
 from .._reader import EventReader
@@ -100,7 +100,7 @@ class EventLog(AppendingLog, ReadingLog):
                 catalog lacks an upcaster.
         """
         registered = views_by_name(views)
-        typing = typing_of(catalog, on_mismatch)
+        decoding = typed_decoding(catalog, on_mismatch)
         if read_only and index:
             raise ValueError("index can't be used with read_only=True: only a log that is open for writing keeps one")
         if snapshots is not None and not read_only:
@@ -115,7 +115,7 @@ class EventLog(AppendingLog, ReadingLog):
                 log._views, log._writer_or_none = Views(registered), None
                 log._reader = EventReader(dir) if snapshots is None else OwnSnapshotsReader(dir, snapshots)
                 try:
-                    await log._open(None if read_only else opening, catalog, typing)
+                    await log._open(None if read_only else opening, catalog, decoding)
                 except BaseException as error:
                     await uninterrupted(UncancellableTask(log.aclose(), "eventfold close"))
                     if isinstance(error, OSError) and isinstance(dir, str | os.PathLike):
@@ -127,7 +127,7 @@ class EventLog(AppendingLog, ReadingLog):
         return AsyncOpener(open_)
 
     async def _open(
-        self, opening: AsyncOpener[EventWriter] | None, catalog: Catalog | None, typing: Typing | None
+        self, opening: AsyncOpener[EventWriter] | None, catalog: Catalog | None, decoding: TypedDecoding | None
     ) -> None:
         """Opens the writer, unless it is None, and brings the views up to date. After an error, close the log."""
         if isinstance(self._reader, OwnSnapshotsReader):
@@ -139,7 +139,7 @@ class EventLog(AppendingLog, ReadingLog):
             self._writer_or_none = writer = await opening
             unused, self._reader = self._reader, writer.reader()
             await unused.aclose()
-        self._catalog, self._reader._typing = catalog, typing
+        self._catalog, self._reader._typed_decoding = catalog, decoding
         await self._catch_up()
         if self._writer_or_none is not None:
             self._writer_or_none.attach([*views, UnregisteredSnapshots(self._views)])

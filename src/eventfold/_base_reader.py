@@ -14,7 +14,7 @@ from contextlib import aclosing
 from pathlib import Path
 from time import perf_counter
 
-from ._catalog import Typing
+from ._catalog import TypedDecoding
 from ._codec.backwards import BackwardsDecoder
 from ._codec.decode import Decoder, Slice
 from ._codec.lines import Lines
@@ -31,12 +31,12 @@ _RECORDS_PER_CLOCK_CHECK = 32
 _LINES_AT_ONCE = 16
 
 
-class ReadingReader(HasPaths):
+class BaseReader(HasPaths):
     """The methods of a reader that read existing events."""
 
     _source: Source
     # For typed events, if the log has a catalog.
-    _typing: Typing | None = None
+    _typed_decoding: TypedDecoding | None = None
 
     @property
     def _paths(self) -> Paths:
@@ -262,13 +262,15 @@ class ReadingReader(HasPaths):
 
     def _decoder(self, query: Query | None, *, exact_offsets: bool) -> Decoder:
         """A decoder of this log's lines."""
-        if self._typing is not None:
-            return self._typing.decoder(query, exact_offsets=exact_offsets)
+        typed = self._typed_decoding
+        if typed is not None:
+            return typed.decoder(query, exact_offsets=exact_offsets)
         return Decoder(query, exact_offsets=exact_offsets)
 
     def _backwards_decoder(self, query: Query | None) -> BackwardsDecoder:
         """A decoder of this log's lines, for reading backwards."""
-        return BackwardsDecoder(query) if self._typing is None else self._typing.backwards_decoder(query)
+        typed = self._typed_decoding
+        return BackwardsDecoder(query) if typed is None else typed.backwards_decoder(query)
 
     async def _lines(self, start: Head, end: int | None) -> AsyncGenerator[Lines, None]:
         """The undecoded lines from `start`, whose hash may be unknown (""), to `end` (None: the current head)."""
