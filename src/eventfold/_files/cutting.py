@@ -161,21 +161,12 @@ def _keep(path: Path, fd: int, start: int, end: int) -> None:
 
 
 def _write_new(path: Path, content: Iterable[bytes]) -> None:
-    temporary = operations.temporary_path(path)
-    fd = operations.create_file(temporary)
-    try:
-        try:
-            at = 0
-            for chunk in content:
-                operations.write(fd, chunk, at)
-                at += len(chunk)
-            operations.sync(fd)
-        finally:
-            os.close(fd)
-        operations.rename(temporary, path)
-    except BaseException:
-        operations.discard(temporary)
-        raise
+    with operations.atomically_created(path) as fd:
+        position = 0
+        for chunk in content:
+            operations.write(fd, chunk, position)
+            position += len(chunk)
+        operations.sync(fd)
 
 
 def _is_same(one: int, one_start: int, other: int, start: int, end: int) -> bool:

@@ -15,6 +15,8 @@ import os
 import re
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _WRITE_SIZE = 1024**3  # Linux writes no more than 2 GiB in one call
@@ -131,21 +133,31 @@ def sync_dir(path: Path) -> None:
         os.close(fd)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Replaces the file's content, atomically and durably: temporary file, sync, rename, sync of the directory."""
-    make_dir(path.parent)
+@contextmanager
+def atomically_created(path: Path) -> Iterator[int]:
+    """A descriptor of a temporary file, which is renamed to `path` if the block succeeds and discarded otherwise.
+
+    The block must sync the file. The rename is durable once the directory has been synced too.
+    """
     temporary = temporary_path(path)
     fd = create_file(temporary)
     try:
         try:
-            write(fd, data, 0)
-            sync(fd)
+            yield fd
         finally:
             os.close(fd)
         rename(temporary, path)
     except BaseException:
         discard(temporary)
         raise
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replaces the file's content atomically and durably."""
+    make_dir(path.parent)
+    with atomically_created(path) as fd:
+        write(fd, data, 0)
+        sync(fd)
     sync_dir(path.parent)
 
 

@@ -63,17 +63,8 @@ class Rotation:
         path, base = self._layout.archive_path, self._next.base
         if not path.exists():
             # The first archive appears complete, so that there is never an empty one.
-            temporary = operations.temporary_path(path)
-            fd = operations.create_file(temporary)
-            try:
-                try:
-                    write_frames(fd, 0, 0, self._chunks(active.fd, 0))
-                finally:
-                    os.close(fd)
-                operations.rename(temporary, path)
-            except BaseException:
-                operations.discard(temporary)
-                raise
+            with operations.atomically_created(path) as fd:
+                write_frames(fd, 0, 0, self._chunks(active.fd, 0))
             # Replacing the base file before the switch syncs the directory, and so this name.
             return
         fd = operations.open_regular(path, os.O_RDWR)
