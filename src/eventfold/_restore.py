@@ -98,7 +98,7 @@ class _Claim:
 
     def take(self) -> None:
         """Raises `EventfoldError` if another call is restoring there."""
-        self._lock = NamedLock.take_directory(self._dir)
+        self._lock = NamedLock.acquire_directory(self._dir)
         if self._lock is None:
             raise EventfoldError(f"{self._dir} is being restored by another call or process: let it finish")
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import xxhash
 
-from .._aio import UncancellableTask, uninterrupted
-from .._engine import DocumentKind, DocumentLock, NoLock
+from .._aio import UncancellableTask
+from .._engine import DocumentKind, DocumentLock, NoLock, acquired
 from ._connections import LOST, Tries
 from ._schema import find_schema
 
@@ -55,14 +55,8 @@ class SessionLocks:
         if kind == "view" or (settings.transaction_pooling and settings.listen_dsn is None):
             # A snapshot is replaced by one statement. A pooler would keep the lock and pass it on to its next client.
             return NoLock()
-        taking = UncancellableTask(self._lock(kind, name, await self._key(kind, name)), "eventfold lock")
-        try:
-            return await uninterrupted(taking)
-        except asyncio.CancelledError:
-            # Nobody owns the lock that was taken.
-            if taking.exception() is None and (lock := taking.result()) is not None:
-                lock.release()
-            raise
+        key = await self._key(kind, name)
+        return await acquired(UncancellableTask(self._lock(kind, name, key), "eventfold lock"))
 
     async def _key(self, kind: DocumentKind, name: str) -> int:
         session = self._session
