@@ -98,4 +98,4 @@ async def test_a_server_that_is_not_there_is_an_error_after_the_timeout(caplog: 
     with pytest.raises(OSError, match=r"within 3 s: no connection \(Connect call failed.*check the address"):
         await EventLog.open(Postgres(f"postgresql://me@127.0.0.1:{free_port()}/db", "orders", timeout=3))
     [record] = caplog.records
-    assert "tried for up to 3 s: no connection (Connect call failed" in record.getMessage()
+    assert "retrying for up to 3 s: no connection (Connect call failed" in record.getMessage()
