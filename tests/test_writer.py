@@ -38,7 +38,7 @@ from eventfold import (
     line_hash,
 )
 from eventfold._codec.encode import encode_line
-from eventfold._files import committer, operations, shared
+from eventfold._files import committer, operations, shared_committer
 
 
 async def started(*calls: Any) -> list[asyncio.Task[Any]]:
@@ -637,7 +637,7 @@ async def test_a_file_that_somebody_else_changed_ends_the_writer(damaged_dir: Pa
         await writer.append(event(1))
         with writer.log_path.open("ab") as file:
             file.write(line(2))
-        with pytest.raises(WriterFailedError, match="changed by somebody else"):
+        with pytest.raises(WriterFailedError, match="changed by another program"):
             await writer.append(event(3))
         data = writer.log_path.read_bytes()
 
@@ -720,7 +720,7 @@ async def test_closing_raises_that_acknowledged_events_could_not_be_synced(
 ) -> None:
     """The sync failed after the calls had returned, and no append came that could have raised it."""
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
-    monkeypatch.setattr(shared, "SYNC_INTERVAL", 0.0)
+    monkeypatch.setattr(shared_committer, "SYNC_INTERVAL", 0.0)
     writer = await EventWriter.open(damaged_dir, sync=SyncMode.EVERY_SECOND, lock=lock)
     await writer.append(event(0))  # The first line of a new active log is synced in every mode.
     while writer._committer._unsynced:
@@ -898,7 +898,7 @@ async def test_without_a_lock_two_writers_may_open_but_not_mix_their_lines(damag
     first = await EventWriter.open(damaged_dir, lock=LockMode.NONE)
     second = await EventWriter.open(damaged_dir, lock=LockMode.NONE)
     await first.append(event(1))
-    with pytest.raises(WriterFailedError, match="changed by somebody else"):
+    with pytest.raises(WriterFailedError, match="changed by another program"):
         await second.append(event(2))
     await second.aclose()
     await first.aclose()

@@ -9,14 +9,17 @@ is the start of the next. A `Lines` knows the offset of each of its positions.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import msgspec
 
+from ._aio import Call, uninterrupted
 from ._codec.lines import Lines
 from ._errors import EventfoldError
 from ._event import Head
@@ -24,6 +27,7 @@ from ._judge import Append
 from ._waiters import Waiters
 
 DocumentKind: TypeAlias = Literal["view", "consumer"]
+L = TypeVar("L", bound="DocumentLock")
 
 
 class LockMode(enum.Enum):
@@ -104,6 +108,19 @@ class NoLock:
 
     def release(self) -> None:
         """Does nothing."""
+
+
+async def acquired(acquiring: asyncio.Future[L | None] | Call[L | None]) -> L | None:
+    """The lock that is being acquired; None if it is taken. If cancelled, waits for the lock too, and releases it."""
+    try:
+        return await uninterrupted(acquiring)
+    except asyncio.CancelledError:
+        with suppress(Exception):  # the cancellation is raised, whether or not the lock could be acquired
+            if (lock := acquiring.result()) is not None:
+                lock.release()
+        raise
+    finally:
+        del acquiring  # as in `uninterrupted`
 
 
 @runtime_checkable

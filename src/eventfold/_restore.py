@@ -96,8 +96,8 @@ class _Claim:
         self._lock: NamedLock | None = None
 
     def take(self) -> None:
-        """Raises `EventfoldError` if another call holds the lock."""
-        self._lock = NamedLock.take_directory(self._dir)
+        """Raises `EventfoldError` if another call is restoring there."""
+        self._lock = NamedLock.acquire_directory(self._dir)
         if self._lock is None:
             raise EventfoldError(f"{self._dir} is being restored by another call or process: let it finish")
 

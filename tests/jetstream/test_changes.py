@@ -22,7 +22,7 @@ def name(engine: JetStream) -> str:
 @pytest.fixture
 async def log(engine: JetStream, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EventLog]:
     """A log with three events, whose stream is checked often."""
-    monkeypatch.setattr("eventfold.jetstream._connection._CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr("eventfold.jetstream._monitor._CHECK_INTERVAL", 0.1)
     log = await EventLog.open(engine)
     for n in range(3):
         await log.append(Event("counted", {"n": n}))
@@ -86,7 +86,7 @@ async def test_an_append_to_a_stream_that_was_just_recreated_is_not_acknowledged
     log: EventLog, client: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error comes even before the stream is checked again."""
-    monkeypatch.setattr("eventfold.jetstream._connection._CHECK_INTERVAL", 60)
+    monkeypatch.setattr("eventfold.jetstream._monitor._CHECK_INTERVAL", 60)
     await asyncio.sleep(0.2)
     await _recreate(client, name, 0)
 

@@ -67,7 +67,7 @@ async def test_a_log_with_fewer_replicas_than_asked_for_is_warned_of(
         async with EventLog.open(JetStream(server.addresses, "few", replicas=replicas, timeout=5 + replicas)) as log:
             await log.append(Event("a"))
     [record] = caplog.records
-    assert "1 instead of 3; change it with `nats stream edit few --replicas=3`" in record.getMessage()
+    assert "1 instead of 3; to change that, run `nats stream edit few --replicas=3`" in record.getMessage()
 
 
 @pytest.fixture
@@ -114,4 +114,4 @@ async def test_a_server_that_is_not_there_is_an_error_after_the_timeout(caplog: 
     with pytest.raises(OSError, match=r"for 0.5 s \(Connect call failed.*check the address"):
         await EventLog.open(engine)
     [record] = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "tried for up to 0.5 s: ConnectionRefusedError" in record.getMessage()
+    assert "trying for up to 0.5 s: ConnectionRefusedError" in record.getMessage()

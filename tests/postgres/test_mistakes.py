@@ -38,7 +38,7 @@ async def test_an_address_that_is_wrong_is_refused(where: str, message: str) -> 
         (None, "not NoneType"),
         ("me:secret@host/db", "must look like postgresql://"),
         ("host=there password=secret", "must look like postgresql://"),
-        ("postgresql://me:secret@host/db?log=other", r"leave \?log= and \?schema= out"),
+        ("postgresql://me:secret@host/db?log=other", r"leave out \?log= and \?schema="),
     ],
 )
 def test_what_names_no_database_is_refused(where: Any, message: str) -> None:
@@ -77,7 +77,7 @@ async def test_a_pool_that_is_not_open_is_an_error_at_once(database: str) -> Non
         ("postgresql://careful@{host}/postgres", "password authentication failed.*check the user and the password"),
         ("postgresql://stranger@{host}/postgres", "role.*does not exist.*check the user and the password"),
         ("postgresql://admin@{host}/nowhere", "does not exist: create it, or name another one"),
-        ("postgresql://admin@{host}/postgres?timeout=5", '"timeout": .* is an argument of Postgres'),
+        ("postgresql://admin@{host}/postgres?timeout=5", '"timeout": .* are arguments of Postgres'),
     ],
 )
 async def test_a_connection_that_the_server_refuses_is_an_error_at_once(
@@ -95,7 +95,7 @@ async def test_a_connection_that_the_server_refuses_is_an_error_at_once(
 
 async def test_a_server_that_is_not_there_is_an_error_after_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
     """The error says why and what to check; before that, a warning says what the program waits for."""
-    with pytest.raises(OSError, match=r"for 3 s: no connection \(Connect call failed.*check the address"):
+    with pytest.raises(OSError, match=r"within 3 s: no connection \(Connect call failed.*check the address"):
         await EventLog.open(Postgres(f"postgresql://me@127.0.0.1:{free_port()}/db", "orders", timeout=3))
     [record] = caplog.records
-    assert "tried for up to 3 s: no connection (Connect call failed" in record.getMessage()
+    assert "retrying for up to 3 s: no connection (Connect call failed" in record.getMessage()

@@ -26,7 +26,7 @@ from .._threads import Thread, in_thread
 from . import operations, recovery, rotation
 from .paths import Layout
 from .source import FileSource
-from .watcher import directory
+from .watcher import directory_at
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ class FileCommitter:
         return committer
 
     def _open(self, lock: bool) -> None:
-        self.source.directory = directory(self._layout.dir)
+        self.source.directory = directory_at(self._layout.dir)
         self.active, old_files = recovery.open_log(self._layout, lock)
         self._opened = True
         self._old_files.extend((fd, monotonic() + KEEP_LOCKED) for fd in old_files)
