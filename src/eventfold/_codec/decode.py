@@ -109,8 +109,6 @@ class Decoder:
         Raises `CorruptLogError` at the first line that is not an event, or at the beginning of an incomplete batch.
         """
         if not self._expects_batches and self._due is None:
-            # Two damages may cancel out in the number of lines, while the events are still right. If their offsets are
-            # needed, each line is decoded on its own.
             texts = texts_of(lines.data) if self._places else None
             found = self._decode_at_once(lines.data, texts, False)
             if found is not None:
@@ -177,13 +175,9 @@ class Decoder:
     def _decode_at_once(self, data: bytes, texts: list[bytes] | None, batches: bool) -> Found | None:
         """One object for each line, or None if that is not what the lines hold (a blank line counts too)."""
         try:
-            found = self._decode(data, texts, batches)
+            return self._decode(data, texts, batches)
         except BAD_LINE:
             return None
-        if found is None or texts is not None:
-            return found
-        # As many newlines as objects; counted so because that is several times as fast as `count`.
-        return found if len(found) == len(data) - len(data.replace(b"\n", b"")) else None
 
     def _decode(self, data: bytes, texts: list[bytes] | None, batches: bool) -> Found | None:
         """The objects of the lines; without `batches`, an error or None if one of them is in a batch."""

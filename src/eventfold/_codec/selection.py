@@ -7,7 +7,7 @@ returns None, if a line is in a batch; so nobody has to look for batches in what
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, Protocol, TypeAlias, Union
 
 import msgspec
@@ -70,11 +70,8 @@ class _Single(StoredEvent, frozen=True, eq=False, kw_only=True, omit_defaults=Tr
 
 
 decode_events = msgspec.json.Decoder(StoredEvent)
-_decode_singles = msgspec.json.Decoder(_Single)
 _decode_any_batch = msgspec.json.Decoder(_AnyBatch).decode
 _types = msgspec.json.Decoder(_JustType)
-_pass_lines = msgspec.json.Decoder(_SkippedLine)
-_pass_singles = msgspec.json.Decoder(_SkippedSingleLine)
 
 
 def decode_line(line: bytes) -> StoredEvent:
@@ -90,19 +87,49 @@ def place_of(batch: Any) -> BatchPlace | None:
     return batch if isinstance(batch, tuple) and 1 <= batch[0] <= batch[1] else None
 
 
-def decode_all(decoder: msgspec.json.Decoder[Any], data: bytes, lines: list[bytes] | None) -> Found:
-    """The objects in `data`, which is as fast as can be; or exactly one for each of its `lines`, if these are given.
+class LinesDecoder:
+    """Decodes lines into objects of one type: exactly one for each line."""
 
-    Raises what `msgspec` raises.
-    """
-    return decoder.decode_lines(data) if lines is None else list(map(decoder.decode, lines))
+    def __init__(self, type: Any, dec_hook: Callable[[type, Any], Any] | None = None) -> None:
+        self._type = type
+        self._dec_hook = dec_hook
+
+    @cached_property
+    def _line(self) -> msgspec.json.Decoder[Any]:
+        return msgspec.json.Decoder(self._type, dec_hook=self._dec_hook)
+
+    @cached_property
+    def _array(self) -> msgspec.json.Decoder[Any]:
+        return msgspec.json.Decoder(list[self._type], dec_hook=self._dec_hook)  # type: ignore[name-defined]
+
+    def decode(self, data: bytes, lines: list[bytes] | None) -> Found:
+        """The objects of the lines in `data`; faster without `lines`, the same lines in a list.
+
+        Raises what `msgspec` raises, also for a line without an object or with several.
+        """
+        if lines is not None:
+            return list(map(self._line.decode, lines))
+        # `decode_lines` would accept two objects on one line, and a blank line elsewhere would hide them from a count.
+        # In an array, both are errors, and that costs no more than counting. Only a newline and a comma that changed
+        # places would be accepted.
+        items = data.replace(b"\n", b"\n,")
+        found: Found = self._array.decode(b"".join((b"[", memoryview(items)[:-1], b"]")))
+        if len(found) != len(items) - len(data):
+            raise msgspec.DecodeError("there are more or fewer objects than lines")
+        return found
+
+
+_any_lines = LinesDecoder(StoredEvent)
+_single_lines = LinesDecoder(_Single)
+_pass_lines = LinesDecoder(_SkippedLine)
+_pass_singles = LinesDecoder(_SkippedSingleLine)
 
 
 class Selection(Protocol):
     """Decodes lines, into events only if these are wanted."""
 
     def decode(self, data: bytes, lines: list[bytes] | None) -> Found | None:
-        """The same as `decode_all`; None if there are lines that only the decoder for lines in batches can decode."""
+        """The same as `LinesDecoder.decode`; None for lines that only the decoder for lines in batches can decode."""
 
     def look(self, event: StoredEvent) -> Any:
         """The event if it is wanted, otherwise a placeholder."""
@@ -112,10 +139,10 @@ class Everything:
     """Decodes every event."""
 
     def __init__(self, batches: bool) -> None:
-        self._decoder: msgspec.json.Decoder[Any] = decode_events if batches else _decode_singles
+        self._lines = _any_lines if batches else _single_lines
 
     def decode(self, data: bytes, lines: list[bytes] | None) -> Found:
-        return decode_all(self._decoder, data, lines)
+        return self._lines.decode(data, lines)
 
     def look(self, event: StoredEvent) -> StoredEvent:
         return event
@@ -132,16 +159,16 @@ class TaggedLines:
         self._new_struct = new_struct
         self._dec_hook = dec_hook
         self._structs: dict[str, Any] = {type: new_struct(type) for type in map(str.__str__, types)}
-        self._decoder: msgspec.json.Decoder[Any] | None = None
+        self._decoder: LinesDecoder | None = None
 
     def decode(self, data: bytes, lines: list[bytes] | None) -> Found | None:
-        """The same as `decode_all`; None if a line does not fit its type's struct, or there are too many types.
+        """The same as `LinesDecoder.decode`; None if a line does not fit its type's struct, or for too many types.
 
         Raises what `msgspec` raises for a line that is not JSON with a type.
         """
         if self._decoder is not None:
             try:
-                return decode_all(self._decoder, data, lines)
+                return self._decoder.decode(data, lines)
             except msgspec.ValidationError:
                 pass  # a new type, or a line that does not fit
         new = {line.type for line in _types.decode_lines(data)}.difference(self._structs)
@@ -150,13 +177,10 @@ class TaggedLines:
         structs = self._structs | {type: self._new_struct(type) for type in new}
         if not structs:
             return []
-        decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
-            Union[tuple(structs.values())],  # noqa: UP007
-            dec_hook=self._dec_hook,
-        )
+        decoder = LinesDecoder(Union[tuple(structs.values())], self._dec_hook)  # noqa: UP007
         self._structs, self._decoder = structs, decoder
         try:
-            return decode_all(decoder, data, lines)
+            return decoder.decode(data, lines)
         except msgspec.ValidationError:
             return None
 
@@ -177,7 +201,7 @@ class _ByType:
         found = self._lines.decode(data, lines)
         if found is not None or not self._batches:
             return found
-        return [self.look(event) for event in decode_all(decode_events, data, lines)]
+        return [self.look(event) for event in _any_lines.decode(data, lines)]
 
     def look(self, event: StoredEvent) -> StoredEvent | _Skipped:
         """The event if it is wanted, otherwise a placeholder."""
@@ -236,17 +260,13 @@ class _ByTag(_Filter):
         super().__init__(query, batches)
         # One tag of each item: the longest, which is likely to be the rarest.
         self._texts = {msgspec.json.encode(max(item.tags, key=lambda tag: (len(tag), tag))) for item in query.items}
-        self._pass: msgspec.json.Decoder[Any] = _pass_lines if batches else _pass_singles
+        self._pass = _pass_lines if batches else _pass_singles
 
     def decode(self, data: bytes, lines: list[bytes] | None) -> Found:
-        found = decode_all(self._pass, data, lines)
+        found = self._pass.decode(data, lines)
         if not self._may_be_in(data):
             return found
-        if lines is None:
-            lines = texts_of(data)
-        if len(lines) != len(found):
-            raise msgspec.ValidationError("there are more or fewer objects than lines")
-        for number, line in enumerate(lines):
+        for number, line in enumerate(texts_of(data) if lines is None else lines):
             if self._may_be_in(line):
                 found[number] = self.look(decode_events.decode(line))
         return found
