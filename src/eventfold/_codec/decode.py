@@ -87,7 +87,7 @@ class Decoder:
     """Turns the lines of a log, fed in order, into slices of events; with a `query`, only those that it matches.
 
     With `places`, a slice can return records; without, it has only events, which is faster. Reading may begin inside a
-    batch: then its rest is yielded.
+    batch, whose rest is then yielded; the log itself may not.
     """
 
     def __init__(self, query: Query | None = None, *, places: bool = True) -> None:
@@ -108,6 +108,8 @@ class Decoder:
 
         Raises `CorruptLogError` at the first line that is not an event, or at the beginning of an incomplete batch.
         """
+        if not lines.start_offset:
+            self._nothing_given = False  # nothing comes before it, so a line that a batch lacks is lost
         if not self._expects_batches and self._due is None:
             texts = texts_of(lines.data) if self._places else None
             found = self._decode_at_once(lines.data, texts, False)
