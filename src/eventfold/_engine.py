@@ -339,6 +339,18 @@ def refuse_options(options: Mapping[str, Any], engine: str) -> None:
         raise ValueError(f"{', '.join(sorted(options))}: only a log in files has this option, not one in {engine}")
 
 
+def check_seconds(name: str, value: object) -> None:
+    """Raises `ValueError` unless the value of an option is a number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{name} must be a number of seconds, more than 0, not {value!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raises `ValueError` unless the value of an option is a boolean."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {value!r}")
+
+
 @runtime_checkable
 class MigratingEngine(Protocol):
     """An engine that keeps logs in a form which a new version may change, and which not every role may change."""

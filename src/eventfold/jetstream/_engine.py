@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from nats.aio.client import Client
 
-from .._engine import refuse_options
+from .._engine import check_flag, check_seconds, refuse_options
 from ._committer import StreamCommitter
 from ._configuration import LONGEST_TIMEOUT
 from ._connection import Settings
@@ -58,13 +58,18 @@ class JetStream:
     ) -> None:
         if not isinstance(log, str) or not _LOG_NAME.fullmatch(log):
             raise ValueError(f"log name {log!r}: it must be 1 to 128 characters of A-Z a-z 0-9 _ -")
-        if replicas not in (1, 3, 5):
+        if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas not in (1, 3, 5):
             raise ValueError(f"replicas must be 1, 3 or 5, not {replicas!r}")
+        check_flag("create", create)
+        check_seconds("timeout", timeout)
+        check_seconds("attempt_timeout", attempt_timeout)
         if not 0 < attempt_timeout <= timeout <= LONGEST_TIMEOUT:
             raise ValueError(
                 f"timeout is {timeout!r} and attempt_timeout {attempt_timeout!r}: they must be more than 0, at most "
                 f"{LONGEST_TIMEOUT:g} seconds, and attempt_timeout not the longer one"
             )
+        if compression not in ("none", "s2"):
+            raise ValueError(f"compression must be 'none' or 's2', not {compression!r}")
         client: Client | None = None
         if isinstance(servers, Client):
             client, addresses = servers, tuple(server.netloc for server in servers.servers)

@@ -77,6 +77,11 @@ class Settings:
         return (target, self.log, self.schema, self.listen_dsn, self.transaction_pooling, numbers, options)
 
     @property
+    def has_one_host(self) -> bool:
+        """Whether the address names at most one server, so that no other one may accept a connection later."""
+        return isinstance(self.target, str) and "," not in self.target
+
+    @property
     def location(self) -> str:
         """Where the log is, without the password."""
         if not isinstance(self.target, str):
@@ -142,6 +147,9 @@ class Connections:
                 raise EventfoldError(
                     f"{self.settings.location}: {error}: open the pool before the log, and close it after the log"
                 ) from error
+            if "rejected SSL upgrade" in str(error) and self.settings.has_one_host:
+                advice = "enable TLS on the server, or leave sslmode=require (or ssl) out"
+                raise EventfoldError(f"{self.settings.location}: {error}: {advice}") from error
             raise NotSentError(errno.ECONNREFUSED, self._unreachable(error), self.settings.location) from error
         except PASSING:
             raise

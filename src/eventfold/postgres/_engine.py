@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from .._aio import UncancellableTask, uninterrupted
-from .._engine import refuse_options
+from .._engine import check_flag, check_seconds, refuse_options
 from ._committer import TableCommitter
 from ._connections import Connections, Settings
 from ._schema import migrate, pending, quoted
@@ -67,12 +67,17 @@ class Postgres:
             raise ValueError(
                 f"dsn_or_pool must be the database's address or an asyncpg.Pool, not {type(dsn_or_pool).__name__}"
             )
-        if schema == "":
+        if schema is not None and not (isinstance(schema, str) and schema):
             raise ValueError("schema must be a name, or None for the one that the server's search path finds")
-        if timeout <= 0 or attempt_timeout <= 0:
-            raise ValueError("timeout and attempt_timeout must be more than 0 seconds")
-        if pool_size < 2:
-            raise ValueError(f"pool_size must be 2 or more, not {pool_size!r}")
+        check_seconds("timeout", timeout)
+        check_seconds("attempt_timeout", attempt_timeout)
+        if listen_dsn is not None and not (isinstance(listen_dsn, str) and _DSN.match(listen_dsn)):
+            # It may have a password, so it is not shown.
+            kind = type(listen_dsn).__name__
+            raise ValueError(f"listen_dsn must be an address like postgresql://user@host/db, or None, not {kind}")
+        check_flag("transaction_pooling", transaction_pooling)
+        if isinstance(pool_size, bool) or not isinstance(pool_size, int) or pool_size < 2:
+            raise ValueError(f"pool_size must be an integer of 2 or more, not {pool_size!r}")
         if not isinstance(dsn_or_pool, str) and connect:
             raise ValueError(f"{', '.join(sorted(connect))}: the pool was connected without these options")
         self._settings = Settings(
@@ -128,16 +133,20 @@ class Postgres:
         If cancelled, it may or may not be done.
         """
 
+        grantee = _quoted_role(role)
+
         async def call(connection: Any) -> str:
-            return await migrate(connection, self._settings, None if role is None else quoted(role))
+            return await migrate(connection, self._settings, grantee)
 
         return await self._called(call)
 
     async def migration_sql(self, *, role: str | None = None) -> str:
         """The SQL that `migrate` would run, which raises what this raises."""
 
+        grantee = _quoted_role(role)
+
         async def call(connection: Any) -> str:
-            return await pending(connection, self._settings, None if role is None else quoted(role))
+            return await pending(connection, self._settings, grantee)
 
         return await self._called(call)
 
@@ -161,3 +170,11 @@ class Postgres:
         """
         refuse_options(options, "PostgreSQL")
         return await TableCommitter.open(self.source())
+
+
+def _quoted_role(role: str | None) -> str | None:
+    if role is None:
+        return None
+    if not isinstance(role, str) or not role:
+        raise ValueError(f"role must be a name, or None, not {role!r}")
+    return quoted(role)
