@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from nats.aio.client import Client
 
-from .._engine import check_flag, check_seconds, refuse_options
+from .._engine import address_parts, check_flag, check_seconds, refuse_options
 from ._committer import StreamCommitter
 from ._configuration import LONGEST_TIMEOUT
 from ._connection import Settings
@@ -88,7 +88,7 @@ class JetStream:
         Raises:
             ValueError: The address names no host or no log, or has an option that doesn't exist.
         """
-        parts = urlsplit(address)
+        parts = address_parts(address)
         log = unquote(parts.path.strip("/"))
         if not parts.netloc or not log:
             # It may have a password, so it is not shown.
@@ -156,7 +156,7 @@ def _checked(servers: Any) -> tuple[str, ...]:
         scheme, slashes, rest = address.rpartition("://")
         if slashes and scheme not in ("nats", "tls", "ws", "wss"):
             raise ValueError(f"a server's address begins with nats:// or tls://, not {scheme}://")
-        host = rest.rpartition("@")[2]
+        host = address_parts(f"nats://{rest}").netloc.rpartition("@")[2]
         try:
             valid = bool(urlsplit(f"//{host}").hostname) and urlsplit(f"//{host}").port != 0
         except ValueError:

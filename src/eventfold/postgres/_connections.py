@@ -54,9 +54,9 @@ class NotSentError(OSError):
     """There was no connection: nothing was sent to the server."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Settings:
-    """The arguments of `Postgres`."""
+    """The arguments of `Postgres`, some of which may contain a password."""
 
     target: Any
     log: str
@@ -67,6 +67,9 @@ class Settings:
     transaction_pooling: bool
     pool_size: int
     connect: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<Settings of {self.location}>"
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from .._aio import UncancellableTask, uninterrupted
-from .._engine import check_flag, check_seconds, refuse_options
+from .._engine import address_parts, check_flag, check_seconds, refuse_options
 from ._committer import TableCommitter
 from ._connections import Connections, Settings
 from ._schema import migrate, pending, quoted
@@ -58,7 +58,7 @@ class Postgres:
         if isinstance(dsn_or_pool, str):
             if not _DSN.match(dsn_or_pool):
                 raise ValueError("the database's address must look like postgresql://user@host/db")
-            if any(name in ("log", "schema") for name, _ in parse_qsl(urlsplit(dsn_or_pool).query)):
+            if any(name in ("log", "schema") for name, _ in parse_qsl(address_parts(dsn_or_pool).query)):
                 raise ValueError(
                     "the address names a log or a schema: leave ?log= and ?schema= out, or give all of it to "
                     "Postgres.from_address"
@@ -93,7 +93,7 @@ class Postgres:
         Raises:
             ValueError: The address names no log, or several.
         """
-        parts = urlsplit(address)
+        parts = address_parts(address)
         ours: dict[str, str] = {}
         others = []
         for name, value in parse_qsl(parts.query, keep_blank_values=True):
