@@ -22,6 +22,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from ._address import directory_of
 from ._consumer import CommittedOffset
 from ._engine import Paths
 from ._errors import CorruptLogError, EventfoldError
@@ -71,7 +72,7 @@ async def backup(reader: EventReader, target: str | os.PathLike[str], progress: 
         raise EventfoldError(
             f"{reader._source.location} is not kept in files: back it up with the tools of its server, or export it"
         )
-    source, copy = Layout(paths.dir), Layout(target)
+    source, copy = Layout(paths.dir), Layout(directory_of(target))
     await in_thread(_check_target, source, copy)
     head = await reader.head()
     copying = _Copying(source, copy, head)

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from ._address import directory_of
 from ._backup import backup as copy_to
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Head
@@ -60,7 +61,7 @@ async def restore(
             program opened it during the call. The files in `dir` are not changed.
         OSError: A file could not be read or written.
     """
-    source, target = Layout(backup), Layout(dir)
+    source, target = Layout(directory_of(backup)), Layout(directory_of(dir))
     await in_thread(_check, source, target)
     report = await verify(source.dir, progress=progress)
     for problem in report.problems:
