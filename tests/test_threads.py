@@ -90,11 +90,11 @@ async def test_a_cancelled_caller_waits_for_the_end_of_the_call() -> None:
     assert call.result()
 
 
-async def test_the_end_of_a_call_can_be_awaited_by_those_who_do_not_want_to_outlast_it() -> None:
+async def test_a_call_can_be_awaited_by_callers_that_a_cancellation_is_to_end_at_once() -> None:
     go_on = threading.Event()
     call = _threads.start_in_thread(lambda: go_on.wait(60))
     with anyio.move_on_after(0.01) as scope:
-        await call.settled()
+        await call.interruptible()
     assert scope.cancelled_caught
     assert not call.done()
     go_on.set()

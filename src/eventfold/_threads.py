@@ -91,8 +91,14 @@ class ThreadCall(Generic[T]):
             del self  # as in `result`
 
     def settled(self) -> _Waiter:
-        """Await it until the call has ended, whatever the outcome."""
+        """Await it until the call has ended, whatever the outcome. A cancellation is raised at once."""
         return _Waiter(self)
+
+    async def interruptible(self) -> T:
+        """The result of a call that changes nothing; a cancellation is raised at once, and the call continues."""
+        if not self._outcomes:
+            await self.settled()
+        return self.result()
 
     def add_waiter(self, waiter: _Waiter) -> None:
         """Runs a waiter once the call has ended. In the loop's thread."""
