@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context
@@ -89,6 +90,12 @@ class UncancellableTask(asyncio.Task[T]):
     def cancel(self, msg: Any = None) -> bool:
         """Does nothing."""
         return False
+
+
+@types.coroutine
+def next_turn() -> Generator[None, None, None]:
+    """Await it to let all other tasks run that are ready: `asyncio.sleep(0)` without the checks in `sleep`."""
+    yield
 
 
 class LoopBreaks:

@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import TypeAlias
 
 from . import _tracing
-from ._aio import UncancellableTask
+from ._aio import UncancellableTask, next_turn
 from ._engine import Commit, Committer, RemoteCommitter
 from ._errors import EventfoldError, UnknownOutcomeError, WriterFailedError, copy_error
 from ._index_checks import IndexChecks
@@ -127,7 +127,7 @@ class GroupCommit:
                     # the garbage collector run again and again.
                     del batch[:RESOLVED_AT_ONCE], outcomes[:RESOLVED_AT_ONCE], append
                     # The resolved callers run now: what they append at once is in the next batch.
-                    await asyncio.sleep(0)
+                    await next_turn()
                     # A server commits what the first half of them append, while the second half is resolved.
                     if (
                         self._is_remote

@@ -108,20 +108,25 @@ def lines_needed_from(appends: Iterable[Append]) -> int | None:
     return min(checked, default=None)
 
 
+def accept_all(appends: Sequence[Append], head: Head) -> Judgement:
+    """What `judge` returns for appends that require nothing: there are only positions to count."""
+    accepted = [append.data for append in appends]
+    data = b"".join(accepted)
+    positions: list[int | Exception] = list(accumulate(map(len, accepted), initial=0))
+    positions.pop()  # the end of the last one
+    return Judgement(positions, data, Head(head.offset + len(data), last_line_hash(data)) if data else head)
+
+
 def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -> Judgement:
     """Judges the appends in order, the first by `head`.
 
     `recent` are the lines from `lines_needed_from(appends)` up to the head. The resulting head assumes offsets that
     count bytes.
     """
-    if not any_required(appends):  # nothing to judge, only positions to count
-        accepted = [append.data for append in appends]
-        data = b"".join(accepted)
-        positions: list[int | Exception] = list(accumulate(map(len, accepted), initial=0))
-        positions.pop()  # the end of the last one
-        return Judgement(positions, data, Head(head.offset + len(data), last_line_hash(data)) if data else head)
+    if not any_required(appends):
+        return accept_all(appends, head)
     outcomes: list[int | Exception] = []
-    accepted = []
+    accepted: list[bytes] = []
     position = 0
     events = [event for lines in recent for event in headers_of(lines)]
     ids = {keys.id: start for start, keys in events if keys.id is not None}

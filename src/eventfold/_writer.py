@@ -294,7 +294,8 @@ class EventWriter(HasPaths):
             )
         if self._closing is not None:
             raise LogClosedError(f"the log in {self._source.location} is closed")
-        self._commits.check()
+        if self._commits.failure is not None:
+            self._commits.check()
 
     def _on_commit(self, commit: Commit) -> None:
         self._head = commit.head  # for `head` while the log is being closed

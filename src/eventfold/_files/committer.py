@@ -20,7 +20,7 @@ from .._codec.lines import Lines
 from .._engine import Commit, LockMode, SyncMode
 from .._errors import LogClosedError, WriterFailedError, copy_error
 from .._event import Head
-from .._judge import Append, judge, lines_needed_from
+from .._judge import Append, accept_all, any_required, judge, lines_needed_from
 from .._threads import Thread, in_thread
 from . import operations, recovery, rotation
 from .paths import Layout
@@ -111,9 +111,12 @@ class FileCommitter:
     async def commit(self, appends: Sequence[Append]) -> Commit:
         """See `Committer.commit`."""
         before = self.active.head
-        needed = lines_needed_from(appends)
-        recent = () if needed is None or needed >= before.offset else await self._call(self.active.lines, needed)
-        judgement = judge(appends, before, recent)
+        if any_required(appends):
+            needed = lines_needed_from(appends)
+            recent = () if needed is None or needed >= before.offset else await self._call(self.active.lines, needed)
+            judgement = judge(appends, before, recent)
+        else:
+            judgement = accept_all(appends, before)
         if judgement.data:
             await self._call(self._commit, judgement.data, judgement.head)
             if self._syncs_later and self._sync_timer is None:
