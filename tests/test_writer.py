@@ -1217,18 +1217,18 @@ async def test_an_append_after_a_switch_whose_sync_failed_is_not_acknowledged(da
     assert isinstance(append.exception(), WriterFailedError)
 
 
-async def test_thousands_that_wait_for_a_place_take_turns_at_a_constant_cost(
+async def test_thousands_of_appends_that_wait_for_room_are_admitted_at_a_constant_cost(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A waiting append is never searched for among the others, whether it is cancelled or not."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
 
-    class Turns(deque[Any]):
+    class Waiting(deque[Any]):
         def remove(self, value: Any) -> None:
-            raise AssertionError("a place is looked for")
+            raise AssertionError("an append was searched for")
 
     async with EventWriter.open(data_dir) as writer:
-        writer._queue._turns = Turns()
+        writer._queue._waiting = Waiting()
         tasks = await started(*(writer.append(event(n)) for n in range(2000)))
         for task in tasks[1::2]:
             task.cancel()

@@ -63,13 +63,13 @@ class GroupCommit:
         cause = error.__cause__
         return self._raised and self.failure is not None and cause is not None and cause is self.failure.__cause__
 
-    async def place(self) -> None:
+    async def wait_for_room(self) -> None:
         """Waits for room in the queue. Raises the error with which it has failed meanwhile, if it has."""
-        await self.queue.place()
+        await self.queue.wait_for_room()
         self.check()
 
     async def drain(self) -> None:
-        """Waits until everything that was put, or waits for a place, is resolved. Put nothing new after this."""
+        """Waits until all appends are resolved that are in the queue or wait for room in it. Add none after this."""
         self._drained = asyncio.get_running_loop().create_future()
         self._changed()
         await self._drained

@@ -185,7 +185,7 @@ class EventWriter(HasPaths):
         return queue.put(line, self._requirements((event,)) if self._unique_ids else None)
 
     async def _put_when_there_is_room(self, event: Event) -> AppendResult:
-        await self._commits.place()
+        await self._commits.wait_for_room()
         line = encode_line(event, self._max_event_size)
         placed: AppendResult = await self._queue.put(line, self._requirements((event,)))
         return placed
@@ -194,7 +194,7 @@ class EventWriter(HasPaths):
         """Appends several events, all of them or none, even after a crash. Raises what `append` raises."""
         self._check_usable()
         if self._queue.full:
-            await self._commits.place()
+            await self._commits.wait_for_room()
         events = list(events)
         lines = encode_batch(events, self._max_event_size)
         requirements = self._requirements(events)
@@ -217,7 +217,7 @@ class EventWriter(HasPaths):
         self._check_usable()
         expected = _check_expected(expected_offset, expected_hash)
         if self._queue.full:
-            await self._commits.place()
+            await self._commits.wait_for_room()
         line = encode_line(event, self._max_event_size)
         placed: AppendResult = await self._queue.put(line, self._requirements((event,), expected))
         return placed
@@ -265,7 +265,7 @@ class EventWriter(HasPaths):
                         raise
                     return found
             if self._queue.full:
-                await self._commits.place()
+                await self._commits.wait_for_room()
             try:
                 placed: list[AppendResult] = await self._queue.put(b"".join(lines), requirements, lines)
                 return placed
