@@ -36,10 +36,13 @@ _BLOCKS_WITHOUT_BATCH = 16
 
 
 class Slice:
-    """Consecutive events of the log, decoded together; offsets are bytes in the whole log.
+    """Consecutive events of the log, decoded together.
 
-    With a `query` (None: every event), `events` are only those that it matches; the offsets include all lines that were
-    examined.
+    Attributes:
+        events: The events; with a `query`, only those that it matches.
+        query: Which events were selected; None for all.
+        start_offset: Where the first examined line begins, in bytes of the whole log.
+        end_offset: Where the last examined line ends, whether its event was selected or not.
     """
 
     __slots__ = ("_blocks", "_decoded", "_texts", "end_offset", "events", "query", "start_offset")
