@@ -22,6 +22,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from ._address import directory_of
 from ._consumer import CommittedOffset
 from ._engine import Paths
 from ._errors import CorruptLogError, EventfoldError
@@ -29,10 +30,11 @@ from ._event import Head, line_hash
 from ._files import operations
 from ._files.active import open_locked
 from ._files.archive import Archive
-from ._files.base import BaseFile, Generation, first_line_hash
+from ._files.base_file import BaseFile, Generation
+from ._files.line_scan import first_line_hash, line_before
 from ._files.named_lock import NamedLock
 from ._files.paths import Layout
-from ._files.segments import LogSegments, line_before
+from ._files.segments import LogSegments
 from ._reader import EventReader
 from ._threads import in_thread
 from ._view_snapshot import crate_offset
@@ -70,7 +72,7 @@ async def backup(reader: EventReader, target: str | os.PathLike[str], progress: 
         raise EventfoldError(
             f"{reader._source.location} is not kept in files: back it up with the tools of its server, or export it"
         )
-    source, copy = Layout(paths.dir), Layout(target)
+    source, copy = Layout(paths.dir), Layout(directory_of(target))
     await in_thread(_check_target, source, copy)
     head = await reader.head()
     copying = _Copying(source, copy, head)
@@ -152,7 +154,7 @@ class _Copying:
             # The log was rotated after its head was looked up. Everything in the archive is durable.
             assert segments.archive is not None
             self.end = segments.archive.head
-        self._claim = NamedLock.take_directory(self._copy.dir)
+        self._claim = NamedLock.acquire_directory(self._copy.dir)
         if self._claim is None:
             raise EventfoldError(f"another backup is being written to {self._copy.dir}: let it finish")
         if self._copy.log_path.exists():

@@ -18,7 +18,7 @@ from ._aio import UncancellableTask, uninterrupted
 from ._engine import EngineKeys, IndexedSource, paths_of
 from ._errors import EventfoldError
 from ._event import Head
-from ._files.cutting import WriterLock
+from ._files.active import WriterLock
 from ._files.paths import Layout
 from ._index import FileIndex, index_path
 from ._index.store import Store, UnusableIndexError
@@ -124,7 +124,7 @@ async def drop_index(dir: Address, *, path: str | os.PathLike[str] | None = None
     file = index_path(source) if path is None else Path(path)
     lock = WriterLock(Layout(paths_of(source).dir))
     try:
-        await in_thread(lock.take)
+        await in_thread(lock.acquire)
         return await in_thread(_drop, file)
     finally:
         await in_thread(lock.release)

@@ -9,14 +9,18 @@ is the start of the next. A `Lines` knows the offset of each of its positions.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
+from ._aio import Call, uninterrupted
 from ._codec.lines import Lines
 from ._errors import EventfoldError
 from ._event import Head
@@ -24,6 +28,7 @@ from ._judge import Append
 from ._waiters import Waiters
 
 DocumentKind: TypeAlias = Literal["view", "consumer"]
+L = TypeVar("L", bound="DocumentLock")
 
 
 class LockMode(enum.Enum):
@@ -50,6 +55,8 @@ class SyncMode(enum.Enum):
     OS = "os"
 
 
+# The hosts of an address, with their ports.
+_HOSTS = re.compile(r"((\[[^\]]*\]|[^:,\[\]]*)(:\d*)?(,|$))*")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
@@ -104,6 +111,19 @@ class NoLock:
 
     def release(self) -> None:
         """Does nothing."""
+
+
+async def acquired(acquiring: asyncio.Future[L | None] | Call[L | None]) -> L | None:
+    """The lock that is being acquired; None if it is taken. If cancelled, waits for the lock too, and releases it."""
+    try:
+        return await uninterrupted(acquiring)
+    except asyncio.CancelledError:
+        with suppress(Exception):  # the cancellation is raised, whether or not the lock could be acquired
+            if (lock := acquiring.result()) is not None:
+                lock.release()
+        raise
+    finally:
+        del acquiring  # as in `uninterrupted`
 
 
 @runtime_checkable
@@ -339,6 +359,37 @@ def refuse_options(options: Mapping[str, Any], engine: str) -> None:
     """For an engine without options for `open_committer`: raises `ValueError` if any are given."""
     if options:
         raise ValueError(f"{', '.join(sorted(options))}: only a log in files has this option, not a log in {engine}")
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raises `ValueError` unless the value of an option is a number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{name} must be a number of seconds, more than 0, not {value!r}")
+
+
+def address_parts(address: str) -> SplitResult:
+    """The parts of an address.
+
+    Raises `ValueError`, which shows nothing of the address, if it has a password that is not percent-encoded: parts of
+    that would be taken for a port or a name, and shown in messages.
+    """
+    try:
+        parts = urlsplit(address)
+        clear = "@" not in parts.path + parts.fragment
+    except ValueError:
+        clear = False
+    if not clear or ("@" not in parts.netloc and not _HOSTS.fullmatch(parts.netloc)):
+        raise ValueError(
+            "the address can't be read: in a user or a password, the characters / ? # [ ] @ : % must be written as "
+            "%2F %3F %23 %5B %5D %40 %3A %25; a port must be a number"
+        )
+    return parts
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raises `ValueError` unless the value of an option is a boolean."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {value!r}")
 
 
 @runtime_checkable

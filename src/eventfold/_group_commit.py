@@ -48,13 +48,20 @@ class GroupCommit:
         self.counters = WriterCounters()
         self.checks: IndexChecks | None = None
         self.failure: EventfoldError | None = None
+        self._raised = False  # whether an append has got the failure
         self._task: UncancellableTask[None] | None = None
         self._drained: asyncio.Future[None] | None = None
 
     def check(self) -> None:
         """Raises the error with which it has failed, if it has."""
         if self.failure is not None:
+            self._raised = True
             raise copy_error(self.failure)
+
+    def has_raised(self, error: EventfoldError) -> bool:
+        """Whether an append has got the failure of which this error, from the committer, is a copy."""
+        cause = error.__cause__
+        return self._raised and self.failure is not None and cause is not None and cause is self.failure.__cause__
 
     async def place(self) -> None:
         """Waits for room in the queue. Raises the error with which it has failed meanwhile, if it has."""
@@ -145,6 +152,7 @@ class GroupCommit:
         if self.checks is not None:
             batch[:] = await self.checks.check(batch)
         if self.failure is not None:
+            self._raised = self._raised or bool(batch)
             return [self.failure] * len(batch), _no_offset
         begun = perf_counter()
         span = None

@@ -18,7 +18,8 @@ from ._address import Address, engine_of
 from ._consumer import Checkpoint, move_consumer
 from ._engine import DocumentKind, LockingDocuments, paths_of
 from ._errors import CorruptLogError, EventfoldError
-from ._files.cutting import WriterLock, cut, damaged_end
+from ._files.active import WriterLock
+from ._files.damaged_end import cut_damaged_end, find_damaged_end
 from ._files.paths import Layout
 from ._reader import EventReader
 from ._threads import in_thread
@@ -169,7 +170,7 @@ async def repair(dir: Address, repairs: Iterable[Repair], *, lose_events_from: i
     layout = await _layout_of(dir)
     lock = WriterLock(layout)
     try:
-        await in_thread(lock.take)
+        await in_thread(lock.acquire)
         for chosen in repairs:
             if isinstance(chosen, CutEnd):
                 await _cut(layout, lock, chosen, lose_events_from)
@@ -194,7 +195,7 @@ async def _names_by_path(reader: EventReader, kind: DocumentKind) -> dict[str, s
 
 
 def _cut_end(layout: Layout, problem: Problem) -> CutEnd:
-    end = damaged_end(layout, CorruptLogError(layout.log_path, problem.offset, problem.reason))
+    end = find_damaged_end(layout, CorruptLogError(layout.log_path, problem.offset, problem.reason))
     return CutEnd(problem.path, end.offset, end.size, end.events, problem.reason)
 
 
@@ -205,10 +206,10 @@ async def _cut(layout: Layout, lock: WriterLock, chosen: CutEnd, lose_events_fro
             f"restore a backup, or name the offset {chosen.offset} to accept the loss"
         )
     damage = await _first_damage(EventReader(layout.dir))
-    end = None if damage is None else await in_thread(damaged_end, layout, damage)
+    end = None if damage is None else await in_thread(find_damaged_end, layout, damage)
     if end is None or end != (chosen.offset, chosen.size, chosen.events):
         raise _changed(chosen.path)
-    await in_thread(cut, layout, lock.fd, end)
+    await in_thread(cut_damaged_end, layout, lock.fd, end)
 
 
 async def _first_damage(reader: EventReader) -> CorruptLogError | None:

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from ._address import directory_of
 from ._backup import backup as copy_to
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Head
@@ -60,7 +61,7 @@ async def restore(
             program opened it during the call. The files in `dir` are not changed.
         OSError: A file could not be read or written.
     """
-    source, target = Layout(backup), Layout(dir)
+    source, target = Layout(directory_of(backup)), Layout(directory_of(dir))
     await in_thread(_check, source, target)
     report = await verify(source.dir, progress=progress)
     for problem in report.problems:
@@ -96,8 +97,8 @@ class _Claim:
         self._lock: NamedLock | None = None
 
     def take(self) -> None:
-        """Raises `EventfoldError` if another call holds the lock."""
-        self._lock = NamedLock.take_directory(self._dir)
+        """Raises `EventfoldError` if another call is restoring there."""
+        self._lock = NamedLock.acquire_directory(self._dir)
         if self._lock is None:
             raise EventfoldError(f"{self._dir} is being restored by another call or process: let it finish")
 

@@ -235,6 +235,7 @@ def test_an_empty_selection_gives_nothing_and_still_looks_at_the_lines() -> None
         b'{"data":{},"ts":1}\n',
         b'{"type":7,"data":{},"ts":1}\n',
         b'["a"]\n',
+        b"null\n",
         b'{"type":"a","data":{},"ts":1,"batch":[2,3]}\n',
         b'{"type":"a","data":{},"ts":1,"batch":[1,3]}\n',
     ],
@@ -357,6 +358,31 @@ def test_lines_of_two_damages_that_cancel_out_are_found_where_offsets_count() ->
 
     assert caught.value.offset == len(one) + 1
     assert found == [0]
+
+
+@pytest.mark.parametrize("query", [None, Query({"counted"}), Query({"other"}), Query(tags={"t"}), Query(tags={"u"})])
+@pytest.mark.parametrize(("between", "blank"), [(b"", b"\n"), (b" ", b" \t\n"), (b"\r", b"\r\n")])
+@pytest.mark.parametrize("blank_first", [True, False])
+def test_a_lost_newline_is_found_although_a_blank_line_makes_up_for_it(
+    query: Query | None, between: bytes, blank: bytes, blank_first: bool
+) -> None:
+    """Even without exact offsets: a slice can still return its records, which would be at wrong offsets."""
+    one, two, three = (encode_line(Event("counted", {"n": n}, ts=1, tags=("t",)), 2**24) for n in range(3))
+    joined = two[:-1] + between + three
+    before = one + blank if blank_first else one
+    with pytest.raises(CorruptLogError) as caught:
+        decoded(before + joined + (b"" if blank_first else blank) + one, query=query, exact_offsets=False)
+
+    assert caught.value.offset == len(before)
+
+
+def test_an_event_over_two_lines_is_found_although_a_lost_newline_makes_up_for_it() -> None:
+    """There are as many newlines as events."""
+    one, two, three = (encode_line(Event("counted", {"n": n}, ts=1), 2**24) for n in range(3))
+    with pytest.raises(CorruptLogError) as caught:
+        decoded(one + two.replace(b'"data":', b'"data":\n') + three[:-1] + one, exact_offsets=False)
+
+    assert caught.value.offset == len(one)
 
 
 def test_the_events_of_a_batch_are_on_lines_of_their_own_even_without_exact_offsets() -> None:

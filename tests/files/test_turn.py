@@ -17,9 +17,11 @@ from tests.support import Seam
 
 from eventfold import CorruptLogError, WriterFailedError
 from eventfold._event import Head
+from eventfold._files import mark as mark_module
 from eventfold._files import turn as turn_module
+from eventfold._files.mark import Mark
 from eventfold._files.paths import Layout
-from eventfold._files.turn import FILE_SIZE, Mark, Turn, TurnGivenUpError
+from eventfold._files.turn import FILE_SIZE, Turn, TurnGivenUpError
 
 ONE = Mark(Head(10, "0123456789abcdef"), Head(5, "00000000000000aa"))
 TWO = Mark(Head(30, "fedcba9876543210"), Head(20, "00000000000000bb"), failed=True, sync_mode=2)
@@ -78,8 +80,8 @@ def test_the_mark_has_the_highest_offset_that_anybody_has_synced(new_turn: Calla
     with writer:
         writer.write_mark(TWO)
     for turn, told, durable in ((other, 25, 25), (writer, 24, 25), (writer, 29, 29), (other, 29, 29)):
-        turn.tell_durable(Head(told, "00000000000000dd"))
-        assert turn.own_durable.offset == told
+        turn.record_durable(Head(told, "00000000000000dd"))
+        assert turn.synced_head.offset == told
         assert writer.read_mark() == other.read_mark() == TWO._replace(durable=Head(durable, "00000000000000dd"))
 
 
@@ -89,8 +91,8 @@ def test_noting_a_durable_offset_does_not_wait_if_the_mark_has_it_already(new_tu
         pass
     with writer:
         writer.write_mark(TWO)
-        other.tell_durable(TWO.durable)
-        assert other.waited_for() == 0
+        other.record_durable(TWO.durable)
+        assert other.seconds_waiting() == 0
 
 
 def test_noting_a_durable_offset_waits_for_the_turn(new_turn: Callable[[], Turn]) -> None:
@@ -99,8 +101,8 @@ def test_noting_a_durable_offset_waits_for_the_turn(new_turn: Callable[[], Turn]
         pass
     with writer:
         writer.write_mark(ONE)
-        thread = in_thread(lambda: other.tell_durable(Head(8, "00000000000000dd")))
-        until(lambda: other.waited_for() > 0)
+        thread = in_thread(lambda: other.record_durable(Head(8, "00000000000000dd")))
+        until(lambda: other.seconds_waiting() > 0)
         writer.write_mark(ONE._replace(written=TWO.written))
         assert writer.read_mark() == ONE._replace(written=TWO.written)
     thread.join(10)
@@ -120,7 +122,7 @@ def test_a_durable_offset_can_not_be_noted_without_the_lock_file(
         layout.lock_path.unlink()
     else:
         layout.lock_path.write_bytes(b"" if harm == "emptied" else b"x" * FILE_SIZE)
-    turn.tell_durable(Head(9, "00000000000000dd"))
+    turn.record_durable(Head(9, "00000000000000dd"))
     assert turn.durable_head() == Head(9, "00000000000000dd")
     if harm == "deleted":
         assert not layout.lock_path.exists()
@@ -150,7 +152,7 @@ def test_a_death_after_any_byte_of_a_mark_leaves_the_one_before(
             turn.write_mark(ONE._replace(written=Head(100 + offset, "00000000000000cc")))
         before = reader.read_mark()
         assert before is not None
-        size = turn_module._VERSION_SIZE
+        size = mark_module.VERSION_SIZE
         for count in range(size):
 
             def die(memory: memoryview, data: bytes, position: int, count: int = count) -> None:
@@ -166,7 +168,7 @@ def test_a_death_after_any_byte_of_a_mark_leaves_the_one_before(
         assert turn.read_mark() == reader.read_mark() == TWO
 
 
-@pytest.mark.parametrize("position", range(turn_module._MARK_END))
+@pytest.mark.parametrize("position", range(mark_module.MARK_SIZE))
 def test_no_changed_byte_makes_a_mark_of_another_meaning(
     new_turn: Callable[[], Turn], layout: Layout, position: int
 ) -> None:
@@ -192,7 +194,7 @@ def test_only_one_has_the_turn(new_turn: Callable[[], Turn]) -> None:
 
     with one:
         thread = in_thread(wait)
-        until(lambda: other.waited_for() > 0)
+        until(lambda: other.seconds_waiting() > 0)
         order.append("one")
     thread.join(10)
     assert order == ["one", "other"]
@@ -202,7 +204,7 @@ def test_the_kernel_gives_on_the_turn_of_a_process_that_dies(new_turn: Callable[
     turn = new_turn()
     with Holder(layout) as process:
         thread = in_thread(lambda: turn.__enter__())
-        until(lambda: turn.waited_for() > 0)
+        until(lambda: turn.seconds_waiting() > 0)
         process.kill()
         thread.join(10)
         assert turn.held
@@ -251,7 +253,7 @@ def test_a_turn_held_for_too_long_is_warned_of_once_with_the_id_of_its_process(
     with Holder(layout) as process:
         os.kill(process.pid, signal.SIGSTOP)
         thread = in_thread(lambda: turn.__enter__())
-        until(lambda: turn.waited_for() > 0.05)
+        until(lambda: turn.seconds_waiting() > 0.05)
         turn.warn_if_stuck()
         turn.warn_if_stuck()
         assert len(caplog.messages) == 1
@@ -259,7 +261,7 @@ def test_a_turn_held_for_too_long_is_warned_of_once_with_the_id_of_its_process(
         os.kill(process.pid, signal.SIGCONT)
         process.kill()
         thread.join(10)
-        assert turn.waited_for() == 0
+        assert turn.seconds_waiting() == 0
 
 
 def test_waiting_for_the_turn_can_be_given_up_and_whoever_gets_it_then_gives_it_back(
@@ -276,7 +278,7 @@ def test_waiting_for_the_turn_can_be_given_up_and_whoever_gets_it_then_gives_it_
 
     with one:
         thread = in_thread(wait)
-        until(lambda: other.waited_for() > 0)
+        until(lambda: other.seconds_waiting() > 0)
         assert other.give_up()
     thread.join(10)
     assert f"process {os.getpid()}" in str(raised[0])
@@ -310,7 +312,7 @@ def test_a_lock_file_that_was_cut_short_is_made_whole_again_and_its_mark_may_be_
     turn = new_turn()
     with turn:
         turn.write_mark(ONE)
-    turn.own_durable = Head(7, "00000000000000dd")
+    turn.synced_head = Head(7, "00000000000000dd")
     os.truncate(layout.lock_path, size)
     assert turn.read_mark() is None
     assert turn.durable_head() == Head(7, "00000000000000dd")
@@ -358,7 +360,7 @@ def test_a_forked_child_does_not_keep_the_turn_of_its_parent(new_turn: Callable[
     """It has the turn neither through the file nor through the mapping, which has its own descriptor."""
     # The child lives until its standard input ends, which happens when this test closes the pipe.
     fork = (
-        "from eventfold._files.turn import Mark\n"
+        "from eventfold._files.mark import Mark\n"
         "turn.write_mark(Mark((0, ''), (0, '')))\n"
         "if not __import__('os').fork():\n"
         "    sys.stdin.read()\n"
@@ -367,7 +369,7 @@ def test_a_forked_child_does_not_keep_the_turn_of_its_parent(new_turn: Callable[
     turn = new_turn()
     with Holder(layout, fork) as process:
         thread = in_thread(lambda: turn.__enter__())
-        until(lambda: turn.waited_for() > 0)
+        until(lambda: turn.seconds_waiting() > 0)
         process.kill()
         thread.join(5)
         assert turn.held

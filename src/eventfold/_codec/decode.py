@@ -95,7 +95,8 @@ class Decoder:
     """Turns the lines of a log, fed in order, into slices of events; with a `query`, only those that it matches.
 
     With `exact_offsets`, each event is certain to have a line of its own, as the records of a slice need it. Without
-    it, decoding is faster. Reading may begin inside a batch. Then the rest of that batch is yielded.
+    it, decoding is faster. Reading may begin inside a batch. Then the rest of that batch is yielded. But the log itself
+    may not begin there.
     """
 
     def __init__(self, query: Query | None = None, *, exact_offsets: bool = True) -> None:
@@ -117,6 +118,8 @@ class Decoder:
 
         Raises `CorruptLogError` at the first line that is not an event, or at the beginning of an incomplete batch.
         """
+        if not lines.start_offset:
+            self._may_be_inside_batch = False  # nothing comes before it, so a line that a batch lacks is lost
         if not self._batch_blocks_left and self._expected is None:
             # Two events on one line and none on another leave the number of events right, but not their offsets. If
             # the offsets are needed, each line is decoded on its own.
@@ -188,13 +191,9 @@ class Decoder:
     def _decode_at_once(self, data: bytes, texts: list[bytes] | None, allow_batches: bool) -> DecodedLines | None:
         """One object for each line; None if a line is blank, is not an event, or is in a batch that is not allowed."""
         try:
-            decoded = self._decode(data, texts, allow_batches)
+            return self._decode(data, texts, allow_batches)
         except DECODE_ERRORS:
             return None
-        if decoded is None or texts is not None:
-            return decoded
-        # There must be as many newlines as objects. Counting them this way is several times as fast as `count`.
-        return decoded if len(decoded) == len(data) - len(data.replace(b"\n", b"")) else None
 
     def _decode(self, data: bytes, texts: list[bytes] | None, allow_batches: bool) -> DecodedLines | None:
         """The decoded lines. Without `allow_batches`, an error or None if one of them is in a batch."""

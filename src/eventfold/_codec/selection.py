@@ -7,7 +7,7 @@ second is faster, since its caller need not look for batches in the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, Protocol, TypeAlias, Union
 
 import msgspec
@@ -73,11 +73,8 @@ class _Single(StoredEvent, frozen=True, eq=False, kw_only=True, omit_defaults=Tr
 
 
 decode_events = msgspec.json.Decoder(StoredEvent)
-_decode_singles = msgspec.json.Decoder(_Single)
 _decode_any_batch = msgspec.json.Decoder(_AnyBatch).decode
 _decode_types = msgspec.json.Decoder(_TypeOnly)
-_skip_lines = msgspec.json.Decoder(_SkippedLine)
-_skip_singles = msgspec.json.Decoder(_SkippedSingleLine)
 
 
 def decode_line(line: bytes) -> StoredEvent:
@@ -93,19 +90,49 @@ def as_batch_position(batch: Any) -> BatchPosition | None:
     return batch if isinstance(batch, tuple) and 1 <= batch[0] <= batch[1] else None
 
 
-def decode_all(decoder: msgspec.json.Decoder[Any], data: bytes, lines: list[bytes] | None) -> DecodedLines:
-    """The objects in `data`, decoded in one call; or, if its `lines` are given, exactly one object for each of them.
+class LinesDecoder:
+    """Decodes lines into objects of one type: exactly one for each line."""
 
-    Raises what `msgspec` raises.
-    """
-    return decoder.decode_lines(data) if lines is None else list(map(decoder.decode, lines))
+    def __init__(self, type: Any, dec_hook: Callable[[type, Any], Any] | None = None) -> None:
+        self._type = type
+        self._dec_hook = dec_hook
+
+    @cached_property
+    def _line(self) -> msgspec.json.Decoder[Any]:
+        return msgspec.json.Decoder(self._type, dec_hook=self._dec_hook)
+
+    @cached_property
+    def _array(self) -> msgspec.json.Decoder[Any]:
+        return msgspec.json.Decoder(list[self._type], dec_hook=self._dec_hook)  # type: ignore[name-defined]
+
+    def decode(self, data: bytes, lines: list[bytes] | None) -> DecodedLines:
+        """The objects of the lines in `data`; faster without `lines`, the same lines in a list.
+
+        Raises what `msgspec` raises, also for a line without an object or with several.
+        """
+        if lines is not None:
+            return list(map(self._line.decode, lines))
+        # `decode_lines` would accept two objects on one line, and a blank line elsewhere would hide them from a count.
+        # In an array, both are errors, and that costs no more than counting. Only a newline and a comma that changed
+        # places would be accepted.
+        items = data.replace(b"\n", b"\n,")
+        decoded: DecodedLines = self._array.decode(b"".join((b"[", memoryview(items)[:-1], b"]")))
+        if len(decoded) != len(items) - len(data):
+            raise msgspec.DecodeError("there are more or fewer objects than lines")
+        return decoded
+
+
+_any_lines = LinesDecoder(StoredEvent)
+_single_lines = LinesDecoder(_Single)
+_skip_lines = LinesDecoder(_SkippedLine)
+_skip_singles = LinesDecoder(_SkippedSingleLine)
 
 
 class Selection(Protocol):
     """Decodes lines: those of selected events into events, all others into placeholders."""
 
     def decode(self, data: bytes, lines: list[bytes] | None) -> DecodedLines | None:
-        """Like `decode_all`. Returns None if only a selection that allows batches can decode the lines."""
+        """The same as `LinesDecoder.decode`; None for lines that only the decoder for lines in batches can decode."""
 
     def select(self, event: StoredEvent) -> Any:
         """The event if it is selected, otherwise its placeholder."""
@@ -115,10 +142,10 @@ class _AllEvents:
     """Selects every event."""
 
     def __init__(self, allow_batches: bool) -> None:
-        self._decoder: msgspec.json.Decoder[Any] = decode_events if allow_batches else _decode_singles
+        self._lines = _any_lines if allow_batches else _single_lines
 
     def decode(self, data: bytes, lines: list[bytes] | None) -> DecodedLines:
-        return decode_all(self._decoder, data, lines)
+        return self._lines.decode(data, lines)
 
     def select(self, event: StoredEvent) -> StoredEvent:
         return event
@@ -135,16 +162,16 @@ class TaggedLines:
         self._new_struct = new_struct
         self._dec_hook = dec_hook
         self._structs: dict[str, Any] = {type: new_struct(type) for type in map(str.__str__, types)}
-        self._decoder: msgspec.json.Decoder[Any] | None = None
+        self._decoder: LinesDecoder | None = None
 
     def decode(self, data: bytes, lines: list[bytes] | None) -> DecodedLines | None:
-        """Like `decode_all`. Returns None if a line does not fit its type's struct, or if there are too many types.
+        """The same as `LinesDecoder.decode`; None if a line does not fit its type's struct, or for too many types.
 
         Raises what `msgspec` raises for a line that is not JSON with a type.
         """
         if self._decoder is not None:
             try:
-                return decode_all(self._decoder, data, lines)
+                return self._decoder.decode(data, lines)
             except msgspec.ValidationError:
                 pass  # a new type, or a line that does not fit
         new = {line.type for line in _decode_types.decode_lines(data)}.difference(self._structs)
@@ -153,13 +180,10 @@ class TaggedLines:
         structs = self._structs | {type: self._new_struct(type) for type in new}
         if not structs:
             return []
-        decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
-            Union[tuple(structs.values())],  # noqa: UP007
-            dec_hook=self._dec_hook,
-        )
+        decoder = LinesDecoder(Union[tuple(structs.values())], self._dec_hook)  # noqa: UP007
         self._structs, self._decoder = structs, decoder
         try:
-            return decode_all(decoder, data, lines)
+            return decoder.decode(data, lines)
         except msgspec.ValidationError:
             return None
 
@@ -180,7 +204,7 @@ class _ByType:
         decoded = self._lines.decode(data, lines)
         if decoded is not None or not self._allow_batches:
             return decoded
-        return [self.select(event) for event in decode_all(decode_events, data, lines)]
+        return [self.select(event) for event in _any_lines.decode(data, lines)]
 
     def select(self, event: StoredEvent) -> StoredEvent | _Skipped:
         return event if event.type in self._types else _Skipped(event.batch)
@@ -241,17 +265,13 @@ class _ByTag(_Filter):
         super().__init__(query, allow_batches)
         # The longest tag is likely to be the rarest.
         self._texts = {msgspec.json.encode(max(item.tags, key=lambda tag: (len(tag), tag))) for item in query.items}
-        self._skip: msgspec.json.Decoder[Any] = _skip_lines if allow_batches else _skip_singles
+        self._skip = _skip_lines if allow_batches else _skip_singles
 
     def decode(self, data: bytes, lines: list[bytes] | None) -> DecodedLines:
-        decoded = decode_all(self._skip, data, lines)
+        decoded = self._skip.decode(data, lines)
         if not self._may_match(data):
             return decoded
-        if lines is None:
-            lines = split_lines(data)
-        if len(lines) != len(decoded):
-            raise msgspec.ValidationError("there are more or fewer objects than lines")
-        for number, line in enumerate(lines):
+        for number, line in enumerate(split_lines(data) if lines is None else lines):
             if self._may_match(line):
                 decoded[number] = self.select(decode_events.decode(line))
         return decoded

@@ -6,11 +6,13 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from select import select
+from time import sleep
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -23,12 +25,15 @@ from .._reader import EventReader
 
 FAILED, INTERRUPTED, CLOSED_PIPE = 1, 130, 141
 SHOW_CURSOR = b"\x1b[?25h"
+# After Ctrl-C, output that could not be written at so many looks, so many seconds apart, is blocked.
+_LOOKS, _LOOK_INTERVAL = 5, 0.1
 
 
 def run(command: Coroutine[Any, Any, int | None]) -> None:
     """Runs a command to its end. Raises `typer.Exit` with its status, after a message if it failed."""
     try:
-        status = asyncio.run(_interruptible(command))
+        with _watched():
+            status = asyncio.run(_interruptible(command))
         sys.stdout.flush()
     except KeyboardInterrupt:
         status = INTERRUPTED
@@ -53,17 +58,16 @@ async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None
     """Runs the command, which Ctrl-C cancels. A second Ctrl-C, or one while output is blocked, ends it at once.
 
     A blocked write to a pipe, such as that of a pager on its first page, can't be cancelled. Ending at once leaves the
-    log as any other kill does.
+    log as any other kill does. If the write began just after the signal, or before its handler ran, the thread of
+    `_watched` notices.
     """
     cancel = signal.getsignal(signal.SIGINT)
     interrupted = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
-        if interrupted or not select([], [1], [], 0)[1]:
-            if sys.stderr.isatty():
-                os.write(2, SHOW_CURSOR)  # a progress bar hides it
-            os._exit(INTERRUPTED)
+        if interrupted or _output_is_blocked():
+            _end_at_once()
         interrupted = True
         if callable(cancel):
             cancel(number, frame)
@@ -71,6 +75,48 @@ async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None
     if callable(cancel):  # else the command was started so that it ignores Ctrl-C
         signal.signal(signal.SIGINT, on_signal)
     return await command
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Watches for Ctrl-C in a thread, which ends the command at once if output is blocked afterwards."""
+    if not callable(signal.getsignal(signal.SIGINT)):
+        yield
+        return
+    arrivals, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    previous = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_watch, args=(arrivals,), name="eventfold interrupts", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.close(wakeup)
+
+
+def _watch(arrivals: int) -> None:
+    while numbers := os.read(arrivals, 1):
+        if numbers[0] == signal.SIGINT:
+            blocked = 0
+            while blocked < _LOOKS:
+                sleep(_LOOK_INTERVAL)
+                blocked = blocked + 1 if _output_is_blocked() else 0
+            _end_at_once()
+    os.close(arrivals)
+
+
+def _output_is_blocked() -> bool:
+    try:
+        return not select([], [1], [], 0)[1]
+    except OSError:  # it is closed
+        return False
+
+
+def _end_at_once() -> NoReturn:
+    if sys.stderr.isatty():
+        os.write(2, SHOW_CURSOR)  # a progress bar hides it
+    os._exit(INTERRUPTED)
 
 
 def say(message: str) -> None:

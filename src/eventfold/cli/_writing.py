@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from .._address import engine_of
+from .._address import engine_of, without_password
 from .._backup import backup as backup_log
 from .._codec.encode import encode_line
 from .._codec.selection import decode_events
@@ -217,8 +217,9 @@ async def reset_consumer(where: str, name: str, to: str) -> None:
     async with reading(where) as reader:
         names = await reader.documents.names("consumer")
         if name not in names:
+            others = ", ".join(names) or "none"
             raise EventfoldError(
-                f"no consumer {name!r} has committed in {where}; there are: {', '.join(names) or 'none'}"
+                f"no consumer {name!r} has committed in {without_password(where)}; there are: {others}"
             )
         head = (await reader.head()).offset
         if to not in ("start", "head") and not (to.isascii() and to.isdigit()):
@@ -235,7 +236,7 @@ async def copy(where: str, target: str) -> None:
         await reader.head()  # before anything is made at the target
         with progress("copy") as report_progress:
             head = await copy_log(where, target, report_progress)
-    print_json({"target": target, "offset": head.offset, "line_hash": head.line_hash})
+    print_json({"target": without_password(target), "offset": head.offset, "line_hash": head.line_hash})
 
 
 async def backup(where: str, target: str) -> None:
