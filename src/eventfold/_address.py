@@ -48,7 +48,7 @@ def engine_of(where: Address) -> Engine:
 
 
 def directory_of(where: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The directory that a path or a `file://` address names. Raises `ValueError` for any other address."""
+    """The directory of a path or of a `file://` address. Raises `ValueError` for any other address."""
     if not isinstance(where, str):
         return where
     scheme = _SCHEME.match(where) or _WITHOUT_SLASHES.match(where)
@@ -60,17 +60,17 @@ def directory_of(where: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 
 def without_password(where: str) -> str:
-    """The address as it may be shown; a directory's path stays as it is."""
+    """An address without its password and without options that may contain one; a path is returned unchanged."""
     scheme = _SCHEME.match(where)
     if scheme is None:
         return where
-    # A password may contain anything that should be encoded; a user without a password may be a token.
+    # A password may contain any character that was not encoded. On NATS, a user without a password may be a token.
     userinfo, _, rest = where[scheme.end() :].rpartition("@")
     user, colon, _ = userinfo.partition(":")
-    place, _, query = rest.partition("?")
+    location, _, query = rest.partition("?")
     options = "&".join(option for option in query.split("&") if option.partition("=")[0] in _SHOWN_OPTIONS)
     shown_user = f"{user}@" if userinfo and (colon or scheme[1].lower() in ("postgresql", "postgres")) else ""
-    return scheme[0] + shown_user + place + (f"?{options}" if options else "")
+    return scheme[0] + shown_user + location + (f"?{options}" if options else "")
 
 
 def _engine_at(address: str, scheme: str) -> Engine:

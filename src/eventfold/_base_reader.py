@@ -66,11 +66,18 @@ class BaseReader(HasPaths):
         return offset < head.offset
 
     async def active_log_size(self) -> int:
-        """The size of `app.jsonl` in bytes; 0 if there is none."""
+        """The size of `app.jsonl` in bytes; 0 if the file does not exist.
+
+        Raises:
+            EventfoldError: The log is not kept in files.
+        """
         return await in_thread(_file_size, paths_of(self._source).log_path)
 
     async def base(self) -> int:
-        """The offset of the first byte of `app.jsonl`; everything before it is in the archive."""
+        """The offset of the first byte of `app.jsonl`, in bytes of the whole log; all events before it are archived.
+
+        It is 0 for a log that is not kept in files.
+        """
         return await self._source.base()
 
     async def read_line_hash_before(self, offset: int) -> str | None:

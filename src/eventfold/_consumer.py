@@ -123,8 +123,17 @@ class Consumer:
     that can't reach the server for a while loses the name to a waiting process. It then waits for the name itself, and
     continues after the last commit. A commit of a record from before the loss raises an `EventfoldError`.
 
-    With a `query`, only the events that it matches are yielded. The query is not stored; a commit covers all records
-    before the committed one, whether they match or not.
+    A commit covers all records before the committed one, even those that the query does not match.
+
+    Args:
+        reader: A reader of the log. `EventLog.consumer` creates a consumer with the reader of the log.
+        name: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot.
+        start: Where to begin if nothing is committed yet, in bytes of the whole log; None for the current head.
+        query: Which events to yield; None for all. The query is not stored.
+
+    Raises:
+        ValueError: The name is not allowed.
+        TypeError: `query` is not a `Query`.
     """
 
     def __init__(self, reader: EventReader, name: str, *, start: int | None = 0, query: Query | None = None) -> None:

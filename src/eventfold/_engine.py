@@ -56,7 +56,7 @@ class SyncMode(enum.Enum):
     OS = "os"
 
 
-# The hosts of an address, with their ports.
+# The hosts of an address and their ports.
 _HOSTS = re.compile(r"((\[[^\]]*\]|[^:,\[\]]*)(:\d*)?(,|$))*")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
@@ -115,7 +115,10 @@ class NoLock:
 
 
 async def acquired(acquiring: asyncio.Future[L | None] | ThreadCall[L | None]) -> L | None:
-    """The lock that is being acquired; None if it is taken. If cancelled, waits for the lock too, and releases it."""
+    """Waits for a lock that is being acquired; None if another process holds it.
+
+    If cancelled, it still waits for the lock, and releases it.
+    """
     try:
         return await (uninterrupted(acquiring) if isinstance(acquiring, asyncio.Future) else acquiring)
     except asyncio.CancelledError:
@@ -371,8 +374,8 @@ def check_seconds(name: str, value: object) -> None:
 def address_parts(address: str) -> SplitResult:
     """The parts of an address.
 
-    Raises `ValueError`, which shows nothing of the address, if it has a password that is not percent-encoded: parts of
-    that would be taken for a port or a name, and shown in messages.
+    Raises a `ValueError` without any part of the address if a password in it is not percent-encoded. A part of such a
+    password would be taken for a port or a name, and messages would show it.
     """
     try:
         parts = urlsplit(address)

@@ -52,7 +52,8 @@ class Fold(Generic[S]):
     """The state of one view in memory, and its reducer.
 
     `position` is the head up to which events are folded; its hash may be unknown (""). `changes` grows whenever the
-    state changes. From an error of the reducer until the next `start`, `suspect` is true and `error` is that error.
+    state changes. From an error of the reducer until the next `start`, `suspect` is true, and `error` is the
+    `ReducerError`, unless the reducer raised something other than an `Exception`.
     """
 
     def __init__(

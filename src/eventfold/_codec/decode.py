@@ -36,10 +36,13 @@ _BLOCKS_WITHOUT_BATCH = 16
 
 
 class Slice:
-    """Consecutive events of the log, decoded together; offsets are bytes in the whole log.
+    """Consecutive events of the log, decoded together.
 
-    With a `query` (None: every event), `events` are only those that it matches; the offsets include all lines that were
-    examined.
+    Attributes:
+        events: The events; with a `query`, only those that it matches.
+        query: Which events were selected; None for all.
+        start_offset: Where the first examined line begins, in bytes of the whole log.
+        end_offset: Where the last examined line ends, whether its event was selected or not.
     """
 
     __slots__ = ("_blocks", "_decoded", "_texts", "end_offset", "events", "query", "start_offset")
@@ -92,8 +95,8 @@ class Decoder:
     """Turns the lines of a log, fed in order, into slices of events; with a `query`, only those that it matches.
 
     With `exact_offsets`, each event is certain to have a line of its own, as the records of a slice need it. Without
-    it, decoding is faster. Reading may begin inside a batch. Then the rest of that batch is yielded. But the log itself
-    may not begin there.
+    it, decoding is faster. Reading may begin inside a batch, except at the start of the log. Then the rest of that
+    batch is yielded.
     """
 
     def __init__(self, query: Query | None = None, *, exact_offsets: bool = True) -> None:
@@ -116,7 +119,7 @@ class Decoder:
         Raises `CorruptLogError` at the first line that is not an event, or at the beginning of an incomplete batch.
         """
         if not lines.start_offset:
-            self._may_be_inside_batch = False  # nothing comes before it, so a line that a batch lacks is lost
+            self._may_be_inside_batch = False  # no earlier line can complete a batch at the start of the log
         if not self._batch_blocks_left and self._expected is None:
             # Two events on one line and none on another leave the number of events right, but not their offsets. If
             # the offsets are needed, each line is decoded on its own.

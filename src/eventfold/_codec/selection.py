@@ -106,15 +106,15 @@ class LinesDecoder:
         return msgspec.json.Decoder(list[self._type], dec_hook=self._dec_hook)  # type: ignore[name-defined]
 
     def decode(self, data: bytes, lines: list[bytes] | None) -> DecodedLines:
-        """The objects of the lines in `data`; faster without `lines`, the same lines in a list.
+        """The objects of the lines in `data`; `lines` are the same lines in a list. It is faster without `lines`.
 
-        Raises what `msgspec` raises, also for a line without an object or with several.
+        Raises what `msgspec` raises, also for a line without an object or with several objects.
         """
         if lines is not None:
             return list(map(self._line.decode, lines))
-        # `decode_lines` would accept two objects on one line, and a blank line elsewhere would hide them from a count.
-        # In an array, both are errors, and that costs no more than counting. Only a newline and a comma that changed
-        # places would be accepted.
+        # `decode_lines` would accept two objects on one line. With a blank line elsewhere, the number of objects would
+        # still be right. In an array, both are errors, and decoding it takes no longer than counting the lines. Only a
+        # newline and a comma that were swapped would not be noticed.
         items = data.replace(b"\n", b"\n,")
         decoded: DecodedLines = self._array.decode(b"".join((b"[", memoryview(items)[:-1], b"]")))
         if len(decoded) != len(items) - len(data):
@@ -132,7 +132,7 @@ class Selection(Protocol):
     """Decodes lines: those of selected events into events, all others into placeholders."""
 
     def decode(self, data: bytes, lines: list[bytes] | None) -> DecodedLines | None:
-        """The same as `LinesDecoder.decode`; None for lines that only the decoder for lines in batches can decode."""
+        """Like `LinesDecoder.decode`. Returns None if only a selection that allows batches can decode the lines."""
 
     def select(self, event: StoredEvent) -> Any:
         """The event if it is selected, otherwise its placeholder."""
@@ -165,7 +165,7 @@ class TaggedLines:
         self._decoder: LinesDecoder | None = None
 
     def decode(self, data: bytes, lines: list[bytes] | None) -> DecodedLines | None:
-        """The same as `LinesDecoder.decode`; None if a line does not fit its type's struct, or for too many types.
+        """Like `LinesDecoder.decode`. Returns None if a line does not fit its type's struct, or for too many types.
 
         Raises what `msgspec` raises for a line that is not JSON with a type.
         """

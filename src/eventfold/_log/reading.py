@@ -161,7 +161,12 @@ class ReadingLog(LogBase):
         return await self._reader.has_new_events(offset)
 
     async def active_log_size(self) -> int:
-        """The size of `app.jsonl` in bytes; 0 if there is none. Raises `OSError`."""
+        """The size of `app.jsonl` in bytes; 0 if the file does not exist.
+
+        Raises:
+            EventfoldError: The log is not kept in files.
+            OSError: The size could not be read.
+        """
         return await self._reader.active_log_size()
 
     async def read_line_hash_before(self, offset: int) -> str | None:
