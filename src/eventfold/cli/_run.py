@@ -1,4 +1,4 @@
-"""What all commands share: how they run and end, and how they open a log."""
+"""What all commands share: how they run and exit, and how they open a log."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ SHOW_CURSOR = b"\x1b[?25h"
 
 
 def run(command: Coroutine[Any, Any, int | None]) -> None:
-    """Runs a command to its end. Raises `typer.Exit` with its status, after a message if it failed."""
+    """Runs a command, prints its error if it fails, and raises `typer.Exit` with its exit status."""
     try:
         status = asyncio.run(_interruptible(command))
         sys.stdout.flush()
     except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:
-        # The reader is gone. What is still in the buffer must go somewhere, or Python complains at exit.
+        # The reader has closed the pipe. Python would report an error at exit if it could not flush its buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = CLOSED_PIPE
     except CorruptLogError as error:
-        say(f"{error} (`eventfold verify` lists everything that is wrong)")
+        print_error(f"{error} (`eventfold verify` lists everything that is wrong)")
         status = FAILED
     except OSError as error:
         where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        say(f"{where}{error.strerror or error}")
+        print_error(f"{where}{error.strerror or error}")
         status = FAILED
     except (EventfoldError, ValueError) as error:
-        say(str(error))
+        print_error(str(error))
         status = FAILED
     raise typer.Exit(status or 0)
 
 
 async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None:
-    """Runs the command, which Ctrl-C cancels. A second Ctrl-C, or one while output is blocked, ends it at once.
+    """Runs the command. Ctrl-C cancels it; a second Ctrl-C, or one while output is blocked, kills the process.
 
-    A blocked write to a pipe, such as that of a pager on its first page, can't be cancelled. Ending at once leaves the
-    log as any other kill does.
+    A blocked write to a pipe, such as to a pager that shows its first page, can't be cancelled. Killing the process is
+    as safe for the log as any other crash.
     """
     cancel = signal.getsignal(signal.SIGINT)
     interrupted = False
@@ -62,29 +62,29 @@ async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None
         nonlocal interrupted
         if interrupted or not select([], [1], [], 0)[1]:
             if sys.stderr.isatty():
-                os.write(2, SHOW_CURSOR)  # a progress bar hides it
+                os.write(2, SHOW_CURSOR)  # a progress bar may have hidden it
             os._exit(INTERRUPTED)
         interrupted = True
         if callable(cancel):
             cancel(number, frame)
 
-    if callable(cancel):  # else the command was started so that it ignores Ctrl-C
+    if callable(cancel):  # otherwise, the process was started with SIGINT ignored
         signal.signal(signal.SIGINT, on_signal)
     return await command
 
 
-def say(message: str) -> None:
-    """Prints a line on standard error."""
+def print_error(message: str) -> None:
+    """Prints one line to standard error."""
     print(f"eventfold: {printable(message)}", file=sys.stderr)
 
 
 def printable(text: str) -> str:
-    """The text, made safe for a terminal: what would move the cursor or change colours is escaped."""
+    """The text with escaped control characters, which could move a terminal's cursor or change its colours."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def existing(where: str) -> Engine:
-    """Returns the engine of a log that must exist; never creates the log."""
+    """Returns the engine of a log that must exist, and which is not created."""
     engine = engine_of(where)
     return engine.existing() if isinstance(engine, MakesLogs) else engine
 
@@ -96,7 +96,7 @@ async def reading(where: str) -> AsyncIterator[EventReader]:
     try:
         directory = reader.dir
     except EventfoldError:
-        directory = None  # another engine reports that itself
+        directory = None  # the log is not in files, and its engine itself reports a missing log
     if directory is not None and not directory.is_dir():
         raise EventfoldError(f"there is no log in {where}: name the directory that contains app.jsonl")
     try:
@@ -107,7 +107,7 @@ async def reading(where: str) -> AsyncIterator[EventReader]:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], object] | None]:
-    """A progress bar on a terminal, with the rate and the remaining time; None if nobody would see it."""
+    """A progress bar on a terminal, with the rate and the remaining time; None if standard error is no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None
