@@ -294,8 +294,8 @@ def repair(
 ) -> None:
     """Show problems and repair them after confirmation. Example: eventfold repair data
 
-    No other process may be writing. Cuts off a damaged end of app.jsonl and saves its bytes, deletes bad snapshots, and resets consumers whose offset is
-    not in the log. Exit status 1 if a problem remains.
+    No other process may be writing. Cuts off a damaged end of app.jsonl and saves its bytes, deletes bad snapshots, and
+    resets consumers whose offset is not in the log. Exit status 1 if a problem remains.
     """
 
     async def command() -> int:
