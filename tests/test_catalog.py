@@ -382,7 +382,7 @@ async def test_a_copy_of_a_plain_event_keeps_its_version(tmp_path: Path) -> None
 async def test_options_are_refused_with_an_event(tmp_path: Path) -> None:
     """An event already carries these options."""
     async with EventLog.open(tmp_path, catalog=orders()) as log:
-        with pytest.raises(TypeError, match="give them to the Event"):
+        with pytest.raises(TypeError, match="pass them to Event"):
             await log.append(Event("a"), actor="ann")
 
 
@@ -573,7 +573,7 @@ WRONG = [
     ('{"order":1,"cents":1}', 3, "currency", "missing required field"),
     ("[1]", 3, "", "Expected `object`, got `array`"),
     ('{"order":1}', 1, "", "the upcaster from version 2 failed: KeyError"),
-    ('{"order":1}', 4, "", "it is of version 4, and the catalog has OrderPlaced of version 3"),
+    ('{"order":1}', 4, "", "it has version 4, but the catalog has OrderPlaced of version 3"),
 ]
 
 

@@ -521,7 +521,7 @@ async def test_closing_a_read_only_log_ends_its_watches(data_dir: Path) -> None:
         return [state async for state in log.watch("count")]
 
     task = asyncio.create_task(follow())
-    while not log.reader()._scope.waiting:
+    while not log.reader()._scope.pending_waits:
         await asyncio.sleep(0)
     await log.aclose()
     states = await asyncio.wait_for(task, 10)
@@ -559,7 +559,7 @@ def test_a_forgotten_await_is_named(data_dir: Path) -> None:
 )
 def test_views_that_are_not_a_list_of_views_are_refused(data_dir: Path, wrong: Any) -> None:
     """Nothing has been opened by then, and the message shows the argument."""
-    with pytest.raises(TypeError, match="views must be a list of View objects"):
+    with pytest.raises(TypeError, match="views must be a collection of View objects"):
         EventLog.open(data_dir, views=wrong)
 
 

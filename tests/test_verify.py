@@ -7,8 +7,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.support import line, write_log
 
-from eventfold import Event, EventLog, EventReader, LogInfo, View, verify
+from eventfold import CorruptLogError, Event, EventLog, EventReader, LogInfo, View, verify
 
 
 def count(state: int, event: Event) -> int:
@@ -88,6 +89,22 @@ async def test_a_damaged_frame_is_reported(tmp_path: Path) -> None:
 
     assert str(path) in [p.path for p in report.problems]
     assert not report.ok
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+@pytest.mark.parametrize("blank", [b"", b"\n"])
+async def test_a_log_that_begins_inside_a_batch_is_reported(tmp_path: Path, lost: int, blank: bytes) -> None:
+    """Its first lines are lost, and without a base file nothing else says so; reading never gives part of a batch."""
+    lines = [line(n, batch=f"{n},3") for n in range(1, 4)]
+    write_log(tmp_path, blank, *lines[lost:], line(4))
+    [problem] = (await verify(tmp_path)).problems
+
+    assert (problem.path, problem.offset) == (str(tmp_path / "app.jsonl"), len(blank))
+    assert "a batch breaks off here" in problem.reason
+    reader = EventReader(tmp_path)
+    with pytest.raises(CorruptLogError):
+        await anext(reader.read_full())
+    assert [r.event.data["n"] async for r in reader.read_from(len(blank + lines[lost]))] == [*range(lost + 2, 5)]
 
 
 async def test_a_damaged_base_file_is_reported(tmp_path: Path) -> None:

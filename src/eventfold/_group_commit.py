@@ -17,9 +17,9 @@ from typing import TypeAlias
 
 from . import _tracing
 from ._aio import UncancellableTask
-from ._checks import Checks
 from ._engine import Commit, Committer, RemoteCommitter
 from ._errors import EventfoldError, UnknownOutcomeError, WriterFailedError, copy_error
+from ._index_checks import IndexChecks
 from ._judge import Append, DuplicateIdError
 from ._logging import ERROR, log_event
 from ._queue import AppendQueue, resolve
@@ -46,15 +46,22 @@ class GroupCommit:
         self._location = str(committer.source.location)
         self.queue = AppendQueue(self._changed, self._location)
         self.counters = WriterCounters()
-        self.checks: Checks | None = None
+        self.checks: IndexChecks | None = None
         self.failure: EventfoldError | None = None
+        self._raised = False  # whether an append has got the failure
         self._task: UncancellableTask[None] | None = None
         self._drained: asyncio.Future[None] | None = None
 
     def check(self) -> None:
         """Raises the error with which it has failed, if it has."""
         if self.failure is not None:
+            self._raised = True
             raise copy_error(self.failure)
+
+    def has_raised(self, error: EventfoldError) -> bool:
+        """Whether an append has got the failure of which this error, from the committer, is a copy."""
+        cause = error.__cause__
+        return self._raised and self.failure is not None and cause is not None and cause is self.failure.__cause__
 
     async def place(self) -> None:
         """Waits for room in the queue. Raises the error with which it has failed meanwhile, if it has."""
@@ -145,6 +152,7 @@ class GroupCommit:
         if self.checks is not None:
             batch[:] = await self.checks.check(batch)
         if self.failure is not None:
+            self._raised = self._raised or bool(batch)
             return [self.failure] * len(batch), _no_offset
         begun = perf_counter()
         span = None
@@ -171,7 +179,7 @@ class GroupCommit:
             await self.checks.check_ids([append for append, why in judged if isinstance(why, DuplicateIdError)])
         lines = commit.lines
         # The bound addition, if offsets are bytes: a Python call for each line would take as long as everything else.
-        return list(commit.outcomes), lines.offset_at if lines.marks else lines.start_offset.__add__
+        return list(commit.outcomes), lines.offset_at if lines.offset_map else lines.start_offset.__add__
 
 
 def _no_offset(position: int) -> int:

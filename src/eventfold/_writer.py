@@ -18,13 +18,13 @@ from contextlib import AsyncExitStack
 
 from ._address import Address
 from ._aio import AsyncOpener, UncancellableTask
-from ._checks import Checks, NotIndexedError, ids_of
 from ._codec.encode import encode_batch, encode_line
 from ._condition_reads import ConditionReads
 from ._engine import ClosingCommitter, Commit, HasPaths, LockMode, Paths, RotatingCommitter, SyncMode, paths_of
-from ._errors import ConditionalAppendError, EventfoldError, LogClosedError, copy_error
+from ._errors import ConditionalAppendError, EventfoldError, LogClosedError, WriterFailedError, copy_error
 from ._event import AppendResult, Event, Head
 from ._group_commit import GroupCommit
+from ._index_checks import IndexChecks, NotIndexedError, ids_of
 from ._judge import Condition, Requirements, UniqueIds
 from ._open_writer import WriterParts, parts_opener
 from ._query import Query
@@ -38,7 +38,7 @@ class EventWriter(HasPaths):
 
     def __init__(self, parts: WriterParts, max_event_size: int, unique_ids: bool) -> None:
         self._committer = committer = parts.committer
-        self._waiters, self._scope, self._index = parts.waiters, parts.scope, parts.answers
+        self._waiters, self._scope, self._index = parts.waiters, parts.scope, parts.index
         self._source = committer.source
         self._max_event_size = max_event_size
         self._unique_ids = unique_ids
@@ -47,7 +47,7 @@ class EventWriter(HasPaths):
         self._commits = GroupCommit(committer, self._on_commit)
         self._queue = self._commits.queue
         if self._index is not None:
-            self._commits.checks = Checks(self._index)
+            self._commits.checks = IndexChecks(self._index)
         self._condition_reads = ConditionReads(self.reader())
         self._closing: UncancellableTask[None] | None = None
         # None for an engine that has nothing to rotate.
@@ -294,8 +294,7 @@ class EventWriter(HasPaths):
             )
         if self._closing is not None:
             raise LogClosedError(f"the log in {self._source.location} is closed")
-        if self._commits.failure is not None:
-            raise copy_error(self._commits.failure)
+        self._commits.check()
 
     def _on_commit(self, commit: Commit) -> None:
         self._head = commit.head
@@ -355,7 +354,7 @@ class EventWriter(HasPaths):
     async def _close(self) -> None:
         # Whatever one of these raises, the others are done too: the last one entered runs first.
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(self._committer.aclose)
+            stack.push_async_callback(self._close_committer)
             # Before the lock is released, or it could replace the next writer's head.
             stack.callback(self._waiters.publish, None)
             stack.callback(self._end_reading)
@@ -369,6 +368,14 @@ class EventWriter(HasPaths):
             await self._commits.drain()
             if self._rotator is not None:
                 await self._rotator.drain()
+
+    async def _close_committer(self) -> None:
+        try:
+            await self._committer.aclose()
+        except WriterFailedError as error:
+            # What only an automatic rotation has met is news to the committer, but an append may have raised it since.
+            if not self._commits.has_raised(error):
+                raise
 
     def _end_reading(self) -> None:
         # Tails yield what was acknowledged before they end.

@@ -31,6 +31,7 @@ from .frames import (
     record_before,
     walk,
 )
+from .span_places import span_with
 
 # In bytes of lines: a span of up to this size, such as each of our frames, is decompressed as a whole.
 WHOLE_SIZE = 8 * 1024 * 1024
@@ -126,14 +127,14 @@ class Archive:
             size = block_size()
             is_one_block = offset == span.first_offset and span.end_offset - offset <= size
             [lines] = self._span_lines(span) if is_one_block else self._cached_lines(span)
-            block = next(lines.cut(size, _position_in(lines, offset)))
+            block = next(lines.chunks(size, _position_in(lines, offset)))
             offset = block.end_offset
             del lines  # the rest of the frame need not stay in memory while the block is used
             yield block
 
     def line_before(self, offset: int) -> bytes:
         """The line that ends at `offset` (bytes in the whole log, more than 0), without its newline."""
-        for span in self._spans_from(offset - 1):
+        for span in self._spans_with(offset - 1):
             for lines in self._cached_lines(span):
                 end = offset - lines.start_offset
                 if end <= len(lines.data):
@@ -146,7 +147,7 @@ class Archive:
 
         Decompresses one of our frames, or none if the frame is cached.
         """
-        for span in self._spans_from(offset):
+        for span in self._spans_with(offset):
             if span.end_offset <= offset:
                 continue
             for lines in self._cached_lines(span):
@@ -160,7 +161,7 @@ class Archive:
 
         Of a large span, only about the last `WHOLE_SIZE` bytes of them. Raises `ValueError` if no line ends there.
         """
-        for span in self._spans_from(offset - 1):
+        for span in self._spans_with(offset - 1):
             if span.end_offset < offset:
                 continue
             newest: deque[Lines] = deque()
@@ -185,6 +186,14 @@ class Archive:
         if span is None or span.first_offset != offset:
             raise CorruptLogError(self.path, offset, "no frame begins here, but the active log does")
         return span.position
+
+    def _spans_with(self, offset: int) -> Iterator[Span]:
+        """The same as `_spans_from`, for callers that rarely need more than the first one."""
+        span = None if self._last is None else span_with(self.fd, self._last, offset)
+        if span is None:
+            yield from self._spans_from(offset)
+        else:
+            yield span
 
     def _spans_from(self, offset: int) -> Iterator[Span]:
         """The spans from the one that contains `offset` onwards."""

@@ -141,16 +141,22 @@ class FileCommitter:
             self._failure = WriterFailedError(f"{self._layout.log_path}: the writer failed: {error!r}")
             raise copy_error(self._failure) from error
 
-    def _unless_failed_in_background(self, function: Callable[[], object]) -> None:
-        """The same for a call for which nobody waits: the next commit raises what failed, or else closing does."""
-        if self._failure is not None:
-            return
+    def _unless_failed_unnoticed(self, function: Callable[..., T], *args: object) -> T:
+        """The same if the program does not get what is raised: the next append raises it, or else closing does."""
+        unreported = self._unreported or (self._unsynced and self._failure is None)
         try:
-            self._unless_failed(function)
-        except OSError:
-            pass  # the next commit says it
+            return self._unless_failed(function, *args)
         except WriterFailedError:
-            self._unreported = self._unsynced
+            self._unreported = unreported
+            raise
+
+    def _unless_failed_in_background(self, function: Callable[[], object]) -> None:
+        """The same for a call for which nobody waits."""
+        if self._failure is None:
+            try:
+                self._unless_failed_unnoticed(function)
+            except (OSError, WriterFailedError):
+                pass  # the next commit says it
 
     def _sync_soon(self) -> None:
         self._sync_timer = None
@@ -170,23 +176,24 @@ class FileCommitter:
 
     async def rotate(self, *, if_due: bool = False) -> None:
         """See `RotatingCommitter.rotate`. If cancelled, it ends after the current step."""
+        unless_failed = self._unless_failed_unnoticed if if_due else self._unless_failed
         async with self._rotating:
             try:
                 await in_thread(self._recover)
                 if self._rotation is not None:
-                    await self._finish_rotation()
+                    await self._finish_rotation(unless_failed)
                 if self.active.head.offset > self.active.base:
-                    await self._call(self._unless_failed, self._begin_rotation)
-                    await self._finish_rotation()
+                    await self._call(unless_failed, self._begin_rotation)
+                    await self._finish_rotation(unless_failed)
             finally:
                 await self._call(self._leave_rotation)
 
-    async def _finish_rotation(self) -> None:
+    async def _finish_rotation(self, unless_failed: Callable[[Callable[[], None]], None]) -> None:
         assert self._rotation is not None
         await in_thread(self._rotation.archive, self.active)
         await in_thread(self._rotation.catch_up, self.active)
         # In the thread that commits, so that no commit comes in between.
-        await self._call(self._unless_failed, self._switch)
+        await self._call(unless_failed, self._switch)
         self._close_old_files_later()
 
     def _recover(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from .._codec.decode import batch_of
+from .._codec.decode import batch_position
 from .._event import line_hash
 
 _FIRST_READ_SIZE = 4096
@@ -58,7 +58,7 @@ def complete_size(fd: int, size: int) -> int:
     if not end:
         return 0
     start, line = line_before(fd, end)
-    batch = batch_of(line)
+    batch = batch_position(line)
     if batch is None or not 1 <= batch[0] < batch[1]:
         return end
     index, count = batch
@@ -67,6 +67,6 @@ def complete_size(fd: int, size: int) -> int:
             return end
         start, line = line_before(fd, start)
         index -= 1
-        if batch_of(line) != (index, count):
+        if batch_position(line) != (index, count):
             return end  # lines in the wrong order are not an incomplete batch, and readers report them
     return start

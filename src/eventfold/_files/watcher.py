@@ -75,7 +75,7 @@ class Directory(Waiters):
         super().__init__(lambda: FileWatcher(layout, head_cache.copy(), notify, this))
 
     def __repr__(self) -> str:
-        return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
+        return f"<Directory {str(self._layout.dir)!r}, {len(self._waiters)} waiting>"
 
     @property
     def durable_head(self) -> Head | None:

@@ -14,7 +14,7 @@ import msgspec
 from .._errors import EventfoldError
 from .._log import EventLog
 from .._reader import EventReader
-from .._state import difference
+from .._round_trip import difference
 from .._verify import offset_at_time, state_at
 from .._view import View
 from ._output import print_json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._address import without_password
 from .._build_index import build_index, drop_index
 from .._errors import EventfoldError
 from ._output import print_json
@@ -20,4 +21,4 @@ async def drop(address: str) -> None:
     """Removes the index."""
     async with reading(address):
         if not await drop_index(address):
-            raise EventfoldError(f"there is no index in {address}")
+            raise EventfoldError(f"there is no index in {without_password(address)}")

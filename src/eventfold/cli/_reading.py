@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from .._address import without_password
 from .._errors import EventfoldError
 from .._export import ExportFormat, export_log
 from .._info import LogInfo, PlaceInfo
@@ -126,7 +127,9 @@ async def state(address: str, view: str) -> None:
         data = await reader.documents.load("view", view)
         if data is None:
             names = ", ".join(await reader.documents.names("view")) or "none"
-            raise EventfoldError(f"no state of a view {view!r} is stored in {address}; stored are: {names}")
+            raise EventfoldError(
+                f"no state of a view {view!r} is stored in {without_password(address)}; stored are: {names}"
+            )
         try:
             found = parse(data)
         except BadSnapshotError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from .._address import engine_of
+from .._address import engine_of, without_password
 from .._backup import backup as backup_log
 from .._codec.encode import encode_line
 from .._codec.selection import decode_events
@@ -220,8 +220,9 @@ async def reset_consumer(address: str, name: str, to: str) -> None:
     async with reading(address) as reader:
         names = await reader.documents.names("consumer")
         if name not in names:
+            others = ", ".join(names) or "none"
             raise EventfoldError(
-                f"no consumer {name!r} has committed in {address}; there are: {', '.join(names) or 'none'}"
+                f"no consumer {name!r} has committed in {without_password(address)}; there are: {others}"
             )
         head = (await reader.head()).offset
         if to not in ("start", "head") and not (to.isascii() and to.isdigit()):
@@ -238,7 +239,7 @@ async def copy(address: str, target: str) -> None:
         await reader.head()  # raises an error before anything is created at the target
         with progress("copy") as report_progress:
             head = await copy_log(address, target, report_progress)
-    print_json({"target": target, "offset": head.offset, "line_hash": head.line_hash})
+    print_json({"target": without_password(target), "offset": head.offset, "line_hash": head.line_hash})
 
 
 async def backup(address: str, target: str) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from nats.aio.client import Client
 
-from .._engine import refuse_options
+from .._engine import address_parts, check_flag, check_seconds, refuse_options
 from ._committer import StreamCommitter
 from ._configuration import MAX_TIMEOUT
 from ._settings import Settings
@@ -58,13 +58,18 @@ class JetStream:
     ) -> None:
         if not isinstance(log, str) or not _LOG_NAME.fullmatch(log):
             raise ValueError(f"log name {log!r}: it must be 1 to 128 characters of A-Z a-z 0-9 _ -")
-        if replicas not in (1, 3, 5):
+        if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas not in (1, 3, 5):
             raise ValueError(f"replicas must be 1, 3 or 5, not {replicas!r}")
+        check_flag("create", create)
+        check_seconds("timeout", timeout)
+        check_seconds("attempt_timeout", attempt_timeout)
         if not 0 < attempt_timeout <= timeout <= MAX_TIMEOUT:
             raise ValueError(
                 f"timeout is {timeout!r} and attempt_timeout is {attempt_timeout!r}: they must be more than 0 and at "
                 f"most {MAX_TIMEOUT:g} seconds, and attempt_timeout must not be the longer one"
             )
+        if compression not in ("none", "s2"):
+            raise ValueError(f"compression must be 'none' or 's2', not {compression!r}")
         client: Client | None = None
         if isinstance(servers, Client):
             client, addresses = servers, tuple(server.netloc for server in servers.servers)
@@ -83,7 +88,7 @@ class JetStream:
         Raises:
             ValueError: The address names no host or no log, or has an option that doesn't exist.
         """
-        parts = urlsplit(address)
+        parts = address_parts(address)
         log = unquote(parts.path.strip("/"))
         if not parts.netloc or not log:
             # The address is not shown, since it may contain a password.
@@ -154,7 +159,7 @@ def _checked(servers: Any) -> tuple[str, ...]:
         scheme, separator, rest = address.rpartition("://")
         if separator and scheme not in ("nats", "tls", "ws", "wss"):
             raise ValueError(f"a server's address must begin with nats:// or tls://, not {scheme}://")
-        host = rest.rpartition("@")[2]
+        host = address_parts(f"nats://{rest}").netloc.rpartition("@")[2]
         try:
             valid = bool(urlsplit(f"//{host}").hostname) and urlsplit(f"//{host}").port != 0
         except ValueError:

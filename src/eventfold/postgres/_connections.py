@@ -54,9 +54,9 @@ class NotSentError(OSError):
     """There was no connection: nothing was sent to the server."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Settings:
-    """The arguments of `Postgres`."""
+    """The arguments of `Postgres`, some of which may contain a password."""
 
     target: Any
     log: str
@@ -68,6 +68,9 @@ class Settings:
     pool_size: int
     connect: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<Settings of {self.location}>"
+
     @property
     def key(self) -> tuple[Any, ...]:
         """A value that is equal for settings that can share connections."""
@@ -75,6 +78,11 @@ class Settings:
         target = self.target if isinstance(self.target, str) else id(self.target)
         numbers = (self.timeout, self.attempt_timeout, self.pool_size)
         return (target, self.log, self.schema, self.listen_dsn, self.transaction_pooling, numbers, options)
+
+    @property
+    def has_one_host(self) -> bool:
+        """Whether the address names at most one server, so that no other one may accept a connection later."""
+        return isinstance(self.target, str) and "," not in self.target
 
     @property
     def location(self) -> str:
@@ -142,6 +150,9 @@ class Connections:
                 raise EventfoldError(
                     f"{self.settings.location}: {error}: open the pool before the log, and close it after the log"
                 ) from error
+            if "rejected SSL upgrade" in str(error) and self.settings.has_one_host:
+                advice = "enable TLS on the server, or leave sslmode=require (or ssl) out"
+                raise EventfoldError(f"{self.settings.location}: {error}: {advice}") from error
             raise NotSentError(errno.ECONNREFUSED, self._unreachable(error), self.settings.location) from error
         except TRANSIENT:
             raise

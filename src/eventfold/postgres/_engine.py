@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from .._aio import UncancellableTask, uninterrupted
-from .._engine import refuse_options
+from .._engine import address_parts, check_flag, check_seconds, refuse_options
 from ._committer import TableCommitter
 from ._connections import Connections, Settings
 from ._schema import migrate, pending, quoted
@@ -59,7 +59,7 @@ class Postgres:
         if isinstance(dsn_or_pool, str):
             if not _DSN.match(dsn_or_pool):
                 raise ValueError("the database's address must look like postgresql://user@host/db")
-            if any(name in ("log", "schema") for name, _ in parse_qsl(urlsplit(dsn_or_pool).query)):
+            if any(name in ("log", "schema") for name, _ in parse_qsl(address_parts(dsn_or_pool).query)):
                 raise ValueError(
                     "the address names a log or a schema: leave out ?log= and ?schema=, or pass the whole address to "
                     "Postgres.from_address"
@@ -68,12 +68,17 @@ class Postgres:
             raise ValueError(
                 f"dsn_or_pool must be the database's address or an asyncpg.Pool, not {type(dsn_or_pool).__name__}"
             )
-        if schema == "":
+        if schema is not None and not (isinstance(schema, str) and schema):
             raise ValueError("schema must be a name, or None for the one that the server's search path finds")
-        if timeout <= 0 or attempt_timeout <= 0:
-            raise ValueError("timeout and attempt_timeout must be more than 0 seconds")
-        if pool_size < 2:
-            raise ValueError(f"pool_size must be 2 or more, not {pool_size!r}")
+        check_seconds("timeout", timeout)
+        check_seconds("attempt_timeout", attempt_timeout)
+        if listen_dsn is not None and not (isinstance(listen_dsn, str) and _DSN.match(listen_dsn)):
+            # It may have a password, so it is not shown.
+            kind = type(listen_dsn).__name__
+            raise ValueError(f"listen_dsn must be an address like postgresql://user@host/db, or None, not {kind}")
+        check_flag("transaction_pooling", transaction_pooling)
+        if isinstance(pool_size, bool) or not isinstance(pool_size, int) or pool_size < 2:
+            raise ValueError(f"pool_size must be an integer of 2 or more, not {pool_size!r}")
         if not isinstance(dsn_or_pool, str) and connect:
             raise ValueError(f"{', '.join(sorted(connect))}: the pool was connected without these options")
         self._settings = Settings(
@@ -89,7 +94,7 @@ class Postgres:
         Raises:
             ValueError: The address names no log, or several.
         """
-        parts = urlsplit(address)
+        parts = address_parts(address)
         options: dict[str, str] = {}
         connect_options = []
         for name, value in parse_qsl(parts.query, keep_blank_values=True):
@@ -129,16 +134,20 @@ class Postgres:
         If cancelled, the migration may or may not have been done.
         """
 
+        grantee = _quoted_role(role)
+
         async def call(connection: Any) -> str:
-            return await migrate(connection, self._settings, None if role is None else quoted(role))
+            return await migrate(connection, self._settings, grantee)
 
         return await self._run(call)
 
     async def migration_sql(self, *, role: str | None = None) -> str:
         """The SQL that `migrate` would run. Raises the same errors."""
 
+        grantee = _quoted_role(role)
+
         async def call(connection: Any) -> str:
-            return await pending(connection, self._settings, None if role is None else quoted(role))
+            return await pending(connection, self._settings, grantee)
 
         return await self._run(call)
 
@@ -163,3 +172,11 @@ class Postgres:
         """
         refuse_options(options, "PostgreSQL")
         return await TableCommitter.open(self.source())
+
+
+def _quoted_role(role: str | None) -> str | None:
+    if role is None:
+        return None
+    if not isinstance(role, str) or not role:
+        raise ValueError(f"role must be a name, or None, not {role!r}")
+    return quoted(role)

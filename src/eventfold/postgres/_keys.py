@@ -75,7 +75,7 @@ class TableKeys:
         """Adds missing keys until another process has added them too, or has dropped all keys."""
         async with aclosing(self._source.blocks(Head(start, ""), end)) as blocks:
             async for block in blocks:
-                for lines in block.cut(_STEP_SIZE):
+                for lines in block.chunks(_STEP_SIZE):
                     if not await self._add(lines):
                         return
                     if progress is not None:
