@@ -22,7 +22,7 @@ class Log:
     def commit(self, data: bytes) -> Head:
         known = self.heads[-1]
         head = Head(known.offset + len(data), line_hash(data[data.rfind(b"\n", 0, -1) + 1 :]))
-        self.recent_lines.add(known, head, Lines("app.jsonl", known.offset, data), True)
+        self.recent_lines.add(known, head, Lines("app.jsonl", known.offset, data))
         self.heads.append(head)
         self.data += data
         return head
@@ -138,7 +138,7 @@ def test_what_does_not_follow_replaces_what_is_there(log: Log) -> None:
     log.heads.append(Head(log.heads[-1].offset + 100, "of somebody else"))
     log.commit(line(1))
     gap = [log.recent_lines.since(head) is not None for head in log.heads]
-    log.recent_lines.add(log.heads[-1], Head(10_000, "unknown"), None, True)
+    log.recent_lines.add(log.heads[-1], Head(10_000, "unknown"), None)
 
     assert gap == [False, False, True, False]
     assert not any(log.recent_lines.since(head) for head in log.heads)

@@ -1,7 +1,7 @@
 """The asyncio helpers that the other modules share: opening, and tasks and waits that finish what they began.
 
 Promise: with `uninterrupted`, what was begun is over before its caller continues, whether that caller is cancelled by
-asyncio or by an anyio cancel scope, so that a lock or a descriptor held around it covers all of it.
+asyncio or by an anyio cancel scope.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any, Generic, Protocol, TypeVar
 import anyio
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 
 class _Closable(Protocol):
@@ -28,19 +27,11 @@ class _Closable(Protocol):
 C = TypeVar("C", bound=_Closable)
 
 
-class Call(Protocol[T_co]):
-    """A call that was started, as far as its caller waits for it: see `ThreadCall`."""
-
-    def __await__(self) -> Generator[Any, None, T_co]: ...
-
+class _Endable(Protocol):
     def done(self) -> bool: ...
 
-    def result(self) -> T_co: ...
 
-    def settled(self) -> Awaitable[object]: ...
-
-
-F = TypeVar("F", bound="asyncio.Future[Any] | Call[Any]")
+F = TypeVar("F", bound=_Endable)
 
 _ANYIO_BACKEND = "anyio._backends._asyncio"
 
@@ -113,19 +104,14 @@ class LoopBreaks:
             self._since = perf_counter()
 
 
-def uninterrupted(future: asyncio.Future[T] | Call[T]) -> Awaitable[T]:
-    """Await it for the future's result; a cancellation is raised only once the future is done."""
-    # A coroutine less for each commit: nothing interrupts such a task.
-    return future if isinstance(asyncio.current_task(), UncancellableTask) else _uninterrupted(future)
-
-
-async def _uninterrupted(future: asyncio.Future[T] | Call[T]) -> T:
+async def uninterrupted(future: asyncio.Future[T]) -> T:
+    """The future's result; a cancellation is raised only once the future is done."""
     try:
         try:
             if not future.done():
-                await _settled(future)
+                await asyncio.wait([future])
         except asyncio.CancelledError:
-            await outlast(future, _settled)
+            await outlast(future, lambda future: asyncio.wait([future]))
             raise
         return future.result()
     finally:
@@ -148,7 +134,3 @@ async def outlast(future: F, wait: Callable[[F], Awaitable[object]]) -> None:
                 pass  # the caller raises the first one
     if isinstance(future, asyncio.Future) and not future.cancelled():
         future.exception()
-
-
-def _settled(future: asyncio.Future[Any] | Call[Any]) -> Awaitable[object]:
-    return asyncio.wait([future]) if isinstance(future, asyncio.Future) else future.settled()

@@ -20,11 +20,12 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from ._aio import Call, uninterrupted
+from ._aio import uninterrupted
 from ._codec.lines import Lines
 from ._errors import EventfoldError
 from ._event import Head
 from ._judge import Append
+from ._threads import ThreadCall
 from ._waiters import Waiters
 
 DocumentKind: TypeAlias = Literal["view", "consumer"]
@@ -113,10 +114,10 @@ class NoLock:
         """Does nothing."""
 
 
-async def acquired(acquiring: asyncio.Future[L | None] | Call[L | None]) -> L | None:
+async def acquired(acquiring: asyncio.Future[L | None] | ThreadCall[L | None]) -> L | None:
     """The lock that is being acquired; None if it is taken. If cancelled, waits for the lock too, and releases it."""
     try:
-        return await uninterrupted(acquiring)
+        return await (uninterrupted(acquiring) if isinstance(acquiring, asyncio.Future) else acquiring)
     except asyncio.CancelledError:
         with suppress(Exception):  # the cancellation is raised, whether or not the lock could be acquired
             if (lock := acquiring.result()) is not None:
@@ -225,7 +226,7 @@ class Commit(msgspec.Struct):
     were not written. `lines` are the lines that were written, with their offsets; `head` is the head after them.
     """
 
-    outcomes: Sequence[int | Exception]
+    outcomes: list[int | Exception]
     lines: Lines
     head: Head
 

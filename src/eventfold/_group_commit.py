@@ -30,7 +30,7 @@ from ._stats import WriterCounters
 RESOLVED_AT_ONCE = 100
 
 # The outcome of each append of a batch, and a function from positions to offsets.
-_Outcomes: TypeAlias = tuple[list[int | BaseException], Callable[[int], int]]
+_Outcomes: TypeAlias = tuple[list[int | Exception], Callable[[int], int]]
 
 
 class GroupCommit:
@@ -129,8 +129,12 @@ class GroupCommit:
                     # The resolved callers run now: what they append at once is in the next batch.
                     await asyncio.sleep(0)
                     # A server commits what the first half of them append, while the second half is resolved.
-                    few_left = 0 < len(batch) <= half
-                    if self._is_remote and committing is None and few_left and len(self.queue) >= RESOLVED_AT_ONCE:
+                    if (
+                        self._is_remote
+                        and committing is None
+                        and 0 < len(batch) <= half
+                        and len(self.queue) >= RESOLVED_AT_ONCE
+                    ):
                         ahead = self._take()
                         committing = UncancellableTask(self._commit(ahead), "eventfold commit")
         except BaseException as error:
@@ -179,7 +183,7 @@ class GroupCommit:
             await self.checks.check_ids([append for append, why in judged if isinstance(why, DuplicateIdError)])
         lines = commit.lines
         # The bound addition, if offsets are bytes: a Python call for each line would take as long as everything else.
-        return list(commit.outcomes), lines.offset_at if lines.offset_map else lines.start_offset.__add__
+        return commit.outcomes, lines.offset_at if lines.offset_map else lines.start_offset.__add__
 
 
 def _no_offset(position: int) -> int:

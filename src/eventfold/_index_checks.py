@@ -67,7 +67,7 @@ class IndexChecks:
                 _fail([append], error)
             else:
                 if found is not None and not append.future.done():
-                    append.future.set_result(found[0] if append.count is None else found)
+                    append.future.set_result(found[0] if append.lines is None else found)
 
     async def results_of(self, ids: UniqueIds | None, count: int) -> list[AppendResult] | None:
         """The results of an append of `count` events if all of them are in the log already; None if none of them is.

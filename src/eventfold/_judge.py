@@ -67,25 +67,25 @@ class Requirements(msgspec.Struct, gc=False):
 class Append(msgspec.Struct, eq=False, gc=False):
     """One call that waits to be committed: its whole lines, and what must hold for them to be written.
 
-    The future is for the list of where the lines are in the log; without `count`, for where the only line is.
+    The future is for the list of where the `lines` are in the log; without them, for where the only line is.
     """
 
     data: bytes
     future: asyncio.Future[Any]
     requirements: Requirements | None = None
-    count: int | None = None
+    lines: Sequence[bytes] | None = None  # the same as `data`, one by one
     span: Span | None = None  # the call's span, if it is traced
 
     @property
     def events(self) -> int:
         """How many events it appends."""
-        return 1 if self.count is None else self.count
+        return 1 if self.lines is None else len(self.lines)
 
 
 class Judgement(msgspec.Struct):
     """`outcomes` has the position in `data` of each append's first line, or why it may not be written."""
 
-    outcomes: Sequence[int | Exception]
+    outcomes: list[int | Exception]
     data: bytes
     head: Head
 
@@ -116,9 +116,10 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
     """
     if not any_required(appends):  # nothing to judge, only positions to count
         accepted = [append.data for append in appends]
-        positions = list(accumulate(map(len, accepted), initial=0))
-        size = positions.pop()
-        return Judgement(positions, b"".join(accepted), _head_after(head, accepted, size))
+        data = b"".join(accepted)
+        positions: list[int | Exception] = list(accumulate(map(len, accepted), initial=0))
+        positions.pop()  # the end of the last one
+        return Judgement(positions, data, Head(head.offset + len(data), last_line_hash(data)) if data else head)
     outcomes: list[int | Exception] = []
     accepted = []
     position = 0

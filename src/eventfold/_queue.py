@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -90,11 +90,11 @@ class AppendQueue:
                 turn.set_result(None)
 
     def put(
-        self, data: bytes, requirements: Requirements | None = None, count: int | None = None
+        self, data: bytes, requirements: Requirements | None = None, lines: Sequence[bytes] | None = None
     ) -> asyncio.Future[Any]:
         """Adds an append of whole lines; returns its future."""
         future: asyncio.Future[Any] = self._loop.create_future()
-        append = Append(data, future, requirements, count)
+        append = Append(data, future, requirements, lines)
         if _tracing.tracer is not None:
             append.span = _tracing.start("eventfold.append", log=self._location, events=append.events, bytes=len(data))
             _tracing.end_with(append.span, future)
@@ -139,13 +139,11 @@ def resolve(append: Append, outcome: int | BaseException, offset_at: Callable[[i
         # A copy, since an error that is raised in several tasks would collect all their tracebacks.
         future.set_exception(copy_error(outcome))
         return
-    data = append.data
-    if append.count is None:
-        start, end = offset_at(outcome), offset_at(outcome + len(data))
-        # The hash as `line_hash` calculates it, without a call for each line.
-        future.set_result(AppendResult(start, end, xxh64_hexdigest(data[:-1])))
+    # Hashes as `line_hash` calculates them, without a call for each line.
+    if append.lines is None:
+        data = append.data
+        future.set_result(AppendResult(offset_at(outcome), offset_at(outcome + len(data)), xxh64_hexdigest(data[:-1])))
         return
-    # Faster than `splitlines`, which looks for other line breaks too: JSON has none.
-    lines = data[:-1].split(b"\n") if data else []
-    offsets = list(map(offset_at, accumulate([len(line) + 1 for line in lines], initial=outcome)))
-    future.set_result(list(map(AppendResult, offsets, offsets[1:], map(xxh64_hexdigest, lines))))
+    offsets = list(map(offset_at, accumulate(map(len, append.lines), initial=outcome)))
+    hashes = [xxh64_hexdigest(line[:-1]) for line in append.lines]
+    future.set_result(list(map(AppendResult, offsets, offsets[1:], hashes)))

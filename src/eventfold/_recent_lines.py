@@ -20,6 +20,8 @@ from ._event import Head, Record
 # How many commits, and how many bytes of lines, are kept for tails that wake late.
 _KEPT_COMMITS, _KEPT_SIZE = 16, SLICE_SIZE
 
+# The heads before and after each commit, and its lines.
+_Commits: TypeAlias = tuple[tuple[Head, Head, Lines], ...]
 # The start offsets, the end offsets and the text of all lines; empty if they must be decoded with a `Decoder`.
 _Bounds: TypeAlias = tuple[list[int], list[int], list[bytes]] | tuple[()]
 
@@ -29,8 +31,7 @@ class RecentLines:
 
     def __init__(self) -> None:
         # This and `_requested` are replaced, never changed, since other threads may be reading them.
-        self._commits: tuple[tuple[Head, Head, Lines], ...] = ()
-        self._size = 0  # of the lines, in bytes, which the offsets need not count
+        self._commits: _Commits = ()
         # The lines whose records were requested last, and their bounds from the second request on.
         self._requested: tuple[Lines, _Bounds | None] | None = None
 
@@ -38,10 +39,10 @@ class RecentLines:
         """Forgets all lines."""
         self._commits, self._requested = (), None
 
-    def add(self, previous: Head | None, head: Head, lines: Lines | None, awaited: bool) -> None:
-        """Adds the lines from the previous head to a new one. If these are unknown or too large, forgets all lines.
+    def replace(self, previous: Head | None, head: Head, lines: Lines | None, older: _Commits = ()) -> None:
+        """Keeps only the lines from the previous head to a new one, and `older` commits that end at the previous head.
 
-        Lines that nobody has `awaited` replace the older ones.
+        If the lines are unknown or too large, forgets all lines.
         """
         if (
             previous is None
@@ -51,17 +52,14 @@ class RecentLines:
             or lines.start_offset != previous.offset
         ):
             self.clear()
-            return
-        size = len(lines.data)
-        if not awaited or not self._commits or self._commits[-1][1] != previous:
-            self._commits, self._size = ((previous, head, lines),), size
-            return
-        commits = (*self._commits, (previous, head, lines))
-        self._size += size
-        while len(commits) > _KEPT_COMMITS or self._size > _KEPT_SIZE:
-            self._size -= len(commits[0][2].data)
-            commits = commits[1:]
-        self._commits = commits
+        else:
+            commit = (previous, head, lines)
+            self._commits = _newest((*older, commit)) if older else (commit,)
+
+    def add(self, previous: Head | None, head: Head, lines: Lines | None) -> None:
+        """The same, but also keeps the lines that are here, if they end at the previous head."""
+        older = self._commits
+        self.replace(previous, head, lines, older if older and older[-1][1] == previous else ())
 
     def since(self, start: Head, end: Head | None = None) -> tuple[Head, Lines] | None:
         """The lines from one head to another (None: to the last one), and that second head; None if they are not here.
@@ -97,6 +95,15 @@ class RecentLines:
             bounds = _bounds(lines)
             self._requested = lines, bounds
         return _records(lines) if not bounds else map(Record, decode_events.decode_lines(lines.data), *bounds)
+
+
+def _newest(commits: _Commits) -> _Commits:
+    """As many of the last commits as are kept."""
+    size = sum([len(lines.data) for _, _, lines in commits])
+    while len(commits) > _KEPT_COMMITS or size > _KEPT_SIZE:
+        size -= len(commits[0][2].data)
+        commits = commits[1:]
+    return commits
 
 
 def _records(lines: Lines) -> Iterator[Record]:

@@ -216,7 +216,10 @@ class Waiters:
             self.recent_lines.clear()
             self._update_watcher()
         if head is not None:
-            self.notify(head, previous, lines)
+            with self._lock:
+                futures = self._keep(previous, head, lines)
+            if futures:
+                _end_waits(futures, head)
 
     def notify(
         self,
@@ -238,10 +241,17 @@ class Waiters:
                 self.recent_lines.clear()
                 futures = [future for waiter in self._waiters if (future := waiter.pending()) is not None]
             else:
-                self.recent_lines.add(previous, result, lines, bool(self._waiters))
-                futures = [future for waiter in self._waiters if (future := waiter.pending_for(result)) is not None]
+                futures = self._keep(previous, result, lines)
         if futures:
             _end_waits(futures, result)
+
+    def _keep(self, previous: Head | None, head: Head, lines: Lines | None) -> list[_Future]:
+        """Keeps the lines up to a new head; returns the waits that it ends. Call it with the lock."""
+        if not self._waiters:
+            self.recent_lines.replace(previous, head, lines)
+            return []
+        self.recent_lines.add(previous, head, lines)
+        return [future for waiter in self._waiters if (future := waiter.pending_for(head)) is not None]
 
     @contextmanager
     def watched(self) -> Iterator[None]:

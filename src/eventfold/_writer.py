@@ -198,7 +198,7 @@ class EventWriter(HasPaths):
         events = list(events)
         lines = encode_batch(events, self._max_event_size)
         requirements = self._requirements(events)
-        return await self._queue.put(b"".join(lines), requirements, len(lines)) if lines else []
+        return await self._queue.put(b"".join(lines), requirements, lines) if lines else []
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes.
@@ -267,7 +267,7 @@ class EventWriter(HasPaths):
             if self._queue.full:
                 await self._commits.place()
             try:
-                placed: list[AppendResult] = await self._queue.put(b"".join(lines), requirements, len(lines))
+                placed: list[AppendResult] = await self._queue.put(b"".join(lines), requirements, lines)
                 return placed
             except NotIndexedError:
                 self._check_usable()
@@ -297,7 +297,7 @@ class EventWriter(HasPaths):
         self._commits.check()
 
     def _on_commit(self, commit: Commit) -> None:
-        self._head = commit.head
+        self._head = commit.head  # for `head` while the log is being closed
         self._waiters.publish(commit.head, commit.lines)
         if self._rotator is not None:
             self._rotator.rotate_if_due(self._views)

@@ -9,7 +9,8 @@ event, the error says what is wrong, and where.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from math import isfinite
 from typing import Any
 
@@ -52,9 +53,31 @@ def encode_line(event: Event, max_size: int, batch: tuple[int, int] | None = Non
 def encode_batch(events: Iterable[Event], max_size: int) -> list[bytes]:
     """The lines of the events of a batch, all of which are in the log or none. Raises `InvalidEventError`."""
     events = list(events)
-    if len(events) == 1:
+    count = len(events)
+    if count == 1:
         return [encode_line(events[0], max_size)]
-    return [encode_line(event, max_size, (i, len(events))) for i, event in enumerate(events, 1)]
+    lines = []
+    for i, (event, end) in enumerate(zip(events, _batch_ends(count), strict=True), 1):
+        try:
+            # What encoding a `StoredEvent` gives, without making one: `batch` is its last key.
+            line = _encode(event)[:-1] + end if _is_plain(event) else b""
+        except UnicodeEncodeError:
+            line = b""
+        lines.append(line if 0 < len(line) <= max_size else encode_line(event, max_size, (i, count)))
+    return lines
+
+
+def _batch_ends(count: int) -> Sequence[bytes]:
+    """How the lines of a batch end."""
+    return _usual_batch_ends(count) if count <= 1000 else _new_batch_ends(count)
+
+
+def _new_batch_ends(count: int) -> Sequence[bytes]:
+    return [b',"batch":[%d,%d]}\n' % (i, count) for i in range(1, count + 1)]
+
+
+# A program mostly appends batches of the same few sizes.
+_usual_batch_ends = lru_cache(maxsize=16)(_new_batch_ends)
 
 
 def _stored(event: Event, batch: tuple[int, int] | None) -> StoredEvent:

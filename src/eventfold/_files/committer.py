@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import TypeVar
 
-from .._aio import uninterrupted
 from .._codec.lines import Lines
 from .._engine import Commit, LockMode, SyncMode
 from .._errors import LogClosedError, WriterFailedError, copy_error
@@ -50,6 +49,7 @@ class FileCommitter:
         self._thread = thread
         self._layout = source.layout
         self._sync_mode = sync
+        self._syncs_later = sync is SyncMode.EVERY_SECOND
         self._max_log_size = max_log_size
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
@@ -101,7 +101,7 @@ class FileCommitter:
         """Calls a function in the thread. Await the result; even if that is cancelled, the call has ended then."""
         if self._closed:
             raise LogClosedError(f"the log in {self._layout.dir} is closed")
-        return uninterrupted(self._thread.call_when_awaited(function, *args))
+        return self._thread.call_when_awaited(function, *args)
 
     @property
     def head(self) -> Head:
@@ -116,7 +116,7 @@ class FileCommitter:
         judgement = judge(appends, before, recent)
         if judgement.data:
             await self._call(self._commit, judgement.data, judgement.head)
-            if self._sync_mode is SyncMode.EVERY_SECOND and self._sync_timer is None:
+            if self._syncs_later and self._sync_timer is None:
                 self._sync_timer = self._loop.call_later(SYNC_INTERVAL, self._sync_soon)
         return Commit(judgement.outcomes, Lines(self._layout.log_path, before.offset, judgement.data), judgement.head)
 
@@ -243,7 +243,7 @@ class FileCommitter:
                 self._thread.call(_discard_leftovers, self._layout)
             closing = self._thread.call(self._close)
             self._closed = True
-            await uninterrupted(closing)
+            await closing
 
     def _close(self) -> None:
         try:

@@ -20,7 +20,6 @@ from weakref import ref
 
 import anyio
 
-from .._aio import uninterrupted
 from .._codec.lines import Lines
 from .._engine import Commit, LockMode, SyncMode
 from .._errors import LogClosedError, LogLockedError, WriterFailedError, copy_error
@@ -78,7 +77,7 @@ class SharedCommitter(FileCommitter):
         except BaseException:
             released = committer._thread.call(committer._release)
             if not committer._stop_waiting():
-                await uninterrupted(released)
+                await released
             raise
         committer._close_old_files_later()
         committer._schedule_rotation_check()
@@ -123,7 +122,7 @@ class SharedCommitter(FileCommitter):
         if self._gave_up:
             self._fail_calls()
         try:
-            return await uninterrupted(call)
+            return await call
         finally:
             self._calls.discard(call)
 
@@ -267,7 +266,7 @@ class SharedCommitter(FileCommitter):
             if self._gave_up:
                 self._fail_calls()
             try:
-                await uninterrupted(closing)
+                await closing
             except WriterFailedError:
                 # If waiting was given up, the waiting calls have failed, and only unsynced appends are at risk.
                 if self._unsynced or not self._gave_up:

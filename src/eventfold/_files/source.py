@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Generator, Sequence
 from pathlib import Path
 from time import monotonic
 
-from .._aio import uninterrupted
 from .._codec.lines import Lines
 from .._engine import acquired, is_name
 from .._event import Head
@@ -110,7 +109,7 @@ class FileSource:
         blocks = _Blocks(self.layout, start, end)
         next_block = start_in_thread(blocks.next)
         try:
-            while (block := await uninterrupted(next_block)) is not None:
+            while (block := await next_block) is not None:
                 # The next block is read and decompressed while this one is decoded.
                 next_block = start_in_thread(blocks.next)
                 yielded = monotonic()
@@ -118,7 +117,7 @@ class FileSource:
                 blocks.adapt_size(monotonic() - yielded)
         finally:
             try:
-                await uninterrupted(next_block)
+                await next_block
             except Exception:  # noqa: S110
                 pass  # raised above, or that block is no longer needed
             finally:

@@ -18,7 +18,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
-from .._aio import LoopBreaks, UncancellableTask, uninterrupted
+from .._aio import LoopBreaks, UncancellableTask
 from .._codec.lines import Lines, last_line_hash
 from .._engine import Source, paths_of
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
@@ -139,7 +139,7 @@ class FileIndex(Index):
         return not self._is_open and monotonic() < self._retry_at
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
-        return await uninterrupted(self._thread.call(function, *args))
+        return await self._thread.call(function, *args)
 
     # Reading the log
 

@@ -54,7 +54,7 @@ async def _confirmed(repair: Repair, yes: bool, lose_events_from: int | None) ->
     print("Do this? [y/N] ", end="", flush=True)
     # In a thread that is never joined, so that Ctrl-C ends the command while it waits for an answer.
     thread = Thread("eventfold answer")
-    answer: bytes = await thread.call(os.read, sys.stdin.fileno(), 1000)
+    answer: bytes = await thread.call(os.read, sys.stdin.fileno(), 1000).interruptible()
     thread.end()
     return answer.strip().lower() in (b"y", b"yes")
 

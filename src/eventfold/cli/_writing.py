@@ -195,7 +195,7 @@ async def _input_lines() -> AsyncIterator[tuple[int, list[bytes]]]:
     thread = Thread("eventfold input")
     number, rest, ended = 1, b"", False
     while not ended:
-        data = await thread.call(os.read, sys.stdin.fileno(), _READ_SIZE)
+        data = await thread.call(os.read, sys.stdin.fileno(), _READ_SIZE).interruptible()
         ended = not data
         *lines, rest = (rest + data).split(b"\n")
         if len(rest) > _MAX_EVENT_SIZE:

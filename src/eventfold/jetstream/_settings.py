@@ -24,6 +24,9 @@ class Settings(NamedTuple):
     compression: str
     connect: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<Settings of {self.location}>"  # the addresses and the options may contain a password
+
     @property
     def stream(self) -> str:
         return self.log
