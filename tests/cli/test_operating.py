@@ -107,7 +107,7 @@ def test_what_can_not_be_repaired_is_reported(log: Path) -> None:
 
     done = run("repair", log, "--yes", status=1)
 
-    assert f"eventfold: restore a backup, since this can't be repaired: {path}, offset " in done.stderr
+    assert f"eventfold: this can't be repaired, so restore a backup: {path}, offset " in done.stderr
 
 
 # restore
