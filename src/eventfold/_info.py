@@ -12,7 +12,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from ._consumer import _Checkpoint
+from ._consumer import _Checkpoint, unreadable
 from ._engine import Paths
 from ._errors import CorruptLogError
 from ._event import Head
@@ -112,11 +112,13 @@ async def _days(reader: EventReader) -> float | None:
 
 
 async def _view(reader: EventReader, name: str, head: Head) -> PlaceInfo:
-    data = await reader.documents.load("view", name)
     try:
+        data = await reader.documents.load("view", name)
         found = None if data is None else parse(data)
     except BadSnapshotError as error:
         return PlaceInfo(name, None, None, str(error))
+    except OSError as error:
+        return PlaceInfo(name, None, None, unreadable(reader, error))
     if found is None or found.position is None:
         return PlaceInfo(name, None, None, "it has no offset in the whole log; it will be rebuilt")
     return _place(name, found.position, head)
@@ -127,6 +129,8 @@ async def _consumer(reader: EventReader, name: str, head: Head) -> PlaceInfo:
         offset = await _Checkpoint(reader, name, 0, None).last_commit()
     except CorruptLogError as error:
         return PlaceInfo(name, None, None, error.reason)
+    except OSError as error:
+        return PlaceInfo(name, None, None, unreadable(reader, error))
     return _place(name, offset or 0, head)
 
 
