@@ -1307,3 +1307,27 @@ async def test_a_close_that_can_t_save_a_view_releases_the_lock(data_dir: Path) 
             await writer.aclose()
     async with EventWriter.open(data_dir) as again:
         await again.append(event(1))
+
+
+async def test_a_rotation_saves_the_other_views_if_one_can_t_be_saved(data_dir: Path) -> None:
+    """The error is raised once all of them have been tried."""
+    saved = []
+
+    class Kept:
+        offset = 0
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def save(self, reader: EventReader) -> None:
+            saved.append(self.name)
+            if self.name == "broken":
+                raise OSError("made to fail")
+
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+        with pytest.raises(OSError, match="made to fail"):
+            await writer.rotate([Kept("broken"), Kept("other")])  # type: ignore[list-item]
+
+        assert saved == ["broken", "other"]
+        assert await writer.reader().active_log_size() == 0

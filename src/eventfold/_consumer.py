@@ -18,7 +18,7 @@ from contextlib import aclosing
 import msgspec
 
 from . import _tracing
-from ._engine import DocumentLock, LockingDocuments, check_name
+from ._engine import DocumentLock, LockingDocuments, Paths, check_name
 from ._errors import CorruptLogError, EventfoldError, LogClosedError
 from ._event import PartialRecord, Record
 from ._logging import INFO, log_event
@@ -98,6 +98,13 @@ class Checkpoint:
                 )
         self.committed, self._verified = stored.offset, data
         return stored.offset
+
+
+def unreadable(reader: EventReader, error: OSError) -> str:
+    """What to report about a document whose file can't be read. Raises the error if a server can't be reached."""
+    if not isinstance(getattr(reader._source, "layout", None), Paths):
+        raise error
+    return f"it can't be read: {error.strerror}"
 
 
 async def move_consumer(reader: EventReader, name: str, offset: int) -> None:

@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from ._consumer import Checkpoint
+from ._consumer import Checkpoint, unreadable
 from ._engine import Paths
 from ._errors import CorruptLogError
 from ._event import Head
@@ -123,11 +123,13 @@ async def _days(reader: EventReader) -> float | None:
 
 
 async def _view(reader: EventReader, name: str, head: Head) -> PlaceInfo:
-    data = await reader.documents.load("view", name)
     try:
+        data = await reader.documents.load("view", name)
         found = None if data is None else parse(data)
     except BadSnapshotError as error:
         return PlaceInfo(name, None, None, str(error))
+    except OSError as error:
+        return PlaceInfo(name, None, None, unreadable(reader, error))
     if found is None or found.position is None:
         return PlaceInfo(name, None, None, "its snapshot has no offset in the whole log; it will be rebuilt")
     return _lag_info(name, found.position, head)
@@ -138,6 +140,8 @@ async def _consumer(reader: EventReader, name: str, head: Head) -> PlaceInfo:
         offset = await Checkpoint(reader, name, 0, None).last_commit()
     except CorruptLogError as error:
         return PlaceInfo(name, None, None, error.reason)
+    except OSError as error:
+        return PlaceInfo(name, None, None, unreadable(reader, error))
     return _lag_info(name, offset or 0, head)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,8 +95,9 @@ class Rotator:
             except WriterFailedError as error:
                 self._fail(error)
                 raise
-            for view in views:
-                await view.save(self._new_reader())
+            async with AsyncExitStack() as stack:  # whatever one of these raises, the others are done too
+                for view in reversed(list(views)):
+                    stack.push_async_callback(view.save, self._new_reader())
 
     def _after_automatic_rotation(self, task: asyncio.Task[None]) -> None:
         error = task.exception()

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from ._address import Address
-from ._consumer import Checkpoint
+from ._consumer import Checkpoint, unreadable
 from ._engine import Paths
 from ._errors import CorruptLogError, ReducerError
 from ._event import Head
@@ -133,6 +133,9 @@ async def _verify(
                 await Checkpoint(reader, name, 0, None).last_commit()
             except CorruptLogError as error:
                 _add(problems, error)
+            except OSError as error:
+                where = str(reader.documents.location("consumer", name))
+                problems.append(Problem(where, 0, unreadable(reader, error)))
     return VerifyReport(location, events, size, frames, len(snapshots), len(consumers), tuple(problems))
 
 
@@ -156,7 +159,11 @@ def _frames(layout: Layout) -> int:
 
 async def _check_snapshot(reader: EventReader, name: str, view: View[Any] | None, problems: list[Problem]) -> None:
     where = str(reader.documents.location("view", name))
-    data = await reader.documents.load("view", name)
+    try:
+        data = await reader.documents.load("view", name)
+    except OSError as error:
+        problems.append(Problem(where, 0, unreadable(reader, error)))
+        return
     if data is None:
         return  # it was deleted after the names were listed
     position = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from .._codec.lines import Lines
-from .._errors import EventfoldError, LogLockedError, WriterFailedError
+from .._errors import CorruptLogError, EventfoldError, LogLockedError, WriterFailedError
 from .._event import Head, line_hash
 from .._logging import WARNING, log_event
 from . import operations
@@ -197,12 +197,14 @@ class ActiveLog:
             raise
         except BaseException as error:
             try:
-                if not end:
-                    # Before the truncation: a base file must not list a line that was cut off.
-                    BaseFile(self._layout.base_path).write(Generation(self.base, self.head.line_hash))
+                base_file = BaseFile(self._layout.base_path)
+                if not end and any(known.written for known in base_file.read() or () if known.base == self.base):
+                    # First, or a crash would leave a base file that confirms a line that was cut off. One that only
+                    # announces it may stay: on a full disk, the file can't be replaced.
+                    base_file.write(Generation(self.base, self.head.line_hash))
                 operations.truncate(self.fd, end)
                 self.sync()
-            except (OSError, WriterFailedError) as second:
+            except (OSError, CorruptLogError, WriterFailedError) as second:
                 raise WriterFailedError(f"{self._path}: writing failed and can't be undone: {second}") from error
             raise
         self.head = head
