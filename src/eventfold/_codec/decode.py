@@ -156,10 +156,6 @@ class Decoder:
             return
         positions = [line.batch for line in decoded]
         if self._expected is not None or positions.count(None) < len(positions):
-            if texts is None and not (lines.data.startswith(b"{") and lines.data.count(b"}\n{") == len(decoded) - 1):
-                # Perhaps two objects are on one line, and none on another: the lines of a batch must be its events.
-                yield from self._line_by_line(lines)
-                return
             self._batch_blocks_left = _BLOCKS_WITHOUT_BATCH
             yield from self._in_batches(lines, decoded, positions)
         else:
