@@ -107,7 +107,7 @@ class ThreadCall(Generic[T]):
             jobs, function, args = self._postponed
             self._postponed = None
             jobs.put((self, function, args))
-        elif self._outcomes and self.remove_waiter(waiter):
+        if self._outcomes and self.remove_waiter(waiter):
             self.loop.call_soon(waiter.wakeup, waiter, context=waiter.context)
 
     def remove_waiter(self, waiter: _Waiter) -> bool:
