@@ -237,7 +237,7 @@ class Commit(msgspec.Struct):
 class Committer(Protocol):
     """One log, open for appending. Only one commit is made at a time."""
 
-    batch_size: int
+    max_commit_size: int
     """The maximum size of the lines of a commit, in bytes. The engine refuses a larger append."""
 
     @property

@@ -29,14 +29,14 @@ from ._stats import WriterCounters
 # run too.
 RESOLVED_AT_ONCE = 100
 
-# The outcome of each append of a batch, and a function from positions to offsets.
+# The outcome of each append of a group, and a function from positions to offsets.
 _Outcomes: TypeAlias = tuple[list[int | Exception], Callable[[int], int]]
 
 
 class GroupCommit:
     """Commits what is put into its `queue`. Calls `on_commit` after each commit that wrote something.
 
-    `checks` looks up what a batch must not have in common with the log; None without an index.
+    `checks` looks up what a group must not have in common with the log; None without an index.
     """
 
     def __init__(self, committer: Committer, on_commit: Callable[[Commit], object]) -> None:
@@ -106,33 +106,33 @@ class GroupCommit:
         self._task = UncancellableTask(self._run(), "eventfold writer")
 
     async def _run(self) -> None:
-        batch: list[Append] = []
+        group: list[Append] = []
         ahead: list[Append] = []
         committing: UncancellableTask[_Outcomes] | None = None
         try:
             while True:
                 if committing is None:
-                    batch = self._take()
-                    if not batch:
+                    group = self._take()
+                    if not group:
                         break
-                    outcomes, offset_at = await self._commit(batch)
+                    outcomes, offset_at = await self._commit(group)
                 else:
                     outcomes, offset_at = await committing
-                    batch, ahead, committing = ahead, [], None
-                half = len(batch) // 2
-                while batch:
-                    for append, outcome in zip(batch[:RESOLVED_AT_ONCE], outcomes[:RESOLVED_AT_ONCE], strict=True):
+                    group, ahead, committing = ahead, [], None
+                half = len(group) // 2
+                while group:
+                    for append, outcome in zip(group[:RESOLVED_AT_ONCE], outcomes[:RESOLVED_AT_ONCE], strict=True):
                         resolve(append, outcome, offset_at)
                     # Keeps no future longer than necessary: a thousand old ones beside a thousand new ones would make
                     # the garbage collector run again and again.
-                    del batch[:RESOLVED_AT_ONCE], outcomes[:RESOLVED_AT_ONCE], append
-                    # The resolved callers run now: what they append at once is in the next batch.
+                    del group[:RESOLVED_AT_ONCE], outcomes[:RESOLVED_AT_ONCE], append
+                    # The resolved callers run now: what they append at once is in the next group.
                     await next_turn()
                     # A server commits what the first half of them append, while the second half is resolved.
                     if (
                         self._is_remote
                         and committing is None
-                        and 0 < len(batch) <= half
+                        and 0 < len(group) <= half
                         and len(self.queue) >= RESOLVED_AT_ONCE
                     ):
                         ahead = self._take()
@@ -141,7 +141,7 @@ class GroupCommit:
             self.fail(error)
             if committing is not None:
                 await asyncio.wait([committing])
-            for append in batch + ahead:
+            for append in group + ahead:
                 resolve(append, self.failure or error, _no_offset)
             raise
         finally:
@@ -149,37 +149,37 @@ class GroupCommit:
             self._changed()
 
     def _take(self) -> list[Append]:
-        return self.queue.take(self._committer.batch_size)
+        return self.queue.take(self._committer.max_commit_size)
 
-    async def _commit(self, batch: list[Append]) -> _Outcomes:
-        """Commits a batch, from which it removes what the index resolves; returns what became of the others."""
+    async def _commit(self, group: list[Append]) -> _Outcomes:
+        """Commits a group, from which it removes the appends that the index resolves; returns the others' outcomes."""
         if self.checks is not None:
-            batch[:] = await self.checks.check(batch)
+            group[:] = await self.checks.check(group)
         if self.failure is not None:
-            self._raised = self._raised or bool(batch)
-            return [self.failure] * len(batch), _no_offset
+            self._raised = self._raised or bool(group)
+            return [self.failure] * len(group), _no_offset
         begun = perf_counter()
         span = None
         if _tracing.tracer is not None:
-            calls = [append.span for append in batch if append.span is not None]
+            calls = [append.span for append in group if append.span is not None]
             span = _tracing.start("eventfold.commit", calls, log=self._location)
         try:
-            commit = await self._committer.commit(batch)
+            commit = await self._committer.commit(group)
             committed = list(map(type, commit.outcomes)).count(int)
-            self.counters.add(committed, len(batch) - committed, perf_counter() - begun)
+            self.counters.add(committed, len(group) - committed, perf_counter() - begun)
             if span is not None:
-                span.end(appends=committed, refused=len(batch) - committed, bytes=len(commit.lines.data))
+                span.end(appends=committed, refused=len(group) - committed, bytes=len(commit.lines.data))
             if commit.lines.data:
                 self._on_commit(commit)
         except Exception as error:
             if span is not None:
-                span.end(error, appends=0, refused=len(batch))
-            self.counters.add(0, len(batch), perf_counter() - begun)
+                span.end(error, appends=0, refused=len(group))
+            self.counters.add(0, len(group), perf_counter() - begun)
             outcome = error if isinstance(error, OSError | UnknownOutcomeError) else self.fail(error)
-            return [outcome] * len(batch), _no_offset
+            return [outcome] * len(group), _no_offset
         if self.checks is not None:
             # Others may have appended the same ids after they had been checked.
-            judged = zip(batch, commit.outcomes, strict=True)
+            judged = zip(group, commit.outcomes, strict=True)
             await self.checks.check_ids([append for append, why in judged if isinstance(why, DuplicateIdError)])
         lines = commit.lines
         # The bound addition, if offsets are bytes: a Python call for each line would take as long as everything else.
@@ -187,5 +187,5 @@ class GroupCommit:
 
 
 def _no_offset(position: int) -> int:
-    """The offsets of a batch that was not committed, which are never asked for."""
+    """The offsets of a group that was not committed, which are never asked for."""
     raise AssertionError("nothing was committed")

@@ -1,9 +1,9 @@
-"""Decides which appends of a batch are accepted, by the log as it is when their turn comes.
+"""Decides which appends of a group are accepted, by the log as it is when their turn comes.
 
 An engine calls this at the moment when nothing can come in between: while it holds the turn, the row lock or the
 expected sequence. Pure: no I/O.
 
-Promise: each append is judged as if all accepted ones before it in the batch were in the log already.
+Promise: each append is judged as if all accepted ones before it in the group were in the log already.
 """
 
 from __future__ import annotations

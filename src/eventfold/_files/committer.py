@@ -42,7 +42,7 @@ KEEP_LOCKED, KEPT_FILES = 60.0, 4
 class FileCommitter:
     """The exclusive committer of one directory. Get it from `open`; it belongs to that event loop and process."""
 
-    batch_size = 64 * 2**20
+    max_commit_size = 64 * 2**20
 
     def __init__(self, source: FileSource, thread: Thread, sync: SyncMode, max_log_size: int) -> None:
         self.source = source

@@ -1,12 +1,12 @@
 """Appends to a stream: one message for all waiting appends.
 
-A batch without conditions is simply published. A batch with conditions is judged by the last known head, and published
-on condition that the head is still the end of the stream. If it is not, the batch is judged again by the newer head.
+A group without conditions is simply published. A group with conditions is judged by the last known head, and published
+on condition that the head is still the end of the stream. If it is not, the group is judged again by the newer head.
 
 A message that is not acknowledged is sent again with the same `Nats-Msg-Id`, by which the server recognizes and drops a
 duplicate. It is not sent again once the servers may have forgotten the id.
 
-Promise: a batch is written exactly once, or `UnknownOutcomeError` says that it may or may not be in the log.
+Promise: a group is written exactly once, or `UnknownOutcomeError` says that it may or may not be in the log.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class StreamCommitter:
         self._closed = False
 
     @property
-    def batch_size(self) -> int:
-        """See `Committer.batch_size`. It changes with the servers' configuration."""
+    def max_commit_size(self) -> int:
+        """See `Committer.max_commit_size`. It changes with the servers' configuration."""
         return min(self._stream.connection.max_data, MAX_MESSAGE_SIZE)
 
     @property
@@ -92,8 +92,8 @@ class StreamCommitter:
         """Publishes a message; returns its sequence, or None if `expected` is not the last sequence."""
         connection = self._stream.connection
         settings = connection.settings
-        if len(data) > self.batch_size:
-            problem = f"an append has {len(data)} bytes; the servers' max_payload allows {self.batch_size} bytes"
+        if len(data) > self.max_commit_size:
+            problem = f"an append has {len(data)} bytes; the servers' max_payload allows {self.max_commit_size} bytes"
             raise OSError(errno.EMSGSIZE, problem, connection.location)
         self._count += 1
         identity = f"{self._prefix}.{self._count}"

@@ -2,13 +2,13 @@
 
 The statement advances the head in the log's row, which stays locked until the commit has ended, and inserts the lines
 at the previous head. So there is one order for all writers, and readers see commits in the order of their offsets,
-without gaps. A batch with conditions is judged by the last known head, and written on condition that it is still the
-head. If it is not, the batch is judged again with the row locked: a busy writer can't keep others from writing.
+without gaps. A group with conditions is judged by the last known head, and written on condition that it is still the
+head. If it is not, the group is judged again with the row locked: a busy writer can't keep others from writing.
 
 A commit has an id, which is unique in the table. If an answer is lost, the same commit is sent again. The server then
 refuses the second commit with the same id, even if the first one has not ended yet.
 
-Promise: a batch is written exactly once, or `UnknownOutcomeError` says that it may or may not be in the log.
+Promise: a group is written exactly once, or `UnknownOutcomeError` says that it may or may not be in the log.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _WAIT_FOR_STANDBYS = "UPDATE {schema}.eventfold_logs SET hash = hash WHERE log =
 class TableCommitter:
     """A `Committer`. Any number of them may append to one log, in any process on any host. Get it from `open`."""
 
-    batch_size = 16 * 2**20
+    max_commit_size = 16 * 2**20
     is_remote: Literal[True] = True
 
     def __init__(self, source: TableSource, session: Session) -> None:
