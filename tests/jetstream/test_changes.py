@@ -120,7 +120,7 @@ async def test_a_stream_that_was_purged_all_the_same_is_not_used_any_more(
     engine: JetStream, client: Any, name: str, purge: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server might permit it in a later version: an append gets no offset a second time, and a read no gap."""
-    monkeypatch.setattr("eventfold.jetstream._connection._CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr("eventfold.jetstream._monitor._CHECK_INTERVAL", 0.1)
     monkeypatch.delitem(_REQUIRED, "deny_purge")
     monkeypatch.setattr(
         "eventfold.jetstream._connection.stream_configuration",
