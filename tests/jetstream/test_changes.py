@@ -141,8 +141,8 @@ async def test_a_stream_that_was_purged_all_the_same_is_not_used_any_more(
             await asyncio.wait_for(anext(log.read_full()), 30)
         with pytest.raises(CorruptLogError):
             await asyncio.wait_for(_all_of(waiting, log), 30)
-        await _ends_with("messages are gone", log.append(Event("counted", {"n": 4})))
-    await _ends_with("messages are gone", engine.open_committer())
+        await _ends_with("messages were deleted", log.append(Event("counted", {"n": 4})))
+    await _ends_with("messages were deleted", engine.open_committer())
 
 
 async def _all_of(first: asyncio.Future[Any], log: EventLog) -> None:
