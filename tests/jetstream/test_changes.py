@@ -123,7 +123,7 @@ async def test_a_stream_that_was_purged_all_the_same_is_not_used_any_more(
     monkeypatch.setattr("eventfold.jetstream._monitor._CHECK_INTERVAL", 0.1)
     monkeypatch.delitem(_REQUIRED, "deny_purge")
     monkeypatch.setattr(
-        "eventfold.jetstream._connection.stream_configuration",
+        "eventfold.jetstream._monitor.stream_configuration",
         lambda *wanted: stream_configuration(*wanted) | {"deny_purge": False},
     )
     async with EventLog.open(engine) as log:
