@@ -120,10 +120,10 @@ async def test_a_stream_that_was_purged_all_the_same_is_not_used_any_more(
     engine: JetStream, client: Any, name: str, purge: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server might permit it in a later version: an append gets no offset a second time, and a read no gap."""
-    monkeypatch.setattr("eventfold.jetstream._connection._CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr("eventfold.jetstream._monitor._CHECK_INTERVAL", 0.1)
     monkeypatch.delitem(_REQUIRED, "deny_purge")
     monkeypatch.setattr(
-        "eventfold.jetstream._connection.stream_configuration",
+        "eventfold.jetstream._monitor.stream_configuration",
         lambda *wanted: stream_configuration(*wanted) | {"deny_purge": False},
     )
     async with EventLog.open(engine) as log:
@@ -141,8 +141,8 @@ async def test_a_stream_that_was_purged_all_the_same_is_not_used_any_more(
             await asyncio.wait_for(anext(log.read_full()), 30)
         with pytest.raises(CorruptLogError):
             await asyncio.wait_for(_all_of(waiting, log), 30)
-        await _ends_with("messages are gone", log.append(Event("counted", {"n": 4})))
-    await _ends_with("messages are gone", engine.open_committer())
+        await _ends_with("messages were deleted", log.append(Event("counted", {"n": 4})))
+    await _ends_with("messages were deleted", engine.open_committer())
 
 
 async def _all_of(first: asyncio.Future[Any], log: EventLog) -> None:

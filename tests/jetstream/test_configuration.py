@@ -148,7 +148,7 @@ async def test_a_stream_that_is_deleted_under_a_writer_is_an_error(committer: St
     ids=str,
 )
 def test_a_timeout_ends_before_the_servers_forget_an_append(seconds: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="at most 100 seconds"):
+    with pytest.raises(ValueError, match="more than 0"):
         JetStream("nats://127.0.0.1", "log", **seconds)
 
 

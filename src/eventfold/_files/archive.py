@@ -31,7 +31,7 @@ from .frames import (
     record_before,
     walk,
 )
-from .span_places import span_with
+from .span_lookup import span_containing
 
 # In bytes of lines: a span of up to this size, such as each of our frames, is decompressed as a whole.
 WHOLE_SIZE = 8 * 1024 * 1024
@@ -188,8 +188,8 @@ class Archive:
         return span.position
 
     def _spans_with(self, offset: int) -> Iterator[Span]:
-        """The same as `_spans_from`, for callers that rarely need more than the first one."""
-        span = None if self._last is None else span_with(self.fd, self._last, offset)
+        """The span that contains `offset`; if records don't lead to it, the same as `_spans_from`."""
+        span = None if self._last is None else span_containing(self.fd, self._last, offset)
         if span is None:
             yield from self._spans_from(offset)
         else:

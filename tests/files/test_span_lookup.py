@@ -12,7 +12,7 @@ from tests.crash.oracle import Opened, append
 from tests.support import line
 
 from eventfold import CorruptLogError, EventReader
-from eventfold._files import archive, frames, span_places
+from eventfold._files import archive, frames, span_lookup
 from eventfold._files.archive import Archive
 from eventfold._files.frames import RECORD_SIZE, write_frames
 
@@ -38,7 +38,7 @@ def records_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         positions.append(position)
         return record_before(fd, position)
 
-    for module in (archive, span_places):
+    for module in (archive, span_lookup):
         monkeypatch.setattr(module, "record_before", counted)
     return positions
 
