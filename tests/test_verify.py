@@ -100,7 +100,7 @@ async def test_a_log_that_begins_inside_a_batch_is_reported(tmp_path: Path, lost
     [problem] = (await verify(tmp_path)).problems
 
     assert (problem.path, problem.offset) == (str(tmp_path / "app.jsonl"), len(blank))
-    assert "a batch breaks off here" in problem.reason
+    assert "this batch is incomplete" in problem.reason
     reader = EventReader(tmp_path)
     with pytest.raises(CorruptLogError):
         await anext(reader.read_full())

@@ -57,7 +57,7 @@ class RecentLines:
             self._commits = _newest((*older, commit)) if older else (commit,)
 
     def add(self, previous: Head | None, head: Head, lines: Lines | None) -> None:
-        """The same, but also keeps the lines that are here, if they end at the previous head."""
+        """Does the same, but also keeps the commits that are here, if they end at the previous head."""
         older = self._commits
         self.replace(previous, head, lines, older if older and older[-1][1] == previous else ())
 
@@ -98,7 +98,7 @@ class RecentLines:
 
 
 def _newest(commits: _Commits) -> _Commits:
-    """As many of the last commits as are kept."""
+    """The last of these commits, as many as may be kept."""
     size = sum([len(lines.data) for _, _, lines in commits])
     while len(commits) > _KEPT_COMMITS or size > _KEPT_SIZE:
         size -= len(commits[0][2].data)

@@ -246,7 +246,7 @@ class Waiters:
             _end_waits(futures, result)
 
     def _keep(self, previous: Head | None, head: Head, lines: Lines | None) -> list[_Future]:
-        """Keeps the lines up to a new head; returns the waits that it ends. Call it with the lock."""
+        """Keeps the lines before a new head; returns the waits that the head ends. The caller holds the lock."""
         if not self._waiters:
             self.recent_lines.replace(previous, head, lines)
             return []

@@ -59,7 +59,7 @@ def encode_batch(events: Iterable[Event], max_size: int) -> list[bytes]:
     lines = []
     for i, (event, end) in enumerate(zip(events, _batch_ends(count), strict=True), 1):
         try:
-            # What encoding a `StoredEvent` gives, without making one: `batch` is its last key.
+            # The same line as that of a `StoredEvent`, whose last key is `batch`, but without creating that.
             line = _encode(event)[:-1] + end if _is_plain(event) else b""
         except UnicodeEncodeError:
             line = b""
@@ -68,16 +68,16 @@ def encode_batch(events: Iterable[Event], max_size: int) -> list[bytes]:
 
 
 def _batch_ends(count: int) -> Sequence[bytes]:
-    """How the lines of a batch end."""
-    return _usual_batch_ends(count) if count <= 1000 else _new_batch_ends(count)
+    """The ends of the lines of a batch, from the key `batch` on."""
+    return _cached_batch_ends(count) if count <= 1000 else _create_batch_ends(count)
 
 
-def _new_batch_ends(count: int) -> Sequence[bytes]:
+def _create_batch_ends(count: int) -> Sequence[bytes]:
     return [b',"batch":[%d,%d]}\n' % (i, count) for i in range(1, count + 1)]
 
 
-# A program mostly appends batches of the same few sizes.
-_usual_batch_ends = lru_cache(maxsize=16)(_new_batch_ends)
+# Cached, since most programs append batches of only a few sizes.
+_cached_batch_ends = lru_cache(maxsize=16)(_create_batch_ends)
 
 
 def _stored(event: Event, batch: tuple[int, int] | None) -> StoredEvent:

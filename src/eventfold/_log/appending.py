@@ -91,7 +91,7 @@ class AppendingLog(ViewingLog):
         return await self._writer.append_many(self._all_encoded(events))
 
     async def append_unless(self, events: Iterable[object], query: Query, *, after: int = 0) -> list[AppendResult]:
-        """Appends several events, unless an event at or after an offset matches a query.
+        """Appends several events, all of them or none, unless an event at or after an offset matches a query.
 
         The condition is checked against all events that precede these in the log: no other event can come in between.
         If cancelled while the append waits in the queue, no event is in the log; if cancelled later, all of them are,
