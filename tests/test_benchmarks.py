@@ -318,7 +318,7 @@ def test_a_plot_begins_with_the_leader_and_says_how_far_the_others_are_behind(
     better: str, leader: str, behind: str
 ) -> None:
     """The limit is no contender: it is shown, but not compared."""
-    table = "| work | contender | rate, events/s | least | most | ratio |\n| --- | --- | ---: | ---: | ---: | ---: |\n"
+    table = "| work | contender | rate, events/s | lowest | highest | ratio |\n| --- | --- | ---: | ---: | ---: | ---: |\n"
     for contender, median in (("raw", "4,000"), ("eventfold", "500"), ("sqlite", "1,000")):
         table += f"| one task | {contender} | {median} | {median} | {median} | 1 |\n"
     [plot] = plots_of(f"<!-- name -->\n\n**Title** ({better} is better)\n\n{table}\n<!-- /name -->\n")
