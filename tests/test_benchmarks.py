@@ -127,7 +127,7 @@ def test_a_contender_needs_a_name_of_its_own_and_a_command(option: str) -> None:
         Contender.from_option(option)
 
 
-async def test_a_held_loop_is_seen_and_only_what_this_process_computed_is_laid_to_it() -> None:
+async def test_a_blocked_loop_is_measured_and_limited_to_the_processor_time_of_this_process() -> None:
     """First 30 ms of computing, then 30 ms of sleeping in a call that blocks."""
     async with watch_loop() as computing:
         await asyncio.sleep(0)
@@ -145,7 +145,7 @@ async def test_a_held_loop_is_seen_and_only_what_this_process_computed_is_laid_t
 
 
 @pytest.mark.parametrize("number", [0, 9_977, 10**11])
-async def test_the_lines_that_are_written_quickly_are_those_of_the_writer(number: int, tmp_path: Path) -> None:
+async def test_the_generated_lines_are_those_of_the_writer(number: int, tmp_path: Path) -> None:
     written = tmp_path / "app.jsonl"
     async with EventWriter.open(tmp_path) as log:
         for n in range(number, number + 4):
@@ -195,7 +195,9 @@ def test_a_goal_is_judged_by_the_ratios_within_the_rounds() -> None:
 
 
 @pytest.mark.parametrize(("more_is_better", "losses"), [(True, ["w, eventfold: b is 2 times as fast"]), (False, [])])
-def test_a_loss_is_reported_if_somebody_does_the_same_work_better(more_is_better: bool, losses: list[str]) -> None:
+def test_a_loss_is_reported_if_another_contender_does_the_same_work_better(
+    more_is_better: bool, losses: list[str]
+) -> None:
     calls: list[str] = []
     cases = [
         case_of("w", "eventfold", [1, 1], calls),
@@ -207,7 +209,7 @@ def test_a_loss_is_reported_if_somebody_does_the_same_work_better(more_is_better
     assert result.losses() == losses
 
 
-def test_who_cannot_do_a_work_is_left_out_and_named() -> None:
+def test_a_contender_that_cannot_do_the_work_is_left_out_and_named() -> None:
     calls: list[str] = []
     result = measure(table_of(case_of("w", "a", [1, 1], calls), Case("w", "b", lambda: None)), 1)
 
@@ -230,7 +232,7 @@ def test_a_report_replaces_only_what_is_between_its_marks() -> None:
         replaced(page, "c", "new")
 
 
-def test_what_larger_logs_cost_is_calculated_from_the_longest_one_that_was_measured() -> None:
+def test_the_costs_of_larger_logs_are_calculated_from_the_longest_measured_log() -> None:
     """Here each event takes 3 ms with 1,000 of them, and 2 ms with 10,000."""
     columns = {"growth": "times", "1,000": "ms", "10,000": "ms"}
     figures = {"growth": 1.0, "1,000": 3_000.0, "10,000": 20_000.0}
@@ -273,7 +275,7 @@ def test_only_cases_that_were_published_are_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "compared"), [("eventfold, index", 1), ("sqlite", 0)])
-def test_all_variants_of_ours_are_compared_and_nobody_else(name: str, compared: int, tmp_path: Path) -> None:
+def test_only_variants_of_eventfold_are_compared(name: str, compared: int, tmp_path: Path) -> None:
     file = tmp_path / "published.json"
     _published.write(file, [measured(3, name=name)])
 
@@ -281,7 +283,7 @@ def test_all_variants_of_ours_are_compared_and_nobody_else(name: str, compared: 
 
 
 @needs_extra
-def test_a_run_warns_of_what_is_much_worse_than_in_the_last_report(
+def test_a_run_warns_of_ratios_much_worse_than_in_the_last_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And a report keeps what another one has said about other tables."""
@@ -318,7 +320,9 @@ def test_a_plot_begins_with_the_leader_and_says_how_far_the_others_are_behind(
     better: str, leader: str, behind: str
 ) -> None:
     """The limit is no contender: it is shown, but not compared."""
-    table = "| work | contender | rate, events/s | lowest | highest | ratio |\n| --- | --- | ---: | ---: | ---: | ---: |\n"
+    table = (
+        "| work | contender | rate, events/s | lowest | highest | ratio |\n| --- | --- | ---: | ---: | ---: | ---: |\n"
+    )
     for contender, median in (("raw", "4,000"), ("eventfold", "500"), ("sqlite", "1,000")):
         table += f"| one task | {contender} | {median} | {median} | {median} | 1 |\n"
     [plot] = plots_of(f"<!-- name -->\n\n**Title** ({better} is better)\n\n{table}\n<!-- /name -->\n")

@@ -274,7 +274,7 @@ async def test_upcasters_of_a_type_without_a_class_are_refused_when_the_log_is_o
         await EventLog.open(tmp_path, catalog=catalog)
 
 
-async def test_an_unknown_way_to_take_a_mismatch_is_refused(tmp_path: Path) -> None:
+async def test_an_unknown_value_of_on_mismatch_is_refused(tmp_path: Path) -> None:
     """Only "raise" and "skip" are allowed."""
     with pytest.raises(ValueError, match="on_mismatch"):
         await EventLog.open(tmp_path, catalog=Catalog(), on_mismatch="ignore")  # type: ignore[arg-type]
@@ -336,7 +336,7 @@ async def test_a_decision_may_be_a_model_that_can_be_iterated_over(tmp_path: Pat
         assert await data_of(log) == [ModelEvent(order=1)]
 
 
-async def test_an_object_that_would_not_read_back_is_refused(tmp_path: Path) -> None:
+async def test_an_object_that_could_not_be_read_back_is_refused(tmp_path: Path) -> None:
     """The message names the field, and nothing is written."""
     async with EventLog.open(tmp_path, catalog=orders()) as log:
         wrong: Any = OrderPlaced("7", 100, "EUR")  # type: ignore[arg-type]
@@ -350,7 +350,7 @@ async def test_an_object_that_would_not_read_back_is_refused(tmp_path: Path) -> 
         assert log.head.offset == 0
 
 
-async def test_a_plain_event_of_a_typed_kind_must_fit_its_class(tmp_path: Path) -> None:
+async def test_a_plain_event_of_a_type_in_the_catalog_must_fit_the_class(tmp_path: Path) -> None:
     """The plain event counts as one of the current version."""
     async with EventLog.open(tmp_path, catalog=orders()) as log:
         with pytest.raises(InvalidEventError, match="field 'cents'"):
@@ -438,7 +438,7 @@ async def test_one_event_becomes_several_or_none(tmp_path: Path) -> None:
     assert {r.end_offset for r in records[1:4]} == {starts[1] + len(lines[1])}
 
 
-async def test_a_selection_of_types_finds_what_upcasters_make(tmp_path: Path) -> None:
+async def test_a_selection_of_types_finds_events_that_upcasters_create(tmp_path: Path) -> None:
     """A selected event may come from a line of another type; lines of types that nobody selected are not converted."""
     write(
         tmp_path,
@@ -456,7 +456,7 @@ async def test_a_selection_of_types_finds_what_upcasters_make(tmp_path: Path) ->
         assert view.state == ["OrderPaid(order=1)", "OrderPaid(order=2)", "OrderPaid(order=3)"]
 
 
-async def test_views_tails_watches_and_consumers_are_given_objects(tmp_path: Path) -> None:
+async def test_views_tails_watches_and_consumers_get_objects(tmp_path: Path) -> None:
     """They are given the events from before they started as well as those appended later."""
     view = listed(event_types={"order_paid"})
     async with EventLog.open(tmp_path, catalog=orders(), views=[view]) as log:
@@ -544,7 +544,7 @@ async def test_a_refresh_cancelled_within_the_events_of_a_line_folds_none_of_the
     assert len(view.state) == len(seen) == 60
 
 
-async def test_a_consumer_is_given_the_rest_of_a_lines_events_after_a_crash(tmp_path: Path) -> None:
+async def test_a_consumer_gets_the_rest_of_a_lines_events_after_a_crash(tmp_path: Path) -> None:
     """A commit in the middle of a line covers only the events before it."""
     write(tmp_path, line("a", "{}"), line("order_closed", '{"order":1}'), line("b", "{}"))
     async with EventLog.open(tmp_path, catalog=orders()) as log:
@@ -623,7 +623,7 @@ async def test_a_field_within_a_list_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("data", "version", "name", "reason"), WRONG)
-async def test_an_event_that_does_not_fit_is_skipped_where_that_is_asked_for(
+async def test_an_event_that_does_not_fit_is_skipped_with_on_mismatch_skip(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, data: str, version: int, name: str, reason: str
 ) -> None:
     """A warning contains what the error would say, and views and reads continue after the event."""

@@ -55,7 +55,7 @@ def test_damaged_lines_are_read_as_the_reference_reads_them(
 
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=60) | st.text('{}[]":,\\ \n09.-etruflsnda', max_size=60).map(str.encode))
-def test_any_bytes_are_a_log_or_refused(run: Run, place: Path, data: bytes) -> None:
+def test_any_bytes_are_read_as_a_log_or_refused(run: Run, place: Path, data: bytes) -> None:
     """This includes bytes that don't resemble lines at all."""
     run(check_lines(place, data + b"\n"))
 

@@ -41,7 +41,7 @@ async def until(states: AsyncIterator[Any], expected: Any) -> list[Any]:
     return found
 
 
-async def test_a_watch_begins_with_the_state_of_now(data_dir: Path) -> None:
+async def test_a_watch_begins_with_the_current_state(data_dir: Path) -> None:
     """The first state comes at once, even from an empty log."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log, aclosing(log.watch("sum")) as empty:
         nothing = await anext(empty)
@@ -52,7 +52,7 @@ async def test_a_watch_begins_with_the_state_of_now(data_dir: Path) -> None:
     assert (nothing, something) == (0, 5)
 
 
-async def test_a_watch_gives_each_newer_state(data_dir: Path) -> None:
+async def test_a_watch_yields_each_newer_state(data_dir: Path) -> None:
     """A watcher that keeps up sees one state for each append."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log, aclosing(log.watch("sum")) as states:
         found = [await anext(states)]
@@ -88,7 +88,7 @@ async def test_any_number_of_watchers_fold_each_event_once(data_dir: Path) -> No
     assert all(states == sorted(set(states)) and states[-1] == 40 for states in found)
 
 
-async def test_a_watcher_is_not_woken_by_events_that_its_view_does_not_look_at(data_dir: Path) -> None:
+async def test_a_watcher_is_not_woken_by_events_that_its_view_does_not_select(data_dir: Path) -> None:
     """With `event_types`, only events of these types make a newer state."""
     view = View("sum", Sum(), 0, event_types=["counted"])
     async with EventLog.open(data_dir, views=[view]) as log, aclosing(log.watch("sum")) as states:
@@ -173,7 +173,7 @@ async def test_a_view_that_is_not_registered_is_refused(data_dir: Path, ask: str
                 log.view("nobody")
 
 
-async def test_a_write_is_in_the_state_that_its_offset_waits_for(data_dir: Path) -> None:
+async def test_waiting_for_the_offset_of_a_write_returns_a_state_that_includes_it(data_dir: Path) -> None:
     """The end offset of an append is enough; no refresh in between is necessary."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log:
         appended = await log.append(event(3))

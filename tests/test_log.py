@@ -144,7 +144,7 @@ async def test_views_with_different_selections_share_a_pass(data_dir: Path, monk
     assert states == {"a": [0, 3, 6], "bc": [1, 2, 4, 5, 7, 8], "none": [], "all": list(range(9))}
 
 
-async def test_a_view_that_fails_holds_up_no_other(data_dir: Path) -> None:
+async def test_a_view_that_fails_does_not_stop_the_others(data_dir: Path) -> None:
     """`refresh_all` raises its error after the others have finished."""
 
     def fail(state: int, event: Event) -> int:
@@ -165,7 +165,7 @@ async def test_a_view_that_fails_holds_up_no_other(data_dir: Path) -> None:
     assert caught.value.offset == results[3].start_offset
 
 
-async def test_an_opening_that_fails_leaves_nothing_locked(damaged_dir: Path) -> None:
+async def test_a_failed_opening_leaves_nothing_locked(damaged_dir: Path) -> None:
     """If a view meets damage, the writer is closed again, and the views can be registered with another log."""
     data = write_log(damaged_dir, line(0), b"damage\n", line(1))
     made = views()
@@ -357,7 +357,7 @@ async def test_the_builder_s_max_log_size_rotates(data_dir: Path) -> None:
 # Watching
 
 
-async def test_watch_gives_the_state_now_and_each_newer_one(data_dir: Path) -> None:
+async def test_a_watch_yields_the_current_state_and_each_newer_one(data_dir: Path) -> None:
     """The watcher sees appends of its own program as soon as they are durable."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append(event(0))
@@ -400,7 +400,7 @@ async def test_a_watch_ends_when_the_log_is_closed(data_dir: Path) -> None:
     assert states == sorted(set(states))
 
 
-async def test_a_watch_passes_over_events_that_change_nothing(data_dir: Path) -> None:
+async def test_a_watch_skips_events_that_change_nothing(data_dir: Path) -> None:
     """A view that selects types yields no new state for events of other types."""
     async with EventLog.open(data_dir, views=[View("v", collect, list, event_types={"a"})]) as log:
         watching = log.watch("v")
@@ -415,7 +415,7 @@ async def test_a_watch_passes_over_events_that_change_nothing(data_dir: Path) ->
     assert states == [[], [1]]
 
 
-async def test_many_may_watch_one_view(data_dir: Path) -> None:
+async def test_many_watches_may_share_one_view(data_dir: Path) -> None:
     """Each of them gets the newest state."""
     async with EventLog.open(data_dir, views=views()) as log:
 
@@ -435,7 +435,7 @@ async def test_many_may_watch_one_view(data_dir: Path) -> None:
     assert seen == [20] * 20
 
 
-async def test_wait_until_gives_a_state_with_ones_own_writes(data_dir: Path) -> None:
+async def test_wait_until_returns_a_state_with_the_callers_own_writes(data_dir: Path) -> None:
     """It returns as soon as the view includes everything before the offset."""
     async with EventLog.open(data_dir, views=views()) as log:
         result = await log.append(event(7))
@@ -474,7 +474,7 @@ async def test_a_read_only_log_reads_folds_and_watches(data_dir: Path) -> None:
     assert same
 
 
-async def test_a_read_only_log_refuses_whatever_would_write(data_dir: Path) -> None:
+async def test_a_read_only_log_refuses_all_methods_that_write(data_dir: Path) -> None:
     """Every append and the rotation raise an `EventfoldError`."""
     write_log(data_dir, line(0))
     async with EventLog.open(data_dir, views=views(), read_only=True) as log:
@@ -532,7 +532,7 @@ async def test_closing_a_read_only_log_ends_its_watches(data_dir: Path) -> None:
 # What people meet first
 
 
-async def test_awaiting_the_log_in_async_with_works_too(data_dir: Path) -> None:
+async def test_a_log_can_be_awaited_in_async_with(data_dir: Path) -> None:
     """`async with await EventLog.open(d)` closes the log at the end, just as it does without the await."""
     async with await EventLog.open(data_dir, views=views()) as log:
         await log.append(event(0))
@@ -564,7 +564,7 @@ def test_views_that_are_not_a_list_of_views_are_refused(data_dir: Path, wrong: A
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-async def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path, read_only: bool) -> None:
+async def test_the_error_about_a_file_in_place_of_the_directory_names_it(tmp_path: Path, read_only: bool) -> None:
     """A common mistake is to give the path of `app.jsonl`."""
     (tmp_path / "app.jsonl").write_bytes(line(0))
     with pytest.raises(NotADirectoryError, match="this is a file") as caught:
@@ -614,7 +614,7 @@ async def test_a_locked_log_says_what_to_do(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-async def test_waiting_without_an_offset_gives_the_state_of_now(data_dir: Path, read_only: bool) -> None:
+async def test_waiting_without_an_offset_returns_the_current_state(data_dir: Path, read_only: bool) -> None:
     """The state includes everything that was appended before the call."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append_many([event(0), event(1)])
@@ -628,7 +628,7 @@ async def test_waiting_without_an_offset_gives_the_state_of_now(data_dir: Path, 
     assert state == ([0, 1, 2] if read_only else [0, 1])
 
 
-async def test_a_view_object_may_stand_for_its_name(data_dir: Path) -> None:
+async def test_a_view_object_can_be_passed_instead_of_its_name(data_dir: Path) -> None:
     """This holds for every method that takes a name."""
     made = views()
     async with EventLog.open(data_dir, views=made) as log:
@@ -680,7 +680,7 @@ async def test_a_snapshot_that_is_not_registered_does_not_mislead_the_rust_crate
     assert state == 2
 
 
-async def test_the_stats_say_what_was_appended_and_what_waits(data_dir: Path) -> None:
+async def test_the_stats_count_appends_and_waiting_calls(data_dir: Path) -> None:
     async with EventLog.open(data_dir, views=[View("count", lambda state, event: state + 1, 0)]) as log:
         assert log.stats().appends == log.stats().batches == 0
         await asyncio.gather(*(log.append(event(n)) for n in range(10)))

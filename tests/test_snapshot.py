@@ -62,7 +62,7 @@ async def test_a_snapshot_has_the_keys_of_the_format(data_dir: Path) -> None:
     }
 
 
-async def test_a_good_snapshot_is_believed(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_valid_snapshot_is_used(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is folded and nothing is logged."""
     await build(data_dir)
     result = await reopen(data_dir)
@@ -121,7 +121,7 @@ async def test_other_event_types_mean_a_rebuild(
     assert "the view selects" in caplog.text
 
 
-async def test_a_snapshot_says_from_which_events_it_was_made(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_snapshot_stores_the_types_of_its_events(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It contains the types, sorted; if a view names the same types in another order, its snapshot is used."""
     calls = 0
 
@@ -268,7 +268,7 @@ def rust(directory: Path, **keys: Any) -> None:
     path.write_text(json.dumps(keys, indent=2))
 
 
-async def test_a_snapshot_of_the_crate_is_believed_where_its_hash_fits(
+async def test_a_snapshot_of_the_crate_is_used_if_its_hash_fits(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its offset must be above 0 and within the active log."""
@@ -329,7 +329,9 @@ async def test_a_snapshot_needs_only_state_offset_and_hash(tmp_path: Path) -> No
     assert (original.position, original.position_hash, original.version) == (None, None, 0)
 
 
-async def test_load_of_no_file_is_none_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_loading_a_missing_file_returns_none_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A snapshot is optional."""
     found = await snapshot.load(tmp_path / "x.json")
 
@@ -338,7 +340,7 @@ async def test_load_of_no_file_is_none_without_a_warning(tmp_path: Path, caplog:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"state":1}', b'{"state":"x","offset":1,"hash":""}'])
-async def test_load_of_a_damaged_file_is_none_with_a_warning(
+async def test_loading_a_damaged_file_returns_none_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, data: bytes
 ) -> None:
     """In the last of these files, the state is not an `int`."""
@@ -350,7 +352,7 @@ async def test_load_of_a_damaged_file_is_none_with_a_warning(
     assert "x.json" in caplog.text
 
 
-async def test_delete_removes_the_file_for_good(tmp_path: Path, seam: Seam) -> None:
+async def test_delete_removes_the_file_durably(tmp_path: Path, seam: Seam) -> None:
     """The directory is synced, and deleting twice is not an error."""
     await snapshot.save(tmp_path / "x.json", Snapshot(1, 0, ""))
     synced = seam.count("sync_dir")
@@ -362,7 +364,7 @@ async def test_delete_removes_the_file_for_good(tmp_path: Path, seam: Seam) -> N
     assert removed == [(tmp_path,)]
 
 
-async def test_a_state_that_is_not_json_is_refused_by_save(tmp_path: Path) -> None:
+async def test_save_refuses_a_state_that_is_not_json(tmp_path: Path) -> None:
     """An older file stays."""
     await snapshot.save(tmp_path / "x.json", Snapshot(1, 0, ""))
     with pytest.raises(TypeError, match="object"):

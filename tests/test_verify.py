@@ -149,7 +149,7 @@ async def test_a_consumer_whose_offset_is_not_in_the_log_is_reported(tmp_path: P
     assert [p.path for p in report.problems] == [str(path)]
 
 
-async def test_files_that_no_view_and_no_consumer_can_have_are_passed_over(tmp_path: Path) -> None:
+async def test_files_with_names_that_views_and_consumers_cannot_have_are_ignored(tmp_path: Path) -> None:
     await write(tmp_path)
     for name in ("foo bar", "count (copy)", "x" * 129, "é"):
         (tmp_path / "views" / f"{name}.snapshot.json").write_bytes(b"{}")
@@ -202,7 +202,7 @@ async def test_info_has_the_average_events_and_bytes_per_day(tmp_path: Path) -> 
     assert info.files.frames == 1
 
 
-async def test_info_says_what_is_wrong_with_an_offset(tmp_path: Path) -> None:
+async def test_info_describes_the_problem_with_an_offset(tmp_path: Path) -> None:
     """Everything else is there as usual."""
     await write(tmp_path)
     (tmp_path / "consumers" / "mailer.json").write_bytes(b"nonsense")
@@ -224,7 +224,7 @@ async def test_info_can_be_encoded_as_json(tmp_path: Path) -> None:
     assert msgspec.json.decode(msgspec.json.encode(info), type=LogInfo) == info
 
 
-async def test_state_at_gives_the_state_of_every_moment(tmp_path: Path) -> None:
+async def test_state_at_returns_the_state_at_every_offset(tmp_path: Path) -> None:
     """The moments are before and after a rotation; the view itself does not change."""
     offsets = await write(tmp_path)
     view = counting()
@@ -235,7 +235,7 @@ async def test_state_at_gives_the_state_of_every_moment(tmp_path: Path) -> None:
         assert log.view(view) == 20
 
 
-async def test_state_at_a_time_has_what_was_before_it(tmp_path: Path) -> None:
+async def test_state_at_a_time_includes_the_events_before_it(tmp_path: Path) -> None:
     async with EventLog.open(tmp_path, views=[counting()]) as log:
         for seconds in (100, 200, 200, 300):
             await log.append(Event("counted", ts=seconds))

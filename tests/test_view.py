@@ -163,7 +163,7 @@ async def test_the_state_is_the_fold_over_the_log(data_dir: Path) -> None:
     assert (first_offset, second_offset) == (first_head, second_head)
 
 
-async def test_a_refresh_without_news_folds_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refresh_without_new_events_folds_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not even read the log."""
     passes = passes_over(monkeypatch)
     async with EventWriter.open(data_dir) as writer:
@@ -271,7 +271,7 @@ def test_a_string_is_not_a_collection_of_types() -> None:
         View("v", lambda s, e: s, 0, event_types="added")
 
 
-async def test_a_selection_and_batches_fit_together(data_dir: Path) -> None:
+async def test_selected_events_of_a_batch_are_folded_once_it_is_complete(data_dir: Path) -> None:
     """Selected events in a batch with others are folded once the batch is complete."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append_many([event(n, "ab"[n % 2]) for n in range(5001)])
@@ -449,7 +449,7 @@ async def test_a_state_that_would_read_back_as_another_is_not_saved(
     ],
     ids=["integer key", "set", "bytes", "NaN", "infinity", "object", "dataclass", "lone surrogate"],
 )
-async def test_other_states_that_json_can_not_hold_are_not_saved(
+async def test_other_states_that_json_cannot_hold_are_not_saved(
     data_dir: Path, caplog: pytest.LogCaptureFixture, state: Any
 ) -> None:
     """The view itself works, but it logs a warning and saves no snapshot."""

@@ -68,7 +68,7 @@ def run_and_collect(main: Coroutine[Any, Any, None]) -> None:
 # Appending
 
 
-async def test_append_returns_where_the_line_is(data_dir: Path) -> None:
+async def test_append_returns_the_offsets_and_the_hash_of_the_line(data_dir: Path) -> None:
     """Start, end and hash match the bytes in the file."""
     async with EventWriter.open(data_dir) as writer:
         first = await writer.append(event(1))
@@ -147,7 +147,7 @@ async def test_appends_that_come_during_a_commit_keep_their_order(data_dir: Path
     assert found == list(range(50))
 
 
-async def test_what_the_caller_changes_after_the_call_is_not_in_the_log(data_dir: Path, seam: Seam) -> None:
+async def test_changes_to_an_event_after_the_call_are_not_in_the_log(data_dir: Path, seam: Seam) -> None:
     """The line is made when `append` is called, not when it is written."""
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
@@ -174,7 +174,7 @@ async def test_append_if_appends_at_the_expected_head(data_dir: Path) -> None:
     assert head == (second.end_offset, second.line_hash)
 
 
-async def test_append_if_on_an_empty_log_takes_the_reader_s_hash_too(data_dir: Path) -> None:
+async def test_append_if_on_an_empty_log_accepts_the_reader_s_hash_too(data_dir: Path) -> None:
     """`read_line_hash_before(0)` returns None, which is as good as the empty hash."""
     async with EventWriter.open(data_dir) as writer:
         result = await writer.append_if(event(1), 0, await writer.reader().read_line_hash_before(0))  # type: ignore[arg-type]
@@ -212,7 +212,7 @@ async def test_append_if_with_another_hash_writes_nothing_and_names_both(data_di
     assert result.line_hash in str(caught.value)
 
 
-async def test_of_several_conditional_appends_in_one_batch_the_first_wins(data_dir: Path, seam: Seam) -> None:
+async def test_of_several_conditional_appends_in_one_group_the_first_wins(data_dir: Path, seam: Seam) -> None:
     """Each condition is checked against the head at the moment when its own turn comes."""
     async with EventWriter.open(data_dir) as writer:
         syncs = seam.count("sync")
@@ -227,7 +227,7 @@ async def test_of_several_conditional_appends_in_one_batch_the_first_wins(data_d
     assert all(result.conflict.actual_offset == len(line(0)) for result in results[1:])  # type: ignore[union-attr]
 
 
-async def test_a_conditional_append_may_expect_what_comes_before_it_in_its_batch(data_dir: Path, seam: Seam) -> None:
+async def test_a_conditional_append_may_expect_the_previous_append_of_its_group(data_dir: Path, seam: Seam) -> None:
     """In one group, each condition expects the append before it, which is not written yet."""
     sizes = [len(line(n)) for n in range(4)]
     async with EventWriter.open(data_dir) as writer:
@@ -264,7 +264,7 @@ async def test_a_refused_conditional_append_affects_no_other(data_dir: Path) -> 
 # Batches
 
 
-async def test_a_batch_carries_its_places_in_its_lines(data_dir: Path) -> None:
+async def test_the_lines_of_a_batch_contain_their_positions(data_dir: Path) -> None:
     """Lines of a batch of two or more have `"batch":[i,n]`; a single event has nothing."""
     async with EventWriter.open(data_dir) as writer:
         alone = await writer.append_many([event(1)])
@@ -286,7 +286,7 @@ async def test_an_empty_batch_changes_nothing(data_dir: Path) -> None:
     assert head == (0, "")
 
 
-async def test_a_batch_cut_anywhere_is_read_whole_or_not_at_all(damaged_dir: Path) -> None:
+async def test_a_batch_cut_anywhere_is_read_completely_or_not_at_all(damaged_dir: Path) -> None:
     """Wherever a crash has cut the batch, a reader sees the log without it or with all of it."""
     before, batch = line(0), [line(n, batch=f"{n},3") for n in (1, 2, 3)]
     whole = before + b"".join(batch)
@@ -354,7 +354,7 @@ async def test_an_append_cancelled_while_it_is_written_is_in_the_log(data_dir: P
     assert head == (results[2].end_offset, results[2].line_hash)
 
 
-async def test_what_a_cancelled_append_would_have_changed_is_not_expected(data_dir: Path, seam: Seam) -> None:
+async def test_conditions_do_not_cover_cancelled_appends(data_dir: Path, seam: Seam) -> None:
     """Conditions are checked without the appends that were cancelled before their turn."""
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
@@ -408,7 +408,7 @@ async def test_a_full_queue_makes_appends_wait_in_order(
     assert found == list(range(10, 60))
 
 
-async def test_the_queue_stays_bounded_while_it_is_emptied(
+async def test_the_queue_stays_bounded_while_it_is_processed(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No group is larger than the queue may be, however many appends wait."""
@@ -422,7 +422,7 @@ async def test_the_queue_stays_bounded_while_it_is_emptied(
     assert max(sizes) <= 5 * len(line(10))
 
 
-async def test_an_append_that_gives_up_waiting_for_a_place_holds_nobody_up(
+async def test_an_append_that_is_cancelled_while_the_queue_is_full_delays_no_other(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not in the log, and the next one takes its turn."""
@@ -441,7 +441,7 @@ async def test_an_append_that_gives_up_waiting_for_a_place_holds_nobody_up(
     assert found == [0, 1, 4, 5]
 
 
-async def test_an_append_that_waits_for_a_place_is_refused_in_its_own_call(
+async def test_an_invalid_event_that_waits_for_a_full_queue_is_refused_in_its_own_call(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The invalid event that had to wait takes up no room in the queue."""
@@ -526,7 +526,7 @@ async def test_a_short_write_is_undone(data_dir: Path, monkeypatch: pytest.Monke
     assert data == line(2)
 
 
-async def test_the_appends_after_a_failed_batch_are_written(data_dir: Path, seam: Seam) -> None:
+async def test_the_appends_after_a_failed_group_are_written(data_dir: Path, seam: Seam) -> None:
     """Only the calls of the failed group raise; appends that were queued meanwhile follow the old head."""
     async with EventWriter.open(data_dir) as writer:
         seam.fail("write", number=errno.ENOSPC)
@@ -571,7 +571,7 @@ async def test_after_a_failed_sync_the_error_says_why(damaged_dir: Path, seam: S
             await writer.append_many([event(2), event(3)])
 
 
-async def test_those_who_wait_for_a_place_fail_with_the_writer(
+async def test_appends_that_wait_for_a_full_queue_fail_with_the_writer(
     damaged_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
@@ -618,7 +618,7 @@ async def test_a_failed_write_that_cannot_be_undone_ends_the_writer(
     assert len(writes) == 1
 
 
-async def test_after_a_failed_sync_at_a_rotation_nothing_is_synced_any_more(damaged_dir: Path, seam: Seam) -> None:
+async def test_after_a_failed_sync_in_a_rotation_nothing_is_synced_again(damaged_dir: Path, seam: Seam) -> None:
     """A second sync of the same file could succeed although the system has dropped the data."""
     writer = await EventWriter.open(damaged_dir, sync=SyncMode.OS)
     await writer.append(event(1))
@@ -656,7 +656,7 @@ async def test_a_log_that_was_deleted_ends_the_writer(damaged_dir: Path) -> None
 # Sync modes
 
 
-async def test_with_the_mode_os_appends_are_not_synced_until_the_close(data_dir: Path, seam: Seam) -> None:
+async def test_in_mode_os_appends_are_not_synced_before_the_close(data_dir: Path, seam: Seam) -> None:
     """The system writes them when it likes, and closing syncs them."""
     writer = await EventWriter.open(data_dir, sync=SyncMode.OS)
     await writer.append(event(0))  # The first line of a new active log is synced in every mode.
@@ -670,7 +670,7 @@ async def test_with_the_mode_os_appends_are_not_synced_until_the_close(data_dir:
     assert len(syncs) == 1
 
 
-async def test_with_the_mode_every_second_a_sync_follows_automatically(
+async def test_in_mode_every_second_a_sync_follows_automatically(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
 ) -> None:
     """The sync happens without another append."""
@@ -694,7 +694,7 @@ async def test_with_the_mode_every_second_a_sync_follows_automatically(
     assert followed
 
 
-async def test_with_the_mode_every_second_a_failed_sync_ends_the_writer(
+async def test_in_mode_every_second_a_failed_sync_ends_the_writer(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
 ) -> None:
     """The calls have returned by then; the next one raises."""
@@ -715,7 +715,7 @@ async def test_with_the_mode_every_second_a_failed_sync_ends_the_writer(
 
 
 @pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
-async def test_closing_raises_that_acknowledged_events_could_not_be_synced(
+async def test_closing_raises_if_acknowledged_events_could_not_be_synced(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam, lock: LockMode
 ) -> None:
     """The sync failed after the calls had returned, and no append came that could have raised it."""
@@ -749,7 +749,7 @@ async def test_closing_finishes_what_was_appended(data_dir: Path) -> None:
     assert results[-1].end_offset == (data_dir / "app.jsonl").stat().st_size
 
 
-async def test_closing_finishes_also_those_who_wait_for_a_place(
+async def test_closing_finishes_appends_that_wait_for_a_full_queue(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full queue loses no append."""
@@ -780,7 +780,7 @@ async def test_a_closed_writer_refuses_appends(data_dir: Path) -> None:
     assert (data_dir / "app.jsonl").read_bytes() == b""
 
 
-async def test_closing_twice_is_closing_once(data_dir: Path) -> None:
+async def test_closing_a_writer_twice_does_nothing(data_dir: Path) -> None:
     """The second call may come at the same time or later."""
     writer = await EventWriter.open(data_dir)
     await asyncio.gather(writer.aclose(), writer.aclose())
@@ -893,7 +893,7 @@ async def test_a_second_writer_in_another_process_is_refused(data_dir: Path) -> 
     assert (during.stdout, after.stdout) == ("locked\n", "opened\n"), during.stderr + after.stderr
 
 
-async def test_without_a_lock_two_writers_may_open_but_not_mix_their_lines(damaged_dir: Path) -> None:
+async def test_without_a_lock_a_second_writer_can_open_the_log_but_not_mix_lines(damaged_dir: Path) -> None:
     """`LockMode.NONE` locks nobody out, but the second one to write notices that the file has changed."""
     first = await EventWriter.open(damaged_dir, lock=LockMode.NONE)
     second = await EventWriter.open(damaged_dir, lock=LockMode.NONE)
@@ -1032,7 +1032,7 @@ async def test_readers_in_the_writers_process_see_durable_events_only(data_dir: 
     assert after == [[1, 2], [1, 2]]
 
 
-async def test_readers_do_not_see_what_a_failed_write_left(data_dir: Path, seam: Seam) -> None:
+async def test_readers_do_not_see_the_rest_of_a_failed_write(data_dir: Path, seam: Seam) -> None:
     """Until the failed write is undone, the file has bytes that were never acknowledged."""
 
     def partial(write: Any, fd: int, data: bytes, position: int) -> None:
@@ -1055,7 +1055,7 @@ async def test_readers_do_not_see_what_a_failed_write_left(data_dir: Path, seam:
 # Opening
 
 
-async def test_open_is_awaited_or_entered(data_dir: Path) -> None:
+async def test_open_can_be_awaited_or_used_as_a_context_manager(data_dir: Path) -> None:
     """Both ways give the same writer, and the context manager closes it."""
     awaited = await EventWriter.open(data_dir)
     await awaited.append(event(1))
@@ -1068,7 +1068,7 @@ async def test_open_is_awaited_or_entered(data_dir: Path) -> None:
     assert await numbers(EventReader(data_dir)) == [1, 2]
 
 
-async def test_the_directory_is_made_with_those_above_it(tmp_path: Path) -> None:
+async def test_the_directory_and_its_parents_are_created(tmp_path: Path) -> None:
     """Nothing has to exist before a writer is opened."""
     directory = tmp_path / "a" / "b" / "c"
     async with EventWriter.open(str(directory)) as writer:
@@ -1082,7 +1082,7 @@ async def test_the_directory_is_made_with_those_above_it(tmp_path: Path) -> None
     "options",
     [{"max_log_size": -1}, {"max_log_size": 1.5}, {"max_event_size": 0}, {"max_event_size": True}, {"lock": "x"}],
 )
-async def test_wrong_options_are_refused_before_anything_is_made(tmp_path: Path, options: dict[str, Any]) -> None:
+async def test_wrong_options_are_refused_before_anything_is_created(tmp_path: Path, options: dict[str, Any]) -> None:
     """It raises `ValueError` and creates no directory."""
     with pytest.raises(ValueError):
         await EventWriter.open(tmp_path / "data", **options)
@@ -1098,7 +1098,7 @@ async def test_a_writer_cannot_be_opened_where_a_file_is(tmp_path: Path) -> None
         await EventWriter.open(tmp_path / "data")
 
 
-async def test_the_errors_of_several_calls_are_not_the_same_object(data_dir: Path, seam: Seam) -> None:
+async def test_each_call_gets_its_own_error_object(data_dir: Path, seam: Seam) -> None:
     """If many tasks raised one error object, it would gather all their tracebacks."""
     async with EventWriter.open(data_dir) as writer:
         seam.fail("write", number=errno.ENOSPC)
@@ -1108,7 +1108,7 @@ async def test_the_errors_of_several_calls_are_not_the_same_object(data_dir: Pat
     assert all(isinstance(result, OSError) and not isinstance(result, EventfoldError) for result in results)
 
 
-async def test_the_line_that_is_written_is_the_one_of_the_codec(data_dir: Path) -> None:
+async def test_the_written_line_follows_the_format(data_dir: Path) -> None:
     """Other programs can compute the same bytes and hash from the format."""
     original = Event("done", {"ä": ["\u2028", 1.5, None]}, ts=7, id="i", actor="me", meta={"m": 1})
     async with EventWriter.open(data_dir) as writer:
@@ -1132,7 +1132,7 @@ async def test_a_condition_of_the_wrong_type_is_refused_in_its_own_call(data_dir
         await writer.append(event(2))
 
 
-async def test_an_error_nobody_thought_of_ends_the_writer_instead_of_leaving_it_stuck(
+async def test_an_unexpected_error_ends_the_writer_instead_of_leaving_it_stuck(
     damaged_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Waiting calls get `WriterFailedError`, and the close comes to an end."""
@@ -1173,7 +1173,7 @@ async def test_an_append_after_a_switch_whose_sync_failed_is_not_acknowledged(da
     assert isinstance(append.exception(), WriterFailedError)
 
 
-async def test_thousands_that_wait_for_a_place_take_turns_at_a_constant_cost(
+async def test_thousands_of_appends_wait_for_a_full_queue_at_a_constant_cost(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A waiting append is never searched for among the others, whether it is cancelled or not."""
@@ -1194,7 +1194,7 @@ async def test_thousands_that_wait_for_a_place_take_turns_at_a_constant_cost(
     assert found == list(range(0, 2000, 2))
 
 
-async def test_a_large_batch_of_appends_is_failed_in_portions(damaged_dir: Path, seam: Seam) -> None:
+async def test_other_tasks_run_while_a_large_group_of_appends_fails(damaged_dir: Path, seam: Seam) -> None:
     """Other tasks run between the portions."""
     async with EventWriter.open(damaged_dir) as writer:
         seam.fail("sync")
@@ -1241,13 +1241,13 @@ async def test_the_error_of_a_failed_writer_does_not_grow(damaged_dir: Path, sea
     assert len(sizes) == 1
 
 
-def test_lines_that_no_system_call_can_read_can_not_be_asked_for(tmp_path: Path) -> None:
+def test_a_max_event_size_above_the_limit_of_a_read_is_refused(tmp_path: Path) -> None:
     """A limit of more than 1 GiB is refused when the log is opened."""
     with pytest.raises(ValueError, match="max_event_size must be an integer of 1 to 1073741824"):
         EventWriter.open(tmp_path, max_event_size=2**31)
 
 
-async def test_a_close_that_can_t_save_a_view_releases_the_lock(data_dir: Path) -> None:
+async def test_a_close_that_cannot_save_a_view_releases_the_lock(data_dir: Path) -> None:
     """The error is raised once everything is closed, and again by every further close, with the same size."""
 
     class Broken:

@@ -81,7 +81,7 @@ async def test_an_append_returns_where_its_event_is(where: Address) -> None:
     assert heads == [Head(results[-1].end_offset, results[-1].line_hash)] * 2
 
 
-async def test_what_was_acknowledged_is_there_after_reopening(where: Address) -> None:
+async def test_acknowledged_events_are_there_after_reopening(where: Address) -> None:
     """The offsets and the head are the same as before."""
     async with EventLog.open(where) as log:
         await log.append_many([event(n) for n in range(10)])
@@ -93,7 +93,7 @@ async def test_what_was_acknowledged_is_there_after_reopening(where: Address) ->
     assert after == before
 
 
-async def test_a_batch_is_all_there_or_not_at_all(where: Address) -> None:
+async def test_a_batch_is_in_the_log_completely_or_not_at_all(where: Address) -> None:
     """If one event of a batch can't be written, none is."""
     async with EventLog.open(where) as log:
         with pytest.raises(EventfoldError):
@@ -114,7 +114,7 @@ async def test_reading_begins_at_any_event(where: Address) -> None:
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
-async def test_reading_from_where_no_event_begins_is_an_error(where: Address, shift: int) -> None:
+async def test_reading_from_an_invalid_offset_is_an_error(where: Address, shift: int) -> None:
     """Such an offset is inside a line or beyond the head."""
     async with EventLog.open(where) as log:
         await log.append(event(1))
@@ -160,7 +160,7 @@ async def test_reading_backwards_from_inside_a_line_is_an_error(where: Address) 
                 [record async for record in log.read_back(offset)]
 
 
-async def test_a_query_gives_only_what_it_matches(where: Address) -> None:
+async def test_a_query_yields_only_matching_events(where: Address) -> None:
     """This holds for reading, reading backwards, tailing, consuming and folding."""
     query = Query({"a"}, {"x"}) | Query(tags={"y"})
     view: View[list[int]] = View("v", lambda state, e: [*state, e.data["n"]], [], query=query)
@@ -180,7 +180,7 @@ async def test_a_query_gives_only_what_it_matches(where: Address) -> None:
     assert tailed == consumed == folded == found
 
 
-async def test_the_hash_of_each_line_is_known(where: Address) -> None:
+async def test_the_hash_of_each_line_can_be_looked_up(where: Address) -> None:
     """A caller asks for it by the offset at which the line ends."""
     async with EventLog.open(where) as log:
         results = await log.append_many([event(n) for n in range(3)])
@@ -204,7 +204,7 @@ async def test_large_events_are_read_back(where: Address) -> None:
 # Conditions
 
 
-async def test_a_conditional_append_holds_at_the_expected_head(where: Address) -> None:
+async def test_a_conditional_append_succeeds_at_the_expected_head(where: Address) -> None:
     """Each append is conditional on the result of the one before."""
     async with EventLog.open(where) as log:
         result = await log.append_if(event(0), 0, "")
@@ -228,7 +228,7 @@ async def test_a_conditional_append_at_another_head_writes_nothing(where: Addres
     assert (conflict.expected_offset, conflict.actual_offset) == (0, log.head.offset)
 
 
-async def test_of_many_who_expect_the_same_head_one_gets_it(where: Address) -> None:
+async def test_of_many_appends_that_expect_the_same_head_one_succeeds(where: Address) -> None:
     """This also holds within one commit and with other appends around them."""
     async with EventLog.open(where) as log:
         outcomes = await asyncio.gather(
@@ -262,7 +262,7 @@ async def test_a_tail_misses_nothing_and_repeats_nothing(where: Address) -> None
     assert seen == list(range(150))
 
 
-async def test_a_reader_apart_sees_what_the_writer_appends(where: Address) -> None:
+async def test_a_separate_reader_sees_the_events_of_the_writer(where: Address) -> None:
     """Like a reader in another process, it shares nothing with the log."""
     reader = EventReader(where)
     async with EventLog.open(where) as log:
@@ -276,7 +276,7 @@ async def test_a_reader_apart_sees_what_the_writer_appends(where: Address) -> No
     assert record.event == event(7)
 
 
-async def test_a_wait_ends_when_there_is_more(where: Address) -> None:
+async def test_a_wait_ends_when_there_are_new_events(where: Address) -> None:
     """It ends at once if there are more events already, and with a time-out when the time is over."""
     async with EventLog.open(where) as log:
         waiting = asyncio.ensure_future(log.wait_for_events(0))
@@ -380,7 +380,7 @@ async def test_a_view_continues_from_its_snapshot(where: Address) -> None:
         assert (log.view("total"), folded) == (50, [5])
 
 
-async def test_a_view_read_only_beside_the_writer(where: Address) -> None:
+async def test_a_read_only_view_works_while_a_writer_is_running(where: Address) -> None:
     """The view uses connections or descriptors of its own, and saves nothing."""
     async with EventLog.open(where) as log:
         result = await log.append(event(3))
@@ -444,7 +444,7 @@ async def test_documents_are_replaced_listed_and_deleted(where: Address) -> None
 # Several writers
 
 
-async def test_writers_beside_each_other_lose_nothing(shared: Address) -> None:
+async def test_concurrent_writers_lose_nothing(shared: Address) -> None:
     """Each writer sees its own events in its own order, and all of them see the same log."""
     async with EventLog.open(shared) as one, EventLog.open(shared) as two:
         await asyncio.gather(*((one, two)[n % 2].append(event(n)) for n in range(400)))
@@ -456,7 +456,7 @@ async def test_writers_beside_each_other_lose_nothing(shared: Address) -> None:
     assert [n for n in found if not n % 2] == list(range(0, 400, 2))
 
 
-async def test_of_writers_who_expect_the_same_head_one_gets_it(shared: Address) -> None:
+async def test_of_two_writers_that_expect_the_same_head_one_succeeds(shared: Address) -> None:
     """If both increment a counter conditionally, no update is lost."""
 
     async def raise_counter(log: EventLog, times: int) -> None:
@@ -525,7 +525,7 @@ def tagged(n: int, *tags: str) -> Event:
     return Event("ab"[n % 2], {"n": n}, tags=tags, id=f"id-{n}")
 
 
-async def test_the_index_gives_what_reading_without_it_gives(where: Address, index: bool | Path) -> None:
+async def test_reads_are_the_same_with_and_without_the_index(where: Address, index: bool | Path) -> None:
     """Events are read forwards and backwards, between any two events."""
     queries = [
         Query(tags={"x"}),
@@ -551,7 +551,7 @@ async def test_the_index_gives_what_reading_without_it_gives(where: Address, ind
     assert [len(records) for records in found[::6]] == [20, 7, 10, 0]
 
 
-async def test_a_condition_covers_the_whole_log_by_the_index(where: Address, index: bool | Path) -> None:
+async def test_a_condition_with_the_index_covers_the_whole_log(where: Address, index: bool | Path) -> None:
     """It covers what this writer and what another one appended before; the error contains the offset."""
     async with EventLog.open(where, index=index) as log:
         await log.append_many([tagged(n, f"seat:{n}") for n in range(50)])
@@ -568,7 +568,7 @@ async def test_a_condition_covers_the_whole_log_by_the_index(where: Address, ind
         assert await numbers(log) == list(range(53))
 
 
-async def test_what_was_appended_without_the_index_is_in_it_too(where: Address, index: bool | Path) -> None:
+async def test_the_index_includes_events_that_were_appended_without_it(where: Address, index: bool | Path) -> None:
     """This includes events from before the index was built, and from between two writers that used it."""
     async with EventLog.open(where) as log:
         await log.append(tagged(0, "a"))
@@ -620,7 +620,7 @@ async def test_writers_share_the_index_of_the_engine(shared: Address, index: boo
     assert sum(taken) == 57
 
 
-async def test_a_tail_sees_what_all_writers_append(shared: Address) -> None:
+async def test_a_tail_yields_the_events_of_all_writers(shared: Address) -> None:
     """The tail sees them in the order of the log."""
     seen: list[int] = []
     async with EventLog.open(shared) as one, EventLog.open(shared) as two:
@@ -652,7 +652,7 @@ STEPS = st.lists(
 @pytest.mark.parametrize("engine", list(ENGINES))
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS)
-def test_any_steps_do_to_a_log_what_they_do_to_a_list(
+def test_random_steps_have_the_same_effect_on_a_log_and_a_list(
     request: pytest.FixtureRequest, engine: str, steps: list[tuple[str, Any]]
 ) -> None:
     """The steps are appends, conditions that hold or not, reopening, and reads from anywhere."""

@@ -99,7 +99,7 @@ async def test_readers_and_a_thousand_tails_miss_nothing_while_writers_are_kille
         assert [len(reading) for reading in readings] == sorted(len(reading) for reading in readings)
 
 
-async def test_of_many_tasks_that_open_a_log_at_once_one_gets_it(data_dir: Path) -> None:
+async def test_of_many_tasks_that_open_a_log_at_once_one_succeeds(data_dir: Path) -> None:
     """The others get an error; once the log is closed, the next one can open it."""
     for n in range(5):
         outcomes = await asyncio.gather(*(EventLog.open(data_dir) for _ in range(20)), return_exceptions=True)
@@ -182,14 +182,14 @@ asyncio.run(main())
 """
 
 
-def test_a_forked_child_neither_opens_its_parents_log_nor_keeps_it(tmp_path: Path) -> None:
+def test_a_forked_child_neither_opens_its_parents_log_nor_keeps_it_locked(tmp_path: Path) -> None:
     """The child inherits the lock's descriptor; that does not keep the log locked once the parent has closed it."""
     done = subprocess.run([sys.executable, "-c", FORK, str(tmp_path / "data")], capture_output=True, text=True)
 
     assert done.stdout.splitlines() == ["child: locked", "parent: opened"], done.stderr
 
 
-async def test_a_clock_that_goes_back_changes_no_order(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clock_that_jumps_changes_no_order(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`ts` is what the clock said, and neither reads, tails and rotations nor views and consumers use it."""
     dice = random.Random(3)
     monkeypatch.setattr(time, "time", lambda: float(dice.randrange(2**33)))
@@ -232,7 +232,9 @@ def check_whole(found: list[Record], sizes: list[int]) -> Counter[int]:
     return counts
 
 
-async def test_ten_thousand_appends_cancelled_at_random_moments_are_in_or_out(data_dir: Path) -> None:
+async def test_ten_thousand_appends_cancelled_at_random_moments_are_in_the_log_completely_or_not_at_all(
+    data_dir: Path,
+) -> None:
     """Each append is completely in the log or not at all, in the order of the calls; those that returned are in it."""
     dice = random.Random(11)
     sizes = [dice.choice((1, 1, 3)) for _ in range(CANCELLED)]
@@ -266,7 +268,7 @@ async def test_ten_thousand_appends_cancelled_at_random_moments_are_in_or_out(da
     assert kept < len(cancelled)
 
 
-async def test_closing_while_everything_runs_loses_nothing_and_leaves_nothing(data_dir: Path) -> None:
+async def test_closing_a_busy_log_loses_no_event_and_leaves_no_task(data_dir: Path) -> None:
     """Appends return or are refused, reads, tails and watches end, a rotation is finished, and no task is left."""
     before = await at_rest()
     for round in range(5):

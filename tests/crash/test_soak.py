@@ -43,7 +43,7 @@ def summed(found: list[Record]) -> Sum:
     return result
 
 
-async def test_a_whole_log_has_no_faults(data_dir: Path) -> None:
+async def test_an_intact_log_has_no_faults(data_dir: Path) -> None:
     """This shows that the tests below can fail."""
     ledger = Ledger()
     found = await written(data_dir, ledger)
@@ -71,7 +71,9 @@ async def test_a_whole_log_has_no_faults(data_dir: Path) -> None:
         "a torn batch",
     ],
 )
-async def test_the_ledger_finds(data_dir: Path, harm: Callable[[list[Record]], list[Record]], fault: str) -> None:
+async def test_the_ledger_finds_each_kind_of_loss(
+    data_dir: Path, harm: Callable[[list[Record]], list[Record]], fault: str
+) -> None:
     """Each kind of loss is a fault."""
     ledger = Ledger()
     found = harm(await written(data_dir, ledger))

@@ -74,7 +74,7 @@ def test_the_job_of_a_killed_worker_is_done_by_another(tmp_path: Path) -> None:
     assert done.data["result"] == "PRECIOUS"
 
 
-def test_a_worker_that_comes_back_too_late_does_not_report_a_result(tmp_path: Path) -> None:
+def test_a_worker_that_resumes_too_late_does_not_report_a_result(tmp_path: Path) -> None:
     """It was suspended while another worker did its job: there is one result, and no error."""
     output("jobs", "add", "precious", "--seconds", "1", cwd=tmp_path)
     with workers(1, tmp_path, 0.9) as [late]:

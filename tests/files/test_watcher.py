@@ -54,7 +54,7 @@ async def test_a_thousand_tails_of_a_directory_have_one_watcher(data_dir: Path) 
     assert left == before
 
 
-async def test_nobody_watches_while_the_writer_lives_in_the_process(data_dir: Path) -> None:
+async def test_no_watcher_runs_while_the_writer_is_in_the_process(data_dir: Path) -> None:
     """The writer itself wakes the waiters, so no thread looks at the file system; once it is closed, one does."""
     await watching(0)
     reader = EventReader(data_dir)
@@ -93,7 +93,7 @@ async def test_the_watcher_begins_with_the_first_wait_and_ends_with_the_last(dat
     assert left == before
 
 
-async def test_a_tail_that_can_not_be_watched_raises_and_leaves_no_watcher_to_later_ones(
+async def test_a_tail_without_a_watcher_raises_and_does_not_affect_later_tails(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no thread can be started, a tail raises `OSError`; the watcher of a later one ends with it."""
@@ -136,7 +136,7 @@ async def test_waiting_takes_no_thread_from_anyios_limiter(data_dir: Path) -> No
     assert (borrowed, meanwhile) == (0, 1 if watcher.USES_INOTIFY else 50)
 
 
-async def test_a_wait_for_what_is_there_returns_at_once(data_dir: Path) -> None:
+async def test_a_wait_for_existing_events_returns_at_once(data_dir: Path) -> None:
     write_log(data_dir, line(0))
 
     result = await EventReader(data_dir).wait_for_events(0)
@@ -183,7 +183,7 @@ async def test_a_wait_gives_up_after_its_timeout(data_dir: Path, lives_here: boo
     assert 0.1 <= waited < 2
 
 
-async def test_a_wait_without_time_only_asks(data_dir: Path) -> None:
+async def test_a_wait_with_a_timeout_of_0_returns_at_once(data_dir: Path) -> None:
     """A time-out of 0 gives the current answer."""
     write_log(data_dir, line(0))
     reader = EventReader(data_dir)
@@ -205,7 +205,7 @@ async def test_a_wait_raises_when_its_log_is_closed(data_dir: Path, read_only: b
 
 
 @pytest.mark.parametrize("offset", [-1, 1.5, "0", True])
-async def test_a_wait_for_no_offset_is_refused(data_dir: Path, offset: Any) -> None:
+async def test_a_wait_for_an_invalid_offset_is_refused(data_dir: Path, offset: Any) -> None:
     """An offset is an integer of 0 or more."""
     with pytest.raises(ValueError, match="offset"):
         await EventReader(data_dir).wait_for_events(offset)
@@ -243,7 +243,7 @@ def hints_get_lost(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(inotify.Hub, "_hinted", lambda *args: set())
 
 
-async def test_new_events_are_found_where_all_hints_get_lost(data_dir: Path, hints_get_lost: None) -> None:
+async def test_new_events_are_found_even_if_all_hints_get_lost(data_dir: Path, hints_get_lost: None) -> None:
     """The file is looked at regularly, so that nobody waits for ever."""
     write_log(data_dir, line(0))
     async with aclosing(EventReader(data_dir).tail(0)) as tail:
@@ -254,7 +254,7 @@ async def test_new_events_are_found_where_all_hints_get_lost(data_dir: Path, hin
     assert record.event.data["n"] == 1
 
 
-async def test_new_events_are_found_where_watching_fails(
+async def test_new_events_are_found_even_if_watching_fails(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """For example, no inotify instance is left: one warning says so, and the file is looked at regularly."""
@@ -278,9 +278,7 @@ async def test_new_events_are_found_where_watching_fails(
     assert caplog.text.count("no instances left") == 1
 
 
-async def test_a_directory_that_takes_the_place_of_another_is_watched(
-    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_directory_that_replaces_another_is_watched(damaged_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the directory was moved and created again, its events are found, and `watchfiles` watches the new one."""
     watched: list[int] = []
 
@@ -308,7 +306,7 @@ async def test_a_directory_that_takes_the_place_of_another_is_watched(
 
 
 @pytest.mark.skipif(not watcher.USES_INOTIFY, reason="inotify is Linux's")
-async def test_a_directory_that_takes_the_place_of_another_gives_hints(
+async def test_a_directory_that_replaces_another_gives_hints(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own hints arrive after it was moved and created again: here, nothing else makes the watcher look."""
@@ -330,7 +328,7 @@ async def test_a_directory_that_takes_the_place_of_another_gives_hints(
 
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.EIO])
-async def test_a_failure_that_passes_ends_no_wait(data_dir: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+async def test_a_temporary_failure_ends_no_wait(data_dir: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     """If there are no descriptors for a moment, the watcher looks again, and no wait notices."""
     write_log(data_dir, line(0))
     change, failures = HeadLookup.change, 0
@@ -352,9 +350,7 @@ async def test_a_failure_that_passes_ends_no_wait(data_dir: Path, monkeypatch: p
     assert (result.new_data, failures) == (True, 2)
 
 
-async def test_a_failure_that_lasts_is_reported_to_those_who_wait(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lasting_failure_is_raised_by_waits(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After some seconds, a wait raises the error that keeps the watcher from looking."""
     monkeypatch.setattr(watcher, "PATIENCE", 0.5)
     write_log(data_dir, line(0))
@@ -370,7 +366,7 @@ async def test_a_failure_that_lasts_is_reported_to_those_who_wait(
         await asyncio.wait_for(waiting, 5)
 
 
-async def test_a_watcher_that_was_stopped_while_it_looked_reports_nothing(
+async def test_a_watcher_that_is_stopped_during_a_look_reports_nothing(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
 ) -> None:
     """It may have seen what a new writer of this process has written but not synced yet."""
@@ -402,7 +398,7 @@ async def test_a_watcher_that_was_stopped_while_it_looked_reports_nothing(
 
 
 @pytest.mark.skipif(not watcher.USES_INOTIFY, reason="elsewhere each directory has its thread")
-async def test_waits_that_follow_each_other_share_one_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_consecutive_waits_share_one_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread stays for a while, so that repeated waits don't start one each time."""
     await at_rest()
     monkeypatch.setattr(inotify, "KEEP", 60.0)
@@ -419,7 +415,7 @@ async def test_waits_that_follow_each_other_share_one_thread(data_dir: Path, mon
 
 @pytest.mark.skipif(not watcher.USES_INOTIFY, reason="inotify is Linux's")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-async def test_a_forked_child_has_nothing_of_the_watching_of_its_parent(data_dir: Path) -> None:
+async def test_a_forked_child_inherits_nothing_of_its_parents_watcher(data_dir: Path) -> None:
     """It has neither descriptors nor watches, and the parent is still woken."""
     write_log(data_dir, line(0))
     waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(len(line(0))))
@@ -447,7 +443,7 @@ def belongings_of_files() -> list[str]:
     return found
 
 
-async def test_a_damaged_log_is_reported_to_those_who_wait(damaged_dir: Path) -> None:
+async def test_waits_report_a_damaged_log(damaged_dir: Path) -> None:
     """If the head can't be found, a wait raises the error of the search."""
     write_log(damaged_dir, line(0))
     waiting = asyncio.ensure_future(EventReader(damaged_dir).wait_for_events(len(line(0))))
@@ -475,7 +471,7 @@ async def test_two_names_of_a_directory_share_one_watcher(data_dir: Path) -> Non
     assert meanwhile == 1
 
 
-async def test_a_writer_wakes_who_waits_under_another_name_of_its_directory(data_dir: Path) -> None:
+async def test_a_writer_wakes_waits_under_another_name_of_its_directory(data_dir: Path) -> None:
     """The file system is not needed for that."""
     await watching(0)
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
@@ -492,7 +488,7 @@ async def test_a_writer_wakes_who_waits_under_another_name_of_its_directory(data
     assert result.new_data
 
 
-async def test_a_tail_that_was_busy_when_the_writer_was_closed_gives_its_last_events(data_dir: Path) -> None:
+async def test_a_tail_that_is_busy_when_the_writer_is_closed_yields_the_last_events(data_dir: Path) -> None:
     """Somebody who looked at the files before the writer was opened may have found these events already."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
@@ -555,7 +551,7 @@ async def test_has_new_events_answers_without_waiting(data_dir: Path) -> None:
         await reader.has_new_events(len(line(0)) + 1)
 
 
-async def test_a_log_that_takes_the_place_of_another_is_never_read_from_memory(damaged_dir: Path) -> None:
+async def test_a_log_that_replaces_another_is_never_read_from_memory(damaged_dir: Path) -> None:
     """When a writer of this process is closed, what it wrote last is removed from memory."""
     for n in range(3):
         async with EventLog.open(damaged_dir) as log:

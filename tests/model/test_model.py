@@ -308,7 +308,7 @@ class LogMachine(RuleBasedStateMachine):
         self.place.cleanup()
 
 
-def test_a_log_holds_what_a_list_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_has_the_same_content_as_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of steps include crashes, failing disks, rotations, refreshes and reads by others."""
     small_frames(monkeypatch, 300)
     steps = []
