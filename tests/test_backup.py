@@ -52,7 +52,7 @@ def contents(dir: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("rotations", [0, 1, 3])
 @pytest.mark.parametrize("after", [0, 5])
 async def test_a_copy_has_the_same_events_and_can_be_appended_to(tmp_path: Path, rotations: int, after: int) -> None:
-    """This holds with and without an archive, and also if the active log is empty."""
+    """Tested with and without an archive, and with an empty active log."""
     source, copy = tmp_path / "log", tmp_path / "copy"
     async with EventLog.open(source, views=[counting()]) as log:
         for _ in range(rotations):

@@ -1,6 +1,6 @@
-"""The benchmarks: that each of them runs and gives figures, and that what is made of the figures is right.
+"""The benchmarks: each of them runs and gives figures, and the figures are processed correctly.
 
-Running them needs the extra named `benchmark`; what they measure is not looked at here.
+Running them needs the extra named `benchmark`. The measured values are not checked.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def figures_of(results: list[dict[str, Any]]) -> Iterator[float]:
 @needs_extra
 @pytest.mark.timeout(600)
 def test_each_benchmark_gives_finite_figures_and_has_its_place_on_the_page(tmp_path: Path) -> None:
-    """For every contender that it names, in the table, in the JSON and in a plot. One run starts each program once."""
+    """The figures of all contenders are in the table, in the JSON file and in a plot."""
     shutil.copy(PAGE, tmp_path)
     shutil.copy(PAGE.with_name(_scaling.PAGE), tmp_path)
     results = run(tmp_path, "--report", str(tmp_path))
@@ -183,7 +183,7 @@ def test_rounds_interleave_and_the_first_does_not_count() -> None:
 
 
 def test_a_goal_is_judged_by_the_ratios_within_the_rounds() -> None:
-    """Here the medians' ratio would be 1, and that of the rounds is 2."""
+    """The ratio of the medians would be 1, while the median of the rounds' ratios is 2."""
     calls: list[str] = []
     raw = case_of("w", "raw", [1, 10, 20, 40], calls)
     goals = Goal(2, to="w, raw"), Goal(2.1, to="w, raw"), Goal(30, at_least=False)
@@ -233,7 +233,7 @@ def test_a_report_replaces_only_what_is_between_its_marks() -> None:
 
 
 def test_the_costs_of_larger_logs_are_calculated_from_the_longest_measured_log() -> None:
-    """Here each event takes 3 ms with 1,000 of them, and 2 ms with 10,000."""
+    """In this test, an event takes 3 ms in a log of 1,000 events, and 2 ms in a log of 10,000."""
     columns = {"growth": "times", "1,000": "ms", "10,000": "ms"}
     figures = {"growth": 1.0, "1,000": 3_000.0, "10,000": 20_000.0}
     cases = [Case(work, "eventfold", lambda: figures) for work in (_scaling.BARE, *_scaling.WORKS)]
@@ -286,7 +286,7 @@ def test_only_variants_of_eventfold_are_compared(name: str, compared: int, tmp_p
 def test_a_run_warns_of_ratios_much_worse_than_in_the_last_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And a report keeps what another one has said about other tables."""
+    """A report also keeps the ratios of other tables."""
     shutil.copy(PAGE, tmp_path)
     (tmp_path / "benchmarks").mkdir()
     file = tmp_path / "benchmarks" / _published.FILE
@@ -302,7 +302,7 @@ def test_a_run_warns_of_ratios_much_worse_than_in_the_last_report(
 
 
 def test_the_plots_of_the_documentation_show_what_its_tables_say(tmp_path: Path) -> None:
-    """`python -m benchmarks --redraw docs` would change none of them, and there are no others."""
+    """`python -m benchmarks --redraw docs` would change no plot, and there are no others."""
     shutil.copy(PAGE, tmp_path)
     main(["--redraw", str(tmp_path)])
 
@@ -319,7 +319,7 @@ def test_the_plots_of_the_documentation_show_what_its_tables_say(tmp_path: Path)
 def test_a_plot_begins_with_the_leader_and_says_how_far_the_others_are_behind(
     better: str, leader: str, behind: str
 ) -> None:
-    """The limit is no contender: it is shown, but not compared."""
+    """The limit is shown, but not compared, since it is no contender."""
     table = (
         "| work | contender | rate, events/s | lowest | highest | ratio |\n| --- | --- | ---: | ---: | ---: | ---: |\n"
     )

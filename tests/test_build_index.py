@@ -34,7 +34,7 @@ async def tagged(log: EventLog, tag: str) -> list[int]:
 
 
 async def test_a_built_index_is_complete_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This holds even if the index is written in several transactions."""
+    """Tested with an index that is written in several transactions."""
     monkeypatch.setattr(index, "WRITE_BATCH_SIZE", 7)
     await make(tmp_path)
 

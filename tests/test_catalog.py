@@ -46,7 +46,7 @@ class StructEvent(msgspec.Struct, frozen=True):
 
 @dataclass
 class DataclassEvent:
-    """The same as a dataclass."""
+    """The event as a dataclass."""
 
     order: int
     items: list[StructItem] = field(default_factory=list)
@@ -55,7 +55,7 @@ class DataclassEvent:
 
 @attrs.define
 class AttrsEvent:
-    """The same as an attrs class."""
+    """The event as an attrs class."""
 
     order: int
     items: list[StructItem] = attrs.field(factory=list)
@@ -70,7 +70,7 @@ class ModelItem(pydantic.BaseModel):
 
 
 class ModelEvent(pydantic.BaseModel):
-    """The same as a pydantic model, which has no positional arguments."""
+    """The event as a pydantic model, which has no positional arguments."""
 
     model_config = pydantic.ConfigDict(strict=True)
 
@@ -167,7 +167,7 @@ def listed(**options: Any) -> View[list[Any]]:
     ids=lambda obj: type(obj).__name__,
 )
 async def test_an_object_is_appended_and_read_back(tmp_path: Path, obj: Any) -> None:
-    """This holds for each kind of class and for nested values; on disk, the event is plain JSON."""
+    """Tested with each kind of class and with nested values; on disk, the event is plain JSON."""
     catalog = Catalog()
     catalog.event("placed")(type(obj))
     async with EventLog.open(tmp_path, catalog=catalog) as log:
@@ -225,7 +225,7 @@ def test_one_class_for_two_types_is_refused() -> None:
 
 @pytest.mark.parametrize("version", [0, -1, True, "2", 1.5])
 def test_a_version_is_an_integer_from_1(version: Any) -> None:
-    """This holds for classes and for upcasters."""
+    """Tested for classes and for upcasters."""
     with pytest.raises(ValueError, match="version must be an integer of 1 or more"):
         Catalog().event("placed", version=version)
     with pytest.raises(ValueError, match="from_version must be an integer of 1 or more"):
@@ -361,7 +361,7 @@ async def test_a_plain_event_of_a_type_in_the_catalog_must_fit_the_class(tmp_pat
 
 
 async def test_an_event_that_was_read_can_be_appended_again(tmp_path: Path) -> None:
-    """This holds for typed events and for plain ones that carry a version."""
+    """Tested with typed events, and with plain events that have a version."""
     write(tmp_path / "old", line("order_placed", '{"order":7,"amount":2}'), line("order_paid", '{"order":1}'))
     async with EventLog.open(tmp_path / "old") as plain, EventLog.open(tmp_path / "new", catalog=orders()) as log:
         await log.append_many([record.event for record in await collect(plain.read_full())])
@@ -457,7 +457,7 @@ async def test_a_selection_of_types_finds_events_that_upcasters_create(tmp_path:
 
 
 async def test_views_tails_watches_and_consumers_get_objects(tmp_path: Path) -> None:
-    """They are given the events from before they started as well as those appended later."""
+    """The objects include events from before the start as well as later ones."""
     view = listed(event_types={"order_paid"})
     async with EventLog.open(tmp_path, catalog=orders(), views=[view]) as log:
         await log.append(OrderPaid(1))

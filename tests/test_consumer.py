@@ -86,7 +86,7 @@ async def test_uncommitted_events_are_delivered_again(data_dir: Path) -> None:
 
 
 async def test_one_commit_covers_all_records_before_it(data_dir: Path) -> None:
-    """So it is enough to commit, for example, every tenth record."""
+    """A program may commit, for example, only every tenth record."""
     await fill(data_dir, 5)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
@@ -169,7 +169,7 @@ async def test_an_older_record_is_refused_after_a_restart_too(data_dir: Path) ->
 
 
 async def test_a_commit_never_goes_back_before_that_of_another_consumer_object(data_dir: Path) -> None:
-    """Both have the same name; the older object compares with the file, not with its own commits."""
+    """The two objects have the same name; the older one compares with the file, not with its own commits."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
         older = log.consumer("mailer")
@@ -433,7 +433,7 @@ async def test_a_cancelled_consumer_leaves_nothing_behind(data_dir: Path, lives_
 
 
 async def test_a_consumer_that_is_dropped_closes_its_files_at_once(data_dir: Path) -> None:
-    """This holds for a consumer that was advanced with `anext` and then dropped; no garbage collection is necessary."""
+    """Tested with a consumer that was advanced with `anext` and then dropped, without a garbage collection."""
     await fill(data_dir, 3)
     before = await at_rest()
     gc.disable()

@@ -154,7 +154,7 @@ async def filled(log: EventLog) -> list[int]:
 
 
 async def test_conditions_that_wait_together_read_the_log_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This holds even if one call is cancelled meanwhile, and for conditions on types or after an offset."""
+    """Tested with conditions on types or after an offset, and with a cancelled call."""
     async with EventLog.open(data_dir) as log:
         offsets = await filled(log)
         read = starts_of_reads(monkeypatch)

@@ -91,7 +91,7 @@ def test_the_same_program_runs_as_the_first_process(tmp_path: Path, pid_namespac
 
 
 async def test_a_process_in_another_pid_namespace_can_read_but_not_write(data_dir: Path, pid_namespaces: None) -> None:
-    """Both may have the same process id, but the lock depends only on files; once it is free, the other can write."""
+    """Both processes may have the same id, but the lock depends only on files."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
         shell = 'set -- unshare --pid --fork "$@"'
@@ -205,7 +205,7 @@ def test_a_writer_whose_loop_has_ended_can_be_closed_in_another(tmp_path: Path) 
 
 
 async def test_an_opening_without_a_thread_opens_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It raises `OSError`; once threads can be started again, the log can be opened."""
+    """Opening raises `OSError`; once threads can be started again, it succeeds."""
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         with pytest.raises(OSError, match="no thread can be started"):

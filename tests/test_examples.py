@@ -597,7 +597,7 @@ async def test_a_worker_killed_again_and_again_loses_and_skips_nothing(tmp_path:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 async def test_a_worker_stops_soon_and_repeats_nothing(tmp_path: Path, number: int) -> None:
-    """It finishes and commits the current event, and exits with status 0."""
+    """The worker finishes and commits the current event, and exits with status 0."""
     data = tmp_path / "data"
     async with EventLog.open(data) as log:
         results = await log.append_many([event(n) for n in range(3)])

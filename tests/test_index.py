@@ -79,7 +79,7 @@ async def test_events_of_a_tag_are_read_in_order_and_backwards(data_dir: Path) -
 async def test_reading_by_tags_does_not_read_the_rest_of_the_log(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It reads only the lines that it returns, each from its own offset."""
+    """Only the lines that are returned are read, each from its own offset."""
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 5000)
         await numbers(log, tag("own:0"))
@@ -237,7 +237,7 @@ async def test_a_tag_of_too_many_events_is_searched_for_in_the_log(data_dir: Pat
 
 
 async def test_many_events_of_one_tag_are_not_read_one_by_one(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This also holds for events that are not in the file yet."""
+    """Tested with events in the file, and with events that are not in the file yet."""
     async with EventLog.open(data_dir, index=True) as log:
         await log.append_many([tagged(n, "common") for n in range(MAX_CANDIDATES + 1)])
 
@@ -629,7 +629,7 @@ async def test_a_cancelled_call_does_not_affect_the_answers_of_others(
 
 
 def test_a_forked_child_can_open_the_index_while_its_parent_uses_it(data_dir: Path) -> None:
-    """This holds even if the parent forks during a look-up: the child has none of its threads."""
+    """The parent may even fork during a look-up, although the child has none of its threads."""
 
     async def child() -> None:
         async with EventLog.open(data_dir, lock=LockMode.SHARED, index=True) as log:

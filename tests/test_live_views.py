@@ -64,7 +64,7 @@ async def test_a_watch_yields_each_newer_state(data_dir: Path) -> None:
 
 
 async def test_a_slow_watcher_sees_only_the_latest_state(data_dir: Path) -> None:
-    """It skips the states that were replaced while it was busy."""
+    """The watcher skips the states that were replaced while it was busy."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log, aclosing(log.watch("sum")) as states:
         await anext(states)
         for _ in range(100):
@@ -208,7 +208,7 @@ async def test_a_state_can_be_waited_for_before_the_write(data_dir: Path) -> Non
 
 
 async def test_a_wait_for_a_state_raises_when_the_log_is_closed(data_dir: Path) -> None:
-    """It raises LogClosedError instead of waiting for ever."""
+    """The wait raises LogClosedError instead of waiting forever."""
     log = await EventLog.open(data_dir, views=[sum_view()])
     waiting = asyncio.ensure_future(log.wait_until("sum", 1000))
     await settle()

@@ -202,7 +202,7 @@ async def test_a_reducer_that_raises_does_not_keep_the_log_from_opening(
 
 
 async def test_two_views_of_one_name_are_refused(tmp_path: Path) -> None:
-    """They would overwrite each other's snapshot."""
+    """The two views would overwrite each other's snapshot."""
     with pytest.raises(ValueError, match="'v'"):
         await EventLog.open(tmp_path / "data", views=[View("v", count, 0), View("v", count, 0)])
 
@@ -210,7 +210,7 @@ async def test_two_views_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 async def test_a_second_log_of_the_directory_is_refused(data_dir: Path) -> None:
-    """This does not hold if neither of them locks."""
+    """If neither log takes the lock, both can be opened."""
     async with EventLog.open(data_dir):
         with pytest.raises(LogLockedError):
             await EventLog.open(data_dir)
@@ -221,7 +221,7 @@ async def test_a_second_log_of_the_directory_is_refused(data_dir: Path) -> None:
 
 
 async def test_a_closed_log_refuses_appends(data_dir: Path) -> None:
-    """Its views keep their states."""
+    """The views of a closed log keep their states."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append(event(0))
         await log.refresh_all()
@@ -246,7 +246,7 @@ async def test_a_conditional_append_conflicts_through_the_log_too(data_dir: Path
 
 
 async def test_an_unknown_view_is_a_key_error_that_names_it(data_dir: Path) -> None:
-    """This holds for every method that takes a name."""
+    """Tested for every method that takes a name."""
     async with EventLog.open(data_dir, views=views()) as log:
         with pytest.raises(UnknownViewError, match="'nope'") as caught:
             log.view("nope")
@@ -270,7 +270,7 @@ async def test_the_views_can_be_looked_up_but_not_changed(data_dir: Path) -> Non
 
 
 async def test_rebuild_folds_a_state_from_the_beginning(data_dir: Path) -> None:
-    """It folds the whole log, whatever state the view had."""
+    """The whole log is folded, whatever state the view had."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append_many([event(n) for n in range(3)])
         await log.refresh_all()
@@ -320,7 +320,7 @@ async def test_the_builder_s_modes_are_those_of_the_writer(data_dir: Path, seam:
 
 
 async def test_the_builder_opens_read_only_logs(tmp_path: Path) -> None:
-    """They can keep their own snapshots, separate from the writer's."""
+    """Read-only logs can keep their own snapshots, separate from the writer's."""
     async with EventLog.open(tmp_path / "data") as log:
         await log.append(event(0))
     builder = EventLog.builder(tmp_path / "data").view("count", count, 0)
@@ -416,7 +416,7 @@ async def test_a_watch_skips_events_that_change_nothing(data_dir: Path) -> None:
 
 
 async def test_many_watches_may_share_one_view(data_dir: Path) -> None:
-    """Each of them gets the newest state."""
+    """Each watch gets the newest state."""
     async with EventLog.open(data_dir, views=views()) as log:
 
         async def until(state: int) -> int:
@@ -436,7 +436,7 @@ async def test_many_watches_may_share_one_view(data_dir: Path) -> None:
 
 
 async def test_wait_until_returns_a_state_with_the_callers_own_writes(data_dir: Path) -> None:
-    """It returns as soon as the view includes everything before the offset."""
+    """`wait_until` returns as soon as the view includes all events before the offset."""
     async with EventLog.open(data_dir, views=views()) as log:
         result = await log.append(event(7))
         state = await asyncio.wait_for(log.wait_until("numbers", result.end_offset), 10)
@@ -455,7 +455,7 @@ async def test_wait_until_returns_a_state_with_the_callers_own_writes(data_dir: 
 
 
 async def test_a_read_only_log_reads_folds_and_watches(data_dir: Path) -> None:
-    """It works next to the writer and does not take its lock."""
+    """A read-only log works next to the writer and does not take its lock."""
     async with (
         EventWriter.open(data_dir) as writer,
         EventLog.open(data_dir, views=views(), read_only=True) as log,
@@ -492,7 +492,7 @@ async def test_a_read_only_log_refuses_all_methods_that_write(data_dir: Path) ->
 
 
 async def test_a_read_only_log_writes_nothing(data_dir: Path) -> None:
-    """It saves no snapshot when it refreshes, rebuilds or closes, since the files are the writer's."""
+    """A read-only log saves no snapshot on a refresh, a rebuild or a close, since the files are the writer's."""
     write_log(data_dir, line(0))
     async with EventLog.open(data_dir, views=views(), read_only=True) as log:
         await log.refresh_all()
@@ -504,7 +504,7 @@ async def test_a_read_only_log_writes_nothing(data_dir: Path) -> None:
 
 
 async def test_a_read_only_log_of_a_missing_directory_is_empty(tmp_path: Path) -> None:
-    """It does not create the directory."""
+    """The directory is not created."""
     async with EventLog.open(tmp_path / "missing", views=views(), read_only=True) as log:
         states = log.view("count"), await numbers(log)
 
@@ -513,7 +513,7 @@ async def test_a_read_only_log_of_a_missing_directory_is_empty(tmp_path: Path) -
 
 
 async def test_closing_a_read_only_log_ends_its_watches(data_dir: Path) -> None:
-    """They end even if nobody writes."""
+    """The watches end even if nobody writes."""
     write_log(data_dir, line(0))
     log = await EventLog.open(data_dir, views=views(), read_only=True)
 
@@ -598,7 +598,7 @@ async def test_a_view_can_move_to_another_log_once_the_first_is_closed(tmp_path:
 
 
 async def test_the_error_about_an_unknown_view_names_the_registered_ones(data_dir: Path) -> None:
-    """This also holds for a view object with the name of a registered one."""
+    """A view object with the name of a registered one is unknown too."""
     async with EventLog.open(data_dir, views=views()) as log:
         with pytest.raises(UnknownViewError, match="'count', 'numbers'"):
             log.view("numbrs")
@@ -629,7 +629,7 @@ async def test_waiting_without_an_offset_returns_the_current_state(data_dir: Pat
 
 
 async def test_a_view_object_can_be_passed_instead_of_its_name(data_dir: Path) -> None:
-    """This holds for every method that takes a name."""
+    """Tested for every method that takes a name."""
     made = views()
     async with EventLog.open(data_dir, views=made) as log:
         await log.append(event(0))

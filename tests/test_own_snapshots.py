@@ -140,7 +140,7 @@ async def test_a_writer_cannot_have_another_directory_for_its_snapshots(log: Pat
 async def test_a_snapshot_that_cannot_be_saved_is_only_logged(
     log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A missing snapshot only costs the time to fold again."""
+    """Without a snapshot, the next start only has to fold again."""
     await write(log, 3)
     (tmp_path / "file").touch()
 

@@ -51,7 +51,7 @@ async def test_what_was_protected_is_revealed_with_the_key(keeper: Privacy) -> N
 
 
 async def test_the_log_and_its_archive_hold_no_plain_text(keeper: Privacy, tmp_path: Path) -> None:
-    """This holds from the first write on."""
+    """No plain text is written at any moment."""
     async with EventLog.open(tmp_path / "data") as log:
         await log.append(Event("joined", await protected(keeper)))
         written = log.log_path.read_bytes()
@@ -222,7 +222,7 @@ async def test_a_value_that_was_given_to_another_subject_is_an_error(keeper: Pri
 
 
 async def test_a_state_that_keeps_the_field_names_can_be_revealed(keeper: Privacy) -> None:
-    """This holds at any depth, and also inside lists."""
+    """Tested at any depth, and inside lists."""
     data = await protected(keeper)
 
     assert await keeper.reveal({"people": [{"id": 7, "name": data["name"]}]}) == {"people": [{"id": 7, "name": "Ada"}]}
@@ -231,7 +231,7 @@ async def test_a_state_that_keeps_the_field_names_can_be_revealed(keeper: Privac
 
 
 async def test_a_view_keeps_protected_values_also_in_its_snapshot(keeper: Privacy, tmp_path: Path) -> None:
-    """So forgetting erases the values in snapshots as well."""
+    """Forgetting a subject therefore erases the values in snapshots as well."""
 
     def names(state: list[Any], event: Event) -> list[Any]:
         return [*state, event.data["name"]]
@@ -271,7 +271,7 @@ async def test_wrong_arguments_are_refused(keeper: Privacy, subject: Any, fields
 
 
 async def test_only_the_owner_can_read_the_keys(keeper: Privacy, keys_dir: Path) -> None:
-    """This holds whatever the umask, and also after a key was replaced."""
+    """Tested with any umask, and after a key was replaced."""
     before = os.umask(0)
     try:
         await protected(keeper)

@@ -243,7 +243,7 @@ def test_the_errors_have_the_fields_of_the_design() -> None:
 
 
 def test_the_values_have_the_fields_of_the_design() -> None:
-    """They can be given by position and by name."""
+    """The fields can be given by position and by name."""
     assert AppendResult(1, 2, "h") == AppendResult(start_offset=1, end_offset=2, line_hash="h")
     assert Head(1, "h") == (1, "h")
     assert Head(1, "h")._fields == ("offset", "line_hash")
@@ -333,6 +333,6 @@ def test_the_import_loads_no_module_that_is_rarely_needed() -> None:
 
 
 def test_a_wait_result_is_true_if_there_are_new_events() -> None:
-    """So `if await log.wait_for_events(offset, timeout):` does what it says."""
+    """Programs can write `if await log.wait_for_events(offset, timeout):`."""
     assert WaitResult(True, 5)
     assert not WaitResult(False, 5)

@@ -29,7 +29,7 @@ def made(type: str, *tags: str) -> Event:
 
 
 def test_an_empty_query_matches_every_event() -> None:
-    """It asks for neither types nor tags."""
+    """An empty query has neither types nor tags."""
     assert Query().matches(made("a"))
     assert Query().matches(made("", "x"))
     assert Query().matches_all
@@ -73,7 +73,7 @@ def test_an_event_must_match_one_of_two_queries() -> None:
 
 @given(ITEMS, EVENTS)
 def test_a_query_matches_as_the_rules_say(items: list[tuple[set[str], set[str]]], event: Event) -> None:
-    """This holds for any alternatives and events; an event whose type is not in `types` can't match."""
+    """Tested with any alternatives and events; an event whose type is not in `types` can't match."""
     query = reduce(or_, (Query(types, tags) for types, tags in items))
     expected = any((not types or event.type in types) and tags <= set(event.tags) for types, tags in items)
 
@@ -105,7 +105,7 @@ def test_a_query_cannot_be_changed() -> None:
 
 
 def test_a_query_can_be_copied_and_pickled() -> None:
-    """This includes queries with alternatives."""
+    """Tested also for queries with alternatives."""
     query = Query({"a"}, {"x"}) | Query(tags={"y"})
 
     assert pickle.loads(pickle.dumps(query)) == copy.deepcopy(query) == query

@@ -96,7 +96,7 @@ async def test_lines_that_another_program_may_write_are_read(damaged_dir: Path, 
 
 
 async def test_blank_lines_are_skipped(damaged_dir: Path) -> None:
-    """They count in the offsets, but are not events."""
+    """Blank lines count in the offsets, but are not events."""
     write_log(damaged_dir, b"\n", line(0), b"\n \t\n", line(1), b"\r\n", line(2))
     found = await records(EventReader(damaged_dir))
 
@@ -127,7 +127,7 @@ async def test_a_line_may_contain_spaces(damaged_dir: Path) -> None:
 
 
 async def test_records_have_their_offsets_and_hash(data_dir: Path) -> None:
-    """They are the same as `append` returned, and the offsets chain."""
+    """Offsets and hash are those that `append` returned, and the end of one record is the start of the next."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n)) for n in range(3)] + await writer.append_many([event(3), event(4)])
         found = await records(writer.reader())
@@ -209,7 +209,7 @@ async def test_reading_ends_at_the_head_at_its_start(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("offset", [-1, -(2**70), True, 1.0, "0", None])
 async def test_an_invalid_offset_is_a_value_error(data_dir: Path, offset: Any) -> None:
-    """This holds for a negative number or another type, in every method that takes an offset."""
+    """Tested with a negative number and another type, in every method that takes an offset."""
     write_log(data_dir, line(0), line(1))
     reader = EventReader(data_dir)
 
@@ -282,7 +282,7 @@ async def test_an_empty_file_is_an_empty_log(data_dir: Path) -> None:
 
 
 async def test_a_reader_sees_a_log_that_is_created_later(data_dir: Path) -> None:
-    """The same reader works from the missing directory to the log that is created there."""
+    """The same reader works before and after the log is created."""
     reader = EventReader(data_dir)
     before = await numbers(reader)
     async with EventWriter.open(data_dir) as writer:
@@ -300,7 +300,7 @@ async def test_the_head_is_the_end_of_the_last_line(data_dir: Path) -> None:
 
 
 async def test_has_new_events_compares_with_the_head(data_dir: Path) -> None:
-    """It is true for an offset before the head, and false at the head."""
+    """The result is true for an offset before the head, and false at the head."""
     data = write_log(data_dir, line(0), line(1))
     reader = EventReader(data_dir)
 
@@ -310,7 +310,7 @@ async def test_has_new_events_compares_with_the_head(data_dir: Path) -> None:
 
 
 async def test_active_log_size_also_counts_incomplete_lines(damaged_dir: Path) -> None:
-    """It returns the size of the file."""
+    """The method returns the size of the file."""
     data = write_log(damaged_dir, line(0), b"half")
 
     assert await EventReader(damaged_dir).active_log_size() == len(data)
@@ -392,7 +392,7 @@ async def test_wait_for_events_ends_with_the_next_event(data_dir: Path) -> None:
 
 @pytest.mark.parametrize(("offset", "first"), [(0, 0), (None, 1)])
 async def test_a_tail_yields_existing_and_new_events(data_dir: Path, offset: int | None, first: int) -> None:
-    """It yields each event once, in order, from the offset or from the current head, until the log is closed."""
+    """The tail yields each event once, in order, from the offset or the current head, until the log is closed."""
     writer = await EventWriter.open(data_dir)
     await writer.append(event(0))
     found: list[int] = []
@@ -465,7 +465,7 @@ async def test_a_query_leaves_out_events_that_do_not_match(data_dir: Path) -> No
 
 
 async def test_event_types_can_be_given_instead_of_a_query(data_dir: Path) -> None:
-    """Both together are refused, since they could contradict each other."""
+    """`event_types` and a query together are refused, since they could contradict each other."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await tagged_log(writer)
         reader = writer.reader()
@@ -510,7 +510,7 @@ async def test_a_batch_that_crosses_until_is_left_out(data_dir: Path) -> None:
 
 
 async def test_an_until_that_is_no_end_of_a_line_is_refused(data_dir: Path) -> None:
-    """It may be inside a line, before the start offset, or not an offset at all."""
+    """Such an `until` may be inside a line, before the start offset, or not an offset at all."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n)) for n in range(2)]
         reader = writer.reader()
@@ -527,7 +527,7 @@ async def backwards(reader: EventReader, offset: int | None = None, query: Query
 
 
 async def test_reading_backwards_gives_the_same_records_in_reverse(data_dir: Path) -> None:
-    """This includes batches, and holds for the active log, the archive, and both together."""
+    """Tested with batches, in the active log, in the archive, and across both."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         assert await backwards(writer.reader()) == []
         for _ in range(3):
@@ -565,7 +565,7 @@ async def test_lines_longer_than_a_block_are_read_backwards(data_dir: Path) -> N
 
 
 async def test_an_incomplete_batch_at_the_end_is_not_read_backwards(damaged_dir: Path) -> None:
-    """It is not part of the log."""
+    """An incomplete batch is not part of the log."""
     write_log(damaged_dir, line(0), line(1, batch="1,3"), line(2, batch="2,3"), b'{"type"')
 
     assert [r.event.data["n"] for r in await backwards(EventReader(damaged_dir))] == [0]
@@ -574,7 +574,7 @@ async def test_an_incomplete_batch_at_the_end_is_not_read_backwards(damaged_dir:
 async def test_reading_the_newest_event_does_not_read_the_rest_of_a_large_log(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes one block from the end; each further block is read only when it is needed."""
+    """Only one block at the end is read; each further block is read when it is needed."""
     write_log(damaged_dir, b"".join(line(n) for n in range(50_000)))
     read_block, sizes = LogSegments.block_before, []
 
@@ -625,7 +625,7 @@ async def test_an_incomplete_batch_ends_reading_backwards(damaged_dir: Path, pla
 
 
 async def test_blank_lines_are_skipped_backwards(damaged_dir: Path) -> None:
-    """They count in the offsets."""
+    """Blank lines count in the offsets."""
     write_log(damaged_dir, b"\n", line(0), b"\n \t\n", line(1), b"\r\n", line(2))
     reader = EventReader(damaged_dir)
 
@@ -650,7 +650,7 @@ async def test_damage_in_the_archive_ends_reading_backwards(damaged_dir: Path) -
 
 
 async def test_an_offset_where_no_line_ends_is_refused_backwards(data_dir: Path) -> None:
-    """It may be negative, beyond the head, or inside a line of the active log or the archive."""
+    """Such an offset may be negative, beyond the head, or inside a line of the active log or the archive."""
     async with EventWriter.open(data_dir) as writer:
         head = (await writer.append(event(0))).end_offset
         for _ in range(2):

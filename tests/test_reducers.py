@@ -49,7 +49,7 @@ class Stop(BaseException):
 
 @pytest.mark.parametrize("error", [KeyError("no"), Stop()], ids=["Exception", "BaseException"])
 async def test_a_half_changed_state_is_neither_saved_nor_used(data_dir: Path, error: BaseException) -> None:
-    """This holds however often it is tried; once the reducer works, the state is the fold over the log."""
+    """Repeated refreshes don't change that; once the reducer works, the state is the fold over the log."""
     reducer = Halves(3, error=error)
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(n) for n in range(5)])
@@ -137,7 +137,7 @@ async def test_views_that_share_events_get_the_same_objects(data_dir: Path) -> N
 
 
 async def test_the_bytes_are_read_once_for_all_views(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This holds for any number of views and whatever types they select."""
+    """Tested with several views that select different types."""
     write_log(data_dir, *(line(n, "ab"[n % 2]) for n in range(100)))
     source = type(EventReader(data_dir)._source)
     passes = []
@@ -270,7 +270,7 @@ async def test_an_integer_in_a_float_field_is_saved(data_dir: Path, caplog: pyte
 async def test_the_warning_says_where_a_loaded_state_differs(
     data_dir: Path, caplog: pytest.LogCaptureFixture, state_type: Any, made: Callable[[], Any], where: str
 ) -> None:
-    """It contains the path to the value, and the value before and after."""
+    """The warning contains the path to the value, and the value before and after."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
         view: View[Any] = View("v", lambda s, e: made(), state_type, state_type=state_type)
@@ -360,7 +360,7 @@ async def test_a_reducer_that_returns_a_coroutine_is_an_error_that_says_so(data_
 
 
 async def test_none_is_a_state_if_the_type_allows_it(data_dir: Path) -> None:
-    """This holds for an optional type, and for a state that began as None."""
+    """Tested with an optional type, and with a state that began as None."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(0), event(1)])
         optional: View[int | None] = View("a", lambda s, e: None, 0, state_type=int | None)

@@ -115,7 +115,7 @@ async def test_events_after_the_damage_are_not_cut_unless_their_offset_is_named(
 
 
 async def test_a_batch_with_a_damaged_line_is_cut_off_completely(tmp_path: Path) -> None:
-    """Its other lines hold events that readers no longer get, but they are not deleted without being asked for."""
+    """The other lines contain events that readers no longer get, but they are not deleted without consent."""
     data = write_log(tmp_path, line(1), line(2, batch="1,3"), line(3, batch="2,3"), GARBAGE)
 
     [cut] = (await plan_repairs(tmp_path)).repairs
@@ -224,7 +224,7 @@ async def test_a_snapshot_that_a_replay_contradicts_is_deleted(tmp_path: Path) -
 
 
 async def test_a_consumer_beyond_the_end_of_the_log_continues_from_the_head(tmp_path: Path) -> None:
-    """This happens after the end of the log was cut, or after an older copy was restored."""
+    """Such an offset is left after the end of the log was cut off, or after an older copy was restored."""
     await make(tmp_path)
     path = tmp_path / "app.jsonl"
     path.write_bytes(path.read_bytes()[: len(line(0)) * 2])
@@ -334,7 +334,7 @@ async def test_nothing_is_cut_off_if_it_cannot_be_kept(
 async def test_a_repair_that_is_cancelled_releases_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cancelling: str
 ) -> None:
-    """It finishes the current step, after which the log is either cut or as it was."""
+    """The repair finishes its current step, after which the log is either cut off or unchanged."""
     write_log(tmp_path, line(1), GARBAGE)
     repairs = (await plan_repairs(tmp_path)).repairs
     gate = Seam(monkeypatch).freeze("write")

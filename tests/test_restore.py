@@ -47,7 +47,7 @@ async def numbers(directory: Path) -> list[int]:
 @pytest.mark.parametrize(("archived", "active"), [(3, 3), (3, 0), (0, 3), (0, 0)])
 @pytest.mark.parametrize("target", ["new/log", "empty"])
 async def test_a_restored_log_opens_at_once(tmp_path: Path, archived: int, active: int, target: str) -> None:
-    """It has its snapshots and its consumers' offsets, and its directory is created if necessary."""
+    """The log has its snapshots and consumers' offsets, and its directory is created if necessary."""
     backup, log_dir = tmp_path / "backup", tmp_path / target
     (tmp_path / "empty").mkdir()
     await make_backup(backup, archived, active)
@@ -103,7 +103,7 @@ async def test_a_snapshot_that_does_not_fit_is_left_out(tmp_path: Path, caplog: 
 
 
 async def test_a_target_that_is_not_empty_is_refused(tmp_path: Path) -> None:
-    """This includes a directory with another log."""
+    """A directory with another log is refused too."""
     await make_backup(tmp_path / "backup")
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "note.txt").write_text("mine")

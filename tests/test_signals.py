@@ -81,7 +81,7 @@ async def test_a_handler_of_the_event_loop_is_called_too() -> None:
 
 
 async def test_the_previous_handlers_are_restored(heard: list[int]) -> None:
-    """This also happens after an error."""
+    """The handlers are also restored after an error."""
     before = [signal.getsignal(number) for number in STOPS]
     async with testing.log() as log:
         with pytest.raises(RuntimeError, match="of the application"), end_streams_on_stop(log):

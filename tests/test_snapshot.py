@@ -1,4 +1,4 @@
-"""Snapshots: a snapshot is used only if the log before its offset is the one it was made from."""
+"""Snapshots: a snapshot is used only if the log before its offset is the one from which it was calculated."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ async def test_other_event_types_mean_a_rebuild(
 
 
 async def test_a_snapshot_stores_the_types_of_its_events(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It contains the types, sorted; if a view names the same types in another order, its snapshot is used."""
+    """The types are sorted; if a view names the same types in another order, its snapshot is used."""
     calls = 0
 
     def reduce(state: int, event: Event) -> int:
@@ -226,7 +226,7 @@ async def test_a_missing_snapshot_is_not_a_warning(data_dir: Path, caplog: pytes
 async def test_a_directory_in_the_place_of_a_snapshot_affects_nothing(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It can neither be read nor replaced, and the view works, with warnings."""
+    """The directory can neither be read nor replaced; the view works, with warnings."""
     path = await build(data_dir)
     path.unlink()
     path.mkdir()
@@ -271,7 +271,7 @@ def rust(directory: Path, **keys: Any) -> None:
 async def test_a_snapshot_of_the_crate_is_used_if_its_hash_fits(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its offset must be above 0 and within the active log."""
+    """The snapshot's offset must be above 0 and within the active log."""
     write_log(data_dir, line(0), line(1), line(2))
     rust(data_dir, state=2, offset=len(line(0) + line(1)), hash=line_hash(line(1)))
     result = await reopen(data_dir)
@@ -297,7 +297,7 @@ async def test_a_snapshot_of_the_crate_is_used_if_its_hash_fits(
 async def test_any_other_snapshot_of_the_crate_means_a_rebuild(
     data_dir: Path, caplog: pytest.LogCaptureFixture, keys: dict[str, Any]
 ) -> None:
-    """Offset 0 may mean the beginning of the log or the end of an archive, and nobody can tell which."""
+    """Offset 0 may mean the beginning of the log or the end of an archive."""
     write_log(data_dir, line(0), line(1), line(2))
     rust(data_dir, **keys)
     with caplog.at_level(logging.WARNING, "eventfold"):

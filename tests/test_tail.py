@@ -73,7 +73,7 @@ async def test_a_tail_without_an_offset_yields_only_later_events(data_dir: Path)
 
 @pytest.mark.parametrize("offset", [-1, 1, 10_000, True, "0"])
 async def test_a_tail_from_an_invalid_offset_is_refused(data_dir: Path, offset: int) -> None:
-    """It raises ValueError for an offset that is negative, inside a line, beyond the head, or not an integer."""
+    """Invalid offsets are negative, inside a line, beyond the head, or not integers; they raise ValueError."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
 
@@ -82,7 +82,7 @@ async def test_a_tail_from_an_invalid_offset_is_refused(data_dir: Path, offset: 
 
 
 async def test_a_tail_continues_through_many_rotations_of_its_own_process(data_dir: Path) -> None:
-    """It misses and repeats nothing, whether it is ahead of a rotation or behind it."""
+    """The tail misses and repeats nothing, whether it is ahead of a rotation or behind it."""
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log, aclosing(log.tail(0)) as tail:
         found = asyncio.ensure_future(take(tail, 400))
         for n in range(400):
@@ -151,7 +151,7 @@ async def test_a_tail_never_yields_part_of_a_batch(data_dir: Path) -> None:
 
 
 async def test_batches_from_another_process_arrive_whole_and_in_order(data_dir: Path) -> None:
-    """They come in the order of the log, together with single events."""
+    """The batches come in the order of the log, together with single events."""
     async with other_writer(data_dir) as writer, aclosing(EventReader(data_dir).tail(0)) as tail:
         found = asyncio.ensure_future(take(tail, 60))
         for _ in range(5):
@@ -295,7 +295,7 @@ async def test_a_hundred_tails_that_lag_need_little_memory(data_dir: Path, *, ar
 
 
 async def test_a_tail_of_a_closed_log_ends_at_once(data_dir: Path) -> None:
-    """It neither yields anything nor waits."""
+    """The tail neither yields anything nor waits."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
     async with asyncio.timeout(5):
@@ -511,7 +511,7 @@ async def test_a_tail_a_few_appends_behind_does_not_read_the_disk(
 
 
 async def test_a_tail_with_a_query_yields_matching_events(data_dir: Path) -> None:
-    """This holds for old and new events, and in batches; other events are skipped."""
+    """Tested with existing and new events, and with batches; other events are skipped."""
     query = Query({"a"}, {"x"})
     async with EventLog.open(data_dir) as log:
         await log.append_many([event(0, "a", tags=("x",)), event(1, "a"), event(2, "b", tags=("x",))])
@@ -527,7 +527,7 @@ async def test_a_tail_with_a_query_yields_matching_events(data_dir: Path) -> Non
 
 
 async def test_a_tail_with_a_query_waits_if_nothing_matches(data_dir: Path) -> None:
-    """It waits until something does."""
+    """The tail waits for a matching event."""
     async with EventLog.open(data_dir) as log:
         waiting = asyncio.create_task(take(log.tail(query=Query(tags={"x"})), 1))
         await settle()

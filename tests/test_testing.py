@@ -44,7 +44,7 @@ def add(text: str) -> Any:
 
 
 async def test_a_log_for_a_test_keeps_what_is_appended_and_its_views() -> None:
-    """It is an ordinary log with the usual options."""
+    """The log is an ordinary one with the usual options."""
     async with testing.log(views=[View("todos", reduce, list)], max_log_size=200) as log:
         for n in range(10):
             await log.append(added(str(n)))
@@ -72,7 +72,7 @@ async def test_two_logs_for_tests_are_separate() -> None:
 
 
 async def test_the_directory_is_removed_at_the_end() -> None:
-    """This also happens if the test failed."""
+    """The directory is also removed if the test failed."""
     with pytest.raises(FullError):
         async with testing.log() as log:
             await log.append(event(1))
@@ -172,7 +172,7 @@ def test_a_decision_is_compared_with_the_expected_events() -> None:
 
 
 def test_a_decision_may_be_a_generator() -> None:
-    """It is exhausted at once, so that its errors show."""
+    """The generator is exhausted at once, so that its errors are raised."""
 
     def two(todos: list[str]) -> Iterator[Event]:
         yield added("a")
@@ -212,7 +212,7 @@ def test_a_decision_that_is_refused_raises_the_expected_error() -> None:
 
 
 def test_an_unexpected_error_fails_the_test_and_is_its_cause() -> None:
-    """This holds whether events or another error were expected."""
+    """Tested with expected events, and with another expected error."""
     refused = given(added("a"), added("b")).fold(reduce, list).when(add("c"))
     for check in (lambda: refused.then(added("c")), lambda: refused.raises(KeyError)):
         with pytest.raises(AssertionError, match="FullError") as caught:

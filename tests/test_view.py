@@ -164,7 +164,7 @@ async def test_the_state_is_the_fold_over_the_log(data_dir: Path) -> None:
 
 
 async def test_a_refresh_without_new_events_folds_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not even read the log."""
+    """The log is not even read."""
     passes = passes_over(monkeypatch)
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
@@ -188,7 +188,7 @@ async def test_concurrent_refreshes_fold_each_event_once(data_dir: Path) -> None
 
 
 async def test_a_view_of_an_empty_log_has_its_initial_state(tmp_path: Path) -> None:
-    """This holds even if the directory does not exist."""
+    """Tested also with a missing directory."""
     view: View[list[int]] = View("v", lambda s, e: [*s, 1], [7])
     state = await view.refresh(EventReader(tmp_path / "missing"))
 
@@ -218,7 +218,7 @@ async def test_a_mutable_initial_value_is_never_shared(data_dir: Path) -> None:
 
 
 async def test_an_initial_callable_is_called_for_each_build(data_dir: Path) -> None:
-    """It may be a class or a function without arguments."""
+    """The callable may be a class or a function without arguments."""
     made = []
 
     def initial() -> list[int]:
@@ -253,7 +253,7 @@ async def test_only_the_named_types_are_folded(data_dir: Path) -> None:
 
 
 async def test_types_that_never_occur_leave_the_initial_state(data_dir: Path) -> None:
-    """So does an empty selection."""
+    """An empty selection leaves the initial state too."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(n) for n in range(3)])
         nothing: View[int] = View("a", lambda s, e: s + 1, 0, event_types=[])
@@ -561,7 +561,7 @@ async def test_a_cancelled_refresh_keeps_what_it_has_folded(data_dir: Path) -> N
 
 
 async def test_a_long_refresh_lets_other_tasks_run(data_dir: Path) -> None:
-    """It does not hold the event loop until the end of the log."""
+    """The event loop is not blocked until the end of the log."""
     write_log(data_dir, b"".join(line(n) for n in range(30_000)))
     async with counted_turns() as turns:
         state = await View("v", lambda s, e: s + 1, 0).refresh(EventReader(data_dir))
@@ -571,7 +571,7 @@ async def test_a_long_refresh_lets_other_tasks_run(data_dir: Path) -> None:
 
 
 async def test_rebuild_folds_the_whole_log_and_replaces_the_snapshot(data_dir: Path) -> None:
-    """This is how a reducer that was changed without a new version gets its state."""
+    """A reducer that was changed without a new version gets its state this way."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(n) for n in range(4)])
         old: View[int] = View("v", lambda s, e: s + 1, 0)
@@ -649,7 +649,7 @@ async def test_a_snapshot_of_another_query_is_not_used(data_dir: Path, caplog: p
 
 
 def test_event_types_are_short_for_a_query() -> None:
-    """Both together are refused, since they could contradict each other."""
+    """`event_types` and a query together are refused, since they could contradict each other."""
     short: View[int] = View("v", lambda s, e: s, 0, event_types={"a"})
     long: View[int] = View("v", lambda s, e: s, 0, query=Query({"a"}))
 

@@ -120,7 +120,7 @@ async def test_every_append_is_synced_before_it_returns(data_dir: Path, seam: Se
 
 
 async def test_appends_are_in_the_log_in_the_order_of_their_calls(data_dir: Path) -> None:
-    """This holds for any mix of single appends, batches and conditional appends."""
+    """Tested with a mix of single appends, batches and conditional appends."""
     async with EventWriter.open(data_dir) as writer:
         calls: list[Any] = []
         for n in range(0, 300, 3):
@@ -134,7 +134,7 @@ async def test_appends_are_in_the_log_in_the_order_of_their_calls(data_dir: Path
 
 
 async def test_appends_that_come_during_a_commit_keep_their_order(data_dir: Path, seam: Seam) -> None:
-    """They form the next group, in the order of their calls."""
+    """These appends form the next group."""
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
         tasks = await started(writer.append(event(0)))
@@ -392,7 +392,7 @@ async def test_an_opening_that_is_cancelled_opens_nothing(data_dir: Path, seam: 
 async def test_a_full_queue_makes_appends_wait_in_order(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It holds at most its size plus the append that filled it, and no append overtakes a waiting one."""
+    """The queue contains at most its size plus the append that filled it, and no append overtakes a waiting one."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 5 * len(line(10)))
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
@@ -425,7 +425,7 @@ async def test_the_queue_stays_bounded_while_it_is_processed(
 async def test_an_append_that_is_cancelled_while_the_queue_is_full_delays_no_other(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not in the log, and the next one takes its turn."""
+    """The cancelled append is not in the log, and the next one takes its turn."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
@@ -444,7 +444,7 @@ async def test_an_append_that_is_cancelled_while_the_queue_is_full_delays_no_oth
 async def test_an_invalid_event_that_waits_for_a_full_queue_is_refused_in_its_own_call(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The invalid event that had to wait takes up no room in the queue."""
+    """The invalid event takes up no space in the queue."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
     async with EventWriter.open(data_dir) as writer:
         gate = seam.freeze("sync")
@@ -462,7 +462,7 @@ async def test_an_invalid_event_that_waits_for_a_full_queue_is_refused_in_its_ow
 async def test_closing_ends_even_if_the_last_waiting_append_is_refused(
     data_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It waited for room, behind others that wrote nothing; the close must not wait for it."""
+    """The append waited for space behind others that wrote nothing; the close must not wait for it."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
     writer = await EventWriter.open(data_dir)
     gate = seam.freeze("sync")
@@ -781,7 +781,7 @@ async def test_a_closed_writer_refuses_appends(data_dir: Path) -> None:
 
 
 async def test_closing_a_writer_twice_does_nothing(data_dir: Path) -> None:
-    """The second call may come at the same time or later."""
+    """The second call may come during or after the first one."""
     writer = await EventWriter.open(data_dir)
     await asyncio.gather(writer.aclose(), writer.aclose())
     await writer.aclose()
@@ -885,7 +885,7 @@ asyncio.run(main())
 
 
 async def test_a_second_writer_in_another_process_is_refused(data_dir: Path) -> None:
-    """This lasts until the first one is closed."""
+    """Once the first writer is closed, the second one can open the log."""
     async with EventWriter.open(data_dir):
         during = await asyncio.to_thread(run, OPEN_AND_SAY, data_dir)
     after = await asyncio.to_thread(run, OPEN_AND_SAY, data_dir)
@@ -1056,7 +1056,7 @@ async def test_readers_do_not_see_the_rest_of_a_failed_write(data_dir: Path, sea
 
 
 async def test_open_can_be_awaited_or_used_as_a_context_manager(data_dir: Path) -> None:
-    """Both ways give the same writer, and the context manager closes it."""
+    """Both ways return the same writer, and the context manager closes it."""
     awaited = await EventWriter.open(data_dir)
     await awaited.append(event(1))
     await awaited.aclose()
@@ -1083,7 +1083,7 @@ async def test_the_directory_and_its_parents_are_created(tmp_path: Path) -> None
     [{"max_log_size": -1}, {"max_log_size": 1.5}, {"max_event_size": 0}, {"max_event_size": True}, {"lock": "x"}],
 )
 async def test_wrong_options_are_refused_before_anything_is_created(tmp_path: Path, options: dict[str, Any]) -> None:
-    """It raises `ValueError` and creates no directory."""
+    """Opening raises `ValueError` and creates no directory."""
     with pytest.raises(ValueError):
         await EventWriter.open(tmp_path / "data", **options)
 

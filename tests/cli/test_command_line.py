@@ -27,7 +27,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def test_cat_prints_the_exact_lines_in_a_pipe(log: Path) -> None:
-    """They include those of the archive."""
+    """The lines of the archive are included."""
     assert run("cat", log).stdout.encode() == b"".join(line + b"\n" for line in lines(log))
 
 
@@ -102,7 +102,7 @@ def test_a_closed_pipe_ends_cat_quietly(tmp_path: Path) -> None:
 
 
 def test_tail_prints_the_last_events(log: Path) -> None:
-    """It prints ten events, or as many as it is asked for."""
+    """The default is ten events; an option changes the number."""
     assert numbers(run("tail", log).stdout) == list(range(10, 20))
     assert numbers(run("tail", log, "-n", 2, "--type", "odd").stdout) == [17, 19]
     assert numbers(run("tail", log, "--from", 0).stdout) == list(range(20))
@@ -220,7 +220,7 @@ def test_commands_that_read_work_while_a_writer_is_running(log: Path) -> None:
 
 
 def test_info_prints_the_same_on_a_terminal(log: Path) -> None:
-    """On a terminal, it uses tables."""
+    """On a terminal, the output has tables."""
     shown = run_on_terminal("info", log)
 
     assert "mailer" in shown
@@ -228,7 +228,7 @@ def test_info_prints_the_same_on_a_terminal(log: Path) -> None:
 
 
 def test_verify_reports_damage_and_exits_with_1(log: Path) -> None:
-    """It prints the file and the offset; `cat` prints the events before the damage and then the error."""
+    """The report has the file and the offset; `cat` prints the events before the damage and then the error."""
     path = log / "app.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"n":15', b'"n":\0' + b"5"))
 
@@ -268,13 +268,13 @@ def test_consumers_are_listed_and_reset(log: Path) -> None:
 
 
 def test_state_prints_the_state_of_a_snapshot(log: Path) -> None:
-    """If there is none of that name, it lists those that are stored."""
+    """If there is no snapshot of that name, the error lists the existing ones."""
     assert run("state", log, "count").stdout == "20\n"
     assert "stored are: count" in run("state", log, "todos", status=1).stderr
 
 
 def test_a_backup_is_brought_up_to_date(log: Path, tmp_path: Path) -> None:
-    """The same command does both."""
+    """The same command creates the backup and updates it."""
     run("backup", log, tmp_path / "copy")
     run("append", log, "odd", '{"n": 20}')
     run("rotate", log)

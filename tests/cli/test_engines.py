@@ -96,7 +96,7 @@ def test_a_tail_shows_each_new_event_until_it_is_interrupted(address: str) -> No
 
 
 def test_info_and_verify_report_views_and_consumers(address: str) -> None:
-    """Both also report a snapshot and a consumer's offset that don't belong to this log."""
+    """Both commands also report a snapshot and a consumer's offset that don't belong to the log."""
 
     async def fill() -> None:
         async with EventLog.open(JetStream.from_address(address), views=[View("total", total, 0)]) as log:

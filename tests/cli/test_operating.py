@@ -35,7 +35,7 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def damaged(log: Path) -> Path:
-    """The same log, followed by bad lines."""
+    """A log with 20 events, followed by bad lines."""
     with (log / "app.jsonl").open("ab") as file:
         file.write(GARBAGE)
     return log

@@ -262,7 +262,7 @@ def test_text_that_is_not_utf_8_is_found_in_selected_events() -> None:
 
 
 def test_a_selected_event_is_like_any_other() -> None:
-    """It equals the event that was written, has the same repr and encoding, and can be copied and pickled."""
+    """The event equals the one that was written, has the same repr and encoding, and can be copied and pickled."""
     original = Event("a", {"b": [1]}, ts=1, id="i", meta=2)
     line = encode_line(original, 2**24)
     for types in (None, ["a"]):
@@ -293,7 +293,7 @@ def test_an_unknown_key_similar_to_ours_changes_no_type() -> None:
 def test_lines_decoded_backwards_are_the_same_in_reverse(
     groups: list[tuple[str, list[str], int]], query: Query | None, size: int
 ) -> None:
-    """This holds for any size of block, in batches too, and with any query."""
+    """Tested with any size of block, with batches, and with any query."""
     lines = [
         encode_line(Event(type, i, ts=1, tags=tuple(tags)), 2**24, None if count == 1 else (i, count))
         for type, tags, count in groups

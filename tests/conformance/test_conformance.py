@@ -1,4 +1,4 @@
-"""What every engine promises. No test in this module depends on files, tables or streams."""
+"""The promises of every engine. No test in this module depends on files, tables or streams."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def soon(condition: Any) -> None:
 
 
 async def test_a_new_log_is_empty(where: Address) -> None:
-    """Its head is 0, and it has no events."""
+    """The head of a new log is 0, and it has no events."""
     async with EventLog.open(where) as log:
         assert log.head == Head(0, "")
         assert await numbers(log) == []
@@ -123,7 +123,7 @@ async def test_reading_from_an_invalid_offset_is_an_error(where: Address, shift:
 
 
 async def test_reading_ends_at_until(where: Address) -> None:
-    """It may be the end of any event, even one that was committed together with others."""
+    """`until` may be the end of any event, even one that was committed together with others."""
     async with EventLog.open(where) as log:
         results = await log.append_many([event(0)]) + [await log.append(event(n)) for n in (1, 2)]
         results += await asyncio.gather(*(log.append(event(n)) for n in (3, 4, 5)))
@@ -161,7 +161,7 @@ async def test_reading_backwards_from_inside_a_line_is_an_error(where: Address) 
 
 
 async def test_a_query_yields_only_matching_events(where: Address) -> None:
-    """This holds for reading, reading backwards, tailing, consuming and folding."""
+    """Tested for reading, reading backwards, tailing, consuming and folding."""
     query = Query({"a"}, {"x"}) | Query(tags={"y"})
     view: View[list[int]] = View("v", lambda state, e: [*state, e.data["n"]], [], query=query)
     async with EventLog.open(where, views=[view]) as log:
@@ -229,7 +229,7 @@ async def test_a_conditional_append_at_another_head_writes_nothing(where: Addres
 
 
 async def test_of_many_appends_that_expect_the_same_head_one_succeeds(where: Address) -> None:
-    """This also holds within one commit and with other appends around them."""
+    """Tested also within one commit, with other appends around them."""
     async with EventLog.open(where) as log:
         outcomes = await asyncio.gather(
             *(log.append_if(event(n), 0, "") for n in range(20)), log.append(event(99)), return_exceptions=True
@@ -243,7 +243,7 @@ async def test_of_many_appends_that_expect_the_same_head_one_succeeds(where: Add
 
 
 async def test_a_tail_misses_nothing_and_repeats_nothing(where: Address) -> None:
-    """It starts while events are being appended."""
+    """The tail starts while events are being appended."""
     seen: list[int] = []
 
     async with EventLog.open(where) as log:
@@ -277,7 +277,7 @@ async def test_a_separate_reader_sees_the_events_of_the_writer(where: Address) -
 
 
 async def test_a_wait_ends_when_there_are_new_events(where: Address) -> None:
-    """It ends at once if there are more events already, and with a time-out when the time is over."""
+    """The wait ends at once if there already are new events, and otherwise after its time-out."""
     async with EventLog.open(where) as log:
         waiting = asyncio.ensure_future(log.wait_for_events(0))
         await asyncio.sleep(0.05)
@@ -312,7 +312,7 @@ async def test_tails_waits_and_watches_end_when_the_log_is_closed(where: Address
 
 
 async def test_a_tail_that_is_cancelled_leaves_the_log_usable(where: Address) -> None:
-    """It is cancelled while it waits and while it reads."""
+    """The tail is cancelled while it waits and while it reads."""
     async with EventLog.open(where) as log:
 
         async def tail() -> None:
@@ -552,7 +552,7 @@ async def test_reads_are_the_same_with_and_without_the_index(where: Address, ind
 
 
 async def test_a_condition_with_the_index_covers_the_whole_log(where: Address, index: bool | Path) -> None:
-    """It covers what this writer and what another one appended before; the error contains the offset."""
+    """The condition covers earlier events of this writer and of another one; the error contains the offset."""
     async with EventLog.open(where, index=index) as log:
         await log.append_many([tagged(n, f"seat:{n}") for n in range(50)])
     async with EventLog.open(where, index=index) as log:
@@ -569,7 +569,7 @@ async def test_a_condition_with_the_index_covers_the_whole_log(where: Address, i
 
 
 async def test_the_index_includes_events_that_were_appended_without_it(where: Address, index: bool | Path) -> None:
-    """This includes events from before the index was built, and from between two writers that used it."""
+    """Tested with events from before the index was built, and from between two writers that used it."""
     async with EventLog.open(where) as log:
         await log.append(tagged(0, "a"))
     async with EventLog.open(where, index=index) as log:

@@ -35,7 +35,7 @@ def other(request: pytest.FixtureRequest) -> Address:
 
 
 async def test_reading_by_tag_finds_the_same_events_as_reading_everything(where: Address, index: Path) -> None:
-    """This also holds for two tags, after an offset, and backwards."""
+    """Tested also with two tags, after an offset, and backwards."""
     async with EventLog.open(where, index=index) as log:
         for start in range(0, 300, 50):
             await asyncio.gather(*(log.append(event(n, f"a:{n % 7}", f"b:{n % 3}")) for n in range(start, start + 50)))

@@ -1,6 +1,6 @@
-"""Other people change the files: under a running writer, under a running tail, and before the log is opened.
+"""Other programs change the files: under a running writer, under a running tail, and before the log is opened.
 
-Nobody should do that; whoever does gets a clear error, no silent loss, and nothing that hangs.
+Such a change causes a clear error, and never a silent loss or a hang.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LONGER = b"".join(line(n) for n in range(1000, 1020))
 
 
 def put(directory: Path, data: bytes) -> None:
-    """Puts another file in the place of the log, in one step."""
+    """Replaces the log by another file, atomically."""
     write_log(directory.with_name("other"), data)
     os.replace(directory.with_name("other") / "app.jsonl", directory / "app.jsonl")
 
@@ -80,7 +80,7 @@ async def test_a_writer_whose_file_was_changed_refuses_appends(damaged_dir: Path
 
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 async def test_a_writer_whose_file_was_changed_does_not_rotate(damaged_dir: Path, harm: Harm) -> None:
-    """It would archive something that is no longer the log, or overwrite what somebody else has put there."""
+    """A rotation would archive something that is no longer the log, or overwrite the file that replaced it."""
     async with EventWriter.open(damaged_dir) as writer:
         await writer.append_many(event(n) for n in range(4))
         harm(damaged_dir)
@@ -158,7 +158,7 @@ TAIL_HARMS: dict[str, Harm] = {
 
 @pytest.mark.parametrize("harm", TAIL_HARMS.values(), ids=TAIL_HARMS)
 async def test_a_tail_ends_with_an_error_if_its_log_was_changed(damaged_dir: Path, harm: Harm) -> None:
-    """Events in place of those that it yielded are not yielded: nobody can tell which of them are new."""
+    """Events that replaced those that it has yielded are not yielded, since it is unknown which of them are new."""
     write_log(damaged_dir, FOUR)
     given: list[int] = []
 

@@ -211,7 +211,7 @@ async def test_a_snapshot_without_space_logs_a_warning(disk: Disk, caplog: pytes
 
 
 async def test_a_consumer_commit_without_space_leaves_the_previous_offset(disk: Disk) -> None:
-    """It raises `OSError`, leaves no half of a file, and succeeds once there is space."""
+    """The commit raises `OSError`, leaves no partial file, and succeeds once there is space."""
     directory = disk.path / "data"
     async with EventLog.open(directory) as log:
         for n in range(3):
@@ -242,7 +242,7 @@ async def first_of(consumer: Any) -> Any:
 
 
 async def test_an_intact_log_can_be_opened_on_a_full_disk(disk: Disk) -> None:
-    """It can be read, and refuses appends until there is space."""
+    """The log can be read, and refuses appends until there is space."""
     directory = disk.path / "data"
     write_log(directory, line(1), line(2))
     await asyncio.to_thread(disk.fill)

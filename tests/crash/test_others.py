@@ -1,4 +1,4 @@
-"""Others at work: readers and a thousand tails beside a killed writer, clocks, cancellations, a close under full load.
+"""Readers and a thousand tails while writers are killed, clocks, cancellations, and a close under full load.
 
 Only offsets order a log, so the clock does not matter. At any moment, a reader sees a prefix of the log.
 """
@@ -55,7 +55,7 @@ async def read_once(directory: Path) -> Reading:
 
 
 async def read_again_and_again(directory: Path, reads: list[Reading]) -> None:
-    """Reads again and again, and notes each result."""
+    """Reads repeatedly, and notes each result."""
     while True:
         reads.append(await read_once(directory))
         await asyncio.sleep(0.02)
@@ -134,7 +134,7 @@ asyncio.run(main())
 
 
 async def test_processes_that_take_turns_with_a_log_never_write_at_the_same_time(data_dir: Path) -> None:
-    """This holds although each rotation puts another file, with another lock, in place of the log."""
+    """Each rotation replaces the log with another file, which has another lock."""
     processes, turns = 4, 20
 
     def take_turns(number: int) -> subprocess.CompletedProcess[str]:

@@ -140,7 +140,7 @@ async def test_a_power_cut_loses_no_acknowledged_event(disk: Ext4) -> None:
 
 
 async def test_without_syncs_a_power_cut_loses_events(disk: Ext4) -> None:
-    """This shows that the test above can fail."""
+    """Without syncs, the previous test would fail."""
     reported = missing = 0
     for round in range(3):
         directory = disk.path / f"data{round}"

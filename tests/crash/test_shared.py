@@ -212,7 +212,7 @@ if os.environ.get("EVENTFOLD_SHARED_DEATHS") != "all":
 def test_a_writer_may_end_at_any_operation_of_a_commit_a_rotation_or_an_opening(
     tmp_path: Path, scenario: str, how: str, peer: str
 ) -> None:
-    """It is killed before or during the operation, even that of the mark, or the system returns an error."""
+    """The writer is killed before or during the operation, even that on the mark, or the operation fails."""
     command = [sys.executable, "-m", "tests.crash.shared_deaths", scenario, how, peer, str(tmp_path / "data")]
     path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False)

@@ -55,7 +55,7 @@ def found(directory: Path, *options: str) -> list[str]:
     ids=["all", "actor", "actor and thing", "action", "time", "last", "nobody"],
 )
 def test_entries_are_found_by_any_detail(recorded: Path, options: list[str], days: list[str]) -> None:
-    """They can be found by who did it, what was done, to what, when, and how long ago."""
+    """The details are the actor, the action, the thing, the time, and the age."""
     assert found(recorded, *options) == days
 
 
@@ -97,7 +97,7 @@ def damaged(lines: list[bytes]) -> list[bytes]:
 
 @pytest.mark.parametrize("tamper", [altered, removed, moved, inserted, damaged])
 def test_a_seal_shows_that_the_log_was_changed(copied: Path, tamper: Callable[[list[bytes]], list[bytes]]) -> None:
-    """It notices any change, even if the changed log is valid in itself."""
+    """Any change is noticed, even if the changed log is valid."""
     seal = output("audit", "seal", cwd=copied).split()
     log = copied / "audit-data" / "app.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)

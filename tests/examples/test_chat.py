@@ -64,7 +64,7 @@ async def test_everybody_in_a_room_gets_its_messages_and_no_others(server: Serve
 
 
 async def test_a_client_that_reconnects_gets_exactly_the_messages_that_it_missed(server: Server) -> None:
-    """It resumes from the offset of the last message that it got."""
+    """The client resumes from the offset of the last message that it received."""
     async with joined(server, "back", "bob") as bob:
         async with joined(server, "back") as ann:
             await bob.say("back 1", "one")
@@ -123,7 +123,7 @@ async def test_a_bad_message_is_refused_with_a_reason_and_the_connection_continu
 
 
 async def test_an_offset_where_no_event_ends_is_refused_with_a_reason(server: Server) -> None:
-    """It may belong to another log, and starting anywhere else would be wrong."""
+    """The offset may belong to another log, and starting anywhere else would be wrong."""
     async with joined(server, "none", after=10**9) as ann:
         assert await ann.hear() is None
         assert ann.socket.close_code == 1008

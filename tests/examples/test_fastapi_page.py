@@ -19,7 +19,7 @@ TODOS = """[...document.querySelectorAll("#todos li")].map(
 async def test_a_page_shows_changes_of_others_and_continues_after_its_server_was_killed(
     browser: Browser, tmp_path: Path
 ) -> None:
-    """Both windows show the texts as text, never as HTML, with nothing missing and nothing twice."""
+    """Both windows show the texts as text, never as HTML; no text is missing or shown twice."""
     port = free_port()
     async with browser.page("about:blank") as other:
         with served("fastapi_page", cwd=tmp_path, port=port) as server:

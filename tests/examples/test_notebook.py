@@ -34,7 +34,7 @@ def records(directory: Path) -> list[Record]:
 
 
 def test_notes_are_there_after_a_restart(written: Path) -> None:
-    """They appear as edited, without the deleted ones."""
+    """Edited notes have their new text, and deleted notes are missing."""
     assert output("notebook", "list", cwd=written) == "   1  buy oat milk\n"
 
 
@@ -70,7 +70,7 @@ def test_notes_that_are_added_at_the_same_time_get_different_numbers(tmp_path: P
 
 
 def test_watching_shows_what_another_terminal_writes_until_ctrl_c(tmp_path: Path) -> None:
-    """It ends without a traceback."""
+    """The command ends without a traceback."""
     with process("notebook", "watch", cwd=tmp_path) as watching:
         assert watching.stdout.readline() == "--\n"
         output("notebook", "add", "seen at once", cwd=tmp_path)

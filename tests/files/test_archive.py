@@ -60,7 +60,7 @@ def records_of(data: bytes) -> list[tuple[int, ...]]:
 
 
 def test_each_frame_has_a_record_that_describes_it(tmp_path: Path, small_frames: None) -> None:
-    """It has the frame's offsets, number of events, hashes and sizes, little-endian, in 80 bytes."""
+    """The record contains the frame's offsets, number of events, hashes and sizes, little-endian, in 80 bytes."""
     whole_log = rotated(tmp_path / "data")
     data = (tmp_path / "data" / "archive.jsonl.zst").read_bytes()
     offset = start = 0
@@ -95,7 +95,7 @@ def test_frames_have_their_content_size_and_a_checksum(tmp_path: Path, small_fra
 
 
 def test_a_plain_decoder_reads_the_same_lines(tmp_path: Path) -> None:
-    """It skips the records."""
+    """The decoder skips the records."""
     whole_log = rotated(tmp_path / "data")
 
     assert zstd.decompress((tmp_path / "data" / "archive.jsonl.zst").read_bytes()) == whole_log[: len(lines(0, 20))]
@@ -296,7 +296,7 @@ async def test_damage_in_the_active_log_is_reported_or_read_as_another_valid_eve
 
 
 async def test_bytes_that_are_not_an_archive_are_reported(damaged_dir: Path) -> None:
-    """Both a reader and a writer name the file, and neither changes it."""
+    """A reader and a writer both raise an error that names the file, and leave it unchanged."""
     garbage = random.Random(3).randbytes(500)
     await asyncio.to_thread(write_files, damaged_dir, {"app.jsonl": line(0), "archive.jsonl.zst": garbage})
     with pytest.raises(CorruptLogError) as by_reader:
@@ -364,7 +364,7 @@ def test_an_archive_is_read_up_to_a_given_size(tmp_path: Path, small_frames: Non
 async def test_a_directory_of_the_rust_crate_is_appended_to_rotated_and_reopened(
     compat: Callable[[str], Path], name: str
 ) -> None:
-    """Its events keep their offsets and hashes, and a plain decoder still finds the lines."""
+    """The events keep their offsets and hashes, and a plain decoder still finds the lines."""
     directory = compat(name)
     archive, log = directory / "archive.jsonl.zst", (directory / "app.jsonl").read_bytes()
     whole = (zstd.decompress(archive.read_bytes()) if archive.exists() else b"") + log[: log.rfind(b"\n") + 1]

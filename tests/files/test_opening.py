@@ -35,7 +35,7 @@ def test_an_incomplete_first_frame_of_the_rust_crate_is_removed_with_its_file(tm
 
 
 def test_a_locked_log_says_what_to_do(tmp_path: Path) -> None:
-    """It also says who holds it, if the system knows."""
+    """The error also names the process that holds the lock, if the system knows it."""
     with Opened(tmp_path / "data"), pytest.raises(LogLockedError, match="read_only=True") as caught:
         Opened(tmp_path / "data")
 
@@ -71,7 +71,7 @@ def test_a_log_that_could_not_be_opened_is_not_locked_by_a_starting_child(
 async def test_the_temporary_files_of_a_killed_process_are_removed_soon_after_the_opening(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, *, closed: bool
 ) -> None:
-    """It is removed from each directory once it is too old for anybody to be writing it, or by an earlier close."""
+    """The files are removed once they are too old to be in use, or when the log is closed before that."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(0))
     left = [Path(data_dir, name, f".a.json.{'0f' * 8}.tmp") for name in ("", "views", "consumers")]

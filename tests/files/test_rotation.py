@@ -231,7 +231,7 @@ def test_the_first_archive_is_complete_when_it_appears(
 
 
 def test_the_name_of_the_new_file_describes_the_log(data_dir_now: Path) -> None:
-    """Its name contains the base, the size and the archive's size at the moment when the rotation began."""
+    """The name contains the base, the size and the archive's size at the beginning of the rotation."""
     layout = leave_rotation(data_dir_now, 0)
     name = layout.next_file().path.name
 
@@ -265,7 +265,7 @@ async def test_a_log_that_is_too_large_is_rotated_when_it_is_opened(data_dir: Pa
 
 
 async def test_a_log_that_grows_is_rotated_automatically(data_dir: Path) -> None:
-    """It is rotated each time it reaches `max_log_size`, and the offsets continue."""
+    """The log is rotated each time it reaches `max_log_size`, and the offsets continue."""
     async with EventLog.open(data_dir, max_log_size=10 * SIZE) as log:
         results = [await log.append(event(n)) for n in range(100)]
 
@@ -427,7 +427,7 @@ async def test_an_opening_that_cannot_finish_a_rotation_releases_the_lock(
 
 
 async def test_no_other_process_can_lock_the_log_during_or_after_a_rotation(data_dir: Path) -> None:
-    """The new file is locked before it gets its name, and whoever has the old file open can't lock that either."""
+    """The new file is locked before it gets its name, and the old file stays locked for processes that have it open."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(1))
         held_open = os.open(log.log_path, os.O_RDWR)
@@ -442,7 +442,7 @@ async def test_no_other_process_can_lock_the_log_during_or_after_a_rotation(data
 
 
 async def test_the_old_file_is_closed_after_a_while(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stays locked while somebody might be about to lock it, but not for ever."""
+    """The old file stays locked while another process might be about to lock it, but not forever."""
     monkeypatch.setattr(committer, "KEEP_LOCKED", 0.0)
     async with EventLog.open(data_dir) as log:
         await log.append(event(1))
@@ -461,7 +461,7 @@ async def test_the_old_file_is_closed_after_a_while(data_dir: Path, monkeypatch:
 async def test_an_opening_checks_the_file_s_name_again_after_locking(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody who opened the file before a rotation and locks it afterwards notices that it has lost its name."""
+    """A process that opened the file before a rotation and locks it afterwards notices that its name is gone."""
     write_log(data_dir, line(0))
     original, moved = operations.lock, []
 

@@ -67,7 +67,7 @@ def test_every_range_of_lines_is_found_wherever_it_is(opened: Opened) -> None:
 
 
 def test_the_line_before_any_offset_is_found_wherever_it_is(opened: Opened) -> None:
-    """It may be in the archive, at the border, or in the active log; an offset inside a line has none."""
+    """The line may be in the archive, at the border, or in the active log; an offset inside a line has none."""
     append(opened.active, lines(0, 7))
     opened.rotate()
     append(opened.active, lines(7, 12))
@@ -82,7 +82,7 @@ def test_the_line_before_any_offset_is_found_wherever_it_is(opened: Opened) -> N
 
 
 def test_the_head_of_a_log_that_was_just_rotated_is_the_archives_end(opened: Opened) -> None:
-    """Its hash is that of the last archived line."""
+    """The head's hash is that of the last archived line."""
     append(opened.active, lines(0, 7))
     opened.rotate()
     with LogSegments(opened.layout) as parts:
@@ -246,7 +246,7 @@ def test_a_line_is_found_backwards_whatever_its_length(tmp_path: Path, size: int
 
 
 async def test_a_last_line_with_an_impossible_place_in_a_batch_is_reported(damaged_dir: Path) -> None:
-    """It is damage and not a batch that a crash cut short, so nothing is cut."""
+    """Such a line is damage rather than an incomplete batch, so nothing is cut off."""
     data = line(0) + line(1, batch="1,2") + line(2, batch="0,2")
     damaged_dir.mkdir()
     (damaged_dir / "app.jsonl").write_bytes(data)

@@ -1,4 +1,4 @@
-"""Several writers of one directory, each of which can do everything that a single writer can."""
+"""Several writers of one directory, each of which has all features of a single writer."""
 
 from __future__ import annotations
 

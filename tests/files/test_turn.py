@@ -71,7 +71,7 @@ def test_any_process_that_has_the_file_open_reads_the_mark_as_written(new_turn: 
 
 
 def test_the_mark_has_the_highest_offset_that_any_process_has_synced(new_turn: Callable[[], Turn]) -> None:
-    """It does not matter who notes it or in which order, and nothing else in the mark changes."""
+    """The order in which processes note their offsets does not matter, and nothing else in the mark changes."""
     writer, other = new_turn(), new_turn()
     with other:
         pass
@@ -141,7 +141,7 @@ def test_the_lock_file_has_its_full_size_on_disk_once_the_turn_has_been_held(
 def test_a_death_after_any_byte_of_a_mark_leaves_the_previous_mark(
     new_turn: Callable[[], Turn], monkeypatch: pytest.MonkeyPatch, earlier: int
 ) -> None:
-    """This holds for each of the two versions that may be replaced."""
+    """Tested for each of the two versions that may be replaced."""
     turn, reader = new_turn(), new_turn()
     with reader:
         pass
@@ -353,7 +353,7 @@ def test_a_full_disk_is_an_error_and_releases_the_turn(new_turn: Callable[[], Tu
 
 
 def test_a_forked_child_does_not_keep_the_turn_of_its_parent(new_turn: Callable[[], Turn], layout: Layout) -> None:
-    """It has the turn neither through the file nor through the mapping, which has its own descriptor."""
+    """The child keeps the turn neither through the file nor through the mapping, which has its own descriptor."""
     # The child lives until its standard input ends, which happens when this test closes the pipe.
     fork = (
         "from eventfold._files.turn import Mark\n"

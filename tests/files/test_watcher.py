@@ -1,4 +1,4 @@
-"""Waiting: one watcher wakes all who wait on a directory, after an append here, on hints, or by regular looks."""
+"""Waiting: one watcher wakes all waits on a directory, after an append here, on hints, or by regular checks."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_no_watcher_runs_while_the_writer_is_in_the_process(data_dir: Path
 
 
 async def test_the_watcher_begins_with_the_first_wait_and_ends_with_the_last(data_dir: Path) -> None:
-    """While nobody waits, there is no thread, nor the descriptors that it needs."""
+    """While nobody waits, there is no watcher thread, and its descriptors are closed."""
     data_dir.mkdir()
     reader = EventReader(data_dir)
     await reader.head()
@@ -194,7 +194,7 @@ async def test_a_wait_with_a_timeout_of_0_returns_at_once(data_dir: Path) -> Non
 
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_a_wait_raises_when_its_log_is_closed(data_dir: Path, read_only: bool) -> None:
-    """It raises LogClosedError instead of waiting for ever."""
+    """The wait raises LogClosedError instead of waiting forever."""
     log = await EventLog.open(data_dir, read_only=read_only)
     waiting = asyncio.ensure_future(log.wait_for_events(0))
     await settle()
@@ -309,7 +309,7 @@ async def test_a_directory_that_replaces_another_is_watched(damaged_dir: Path, m
 async def test_a_directory_that_replaces_another_gives_hints(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own hints arrive after it was moved and created again: here, nothing else makes the watcher look."""
+    """The new directory's hints arrive after the old one was moved; nothing else makes the watcher look."""
     write_log(damaged_dir, line(0))
     async with aclosing(EventReader(damaged_dir).tail(0)) as tail, asyncio.timeout(10):
         await anext(tail)
@@ -369,7 +369,7 @@ async def test_a_lasting_failure_is_raised_by_waits(data_dir: Path, monkeypatch:
 async def test_a_watcher_that_is_stopped_during_a_look_reports_nothing(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
 ) -> None:
-    """It may have seen what a new writer of this process has written but not synced yet."""
+    """The watcher may have seen lines that a new writer of this process has not synced yet."""
     write_log(data_dir, line(0))
     change, looking, look_on = HeadLookup.change, threading.Event(), threading.Event()
 
@@ -416,7 +416,7 @@ async def test_consecutive_waits_share_one_thread(data_dir: Path, monkeypatch: p
 @pytest.mark.skipif(not watcher.USES_INOTIFY, reason="inotify is Linux's")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 async def test_a_forked_child_inherits_nothing_of_its_parents_watcher(data_dir: Path) -> None:
-    """It has neither descriptors nor watches, and the parent is still woken."""
+    """The child has neither descriptors nor watches, and the parent is still woken."""
     write_log(data_dir, line(0))
     waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(len(line(0))))
     await watching()
@@ -541,7 +541,7 @@ async def test_a_wait_does_not_end_before_the_event_is_durable(data_dir: Path, s
 
 
 async def test_has_new_events_answers_without_waiting(data_dir: Path) -> None:
-    """It is true before the head, false at the head, and raises ValueError beyond it."""
+    """The result is true before the head and false at the head; an offset beyond the head raises ValueError."""
     write_log(data_dir, line(0))
     reader = EventReader(data_dir)
 

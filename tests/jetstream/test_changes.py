@@ -58,7 +58,7 @@ async def test_a_waiting_tail_raises_if_the_stream_is_deleted(log: EventLog, cli
 
 
 async def test_a_tail_that_starts_after_the_deletion_raises_too(log: EventLog, client: Any, name: str) -> None:
-    """This also holds if another tail was waiting all the time, so that no new check begins."""
+    """Tested while another tail is waiting, so that no new check begins."""
     waiters = await log.reader()._source.waiters()
     with waiters.watched(), waiters.waiting(Scope()) as later:
         waiting = asyncio.ensure_future(anext(log.tail()))

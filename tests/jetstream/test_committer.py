@@ -121,7 +121,7 @@ async def test_a_response_without_an_acknowledgement_is_ignored(
 async def test_a_conflicting_message_that_cannot_be_read_yet_is_waited_for(
     committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be the append's own first attempt: a new leader knows of it before it can be read."""
+    """The message may be the append's own first attempt, which a new leader knows before it can be read."""
     head = (await append(committer, 1)).head
     original, faults = Client.request, ["in the way", "lost"]
 

@@ -109,7 +109,7 @@ async def test_a_stream_without_its_first_messages_is_reported(engine: JetStream
 
 
 async def test_a_stream_with_a_message_deleted_is_reported(engine: JetStream, client: Any) -> None:
-    """This holds although nobody may delete a message now."""
+    """The gap is reported although the current settings forbid deleting messages."""
     name = engine._settings.log
     await client.add_stream(_stream(engine, deny_delete=False))
     for data in (b"1\n", b"2\n", b"3\n"):

@@ -36,7 +36,7 @@ async def test_a_deleted_document_can_be_created_again(committer: StreamCommitte
 async def test_a_document_whose_acknowledgement_is_lost_is_stored(
     committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
-    """It was written, and the second attempt finds an unexpected revision: its own."""
+    """The document was written, and the second attempt finds an unexpected revision, which is its own."""
     documents = committer.source.documents
     await documents.store("view", "v", b"before")
     original, lost = Client.request, []

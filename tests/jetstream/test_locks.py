@@ -192,7 +192,7 @@ async def test_a_process_that_lost_its_name_notices_at_the_next_check_of_the_str
 
 
 async def test_a_name_that_was_released_is_free(committers: list[StreamCommitter]) -> None:
-    """This holds even if nothing was committed under it, and again and again."""
+    """Tested repeatedly, and without any commit."""
     first, second = (committer.source.documents for committer in committers)
     for documents in (first, first, second, first):
         held = await asyncio.wait_for(documents.lock("consumer", "c"), 2)
@@ -229,7 +229,7 @@ async def test_a_held_name_without_a_commit_has_no_document(committers: list[Str
 async def test_a_name_stays_held_if_the_check_of_a_new_connection_fails(
     own_servers: Callable[[], Servers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is repeated before others take the name over."""
+    """The check is repeated before others take the name over."""
     check = Connection._check
     failed = 0
 

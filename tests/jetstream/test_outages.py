@@ -56,7 +56,7 @@ async def test_an_attempt_that_could_not_be_sent_before_an_outage_is_not_sent_af
 
 
 async def test_an_append_that_was_never_sent_was_not_written(own_servers: Callable[[], Servers]) -> None:
-    """Its fate is certain, so the error is not that of an unknown outcome."""
+    """The outcome is certain, so the error is not `UnknownOutcomeError`."""
     servers = own_servers()
     committer = await _open(servers, timeout=0.5)
     await append(committer, 1)
@@ -198,7 +198,7 @@ async def test_closing_a_log_waits_for_unavailable_servers_only_once(
 async def test_closing_a_log_does_not_shorten_the_waits_of_another(
     own_servers: Callable[[], Servers],
 ) -> None:
-    """Both logs use the same connection."""
+    """The two logs use the same connection."""
     servers = own_servers()
     engine = JetStream(servers.addresses, "log", timeout=3, attempt_timeout=0.3)
     async with EventLog.open(engine) as log:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 async def test_appends_and_tails_move_away_from_a_leader_that_is_cut_off(network: tuple[Servers, Network]) -> None:
-    """It still answers pings, so that only the missing acknowledgements show that it is cut off."""
+    """The leader still answers pings, so that only the missing acknowledgements show that it is cut off."""
     servers, ways = network
     async with EventLog.open(JetStream(servers.addresses, "cut", replicas=3)) as log:
         await log.append(Event("counted", {"n": 0}))

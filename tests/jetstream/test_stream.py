@@ -77,7 +77,7 @@ async def test_a_message_of_another_process_wakes_waits(engine: JetStream, serve
 async def test_the_blocks_before_an_offset_are_complete(
     committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They come from the end to the beginning, several messages at a time, or one if messages are large."""
+    """The blocks come from the end to the beginning, several messages at a time, or one if messages are large."""
     for n in range(20):
         await append(committer, 2 * n, 2 * n + 1)
     for messages_back, most_bytes in ((1000, 2**21), (7, 2**21), (7, 1)):

@@ -154,7 +154,7 @@ async def documents(database: str) -> AsyncIterator[tuple[TableDocuments, TableD
 async def test_a_process_that_lost_its_name_can_commit_nothing(
     server: Server, database: str, proxy: Proxy, documents: tuple[TableDocuments, TableDocuments]
 ) -> None:
-    """This holds even if the new holder has committed nothing yet."""
+    """Tested before and after the new holder's first commit."""
     first, second = documents
     held = await first.lock("consumer", "c")
     assert held is not None
@@ -177,7 +177,7 @@ async def test_a_process_that_lost_its_name_can_commit_nothing(
 async def test_a_process_that_lost_its_connection_can_commit_until_another_takes_the_name(
     server: Server, database: str, proxy: Proxy, documents: tuple[TableDocuments, TableDocuments]
 ) -> None:
-    """It was the last one to hold the name."""
+    """Until then, the process was the last one to hold the name."""
     first, second = documents
     held = await first.lock("consumer", "c")
     await end_the_backend(server, proxy, database)
@@ -291,7 +291,7 @@ async def test_a_lock_on_an_unresponsive_server_is_not_trusted(
 
 
 async def test_one_connection_serves_all_waits_and_locks(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is closed a moment after nobody needs it any more."""
+    """The connection is closed a moment after its last use."""
     monkeypatch.setattr(_standing, "LINGER", 0.1)
     async with EventLog.open(Postgres(database, "orders")) as log:
         await log.append(Event("a", {"n": 1}))

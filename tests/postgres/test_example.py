@@ -101,7 +101,7 @@ async def test_a_request_that_is_sent_to_both_hosts_with_one_key_is_written_once
 
 
 async def test_of_two_conflicting_changes_at_both_hosts_one_is_accepted(hosts: list[Host]) -> None:
-    """The other one is told to look again."""
+    """The other client gets a conflict."""
     added = (await hosts[0].add("eggs", "eggs")).json()
     for n in range(3):
         seen = (await hosts[0].ask("GET", "/todos", params={"after": added["offset"]})).json()["offset"]

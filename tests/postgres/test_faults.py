@@ -187,7 +187,7 @@ async def test_an_append_has_an_unknown_outcome_if_the_server_stays_unreachable(
 
 
 async def test_a_server_that_turns_read_only_fails_appends_until_it_is_writable_again(own_server: Server) -> None:
-    """This happens when a primary is demoted, or when a managed server's disk is full."""
+    """A server turns read-only when a primary is demoted, or when a managed server's disk is full."""
     async with EventLog.open(Postgres(own_server.address(), "read_only", timeout=0.5)) as log:
         await log.append(Event("a", {"n": 1}))
         try:

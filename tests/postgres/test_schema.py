@@ -68,7 +68,7 @@ async def test_a_database_holds_many_logs(database: str) -> None:
 
 
 async def test_a_log_that_does_not_exist_reads_as_empty(database: str) -> None:
-    """This holds without tables, and with tables that have other logs."""
+    """Tested without tables, and with tables that have other logs."""
     assert await read(database) == []
     await fill(database, "another")
     assert await read(database) == []
@@ -105,7 +105,7 @@ async def test_tables_of_the_first_version_are_migrated_to_an_index(database: st
 
 
 async def test_tables_of_a_newer_version_are_refused(database: str) -> None:
-    """This release can't know what a later one has changed."""
+    """An older release can't know what a newer one has changed."""
     await fill(database)
     await execute(database, "UPDATE eventfold_schema SET version = 99")
 

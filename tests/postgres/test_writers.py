@@ -23,7 +23,7 @@ PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/s
 
 
 async def test_a_writer_reads_the_events_of_another_writer(database: str) -> None:
-    """They come in order, after the events that the first writer has appended before."""
+    """The events come in order, after the earlier events of the first writer."""
     engines = [Postgres(database, "orders", timeout=seconds) for seconds in (20, 30)]  # No connections are shared.
     async with EventLog.open(engines[0]) as one, EventLog.open(engines[1]) as two:
         result = await one.append(Event("a", {"n": 0}))
@@ -93,7 +93,7 @@ async def test_a_log_works_behind_a_pooler_in_transaction_mode(pooler: str, data
 
 
 async def test_a_consumer_behind_a_pooler_holds_its_name_on_a_direct_connection(pooler: str, database: str) -> None:
-    """Its lock is held by the connection that listens; its commits go through the pooler."""
+    """The connection that listens holds the consumer's lock; its commits go through the pooler."""
     engines = [
         Postgres(pooler, "orders", transaction_pooling=True, listen_dsn=database, timeout=20 + n) for n in range(2)
     ]
