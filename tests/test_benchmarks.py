@@ -252,18 +252,18 @@ def measured(ratio: float, *, more_is_better: bool = True, work: str = "w", name
 
 
 @pytest.mark.parametrize(
-    ("more_is_better", "before", "now", "told"),
+    ("more_is_better", "before", "now", "reported"),
     [(True, 3, 2, True), (True, 3, 2.1, False), (False, 2, 3, True), (False, 2, 2.9, False), (False, 3, 2, False)],
 )
 def test_a_ratio_that_has_become_worse_by_a_third_is_reported_with_both_figures(
-    more_is_better: bool, before: float, now: float, told: bool, tmp_path: Path
+    more_is_better: bool, before: float, now: float, reported: bool, tmp_path: Path
 ) -> None:
     file = tmp_path / "published.json"
     _published.write(file, [measured(before, more_is_better=more_is_better)])
     compared, worse = _published.compare(_published.read(file), [measured(now, more_is_better=more_is_better)])
 
     assert compared == 1
-    assert worse == ([f"name: w, eventfold: {now} times w, raw; published: {before}"] if told else [])
+    assert worse == ([f"name: w, eventfold: {now} times w, raw; published: {before}"] if reported else [])
 
 
 def test_only_cases_that_were_published_are_compared(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.processes import at_rest, back_to, other_writer
+from tests.processes import other_writer, resources_at_rest, wait_for_resources
 from tests.support import Seam, event, settle
 
 from eventfold import Consumer, CorruptLogError, EventfoldError, EventLog, EventReader, Query, Record
@@ -420,14 +420,14 @@ async def test_a_cancelled_consumer_leaves_nothing_behind(data_dir: Path, lives_
     await fill(data_dir, 3)
     async with EventLog.open(data_dir, read_only=not lives_here) as log:
         await consume(log.consumer("other"), 1)
-        before = await at_rest()
+        before = await resources_at_rest()
         consuming = asyncio.create_task(consume(log.consumer("mailer"), 99))
         while not data_dir.joinpath("consumers", "mailer.json").exists():
             await asyncio.sleep(0.005)
         consuming.cancel()
         with suppress(asyncio.CancelledError):
             await consuming
-        left = await back_to(before)
+        left = await wait_for_resources(before)
 
     assert left == before
 
@@ -435,12 +435,12 @@ async def test_a_cancelled_consumer_leaves_nothing_behind(data_dir: Path, lives_
 async def test_a_consumer_that_is_dropped_closes_its_files_at_once(data_dir: Path) -> None:
     """Tested with a consumer that was advanced with `anext` and then dropped, without a garbage collection."""
     await fill(data_dir, 3)
-    before = await at_rest()
+    before = await resources_at_rest()
     gc.disable()
     try:
         async with EventLog.open(data_dir, read_only=True) as log:
             await anext(log.consumer("mailer"))
-        left = await back_to(before)
+        left = await wait_for_resources(before)
     finally:
         gc.enable()
 

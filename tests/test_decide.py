@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import Seam, event, numbers, settle, starts_of_reads
+from tests.support import Seam, event, numbers, recorded_reads, settle
 
 from eventfold import (
     ConditionalAppendError,
@@ -157,7 +157,7 @@ async def test_conditions_that_wait_together_read_the_log_once(data_dir: Path, m
     """Tested with conditions on types or after an offset, and with a cancelled call."""
     async with EventLog.open(data_dir) as log:
         offsets = await filled(log)
-        read = starts_of_reads(monkeypatch)
+        read = recorded_reads(monkeypatch)
         queries = [Query(tags={str(n)}) for n in range(280, 320)] + [Query({"a"}), Query({"b"}), Query({"a"}, {"350"})]
         tasks = [asyncio.create_task(log.append_unless([], query)) for query in [*queries, Query(tags={"351"})]]
         await asyncio.sleep(0)

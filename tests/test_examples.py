@@ -460,7 +460,7 @@ async def test_a_stream_is_resumed_at_any_worker(workers: Workers) -> None:
 async def test_a_worker_killed_under_load_loses_and_duplicates_nothing(tmp_path: Path, name: str) -> None:
     """Clients without an answer repeat their requests; the other workers continue at once and end on Ctrl-C."""
     data = tmp_path / "data"
-    told: dict[str, int] = {}
+    acknowledged: dict[str, int] = {}
 
     async def send_some(urls: list[str], client: int) -> None:
         async with httpx.AsyncClient(verify=False, timeout=20) as http:
@@ -473,26 +473,26 @@ async def test_a_worker_killed_under_load_loses_and_duplicates_nothing(tmp_path:
                     except httpx.TransportError:
                         await asyncio.sleep(0.01)
                 assert answer.status_code in (200, 201)
-                told[f"{client}-{n}"] = answer.json()["offset"]
+                acknowledged[f"{client}-{n}"] = answer.json()["offset"]
 
     with running_workers(name, data) as workers:
         sending = asyncio.gather(*(send_some(workers.urls, client) for client in range(12)))
-        while len(told) < 60:
+        while len(acknowledged) < 60:
             assert not sending.done()
             await asyncio.sleep(0.001)
         os.kill(workers.pids[-1], signal.SIGKILL)
         await sending
         async with AsyncExitStack() as stack:
             streams = [await stack.enter_async_context(stream(name, workers.urls[0], 0)) for _ in range(10)]
-            seen = [[(await following())[0] for _ in told] for following in streams]
+            seen = [[(await following())[0] for _ in acknowledged] for following in streams]
             for server in workers.servers[:-1] if name == "aiohttp" else workers.servers:
                 await asyncio.to_thread(server.stop)
             ends = [await following() for following in streams]
     async with EventLog.open(data) as log:
         stored = [(record.event.id, record.end_offset) async for record in log.read_full()]
 
-    assert dict(stored) == told
-    assert len(stored) == len(told) == 12 * 15
+    assert dict(stored) == acknowledged
+    assert len(stored) == len(acknowledged) == 12 * 15
     assert seen == [[offset for _, offset in stored]] * 10
     assert ends == [None] * 10
 

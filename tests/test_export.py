@@ -150,11 +150,11 @@ async def test_a_slow_file_does_not_block_the_event_loop(tmp_path: Path, format:
 
 async def test_progress_is_reported(tmp_path: Path) -> None:
     await make(tmp_path)
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
 
-    await export_log(tmp_path, io.BytesIO(), progress=lambda done, total: told.append((done, total)))
+    await export_log(tmp_path, io.BytesIO(), progress=lambda done, total: reports.append((done, total)))
 
-    assert told[-1] == ((await EventReader(tmp_path).head()).offset,) * 2
+    assert reports[-1] == ((await EventReader(tmp_path).head()).offset,) * 2
 
 
 async def test_without_pyarrow_parquet_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.processes import at_rest, back_to, other_writer
+from tests.processes import other_writer, resources_at_rest, wait_for_resources
 from tests.support import event, settle
 
 from eventfold import Event, EventfoldError, EventLog, LogClosedError, ReducerError, UnknownViewError, View
@@ -133,14 +133,14 @@ async def test_a_cancelled_watch_leaves_nothing_behind(data_dir: Path) -> None:
     """No task or descriptor outlives it, and the view can be watched again."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log:
         await log.append(event(1))
-        before = await at_rest()
+        before = await resources_at_rest()
         watches = [asyncio.create_task(until(log.watch("sum"), "never")) for _ in range(20)]
         for _ in range(5):
             await log.append(event(1))
         for watch in watches:
             watch.cancel()
         await asyncio.wait(watches)
-        left = await back_to(before)
+        left = await wait_for_resources(before)
         again = await until(log.watch("sum"), 6)
 
     assert left == before
@@ -221,10 +221,10 @@ async def test_a_wait_for_a_state_raises_when_the_log_is_closed(data_dir: Path) 
 async def test_a_cancelled_wait_for_a_state_leaves_nothing_behind(data_dir: Path) -> None:
     """When a time limit cancels it, no task or descriptor is left."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log:
-        before = await at_rest()
+        before = await resources_at_rest()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(log.wait_until("sum", 1000), 0.05)
-        left = await back_to(before)
+        left = await wait_for_resources(before)
 
     assert left == before
 

@@ -12,8 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.processes import add_lines, at_rest, back_to, belongings, other_writer
-from tests.support import Seam, counted_turns, event, line, settle, starts_of_reads, write_log
+from tests.processes import add_lines, other_writer, resources, resources_at_rest, wait_for_resources
+from tests.support import Seam, counted_turns, event, line, recorded_reads, settle, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, Query, Record, SyncMode
 
@@ -311,13 +311,13 @@ async def test_a_cancelled_tail_leaves_nothing_behind(data_dir: Path, lives_here
         await log.append_many([event(n) for n in range(1000)])
         if lives_here:
             await log.reader().head()
-            before = await at_rest()
+            before = await resources_at_rest()
             await cancel_tails(log.reader())
-            left = await back_to(before)
+            left = await wait_for_resources(before)
     if not lives_here:
-        before = await at_rest()
+        before = await resources_at_rest()
         await cancel_tails(EventReader(data_dir))
-        left = await back_to(before)
+        left = await wait_for_resources(before)
 
     assert left == before
 
@@ -345,11 +345,11 @@ async def test_leaving_a_tail_early_leaves_nothing_behind(data_dir: Path) -> Non
         await log.rotate()
         await log.append_many([event(n) for n in range(1000)])
     reader = EventReader(data_dir)
-    before = await at_rest()
+    before = await resources_at_rest()
     async with aclosing(reader.tail(0)) as tail:
         await take(tail, 5)
-        meanwhile = belongings()
-    left = await back_to(before)
+        meanwhile = resources()
+    left = await wait_for_resources(before)
 
     assert meanwhile.watchers == 1
     assert left == before
@@ -485,7 +485,7 @@ async def test_a_tail_a_few_appends_behind_does_not_read_the_disk(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newest lines are in memory, and only older ones are read."""
-    reads = starts_of_reads(monkeypatch)
+    reads = recorded_reads(monkeypatch)
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
         await log.append(event(0))
         async with aclosing(log.tail()) as tail:

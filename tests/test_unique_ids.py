@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.support import records, starts_of_reads
+from tests.support import recorded_reads, records
 
 from eventfold import (
     Catalog,
@@ -180,7 +180,7 @@ async def test_without_the_index_file_the_log_is_read_once_for_all_new_ids(
     async with EventLog.open(data_dir) as log:
         first, *_ = [await log.append(event(n, id)) for n, id in enumerate(["a", "b", "a", *map(str, range(100))])]
     monkeypatch.setattr(Store, "open", _fails)
-    read = starts_of_reads(monkeypatch)
+    read = recorded_reads(monkeypatch)
     async with opened(data_dir) as log:
         for n in range(50):
             assert not (await log.append(event(n, f"new-{n}"))).duplicate

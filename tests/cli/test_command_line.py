@@ -211,9 +211,9 @@ def test_commands_that_read_work_while_a_writer_is_running(log: Path) -> None:
             commands = [("info", log), ("cat", log), ("verify", log), ("backup", log, log.parent / "copy")]
             return [(await asyncio.to_thread(run, *command)).stdout for command in commands]
 
-    told, events, verified, _ = asyncio.run(read())
+    output, events, verified, _ = asyncio.run(read())
 
-    assert f"process {os.getpid()}" in told
+    assert f"process {os.getpid()}" in output
     assert len(events.splitlines()) == 20
     assert verified.startswith("no problem: 20 events")
     assert lines(log.parent / "copy") == lines(log)
@@ -279,10 +279,10 @@ def test_a_backup_is_brought_up_to_date(log: Path, tmp_path: Path) -> None:
     run("append", log, "odd", '{"n": 20}')
     run("rotate", log)
 
-    told = json.loads(run("backup", log, tmp_path / "copy").stdout)
+    output = json.loads(run("backup", log, tmp_path / "copy").stdout)
 
     assert lines(tmp_path / "copy") == lines(log)
-    assert told["offset"] == sum(len(line) + 1 for line in lines(log))
+    assert output["offset"] == sum(len(line) + 1 for line in lines(log))
 
 
 def test_export_and_import_give_the_same_lines(log: Path, tmp_path: Path) -> None:
@@ -290,9 +290,9 @@ def test_export_and_import_give_the_same_lines(log: Path, tmp_path: Path) -> Non
     run("append", log, input='{"type":"a","data":{"n":1}}\n{"type":"b","data":{"n":2}}\n{"type":"c"}\n')
     exported = run("export", log).stdout
 
-    told = run("import", tmp_path / "other", input=exported)
+    output = run("import", tmp_path / "other", input=exported)
 
-    assert json.loads(told.stdout) == {"imported": 23}
+    assert json.loads(output.stdout) == {"imported": 23}
     assert b'"batch":[2,3]' in lines(tmp_path / "other")[-2]
     assert run("export", tmp_path / "other").stdout == exported
 
@@ -359,9 +359,9 @@ def test_wrong_usage_exits_with_2() -> None:
 
 
 def test_help_has_the_exit_statuses_and_an_example_of_each_command() -> None:
-    told = " ".join(run("--help").stdout.split())
+    text = " ".join(run("--help").stdout.split())
 
-    assert "130 ended by Ctrl-C" in told
+    assert "130 ended by Ctrl-C" in text
     for command in ("info", "cat", "tail", "append", "verify", "rotate", "state", "backup", "export", "import"):
         assert "Example: eventfold" in " ".join(run(command, "--help").stdout.split())
 

@@ -68,9 +68,9 @@ def test_an_event_is_appended_conditionally(address: str) -> None:
 
     for refused in (["--if-head", f"{offset + 1}:{line_hash}"], ["--unless-tag", "order:1"]):
         assert run("append", address, "added", '{"n":1}', *refused, status=1).stderr.count("\n") == 1
-    told = json.loads(run("append", address, "added", '{"n":2}', "--if-head", f"{offset}:{line_hash}").stdout)
+    output = json.loads(run("append", address, "added", '{"n":2}', "--if-head", f"{offset}:{line_hash}").stdout)
 
-    assert told["start_offset"] == offset
+    assert output["start_offset"] == offset
     assert numbers(run("cat", address).stdout) == [0, 2]
 
 
@@ -112,9 +112,9 @@ def test_info_and_verify_report_views_and_consumers(address: str) -> None:
             await documents.store("consumer", "mailer", b'{"offset":1,"hash":"0000000000000000"}')
 
     asyncio.run(fill())
-    told = json.loads(run("info", address, "--json").stdout)
-    assert [view["name"] for view in told["views"]] == ["total"]
-    assert [consumer["name"] for consumer in told["consumers"]] == ["mailer"]
+    output = json.loads(run("info", address, "--json").stdout)
+    assert [view["name"] for view in output["views"]] == ["total"]
+    assert [consumer["name"] for consumer in output["consumers"]] == ["mailer"]
     assert run("consumers", "list", address).stdout.startswith("mailer\t")
     report = json.loads(run("verify", address, "--json").stdout)
     assert (report["events"], report["snapshots"], report["consumers"], report["problems"]) == (4, 1, 1, [])

@@ -116,9 +116,9 @@ def test_problems_that_cannot_be_repaired_are_reported(log: Path) -> None:
 def test_a_backup_is_restored(log: Path, tmp_path: Path) -> None:
     asyncio.run(backup(EventReader(log), tmp_path / "backup"))
 
-    told = json.loads(run("restore", tmp_path / "backup", tmp_path / "new").stdout)
+    output = json.loads(run("restore", tmp_path / "backup", tmp_path / "new").stdout)
 
-    assert told["directory"] == str(tmp_path / "new")
+    assert output["directory"] == str(tmp_path / "new")
     assert lines(tmp_path / "new") == lines(log)
 
 
@@ -126,8 +126,8 @@ def test_a_backup_is_restored(log: Path, tmp_path: Path) -> None:
 
 
 def test_an_index_is_built_and_dropped(log: Path) -> None:
-    told = json.loads(run("index", "build", log).stdout)
-    assert told["offset"] == offset_of(log, 20)
+    output = json.loads(run("index", "build", log).stdout)
+    assert output["offset"] == offset_of(log, 20)
     assert (log / "index.sqlite").exists()
 
     run("index", "drop", log)

@@ -131,12 +131,12 @@ async def test_a_copy_reports_its_progress(ends: tuple[Address, Address]) -> Non
     """The total counts every event that is read: once to be copied, and once in each log to be compared."""
     source, target = ends
     head = await fill(source)
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
 
-    await copy_log(source, target, lambda done, total: told.append((done, total)))
+    await copy_log(source, target, lambda done, total: reports.append((done, total)))
 
-    assert told == sorted(told)
-    assert told[-1] == (3 * head.offset, 3 * head.offset)
+    assert reports == sorted(reports)
+    assert reports[-1] == (3 * head.offset, 3 * head.offset)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tests.crash.oracle import check_archive, read, read_now
 from tests.crash.test_kill import check_round, killed
-from tests.processes import at_rest, back_to
+from tests.processes import resources_at_rest, wait_for_resources
 from tests.support import event, numbers, records
 
 from eventfold import Event, EventLog, EventReader, LogClosedError, LogLockedError, Record, View
@@ -270,7 +270,7 @@ async def test_ten_thousand_appends_cancelled_at_random_moments_are_in_the_log_c
 
 async def test_closing_a_busy_log_loses_no_event_and_leaves_no_task(data_dir: Path) -> None:
     """Appends return or are refused, reads, tails and watches end, a rotation is finished, and no task is left."""
-    before = await at_rest()
+    before = await resources_at_rest()
     for round in range(5):
         acknowledged, refused, given = await close_amid_all(data_dir / str(round), appends=3 * round)
         found = await read(data_dir / str(round))
@@ -283,7 +283,7 @@ async def test_closing_a_busy_log_loses_no_event_and_leaves_no_task(data_dir: Pa
             assert mine == list(range(len(mine)))
         assert all(tail == there[: len(tail)] for tail in given)
         await asyncio.to_thread(check_archive_if_there, data_dir / str(round))
-        assert await back_to(before) == before
+        assert await wait_for_resources(before) == before
 
 
 def check_archive_if_there(directory: Path) -> None:

@@ -534,10 +534,10 @@ async def test_rotating_and_reading_a_large_log_takes_little_memory(tmp_path: Pa
     with (directory / "app.jsonl").open("wb") as file:
         for _ in range(size // len(lines) + 1):
             file.write(lines)
-    told = await asyncio.to_thread(
+    output = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", MEMORY, str(directory)], capture_output=True, check=True
     )
-    count, rotating, in_all = map(int, told.stdout.split())
+    count, rotating, in_all = map(int, output.stdout.split())
     print(f"rotating: {rotating} KiB on top, reading back: {in_all} KiB")
 
     assert count == (size // len(lines) + 1) * 1000

@@ -77,9 +77,9 @@ def test_the_mark_has_the_highest_offset_that_any_process_has_synced(new_turn: C
         pass
     with writer:
         writer.write_mark(TWO)
-    for turn, told, durable in ((other, 25, 25), (writer, 24, 25), (writer, 29, 29), (other, 29, 29)):
-        turn.tell_durable(Head(told, "00000000000000dd"))
-        assert turn.own_durable.offset == told
+    for turn, offset, durable in ((other, 25, 25), (writer, 24, 25), (writer, 29, 29), (other, 29, 29)):
+        turn.tell_durable(Head(offset, "00000000000000dd"))
+        assert turn.own_durable.offset == offset
         assert writer.read_mark() == other.read_mark() == TWO._replace(durable=Head(durable, "00000000000000dd"))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import watchfiles
 from anyio.to_thread import current_default_thread_limiter
-from tests.processes import add_lines, at_rest, back_to, other_writer, watchers
+from tests.processes import add_lines, other_writer, resources_at_rest, wait_for_resources, watchers
 from tests.support import Seam, event, line, settle, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, LogClosedError, SyncMode
@@ -35,7 +35,7 @@ async def watching(count: int = 1) -> None:
 async def test_a_thousand_tails_of_a_directory_have_one_watcher(data_dir: Path) -> None:
     """One thread watches for any number of waits, and all of them are woken."""
     write_log(data_dir, line(0))
-    before = await at_rest()
+    before = await resources_at_rest()
     tails = [EventReader(data_dir).tail(0) for _ in range(1000)]
     await asyncio.gather(*(anext(tail) for tail in tails))
     waiting = [asyncio.ensure_future(anext(tail)) for tail in tails]
@@ -47,7 +47,7 @@ async def test_a_thousand_tails_of_a_directory_have_one_watcher(data_dir: Path) 
     for tail in tails:
         await tail.aclose()
     del waiting
-    left = await back_to(before)
+    left = await wait_for_resources(before)
 
     assert meanwhile == 1
     assert found == [1] * 1000
@@ -78,7 +78,7 @@ async def test_the_watcher_begins_with_the_first_wait_and_ends_with_the_last(dat
     data_dir.mkdir()
     reader = EventReader(data_dir)
     await reader.head()
-    before = await at_rest()
+    before = await resources_at_rest()
     waits = [asyncio.create_task(reader.wait_for_events(0)) for _ in range(2)]
     await watching()
     waits[0].cancel()
@@ -86,7 +86,7 @@ async def test_the_watcher_begins_with_the_first_wait_and_ends_with_the_last(dat
     with_one = watchers()
     waits[1].cancel()
     await asyncio.wait(waits)
-    left = await back_to(before)
+    left = await wait_for_resources(before)
 
     assert len(with_one) == 1
     assert before.watchers == 0
@@ -100,7 +100,7 @@ async def test_a_tail_without_a_watcher_raises_and_does_not_affect_later_tails(
     write_log(data_dir, line(0))
     reader = EventReader(data_dir)
     await reader.head()
-    before = await at_rest()
+    before = await resources_at_rest()
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -114,7 +114,7 @@ async def test_a_tail_without_a_watcher_raises_and_does_not_affect_later_tails(
             await anext(reader.tail(0))
     async with aclosing(reader.tail(0)) as tail:
         record = await anext(tail)
-    left = await back_to(before)
+    left = await wait_for_resources(before)
 
     assert record.event == event(0)
     assert left == before
@@ -214,12 +214,12 @@ async def test_a_wait_for_an_invalid_offset_is_refused(data_dir: Path, offset: A
 async def test_a_cancelled_wait_leaves_nothing_behind(data_dir: Path) -> None:
     """No task, thread or descriptor outlives it."""
     data_dir.mkdir()
-    before = await at_rest()
+    before = await resources_at_rest()
     waiting = asyncio.create_task(EventReader(data_dir).wait_for_events(0, timeout=60))
     await watching()
     waiting.cancel()
     await asyncio.wait([waiting])
-    left = await back_to(before)
+    left = await wait_for_resources(before)
 
     assert left == before
 
@@ -400,7 +400,7 @@ async def test_a_watcher_that_is_stopped_during_a_look_reports_nothing(
 @pytest.mark.skipif(not watcher.USES_INOTIFY, reason="elsewhere each directory has its thread")
 async def test_consecutive_waits_share_one_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread stays for a while, so that repeated waits don't start one each time."""
-    await at_rest()
+    await resources_at_rest()
     monkeypatch.setattr(inotify, "KEEP", 60.0)
     write_log(data_dir, line(0))
     reader, threads = EventReader(data_dir), set()
@@ -423,7 +423,7 @@ async def test_a_forked_child_inherits_nothing_of_its_parents_watcher(data_dir: 
     await asyncio.sleep(0.1)
     pid = os.fork()
     if not pid:
-        os._exit("anon_inode:inotify" in belongings_of_files())
+        os._exit("anon_inode:inotify" in open_files())
     _, status = await asyncio.to_thread(os.waitpid, pid, 0)
     add_lines(data_dir, line(1))
     result = await asyncio.wait_for(waiting, 5)
@@ -432,7 +432,7 @@ async def test_a_forked_child_inherits_nothing_of_its_parents_watcher(data_dir: 
     assert result.new_data
 
 
-def belongings_of_files() -> list[str]:
+def open_files() -> list[str]:
     """Returns the files that the descriptors of this process refer to."""
     found = []
     for number in os.listdir("/proc/self/fd"):

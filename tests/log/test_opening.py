@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.log.views import collect, count, views
-from tests.support import Seam, event, line, numbers, passes_over, write_log
+from tests.support import Seam, event, line, numbers, recorded_passes, write_log
 
 from eventfold import (
     ConditionalAppendError,
@@ -94,7 +94,7 @@ async def test_closing_saves_the_snapshots(data_dir: Path) -> None:
 
 async def test_views_that_start_together_share_one_pass(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five views at offset 0 read the log together; one that is at another offset reads its own part."""
-    passes = passes_over(monkeypatch)
+    passes = recorded_passes(monkeypatch)
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append_many([event(n) for n in range(100)])
         head = writer.head.offset
@@ -118,7 +118,7 @@ async def test_views_that_start_together_share_one_pass(data_dir: Path, monkeypa
 
 async def test_views_with_different_selections_share_a_pass(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each view folds only its own types."""
-    passes = passes_over(monkeypatch)
+    passes = recorded_passes(monkeypatch)
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append_many([event(n, "abc"[n % 3]) for n in range(9)])
     selections = {"a": {"a"}, "bc": {"b", "c"}, "none": set(), "all": None}

@@ -12,7 +12,7 @@ import attrs
 import msgspec
 import pydantic
 import pytest
-from tests.support import event, line, passes_over, write_log
+from tests.support import event, line, recorded_passes, write_log
 from tests.views.states import Item, changed, fails_at, key
 
 from eventfold import (
@@ -146,7 +146,7 @@ async def test_the_state_is_the_fold_over_the_log(data_dir: Path) -> None:
 
 async def test_a_refresh_without_new_events_folds_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log is not even read."""
-    passes = passes_over(monkeypatch)
+    passes = recorded_passes(monkeypatch)
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
         view: View[int] = View("v", lambda s, e: s + 1, 0)
