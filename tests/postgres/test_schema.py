@@ -198,7 +198,7 @@ async def test_a_search_path_that_misses_the_tables_is_an_error_and_no_empty_log
     with pytest.raises(EventfoldError, match=r"search path \(.*public.*\) misses the tables in schema shop"):
         await read(database)
     async with EventLog.open(Postgres(database, "orders", schema="public")) as log:
-        assert log.head.offset == 0  # Whoever wants them twice must say so.
+        assert log.head.offset == 0  # A second set of tables must be requested.
 
 
 async def test_the_tables_may_be_in_a_schema_of_their_own(database: str) -> None:
