@@ -83,7 +83,7 @@ def loop_guard(blocking_calls: BlockBuster) -> Iterator[list[str]]:
 @pytest.fixture(autouse=True)
 def watching_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the watcher thread end soon after the last wait, so that tests can see it end."""
-    monkeypatch.setattr(inotify, "KEEP", 0.05)
+    monkeypatch.setattr(inotify, "IDLE_TIMEOUT", 0.05)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from eventfold import Event, EventReader, Head, Record, line_hash
 from eventfold._codec.lines import Lines
 from eventfold._files import archive, operations, rotation
-from eventfold._files.base import BaseFile, Generation
+from eventfold._files.base_file import BaseFile, Generation
 from eventfold._files.source import FileSource
 
 START = 1_700_000_000

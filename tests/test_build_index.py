@@ -20,7 +20,7 @@ from eventfold import (
     build_index,
     drop_index,
 )
-from eventfold._index import index
+from eventfold._index import file_index
 
 
 async def make(directory: Path, events: int = 50) -> None:
@@ -35,7 +35,7 @@ async def tagged(log: EventLog, tag: str) -> list[int]:
 
 async def test_a_built_index_is_complete_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tested with an index that is written in several transactions."""
-    monkeypatch.setattr(index, "WRITE_BATCH_SIZE", 7)
+    monkeypatch.setattr(file_index, "WRITE_BATCH_SIZE", 7)
     await make(tmp_path)
 
     place = await build_index(tmp_path)
@@ -85,7 +85,7 @@ async def test_a_damaged_log_is_not_indexed(tmp_path: Path) -> None:
 async def test_a_cancelled_build_leaves_an_index_that_can_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "WRITE_BATCH_SIZE", 1)
+    monkeypatch.setattr(file_index, "WRITE_BATCH_SIZE", 1)
     await make(tmp_path)
     task = asyncio.create_task(build_index(tmp_path))
     while not (tmp_path / "index.sqlite").exists():

@@ -23,7 +23,7 @@ import pytest
 from tests.support import event, numbers
 
 from eventfold import Event, EventLog, View, WriterFailedError, _aio, _threads
-from eventfold._files import committer, operations
+from eventfold._files import operations
 
 OPERATIONS = ("open_file", "write", "sync", "truncate", "rename", "unlink", "sync_dir", "lock", "unlock")
 MOST_POINTS = 200
@@ -368,17 +368,17 @@ async def test_the_tests_notice_a_missing_protection_against_cancellation(
 ) -> None:
     """This shows that the tests above can fail: nobody waits for a thread, or the writer's task is an ordinary one."""
 
-    async def interrupted(future: asyncio.Future[Any]) -> Any:
-        return await asyncio.shield(future)
+    def interruptible(call: _threads.ThreadCall[Any]) -> Generator[Any, None, Any]:
+        yield from call.settled().__await__()
+        return call.result()
 
     programs: list[Program] = []
     monkeypatch.setattr(_aio.UncancellableTask, "cancel", asyncio.Task.cancel)
     if left_out == "wait":
-        monkeypatch.setattr(_threads, "uninterrupted", interrupted)
-        monkeypatch.setattr(committer, "uninterrupted", interrupted)
+        monkeypatch.setattr(_threads.ThreadCall, "__await__", interruptible)
     with pytest.raises((Exception, asyncio.CancelledError)):
         async with asyncio.timeout(10):
-            await cancel_in_each_operation(tmp_path, monkeypatch, "rotate", "all", programs)
+            await cancel_in_each_operation(tmp_path, monkeypatch, "append", "all", programs)
     for program in programs:
         await asyncio.to_thread(program.log._writer._abandon)
 

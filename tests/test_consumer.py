@@ -548,7 +548,7 @@ async def test_closing_the_log_ends_a_consumer_that_waits_for_another_process(
 
 
 async def lock_is_free(data_dir: Path) -> bool:
-    lock = await asyncio.to_thread(NamedLock.take, data_dir / "consumers" / ".mailer.json.lock")
+    lock = await asyncio.to_thread(NamedLock.acquire, data_dir / "consumers" / ".mailer.json.lock")
     if lock is not None:
         lock.release()
     return lock is not None

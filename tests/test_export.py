@@ -62,7 +62,7 @@ async def test_csv_has_a_row_for_each_event(tmp_path: Path) -> None:
 
 async def test_parquet_has_a_row_for_each_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file has several row groups, and fields that an event lacks are null."""
-    monkeypatch.setattr("eventfold._export._ROWS", 1)
+    monkeypatch.setattr("eventfold._export._GROUP_ROWS", 1)
     offsets = await make(tmp_path)
 
     file = io.BytesIO(await exported(tmp_path, ExportFormat.PARQUET))

@@ -34,7 +34,7 @@ from eventfold import (
 from eventfold._codec import keys
 from eventfold._codec.keys import key_of_tag
 from eventfold._files.source import FileSource
-from eventfold._index import answers, index, store
+from eventfold._index import file_index, index, store
 from eventfold._index.index import MAX_CANDIDATES
 
 WRITE_BATCH_SIZE = 5000
@@ -43,7 +43,7 @@ WRITE_BATCH_SIZE = 5000
 @pytest.fixture(autouse=True)
 def _small_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes a log of some thousand events need several transactions to be written to the file."""
-    monkeypatch.setattr(index, "WRITE_BATCH_SIZE", WRITE_BATCH_SIZE)
+    monkeypatch.setattr(file_index, "WRITE_BATCH_SIZE", WRITE_BATCH_SIZE)
 
 
 def tagged(n: int, *tags: str, type: str = "counted") -> Event:
@@ -216,7 +216,7 @@ async def test_a_condition_with_an_offset_ignores_earlier_events_in_the_file(dat
 
 async def test_two_texts_with_the_same_key_are_distinguished(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test gives every tag the same hash."""
-    for module in (answers, keys):
+    for module in (index, keys):
         monkeypatch.setattr(module, "key_of_tag", lambda text: 7)
     async with EventLog.open(data_dir, index=True) as log:
         await log.append(tagged(0, "a"))
@@ -454,8 +454,8 @@ async def test_an_index_that_cannot_be_written_for_long_uses_bounded_memory(
         add(file, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(store.Store, "add", failing)
-    monkeypatch.setattr(index, "MAX_PENDING", 2 * WRITE_BATCH_SIZE)
-    monkeypatch.setattr(index, "POLL_INTERVAL", 0.01)
+    monkeypatch.setattr(file_index, "MAX_PENDING", 2 * WRITE_BATCH_SIZE)
+    monkeypatch.setattr(file_index, "POLL_INTERVAL", 0.01)
     async with EventLog.open(data_dir, index=True) as log:
         for start in range(0, 2 * WRITE_BATCH_SIZE, 1000):
             await fill(log, 1000, start)
@@ -466,7 +466,7 @@ async def test_an_index_that_cannot_be_written_for_long_uses_bounded_memory(
             assert log._writer._index is not None
             assert log._writer._index._pending.count <= 2 * WRITE_BATCH_SIZE + 2000
         assert log._writer._index._pending.count == 0
-        assert caplog.text.count("could not be written for too long") == 1
+        assert caplog.text.count("could not be written for a long time") == 1
         fails = False
         log._writer._index._retry_at = 0.0
         with monkeypatch.context() as patch:
@@ -477,7 +477,7 @@ async def test_an_index_that_cannot_be_written_for_long_uses_bounded_memory(
 async def test_keys_that_are_being_written_do_not_count_as_waiting(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(index, "MAX_PENDING", WRITE_BATCH_SIZE)
+    monkeypatch.setattr(file_index, "MAX_PENDING", WRITE_BATCH_SIZE)
     async with EventLog.open(data_dir, index=True) as log:
         for start in range(0, 2 * WRITE_BATCH_SIZE, 1000):
             await fill(log, 1000, start)
@@ -568,8 +568,8 @@ def test_nothing_fails_if_the_index_file_may_not_grow(damaged_dir: Path) -> None
     script = """
 import asyncio, resource, sys
 from eventfold import ConditionalAppendError, Event, EventLog, Query, SyncMode
-from eventfold._index import index
-index.WRITE_BATCH_SIZE, index.MAX_PENDING, index.RETRY_INTERVAL = 2_000, 8_000, 0.1
+from eventfold._index import file_index
+file_index.WRITE_BATCH_SIZE, file_index.MAX_PENDING, file_index.RETRY_INTERVAL = 2_000, 8_000, 0.1
 resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
 
 async def main():
@@ -694,8 +694,8 @@ async def test_a_log_can_be_closed_while_its_index_is_being_built(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The next log that is opened continues the build."""
-    monkeypatch.setattr("eventfold._index.index.MAX_READ_AT_CLOSE", 0)
-    monkeypatch.setattr("eventfold._index.index.WRITE_BATCH_SIZE", 500)
+    monkeypatch.setattr("eventfold._index.file_index.MAX_READ_AT_CLOSE", 0)
+    monkeypatch.setattr("eventfold._index.file_index.WRITE_BATCH_SIZE", 500)
     async with EventLog.open(data_dir) as log:
         await fill(log, 20_000)
     for _ in range(3):

@@ -128,7 +128,7 @@ async def test_a_directory_within_that_of_the_log_is_refused(log: Path, inside: 
     """The files in the log's directory belong to the writer."""
     await write(log, 3)
 
-    with pytest.raises(ValueError, match="lies within the log's directory"):
+    with pytest.raises(ValueError, match="is inside the log's directory"):
         await EventLog.open(log, read_only=True, snapshots=log / inside)
 
 

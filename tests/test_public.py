@@ -325,7 +325,7 @@ def test_the_version_is_that_of_the_installed_package() -> None:
 
 def test_the_import_loads_no_module_that_is_rarely_needed() -> None:
     """`importlib.metadata` alone would take a fifth of the import time."""
-    late = ["importlib.metadata", "aiofiles", "watchfiles", "eventfold._files.shared"]
+    late = ["importlib.metadata", "aiofiles", "watchfiles", "eventfold._files.shared_committer"]
     script = f"import eventfold, sys; print([m for m in {late} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 

@@ -82,7 +82,7 @@ async def test_a_damaged_backup_is_not_restored(tmp_path: Path) -> None:
     path = tmp_path / "backup" / "app.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"n":4', b'"n":\0'))
 
-    with pytest.raises(CorruptLogError, match=r"no event: .*; restore another backup"):
+    with pytest.raises(CorruptLogError, match=r"not an event: .*; restore another backup"):
         await restore(tmp_path / "backup", tmp_path / "log")
 
     assert not (tmp_path / "log").exists()

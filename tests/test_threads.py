@@ -12,7 +12,6 @@ import pytest
 from tests.support import no_thread
 
 from eventfold import _threads
-from eventfold._aio import uninterrupted
 
 
 async def test_a_call_without_a_thread_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,16 +42,16 @@ async def test_concurrent_calls_use_as_many_threads_as_allowed(
     together = threading.Barrier(3, timeout=60)
     calls = [_threads.start_in_thread(together.wait) for _ in range(3)]
     fourth = _threads.start_in_thread(threading.get_ident)
-    places = [await uninterrupted(call) for call in calls]
+    places = [await call for call in calls]
 
     assert sorted(places) == [0, 1, 2]
-    assert await uninterrupted(fourth)
+    assert await fourth
 
 
 async def test_all_awaiting_tasks_that_are_not_cancelled_get_the_result_of_a_call() -> None:
     go_on = threading.Event()
     call = _threads.start_in_thread(lambda: go_on.wait(60))
-    waiting = [asyncio.create_task(uninterrupted(call)) for _ in range(3)]
+    waiting = [asyncio.ensure_future(call) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
     await asyncio.sleep(0)
@@ -69,18 +68,35 @@ async def test_a_call_may_end_before_it_is_awaited() -> None:
     while not call.done():
         await asyncio.sleep(0.001)
 
-    assert await call == await uninterrupted(call) != threading.get_ident()
+    assert await call == await call != threading.get_ident()
 
 
-async def test_awaiting_a_call_can_be_cancelled_while_the_call_continues() -> None:
+async def test_a_cancelled_caller_waits_for_the_end_of_the_call() -> None:
+    """This holds for a cancellation by asyncio and by an anyio scope, however often it is repeated."""
     go_on = threading.Event()
     call = _threads.start_in_thread(lambda: go_on.wait(60))
+    asyncio.get_running_loop().call_later(0.05, go_on.set)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await call
+    assert call.result()
+
+    go_on.clear()
+    call = _threads.start_in_thread(lambda: go_on.wait(60))
+    asyncio.get_running_loop().call_later(0.05, go_on.set)
     with anyio.move_on_after(0.01) as scope:
         await call
     assert scope.cancelled_caught
+    assert call.result()
+
+
+async def test_a_call_can_be_awaited_by_callers_that_a_cancellation_is_to_end_at_once() -> None:
+    go_on = threading.Event()
+    call = _threads.start_in_thread(lambda: go_on.wait(60))
+    with anyio.move_on_after(0.01) as scope:
+        await call.interruptible()
+    assert scope.cancelled_caught
+    assert not call.done()
     go_on.set()
 
     assert await call
@@ -88,7 +104,7 @@ async def test_awaiting_a_call_can_be_cancelled_while_the_call_continues() -> No
 
 async def test_a_cancellation_is_raised_even_if_the_call_ends_in_the_same_iteration_of_the_loop() -> None:
     call = _threads.ThreadCall[int](asyncio.get_running_loop())
-    waiting = asyncio.create_task(uninterrupted(call))
+    waiting = asyncio.ensure_future(call)
     await asyncio.sleep(0)
     call.settle(1, None)
     waiting.cancel()
@@ -108,8 +124,7 @@ async def test_the_first_outcome_of_a_call_counts() -> None:
         await call
 
 
-@pytest.mark.parametrize("wait", ["await", "uninterrupted"])
-async def test_an_error_of_a_call_leaves_nothing_for_the_garbage_collector(wait: str) -> None:
+async def test_an_error_of_a_call_leaves_nothing_for_the_garbage_collector() -> None:
     """Otherwise files, for example, that its traceback refers to would stay open until the next collection."""
 
     class Held:
@@ -123,10 +138,7 @@ async def test_an_error_of_a_call_leaves_nothing_for_the_garbage_collector(wait:
             raise OSError("refused")
 
         try:
-            if wait == "await":
-                await _threads.start_in_thread(call)
-            else:
-                await uninterrupted(_threads.start_in_thread(call))
+            await _threads.start_in_thread(call)
         except OSError:
             pass
         return weakref.ref(held)

@@ -22,7 +22,7 @@ from eventfold import (
     View,
 )
 from eventfold._aio import AsyncOpener
-from eventfold._index import seen
+from eventfold._index import id_filter
 from eventfold._index.store import Store
 
 
@@ -194,7 +194,7 @@ async def test_without_the_index_file_ids_with_the_same_key_are_distinguished(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Store, "open", _fails)
-    monkeypatch.setattr(seen, "_places", lambda text: [0])
+    monkeypatch.setattr(id_filter, "_bits_of", lambda text: [0])
     async with opened(data_dir) as log:
         results = [await log.append(event(n, str(n % 7))) for n in range(14)]
         assert [result.duplicate for result in results] == [False] * 7 + [True] * 7

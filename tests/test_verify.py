@@ -7,8 +7,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.support import line, write_log
 
-from eventfold import Event, EventLog, EventReader, LogInfo, View, verify
+from eventfold import CorruptLogError, Event, EventLog, EventReader, LogInfo, View, verify
 
 
 def count(state: int, event: Event) -> int:
@@ -88,6 +89,40 @@ async def test_a_damaged_frame_is_reported(tmp_path: Path) -> None:
 
     assert str(path) in [p.path for p in report.problems]
     assert not report.ok
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+@pytest.mark.parametrize("blank", [b"", b"\n"])
+async def test_a_log_that_begins_inside_a_batch_is_reported(tmp_path: Path, lost: int, blank: bytes) -> None:
+    """Its first lines are lost, and without a base file nothing else says so; reading never gives part of a batch."""
+    lines = [line(n, batch=f"{n},3") for n in range(1, 4)]
+    write_log(tmp_path, blank, *lines[lost:], line(4))
+    [problem] = (await verify(tmp_path)).problems
+
+    assert (problem.path, problem.offset) == (str(tmp_path / "app.jsonl"), len(blank))
+    assert "a batch breaks off here" in problem.reason
+    reader = EventReader(tmp_path)
+    with pytest.raises(CorruptLogError):
+        await anext(reader.read_full())
+    assert [r.event.data["n"] async for r in reader.read_from(len(blank + lines[lost]))] == [*range(lost + 2, 5)]
+
+
+@pytest.mark.parametrize("kind", ["views/count.snapshot.json", "consumers/mailer.json"])
+async def test_a_document_that_can_t_be_read_is_reported_and_hides_nothing_else(tmp_path: Path, kind: str) -> None:
+    """A bad block in a snapshot must not keep anybody from what is wrong with the log."""
+    await write(tmp_path)
+    damage(tmp_path / "app.jsonl", b'"n":5', b'"n":x')
+    document = tmp_path / kind
+    document.unlink()
+    document.mkdir()
+    report = await verify(tmp_path)
+
+    assert [problem.path for problem in report.problems] == [str(tmp_path / "app.jsonl"), str(document)]
+    assert "can't be read: not a regular file" in report.problems[1].reason
+    async with EventLog.open(tmp_path, read_only=True) as log:
+        places = [*(found := await log.info()).views, *found.consumers]
+    [problem] = [place.problem for place in places if place.problem]
+    assert problem == "it can't be read: not a regular file; move it away"
 
 
 async def test_a_damaged_base_file_is_reported(tmp_path: Path) -> None:

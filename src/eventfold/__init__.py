@@ -108,11 +108,11 @@ __all__ = [
     "verify",
 ]
 
-# The package takes its version from here: looking it up in the installed metadata would be a fifth of the import.
+# The build takes the version from here. Reading it from the installed metadata would take a fifth of the import time.
 __version__ = "0.2.0"
 
-# People see these names in messages and tracebacks, so they print as what can be imported. Annotations are strings that
-# are looked up in the module from which a class claims to be, so those of fields are resolved first.
+# Messages and tracebacks show these names with the module from which they are imported. The annotations of a class are
+# strings, which are resolved in the module of the class, so they are resolved before that is changed.
 for _name in __all__:
     _public = globals()[_name]
     if getattr(_public, "__module__", "").startswith("eventfold."):

@@ -1,6 +1,6 @@
-"""Finds the engine of a log from what `EventLog.open` and `EventReader` are given.
+"""Finds the engine of a log from the first argument of `EventLog.open` and `EventReader`.
 
-Promise: an address whose engine is missing is an error, never a directory of that name.
+Promise: an address for which there is no engine is an error; it is never taken for the name of a directory.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ Address: TypeAlias = str | os.PathLike[str] | Engine
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _WITHOUT_SLASHES = re.compile(r"(file|postgresql|postgres|nats|tls):", re.IGNORECASE)
-# The module, the class in it, and the extra of this package that installs its dependencies.
+# The module, the class in the module, and the extra that installs its dependencies.
 _POSTGRES = ("eventfold.postgres", "Postgres", "postgres")
 _JETSTREAM = ("eventfold.jetstream", "JetStream", "nats")
+_SHOWN_OPTIONS = ("log", "schema", "replicas")
 _ENGINES = {"postgresql": _POSTGRES, "postgres": _POSTGRES, "nats": _JETSTREAM, "tls": _JETSTREAM}
 
 
 def engine_of(where: Address) -> Engine:
-    """The engine of a directory's path, of an address such as `postgresql://host/db`, or the engine itself.
+    """The engine for the path of a directory or for an address such as `postgresql://host/db`; an engine as it is.
 
-    Raises `ValueError` for an address that no engine has, and `EventfoldError` if the engine's packages are missing.
+    Raises `ValueError` if no engine has such addresses, and `EventfoldError` if the engine's packages are missing.
     """
     if isinstance(where, str):
         if scheme := _SCHEME.match(where):
@@ -46,16 +47,42 @@ def engine_of(where: Address) -> Engine:
     raise ValueError(f"a log is a directory, an address or an engine, not {where!r}")
 
 
+def directory_of(where: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The directory of a path or of a `file://` address. Raises `ValueError` for any other address."""
+    if not isinstance(where, str):
+        return where
+    scheme = _SCHEME.match(where) or _WITHOUT_SLASHES.match(where)
+    if scheme is not None and scheme[1].lower() != "file":
+        raise ValueError(f"this must be a directory, not an address that begins with {scheme[0]}")
+    engine = engine_of(where)
+    assert isinstance(engine, Files)
+    return engine.source().layout.dir
+
+
+def without_password(where: str) -> str:
+    """An address without its password and without options that may contain one; a path is returned unchanged."""
+    scheme = _SCHEME.match(where)
+    if scheme is None:
+        return where
+    # A password may contain any character that was not encoded. On NATS, a user without a password may be a token.
+    userinfo, _, rest = where[scheme.end() :].rpartition("@")
+    user, colon, _ = userinfo.partition(":")
+    location, _, query = rest.partition("?")
+    options = "&".join(option for option in query.split("&") if option.partition("=")[0] in _SHOWN_OPTIONS)
+    shown_user = f"{user}@" if userinfo and (colon or scheme[1].lower() in ("postgresql", "postgres")) else ""
+    return scheme[0] + shown_user + location + (f"?{options}" if options else "")
+
+
 def _engine_at(address: str, scheme: str) -> Engine:
-    # An address may contain a password, so messages name only its scheme.
+    # An address may contain a password, so messages contain only its scheme.
     if scheme == "file":
         parts = urlsplit(address)
         if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
-            raise ValueError(f"a file:// address must be file:///PATH, not {address!r}")
+            raise ValueError("a file:// address must be file:///PATH, without a host, a query or a fragment")
         return Files(unquote(parts.path))
     if scheme not in _ENGINES:
         known = ", ".join(f"{name}://" for name in ("file", *_ENGINES))
-        raise ValueError(f"no engine keeps a log at {scheme}://: known are {known} and a directory's path")
+        raise ValueError(f"no engine has addresses with {scheme}://: use {known} or the path of a directory")
     module, name, extra = _ENGINES[scheme]
     try:
         engine: Any = getattr(import_module(module), name)

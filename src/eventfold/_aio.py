@@ -1,13 +1,14 @@
 """The asyncio helpers that the other modules share: opening, and tasks and waits that finish what they began.
 
 Promise: with `uninterrupted`, what was begun is over before its caller continues, whether that caller is cancelled by
-asyncio or by an anyio cancel scope, so that a lock or a descriptor held around it covers all of it.
+asyncio or by an anyio cancel scope.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context
@@ -18,7 +19,6 @@ from typing import Any, Generic, Protocol, TypeVar
 import anyio
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 
 class _Closable(Protocol):
@@ -28,19 +28,11 @@ class _Closable(Protocol):
 C = TypeVar("C", bound=_Closable)
 
 
-class Call(Protocol[T_co]):
-    """A call that was started, as far as its caller waits for it: see `ThreadCall`."""
-
-    def __await__(self) -> Generator[Any, None, T_co]: ...
-
+class _Endable(Protocol):
     def done(self) -> bool: ...
 
-    def result(self) -> T_co: ...
 
-    def settled(self) -> Awaitable[object]: ...
-
-
-F = TypeVar("F", bound="asyncio.Future[Any] | Call[Any]")
+F = TypeVar("F", bound=_Endable)
 
 _ANYIO_BACKEND = "anyio._backends._asyncio"
 
@@ -100,6 +92,12 @@ class UncancellableTask(asyncio.Task[T]):
         return False
 
 
+@types.coroutine
+def next_turn() -> Generator[None, None, None]:
+    """Await it to let all other tasks run that are ready: `asyncio.sleep(0)` without the checks in `sleep`."""
+    yield
+
+
 class LoopBreaks:
     """Lets other tasks run during long work on the event loop: await a call of it after each step of the work."""
 
@@ -113,19 +111,14 @@ class LoopBreaks:
             self._since = perf_counter()
 
 
-def uninterrupted(future: asyncio.Future[T] | Call[T]) -> Awaitable[T]:
-    """Await it for the future's result; a cancellation is raised only once the future is done."""
-    # A coroutine less for each commit: nothing interrupts such a task.
-    return future if isinstance(asyncio.current_task(), UncancellableTask) else _uninterrupted(future)
-
-
-async def _uninterrupted(future: asyncio.Future[T] | Call[T]) -> T:
+async def uninterrupted(future: asyncio.Future[T]) -> T:
+    """The future's result; a cancellation is raised only once the future is done."""
     try:
         try:
             if not future.done():
-                await _settled(future)
+                await asyncio.wait([future])
         except asyncio.CancelledError:
-            await outlast(future, _settled)
+            await outlast(future, lambda future: asyncio.wait([future]))
             raise
         return future.result()
     finally:
@@ -148,7 +141,3 @@ async def outlast(future: F, wait: Callable[[F], Awaitable[object]]) -> None:
                 pass  # the caller raises the first one
     if isinstance(future, asyncio.Future) and not future.cancelled():
         future.exception()
-
-
-def _settled(future: asyncio.Future[Any] | Call[Any]) -> Awaitable[object]:
-    return asyncio.wait([future]) if isinstance(future, asyncio.Future) else future.settled()

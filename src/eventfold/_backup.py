@@ -1,13 +1,13 @@
-"""Copies a live log so that the copy opens at once; an older copy is brought up to date.
+"""Copies a log that may be in use; the copy can be opened without a repair. An older copy is brought up to date.
 
-The archive and the active log are opened as they belong together at one moment, and copied up to the head of that
-moment: the open files stay valid, whatever is appended or rotated meanwhile. The copy gets its own base file, which
-says where its active log begins.
+The archive and the active log are opened in a consistent state and copied up to the head of that moment. The open files
+stay valid while events are appended and the log is rotated. The copy gets its own base file, which says where its
+active log begins.
 
-The order matters if there is an older copy: first the archive is extended, so that the older `app.jsonl` begins with
-lines that the archive has too; then the base file lists the new generation; then `app.jsonl` is replaced. The copy can
-be opened after each of these steps. Only a frame that a power cut or a kill has torn can't be read: the next backup
-cuts it off.
+The order matters if there is an older copy. First, the archive is extended, so that the older `app.jsonl` begins with
+lines that are also in the archive. Then the base file lists the new generation. Last, `app.jsonl` is replaced. The copy
+can be opened after each of these steps. Only after a power cut or a kill, the archive may end with an incomplete frame,
+which the next backup cuts off.
 
 Promises: the copy has exactly the events before the head at the beginning of the copying; an archive that was copied is
 never rewritten, only extended.
@@ -17,38 +17,40 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator
-from itertools import zip_longest
 from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
 
+from ._address import directory_of
+from ._consumer import CommittedOffset
 from ._engine import Paths
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Head, line_hash
 from ._files import operations
 from ._files.active import open_locked
 from ._files.archive import Archive
-from ._files.base import BaseFile, Generation, first_line_hash
+from ._files.base_file import BaseFile, Generation
+from ._files.line_scan import first_line_hash, line_before
 from ._files.named_lock import NamedLock
 from ._files.paths import Layout
-from ._files.segments import LogSegments, line_before
+from ._files.segments import LogSegments
 from ._reader import EventReader
 from ._threads import in_thread
-from ._view_snapshot import offset_for_the_crate
+from ._view_snapshot import crate_offset
 from .snapshot import BadSnapshotError, encode, parse
 
 Progress: TypeAlias = Callable[[int, int], object]
 
-# How much is copied at once (bytes).
+# How many bytes are copied in one step.
 _CHUNK_SIZE = 4 * 2**20
 
 
 async def backup(reader: EventReader, target: str | os.PathLike[str], progress: Progress | None = None) -> Head:
     """Copies a log in files to a directory, or brings the copy there up to date.
 
-    Snapshots and consumers' offsets within the copied log are copied too. If cancelled, it stops after the current
-    chunk and leaves an older copy; copy again to finish it.
+    The snapshots and consumers' offsets that fit the copied log are copied too. If cancelled, it stops soon and leaves
+    an older copy; call it again to finish the copy.
 
     Args:
         reader: A reader of the log.
@@ -70,7 +72,7 @@ async def backup(reader: EventReader, target: str | os.PathLike[str], progress: 
         raise EventfoldError(
             f"{reader._source.location} is not kept in files: back it up with the tools of its server, or export it"
         )
-    source, copy = Layout(paths.dir), Layout(target)
+    source, copy = Layout(paths.dir), Layout(directory_of(target))
     await in_thread(_check_target, source, copy)
     head = await reader.head()
     copying = _Copying(source, copy, head)
@@ -105,7 +107,7 @@ def _check_target(source: Layout, copy: Layout) -> None:
 
 
 class _Copying:
-    """Copies the archive and the active log once. Every method blocks, and runs in a thread. Close it."""
+    """Copies the archive and the active log. Every method blocks, so it runs in a thread. `close` must be called."""
 
     def __init__(self, source: Layout, copy: Layout, head: Head) -> None:
         self._source, self._copy = source, copy
@@ -116,12 +118,12 @@ class _Copying:
         self._claim: NamedLock | None = None
         self._lock: int | None = None
         self._archive_fd: int | None = None
-        self._archive_end = 0  # where the last whole span in the copy's archive ends
+        self._archive_end = 0  # the end of the last complete span in the copy's archive
         self._temporary: Path | None = None
         self._chunks: Generator[int, None, None] | None = None
 
     def close(self) -> None:
-        """Closes all files; whatever is unfinished is cut off."""
+        """Closes all files, and cuts off what is incomplete."""
         if self._chunks is not None:
             self._chunks.close()
         if self._segments is not None:
@@ -143,16 +145,16 @@ class _Copying:
             self._claim.release()
 
     def begin(self) -> None:
-        """Opens both, and finds what has to be copied."""
+        """Opens the log and the copy, and finds what has to be copied."""
         self._segments = segments = LogSegments(self._source)
         if segments.damage is not None:
             raise segments.damage
         self.base = segments.base
         if self.end.offset < segments.base:
-            # A rotation came in between: what it archived was durable.
+            # The log was rotated after its head was looked up. Everything in the archive is durable.
             assert segments.archive is not None
             self.end = segments.archive.head
-        self._claim = NamedLock.take_directory(self._copy.dir)
+        self._claim = NamedLock.acquire_directory(self._copy.dir)
         if self._claim is None:
             raise EventfoldError(f"another backup is being written to {self._copy.dir}: let it finish")
         if self._copy.log_path.exists():
@@ -165,7 +167,7 @@ class _Copying:
         self._chunks = self._copy_all(start, active_size)
 
     def step(self) -> bool:
-        """Copies a chunk; false when nothing is left."""
+        """Copies a chunk; returns false if nothing is left."""
         assert self._chunks is not None
         size = next(self._chunks, None)
         if size is None:
@@ -177,7 +179,7 @@ class _Copying:
         """Raises `EventfoldError` if the copy ends with an event that is not in the log."""
         with LogSegments(self._copy) as older:
             if older.damage is not None:
-                return  # The end of its archive is torn, or the checks that follow report what is wrong.
+                return  # the end of its archive is torn, or the later checks report the damage
             try:
                 segments.check_line_before(older.head())
             except CorruptLogError as error:
@@ -187,41 +189,29 @@ class _Copying:
                 ) from error
 
     def _older_archive(self, archive: Archive | None) -> int:
-        """Opens the copy's archive; returns how much there is. Raises `EventfoldError` if it is of another log."""
+        """Opens the copy's archive; returns its size. Raises `EventfoldError` if it is the archive of another log."""
         if self._copy.next_file() is not None:
-            raise EventfoldError(f"{self._copy.dir} has a rotation under way, so it is in use as a log")
+            raise EventfoldError(
+                f"{self._copy.dir} is being rotated, so it is in use as a log: choose another directory"
+            )
         try:
             fd = operations.open_regular(self._copy.archive_path, os.O_RDWR)
         except FileNotFoundError:
             return 0
-        self._archive_fd = fd  # This way it is closed with the rest.
+        self._archive_fd = fd  # from now on, `close` closes it
         self._archive_end = os.fstat(fd).st_size
         older = Archive(self._copy.archive_path, fd, self._archive_end)
         if older.damage is not None:
             raise older.damage
-        if archive is None or older.end_position > archive.end_position:
-            raise self._of_another_log()
-        if older.recorded:
-            for one, other in zip_longest(older.spans(), archive.spans()):
-                if one is None:
-                    break
-                if one != other:
-                    raise self._of_another_log()
-        else:
-            # Frames of the Rust crate, which have no records.
-            for start in range(0, older.end_position, _CHUNK_SIZE):
-                size = min(_CHUNK_SIZE, older.end_position - start)
-                if os.pread(fd, size, start) != os.pread(archive.fd, size, start):
-                    raise self._of_another_log()
+        if archive is None or not _begins_with(archive, older):
+            raise EventfoldError(
+                f"{self._copy.archive_path} is not an older copy of {self._source.archive_path}: "
+                "choose another directory"
+            )
         if older.size > older.end_position:
             operations.truncate(fd, older.end_position)
         self._archive_end = older.end_position
         return older.end_position
-
-    def _of_another_log(self) -> EventfoldError:
-        return EventfoldError(
-            f"{self._copy.archive_path} is not an older copy of {self._source.archive_path}: choose another directory"
-        )
 
     def _copy_all(self, start: int, active_size: int) -> Generator[int, None, None]:
         segments = self._segments
@@ -231,15 +221,15 @@ class _Copying:
         self._temporary = operations.temporary_path(self._copy.log_path)
         fd = operations.create_file(self._temporary)
         try:
-            at = 0
-            while at < active_size:
+            position = 0
+            while position < active_size:
                 assert segments.fd is not None
-                data = os.pread(segments.fd, min(_CHUNK_SIZE, active_size - at), at)
+                data = os.pread(segments.fd, min(_CHUNK_SIZE, active_size - position), position)
                 if not data:
                     reason = "the file was cut while it was being copied"
-                    raise CorruptLogError(self._source.log_path, segments.base + at, reason)
-                operations.write(fd, data, at)
-                at += len(data)
+                    raise CorruptLogError(self._source.log_path, segments.base + position, reason)
+                operations.write(fd, data, position)
+                position += len(data)
                 yield len(data)
             self._check_end(fd, active_size)
             operations.sync(fd)
@@ -247,31 +237,31 @@ class _Copying:
             os.close(fd)
 
     def _check_end(self, fd: int, size: int) -> None:
-        """Checks that the copied lines end with the line that was the last when the head was looked up."""
+        """Checks that the last copied line is that of the head."""
         if size and (os.pread(fd, 1, size - 1) != b"\n" or line_hash(line_before(fd, size)[1]) != self.end.line_hash):
             reason = "the file was cut or replaced while it was being copied; copy it again"
             raise CorruptLogError(self._source.log_path, self.end.offset, reason)
 
     def _copy_archive(self, archive: Archive, start: int) -> Generator[int, None, None]:
-        """Extends the copy's archive frame by frame, each with its record, so that it always ends with a whole one."""
+        """Extends the copy's archive, one frame and its commit record at a time, each of which is synced."""
         if self._archive_fd is None:
             self._archive_fd = operations.create_file(self._copy.archive_path)
         ends = [span.after for span in archive.spans() if span.after > start]
-        at = start
+        position = start
         for end in ends:
-            while at < end:
-                data = os.pread(archive.fd, min(_CHUNK_SIZE, end - at), at)
+            while position < end:
+                data = os.pread(archive.fd, min(_CHUNK_SIZE, end - position), position)
                 if not data:
                     raise CorruptLogError(archive.path, 0, "the file was cut while it was being copied")
-                operations.write(self._archive_fd, data, at)
-                at += len(data)
+                operations.write(self._archive_fd, data, position)
+                position += len(data)
                 yield len(data)
             operations.sync(self._archive_fd)
             self._archive_end = end
         operations.sync_dir(self._copy.dir)
 
     def finish(self) -> None:
-        """Puts the copied active log into its place."""
+        """Writes the copy's base file and moves the copied active log to its name."""
         assert self._temporary is not None
         assert self._segments is not None
         fd = operations.open_to_read(self._temporary)
@@ -281,10 +271,10 @@ class _Copying:
             os.close(fd)
         before = self._segments.line_hash_before(self.base) if self.base else ""
         base_file = BaseFile(self._copy.base_path)
-        # Not yet marked as written: until the rename, app.jsonl may be without a line.
+        # Not marked as written yet: until the rename, there may be no line in app.jsonl.
         base_file.write(Generation(self.base, before, first))
-        # A writer that opens the directory creates app.jsonl first and then reads the base file: so either we see
-        # app.jsonl here, or the base file keeps that writer from opening it.
+        # A writer that opens the directory first creates app.jsonl and then reads the base file. So either app.jsonl is
+        # seen here, or that writer fails because of the base file.
         if self._lock is None and self._copy.log_path.exists():
             operations.unlink(self._copy.base_path)
             raise EventfoldError(
@@ -297,40 +287,50 @@ class _Copying:
             base_file.write(Generation(self.base, before, first, written=True))
 
 
+def _begins_with(archive: Archive, older: Archive) -> bool:
+    """Whether an archive begins with the same frames as an older one."""
+    if older.end_position > archive.end_position:
+        return False
+    if older.recorded:
+        spans = archive.spans()
+        return all(span == next(spans, None) for span in older.spans())
+    # The Rust crate writes no commit records, so the bytes are compared.
+    for start in range(0, older.end_position, _CHUNK_SIZE):
+        size = min(_CHUNK_SIZE, older.end_position - start)
+        if os.pread(older.fd, size, start) != os.pread(archive.fd, size, start):
+            return False
+    return True
+
+
 async def _copy_documents(reader: EventReader, copy: EventReader, head: Head, base: int) -> None:
-    """Copies the snapshots and the consumers' offsets that are within the copied log."""
+    """Copies the snapshots and the consumers' offsets that fit the log up to the head."""
     for name in await reader.documents.names("view"):
         data = await reader.documents.load("view", name)
         try:
             found = None if data is None else parse(data)
         except BadSnapshotError:
             continue
-        if found is None or found.position is None or not await _within(reader, found.position, found.position_hash):
+        if found is None or found.position is None or not await _fits(reader, found.position, found.position_hash):
             continue
         if found.position <= head.offset:
-            offset = offset_for_the_crate(found.position, base)
+            offset = crate_offset(found.position, base)
             known = found.position_hash if 0 < offset <= head.offset else None
             moved = msgspec.structs.replace(found, state=None, offset=offset, hash=known or "")
             await copy.documents.store("view", name, encode(moved, found.state))
     for name in await reader.documents.names("consumer"):
         data = await reader.documents.load("consumer", name)
         try:
-            place = None if data is None else msgspec.json.decode(data, type=_Place)
+            committed = None if data is None else msgspec.json.decode(data, type=CommittedOffset)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             continue
-        if data is None or place is None or place.offset > head.offset:
+        if data is None or committed is None or committed.offset > head.offset:
             continue
-        if await _within(reader, place.offset, place.hash):
+        if await _fits(reader, committed.offset, committed.hash):
             await copy.documents.store("consumer", name, data)
 
 
-class _Place(msgspec.Struct):
-    offset: int
-    hash: str
-
-
-async def _within(reader: EventReader, offset: int, expected: str | None) -> bool:
-    """Returns whether a line with this hash ends at an offset of the log."""
+async def _fits(reader: EventReader, offset: int, expected: str | None) -> bool:
+    """Whether a line with the expected hash ends at an offset of the log."""
     try:
         return (await reader.read_line_hash_before(offset) or "") == (expected or "")
     except ValueError:

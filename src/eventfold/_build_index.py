@@ -1,7 +1,7 @@
-"""Building the index of a log ahead of time, and removing it.
+"""Builds the index of a log ahead of time, and removes it.
 
-Promise: neither changes the log. An index is built beside whoever writes. A file is removed only while nobody does, and
-an index that the engine keeps at any time.
+Promises: the log is not changed; an index can be built while the log is being written; the file of an index is removed
+only while the log is not open for writing, an index in the engine at any time.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ._aio import UncancellableTask, uninterrupted
 from ._engine import EngineKeys, IndexedSource, paths_of
 from ._errors import EventfoldError
 from ._event import Head
-from ._files.cutting import WriterLock
+from ._files.active import WriterLock
 from ._files.paths import Layout
-from ._index import Index, index_path
+from ._index import FileIndex, index_path
 from ._index.store import Store, UnusableIndexError
 from ._reader import EventReader
 from ._threads import in_thread
@@ -35,10 +35,10 @@ async def build_index(
     path: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Head:
-    """Builds the index of tags and ids of a log, or brings it up to date, also while the log is being written.
+    """Builds the index of tags and ids of a log, or brings it up to date, even while the log is being written.
 
-    `EventLog.open(dir, index=True)` does so too, in the background. If cancelled, it keeps what it has written, and the
-    next call continues from there.
+    `EventLog.open(dir, index=True)` also does this, in the background. If cancelled, the part that was written remains,
+    and the next call continues from there.
 
     Args:
         dir: The log: a data directory, an address, or an engine.
@@ -49,8 +49,8 @@ async def build_index(
         The head up to which the index is complete.
 
     Raises:
-        EventfoldError: The file could not be written (the program's log, logger `eventfold`, says why), or there is no
-            such log.
+        EventfoldError: The file could not be written (a record of the logger `eventfold` says why), or there is no such
+            log.
         ValueError: The engine keeps no index, and no `path` was given.
         CorruptLogError: The log is damaged.
         OSError: The log could not be read.
@@ -60,7 +60,7 @@ async def build_index(
         return await _extend(reader, reader._source.keys, progress)
     file = index_path(reader._source) if path is None else Path(path)
     head = (await reader.head()).offset
-    index = Index.open(file, reader)
+    index = FileIndex.open(file, reader)
     try:
         building = asyncio.ensure_future(index.candidates((), ()))
         try:
@@ -74,12 +74,12 @@ async def build_index(
     finally:
         await uninterrupted(UncancellableTask(index.aclose(), "eventfold close"))
     try:
-        place = await in_thread(_place_of, file)
+        indexed = await in_thread(_indexed_head, file)
     except (UnusableIndexError, sqlite3.Error) as error:
         raise EventfoldError(f"the index {file} could not be built: {error}") from error
-    if place.offset < head:
-        raise EventfoldError(f"the index {file} ends at offset {place.offset}, but the log ends at {head}")
-    return place
+    if indexed.offset < head:
+        raise EventfoldError(f"the index {file} ends at offset {indexed.offset}, but the log ends at {head}")
+    return indexed
 
 
 async def _extend(reader: EventReader, keys: EngineKeys, progress: Callable[[int, int], object] | None) -> Head:
@@ -90,23 +90,25 @@ async def _extend(reader: EventReader, keys: EngineKeys, progress: Callable[[int
     return head
 
 
-def _place_of(file: Path) -> Head:
-    """The head up to which a file is complete. It was closed, so it is complete even after a power cut."""
+def _indexed_head(file: Path) -> Head:
+    """The head up to which a file is complete, even after a power cut, since the file was closed and thereby synced."""
     store = Store(file)
-    place = store.open()
+    head = store.open()
     store.close()
-    return place
+    return head
 
 
 async def drop_index(dir: Address, *, path: str | os.PathLike[str] | None = None) -> bool:
-    """Removes the index of a log; nobody may have a log in files open for writing.
+    """Removes the index of a log. A log in files must not be open for writing.
+
+    If cancelled, the index may or may not be removed.
 
     Args:
         dir: The log: a data directory, an address, or an engine.
         path: The index's file; if not given, `index.sqlite` in the data directory, or the rows in PostgreSQL.
 
     Returns:
-        Whether there was one.
+        Whether there was an index.
 
     Raises:
         LogLockedError: The log is open for writing, and its index may be in use.
@@ -122,13 +124,13 @@ async def drop_index(dir: Address, *, path: str | os.PathLike[str] | None = None
     file = index_path(source) if path is None else Path(path)
     lock = WriterLock(Layout(paths_of(source).dir))
     try:
-        await in_thread(lock.take)
+        await in_thread(lock.acquire)
         return await in_thread(_drop, file)
     finally:
         await in_thread(lock.release)
 
 
 def _drop(file: Path) -> bool:
-    there = file.exists()
+    existed = file.exists()
     Store(file).drop()
-    return there
+    return existed

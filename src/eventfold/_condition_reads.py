@@ -1,8 +1,8 @@
-"""Reads the log for conditions that no index answers, before their appends wait for their turn.
+"""Checks conditions without an index: reads the log before the append enters the queue.
 
-In the turn, only what has been appended since must then be checked.
+When the append is judged, only the events that were appended after this read must be checked.
 
-Promise: each condition is answered as if the log were read for it alone, up to the offset that it is given.
+Promise: each condition gets the same answer as if the log were read for it alone, up to the offset that is returned.
 """
 
 from __future__ import annotations
@@ -13,60 +13,57 @@ from contextlib import aclosing
 from typing import NamedTuple
 
 from ._aio import LoopBreaks, UncancellableTask
-from ._codec.keys import keys_of
+from ._codec.keys import headers_of
 from ._errors import copy_error
 from ._event import Head
 from ._judge import Matcher, conflict_with
 from ._query import Query
 from ._reader import EventReader
 
-# The number of bytes of the log that are read for each condition separately.
-_LITTLE = 8 * 1024
+# Up to this number of bytes, the log is read for each condition separately.
+_READ_SEPARATELY = 8 * 1024
 
 
-class _Reading(NamedTuple):
+class _PendingRead(NamedTuple):
     query: Query
     checked: asyncio.Future[int]
 
 
 class ConditionReads:
-    """The reads of one writer.
-
-    One read answers all callers that wait at the same time for what follows the same offset.
-    """
+    """The reads of one writer. Concurrent conditions on the events after the same offset share one read."""
 
     def __init__(self, reader: EventReader) -> None:
         self._reader = reader
-        self._waiting: dict[int, list[_Reading]] = {}
+        self._pending: dict[int, list[_PendingRead]] = {}
         self._task: UncancellableTask[None] | None = None
 
     async def read(self, query: Query, after: int) -> int:
-        """Returns the offset up to which nothing matches. Raises `ConditionalAppendError`, and what reading raises."""
+        """Returns the offset up to which no event matches. Raises `ConditionalAppendError`, and what reading raises."""
         head = await self._reader.head()
-        if head.offset - after <= _LITTLE:
-            # This part is mostly in memory, so that such appends stay in the order of their calls.
+        if head.offset - after <= _READ_SEPARATELY:
+            # Usually, these lines are in memory. Then reading does not wait, and appends keep the order of their calls.
             return await self._read_for(query, after, max(head.offset, after))
-        reading = _Reading(query, asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(after, []).append(reading)
+        pending = _PendingRead(query, asyncio.get_running_loop().create_future())
+        self._pending.setdefault(after, []).append(pending)
         if self._task is None:
             self._task = UncancellableTask(self._run(), "eventfold condition reader")
-        return await reading.checked
+        return await pending.checked
 
     async def _run(self) -> None:
-        while self._waiting:
-            after, readings = self._waiting.popitem()
+        while self._pending:
+            after, reads = self._pending.popitem()
             try:
                 checked = (await self._reader.head()).offset
-                if len(readings) > 1:
-                    await self._read_for_all(readings, after, checked)
+                if len(reads) > 1:
+                    await self._read_for_all(reads, after, checked)
             except Exception as error:
-                _resolve(readings, error)
-            for reading in readings:
-                if not reading.checked.done():
+                _resolve(reads, error)
+            for read in reads:
+                if not read.checked.done():
                     try:
-                        _resolve([reading], await self._read_for(reading.query, after, checked))
+                        _resolve([read], await self._read_for(read.query, after, checked))
                     except Exception as error:
-                        _resolve([reading], error)
+                        _resolve([read], error)
         self._task = None
 
     async def _read_for(self, query: Query, after: int, checked: int) -> int:
@@ -75,33 +72,33 @@ class ConditionReads:
                 raise conflict_with(after, checked, record.start_offset)
         return checked
 
-    async def _read_for_all(self, readings: Sequence[_Reading], after: int, checked: int) -> None:
-        """Resolves all of them, unless a line is not an event."""
+    async def _read_for_all(self, reads: Sequence[_PendingRead], after: int, checked: int) -> None:
+        """Resolves the reads; if a line is not an event, only those that conflict with an event before that line."""
         await self._reader.check_range(after, None)
         async with aclosing(self._reader._lines(Head(after, ""), checked)) as blocks:
             pause = LoopBreaks()
             async for lines in blocks:
-                events = keys_of(lines)
-                if not all([keys.type for _, keys in events]):  # noqa: C419 (a generator takes twice as long)
+                events = headers_of(lines)
+                if not all([header.type for _, header in events]):  # noqa: C419 (a generator takes twice as long)
                     return
                 matcher = Matcher()
                 matcher.add(0, events)
-                for reading in readings:
-                    found = matcher.first_match(reading.query, after)
+                for read in reads:
+                    found = matcher.first_match(read.query, after)
                     if found is not None:
-                        _resolve([reading], conflict_with(after, checked, found))
-                readings = [reading for reading in readings if not reading.checked.done()]
-                if not readings:
+                        _resolve([read], conflict_with(after, checked, found))
+                reads = [read for read in reads if not read.checked.done()]
+                if not reads:
                     return
                 await pause()
-        _resolve(readings, checked)
+        _resolve(reads, checked)
 
 
-def _resolve(readings: Iterable[_Reading], outcome: int | Exception) -> None:
-    for reading in readings:
-        if reading.checked.done():  # It was cancelled, or resolved before.
+def _resolve(reads: Iterable[_PendingRead], outcome: int | Exception) -> None:
+    for read in reads:
+        if read.checked.done():  # it was cancelled, or resolved before
             continue
         if isinstance(outcome, Exception):
-            reading.checked.set_exception(copy_error(outcome))
+            read.checked.set_exception(copy_error(outcome))
         else:
-            reading.checked.set_result(outcome)
+            read.checked.set_result(outcome)

@@ -1,10 +1,10 @@
 """`copy_log`: copies a log with its snapshots and consumers from one engine to another.
 
-Lines are copied as they are, so offsets and hashes stay the same and every snapshot and consumer continues where it
-was. This works between engines whose offsets count bytes: directories and PostgreSQL.
+Lines are copied without a change, so offsets and hashes stay the same, and snapshots and consumers are valid in the
+copy. This works between engines whose offsets count bytes: directories and PostgreSQL.
 
-Promises: what the target has already is never changed; the next call continues an interrupted copy; the target never
-ends inside a batch; at the end, both logs have been read and compared.
+Promises: events that are in the target already are never changed; the next call continues an interrupted copy; the
+target never ends inside a batch; at the end, both logs are read and compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import xxhash
 
 from ._address import Address, engine_of
 from ._aio import UncancellableTask, uninterrupted
-from ._codec.decode import batch_of
+from ._codec.decode import batch_position
 from ._engine import Committer, DocumentKind, Source
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Head
@@ -30,40 +30,38 @@ _COMMIT_SIZE = 4 * 2**20  # bytes
 async def copy_log(source: Address, target: Address, progress: Callable[[int, int], object] | None = None) -> Head:
     """Copies a log, its snapshots and its consumers' offsets to another engine or directory.
 
-    The source may be in use: what is appended meanwhile is copied by the next call. Nobody else may append to the
-    target.
+    The source may be in use: events that are appended during the call are copied by the next call. Nothing else may
+    append to the target. If cancelled, a part of the copy remains, which the next call continues.
 
     Args:
         source: The log: a directory, an address, or an engine.
-        target: Where to put the copy; created if necessary. It may already have the beginning of the same log, which is
-            what an interrupted copy leaves.
-        progress: Called repeatedly with the number of bytes read so far and in total. Everything is read once to copy
-            it, and once in each log to compare them.
+        target: The copy, which is created if necessary. It may contain the beginning of the same log, for example what
+            an interrupted call has copied.
+        progress: Called repeatedly with the number of bytes read so far and in total. The source is read once for
+            copying, and then both logs are read for the comparison.
 
     Returns:
-        The head of the copy, which is that of the source when the copying began.
+        The head of the copy, which is that of the source at the beginning of the call.
 
     Raises:
-        EventfoldError: The target has another log, or one that is longer than the source; or the offsets of one of the
-            two don't count bytes, and then nothing is created.
+        EventfoldError: The target contains a different log, or more events than the source; or the offsets of one of
+            the two don't count bytes, in which case nothing is created.
         CorruptLogError: The source is damaged, or the copy does not have the same lines.
-        OSError: Reading or writing failed.
+        OSError: A log could not be read or written.
         ValueError: No engine has this kind of address.
-
-    If cancelled, it leaves a part of the copy, which the next call continues.
     """
     from_engine, to_engine = engine_of(source), engine_of(target)
     for engine in (from_engine, to_engine):
         if not getattr(engine, "counts_bytes", True):
             raise EventfoldError(
-                f"the offsets of {engine!r} don't count bytes, so nothing can be copied from there or to there: only "
-                "logs in directories and in PostgreSQL can be copied"
+                f"the offsets of {engine!r} don't count bytes, so its logs can't be copied: only logs in directories "
+                "and in PostgreSQL can"
             )
     original = from_engine.source()
     try:
         committer = await to_engine.open_committer()
         try:
-            # The documents first, so that their offsets are before the head.
+            # Loaded before the head is looked up, so that no offset in them is beyond the head.
             documents = [
                 (kind, name, await original.documents.load(kind, name))
                 for kind in _KINDS
@@ -85,7 +83,7 @@ async def copy_log(source: Address, target: Address, progress: Callable[[int, in
 
 
 class _Counter:
-    """Counts the bytes that were read."""
+    """Counts the bytes that were read, and reports the progress."""
 
     def __init__(self, total: int, progress: Callable[[int, int], object] | None) -> None:
         self._read = 0
@@ -99,21 +97,21 @@ class _Counter:
 
 
 async def _check_beginning(source: Source, committer: Committer, head: Head) -> None:
-    """Makes sure that the target contains nothing but the beginning of the source."""
-    there = committer.head
-    if there.offset > head.offset:
+    """Raises `EventfoldError` unless the target contains the beginning of the source, or nothing."""
+    copied = committer.head
+    if copied.offset > head.offset:
         raise EventfoldError(
-            f"{committer.source.location} ends at offset {there.offset}, and {source.location} at {head.offset}: the "
-            "target has more than the source; choose another target"
+            f"{committer.source.location} ends at offset {copied.offset}, but {source.location} ends at {head.offset}: "
+            "the target has more events than the source; choose another target"
         )
-    if there.offset:
+    if copied.offset:
         try:
-            found = await source.line_hash_before(there.offset)
+            found = await source.line_hash_before(copied.offset)
         except ValueError:
             found = ""
-        if found != there.line_hash:
+        if found != copied.line_hash:
             raise EventfoldError(
-                f"{committer.source.location} has a different log than {source.location}: choose another target"
+                f"{committer.source.location} contains a different log than {source.location}: choose another target"
             )
 
 
@@ -124,7 +122,7 @@ async def _copy_lines(source: Source, committer: Committer, head: Head, count: _
     pending = b""
     async with aclosing(source.blocks(start, head.offset)) as blocks:
         async for block in blocks:
-            if block.marks:
+            if block.offset_map:
                 raise EventfoldError(f"the offsets of {source.location} don't count bytes: it can't be copied")
             pending += block.data
             if len(pending) >= _COMMIT_SIZE and (end := _end_of_batches(pending)):
@@ -135,14 +133,14 @@ async def _copy_lines(source: Source, committer: Committer, head: Head, count: _
         await _commit(committer, pending)
     if committer.head != head:
         raise CorruptLogError(
-            source.location, committer.head.offset, f"the copy ends here, but should continue to {head.offset}"
+            source.location, committer.head.offset, f"the copy ends here, but it should end at {head.offset}"
         )
 
 
 def _end_of_batches(data: bytes) -> int:
-    """Returns the position in complete lines after the last line that is not in an open batch."""
+    """The position in whole lines at which a batch begins that continues beyond them; otherwise their end."""
     last = data.rfind(b"\n", 0, -1) + 1
-    batch = batch_of(data[last:])
+    batch = batch_position(data[last:])
     if batch is None or batch[0] == batch[1]:
         return len(data)
     end = len(data)
@@ -156,7 +154,9 @@ async def _commit(committer: Committer, data: bytes) -> None:
     commit = await committer.commit([Append(data, asyncio.get_running_loop().create_future(), Requirements(head))])
     [outcome] = commit.outcomes
     if isinstance(outcome, Exception):
-        raise EventfoldError(f"somebody else is appending to {committer.source.location}: {outcome}") from outcome
+        raise EventfoldError(
+            f"another process is appending to {committer.source.location}: {outcome}; stop it, and copy again"
+        ) from outcome
     if commit.head.offset != head.offset + len(data):
         raise EventfoldError(
             f"the offsets of {committer.source.location} don't count bytes: nothing can be copied there"

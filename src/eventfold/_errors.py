@@ -1,8 +1,7 @@
 """Every exception that eventfold defines, with its fields.
 
-Promise: anything that goes wrong with a log raises an `EventfoldError` or the operating system's own `OSError`; a wrong
-argument raises a `ValueError`, or a `TypeError` if it is the wrong kind of object. Messages say what was wrong, where,
-and what to do.
+Promise: a problem with a log raises an `EventfoldError`, or an `OSError` from the operating system. A wrong argument
+raises a `ValueError`, or a `TypeError` if it has the wrong type. Messages say what is wrong, where, and what to do.
 """
 
 from __future__ import annotations
@@ -19,11 +18,15 @@ class EventfoldError(Exception):
 
 
 class AppendConflict(msgspec.Struct, frozen=True):
-    """Why a conditional append was refused: what the caller expected, and what the log's head was.
+    """Why a conditional append was refused.
 
-    Offsets are bytes in the whole log. `actual_hash` is None if the offset already differed. For a condition on a
-    query, `offset` is that of the first conflicting event, and `expected_offset` the one from which no event was
-    allowed to match.
+    Attributes:
+        expected_offset: The offset of the expected head, in bytes of the whole log. For a condition with a query: the
+            offset from which no event was allowed to match.
+        actual_offset: The offset of the actual head.
+        expected_hash: The line hash of the expected head; "" for a condition with a query.
+        actual_hash: The line hash of the actual head; None if the offsets differ, or for a condition with a query.
+        offset: The offset of the first event that matches the query; None for a condition without a query.
     """
 
     expected_offset: int
@@ -43,17 +46,19 @@ class ConditionalAppendError(EventfoldError):
     def __str__(self) -> str:
         c = self.conflict
         if c.offset is not None:
-            return f"the event at offset {c.offset} matches, but no event at or after {c.expected_offset} may"
+            return f"the event at offset {c.offset} matches, but no event at or after {c.expected_offset} may match"
         if c.actual_hash is None:
             return f"expected the head at offset {c.expected_offset}, but it is at {c.actual_offset}"
         return f"expected line hash {c.expected_hash!r} before offset {c.expected_offset}, but it is {c.actual_hash!r}"
 
 
 class LogLockedError(EventfoldError):
-    """Another writer holds the directory.
+    """Another writer has the log open.
 
-    `path` is the locked file; `pid` a process that holds the lock, None if the system does not report it; `reason` may
-    say more.
+    Attributes:
+        path: The locked file.
+        pid: The id of a process that holds the lock; None if the system does not report it.
+        reason: What to do, if this differs from the usual advice; otherwise "".
     """
 
     def __init__(self, path: str | os.PathLike[str], pid: int | None = None, reason: str = "") -> None:
@@ -65,22 +70,22 @@ class LogLockedError(EventfoldError):
     def __str__(self) -> str:
         where = "" if self.pid is None else f" in process {self.pid}"
         reason = self.reason or (
-            "only one may have the log open for writing, unless all open it with LockMode.SHARED; close the other one, "
-            "or open this one with read_only=True to read beside it"
+            "only one writer may have the log open, unless all open it with LockMode.SHARED; close the other writer, "
+            "or open the log with read_only=True to read it"
         )
         return f"{os.fspath(self.path)} is locked by another writer{where}: {reason}"
 
 
 class LogClosedError(EventfoldError):
-    """The log was closed or being closed when the call was made."""
+    """The log is closed, is being closed, or was closed while the call waited."""
 
 
 class InvalidEventError(EventfoldError, ValueError):
-    """The event can't be written as a line that reads back the same. Nothing was written."""
+    """The event can't be written as JSON that reads back as the same event. Nothing was written."""
 
 
 class WriterFailedError(EventfoldError):
-    """A sync failed, or the file changed under the writer: what is on disk is unknown, and the log must be reopened.
+    """A sync failed, or another program changed the file: what is on disk is unknown, and the log must be reopened.
 
     An append that was waiting may or may not be in the log.
     """
@@ -91,9 +96,12 @@ class UnknownOutcomeError(EventfoldError):
 
 
 class CorruptLogError(EventfoldError):
-    """A file of the log contains something that does not belong there.
+    """The log is damaged: a file, or a document in a database, contains something that does not belong there.
 
-    `path` is the file, `offset` where the damage begins, in bytes of the whole log, and `reason` what is wrong there.
+    Attributes:
+        path: The damaged file, or the location of the document.
+        offset: Where the damage begins, in bytes of the whole log.
+        reason: What is wrong there.
     """
 
     def __init__(self, path: str | os.PathLike[str], offset: int, reason: str) -> None:
@@ -114,8 +122,11 @@ class CorruptLogError(EventfoldError):
 class SchemaError(EventfoldError):
     """The data of an event in the log does not fit the class that the catalog has for its type.
 
-    `offset` is the start of the event's line in the whole log, in bytes; `type` the event's type; `field` the part of
-    the data that does not fit, such as `lines[0].amount`, "" for the whole of it; `reason` what is wrong there.
+    Attributes:
+        offset: The start of the event's line, in bytes of the whole log.
+        type: The event's type.
+        field: The part of the data that does not fit, such as `lines[0].amount`; "" for all of the data.
+        reason: What is wrong there.
     """
 
     def __init__(self, offset: int, type: str, field: str, reason: str) -> None:
@@ -134,9 +145,11 @@ class SchemaError(EventfoldError):
 
 
 class ReducerError(EventfoldError):
-    """A view's reducer raised; its exception is the `__cause__`.
+    """The reducer of a view raised an exception, which is the `__cause__`.
 
-    `view` is the view's name, `offset` the start of the event's line in the whole log, in bytes.
+    Attributes:
+        view: The view's name.
+        offset: The start of the line of the event that the reducer was called with, in bytes of the whole log.
     """
 
     def __init__(self, view: str, offset: int) -> None:
@@ -149,7 +162,12 @@ class ReducerError(EventfoldError):
 
 
 class UnknownViewError(EventfoldError, KeyError):
-    """No view of that name is registered; `name` was asked for, `registered` are the existing names."""
+    """No view of that name is registered.
+
+    Attributes:
+        name: The requested name.
+        registered: The names of all registered views.
+    """
 
     def __init__(self, name: str, registered: tuple[str, ...] = ()) -> None:
         super().__init__(name, registered)
@@ -158,7 +176,7 @@ class UnknownViewError(EventfoldError, KeyError):
 
     def __str__(self) -> str:
         if self.name in self.registered:
-            return f"this View object named {self.name!r} is not registered, but a different one of that name is"
+            return f"this View object is not registered, but a different one with the name {self.name!r} is"
         names = ", ".join(map(repr, self.registered)) or "none"
         return f"no view named {self.name!r} is registered; registered are: {names}"
 
@@ -167,7 +185,7 @@ _E = TypeVar("_E", bound=BaseException)
 
 
 def copy_error(error: _E) -> _E:
-    """A copy of an error, since one that is raised in several tasks would collect all their tracebacks."""
-    again = copy.copy(error)
-    again.__cause__ = error
-    return again
+    """A copy of an error: the same object, raised in several tasks, would collect the tracebacks of all of them."""
+    copied = copy.copy(error)
+    copied.__cause__ = error
+    return copied

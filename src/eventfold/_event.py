@@ -1,4 +1,4 @@
-"""The values that everything else handles: events, records of them in the log, heads, results of appends.
+"""The basic values: events, their records in the log, heads, and the results of appends.
 
 Promise: they are immutable, and do no I/O.
 """
@@ -13,21 +13,26 @@ import xxhash
 
 
 def line_hash(line: bytes) -> str:
-    """The xxh64 (seed 0, 16 hex digits) of a line without its newline; a newline at the end is ignored."""
+    """The hash of a line: the xxh64 (seed 0, 16 hex digits) of its bytes, without a newline at the end."""
     return xxhash.xxh64_hexdigest(line.removesuffix(b"\n"))
 
 
 class Head(NamedTuple):
-    """The offset (bytes) after the log's last line, with that line's hash; `(0, "")` for an empty log."""
+    """The end of a log: the offset after its last line, in bytes, and that line's hash; `(0, "")` for an empty log."""
 
     offset: int
     line_hash: str
 
 
 class AppendResult(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """Where an event's line is in the whole log (bytes), and its hash.
+    """The result of an append.
 
-    `duplicate` is true if nothing was appended because an event with the same id was in the log: this is where it is.
+    Attributes:
+        start_offset: Where the event's line begins, in bytes of the whole log.
+        end_offset: Where the event's line ends.
+        line_hash: The hash of the line.
+        duplicate: Whether nothing was appended, because an event with the same id was in the log already. Then the
+            other fields are those of that event.
     """
 
     start_offset: int
@@ -45,19 +50,24 @@ def _no_data() -> dict[str, Any]:
 
 
 class _TypeAndData(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """The two fields of `Event` that may be given by position."""
+    """The fields of `Event` that may be positional arguments."""
 
     type: str
-    # Not `dict`: with that as the default, an empty dict would be left out of the line.
+    # Not `default_factory=dict`, with which msgspec would omit an empty dict from the line.
     data: Any = msgspec.field(default_factory=_no_data)
 
 
 class Event(_TypeAndData, frozen=True, eq=False, kw_only=True, omit_defaults=True, gc=False):
-    """Something that happened: an immutable record, compared by value.
+    """Something that happened: an immutable record, compared by value. The values are checked when it is appended.
 
-    `type` says what kind of event it is; `data` and `meta` are any JSON values; `ts` is in whole seconds since the Unix
-    epoch, now if not given. `tags` are strings by which the event can be found and conditions can be stated, such as
-    `order:7`. The values are checked when the event is appended.
+    Args:
+        type: The kind of event, such as `"order_placed"`.
+        data: Any JSON value.
+        ts: The time, in whole seconds since the Unix epoch; the current time if not given.
+        id: A unique id, if the event needs one.
+        actor: Who or what caused the event.
+        meta: Any JSON value, for details that are not part of `data`.
+        tags: Strings such as `"order:7"`, by which the event can be found and conditions can be stated.
     """
 
     ts: int = msgspec.field(default_factory=_now)
@@ -94,7 +104,13 @@ class Event(_TypeAndData, frozen=True, eq=False, kw_only=True, omit_defaults=Tru
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """An event in the log; its offsets are bytes in the whole log."""
+    """An event in the log.
+
+    Attributes:
+        event: The event.
+        start_offset: Where the event's line begins, in bytes of the whole log.
+        end_offset: Where the event's line ends.
+    """
 
     event: Event
     start_offset: int
@@ -111,4 +127,4 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class PartialRecord(Record, frozen=True, gc=False):
-    """One of several events of a single line, but not the last one, so its line is not finished yet."""
+    """One of several events into which a line was converted, but not the last one: later ones have the same offsets."""

@@ -1,7 +1,7 @@
 """Exports a log: as its exact lines, as CSV for spreadsheets, or as Parquet for analysis.
 
-Promises: memory is bounded by a few blocks of the log and one Parquet row group, whatever the log's size; the event
-loop is not blocked while rows are built and written.
+Promises: memory is bounded by a few blocks of the log and one Parquet row group, regardless of the log's size; the
+event loop is not blocked while rows are created and written.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ._event import Record
 from ._reader import EventReader
 from ._threads import in_thread
 
-# A Parquet row group ends after this many rows or bytes of lines, whichever comes first.
-_ROWS, _BYTES = 50_000, 16 * 2**20
+# A Parquet row group ends after this number of rows or of bytes of lines, whichever comes first.
+_GROUP_ROWS, _GROUP_SIZE = 50_000, 16 * 2**20
 
 CSV_COLUMNS = ("offset", "ts", "type", "id", "actor", "data", "meta", "tags")
 
@@ -31,8 +31,8 @@ CSV_COLUMNS = ("offset", "ts", "type", "id", "actor", "data", "meta", "tags")
 class ExportFormat(enum.Enum):
     """`JSONL`: the lines of the log, byte for byte. `CSV` and `PARQUET`: a row for each event.
 
-    The columns are `offset`, `ts`, `type`, `id`, `actor`, `data`, `meta` and `tags`. `data` and `meta` are JSON, and so
-    is `tags` in CSV.
+    The columns are `offset`, `ts`, `type`, `id`, `actor`, `data`, `meta` and `tags`. `data` and `meta` contain JSON. In
+    CSV, `tags` contains JSON too.
     """
 
     JSONL = "jsonl"
@@ -40,19 +40,19 @@ class ExportFormat(enum.Enum):
     PARQUET = "parquet"
 
 
-class _Rows(Protocol):
-    """Writes the events of a log, slice by slice. Each method except `abandon` blocks."""
+class _Export(Protocol):
+    """Writes the events of a log in one format, slice by slice. Each method except `abandon` blocks."""
 
     def begin(self) -> None:
-        """Writes what comes before the first row. Raises `EventfoldError` if a package is missing."""
+        """Writes what precedes the first event. Raises `EventfoldError` if a package is missing."""
 
     def add(self, slice_: Slice) -> None: ...
 
     def end(self) -> None:
-        """Completes the file."""
+        """Completes and flushes the file, but does not close it."""
 
     def abandon(self) -> None:
-        """Gives up; nothing more is written."""
+        """Makes sure that nothing more is written."""
 
 
 async def export_log(
@@ -62,9 +62,10 @@ async def export_log(
     *,
     progress: Callable[[int, int], object] | None = None,
 ) -> int:
-    """Writes all events of a log to a binary file, even while it is being written.
+    """Writes all events of a log, which may be in use, to a binary file.
 
-    To copy a log, use `EventLog.backup` or `copy_log`. If cancelled, it stops after what is being written.
+    To copy a log, use `EventLog.backup` or `copy_log`. If cancelled, it stops after the current write, and the file is
+    incomplete.
 
     Args:
         source: The data directory, an address or an engine.
@@ -76,30 +77,30 @@ async def export_log(
         The number of events.
 
     Raises:
-        EventfoldError: `ExportFormat.PARQUET` without the package pyarrow.
-        CorruptLogError: The log is damaged. The file is complete, and has the events before the damage.
+        EventfoldError: The format is `PARQUET`, and the package pyarrow is not installed.
+        CorruptLogError: The log is damaged. The file is complete, and contains the events before the damage.
         OSError: The log could not be read, or the file could not be written.
     """
-    rows = _WRITERS[ExportFormat(format)](file)
+    export = _EXPORTS[ExportFormat(format)](file)
     reader = EventReader(source)
     events = 0
     try:
-        await in_thread(rows.begin)
+        await in_thread(export.begin)
         head = None if progress is None else (await reader.head()).offset
         try:
             async with aclosing(reader.read_slices()) as slices:
                 async for slice_ in slices:
-                    await in_thread(rows.add, slice_)
+                    await in_thread(export.add, slice_)
                     events += len(slice_.events)
                     if progress is not None and head is not None:
                         progress(slice_.end_offset, max(head, slice_.end_offset))
         except CorruptLogError:
-            await in_thread(rows.end)
+            await in_thread(export.end)
             raise
-        await in_thread(rows.end)
+        await in_thread(export.end)
         return events
     except BaseException:
-        rows.abandon()
+        export.abandon()
         raise
     finally:
         await reader._source.aclose()
@@ -149,7 +150,7 @@ def as_json(value: object) -> str:
 
 
 class _Sink(io.RawIOBase):
-    """A file for pyarrow, which would otherwise complete a given file even when the export is abandoned."""
+    """The file for pyarrow, which completes its file in any case; after `abandoned` is set, nothing is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -188,7 +189,7 @@ class _Parquet:
     def add(self, slice_: Slice) -> None:
         self._rows += map(_parquet_row, slice_.records())
         self._size += len(slice_._lines.data)
-        if len(self._rows) >= _ROWS or self._size >= _BYTES:
+        if len(self._rows) >= _GROUP_ROWS or self._size >= _GROUP_SIZE:
             self._write()
 
     def _write(self) -> None:
@@ -220,7 +221,7 @@ def _parquet_row(record: Record) -> tuple[object, ...]:
     )
 
 
-_WRITERS: dict[ExportFormat, Callable[[BinaryIO], _Rows]] = {
+_EXPORTS: dict[ExportFormat, Callable[[BinaryIO], _Export]] = {
     ExportFormat.JSONL: _Lines,
     ExportFormat.CSV: _Csv,
     ExportFormat.PARQUET: _Parquet,

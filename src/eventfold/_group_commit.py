@@ -16,10 +16,10 @@ from time import perf_counter
 from typing import TypeAlias
 
 from . import _tracing
-from ._aio import UncancellableTask
-from ._checks import Checks
+from ._aio import UncancellableTask, next_turn
 from ._engine import Commit, Committer, RemoteCommitter
 from ._errors import EventfoldError, UnknownOutcomeError, WriterFailedError, copy_error
+from ._index_checks import IndexChecks
 from ._judge import Append, DuplicateIdError
 from ._logging import ERROR, log_event
 from ._queue import AppendQueue, resolve
@@ -30,7 +30,7 @@ from ._stats import WriterCounters
 RESOLVED_AT_ONCE = 100
 
 # The outcome of each append of a batch, and a function from positions to offsets.
-_Outcomes: TypeAlias = tuple[list[int | BaseException], Callable[[int], int]]
+_Outcomes: TypeAlias = tuple[list[int | Exception], Callable[[int], int]]
 
 
 class GroupCommit:
@@ -46,23 +46,30 @@ class GroupCommit:
         self._location = str(committer.source.location)
         self.queue = AppendQueue(self._changed, self._location)
         self.counters = WriterCounters()
-        self.checks: Checks | None = None
+        self.checks: IndexChecks | None = None
         self.failure: EventfoldError | None = None
+        self._raised = False  # whether an append has got the failure
         self._task: UncancellableTask[None] | None = None
         self._drained: asyncio.Future[None] | None = None
 
     def check(self) -> None:
         """Raises the error with which it has failed, if it has."""
         if self.failure is not None:
+            self._raised = True
             raise copy_error(self.failure)
 
-    async def place(self) -> None:
+    def has_raised(self, error: EventfoldError) -> bool:
+        """Whether an append has got the failure of which this error, from the committer, is a copy."""
+        cause = error.__cause__
+        return self._raised and self.failure is not None and cause is not None and cause is self.failure.__cause__
+
+    async def wait_for_room(self) -> None:
         """Waits for room in the queue. Raises the error with which it has failed meanwhile, if it has."""
-        await self.queue.place()
+        await self.queue.wait_for_room()
         self.check()
 
     async def drain(self) -> None:
-        """Waits until everything that was put, or waits for a place, is resolved. Put nothing new after this."""
+        """Waits until all appends are resolved that are in the queue or wait for room in it. Add none after this."""
         self._drained = asyncio.get_running_loop().create_future()
         self._changed()
         await self._drained
@@ -120,10 +127,14 @@ class GroupCommit:
                     # the garbage collector run again and again.
                     del batch[:RESOLVED_AT_ONCE], outcomes[:RESOLVED_AT_ONCE], append
                     # The resolved callers run now: what they append at once is in the next batch.
-                    await asyncio.sleep(0)
+                    await next_turn()
                     # A server commits what the first half of them append, while the second half is resolved.
-                    few_left = 0 < len(batch) <= half
-                    if self._is_remote and committing is None and few_left and len(self.queue) >= RESOLVED_AT_ONCE:
+                    if (
+                        self._is_remote
+                        and committing is None
+                        and 0 < len(batch) <= half
+                        and len(self.queue) >= RESOLVED_AT_ONCE
+                    ):
                         ahead = self._take()
                         committing = UncancellableTask(self._commit(ahead), "eventfold commit")
         except BaseException as error:
@@ -145,6 +156,7 @@ class GroupCommit:
         if self.checks is not None:
             batch[:] = await self.checks.check(batch)
         if self.failure is not None:
+            self._raised = self._raised or bool(batch)
             return [self.failure] * len(batch), _no_offset
         begun = perf_counter()
         span = None
@@ -171,7 +183,7 @@ class GroupCommit:
             await self.checks.check_ids([append for append, why in judged if isinstance(why, DuplicateIdError)])
         lines = commit.lines
         # The bound addition, if offsets are bytes: a Python call for each line would take as long as everything else.
-        return list(commit.outcomes), lines.offset_at if lines.marks else lines.start_offset.__add__
+        return commit.outcomes, lines.offset_at if lines.offset_map else lines.start_offset.__add__
 
 
 def _no_offset(position: int) -> int:

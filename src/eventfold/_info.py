@@ -1,7 +1,6 @@
-"""A log at a glance: its head, its sizes, who reads it, who writes it.
+"""A log at a glance: its head, its sizes, its views and consumers, and its writer.
 
-Promises: nothing is changed; only the first and the last event are decoded; no lock is taken, so a writer is never kept
-out.
+Promises: nothing is changed; only the first and the last event are decoded; no lock is taken, so no writer is kept out.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from ._consumer import _Checkpoint
+from ._consumer import Checkpoint, unreadable
 from ._engine import Paths
 from ._errors import CorruptLogError
 from ._event import Head
@@ -24,16 +23,16 @@ from ._reader import EventReader
 from ._threads import in_thread
 from .snapshot import BadSnapshotError, parse
 
-# Up to this size of app.jsonl (bytes), its lines are counted, which takes a few hundredths of a second.
+# The lines of app.jsonl are counted up to this size in bytes, which takes a few hundredths of a second.
 _COUNTED_SIZE = 64 * 2**20
 _READ_SIZE = 2**20
 
 
 class PlaceInfo(msgspec.Struct, frozen=True):
-    """How far a stored view or a consumer has got.
+    """The progress of a view or a consumer, as stored.
 
-    `offset` is in bytes of the whole log, and `lag` is the number of bytes from there to the head; both are None if
-    they are unknown, and then `problem` says why.
+    `offset` is in bytes of the whole log, and `lag` is the number of bytes from there to the head. If they are unknown,
+    both are None, and `problem` says why.
     """
 
     name: str
@@ -43,11 +42,17 @@ class PlaceInfo(msgspec.Struct, frozen=True):
 
 
 class FilesInfo(msgspec.Struct, frozen=True):
-    """What only a log in files has. Sizes are in bytes.
+    """The part of `LogInfo` that only a log in files has.
 
-    `base` is the offset at which `app.jsonl` begins. `frames` counts the archive's frames with their records. `events`
-    is None if counting them would take long. `rotating` says whether a rotation is under way or was interrupted.
-    `writer` is the process that holds the lock, if the system reports it (on Linux, within the same container).
+    Attributes:
+        active_size: The size of `app.jsonl`, in bytes.
+        archive_size: The size of the archive, in bytes.
+        frames: The number of frames in the archive, without the commit records.
+        base: The offset at which `app.jsonl` begins, in bytes of the whole log.
+        events: The number of events; None if counting them would take long.
+        rotating: Whether a rotation is under way, or was interrupted.
+        writer: The id of the process that holds the lock, if the system reports it (on Linux, within the same
+            container).
     """
 
     active_size: int
@@ -60,10 +65,16 @@ class FilesInfo(msgspec.Struct, frozen=True):
 
 
 class LogInfo(msgspec.Struct, frozen=True):
-    """A log at a glance. `files` is None for a log that is not kept in files.
+    """The result of `EventLog.info`.
 
-    `bytes_a_day` and `events_a_day` are averages over the time from the first event to the last, by their `ts`; None if
-    they are unknown.
+    Attributes:
+        location: The data directory, or the address of the log without its password.
+        head: The offset after the last event, in bytes of the whole log, and the hash of its line.
+        views: The views of which a snapshot is stored.
+        consumers: The consumers that have committed an offset.
+        files: Sizes and other details; None for a log that is not kept in files.
+        bytes_a_day: The average growth from the `ts` of the first event to that of the last; None if it is unknown.
+        events_a_day: The average number of events per day over the same time; None if it is unknown.
     """
 
     location: str
@@ -76,7 +87,7 @@ class LogInfo(msgspec.Struct, frozen=True):
 
 
 async def info(reader: EventReader) -> LogInfo:
-    """A log at a glance.
+    """Collects the information about a log.
 
     Args:
         reader: A reader of the log.
@@ -90,7 +101,7 @@ async def info(reader: EventReader) -> LogInfo:
     consumers = [await _consumer(reader, name, head) for name in await reader.documents.names("consumer")]
     paths = getattr(reader._source, "layout", None)
     files = await in_thread(_files, Layout(paths.dir)) if isinstance(paths, Paths) else None
-    days = await _days(EventReader._of_source(reader._source, reader._scope))  # without a catalog, which may not fit
+    days = await _days(EventReader._of_source(reader._source, reader._scope))  # without the catalog, which may not fit
     bytes_a_day = head.offset / days if days and files is not None else None
     events_a_day = files.events / days if days and files is not None and files.events is not None else None
     location = str(reader._source.location)
@@ -98,7 +109,7 @@ async def info(reader: EventReader) -> LogInfo:
 
 
 async def _days(reader: EventReader) -> float | None:
-    """Returns the days from the first event to the last; None if there are none, or if the log is damaged there."""
+    """The days from the first event to the last; None if there are none, or if the log is damaged there."""
     times = []
     try:
         for records in (reader.read_from(0), reader.read_back()):
@@ -112,26 +123,30 @@ async def _days(reader: EventReader) -> float | None:
 
 
 async def _view(reader: EventReader, name: str, head: Head) -> PlaceInfo:
-    data = await reader.documents.load("view", name)
     try:
+        data = await reader.documents.load("view", name)
         found = None if data is None else parse(data)
     except BadSnapshotError as error:
         return PlaceInfo(name, None, None, str(error))
+    except OSError as error:
+        return PlaceInfo(name, None, None, unreadable(reader, error))
     if found is None or found.position is None:
-        return PlaceInfo(name, None, None, "it has no offset in the whole log; it will be rebuilt")
-    return _place(name, found.position, head)
+        return PlaceInfo(name, None, None, "its snapshot has no offset in the whole log; it will be rebuilt")
+    return _lag_info(name, found.position, head)
 
 
 async def _consumer(reader: EventReader, name: str, head: Head) -> PlaceInfo:
     try:
-        offset = await _Checkpoint(reader, name, 0, None).last_commit()
+        offset = await Checkpoint(reader, name, 0, None).last_commit()
     except CorruptLogError as error:
         return PlaceInfo(name, None, None, error.reason)
-    return _place(name, offset or 0, head)
+    except OSError as error:
+        return PlaceInfo(name, None, None, unreadable(reader, error))
+    return _lag_info(name, offset or 0, head)
 
 
-def _place(name: str, offset: int, head: Head) -> PlaceInfo:
-    # One that is ahead has read what was appended after `head` was looked up.
+def _lag_info(name: str, offset: int, head: Head) -> PlaceInfo:
+    # An offset beyond `head` is that of a reader that has seen later appends.
     return PlaceInfo(name, offset, max(0, head.offset - offset))
 
 
@@ -140,12 +155,13 @@ def _files(layout: Layout) -> FilesInfo:
     with LogSegments(layout) as segments:
         archive_size = 0 if segments.archive is None else segments.archive.size
         spans = [] if segments.archive is None else list(segments.archive.spans())
-        events = _count(segments, spans)
+        events = _count_events(segments, spans)
         writer = None if segments.fd is None else operations.lock_holder(segments.fd)
         return FilesInfo(segments.size, archive_size, len(spans), segments.base, events, rotating, writer)
 
 
-def _count(segments: LogSegments, spans: Sequence[Span]) -> int | None:
+def _count_events(segments: LogSegments, spans: Sequence[Span]) -> int | None:
+    """The number of events; None if counting them would take long, or if it is unknown because of damage."""
     archive = segments.archive
     if segments.size > _COUNTED_SIZE or segments.damage is not None:
         return None

@@ -16,8 +16,8 @@ from typing import Any
 
 import msgspec
 
-from ._codec.keys import Keys, keys_of
-from ._codec.lines import Lines, last_line_hash, texts_of
+from ._codec.keys import Header, headers_of
+from ._codec.lines import Lines, last_line_hash, split_lines
 from ._errors import AppendConflict, ConditionalAppendError
 from ._event import Event, Head
 from ._query import Query
@@ -67,25 +67,25 @@ class Requirements(msgspec.Struct, gc=False):
 class Append(msgspec.Struct, eq=False, gc=False):
     """One call that waits to be committed: its whole lines, and what must hold for them to be written.
 
-    The future is for the list of where the lines are in the log; without `count`, for where the only line is.
+    The future is for the list of where the `lines` are in the log; without them, for where the only line is.
     """
 
     data: bytes
     future: asyncio.Future[Any]
     requirements: Requirements | None = None
-    count: int | None = None
+    lines: Sequence[bytes] | None = None  # the same as `data`, one by one
     span: Span | None = None  # the call's span, if it is traced
 
     @property
     def events(self) -> int:
         """How many events it appends."""
-        return 1 if self.count is None else self.count
+        return 1 if self.lines is None else len(self.lines)
 
 
 class Judgement(msgspec.Struct):
     """`outcomes` has the position in `data` of each append's first line, or why it may not be written."""
 
-    outcomes: Sequence[int | Exception]
+    outcomes: list[int | Exception]
     data: bytes
     head: Head
 
@@ -108,21 +108,27 @@ def lines_needed_from(appends: Iterable[Append]) -> int | None:
     return min(checked, default=None)
 
 
+def accept_all(appends: Sequence[Append], head: Head) -> Judgement:
+    """What `judge` returns for appends that require nothing: there are only positions to count."""
+    accepted = [append.data for append in appends]
+    data = b"".join(accepted)
+    positions: list[int | Exception] = list(accumulate(map(len, accepted), initial=0))
+    positions.pop()  # the end of the last one
+    return Judgement(positions, data, Head(head.offset + len(data), last_line_hash(data)) if data else head)
+
+
 def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -> Judgement:
     """Judges the appends in order, the first by `head`.
 
     `recent` are the lines from `lines_needed_from(appends)` up to the head. The resulting head assumes offsets that
     count bytes.
     """
-    if not any_required(appends):  # nothing to judge, only positions to count
-        accepted = [append.data for append in appends]
-        positions = list(accumulate(map(len, accepted), initial=0))
-        size = positions.pop()
-        return Judgement(positions, b"".join(accepted), _head_after(head, accepted, size))
+    if not any_required(appends):
+        return accept_all(appends, head)
     outcomes: list[int | Exception] = []
-    accepted = []
+    accepted: list[bytes] = []
     position = 0
-    events = [event for lines in recent for event in keys_of(lines)]
+    events = [event for lines in recent for event in headers_of(lines)]
     ids = {keys.id: start for start, keys in events if keys.id is not None}
     matcher = None
     if any([_required(append).condition is not None for append in appends]):  # noqa: C419 (a generator takes longer)
@@ -167,27 +173,27 @@ def _required(append: Append) -> Requirements:
     return append.requirements or _NOTHING
 
 
-def _events_of(append: Append, condition: Condition | None) -> Iterable[tuple[int, Event | Keys]]:
+def _events_of(append: Append, condition: Condition | None) -> Iterable[tuple[int, Event | Header]]:
     """Where in its data each of an append's events stands, with its type and its tags."""
     if condition is None:
-        return keys_of(Lines("", 0, append.data))
+        return headers_of(Lines("", 0, append.data))
     events = condition.events
     if len(events) == 1:
         return [(0, events[0])]
-    return zip(accumulate(map(len, texts_of(append.data)), initial=0), events, strict=False)
+    return zip(accumulate(map(len, split_lines(append.data)), initial=0), events, strict=False)
 
 
 class Matcher:
     """The newest events by type and by tag, so that a thousand conditions don't check a thousand events each."""
 
     def __init__(self) -> None:
-        self._all: list[tuple[int, Event | Keys]] = []
-        self._by_tag: dict[str, list[tuple[int, Event | Keys]]] = {}
+        self._all: list[tuple[int, Event | Header]] = []
+        self._by_tag: dict[str, list[tuple[int, Event | Header]]] = {}
         # Of the first so many events: few conditions ask for a type without a tag.
-        self._by_type: dict[str, list[tuple[int, Event | Keys]]] = {}
+        self._by_type: dict[str, list[tuple[int, Event | Header]]] = {}
         self._typed = 0
 
-    def add(self, offset: int, events: Iterable[tuple[int, Event | Keys]]) -> None:
+    def add(self, offset: int, events: Iterable[tuple[int, Event | Header]]) -> None:
         """Adds events, each so far behind an offset; they are behind all others."""
         for start, keys in events:
             event = (offset + start, keys)
@@ -213,7 +219,7 @@ class Matcher:
                         first = start
         return first
 
-    def _candidates(self, types: frozenset[str], tags: frozenset[str]) -> Iterable[list[tuple[int, Event | Keys]]]:
+    def _candidates(self, types: frozenset[str], tags: frozenset[str]) -> Iterable[list[tuple[int, Event | Header]]]:
         """The smallest lists of events that include all that an item of a query matches."""
         if tags:
             for tag in tags:

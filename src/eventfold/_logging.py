@@ -1,7 +1,7 @@
-"""What the library writes to the program's log.
+"""The records that the library passes to Python's `logging`.
 
-Promise: each record of the logger `eventfold` has a stable name, `event_name`, and its details as attributes, so that a
-filter, an alert or a JSON formatter need not parse messages. docs/operations.md lists the names.
+Promise: each record of the logger `eventfold` has a stable name, `event_name`, and its details as attributes, so that
+filters, alerts and JSON formatters need not parse messages. docs/operations.md lists the names.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def log_event(level: int, name: str, message: str, *, cause: BaseException | Non
 
     Args:
         level: One of the levels above.
-        name: The stable name, a row of the table in docs/operations.md.
-        message: The text for people, which refers to fields as `%(field)s`.
-        cause: An exception whose traceback is to be logged too.
-        fields: The details. Numbers stay numbers; anything else becomes text.
+        name: The stable name, which must be in the table in docs/operations.md.
+        message: The message, in which `%(field)s` stands for a field.
+        cause: An exception whose traceback is logged too.
+        fields: The details. Numbers stay numbers; all other values are converted to strings.
     """
     if logger.isEnabledFor(level):
         details = {key: value if isinstance(value, int | float) else str(value) for key, value in fields.items()}
-        # Not `event`: that is what some formatters call the message.
+        # Not named `event`, which is the name of the message in some formatters.
         logger.log(level, message, details, exc_info=cause, extra={"event_name": name, **details}, stacklevel=2)

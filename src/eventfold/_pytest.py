@@ -16,9 +16,9 @@ from . import EventLog, SyncMode, View
 def eventfold_log(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[EventLog]]:
     """Opens logs below the test's `tmp_path`: `async with eventfold_log(views=[view]) as log:`.
 
-    It takes the options of `EventLog.open`, and `name`, that of the directory: the same name in the same test opens the
-    same log again. `sync` is `SyncMode.OS` by default. pytest keeps the directories of the last runs, so you can
-    inspect the log of a failed test. Works with every plugin for async tests.
+    It takes the options of `EventLog.open` and the `name` of the directory. The same name in the same test opens the
+    same log again. `sync` is `SyncMode.OS` by default. pytest keeps the directories of the last runs, so that you can
+    inspect the log of a failed test. The fixture works with every plugin for async tests.
     """
 
     def open_log(

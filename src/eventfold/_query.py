@@ -1,9 +1,10 @@
-"""Which events matter: by type and by tags.
+"""Queries select events by type and by tags.
 
-The rules are those of the specification at https://dcb.events/specification/: a query has items, any of which may
-match; an item matches an event whose type is one of the item's types, and which has all of the item's tags.
+The rules are those of the specification at https://dcb.events/specification/. A query consists of items, and matches an
+event if at least one item does. An item matches an event whose type is one of the item's types and which has all of the
+item's tags.
 
-Promise: a query is immutable, and equal to another one with the same items.
+Promise: a query is immutable, and equal to any other query with the same items.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ _NO_STRINGS: frozenset[str] = frozenset()
 
 
 class QueryItem(NamedTuple):
-    """One alternative of a query. Empty types match any type, empty tags any tags."""
+    """One alternative of a query. Without types, it matches events of any type; without tags, it ignores tags."""
 
     types: frozenset[str]
     tags: frozenset[str]
 
 
 class Query:
-    """Which events matter.
+    """Selects events by type and by tags.
 
-    `Query(types={"order_placed"}, tags={"customer:3"})` matches an event whose type is one of `types` (any type, if
-    there are none) and which has all of `tags`. `a | b` matches what either matches; `Query()` matches everything.
+    `Query(types={"order_placed"}, tags={"customer:3"})` matches an event that has one of the types and all of the tags.
+    `Query()` matches every event. `a | b` matches an event that `a` or `b` matches.
 
     Args:
         types: The event's type must be one of these; empty for any type.
         tags: The event must have all of these.
 
     Raises:
-        TypeError: A string was given instead of a collection of strings, or something in it is not a string.
+        TypeError: A string was given instead of a collection of strings, or the collection contains something else.
     """
 
     __slots__ = ("items",)
@@ -77,7 +78,7 @@ class Query:
 
     @property
     def has_tags(self) -> bool:
-        """Whether every alternative has a tag, so that an index of tags can find all matching events."""
+        """Whether every alternative has a tag, so that an index can find all matching events."""
         return all([item.tags for item in self.items])  # noqa: C419 (a generator takes twice as long)
 
     @property
@@ -88,31 +89,31 @@ class Query:
         return frozenset().union(*(item.types for item in self.items))
 
     def matches(self, event: Event) -> bool:
-        """Whether an event is one of those that matter."""
-        return self.matches_keys(event.type, event.tags)
+        """Whether the query matches an event."""
+        return self.matches_type_and_tags(event.type, event.tags)
 
-    def matches_keys(self, type: str, tags: Collection[str]) -> bool:
-        """Whether an event of this type and with these tags is one of those that matter."""
+    def matches_type_and_tags(self, type: str, tags: Collection[str]) -> bool:
+        """Whether the query matches an event with this type and these tags."""
         return any((not types or type in types) and wanted.issubset(tags) for types, wanted in self.items)
 
 
 def query_of(query: Query | None, types: Collection[str] | None) -> Query | None:
-    """The query, or that of its short form, the types of which an event must have one (None: any; empty: no event).
+    """The query that `query` or its short form `types` describes; None if both are None.
 
-    Raises `ValueError` if both are given, `TypeError` for anything else.
+    Empty `types` match no event. Raises `ValueError` if both are given, and `TypeError` if one has the wrong type.
     """
     if query is not None and not isinstance(query, Query):
         raise TypeError(f"query must be a Query, such as Query(types={{'order_placed'}}), not {query!r}")
     if types is None:
         return query
     if query is not None:
-        raise ValueError("both types and a query were given: put the types into the query")
+        raise ValueError("types and query were both given; put the types into the query")
     types = _strings("types", types)
     return Query(types) if types else _of(())
 
 
 def types_alone(query: Query) -> frozenset[str] | None:
-    """The types of which an event must have one, if only types matter; None if tags do, or if any type may match."""
+    """The types that a query selects, if it selects by type alone; None if it has tags, or if any type may match."""
     return None if any(item.tags for item in query.items) else query.types
 
 

@@ -1,8 +1,8 @@
-"""The writer's queue: waiting appends, in the order in which they were called.
+"""The writer's queue: the appends that wait to be committed, in the order in which they were called.
 
-Plain state of one event loop: nothing here is awaited except a place in the queue, and nothing touches a file.
+Plain state of one event loop: nothing here is awaited except room in the queue, and nothing does I/O.
 
-Promises: places are given first come, first served; the lines in the queue are never much more than `QUEUE_SIZE` bytes;
+Promises: appends get room first come, first served; the lines in the queue are never much more than `QUEUE_SIZE` bytes;
 cancelled appends are not taken; each step costs the same however many appends wait.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -21,14 +21,14 @@ from ._errors import copy_error
 from ._event import AppendResult
 from ._judge import Append, Requirements
 
-# How many bytes of lines may wait; further appends wait for a place before their events are encoded.
+# How many bytes of lines the queue holds. With more, new appends wait for room before their events are encoded.
 QUEUE_SIZE = 16 * 2**20
 
 
 class AppendQueue:
     """The appends that wait for the log at `location`.
 
-    `changed` is called when one is added, or leaves without having been added.
+    `changed` is called when an append is added to an empty queue, and when one stops waiting for room.
     """
 
     def __init__(self, changed: Callable[[], None], location: str = "") -> None:
@@ -37,64 +37,67 @@ class AppendQueue:
         self._changed = changed
         self._appends: deque[Append] = deque()
         self._size = 0
-        self._turns: deque[asyncio.Future[None]] = deque()
-        # How many wait for a place, including the one that was given a place and has not run yet.
-        self._waiting = 0
-        self._given = False
+        # The appends that wait for room. They are admitted one at a time, since only once the lines of an append are in
+        # the queue is it known whether there is room for the next one.
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._admitting = False
+        self._waiting_count = 0  # includes an append that was admitted, but has not run yet
 
     def __len__(self) -> int:
         return len(self._appends)
 
     def __repr__(self) -> str:
-        return f"<AppendQueue of {len(self._appends)}, {self._waiting} waiting for a place>"
+        return f"<AppendQueue of {len(self._appends)}, {self._waiting_count} waiting for room>"
 
     @property
     def full(self) -> bool:
-        """Whether a new append must wait for a `place`: there is no room, or others came before."""
-        return self._size >= QUEUE_SIZE or self._waiting > 0
+        """Whether a new append must `wait_for_room`: the queue is full, or other appends wait already."""
+        return self._size >= QUEUE_SIZE or self._waiting_count > 0
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is in the queue or waits for a place in it."""
-        return not self._appends and not self._waiting
+        """Whether the queue is empty and no append waits for room."""
+        return not self._appends and not self._waiting_count
 
     @property
     def waiting(self) -> int:
-        """How many appends wait for a place."""
-        return self._waiting
+        """How many appends wait for room."""
+        return self._waiting_count
 
-    async def place(self) -> None:
-        """Waits for room, after everything that came before. Take the place before awaiting anything else."""
-        turn = self._loop.create_future()
-        self._turns.append(turn)
-        self._waiting += 1
+    async def wait_for_room(self) -> None:
+        """Waits until there is room, and all appends that waited before have been added.
+
+        The caller must add its append before it awaits anything else.
+        """
+        admission = self._loop.create_future()
+        self._waiting.append(admission)
+        self._waiting_count += 1
         try:
-            await turn
+            await admission
         finally:
-            self._waiting -= 1
-            if not turn.cancel() and not turn.cancelled():
-                # The next one is considered once this one has taken its place.
-                self._loop.call_soon(self._next_turn)
+            self._waiting_count -= 1
+            if not admission.cancel() and not admission.cancelled():  # it was admitted
+                self._loop.call_soon(self._admit_next)
             self._changed()
 
-    def _next_turn(self) -> None:
-        self._given = False
-        self._give_place()
+    def _admit_next(self) -> None:
+        self._admitting = False
+        self._admit()
 
-    def _give_place(self) -> None:
-        """Lets the first waiting append continue if there is room; that one lets the next."""
-        while self._turns and not self._given and self._size < QUEUE_SIZE:
-            turn = self._turns.popleft()
-            if not turn.done():  # otherwise it was cancelled
-                self._given = True
-                turn.set_result(None)
+    def _admit(self) -> None:
+        """Admits the first append that waits, if there is room and no other append is being admitted."""
+        while self._waiting and not self._admitting and self._size < QUEUE_SIZE:
+            admission = self._waiting.popleft()
+            if not admission.done():  # otherwise it was cancelled
+                self._admitting = True
+                admission.set_result(None)
 
     def put(
-        self, data: bytes, requirements: Requirements | None = None, count: int | None = None
+        self, data: bytes, requirements: Requirements | None = None, lines: Sequence[bytes] | None = None
     ) -> asyncio.Future[Any]:
         """Adds an append of whole lines; returns its future."""
         future: asyncio.Future[Any] = self._loop.create_future()
-        append = Append(data, future, requirements, count)
+        append = Append(data, future, requirements, lines)
         if _tracing.tracer is not None:
             append.span = _tracing.start("eventfold.append", log=self._location, events=append.events, bytes=len(data))
             _tracing.end_with(append.span, future)
@@ -111,7 +114,7 @@ class AppendQueue:
             taken = [append for append in self._appends if not append.future.done()]
             self._appends.clear()
             self._size = 0
-            self._give_place()
+            self._admit()
             return taken
         taken = []
         while self._appends:
@@ -123,7 +126,7 @@ class AppendQueue:
                 size -= len(append.data)
             self._appends.popleft()
             self._size -= len(append.data)
-        self._give_place()
+        self._admit()
         return taken
 
 
@@ -139,13 +142,11 @@ def resolve(append: Append, outcome: int | BaseException, offset_at: Callable[[i
         # A copy, since an error that is raised in several tasks would collect all their tracebacks.
         future.set_exception(copy_error(outcome))
         return
-    data = append.data
-    if append.count is None:
-        start, end = offset_at(outcome), offset_at(outcome + len(data))
-        # The hash as `line_hash` calculates it, without a call for each line.
-        future.set_result(AppendResult(start, end, xxh64_hexdigest(data[:-1])))
+    # Hashes as `line_hash` calculates them, without a call for each line.
+    if append.lines is None:
+        data = append.data
+        future.set_result(AppendResult(offset_at(outcome), offset_at(outcome + len(data)), xxh64_hexdigest(data[:-1])))
         return
-    # Faster than `splitlines`, which looks for other line breaks too: JSON has none.
-    lines = data[:-1].split(b"\n") if data else []
-    offsets = list(map(offset_at, accumulate([len(line) + 1 for line in lines], initial=outcome)))
-    future.set_result(list(map(AppendResult, offsets, offsets[1:], map(xxh64_hexdigest, lines))))
+    offsets = list(map(offset_at, accumulate(map(len, append.lines), initial=outcome)))
+    hashes = [xxh64_hexdigest(line[:-1]) for line in append.lines]
+    future.set_result(list(map(AppendResult, offsets, offsets[1:], hashes)))

@@ -1,10 +1,9 @@
-"""Repairs a log in files, as a person decides after `verify` has reported what is wrong.
+"""Repairs a log in files, after a person has decided what to do about the problems that `verify` reports.
 
-`plan_repairs` changes nothing; `repair` carries out the chosen parts of the plan, and only while everything is still as
-the plan says.
+`plan_repairs` changes nothing. `repair` carries out chosen repairs of the plan, unless the files have changed since.
 
-Promises: no event is removed unless the caller names the offset from which events are lost; what is cut off is kept
-beside the log; nobody else writes meanwhile.
+Promises: no event is removed unless the caller names the offset from which events are lost; what is cut off is kept in
+a file beside the log; no other process writes to the log during a repair.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ from typing import Any, TypeAlias
 import msgspec
 
 from ._address import Address, engine_of
-from ._consumer import _Checkpoint, move_consumer
+from ._consumer import Checkpoint, move_consumer
 from ._engine import DocumentKind, LockingDocuments, paths_of
 from ._errors import CorruptLogError, EventfoldError
-from ._files.cutting import WriterLock, cut, damaged_end
+from ._files.active import WriterLock
+from ._files.damaged_end import cut_damaged_end, find_damaged_end
 from ._files.paths import Layout
 from ._reader import EventReader
 from ._threads import in_thread
@@ -28,10 +28,15 @@ from ._view import View
 
 
 class CutEnd(msgspec.Struct, frozen=True):
-    """Cuts off the damaged end of `app.jsonl` at `offset` (in bytes of the whole log).
+    """A repair that cuts off the damaged end of `app.jsonl` and keeps it in the file `kept_in`.
 
-    `size` is the number of bytes, which are kept in `kept_in`. `events` counts the valid events among them, which the
-    log loses: if there are any, `repair` requires the offset in `lose_events_from`.
+    Attributes:
+        path: The path of `app.jsonl`.
+        offset: Where to cut, in bytes of the whole log.
+        size: The number of bytes to cut off.
+        events: The number of valid events among these bytes, which the log loses. If it is not 0, `repair` requires the
+            offset in `lose_events_from`.
+        reason: What is damaged.
     """
 
     path: str
@@ -42,7 +47,7 @@ class CutEnd(msgspec.Struct, frozen=True):
 
     @property
     def kept_in(self) -> str:
-        """The file that gets what is cut off."""
+        """The file to which the bytes are moved."""
         return f"{self.path}.torn.{self.offset}"
 
     def __str__(self) -> str:
@@ -51,7 +56,13 @@ class CutEnd(msgspec.Struct, frozen=True):
 
 
 class DropSnapshot(msgspec.Struct, frozen=True):
-    """Deletes the snapshot of a view, which is then rebuilt from the log."""
+    """A repair that deletes the snapshot of a view, which is then rebuilt from the log.
+
+    Attributes:
+        path: The path of the snapshot.
+        name: The name of the view.
+        reason: What is wrong with the snapshot.
+    """
 
     path: str
     name: str
@@ -62,7 +73,14 @@ class DropSnapshot(msgspec.Struct, frozen=True):
 
 
 class ResetConsumer(msgspec.Struct, frozen=True):
-    """Makes a consumer continue from `offset` (in bytes of the whole log)."""
+    """A repair that makes a consumer continue from a different offset.
+
+    Attributes:
+        path: The path of the consumer's file.
+        name: The name of the consumer.
+        offset: Where the consumer continues, in bytes of the whole log.
+        reason: What is wrong with the committed offset.
+    """
 
     path: str
     name: str
@@ -77,7 +95,7 @@ Repair: TypeAlias = CutEnd | DropSnapshot | ResetConsumer
 
 
 class RepairPlan(msgspec.Struct, frozen=True):
-    """The possible `repairs`, and the `problems` that only a backup can fix."""
+    """The result of `plan_repairs`: the possible `repairs`, and the `problems` that only a backup can solve."""
 
     repairs: tuple[Repair, ...]
     problems: tuple[Problem, ...]
@@ -89,11 +107,11 @@ async def plan_repairs(
     views: Iterable[View[Any]] = (),
     progress: Callable[[int, int], object] | None = None,
 ) -> RepairPlan:
-    """Reads a whole log in files and plans its repairs. Changes nothing, and leaves nothing if cancelled.
+    """Reads a whole log in files and plans its repairs. Changes nothing; a cancelled call leaves nothing behind.
 
-    A damaged end is the only repair in its plan, since which snapshots and consumers still fit is known only after the
-    cut: plan again then. A consumer whose offset is beyond the end of the log will continue from the head; any other
-    one whose offset does not fit, from the start.
+    If the end of the log is damaged, the plan contains only the cut: plan again after it, since only then is it known
+    which snapshots and consumers fit. A consumer whose offset is beyond the end of the log will continue from the head,
+    and a consumer whose offset is otherwise wrong from the start.
 
     Args:
         dir: The data directory.
@@ -101,10 +119,10 @@ async def plan_repairs(
         progress: Called repeatedly with the number of bytes read so far and in total.
 
     Returns:
-        The plan, all or some of whose repairs can be passed to `repair`.
+        The plan. Pass all or some of its repairs to `repair`.
 
     Raises:
-        EventfoldError: There is no log in that directory, or it is kept by another engine.
+        EventfoldError: There is no log in that directory, or the log is not kept in files.
         OSError: A file could not be read.
     """
     layout = await _layout_of(dir)
@@ -114,14 +132,14 @@ async def plan_repairs(
     consumers = await _names_by_path(reader, "consumer")
     cuts: list[Repair] = []
     others: list[Repair] = []
-    left: list[Problem] = []
+    unsolved: list[Problem] = []
     for problem in report.problems:
         if problem.path == str(layout.log_path):
             try:
                 cuts.append(await in_thread(_cut_end, layout, problem))
             except EventfoldError as error:
                 reason = error.reason if isinstance(error, CorruptLogError) else str(error)
-                left.append(msgspec.structs.replace(problem, reason=reason))
+                unsolved.append(msgspec.structs.replace(problem, reason=reason))
         elif problem.path in snapshots:
             others.append(DropSnapshot(problem.path, snapshots[problem.path], problem.reason))
         elif problem.path in consumers:
@@ -129,30 +147,30 @@ async def plan_repairs(
             offset = head if problem.offset > head else 0
             others.append(ResetConsumer(problem.path, consumers[problem.path], offset, problem.reason))
         else:
-            left.append(problem)
-    return RepairPlan(tuple(cuts[:1] or others), tuple(left))
+            unsolved.append(problem)
+    return RepairPlan(tuple(cuts[:1] or others), tuple(unsolved))
 
 
 async def repair(dir: Address, repairs: Iterable[Repair], *, lose_events_from: int | None = None) -> None:
-    """Carries out chosen repairs in order, under the writer's lock.
+    """Carries out repairs in the given order, while it holds the writer's lock.
 
-    If cancelled, it stops after the current repair; those before it are done.
+    If cancelled, it stops after the current repair. Earlier repairs are not undone.
 
     Args:
         dir: The data directory.
         repairs: All or some of the repairs that `plan_repairs` returned.
-        lose_events_from: The offset of a cut whose damage is followed by valid events, which the log then loses.
+        lose_events_from: The offset of a cut that removes valid events, in bytes of the whole log. The log loses them.
 
     Raises:
         LogLockedError: The log is open for writing.
-        EventfoldError: Valid events would be lost and their offset was not named, a consumer is being read, or the log
-            has changed since the plan was made. The repairs before the failed one are done.
-        OSError: A file could not be read or written, for example if there is no room to keep what is cut off.
+        EventfoldError: A repair would remove valid events and its offset was not named, a consumer is being read, or
+            the log has changed since the plan was made. Earlier repairs are not undone.
+        OSError: A file could not be read or written, for example because there is no space to keep what is cut off.
     """
     layout = await _layout_of(dir)
     lock = WriterLock(layout)
     try:
-        await in_thread(lock.take)
+        await in_thread(lock.acquire)
         for chosen in repairs:
             if isinstance(chosen, CutEnd):
                 await _cut(layout, lock, chosen, lose_events_from)
@@ -167,7 +185,7 @@ async def repair(dir: Address, repairs: Iterable[Repair], *, lose_events_from: i
 async def _layout_of(dir: Address) -> Layout:
     layout = Layout(paths_of(engine_of(dir).source()).dir)
     if not await in_thread(layout.dir.is_dir):
-        raise EventfoldError(f"there is no log in {layout.dir}: name the directory that holds app.jsonl")
+        raise EventfoldError(f"there is no log in {layout.dir}: use the directory that contains app.jsonl")
     return layout
 
 
@@ -177,25 +195,25 @@ async def _names_by_path(reader: EventReader, kind: DocumentKind) -> dict[str, s
 
 
 def _cut_end(layout: Layout, problem: Problem) -> CutEnd:
-    end = damaged_end(layout, CorruptLogError(layout.log_path, problem.offset, problem.reason))
+    end = find_damaged_end(layout, CorruptLogError(layout.log_path, problem.offset, problem.reason))
     return CutEnd(problem.path, end.offset, end.size, end.events, problem.reason)
 
 
 async def _cut(layout: Layout, lock: WriterLock, chosen: CutEnd, lose_events_from: int | None) -> None:
     if chosen.events and lose_events_from != chosen.offset:
         raise EventfoldError(
-            f"{chosen.events} valid events follow the damage at offset {chosen.offset} of {chosen.path}, and "
-            f"would be lost: restore a backup, or name the offset {chosen.offset} to lose them"
+            f"{chosen.events} valid events after the damage at offset {chosen.offset} of {chosen.path} would be lost: "
+            f"restore a backup, or name the offset {chosen.offset} to accept the loss"
         )
     damage = await _first_damage(EventReader(layout.dir))
-    end = None if damage is None else await in_thread(damaged_end, layout, damage)
+    end = None if damage is None else await in_thread(find_damaged_end, layout, damage)
     if end is None or end != (chosen.offset, chosen.size, chosen.events):
         raise _changed(chosen.path)
-    await in_thread(cut, layout, lock.fd, end)
+    await in_thread(cut_damaged_end, layout, lock.fd, end)
 
 
 async def _first_damage(reader: EventReader) -> CorruptLogError | None:
-    """Returns the first damage in a read of the whole log: from anywhere else, the rest of a batch may look valid."""
+    """The first damage, found by reading the log from its start: elsewhere, the rest of a batch may look valid."""
     try:
         async with aclosing(reader.read_slices()) as slices:
             async for _ in slices:
@@ -212,7 +230,7 @@ async def _reset(reader: EventReader, chosen: ResetConsumer) -> None:
     if lock is None:
         raise EventfoldError(f"consumer {chosen.name!r} is being read by another process: stop it first")
     try:
-        await _Checkpoint(reader, chosen.name, 0, None).last_commit()
+        await Checkpoint(reader, chosen.name, 0, None).last_commit()
     except CorruptLogError:
         await move_consumer(reader, chosen.name, chosen.offset)
     else:

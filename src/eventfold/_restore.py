@@ -1,15 +1,15 @@
-"""Restores a backup: it is verified, copied, and only then moved into place.
+"""Restores a backup: it is verified, copied, and then moved to the target directory.
 
-Everything is copied rather than linked: a writer appends to `app.jsonl` and the archive in place, which would change
-the backup too.
+Files are copied, not linked, because a writer appends to `app.jsonl` and the archive in place and would change the
+backup too.
 
-The copy is written to a directory inside the target, the only place that is certainly on the same file system, and
-moved from there name by name: first what depends on the log, then the base file, which says where `app.jsonl` begins,
-then `app.jsonl`, and the archive last. Until the archive is there, the base file keeps everybody from mistaking a part
-of the log for all of it.
+The copy is written to a directory inside the target, which is certainly on the same file system. From there, the files
+are moved one by one: first the snapshots and consumers, then the base file, which says where `app.jsonl` begins, then
+`app.jsonl`, and the archive last. As long as the archive is missing, the base file prevents that `app.jsonl` is taken
+for the whole log.
 
-Promises: neither this nor the restored log changes the backup; a kill at any moment leaves a target that has no event
-yet, is refused with a `CorruptLogError`, or is complete.
+Promises: neither restoring nor the restored log changes the backup; a kill at any moment leaves a target that contains
+no event, is refused with a `CorruptLogError`, or is complete.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from ._address import directory_of
 from ._backup import backup as copy_to
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Head
@@ -30,7 +31,7 @@ from ._reader import EventReader
 from ._threads import in_thread
 from ._verify import verify
 
-# The directory in the target to which the copy is written first.
+# The directory in the target to which the copy is written.
 UNFINISHED = ".restoring"
 
 
@@ -40,34 +41,33 @@ async def restore(
     *,
     progress: Callable[[int, int], object] | None = None,
 ) -> Head:
-    """Restores a backup with its snapshots and consumers' offsets, so that it can be opened at once.
+    """Restores a backup with its snapshots and consumers' offsets to a directory that can be opened as a log.
 
-    The backup is verified first, and never changed. If cancelled, it leaves no log in `dir`, and can be called again.
-    The same holds if the process is killed, unless that happens at the last moment: then `dir` contains the log, or
-    files that must be removed first.
+    The backup is verified first, and never changed. If cancelled, there is no log in `dir`, and you can call it again.
+    The same is true after a kill, except in the final step: then `dir` may contain the log, or files that must be
+    removed before the next call.
 
     Args:
         backup: The directory that `EventLog.backup` wrote.
-        dir: The data directory to create; it may exist if it is empty.
+        dir: The data directory, which is created; it may exist if it is empty.
         progress: Called repeatedly with the number of bytes verified or copied so far and in total.
 
     Returns:
-        The head of the log.
+        The head of the restored log. A snapshot or a consumer's offset that does not fit is left out, with a warning.
 
     Raises:
-        CorruptLogError: The log in the backup is damaged; nothing was copied. A snapshot or a consumer's offset that
-            does not fit is left out, with a warning.
-        EventfoldError: There is no backup, another call is restoring into `dir`, or `dir` is not empty, even if
-            something was put there only meanwhile, such as by a program that opened it. It is left as it is.
+        CorruptLogError: The log in the backup is damaged. Nothing was copied.
+        EventfoldError: There is no backup, another call is restoring to `dir`, or `dir` is not empty, perhaps because a
+            program opened it during the call. The files in `dir` are not changed.
         OSError: A file could not be read or written.
     """
-    source, target = Layout(backup), Layout(dir)
+    source, target = Layout(directory_of(backup)), Layout(directory_of(dir))
     await in_thread(_check, source, target)
     report = await verify(source.dir, progress=progress)
     for problem in report.problems:
         if Path(problem.path).parent not in (source.views_dir, source.consumers_dir):
             raise CorruptLogError(
-                problem.path, problem.offset, f"{problem.reason}; restore another backup, or repair it"
+                problem.path, problem.offset, f"{problem.reason}; restore another backup, or repair this one"
             )
         log_event(
             WARNING,
@@ -90,7 +90,7 @@ async def restore(
 
 
 class _Claim:
-    """Keeps others from restoring into the same directory; it ends with the process."""
+    """A lock against other calls that restore to the same directory. It is released when the process ends."""
 
     def __init__(self, target: Layout) -> None:
         self._dir = target.dir
@@ -98,7 +98,7 @@ class _Claim:
 
     def take(self) -> None:
         """Raises `EventfoldError` if another call is restoring there."""
-        self._lock = NamedLock.take_directory(self._dir)
+        self._lock = NamedLock.acquire_directory(self._dir)
         if self._lock is None:
             raise EventfoldError(f"{self._dir} is being restored by another call or process: let it finish")
 
@@ -109,7 +109,7 @@ class _Claim:
 
 def _check(source: Layout, target: Layout) -> None:
     if not (source.log_path.exists() or source.archive_path.exists()):
-        raise EventfoldError(f"there is no log in {source.dir}: name the directory that holds app.jsonl")
+        raise EventfoldError(f"there is no log in {source.dir}: use the directory that contains app.jsonl")
     try:
         found = set(os.listdir(target.dir)) - {UNFINISHED}
     except FileNotFoundError:
@@ -134,22 +134,22 @@ def _created_meanwhile(target: Layout, name: str) -> EventfoldError:
 
 
 def _begin(source: Layout, target: Layout, unfinished: Layout) -> None:
-    """Removes what an interrupted restore has left: after a power cut, anything may be in its files."""
+    """Removes the unfinished copy of an interrupted call, since a power cut may have damaged it."""
     _check(source, target)
     if unfinished.dir.exists():
         shutil.rmtree(unfinished.dir)
 
 
 def _move_into_place(unfinished: Layout, target: Layout) -> None:
-    # Somebody may have created a log there meanwhile, and appended to it. A writer that opens the directory creates
-    # app.jsonl first and then reads the base file: so either we see app.jsonl below, or the base file makes it fail.
+    # Another program may have created a log in the target and appended to it. A writer that opens a directory first
+    # creates app.jsonl and then reads the base file. So either app.jsonl is seen below, or that writer fails.
     _check_still_empty(target)
     for directory in (unfinished.views_dir, unfinished.consumers_dir):
         if directory.exists():
             operations.rename(directory, target.dir / directory.name)
     for path in (unfinished.base_path, unfinished.log_path, unfinished.archive_path):
         if path.exists():
-            # One after the other, even after a power cut.
+            # Synced before each step, so that a power cut does not change their order.
             operations.sync_dir(target.dir)
             if path == unfinished.log_path and target.log_path.exists():
                 operations.unlink(target.base_path)  # describes a log other than the one that was created
@@ -159,4 +159,4 @@ def _move_into_place(unfinished: Layout, target: Layout) -> None:
     try:
         os.rmdir(unfinished.dir)
     except OSError:
-        pass  # somebody has put something there; the log is complete anyway
+        pass  # another program has put a file there; the log is complete all the same

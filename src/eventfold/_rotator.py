@@ -1,13 +1,14 @@
 """Rotates a log while appends continue: on request, and automatically once the active log is too large.
 
-Promises: there is one rotation at a time; a failed automatic one is tried again later, at growing intervals; cancelling
-a caller that waits for a rotation does not stop it.
+Promises: there is only one rotation at a time; after an automatic rotation has failed, it is tried again at increasing
+intervals; cancelling a caller that waits for a rotation does not stop the rotation.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,28 +19,34 @@ from ._errors import WriterFailedError
 from ._logging import WARNING, log_event
 from ._reader import EventReader
 
-# Seconds before a failed automatic rotation is tried again; each further failure doubles them, up to the second value.
-RETRY_INTERVAL, LAST_RETRY_INTERVAL = 1.0, 60.0
+# Seconds before an automatic rotation is tried again after a failure. Each further failure doubles the interval, up to
+# the second value.
+RETRY_INTERVAL, MAX_RETRY_INTERVAL = 1.0, 60.0
 
 
 class ViewOps(Protocol):
-    """What the log asks of anything registered as a view."""
+    """The protocol of objects that can be passed to `EventWriter.rotate` as views; `View` implements it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the view."""
 
     @property
-    def offset(self) -> int: ...
+    def offset(self) -> int:
+        """The offset up to which the events are folded, in bytes of the whole log."""
 
-    async def refresh(self, reader: EventReader) -> Any: ...
+    async def refresh(self, reader: EventReader) -> Any:
+        """Folds all new events; returns the state."""
 
-    async def rebuild(self, reader: EventReader) -> Any: ...
+    async def rebuild(self, reader: EventReader) -> Any:
+        """Folds the whole log again; returns the state."""
 
-    async def save(self, reader: EventReader) -> None: ...
+    async def save(self, reader: EventReader) -> None:
+        """Saves the state, for example after a rotation."""
 
 
 class Rotator:
-    """The rotations of one open log. `fail` is called with an error that leaves the writer unable to continue."""
+    """The rotations of one open log. `fail` is called with an error after which the writer can't continue."""
 
     def __init__(
         self,
@@ -67,7 +74,7 @@ class Rotator:
     def rotate_if_due(self, views: Iterable[ViewOps]) -> None:
         """Starts a rotation if the active log is too large and none is running."""
         if self._committer.rotation_is_due and not self.running and self._loop.time() >= self._not_before:
-            self._start(views, if_due=True).add_done_callback(self._ended_on_its_own)
+            self._start(views, if_due=True).add_done_callback(self._after_automatic_rotation)
 
     async def drain(self) -> None:
         """Waits until no rotation is running."""
@@ -88,16 +95,17 @@ class Rotator:
             except WriterFailedError as error:
                 self._fail(error)
                 raise
-            for view in views:
-                await view.save(self._new_reader())
+            async with AsyncExitStack() as stack:  # whatever one of these raises, the others are done too
+                for view in reversed(list(views)):
+                    stack.push_async_callback(view.save, self._new_reader())
 
-    def _ended_on_its_own(self, task: asyncio.Task[None]) -> None:
+    def _after_automatic_rotation(self, task: asyncio.Task[None]) -> None:
         error = task.exception()
         if error is None:
             self._retry_interval = RETRY_INTERVAL
         else:
             self._not_before = self._loop.time() + self._retry_interval
-            self._retry_interval = min(2 * self._retry_interval, LAST_RETRY_INTERVAL)
+            self._retry_interval = min(2 * self._retry_interval, MAX_RETRY_INTERVAL)
             log_event(
                 WARNING,
                 "rotation.failed",

@@ -1,10 +1,10 @@
-"""Ends open streams when a server is asked to stop.
+"""Ends open streams when a signal stops a server.
 
-A web server waits for open responses before it ends the application, and a tail never ends on its own; so the signal
-must end the streams too.
+A web server waits for open responses before it ends the application, but a response that follows a tail never ends. So
+the signal must end the tails.
 
-Promises: the previous handlers are called, and are restored at the end; a signal that nobody handles keeps its default
-action; outside the main thread, where no signal arrives, nothing happens.
+Promises: the previous handlers are called, and are restored at the end; a signal without a handler keeps its default
+action; outside the main thread, which alone receives signals, nothing happens.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from types import FrameType
 
 from ._log import EventLog
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def end_streams_on_stop(log: EventLog) -> Iterator[None]:
     """Ends the log's tails, watches and waits on SIGINT and SIGTERM, before the server handles the signal.
 
-    For the lifespan of an application, inside that of its log:
+    Use it during the lifespan of an application, inside the block of its log:
 
         async with EventLog.open("data") as log:
             with end_streams_on_stop(log):
                 yield {"log": log}
 
-    Tails and watches end as if the log were closed, and a `wait_until` that still waits raises `LogClosedError`;
-    appends and reads continue until the log is closed. The signal is then passed to the handler that was installed
-    before. A signal without a handler keeps its default action. Outside the main thread, under a test client for
-    example, this does nothing.
+    Tails and watches end in the same way as when the log is closed, and calls that wait for events raise
+    `LogClosedError`. Appends and reads work until the log is closed. The signal is then passed to the handler that was
+    installed before. A signal without a handler keeps its default action. Outside the main thread, for example in a
+    test client, this does nothing.
 
     Args:
         log: An open log.
@@ -48,9 +48,9 @@ def end_streams_on_stop(log: EventLog) -> Iterator[None]:
         return
     active = True
 
-    def pass_to(previous: Callable[[int, FrameType | None], object]) -> Callable[[int, FrameType | None], None]:
+    def with_ending(previous: Callable[[int, FrameType | None], object]) -> Callable[[int, FrameType | None], None]:
         def stop(number: int, frame: FrameType | None) -> None:
-            # Somebody who installed a handler over this one may still call it afterwards, when the loop is closed.
+            # A handler that replaced this one may call it after the block, when the loop is closed.
             if active:
                 loop.call_soon_threadsafe(log.reader().end_waits)
             previous(number, frame)
@@ -59,12 +59,11 @@ def end_streams_on_stop(log: EventLog) -> Iterator[None]:
 
     installed = []
     try:
-        for number in STOPS:
+        for number in STOP_SIGNALS:
             previous = signal.getsignal(number)
-            if callable(
-                previous
-            ):  # otherwise it is the default action, SIG_IGN, or a handler not installed from Python
-                handler = pass_to(previous)
+            # Otherwise, it is SIG_DFL, SIG_IGN, or a handler that was not installed from Python.
+            if callable(previous):
+                handler = with_ending(previous)
                 signal.signal(number, handler)
                 installed.append((number, handler, previous))
         yield

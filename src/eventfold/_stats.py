@@ -1,4 +1,4 @@
-"""What a log has done since it was opened, and what is waiting: counters that cost an append next to nothing."""
+"""Counters of what a log has done since it was opened. They cost an append almost nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class WriterCounters(msgspec.Struct):
-    """What the writer counts, batch by batch; see `LogStats`."""
+    """The counters of a writer: see `LogStats`."""
 
     appends: int = 0
     refused: int = 0
@@ -18,7 +18,7 @@ class WriterCounters(msgspec.Struct):
     slowest_commit_seconds: float = 0.0
 
     def add(self, committed: int, refused: int, seconds: float) -> None:
-        """Counts a batch that was committed."""
+        """Counts a commit."""
         self.appends += committed
         self.refused += refused
         self.batches += 1
@@ -30,27 +30,27 @@ class WriterCounters(msgspec.Struct):
 
 
 class ViewStats(msgspec.Struct, frozen=True):
-    """How far a view is: its `offset`, and the `lag` in bytes of log up to the head."""
+    """The progress of a view: its `offset`, and its `lag`, the number of bytes from there to the head."""
 
     offset: int
     lag: int
 
 
 class LogStats(msgspec.Struct, frozen=True):
-    """The result of `EventLog.stats`. Counters start at 0 when the log is opened.
+    """The result of `EventLog.stats`. The counters start at 0 when the log is opened.
 
     Attributes:
         head: The offset of the durable head, in bytes of the whole log; None for a read-only log.
-        appends: Calls that were acknowledged, each of one event or of a batch.
-        refused: Calls that were not: conflicts, and those that failed in the commit.
-        batches: Commits, each of all appends that were waiting.
+        appends: The number of acknowledged calls, each with one event or a batch.
+        refused: The number of calls that conflicted, or whose commit failed.
+        batches: The number of commits. Each commit takes the calls that are waiting at that time.
         largest_batch: The largest number of calls in one commit.
-        commit_seconds: The total time of all commits, from checking conditions to the end of the sync.
-        slowest_commit_seconds: The longest of them.
-        queued: Calls that are waiting to be committed.
-        waiting_for_place: Calls that are waiting because the queue is full.
-        waiting: Tails, watches and waits that are waiting for events of this log in this process.
-        views: The registered views by name.
+        commit_seconds: The total time of all commits, from checking the conditions to the end of the sync.
+        slowest_commit_seconds: The time of the slowest commit.
+        queued: The number of calls that wait for a commit.
+        waiting_for_place: The number of calls that wait because the queue is full.
+        waiting: The number of tails, watches and other calls that wait for events of this log in this process.
+        views: The progress of the registered views, by name.
     """
 
     head: int | None

@@ -1,6 +1,7 @@
 """Calls of blocking functions in threads: in a pool, or in a thread of one's own that makes one call after another.
 
-Promise: awaited with `uninterrupted`, as `in_thread` does, what a thread has begun is over before its caller continues.
+Promise: what a thread has begun is over before its caller continues, whether that caller is cancelled by asyncio or by
+an anyio cancel scope, so that a lock or a descriptor held around the call covers all of it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from contextvars import Context
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
-from ._aio import uninterrupted
+from ._aio import outlast
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _Job: TypeAlias = "tuple[ThreadCall[Any], Callable[..., Any], tuple[Any, ...]]"
+_Jobs: TypeAlias = "SimpleQueue[_Job | None]"
 
 # Seconds for which `quick_in_thread` holds the event loop at most: more than a few system calls and the way to a thread
 # take, and too short to be felt.
@@ -27,18 +29,21 @@ PATIENCE = 0.0001
 
 
 class ThreadCall(Generic[T]):
-    """The outcome of a call in a thread. Await it; if that is cancelled, the call continues, unless `uninterrupted`
-    waits for its end.
+    """The outcome of a call in a thread. Await it for the result; a cancellation is raised once the call has ended.
 
     A future would take one more turn of the event loop: it gets its result in one turn, and its waiters run in the
     next. Here, the thread makes the loop run the waiters directly.
 
-    With `start`, the call begins only once it is awaited.
+    With `postponed`, the job is put into that queue only once the call is awaited.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, start: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        postponed: tuple[_Jobs, Callable[..., Any], tuple[Any, ...]] | None = None,
+    ) -> None:
         self.loop = loop
-        self._start = start
+        self._postponed = postponed
         # Lists, since appending to them and removing from them is atomic: two threads need no lock.
         self._outcomes: list[tuple[Any, BaseException | None]] = []  # the first one counts
         self._waiters: list[_Waiter] = []
@@ -62,9 +67,10 @@ class ThreadCall(Generic[T]):
 
     def result(self) -> T:
         """What the call returned, once it is done; raises what the call raised."""
+        result: T
         result, error = self._outcomes[0]
         if error is None:
-            return cast(T, result)
+            return result
         try:
             raise error
         finally:
@@ -74,23 +80,34 @@ class ThreadCall(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         try:
-            if not self._outcomes:
-                yield _Waiter(self)
+            try:
+                if not self._outcomes:
+                    yield _Waiter(self)
+            except asyncio.CancelledError:
+                yield from outlast(self, ThreadCall.settled).__await__()
+                raise
             return self.result()
         finally:
-            del self
+            del self  # as in `result`
 
     def settled(self) -> _Waiter:
-        """Await it until the call has ended, whatever the outcome."""
+        """Await it until the call has ended, whatever the outcome. A cancellation is raised at once."""
         return _Waiter(self)
+
+    async def interruptible(self) -> T:
+        """The result of a call that changes nothing; a cancellation is raised at once, and the call continues."""
+        if not self._outcomes:
+            await self.settled()
+        return self.result()
 
     def add_waiter(self, waiter: _Waiter) -> None:
         """Runs a waiter once the call has ended. In the loop's thread."""
         self._waiters.append(waiter)
-        if self._start is not None:
-            start, self._start = self._start, None
-            start()
-        if self._outcomes and self.remove_waiter(waiter):
+        if self._postponed is not None:
+            jobs, function, args = self._postponed
+            self._postponed = None
+            jobs.put((self, function, args))
+        elif self._outcomes and self.remove_waiter(waiter):
             self.loop.call_soon(waiter.wakeup, waiter, context=waiter.context)
 
     def remove_waiter(self, waiter: _Waiter) -> bool:
@@ -108,13 +125,13 @@ class _Waiter:
     asyncio recognizes such objects by `_asyncio_future_blocking`; see `asyncio.isfuture`.
     """
 
+    _asyncio_future_blocking = True
     wakeup: Callable[[_Waiter], object]
     context: Context | None
+    _cancelled: tuple[Any, ...] | None = None
 
     def __init__(self, call: ThreadCall[Any]) -> None:
-        self._asyncio_future_blocking = True
         self._call = call
-        self._cancelled: tuple[Any, ...] | None = None
 
     def __iter__(self) -> Generator[Any, None, None]:
         yield self
@@ -199,11 +216,11 @@ os.register_at_fork(after_in_child=_new_pool)
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Calls a blocking function in a thread. If cancelled, waits for the function to end before it raises."""
-    return await uninterrupted(start_in_thread(lambda: function(*args, **kwargs)))
+    return await start_in_thread(lambda: function(*args, **kwargs))
 
 
 def start_in_thread(function: Callable[[], T]) -> ThreadCall[T]:
-    """Starts a call of a blocking function in a thread. Await it with `uninterrupted`.
+    """Starts a call of a blocking function in a thread. Await it for the result.
 
     Raises `OSError` if no thread can be started; then the function is not called, not even later.
     """
@@ -230,9 +247,9 @@ async def quick_in_thread(function: Callable[[], T]) -> T:
     try:
         with suppress(Empty):
             ended.get(timeout=PATIENCE)
-        return await uninterrupted(started)
+        return await started
     finally:
-        del started  # as in `uninterrupted`
+        del started  # as in `ThreadCall.result`
 
 
 def start_thread(thread: threading.Thread) -> None:
@@ -252,12 +269,12 @@ class Thread:
     """
 
     def __init__(self, name: str) -> None:
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: _Jobs = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         start_thread(threading.Thread(target=_make_all, args=(self._jobs,), name=name, daemon=True))
 
     def call(self, function: Callable[..., T], *args: Any) -> ThreadCall[T]:
-        """Makes a call in the thread; await it with `uninterrupted` for its result."""
+        """Makes a call in the thread; await it for the result."""
         call: ThreadCall[T] = ThreadCall(self._loop)
         self._jobs.put((call, function, args))
         return call
@@ -268,16 +285,14 @@ class Thread:
         By then, the task that waits is about to leave the interpreter to the thread. Woken earlier, the thread would
         have to wait for it, and be woken again.
         """
-        jobs = self._jobs
-        call: ThreadCall[T] = ThreadCall(self._loop, lambda: jobs.put((call, function, args)))
-        return call
+        return ThreadCall(self._loop, (self._jobs, function, args))
 
     def end(self) -> None:
         """Ends the thread after the calls that it has."""
         self._jobs.put(None)
 
 
-def _make_all(jobs: SimpleQueue[_Job | None]) -> None:
+def _make_all(jobs: _Jobs) -> None:
     """The thread's main function."""
     while (job := jobs.get()) is not None:
         call, function, args = job

@@ -1,6 +1,6 @@
-"""Verifies a log: everything is read once, and every problem is reported with its file and offset.
+"""Verifies a log: all data is read once, and every problem is reported with its file and offset.
 
-Promises: nothing is changed; memory is bounded by a few blocks, whatever the log's size.
+Promises: nothing is changed; memory is bounded by a few blocks, regardless of the log's size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from ._address import Address
-from ._consumer import _Checkpoint
+from ._consumer import Checkpoint, unreadable
 from ._engine import Paths
 from ._errors import CorruptLogError, ReducerError
 from ._event import Head
@@ -23,14 +23,20 @@ from ._files.paths import Layout
 from ._files.segments import LogSegments
 from ._fold import fold_together
 from ._reader import EventReader
-from ._state import difference
+from ._round_trip import difference
 from ._threads import in_thread
 from ._view import View
 from .snapshot import BadSnapshotError, Snapshot, parse
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """A problem: the file (or document), the offset in the whole log (bytes), and what is wrong."""
+    """A problem that `verify` found.
+
+    Attributes:
+        path: The file, or the location of the document.
+        offset: Where the problem is, in bytes of the whole log.
+        reason: What is wrong.
+    """
 
     path: str
     offset: int
@@ -41,10 +47,16 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class VerifyReport(msgspec.Struct, frozen=True):
-    """What `verify` found. `size` is in bytes of lines, `frames` counts the frames of the archive with their records.
+    """The result of `verify`.
 
-    `events` and `size` count what comes before the first damage in the log. `snapshots` and `consumers` are the numbers
-    of those that were checked.
+    Attributes:
+        location: The data directory, or the address of the log without its password.
+        events: The number of events before the first damage in the log.
+        size: The total size of the lines before the first damage, in bytes.
+        frames: The number of frames in the archive, without the commit records.
+        snapshots: The number of snapshots that are stored.
+        consumers: The number of consumers that have committed an offset.
+        problems: What is wrong.
     """
 
     location: str
@@ -57,23 +69,26 @@ class VerifyReport(msgspec.Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
 
 async def verify(
     source: Address, *, views: Iterable[View[Any]] = (), progress: Callable[[int, int], object] | None = None
 ) -> VerifyReport:
-    """Reads a whole log, even while it is being written, and reports what is wrong with it.
+    """Reads a whole log, which may be in use, and reports its problems.
 
-    The archive's frames are compared with their records, every line is decoded, the base file must match, and snapshots
-    and consumers must be at the end of a line of this log. Reading the log ends at its first damage. If cancelled, it
-    leaves nothing behind.
+    It checks that the archive's frames match their commit records, that every line is an event, that the base file
+    matches, and that a line of this log ends at the offset of every snapshot and consumer. Reading the log ends at the
+    first damage. A cancelled call leaves nothing behind.
 
     Args:
         source: The data directory, an address or an engine.
         views: Views whose snapshots are compared with a replay of the log. They may be registered with an open log.
         progress: Called repeatedly with the number of bytes read so far and in total.
+
+    Returns:
+        The report. Its `ok` is true if there are no problems.
 
     Raises:
         OSError: A file could not be read.
@@ -109,15 +124,18 @@ async def _verify(
     frames = await in_thread(_frames, Layout(paths.dir)) if isinstance(paths, Paths) else 0
     snapshots = await reader.documents.names("view")
     consumers = await reader.documents.names("consumer")
-    if head is not None:  # otherwise nothing can be looked up in the log
+    if head is not None:  # otherwise, no offset can be looked up in the log
         by_name = {view.name: view for view in views}
         for name in snapshots:
             await _check_snapshot(reader, name, by_name.get(name), problems)
         for name in consumers:
             try:
-                await _Checkpoint(reader, name, 0, None).last_commit()
+                await Checkpoint(reader, name, 0, None).last_commit()
             except CorruptLogError as error:
                 _add(problems, error)
+            except OSError as error:
+                where = str(reader.documents.location("consumer", name))
+                problems.append(Problem(where, 0, unreadable(reader, error)))
     return VerifyReport(location, events, size, frames, len(snapshots), len(consumers), tuple(problems))
 
 
@@ -141,14 +159,18 @@ def _frames(layout: Layout) -> int:
 
 async def _check_snapshot(reader: EventReader, name: str, view: View[Any] | None, problems: list[Problem]) -> None:
     where = str(reader.documents.location("view", name))
-    data = await reader.documents.load("view", name)
+    try:
+        data = await reader.documents.load("view", name)
+    except OSError as error:
+        problems.append(Problem(where, 0, unreadable(reader, error)))
+        return
     if data is None:
-        return  # deleted meanwhile
+        return  # it was deleted after the names were listed
     position = 0
     try:
         found = parse(data)
         if found.position is None:
-            return  # the Rust crate's: it has only a position in app.jsonl, and is rebuilt after a rotation
+            return  # the Rust crate wrote it: its offset is only valid until the next rotation
         position = found.position
         if (await reader.read_line_hash_before(position) or "") != (found.position_hash or ""):
             raise BadSnapshotError("the log before this offset is not the one from which it was made")
@@ -157,7 +179,7 @@ async def _check_snapshot(reader: EventReader, name: str, view: View[Any] | None
     except CorruptLogError as error:
         _add(problems, error)
     except (BadSnapshotError, ValueError, ReducerError) as error:
-        problems.append(Problem(where, position, f"{error}; delete the file, and the view is rebuilt"))
+        problems.append(Problem(where, position, f"{error}; delete the file, so that the view is rebuilt"))
 
 
 async def _check_state(reader: EventReader, found: Snapshot, position: int, view: View[Any]) -> None:
@@ -165,11 +187,11 @@ async def _check_state(reader: EventReader, found: Snapshot, position: int, view
     replayed = await state_at(reader, view, position)
     different = difference(replayed, stored)
     if different is not None:
-        raise BadSnapshotError(f"a replay gives a different state: {different} in the snapshot")
+        raise BadSnapshotError(f"its state differs from that of a replay: {different} in the snapshot")
 
 
 async def state_at(reader: EventReader, view: View[Any], at: int | datetime) -> Any:
-    """A view's state as of an offset or a time, folded from the beginning; the view itself is not changed.
+    """Folds a view's state as of an offset or a time, from the beginning. The view itself is not changed.
 
     Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins, `ReducerError`,
     `CorruptLogError`, `OSError`.
@@ -184,7 +206,7 @@ async def state_at(reader: EventReader, view: View[Any], at: int | datetime) -> 
 
 
 async def offset_at_time(reader: EventReader, time: int) -> int:
-    """Returns the offset of the first event whose `ts` (seconds) is `time` or later, or the head's offset."""
+    """The offset of the first event whose `ts` (seconds) is `time` or later; that of the head if there is none."""
     head = (await reader.head()).offset
     async with aclosing(reader.read_from(0, until=head)) as records:  # type: ignore[type-var]
         async for record in records:

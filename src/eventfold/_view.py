@@ -1,8 +1,8 @@
 """`View`: a state derived from the log by folding a reducer over its events.
 
-Promises: the state is always that of the log up to `offset`, whatever fails or is cancelled; each event is folded once;
-if the snapshot can't be used, the view is rebuilt, with a warning that says why; a state that a reducer may have left
-half changed is never saved.
+Promises: the state is always that of the log up to `offset`, even after a failure or a cancellation; each event is
+folded once; if the snapshot can't be used, the view is rebuilt, and a warning says why; a state that a reducer may have
+left partly changed is never saved.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ._event import Event, Head
 from ._fold import Fold, fold_together
 from ._query import Query, query_of
 from ._reader import EventReader
-from ._state import takes_none
+from ._round_trip import accepts_none
 from ._view_snapshot import ViewSnapshot
 
 S = TypeVar("S")
@@ -31,29 +31,30 @@ ReduceFn: TypeAlias = Callable[[S, Event], S]
 class View(Generic[S]):
     """A named state that `reducer` produces from the log up to `offset`.
 
-    Register it with a log (`EventLog.open(dir, views=[view])`), or bring it up to date yourself with `refresh`. A view
-    belongs to one log at a time.
+    Register the view with a log (`EventLog.open(dir, views=[view])`), or bring it up to date yourself with `refresh`. A
+    view belongs to one log at a time.
 
     Args:
-        name: The view's name, which is also that of its snapshot: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not
-            starting with a dot.
+        name: The view's name, which its snapshot has too: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting
+            with a dot.
         reducer: A plain function of the state and an event that returns the new state. It may change the state in place
             and return it.
-        initial: The state before the first event: a value, of which every (re)build gets its own copy, or a callable
-            without arguments (a class, say) that returns one.
+        initial: The state before the first event: either a value, which is copied for each (re)build, or a callable
+            without arguments that returns the value, such as a class.
         state_type: The type into which a stored state is decoded; by default that of the initial state.
-        version: Stored with the state; a snapshot of a different version is not used, and the view is rebuilt. Change
-            it whenever the reducer or the shape of the state changes.
+        version: Stored with the state. A snapshot with a different version is not used, and the view is rebuilt. Change
+            the version whenever the reducer or the shape of the state changes.
         event_types: Short for a query of these types (None: every event; empty: none).
-        query: Which events the reducer gets (None: all). Others are skipped, without decoding them if their type or the
-            text of their tags suffices. Stored with the state: a snapshot made from other events is not used.
-        shares_events: Promises that the reducer never changes an event's content, nor keeps it in a state that is
-            changed later. Such views get the same event objects, which makes several of them faster.
+        query: Which events the reducer gets; None for all. If the type or the text of the tags shows that an event does
+            not match, the event is not decoded. Stored with the state: a snapshot of a different query is not used.
+        shares_events: Promises that the reducer never changes the content of an event, and never keeps it in a state
+            that is changed later. Views that promise this get the same event objects, which makes several of them
+            faster.
 
     Raises:
         ValueError: The name is not allowed, or `event_types` is a string or given together with `query`.
-        TypeError: `query` is not a `Query`, the reducer is not a plain function, or `initial` takes arguments (were
-            they swapped?).
+        TypeError: `query` is not a `Query`, the reducer is not a plain function, or `initial` takes arguments, perhaps
+            because `reducer` and `initial` were swapped.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class View(Generic[S]):
         try:
             state = self._new_state()
         except TypeError:
-            # Only now: looking at a signature takes as long as opening a file.
+            # Checked only after a failure, since looking at a signature takes as long as opening a file.
             _check_takes_no_arguments(name, initial)
             raise
         if state_type is None and state is not None:
@@ -88,7 +89,7 @@ class View(Generic[S]):
             reducer,
             state,
             query_of(query, event_types),
-            takes_none=state_type is None or takes_none(state_type),
+            accepts_none=state_type is None or accepts_none(state_type),
             shares_events=shares_events,
         )
         self._snapshot: ViewSnapshot[S] = ViewSnapshot(name, state_type, version, self._fold.query)
@@ -102,18 +103,18 @@ class View(Generic[S]):
 
     @property
     def name(self) -> str:
-        """The view's name, which is also that of its snapshot."""
+        """The view's name, which its snapshot has too."""
         return self._name
 
     @property
     def state(self) -> S:
-        """The state up to `offset`. No I/O. After a `ReducerError` the reducer may have left it half changed."""
+        """The state up to `offset`. No I/O. After a `ReducerError`, the state may be partly changed."""
         return self._fold.state
 
     @property
     def offset(self) -> int:
         """The offset (bytes in the whole log) up to which the events are folded."""
-        return self._fold.place.offset
+        return self._fold.position.offset
 
     @property
     def event_types(self) -> frozenset[str] | None:
@@ -131,27 +132,27 @@ class View(Generic[S]):
         return state
 
     def _attach(self, log: object, name: str) -> None:
-        """Assigns the view to a log, named `name` in messages. Raises `EventfoldError` if another log has it."""
+        """Registers the view with a log, which messages call `name`. Raises `EventfoldError` if it has another log."""
         if self._log() is not None:
             raise EventfoldError(
-                f"view {self._name!r} can't be registered with the log in {name}: it belongs to the open log in "
-                f"{self._log_name}; create a View object for each log"
+                f"view {self._name!r} can't be registered with the log in {name}: it is registered with the open log "
+                f"in {self._log_name}; create a View object for each log"
             )
         if self._log_name not in ("", name):
-            self._loaded = False  # its state is that of another log
+            self._loaded = False  # the state is that of another log
             self._fold.start(self._new_state(), Head(0, ""))
         self._log, self._log_name = weakref.ref(log), name
         self._lock = asyncio.Lock()  # the event loop may differ from that of the previous log
 
     def _detach(self, log: object) -> None:
-        """Lets the view be registered again, if it belongs to this log."""
+        """Ends the registration of the view, if it is with this log."""
         if self._log() is log:
             self._log = _no_log
 
     async def refresh(self, reader: EventReader) -> S:
-        """Folds what is new; the first time, from the snapshot onwards.
+        """Folds all new events; the first refresh starts from the snapshot.
 
-        If cancelled, the view keeps what it has folded.
+        If cancelled, the events that were folded stay folded.
 
         Args:
             reader: A reader of the log.
@@ -160,27 +161,38 @@ class View(Generic[S]):
             The state as of the head.
 
         Raises:
-            ReducerError: The reducer raised. The view stops before that event; the next refresh starts from the last
-                snapshot, or from the beginning, and tries it again.
-            CorruptLogError: The log is damaged, or no longer the one that was folded.
+            ReducerError: The reducer raised. The view stops before that event. The next refresh starts from the last
+                snapshot, or from the beginning, and tries that event again.
+            CorruptLogError: The log is damaged, or is no longer the one that was folded.
             OSError: The log could not be read.
         """
-        if self._loaded and not self._fold.suspect and await reader.head() == self._fold.place:
+        if self._loaded and not self._fold.suspect and await reader.head() == self._fold.position:
             return self.state
         await refresh_together([self], reader)
         return self.state
 
     async def rebuild(self, reader: EventReader) -> S:
-        """Folds the whole log from the beginning, without the snapshot, and replaces that.
+        """Folds the whole log from the beginning, without the snapshot, and replaces the snapshot.
 
-        Takes, returns and raises what `refresh` does; a cancellation has the same effect.
+        If cancelled, the events that were folded stay folded.
+
+        Args:
+            reader: A reader of the log.
+
+        Returns:
+            The state as of the head.
+
+        Raises:
+            ReducerError: The reducer raised. The view stops before that event.
+            CorruptLogError: The log is damaged.
+            OSError: The log could not be read.
         """
         await self._refold(reader)
         await self.save(reader)
         return self.state
 
     async def _refold(self, reader: EventReader) -> None:
-        """The same as `rebuild`, but leaves the snapshot on disk as it is."""
+        """Does the same as `rebuild`, but leaves the snapshot as it is."""
         with _tracing.span("eventfold.rebuild", log=str(reader._source.location), view=self._name) as span:
             async with self._lock:
                 self._loaded = True
@@ -190,10 +202,10 @@ class View(Generic[S]):
             span.set(offset=self.offset)
 
     async def save(self, reader: EventReader) -> None:
-        """Writes the snapshot of what is folded, unless it is on disk already, or the reducer raised.
+        """Writes the snapshot of the current state, unless it is on disk already, or the reducer raised.
 
-        A failure is logged as a warning: a snapshot only saves the time to rebuild the state. If cancelled, it may or
-        may not be written.
+        A failure is only logged as a warning, since a missing snapshot costs nothing but the time to rebuild the state.
+        If cancelled, the snapshot may or may not be written.
 
         Args:
             reader: A reader of the log that was folded.
@@ -202,14 +214,14 @@ class View(Generic[S]):
             await self._save(reader)
 
     async def _load(self, reader: EventReader) -> None:
-        """Starts from the snapshot, if it can be used, or from the beginning."""
+        """Starts from the snapshot or, if it can't be used, from the beginning."""
         self._fold.start(*(await self._snapshot.load(reader) or (self._new_state(), Head(0, ""))))
         self._loaded = True
 
     async def _save(self, reader: EventReader) -> None:
-        """The same as `save`, for a caller that holds the lock, so that the state does not change meanwhile."""
+        """Does the same as `save`. The caller holds the lock, so the state does not change."""
         if self.offset and not self._fold.suspect:
-            await self._snapshot.save(self.state, self._fold.place, reader)
+            await self._snapshot.save(self.state, self._fold.position, reader)
 
 
 def _no_log() -> None:
@@ -223,7 +235,7 @@ def _check_reducer(name: str, reducer: Any) -> None:
         )
     if inspect.iscoroutinefunction(reducer) or inspect.iscoroutinefunction(getattr(reducer, "__call__", None)):  # noqa: B004
         raise TypeError(
-            f"view {name!r}: the reducer is an async function; it must be a plain one, since folding never waits"
+            f"view {name!r}: the reducer is an async function, but it must be a plain function: folding never awaits"
         )
 
 
@@ -242,27 +254,28 @@ def _check_takes_no_arguments(name: str, initial: Any) -> None:
 
 
 async def refresh_together(views: Iterable[View[Any]], reader: EventReader, *, save: bool = True) -> None:
-    """Refreshes several views; raises the first error of `refresh_each` when all are done."""
+    """Refreshes several views; when all are done, raises the first error that `refresh_each` returns."""
     for error in await refresh_each(views, reader, save=save):
         raise error
 
 
 async def refresh_each(views: Iterable[View[Any]], reader: EventReader, *, save: bool = True) -> list[Exception]:
-    """Refreshes several views at once; those at the same offset share one pass over the log.
+    """Refreshes several views; those with the same offset share one pass over the log.
 
-    With `save`, writes the snapshots that are due. Returns the errors: a reducer that raises stops no other view.
+    With `save`, also saves the snapshots that are worth it. An error of one view does not stop any other view; all
+    errors are returned.
     """
     views = list(views)
     locked: list[View[Any]] = []
     errors: list[Exception] = []
     try:
-        for view in sorted(views, key=lambda view: view.name):  # always in the same order, to avoid deadlocks
+        for view in sorted(views, key=lambda view: view.name):  # in the same order everywhere, to avoid deadlocks
             await view._lock.acquire()
             locked.append(view)
         failed_at = {view: view.offset for view in views if view._fold.suspect}
         unloaded = [view for view in views if not view._loaded or view in failed_at]
         if len(unloaded) == 1:
-            await unloaded[0]._load(reader)  # a separate task would take longer than loading a small state
+            await unloaded[0]._load(reader)  # creating a task would take longer than loading a small state
         elif unloaded:
             await asyncio.gather(*(view._load(reader) for view in unloaded))
         head = (await reader.head()).offset
@@ -273,7 +286,7 @@ async def refresh_each(views: Iterable[View[Any]], reader: EventReader, *, save:
             try:
                 if group[0].offset > head:
                     raise CorruptLogError(
-                        reader._source.location, head, f"the log ends here, before the offset of {group[0]!r}"
+                        reader._source.location, head, f"the log ends here, but it continued to {group[0].offset}"
                     )
                 errors += await fold_together([view._fold for view in group], reader)
             except Exception as error:
@@ -293,7 +306,7 @@ async def _save_before_failure(view: View[Any], offset: int, head: int, reader: 
         try:
             await fold_together([view._fold], reader, offset)
         except (CorruptLogError, OSError):
-            return  # the pass to the head finds the same, and reports it
+            return  # the pass up to the head will find the same problem and report it
         await view._save(reader)
 
 

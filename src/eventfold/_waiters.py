@@ -1,9 +1,9 @@
-"""The waiters for news of one log in this process: the writer's durable head, and one watcher for all waits.
+"""Wakes the tasks of this process that wait for new events of a log: tails, watches and `wait_for_events`.
 
-A writer in this process publishes its head here, and so wakes the waiters itself. Otherwise the engine's watcher runs
-while anything waits.
+A writer in this process publishes its durable head here, which wakes them directly. Without a writer, the engine's
+watcher runs as long as a task waits.
 
-Promises: readers in the writer's process see only durable events; a log has at most one watcher, and none while nothing
+Promises: readers in the writer's process see only durable events; a log has at most one watcher, and none while no task
 waits.
 """
 
@@ -19,29 +19,30 @@ from typing import Protocol, TypeAlias
 from ._codec.lines import Lines
 from ._errors import copy_error
 from ._event import Head
-from ._news import News
+from ._recent_lines import RecentLines
 
-# How many waits end in one turn of the loop: their tasks run in the next turn, and other tasks must get to run too.
+# How many waits end in one iteration of the event loop. Their tasks run in the next iteration, and other tasks must get
+# their turn as well.
 _ENDED_AT_ONCE = 50
 
 
 class Releasable(Protocol):
-    """Something that is held while a log is open."""
+    """A lock that is held no longer than a log is open."""
 
     def release(self) -> None: ...
 
 
 class Scope:
-    """The waits that end together, because the log that they belong to is closed.
+    """The waits that end together when their log is closed.
 
-    `final_head` is the last durable head of the closed writer: tails yield what is before it, then end.
+    `final_head` is the last durable head of the closed writer. Tails yield all events before it and then end.
     """
 
     def __init__(self) -> None:
         self.closed = False
         self.final_head: Head | None = None
         self._lock = threading.Lock()
-        self._waits: set[Waiting] = set()
+        self._waiters: set[Waiter] = set()
         self._locks: weakref.WeakSet[Releasable] = weakref.WeakSet()
 
     def release_at_close(self, lock: Releasable) -> None:
@@ -57,51 +58,51 @@ class Scope:
         with self._lock:
             if not self.closed:
                 self.closed, self.final_head = True, final_head
-            futures = [future for wait in self._waits if (future := wait.pending()) is not None]
+            futures = [future for waiter in self._waiters if (future := waiter.pending()) is not None]
             locks = list(self._locks)
-        _end_everywhere(futures, None)
+        _end_waits(futures, None)
         for lock in locks:
             lock.release()
 
     @property
-    def waiting(self) -> int:
-        """How many waits there are."""
+    def pending_waits(self) -> int:
+        """The number of waits that have not ended."""
         with self._lock:
-            return sum(wait.pending() is not None for wait in self._waits)
+            return sum(waiter.pending() is not None for waiter in self._waiters)
 
-    def add(self, wait: Waiting) -> None:
-        """Registers waits, each of which must then check `closed` itself."""
+    def add(self, waiter: Waiter) -> None:
+        """Adds a waiter, which must then check `closed` at the beginning of each wait."""
         with self._lock:
-            self._waits.add(wait)
+            self._waiters.add(waiter)
 
-    def discard(self, wait: Waiting) -> None:
+    def discard(self, waiter: Waiter) -> None:
         with self._lock:
-            self._waits.discard(wait)
+            self._waiters.discard(waiter)
 
 
 _Future: TypeAlias = "asyncio.Future[Head | None]"
 
 
-class Waiting:
-    """One wait after the other for a head beyond an offset, in one event loop. Get it from `Waiters.waiting`."""
+class Waiter:
+    """Waits, one after the other, for a head beyond an offset, in one event loop. Get it from `Waiters.waiter`."""
 
     def __init__(self, waiters: Waiters, scope: Scope) -> None:
         self._waiters = waiters
         self._scope = scope
         self._loop = asyncio.get_running_loop()
-        # The offset of the current wait, whether the head once was there, and what ends it. Replaced as a whole, since
-        # other threads look at it.
+        # The offset of the current wait, whether the head was seen there, and the future that ends the wait. Replaced
+        # as a whole, since other threads may be reading it.
         self._current: tuple[int, bool, _Future] | None = None
 
-    def beyond(self, offset: int, *, seen: bool = False) -> _Future:
-        """Await it for a head beyond `offset` (bytes); None if the scope is closed.
+    def head_beyond(self, offset: int, *, seen: bool = False) -> _Future:
+        """Begins a wait for a head beyond `offset` (bytes). Await the result: the head, or None if the scope is closed.
 
-        With `seen`, the head once was at `offset`: then a head before it ends the wait too; it may be an older one, or
-        mean that somebody cut the log. Raises what kept the watcher from finding the head.
+        `seen` says that the head was seen at `offset`. Then a head before `offset` ends the wait too: either it is an
+        outdated one, or the log was cut. If the watcher can't find the head, the wait raises its error.
         """
         future: _Future = self._loop.create_future()
         self._current = offset, seen, future
-        # Whatever was reported before this wait could be seen must be checked for.
+        # What was reported before other threads could see this wait did not end it.
         head = self._waiters.known_head
         if self._scope.closed:
             future.set_result(None)
@@ -110,52 +111,52 @@ class Waiting:
         return future
 
     def pending(self) -> _Future | None:
-        """What the current wait waits for; None if nothing does. Any thread may call it."""
+        """The future of the current wait; None if there is no wait. Any thread may call it."""
         current = self._current
         return None if current is None or current[2].done() else current[2]
 
     def pending_for(self, head: Head) -> _Future | None:
-        """The same, if this head ends the wait."""
+        """The future of the current wait if this head ends the wait, otherwise None."""
         current = self._current
         if current is None:
             return None
         offset, seen, future = current
-        is_news = offset < head.offset or (seen and offset > head.offset)
-        return future if is_news and not future.done() else None
+        is_different = offset < head.offset or (seen and offset > head.offset)
+        return future if is_different and not future.done() else None
 
 
-def _end_everywhere(futures: Iterable[_Future], news: Head | Exception | None) -> None:
+def _end_waits(futures: Iterable[_Future], result: Head | Exception | None) -> None:
     """Ends waits in any event loops, from any thread."""
     by_loop: dict[asyncio.AbstractEventLoop, list[_Future]] = {}
     for future in futures:
         by_loop.setdefault(future.get_loop(), []).append(future)
-    here = asyncio._get_running_loop()
+    running_loop = asyncio._get_running_loop()
     for loop, its_futures in by_loop.items():
-        if loop is here:
-            _end(its_futures, news)
+        if loop is running_loop:
+            _end_in_loop(its_futures, result)
             continue
         try:
-            loop.call_soon_threadsafe(_end, its_futures, news)
-        except RuntimeError:  # the loop is closed, so nothing is waiting in it
+            loop.call_soon_threadsafe(_end_in_loop, its_futures, result)
+        except RuntimeError:  # the loop is closed, so no task waits in it
             pass
 
 
-def _end(futures: list[_Future], news: Head | Exception | None, begin: int = 0) -> None:
-    """Ends the waits of one loop, in that loop, some in each turn."""
-    end = begin + _ENDED_AT_ONCE
-    for future in futures[begin:end]:
+def _end_in_loop(futures: list[_Future], result: Head | Exception | None, start: int = 0) -> None:
+    """Ends the waits of the running loop, a limited number in each iteration."""
+    end = start + _ENDED_AT_ONCE
+    for future in futures[start:end]:
         if future.done():
             continue
-        if isinstance(news, Exception):
-            future.set_exception(copy_error(news))
+        if isinstance(result, Exception):
+            future.set_exception(copy_error(result))
         else:
-            future.set_result(news)
+            future.set_result(result)
     if end < len(futures):
-        futures[end].get_loop().call_soon(_end, futures, news, end)
+        futures[end].get_loop().call_soon(_end_in_loop, futures, result, end)
 
 
 class Watcher(Protocol):
-    """Notices that others have appended, and calls `Waiters.notify`."""
+    """Notices when another process has appended, and calls `Waiters.notify`."""
 
     @property
     def head(self) -> Head | None:
@@ -166,24 +167,24 @@ class Watcher(Protocol):
 
 
 class Waiters:
-    """All waits for news of one log in this process, and the log's last known head.
+    """All waiters for new events of one log in this process, and the log's last known head.
 
-    `new_watcher` creates the engine's watcher, which runs while anything waits. With `watch_beside_writer`, also while
-    a writer lives in this process: on an engine to which others append as well.
+    `new_watcher` creates the engine's watcher. With `watch_beside_writer`, it runs even if there is a writer in this
+    process: for an engine whose logs other processes append to at the same time.
     """
 
     def __init__(self, new_watcher: Callable[[], Watcher], *, watch_beside_writer: bool = False) -> None:
         self._new_watcher = new_watcher
         self._watch_beside_writer = watch_beside_writer
         self._lock = threading.Lock()
-        self._waits: set[Waiting] = set()
-        self._interested = 0
+        self._waiters: set[Waiter] = set()
+        self._uses_of_watcher = 0
         self._watcher: Watcher | None = None
         self._published: Head | None = None
-        self.news = News()
+        self.recent_lines = RecentLines()
 
     def __repr__(self) -> str:
-        return f"<Waiters, {len(self._waits)} waiting>"
+        return f"<Waiters, {len(self._waiters)} waiting>"
 
     @property
     def durable_head(self) -> Head | None:
@@ -198,61 +199,71 @@ class Waiters:
         return seen if durable is None or (seen is not None and durable < seen) else durable
 
     def _needs_watcher(self) -> bool:
-        return self._interested > 0 and (self._published is None or self._watch_beside_writer)
+        return self._uses_of_watcher > 0 and (self._published is None or self._watch_beside_writer)
 
     def after_fork(self) -> None:
-        """In a forked child: forgets the writer, the watcher and the waits, which are the parent's."""
+        """In a forked child: forgets the writer, the watcher and the waiters, which are the parent's."""
         self._lock = threading.Lock()
-        self._waits, self._interested = set(), 0
+        self._waiters, self._uses_of_watcher = set(), 0
         self._watcher = self._published = None
-        self.news = News()
+        self.recent_lines = RecentLines()
 
     def publish(self, head: Head | None, lines: Lines | None = None) -> None:
-        """Sets the durable head of this process's writer, and its newest lines; None if the writer is gone."""
-        known, self._published = self._published, head
-        if known is None or head is None:
+        """Sets the durable head of this process's writer, and its newest lines; None if the writer is closed."""
+        previous, self._published = self._published, head
+        if previous is None or head is None:
             # Before notifying: a watcher that checks at this moment must not report what is not durable.
-            self.news.clear()
+            self.recent_lines.clear()
             self._update_watcher()
         if head is not None:
-            self.notify(head, known, lines)
+            with self._lock:
+                futures = self._keep(previous, head, lines)
+            if futures:
+                _end_waits(futures, head)
 
     def notify(
         self,
-        news: Head | Exception,
-        known: Head | None = None,
+        result: Head | Exception,
+        previous: Head | None = None,
         lines: Lines | None = None,
         *,
         watcher: Watcher | None = None,
     ) -> None:
-        """Ends the waits for which this head, or this failure to find it, is news. Any thread may call it.
+        """Ends the waits that this head ends; an error in place of the head ends all waits. Any thread may call it.
 
-        `lines` are those from the previously `known` head up to this one. A `watcher` passes itself: what it saw is
-        ignored if it was stopped meanwhile, since a writer that started in this process may not have synced it yet.
+        `lines` are those from the previously known head to this one. A `watcher` passes itself. If it was stopped
+        since, its result is ignored: a writer that was opened in this process may not have synced these lines yet.
         """
         with self._lock:
             if watcher is not None and watcher is not self._watcher:
                 return
-            if isinstance(news, Exception):
-                self.news.clear()
-                futures = [future for wait in self._waits if (future := wait.pending()) is not None]
+            if isinstance(result, Exception):
+                self.recent_lines.clear()
+                futures = [future for waiter in self._waiters if (future := waiter.pending()) is not None]
             else:
-                self.news.add(known, news, lines, bool(self._waits))
-                futures = [future for wait in self._waits if (future := wait.pending_for(news)) is not None]
+                futures = self._keep(previous, result, lines)
         if futures:
-            _end_everywhere(futures, news)
+            _end_waits(futures, result)
+
+    def _keep(self, previous: Head | None, head: Head, lines: Lines | None) -> list[_Future]:
+        """Keeps the lines up to a new head; returns the waits that it ends. Call it with the lock."""
+        if not self._waiters:
+            self.recent_lines.replace(previous, head, lines)
+            return []
+        self.recent_lines.add(previous, head, lines)
+        return [future for waiter in self._waiters if (future := waiter.pending_for(head)) is not None]
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Keeps the watcher running inside the block, so that what others append is noticed."""
+        """Keeps the watcher running inside the block, so that the appends of other processes are noticed."""
         with self._lock:
-            self._interested += 1
+            self._uses_of_watcher += 1
         try:
             self._update_watcher()
             yield
         finally:
             with self._lock:
-                self._interested -= 1
+                self._uses_of_watcher -= 1
             self._update_watcher()
 
     def _update_watcher(self) -> None:
@@ -263,18 +274,18 @@ class Waiters:
             elif not needed and self._watcher is not None:
                 self._watcher.stop()
                 self._watcher = None
-                self.news.clear()
+                self.recent_lines.clear()
 
     @contextmanager
-    def waiting(self, scope: Scope) -> Iterator[Waiting]:
-        """For waits in the running loop, which end with the scope. Use it within `watched`."""
-        waiting = Waiting(self, scope)
+    def waiter(self, scope: Scope) -> Iterator[Waiter]:
+        """Adds a waiter in the running loop, whose waits end with the scope. Use it within `watched`."""
+        waiter = Waiter(self, scope)
         with self._lock:
-            self._waits.add(waiting)
-        scope.add(waiting)
+            self._waiters.add(waiter)
+        scope.add(waiter)
         try:
-            yield waiting
+            yield waiter
         finally:
-            scope.discard(waiting)
+            scope.discard(waiter)
             with self._lock:
-                self._waits.discard(waiting)
+                self._waiters.discard(waiter)

@@ -18,13 +18,13 @@ from contextlib import AsyncExitStack
 
 from ._address import Address
 from ._aio import AsyncOpener, UncancellableTask
-from ._checks import Checks, NotIndexedError, ids_of
 from ._codec.encode import encode_batch, encode_line
 from ._condition_reads import ConditionReads
 from ._engine import ClosingCommitter, Commit, HasPaths, LockMode, Paths, RotatingCommitter, SyncMode, paths_of
-from ._errors import ConditionalAppendError, EventfoldError, LogClosedError, copy_error
+from ._errors import ConditionalAppendError, EventfoldError, LogClosedError, WriterFailedError, copy_error
 from ._event import AppendResult, Event, Head
 from ._group_commit import GroupCommit
+from ._index_checks import IndexChecks, NotIndexedError, ids_of
 from ._judge import Condition, Requirements, UniqueIds
 from ._open_writer import WriterParts, parts_opener
 from ._query import Query
@@ -38,7 +38,7 @@ class EventWriter(HasPaths):
 
     def __init__(self, parts: WriterParts, max_event_size: int, unique_ids: bool) -> None:
         self._committer = committer = parts.committer
-        self._waiters, self._scope, self._index = parts.waiters, parts.scope, parts.answers
+        self._waiters, self._scope, self._index = parts.waiters, parts.scope, parts.index
         self._source = committer.source
         self._max_event_size = max_event_size
         self._unique_ids = unique_ids
@@ -47,7 +47,7 @@ class EventWriter(HasPaths):
         self._commits = GroupCommit(committer, self._on_commit)
         self._queue = self._commits.queue
         if self._index is not None:
-            self._commits.checks = Checks(self._index)
+            self._commits.checks = IndexChecks(self._index)
         self._condition_reads = ConditionReads(self.reader())
         self._closing: UncancellableTask[None] | None = None
         # None for an engine that has nothing to rotate.
@@ -185,7 +185,7 @@ class EventWriter(HasPaths):
         return queue.put(line, self._requirements((event,)) if self._unique_ids else None)
 
     async def _put_when_there_is_room(self, event: Event) -> AppendResult:
-        await self._commits.place()
+        await self._commits.wait_for_room()
         line = encode_line(event, self._max_event_size)
         placed: AppendResult = await self._queue.put(line, self._requirements((event,)))
         return placed
@@ -194,11 +194,11 @@ class EventWriter(HasPaths):
         """Appends several events, all of them or none, even after a crash. Raises what `append` raises."""
         self._check_usable()
         if self._queue.full:
-            await self._commits.place()
+            await self._commits.wait_for_room()
         events = list(events)
         lines = encode_batch(events, self._max_event_size)
         requirements = self._requirements(events)
-        return await self._queue.put(b"".join(lines), requirements, len(lines)) if lines else []
+        return await self._queue.put(b"".join(lines), requirements, lines) if lines else []
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
         """Appends one event if the head is the expected one when its turn comes.
@@ -217,7 +217,7 @@ class EventWriter(HasPaths):
         self._check_usable()
         expected = _check_expected(expected_offset, expected_hash)
         if self._queue.full:
-            await self._commits.place()
+            await self._commits.wait_for_room()
         line = encode_line(event, self._max_event_size)
         placed: AppendResult = await self._queue.put(line, self._requirements((event,), expected))
         return placed
@@ -265,9 +265,9 @@ class EventWriter(HasPaths):
                         raise
                     return found
             if self._queue.full:
-                await self._commits.place()
+                await self._commits.wait_for_room()
             try:
-                placed: list[AppendResult] = await self._queue.put(b"".join(lines), requirements, len(lines))
+                placed: list[AppendResult] = await self._queue.put(b"".join(lines), requirements, lines)
                 return placed
             except NotIndexedError:
                 self._check_usable()
@@ -295,10 +295,10 @@ class EventWriter(HasPaths):
         if self._closing is not None:
             raise LogClosedError(f"the log in {self._source.location} is closed")
         if self._commits.failure is not None:
-            raise copy_error(self._commits.failure)
+            self._commits.check()
 
     def _on_commit(self, commit: Commit) -> None:
-        self._head = commit.head
+        self._head = commit.head  # for `head` while the log is being closed
         self._waiters.publish(commit.head, commit.lines)
         if self._rotator is not None:
             self._rotator.rotate_if_due(self._views)
@@ -355,7 +355,7 @@ class EventWriter(HasPaths):
     async def _close(self) -> None:
         # Whatever one of these raises, the others are done too: the last one entered runs first.
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(self._committer.aclose)
+            stack.push_async_callback(self._close_committer)
             # Before the lock is released, or it could replace the next writer's head.
             stack.callback(self._waiters.publish, None)
             stack.callback(self._end_reading)
@@ -369,6 +369,14 @@ class EventWriter(HasPaths):
             await self._commits.drain()
             if self._rotator is not None:
                 await self._rotator.drain()
+
+    async def _close_committer(self) -> None:
+        try:
+            await self._committer.aclose()
+        except WriterFailedError as error:
+            # What only an automatic rotation has met is news to the committer, but an append may have raised it since.
+            if not self._commits.has_raised(error):
+                raise
 
     def _end_reading(self) -> None:
         # Tails yield what was acknowledged before they end.

@@ -1,10 +1,11 @@
-"""Personal data in a log that is never rewritten: fields encrypted with a key for each person, kept outside the log.
+"""Personal data in a log that is never rewritten: fields are encrypted with a key per person, kept outside the log.
 
-Deleting a key erases the person from the log, its archive and every backup of them at once. Needs the extra `crypto`.
+Deleting the key of a person makes the person's data unreadable in the log, in its archive and in every backup. Needs
+the extra `crypto`.
 
-Promises: a value that was changed, was moved to another field or person, or meets the wrong key is an error and never
-revealed; a value whose key is gone becomes a `Forgotten`; once `forget` returns, the key is no longer in the store,
-even after a power failure.
+Promises: a value that was changed or moved to a different field or person, or for which there is a wrong key, raises an
+error and is never revealed; a value whose key was deleted becomes a `Forgotten`; when `forget` has returned, the key is
+no longer in the store, even after a power failure.
 """
 
 from __future__ import annotations
@@ -39,12 +40,19 @@ NONCE_SIZE = 12  # bytes, as usual for GCM
 
 
 class ProtectedDataError(EventfoldError):
-    """A protected value can't be decrypted although there is a key: it was changed or moved, or the key is wrong."""
+    """A protected value can't be decrypted, although its key was not deleted, or a key can't be read.
+
+    The value was changed or moved, the store has a different key, or the file of the key is damaged.
+    """
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """A placeholder for a value whose key is gone. It is false, and prints as `[forgotten]`."""
+    """A placeholder for a value whose key was deleted. Its truth value is false, and it prints as `[forgotten]`.
+
+    Attributes:
+        subject: Whose data the value was.
+    """
 
     subject: str
 
@@ -57,7 +65,12 @@ class Forgotten:
 
 @dataclass(frozen=True)
 class Key:
-    """A subject's key; its random `id` is stored with everything that was encrypted with it."""
+    """The key of a subject.
+
+    Attributes:
+        id: A random id, which is stored in each value that is encrypted with the key.
+        secret: The key itself: 32 bytes.
+    """
 
     id: str
     secret: bytes = field(repr=False)
@@ -65,39 +78,44 @@ class Key:
 
 @dataclass(frozen=True)
 class KeyEntry:
-    """What a store knows about a subject: its key, if it has one, and the ids of deleted keys."""
+    """What a store has about a subject.
+
+    Attributes:
+        key: The key; None if there is none.
+        forgotten: The ids of the keys that were deleted.
+    """
 
     key: Key | None = None
     forgotten: tuple[str, ...] = ()
 
 
 class KeyStore(Protocol):
-    """Where keys are kept: a directory (`DirectoryKeys`), or your own adapter to a key management service."""
+    """The protocol of a store of keys: `DirectoryKeys`, or your own adapter for a key management service."""
 
     async def load(self, subject: str) -> KeyEntry:
-        """Returns the subject's entry; an empty one if the subject is unknown."""
+        """Returns the entry of a subject; an empty entry if the subject is unknown."""
 
     async def create(self, subject: str) -> Key:
-        """Returns the subject's key; if there is none, a new one, which is durable before this returns."""
+        """Returns the key of a subject. If there is none, creates a key, which is durable before this returns."""
 
     async def delete(self, subject: str) -> None:
-        """Deletes the subject's key durably and keeps its id as forgotten; does nothing if there is no key."""
+        """Deletes the key of a subject durably, and keeps the key's id in `forgotten`. Does nothing without a key."""
 
 
 class Privacy:
-    """Protects fields of events and reveals them.
+    """Encrypts and decrypts fields of events.
 
     Args:
-        keys: The store of the keys, which must not be in the log's directory or its backups.
+        keys: The store of the keys, which must be neither in the log's directory nor in its backups.
     """
 
     def __init__(self, keys: KeyStore) -> None:
         self._keys = keys
 
     async def protect(self, data: Mapping[str, Any], subject: str, fields: Collection[str]) -> dict[str, Any]:
-        """Returns an event's data with some of its fields encrypted.
+        """Returns the data of an event with some fields encrypted.
 
-        If cancelled, it may have created the subject's key.
+        If cancelled, the subject's key may have been created.
 
         Args:
             data: The event's data, which is not changed.
@@ -108,9 +126,10 @@ class Privacy:
             New data for the event.
 
         Raises:
-            ValueError: A field is missing (a misspelt one would leave the value readable), the data contains protected
-                values already, or the subject is empty.
-            TypeError: A value is not JSON, or `fields` is a string.
+            ValueError: A field does not exist (a misspelt name would leave the value readable), the data contains a
+                protected value already, or the subject is empty.
+            TypeError: A value can't be encoded as JSON, or `fields` is a string.
+            ProtectedDataError: The stored key can't be read.
             OSError: The key could not be read or stored.
         """
         if isinstance(fields, str):
@@ -121,7 +140,7 @@ class Privacy:
         if missing:
             raise ValueError(f"the data has no field {missing[0]!r} to protect; it has: {', '.join(map(str, data))}")
         if any(_marked(data, "")):
-            raise ValueError(f"the data contains a protected value (an object with the key {MARK!r}) already")
+            raise ValueError(f"the data already contains a protected value (an object with the key {MARK!r})")
         plain = {name: msgspec.json.encode(data[name]) for name in fields}
         key = await self._keys.create(subject)
         result = dict(data)
@@ -132,21 +151,22 @@ class Privacy:
         return result
 
     async def reveal(self, data: Any, field: str = "") -> Any:
-        """Returns the same data with all protected values decrypted.
+        """Returns data with all protected values decrypted.
 
-        Works on an event's data and on any dicts and lists, such as a view's state, as long as each value is under the
-        name of its original field, in a list or not.
+        It accepts the data of an event, and any dicts and lists, such as the state of a view, in which each protected
+        value, or the list that contains it, still has the name of its original field. A cancelled call leaves nothing
+        behind.
 
         Args:
             data: The data, which is not changed.
-            field: The name of the field, where `data` is the value of one.
+            field: The name of the field, if `data` is the value of a field.
 
         Returns:
-            New data, with a `Forgotten` for each value whose key is gone.
+            New data, with a `Forgotten` for each value whose key was deleted.
 
         Raises:
-            ProtectedDataError: A value was changed, is in a field other than the one in which it was protected, or the
-                store has a different key for that subject.
+            ProtectedDataError: A value was changed, it is in a different field than the one in which it was protected,
+                the store has a different key for its subject, or a key can't be read.
             OSError: A key could not be read.
         """
         subjects = sorted({_subject(name, value) for name, value in _marked(data, field)})
@@ -154,13 +174,14 @@ class Privacy:
         return _reveal(data, field, entries)
 
     async def forget(self, subject: str) -> None:
-        """Deletes a subject's key: what was protected with it can't be revealed again, wherever it was copied to.
+        """Deletes the key of a subject: the values that were protected with it can never be revealed again, nor can
+        their copies.
 
-        Once it returns, the key is gone for good. If cancelled, the key may or may not be gone: call it again. If the
-        subject returns, it gets a new key.
+        When this returns, the key is deleted permanently. If cancelled, the key may or may not be deleted: call it
+        again. If data of the same subject is protected later, a new key is created.
 
         Args:
-            subject: Whose data is to be forgotten.
+            subject: Whose data is forgotten.
 
         Raises:
             OSError: The key could not be deleted.
@@ -169,13 +190,13 @@ class Privacy:
 
 
 class DirectoryKeys:
-    """A directory with one file for each subject, which only its owner can read; safe to share between processes.
+    """A store of keys in a directory, with a file for each subject that only the owner of the file can read.
 
-    The directory is created if necessary. A file is named after the SHA-256 of its subject and contains JSON; it stays,
-    without the key, when the subject is forgotten.
+    Several processes may use it at the same time. The directory is created if necessary. The name of a file is the
+    SHA-256 of its subject, and its content is JSON. When the subject is forgotten, the file remains, without the key.
 
     Args:
-        dir: The directory: not the log's, and not part of the log's backups.
+        dir: The directory, which must be neither the log's directory nor part of its backups.
     """
 
     def __init__(self, dir: str | os.PathLike[str]) -> None:
@@ -186,15 +207,34 @@ class DirectoryKeys:
         return f"<DirectoryKeys in {str(self._dir)!r}>"
 
     async def load(self, subject: str) -> KeyEntry:
-        """Returns the subject's entry. Raises `ProtectedDataError` if its file is damaged."""
+        """Returns the entry of a subject; an empty entry if the subject is unknown.
+
+        Raises:
+            ProtectedDataError: The file of the subject is damaged.
+            OSError: The file could not be read.
+        """
         return await asyncio.to_thread(self._load, subject)
 
     async def create(self, subject: str) -> Key:
-        """Returns the subject's key, a new one if there is none. If cancelled, the key may have been created."""
+        """Returns the key of a subject. If there is none, creates a key, which is durable before this returns.
+
+        If cancelled, the key may have been created.
+
+        Raises:
+            ProtectedDataError: The file of the subject is damaged.
+            OSError: The file could not be read or written.
+        """
         return await asyncio.to_thread(self._create, subject)
 
     async def delete(self, subject: str) -> None:
-        """Deletes the subject's key durably. If cancelled, the key may or may not be gone."""
+        """Deletes the key of a subject durably; does nothing without a key.
+
+        If cancelled, the key may or may not be deleted.
+
+        Raises:
+            ProtectedDataError: The file of the subject is damaged.
+            OSError: The file could not be read or written.
+        """
         await asyncio.to_thread(self._delete, subject)
 
     def _path(self, subject: str) -> Path:
@@ -222,7 +262,7 @@ class DirectoryKeys:
                 key = Key(secrets.token_hex(8), secrets.token_bytes(KEY_SIZE))
                 self._store(subject, KeyEntry(key, entry.forgotten))
             elif key.id not in self._durable:
-                _sync_dir(self._dir)  # the process that stored it may have died before
+                _sync_dir(self._dir)  # the process that stored the key may have died before it synced the directory
             self._durable.add(key.id)
             return key
 
@@ -232,12 +272,12 @@ class DirectoryKeys:
             if entry.key is not None:
                 self._store(subject, KeyEntry(None, (*entry.forgotten, entry.key.id)))
             else:
-                _sync_dir(self._dir)  # the process that deleted it may have died before
+                _sync_dir(self._dir)  # the process that deleted the key may have died before it synced the directory
 
     def _store(self, subject: str, entry: KeyEntry) -> None:
         """Replaces the subject's file, atomically and durably."""
         path = self._path(subject)
-        # A fixed name: what a killed process left there, perhaps a key, is overwritten or removed by the next one.
+        # The name is fixed, so that a file that a killed process left, which may contain a key, is removed here.
         temporary = path.with_suffix(".tmp")
         temporary.unlink(missing_ok=True)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -254,7 +294,7 @@ class DirectoryKeys:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Holds a lock against all threads and processes; it ends with the process."""
+        """Holds a lock against all other threads and processes, which is released when the process ends."""
         if not self._dir.is_dir():
             self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sync_dir(self._dir.parent)
@@ -282,12 +322,15 @@ def _sync_dir(path: Path) -> None:
 
 
 def _associated(subject: str, field: str) -> bytes:
-    """Returns what is authenticated with a value, so that it can't be moved; JSON, so that no two are the same."""
+    """The data that is authenticated with a value, so that the value can't be moved to another field or subject.
+
+    It is JSON, so that it is different for any two pairs of a subject and a field.
+    """
     return msgspec.json.encode(["eventfold", 1, subject, field])
 
 
 def _marked(data: Any, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields everything that looks like a protected value, each with the name of its field."""
+    """Yields all objects that look like protected values, each with the name of its field."""
     if isinstance(data, Mapping):
         if MARK in data:
             yield field, data
@@ -300,7 +343,7 @@ def _marked(data: Any, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _subject(field: str, value: Mapping[str, Any]) -> str:
-    """Returns the subject of a value. Raises `ProtectedDataError` for a value that `protect` can't have created."""
+    """The subject of a value. Raises `ProtectedDataError` for a value that `protect` can't have created."""
     if {name: type(part) for name, part in value.items()} != {MARK: str, "subject": str, "key": str}:
         raise ProtectedDataError(f"the protected value in the field {field!r} was changed: {dict(value)!r}")
     subject: str = value["subject"]
@@ -323,7 +366,7 @@ def _decrypt(text: str, subject: str, key_id: str, field: str, entry: KeyEntry) 
     where = f"the value of {subject!r} in the field {field!r} can't be decrypted"
     if key_id != entry.key.id:
         raise ProtectedDataError(
-            f"{where}: it needs the key {key_id}, and the store has {entry.key.id}; is it the wrong store?"
+            f"{where}: it needs the key {key_id}, but the store has the key {entry.key.id}; is it the wrong store?"
         )
     try:
         encrypted = base64.b64decode(text, validate=True)

@@ -1,13 +1,13 @@
-"""A view's state on disk, with its place in the log.
+"""Snapshots: the state of a view on disk, with the offset up to which it was folded.
 
 A snapshot is a JSON object with the keys `state`, `offset`, `hash`, `position`, `position_hash`, `version`, `checksum`
-and, for a view that does not fold every event, `query`. The first three have the Rust crate's meaning: `offset` and
-`hash` are the place in the active log, and the hash of the line before it. `position` and `position_hash` are the same
-in the whole log; `checksum` is the xxh64 of the encoded state. `query` says which events were folded: a list of
-alternatives, each an object such as `{"types": ["added", "removed"], "tags": ["list:3"]}`. The Rust crate ignores what
-it does not know.
+and, for a view that does not fold every event, `query`. The first three have the same meaning as in the Rust crate:
+`offset` is an offset in the active log, and `hash` is the hash of the line before it. `position` and `position_hash`
+are the offset in the whole log, and the hash of the line before it. `checksum` is the xxh64 of the encoded state.
+`query` says which events were folded: a list of alternatives, each an object such as
+`{"types": ["added", "removed"], "tags": ["list:3"]}`. The Rust crate ignores the keys that it does not know.
 
-Promises: a snapshot is replaced atomically; what `load` returns has the state that was saved, byte for byte.
+Promises: a snapshot is replaced atomically; `load` returns the state that was saved, byte for byte.
 """
 
 from __future__ import annotations
@@ -22,26 +22,31 @@ from typing import Any, is_typeddict
 import msgspec
 import xxhash
 
+from ._chunks import Pause, decode_in_chunks, encode_in_chunks
 from ._files import operations
 from ._logging import WARNING, log_event
-from ._parts import Pause, decode_in_parts, encode_in_parts
 from ._threads import in_thread
 
 __all__ = ["Snapshot", "delete", "load", "save"]
 
-# An `offset` beyond any file: the Rust crate then rebuilds its view.
-NOWHERE = 2**63 - 1
+# An `offset` that makes the Rust crate rebuild its view, since no file is that large.
+BEYOND_ANY_FILE = 2**63 - 1
 
-# How a file written here begins, and what follows the state.
+# What precedes and what follows the state in a file that was written here.
 _BEFORE_STATE, _AFTER_STATE = b'{"state":', b',"offset":'
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """A state, and its place in the log.
+    """A view's state, and the offset up to which it was folded.
 
-    `offset` (bytes in the active log) and `hash` are for the Rust crate; `position` (bytes in the whole log) and
-    `position_hash` are for eventfold, and None in a snapshot that the crate wrote. `version` is the view's; `query`
-    says which events were folded, None for all.
+    Attributes:
+        state: The state.
+        offset: The offset in the active log, in bytes. The Rust crate uses it; this package does not.
+        hash: The hash of the line before `offset`.
+        position: The offset in the whole log, in bytes; None in a snapshot that the Rust crate wrote.
+        position_hash: The hash of the line before `position`; None in a snapshot that the Rust crate wrote.
+        version: The version of the view.
+        query: Which events were folded; None for all.
     """
 
     state: Any
@@ -53,8 +58,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     query: Any = None
 
 
-class _File(msgspec.Struct, omit_defaults=True):
-    """The file's keys, in its order."""
+class _Document(msgspec.Struct, omit_defaults=True):
+    """The keys of a snapshot, in their order."""
 
     state: msgspec.Raw
     offset: int
@@ -67,18 +72,18 @@ class _File(msgspec.Struct, omit_defaults=True):
 
 
 class BadSnapshotError(ValueError):
-    """The file has no snapshot that can be used; the text says why."""
+    """The snapshot can't be used; the message says why."""
 
 
 def decode_state(data: bytes | memoryview, state_type: Any, pause: Callable[[], object] = lambda: None) -> Any:
-    """The state that was encoded. Raises `ValueError`, or what the type's own constructor raises.
+    """Decodes a state. Raises `ValueError`, or what the constructor of the type raises.
 
-    `pause` is called between the parts of a large one.
+    `pause` is called after each chunk of a large state.
     """
     if isinstance(state_type, type) and dict in state_type.__bases__ and not is_typeddict(state_type):
-        # A Counter, say: as `_decode_other` makes it, but of a dict that was decoded in parts.
-        return _decode_other(state_type, decode_in_parts(data, Any, _decode, pause))
-    return decode_in_parts(data, state_type, _decode, pause)
+        # A Counter, for example: created as by `_decode_other`, but from a dict that was decoded in chunks.
+        return _decode_other(state_type, decode_in_chunks(data, Any, _decode, pause))
+    return decode_in_chunks(data, state_type, _decode, pause)
 
 
 def _encode(value: Any) -> bytes:
@@ -105,30 +110,32 @@ def _decode_other(type_: type[Any], value: Any) -> Any:
 
 
 def encode(snapshot: Snapshot, state: bytes | memoryview) -> bytes:
-    """The file's content for a snapshot whose state is encoded already."""
-    return _file(snapshot, [state], lambda: None)[0]
+    """Encodes a snapshot whose state is encoded already."""
+    return _encode_document(snapshot, [state], lambda: None)[0]
 
 
 def encode_whole(snapshot: Snapshot, state: Any, pause: Callable[[], object]) -> tuple[bytes, memoryview]:
-    """The file's content for a snapshot with this state, which must not change meanwhile, and what of it is the state.
+    """Encodes a snapshot with this state, which must not change until this returns. Also returns the encoded state,
+    which is a view of a part of the result.
 
-    `pause` is called between the parts of a large one.
+    `pause` is called after each chunk of a large state.
     """
-    return _file(snapshot, encode_in_parts(state, _encode, pause), pause)
+    return _encode_document(snapshot, encode_in_chunks(state, _encode, pause), pause)
 
 
-def _file(
+def _encode_document(
     snapshot: Snapshot, state: Iterable[bytes | memoryview], pause: Callable[[], object]
 ) -> tuple[bytes, memoryview]:
-    # It grows in place, and is returned without being copied: joining the parts would touch all its pages at once.
+    # The buffer grows in place and is returned without a copy. Joining the chunks would hold the interpreter lock while
+    # all of the memory is written.
     buffer, checksum = BytesIO(), xxhash.xxh64()
     buffer.write(_BEFORE_STATE)
-    for part in state:
-        checksum.update(part)
-        buffer.write(part)
+    for chunk in state:
+        checksum.update(chunk)
+        buffer.write(chunk)
         pause()
     end = buffer.tell()
-    file = _File(
+    document = _Document(
         msgspec.Raw(b"null"),
         snapshot.offset,
         snapshot.hash,
@@ -138,15 +145,15 @@ def _file(
         checksum.hexdigest(),
         snapshot.query,
     )
-    buffer.write(msgspec.json.encode(file).removeprefix(_BEFORE_STATE + b"null"))
+    buffer.write(msgspec.json.encode(document).removeprefix(_BEFORE_STATE + b"null"))
     data = buffer.getvalue()
     return data, memoryview(data)[len(_BEFORE_STATE) : end]
 
 
 def read(path: Path) -> Snapshot | None:
-    """The snapshot with its state still encoded (bytes, or a view of them); None if there is no file. Blocks.
+    """The snapshot in a file, its state still encoded (bytes, or a view of them); None if there is no file. Blocks.
 
-    Raises `BadSnapshotError` for a file that is damaged.
+    Raises `BadSnapshotError` for a damaged file, and `OSError`.
     """
     try:
         data = path.read_bytes()
@@ -156,56 +163,82 @@ def read(path: Path) -> Snapshot | None:
 
 
 def parse(data: bytes) -> Snapshot:
-    """The snapshot in a document, with its state still encoded. Raises `BadSnapshotError`."""
+    """The snapshot in a document, its state still encoded. Raises `BadSnapshotError`."""
     split = _split(data)
-    file, state = split or _read_through(data)
-    if split is None and file.position is not None and file.checksum != xxhash.xxh64_hexdigest(state):
+    document, state = split or _decode_document(data)
+    if split is None and document.position is not None and document.checksum != xxhash.xxh64_hexdigest(state):
         raise BadSnapshotError("it is damaged: its checksum does not match its state")
-    return Snapshot(state, file.offset, file.hash, file.position, file.position_hash, file.version or 0, file.query)
+    return Snapshot(
+        state,
+        document.offset,
+        document.hash,
+        document.position,
+        document.position_hash,
+        document.version or 0,
+        document.query,
+    )
 
 
-def _split(data: bytes) -> tuple[_File, memoryview] | None:
-    """The keys and the state of a file that is written as `encode` does; msgspec need not look at what is in the state.
+def _split(data: bytes) -> tuple[_Document, memoryview] | None:
+    """The keys and the state of a document that has the form that `encode` gives it. The state is not decoded.
 
-    None where it may be written otherwise, or its checksum is wrong. Behind the state, nothing has an `offset` in it.
+    None if the document may have a different form, or if its checksum is wrong.
     """
-    end = data.rfind(_AFTER_STATE)
+    end = data.rfind(_AFTER_STATE)  # the last occurrence: the state may contain these bytes too
     if end < 0 or not data.startswith(_BEFORE_STATE):
         return None
     try:
-        file = msgspec.json.decode(_BEFORE_STATE + b"null" + data[end:], type=_File)
+        document = msgspec.json.decode(_BEFORE_STATE + b"null" + data[end:], type=_Document)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     state = memoryview(data)[len(_BEFORE_STATE) : end]
-    return (file, state) if file.checksum == xxhash.xxh64_hexdigest(state) else None
+    return (document, state) if document.checksum == xxhash.xxh64_hexdigest(state) else None
 
 
-def _read_through(data: bytes) -> tuple[_File, memoryview]:
+def _decode_document(data: bytes) -> tuple[_Document, memoryview]:
     try:
-        file = msgspec.json.decode(data, type=_File)
+        document = msgspec.json.decode(data, type=_Document)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadSnapshotError(f"it is damaged: {error}") from error
-    return file, memoryview(file.state)
+    return document, memoryview(document.state)
 
 
 async def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
-    """Replaces the file, atomically and durably.
+    """Writes a snapshot to a file, which is replaced atomically and durably.
 
-    The state must not change meanwhile. Raises `OSError`, and `TypeError` or `ValueError` for a state that is not JSON.
-    If cancelled, it may or may not be saved.
+    If cancelled, the snapshot may or may not be saved.
+
+    Args:
+        path: The file.
+        snapshot: The snapshot, whose state must not change until this returns.
+
+    Raises:
+        TypeError: The state can't be encoded as JSON.
+        ValueError: The state can't be encoded as JSON.
+        OSError: The file could not be written.
     """
     await in_thread(_save, Path(path), snapshot)
 
 
 async def load(path: str | os.PathLike[str], state_type: Any = Any) -> Snapshot | None:
-    """The snapshot, its state decoded into `state_type`; None if there is none, or, with a warning, if it is damaged.
+    """Reads the snapshot in a file.
 
-    Raises `OSError`.
+    If cancelled, reading may continue in a thread, without an effect.
+
+    Args:
+        path: The file.
+        state_type: The type into which the state is decoded.
+
+    Returns:
+        The snapshot. None if there is no file, or if it can't be used; then a warning is logged.
+
+    Raises:
+        OSError: The file could not be read.
     """
     from aiofiles.os import wrap
 
     try:
-        # If cancelled, it leaves the thread to finish on its own, since reading changes nothing.
+        # A cancelled caller need not wait for the thread, since reading changes nothing.
         found: Snapshot | None = await wrap(_load)(Path(path), state_type)
         return found
     except (BadSnapshotError, msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -231,7 +264,16 @@ def _load(path: Path, state_type: Any) -> Snapshot | None:
 
 
 async def delete(path: str | os.PathLike[str]) -> None:
-    """Removes the file durably; does nothing if there is none. Raises `OSError`."""
+    """Removes the file of a snapshot durably; does nothing if there is none.
+
+    If cancelled, the file may or may not be removed.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: The file could not be removed.
+    """
     await in_thread(_delete, Path(path))
 
 

@@ -1,4 +1,4 @@
-"""Spans for OpenTelemetry: what a log did, how long it took, and for whom. Needs the extra `otel`.
+"""Spans for OpenTelemetry: what a log does, how long it takes, and for which caller. Needs the extra `otel`.
 
 Nothing is traced until `instrument` is called. The spans, with their attributes, are listed in docs/operations.md.
 """
@@ -25,25 +25,31 @@ def instrument(tracer_provider: trace.TracerProvider | None = None) -> None:
     """Makes the logs of this process create spans from now on, including logs that are already open.
 
     Args:
-        tracer_provider: The provider of the tracer; if not given, OpenTelemetry's global one, whenever that is set.
+        tracer_provider: The provider of the tracer; None for OpenTelemetry's global provider, even if that is set only
+            later.
     """
     _tracing.tracer = _Tracer(trace.get_tracer("eventfold", tracer_provider=tracer_provider))
 
 
 def uninstrument() -> None:
-    """Stops tracing."""
+    """Makes the logs of this process create no more spans."""
     _tracing.tracer = None
 
 
 @contextmanager
 def handling(consumer: Consumer, record: Record) -> Iterator[trace.Span]:
-    """A span for a consumer's work on a record, current inside the block, so that spans created there are its children.
+    """Creates a span for a consumer's work on a record: use it in `with`. Spans that are created inside the block are
+    children of this span.
 
-    It is linked to the span whose context the event carries in `meta["traceparent"]`, if there is one.
+    If the event's `meta` has a trace context, such as `meta["traceparent"]`, the span is linked to the span of that
+    context.
 
     Args:
         consumer: The consumer.
-        record: The record that it yielded.
+        record: The record that the consumer yielded.
+
+    Yields:
+        The span, to which you can add attributes; an invalid span if `instrument` was not called.
     """
     tracer = _tracing.tracer
     if not isinstance(tracer, _Tracer):
@@ -58,7 +64,7 @@ def handling(consumer: Consumer, record: Record) -> Iterator[trace.Span]:
         links=[trace.Link(origin)] if origin is not None and origin.is_valid else [],
         attributes=_named(
             {
-                "log": str(consumer._place.reader._source.location),
+                "log": str(consumer._checkpoint.reader._source.location),
                 "consumer": consumer.name,
                 "type": record.event.type,
                 "offset": record.start_offset,

@@ -1,8 +1,9 @@
 """Helpers for the tests of applications: a temporary log, and given/when/then for reducers and decisions.
 
-Promises: the log is a real one in a temporary directory, except that it is not synced to disk; reducers get events as
-they would come from a log, encoded and decoded; a failed assertion shows the difference. Works with any test framework,
-and for pytest there is also the fixture `eventfold_log`.
+They work with any test framework. For pytest, there is also the fixture `eventfold_log`.
+
+Promises: the log is a real one in a temporary directory, except that it is not synced to disk; reducers get events that
+were encoded and decoded, as they would be read from a log; a failed assertion shows the difference.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ async def log(*, views: Iterable[View[Any]] = (), **options: Any) -> AsyncIterat
 
     Args:
         views: The views to register.
-        options: Those of `EventLog.open`. `sync` is `SyncMode.OS` by default, since nothing has to survive the test.
+        options: The options of `EventLog.open`. `sync` is `SyncMode.OS` by default, since the log need not survive the
+            test.
 
     Yields:
-        The log. Its directory is `log.dir`, where a test can open a second log or reader.
+        The log. A test can open a reader or a second log in its directory, `log.dir`.
 
     Raises:
-        EventfoldError: As for `EventLog.open`, like all other errors.
+        EventfoldError: As for `EventLog.open`, which also lists all other errors.
     """
     options.setdefault("sync", SyncMode.OS)
     directory = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="eventfold-")
@@ -61,29 +63,30 @@ def given(*events: Event) -> Given:
         given(added("milk")).fold(reduce_todos, list).when(adding("milk")).raises(AlreadyThere)
 
     Args:
-        events: The events in their order; none for an empty log.
+        events: The events, in order; none for an empty log.
 
     Raises:
-        TypeError: One of them is not an `Event`, or contains something that is not JSON.
+        TypeError: An argument is not an `Event`, or an event can't be encoded as JSON.
     """
     return Given(events)
 
 
 class Given:
-    """Events that have happened; created by `given`."""
+    """The events that have happened so far; created by `given`."""
 
     def __init__(self, events: Iterable[Event]) -> None:
         self.events = _as_events(events, "given() takes")
 
     def fold(self, reducer: Callable[[S, Event], S], initial: S | Callable[[], S]) -> Folded[S]:
-        """Folds the events, each as it would come from a log.
+        """Folds the events, each as it would be read from a log.
 
         Args:
             reducer: A plain function of the state and an event that returns the new state.
-            initial: The state before the first event, which is copied, or a callable that returns it; as for `View`.
+            initial: The state before the first event: a value, which is copied, or a callable that returns it, as for
+                `View`.
 
         Returns:
-            The state, to check or to decide on.
+            The state, for an assertion or a decision.
 
         Raises:
             TypeError: The reducer returned None or a coroutine instead of the new state.
@@ -113,19 +116,26 @@ class Folded(Generic[S]):
         self.state = state
 
     def gives(self, expected: S) -> None:
-        """Asserts that the state is equal to `expected`; the message shows the difference."""
+        """Asserts that the state is equal to `expected`.
+
+        Args:
+            expected: The expected state.
+
+        Raises:
+            AssertionError: The states differ. The message shows the difference.
+        """
         __tracebackhide__ = True
         if self.state != expected:
             raise AssertionError(f"the states differ\n{_difference(expected, self.state)}")
 
     def when(self, decide: Callable[[S], Event | Iterable[Event] | None]) -> Outcome:
-        """Makes a decision on the state, at once.
+        """Makes a decision based on the state.
 
         Args:
-            decide: A plain function of the state that returns an event, several or none, or raises.
+            decide: A plain function that takes the state and returns an event, several events or none, or raises.
 
         Returns:
-            The outcome. Check it with `then` or `raises`: until then, an error is only stored.
+            The outcome. Check it with `then` or `raises`; an error that `decide` raised is not raised before that.
 
         Raises:
             TypeError: `decide` returned something else.
@@ -133,7 +143,7 @@ class Folded(Generic[S]):
         try:
             decided: Any = decide(self.state)
             if not isinstance(decided, Event | None) and isinstance(decided, Iterable):
-                decided = list(decided)  # a generator only decides now
+                decided = list(decided)  # the code of a generator runs only now
         except Exception as error:
             return Outcome((), error)
         if type(decided) is CoroutineType:
@@ -155,21 +165,23 @@ class Outcome:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """The events that were decided on. Raises what `decide` raised."""
+        """The events that `decide` returned. Raises what `decide` raised."""
         if self._error is not None:
             raise self._error
         return self._events
 
     def then(self, *events: Event, ignore: Collection[str] = ("ts",)) -> None:
-        """Asserts that exactly these events were decided on, in this order; the message shows the difference.
+        """Asserts that `decide` returned exactly these events, in this order.
 
         Args:
             events: The expected events; none if nothing should be appended.
-            ignore: The fields of events that are not compared: the time, unless you give others.
+            ignore: The names of the fields that are not compared; by default only `ts`.
 
         Raises:
-            AssertionError: The decision was a different one, or an error was raised, which is the cause.
-            ValueError: `ignore` names a field that events don't have.
+            AssertionError: `decide` returned different events, and the message shows the difference; or it raised an
+                error, which is the cause.
+            ValueError: `ignore` contains a name that is not that of a field of `Event`.
+            TypeError: An argument is not an `Event`, or an event can't be encoded as JSON.
         """
         __tracebackhide__ = True
         ignore = {ignore} if isinstance(ignore, str) else set(ignore)
@@ -181,20 +193,20 @@ class Outcome:
             raise AssertionError(f"expected {len(expected)} events, but decide raised {self._error!r}") from self._error
         actual = [_fields(event, ignore) for event in self._events]
         if actual != expected:
-            raise AssertionError(f"decided on other events\n{_difference(expected, actual)}")
+            raise AssertionError(f"decide returned different events\n{_difference(expected, actual)}")
 
     def raises(self, error: type[E] | tuple[type[E], ...], *, match: str | None = None) -> E:
-        """Asserts that the decision was refused.
+        """Asserts that `decide` raised an error.
 
         Args:
-            error: The class of the error, or several.
-            match: A regular expression that is searched for in the error's message.
+            error: The class of the error, or a tuple of classes.
+            match: A regular expression that must be found in the message of the error.
 
         Returns:
             The error.
 
         Raises:
-            AssertionError: Events were decided on, or a different error was raised, which is the cause.
+            AssertionError: `decide` returned events, or it raised a different error, which is the cause.
         """
         __tracebackhide__ = True
         classes = error if isinstance(error, tuple) else (error,)
@@ -219,7 +231,7 @@ def _as_events(events: Iterable[Any], what: str) -> tuple[Event, ...]:
 
 
 def _as_from_a_log(event: Event) -> Event:
-    """A new event, encoded and decoded, so that a reducer's changes to it have no effect elsewhere."""
+    """A copy of an event that was encoded and decoded, so that a reducer that changes it has no other effect."""
     try:
         return msgspec.json.decode(msgspec.json.encode(event), type=Event)
     except (TypeError, ValueError) as error:
@@ -227,14 +239,14 @@ def _as_from_a_log(event: Event) -> Event:
 
 
 def _fields(event: Event, ignore: Collection[str]) -> dict[str, Any]:
-    """The fields of an event to compare, without those that have no value."""
+    """The fields of an event that are compared, without empty ones."""
     from_a_log = _as_from_a_log(event)
     values = {name: getattr(from_a_log, name) for name in Event.__struct_fields__ if name not in ignore}
     return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
 def _difference(expected: object, actual: object) -> str:
-    """A line-by-line comparison: `-` is missing, `+` is unexpected."""
+    """A comparison line by line: a line with `-` is missing, a line with `+` is unexpected."""
     before, after = (pformat(value, width=60, sort_dicts=False).splitlines() for value in (expected, actual))
     if before == after:
         return f"both print as {actual!r}, but they are not equal ({type(expected)} and {type(actual)})"

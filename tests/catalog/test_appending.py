@@ -281,7 +281,7 @@ async def test_a_copy_of_a_plain_event_keeps_its_version(tmp_path: Path) -> None
 async def test_options_are_refused_with_an_event(tmp_path: Path) -> None:
     """An event already carries these options."""
     async with EventLog.open(tmp_path, catalog=orders()) as log:
-        with pytest.raises(TypeError, match="give them to the Event"):
+        with pytest.raises(TypeError, match="pass them to Event"):
             await log.append(Event("a"), actor="ann")
 
 

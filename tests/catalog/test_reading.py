@@ -217,7 +217,7 @@ WRONG = [
     ('{"order":1,"cents":1}', 3, "currency", "missing required field"),
     ("[1]", 3, "", "Expected `object`, got `array`"),
     ('{"order":1}', 1, "", "the upcaster from version 2 failed: KeyError"),
-    ('{"order":1}', 4, "", "it is of version 4, and the catalog has OrderPlaced of version 3"),
+    ('{"order":1}', 4, "", "it has version 4, but the catalog has OrderPlaced of version 3"),
 ]
 
 

@@ -107,7 +107,7 @@ def test_problems_that_cannot_be_repaired_are_reported(log: Path) -> None:
 
     done = run("repair", log, "--yes", status=1)
 
-    assert f"eventfold: restore a backup, since this can't be repaired: {path}, offset " in done.stderr
+    assert f"eventfold: this can't be repaired, so restore a backup: {path}, offset " in done.stderr
 
 
 # restore
@@ -175,7 +175,7 @@ def test_ctrl_c_ends_a_command_whose_output_is_not_read(tmp_path: Path, command:
     ) as process:
         assert process.stderr is not None
         deadline, unread = monotonic() + 60, 0
-        # Until the command waits in a write: it would notice a signal that comes right before that only after it.
+        # Until the command waits in a write.
         while select([], [writing], [], 0)[1] or unread != (unread := bytes_in(reading)):
             assert monotonic() < deadline
             sleep(0.1)
@@ -220,3 +220,35 @@ def test_bash_completes_commands_and_the_directories_of_logs(tmp_path: Path) -> 
         ["rebuild", "repair", "restore"],
         ["data/"],
     ]
+
+
+# A signal, and then a write for which the pipe has too little room.
+INTERRUPTED_BEFORE_WRITE = """
+import asyncio, os, signal, sys
+from eventfold.cli._run import run
+
+def write():
+    sys.stdout.buffer.write(bytes(10**6))
+
+async def command():
+    os.kill(os.getpid(), signal.SIGINT)
+    {write}
+
+run(command())
+"""
+
+
+@pytest.mark.parametrize("write", ["write()", "await asyncio.shield(asyncio.to_thread(write))"])
+def test_ctrl_c_right_before_a_write_that_waits_for_its_reader_ends_the_command(write: str) -> None:
+    """The pipe still had room when the signal arrived."""
+    reading, writing = os.pipe()
+    program = INTERRUPTED_BEFORE_WRITE.replace("{write}", write)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        try:
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
+        assert process.stderr.read() == b""
+    os.close(reading)
+    os.close(writing)

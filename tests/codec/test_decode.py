@@ -28,10 +28,10 @@ PATH = Path("app.jsonl")
 
 
 def decoded(
-    data: bytes, types: Iterable[str] | None = None, places: bool = True, query: Query | None = None
+    data: bytes, types: Iterable[str] | None = None, exact_offsets: bool = True, query: Query | None = None
 ) -> list[Slice]:
-    decoder = Decoder(query_of(query, None if types is None else frozenset(types)), places=places)
-    return [slice_ for lines in Lines(PATH, 0, data).cut() for slice_ in decoder.feed(lines)]
+    decoder = Decoder(query_of(query, None if types is None else frozenset(types)), exact_offsets=exact_offsets)
+    return [slice_ for lines in Lines(PATH, 0, data).chunks() for slice_ in decoder.feed(lines)]
 
 
 def records(slices: Iterable[Slice]) -> list[Record]:
@@ -49,7 +49,7 @@ def test_the_result_does_not_depend_on_the_size_of_blocks(groups: list[tuple[Eve
     ]
     data = b"".join(lines)
     decoder = Decoder()
-    slices = [slice_ for block in Lines(PATH, 7, data).cut(size) for slice_ in decoder.feed(block)]
+    slices = [slice_ for block in Lines(PATH, 7, data).chunks(size) for slice_ in decoder.feed(block)]
     places = [(record.start_offset, record.end_offset) for slice_ in slices for record in slice_.records()]
     ends = [7 + sum(map(len, lines[: i + 1])) for i in range(len(lines))]
 
@@ -119,7 +119,7 @@ def test_a_selection_finds_its_events_among_any_number_of_types(most: int) -> No
     """There may be more types than the decoder distinguishes, and new ones may appear on the way."""
     lines = [encode_line(Event(f"type {i % 10}", i, ts=1), 2**24) for i in range(200)]
     with mock.patch.object(selection, "_MOST_TYPES", most):
-        decoder = Decoder(Query({f"type {most % 7}", "never"}), places=False)
+        decoder = Decoder(Query({f"type {most % 7}", "never"}), exact_offsets=False)
         found = [
             e.data
             for i in range(0, 200, 7)
@@ -149,7 +149,7 @@ QUERIES = st.lists(
 )
 @settings(max_examples=300, deadline=None)
 def test_a_query_yields_a_subset_of_all_events(
-    groups: list[tuple[str, list[str], int, bool]], query: Query, size: int, places: bool
+    groups: list[tuple[str, list[str], int, bool]], query: Query, size: int, exact_offsets: bool
 ) -> None:
     """The events and offsets are the same, however the tags are written, in batches too, and there are no others."""
     lines = []
@@ -158,12 +158,12 @@ def test_a_query_yields_a_subset_of_all_events(
             each = encode_line(Event(type, i, ts=1, tags=tuple(tags)), 2**24, None if count == 1 else (i, count))
             lines.append(each.replace(b"order", b"\\u006frder") if escaped else each)
     everything = records(decoded(b"".join(lines)))
-    decoder = Decoder(query, places=places)
-    selected = [slice_ for part in Lines(PATH, 0, b"".join(lines)).cut(size) for slice_ in decoder.feed(part)]
+    decoder = Decoder(query, exact_offsets=exact_offsets)
+    selected = [slice_ for part in Lines(PATH, 0, b"".join(lines)).chunks(size) for slice_ in decoder.feed(part)]
     expected = [r for r in everything if query.matches(r.event)]
 
     assert [e for slice_ in selected for e in slice_.events] == [r.event for r in expected]
-    assert not places or records(selected) == expected
+    assert not exact_offsets or records(selected) == expected
     assert sum(slice_.end_offset - slice_.start_offset for slice_ in selected) == sum(map(len, lines))
 
 
@@ -183,12 +183,16 @@ def test_a_line_without_a_selected_tag_is_not_decoded() -> None:
 @pytest.mark.parametrize(
     "query", [None, Query({"a"}), Query({"b"}), Query(tags={"t"}), Query({"b"}) | Query(tags={"t"})]
 )
-@pytest.mark.parametrize("places", [True, False])
-def test_a_batch_value_that_is_not_a_position_is_ignored(batch: str, query: Query | None, places: bool) -> None:
+@pytest.mark.parametrize("exact_offsets", [True, False])
+def test_a_batch_value_that_is_not_a_position_is_ignored(batch: str, query: Query | None, exact_offsets: bool) -> None:
     """Another program may use that key for its own purposes, so the event stands alone."""
     data = f'{{"type":"a","data":1,"ts":1,"tags":["t"],"batch":{batch}}}\n'.encode() * 2
     around = encode_line(Event("b", 2, ts=1), 2**24)
-    found = [e.data for slice_ in decoded(around + data + around, query=query, places=places) for e in slice_.events]
+    found = [
+        e.data
+        for slice_ in decoded(around + data + around, query=query, exact_offsets=exact_offsets)
+        for e in slice_.events
+    ]
     wanted = {1} if query is None or query.matches(Event("a", tags=("t",))) else set()
     wanted |= {2} if query is None or query.matches(Event("b")) else set()
 
@@ -202,7 +206,7 @@ def test_a_batch_is_broken_by_an_event_whose_batch_is_not_a_position(batch: str)
         b'{"type":"a","data":1,"ts":1,"batch":[1,2]}\n' + f'{{"type":"a","data":1,"ts":1,"batch":{batch}}}\n'.encode()
     )
 
-    with pytest.raises(CorruptLogError, match="a batch breaks off here"):
+    with pytest.raises(CorruptLogError, match="this batch is incomplete"):
         decoded(data)
 
 
@@ -233,15 +237,16 @@ def test_an_empty_selection_yields_nothing_but_still_checks_the_lines() -> None:
         b'{"data":{},"ts":1}\n',
         b'{"type":7,"data":{},"ts":1}\n',
         b'["a"]\n',
+        b"null\n",
         b'{"type":"a","data":{},"ts":1,"batch":[2,3]}\n',
         b'{"type":"a","data":{},"ts":1,"batch":[1,3]}\n',
     ],
 )
-@pytest.mark.parametrize("places", [True, False])
-def test_a_bad_line_is_found_whatever_is_selected(line: bytes, wanted: list[str], places: bool) -> None:
+@pytest.mark.parametrize("exact_offsets", [True, False])
+def test_a_bad_line_is_found_whatever_is_selected(line: bytes, wanted: list[str], exact_offsets: bool) -> None:
     """Lines of other types are skipped, but not lines without a type; all events before the bad line are returned."""
     good = encode_line(Event("a", ts=1), 2**24) + encode_line(Event("b", ts=1), 2**24)
-    decoder = Decoder(query_of(None, wanted), places=places)
+    decoder = Decoder(query_of(None, wanted), exact_offsets=exact_offsets)
     given = []
     with pytest.raises(CorruptLogError) as caught:
         for slice_ in decoder.feed(Lines(PATH, 0, good + line + good)):
@@ -302,16 +307,16 @@ def test_lines_decoded_backwards_are_the_same_in_reverse(
     block = Lines(PATH, 0, b"".join(lines))
     forwards = [r for r in records(decoded(block.data)) if query is None or query.matches(r.event)]
     decoder = BackwardsDecoder(query)
-    blocks = list(block.cut_back(size))
+    blocks = list(block.chunks_backwards(size))
 
     assert [record for chunk in blocks for record in decoder.feed(chunk)] == forwards[::-1]
     assert b"".join(chunk.data for chunk in reversed(blocks)) == block.data
     assert all(len(chunk.data) <= size or chunk.data.count(b"\n") == 1 for chunk in blocks)
 
 
-@pytest.mark.parametrize("places", [True, False])
+@pytest.mark.parametrize("exact_offsets", [True, False])
 @pytest.mark.parametrize("query", [None, Query({"counted"}), Query(tags={"odd"})])
-def test_blocks_with_and_without_batches_can_alternate(query: Query | None, places: bool) -> None:
+def test_blocks_with_and_without_batches_can_alternate(query: Query | None, exact_offsets: bool) -> None:
     """Stretches of blocks with and without batches give the same events as all lines at once."""
     lines = []
     for size in [1] * 300 + [3] * 40 + [1] * 300 + [200] + [2] * 5 + [1] * 30:
@@ -319,8 +324,8 @@ def test_blocks_with_and_without_batches_can_alternate(query: Query | None, plac
             number = len(lines)
             each = Event("counted", {"n": number}, ts=1, tags=("odd",) if number % 2 else ())
             lines.append(encode_line(each, 2**24, None if size == 1 else (i, size)))
-    decoder = Decoder(query, places=places)
-    slices = [slice_ for block in Lines(PATH, 0, b"".join(lines)).cut(900) for slice_ in decoder.feed(block)]
+    decoder = Decoder(query, exact_offsets=exact_offsets)
+    slices = [slice_ for block in Lines(PATH, 0, b"".join(lines)).chunks(900) for slice_ in decoder.feed(block)]
 
     wanted = [n for n in range(len(lines)) if query is None or not query.items[0].tags or n % 2]
     assert [e.data["n"] for slice_ in slices for e in slice_.events] == wanted
@@ -336,7 +341,7 @@ def test_blocks_are_decoded_once_whether_or_not_they_have_batches() -> None:
     data = b"".join([*single, *batches, *single, *batches])
     decoder = Decoder()
     with mock.patch.object(decoder, "_decode", wraps=decoder._decode) as decode:
-        blocks = list(Lines(PATH, 0, data).cut(2000))
+        blocks = list(Lines(PATH, 0, data).chunks(2000))
         events = [each for block in blocks for slice_ in decoder.feed(block) for each in slice_.events]
 
     assert len(events) == 1600
@@ -357,11 +362,36 @@ def test_lines_of_two_damages_that_cancel_out_are_found_where_offsets_count() ->
     assert found == [0]
 
 
-def test_the_events_of_a_batch_are_on_lines_of_their_own_even_where_no_places_are_asked_for() -> None:
+@pytest.mark.parametrize("query", [None, Query({"counted"}), Query({"other"}), Query(tags={"t"}), Query(tags={"u"})])
+@pytest.mark.parametrize(("between", "blank"), [(b"", b"\n"), (b" ", b" \t\n"), (b"\r", b"\r\n")])
+@pytest.mark.parametrize("blank_first", [True, False])
+def test_a_lost_newline_is_found_although_a_blank_line_makes_up_for_it(
+    query: Query | None, between: bytes, blank: bytes, blank_first: bool
+) -> None:
+    """Even without exact offsets: a slice can still return its records, which would be at wrong offsets."""
+    one, two, three = (encode_line(Event("counted", {"n": n}, ts=1, tags=("t",)), 2**24) for n in range(3))
+    joined = two[:-1] + between + three
+    before = one + blank if blank_first else one
+    with pytest.raises(CorruptLogError) as caught:
+        decoded(before + joined + (b"" if blank_first else blank) + one, query=query, exact_offsets=False)
+
+    assert caught.value.offset == len(before)
+
+
+def test_an_event_over_two_lines_is_found_although_a_lost_newline_makes_up_for_it() -> None:
+    """There are as many newlines as events."""
+    one, two, three = (encode_line(Event("counted", {"n": n}, ts=1), 2**24) for n in range(3))
+    with pytest.raises(CorruptLogError) as caught:
+        decoded(one + two.replace(b'"data":', b'"data":\n') + three[:-1] + one, exact_offsets=False)
+
+    assert caught.value.offset == len(one)
+
+
+def test_the_events_of_a_batch_are_on_lines_of_their_own_even_without_exact_offsets() -> None:
     """A newline is missing inside a batch, and a blank line makes up for it: a slice would give wrong offsets."""
     first, second = (encode_line(Event("counted", {"n": n}, ts=1), 2**24, (n, 2)) for n in (1, 2))
     one = encode_line(Event("counted", {"n": 3}, ts=1), 2**24)
     with pytest.raises(CorruptLogError) as caught:
-        decoded(one + first[:-1] + second + b"\n" + one, places=False)
+        decoded(one + first[:-1] + second + b"\n" + one, exact_offsets=False)
 
     assert caught.value.offset == len(one)

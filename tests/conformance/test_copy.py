@@ -11,7 +11,7 @@ from tests.conformance.conftest import ENGINES
 
 from eventfold import Event, EventfoldError, EventLog, EventReader, Head, Record, View, copy_log
 from eventfold._address import Address
-from eventfold._engine import MakesLogs
+from eventfold._engine import CreatingEngine
 
 # Engines whose offsets count bytes.
 BYTES = ["files", "postgres"]
@@ -108,7 +108,7 @@ async def test_a_copy_onto_another_log_is_refused(ends: tuple[Address, Address])
         await log.append(Event("another"))
     with pytest.raises(EventfoldError, match="a different log"):
         await copy_log(source, target)
-    with pytest.raises(EventfoldError, match="the target has more than the source"):
+    with pytest.raises(EventfoldError, match="the target has more events than the source"):
         await copy_log(target, source)
 
     assert len(await records(target)) == 1
@@ -160,6 +160,6 @@ async def test_a_log_whose_offsets_do_not_count_bytes_is_refused_before_anything
     with pytest.raises(EventfoldError, match="don't count bytes"):
         await copy_log(directory, other_stream)
     assert not other_directory.exists()
-    assert isinstance(other_stream, MakesLogs)
+    assert isinstance(other_stream, CreatingEngine)
     with pytest.raises(EventfoldError, match="there is no stream"):
         await EventLog.open(other_stream.existing())

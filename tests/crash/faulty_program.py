@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from eventfold import ConditionalAppendError, Event, EventLog, LockMode, View, WriterFailedError, _threads
-from eventfold._files import committer, operations, rotation, shared
+from eventfold._files import committer, operations, rotation, shared_committer
 
 # If a call fails in each of many threads, a session may fail as often as there are threads.
 TRIES = 12
@@ -166,13 +166,13 @@ async def main(threads: str, mode: str, new: str, left: str, begun: str) -> None
     if threads == "one":
         # All system calls on the files are made one after another, so each can be identified by its number.
         _threads._pool = OneThread()
-        committer.Thread = shared.Thread = lambda name: _threads._pool.thread
+        committer.Thread = shared_committer.Thread = lambda name: _threads._pool.thread
     else:
         # A call fails once in each thread: if each attempt had a new thread, no log could ever be opened.
         writers = itertools.cycle([_threads.Thread(f"writer {n}") for n in range(3)])
         for _ in range(3):
             next(writers).end = lambda: None
-        committer.Thread = shared.Thread = lambda name: next(writers)
+        committer.Thread = shared_committer.Thread = lambda name: next(writers)
     # Frames have a few lines, and temporary files have the same names in every run.
     rotation.FRAME_SIZE = 400
     numbers = itertools.count()

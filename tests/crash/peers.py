@@ -76,7 +76,7 @@ class Peer:
     def look(self) -> Head:
         """Returns the true head, looked up in a turn."""
         with self.turn:
-            self.log.check()
+            self.log.ensure_current()
         return self.head
 
     def rotate(self, meanwhile: Callable[[], object] = lambda: None) -> None:

@@ -74,7 +74,7 @@ async def test_a_writer_whose_file_was_changed_refuses_appends(damaged_dir: Path
             await writer.rotate()
 
     assert [type(error) for error in outcomes] == [WriterFailedError] * 3
-    assert all("changed by somebody else" in str(error) for error in outcomes)
+    assert all("changed by another program" in str(error) for error in outcomes)
     assert contents(damaged_dir) == before
 
 
@@ -85,7 +85,7 @@ async def test_a_writer_whose_file_was_changed_does_not_rotate(damaged_dir: Path
         await writer.append_many(event(n) for n in range(4))
         harm(damaged_dir)
         before = contents(damaged_dir)
-        with pytest.raises(WriterFailedError, match="changed by somebody else"):
+        with pytest.raises(WriterFailedError, match="changed by another program"):
             await writer.rotate()
 
     assert contents(damaged_dir) == before

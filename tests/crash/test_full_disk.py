@@ -22,7 +22,7 @@ from tests.crash.mounts import Disk, ext4, tmpfs
 from tests.crash.oracle import check_archive, read_now
 from tests.support import check_log, event, line, numbers, records, write_log
 
-from eventfold import Event, EventLog, EventReader, View, _rotator
+from eventfold import Event, EventLog, EventReader, LockMode, View, _rotator
 from eventfold._files import rotation
 
 TASKS = 8
@@ -89,6 +89,28 @@ async def test_a_full_disk_refuses_appends_and_loses_no_event(disk: Disk) -> Non
         assert [n for n in there if n in set(acknowledged)] == acknowledged
     assert outside == there
     await check_all_there(directory, [*there, 7_000_001, 7_000_002, 7_000_003])
+
+
+@pytest.mark.parametrize("left", [0, 4096, 8192, 12288])
+@pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
+async def test_the_first_append_after_a_rotation_that_finds_no_space_is_only_refused(
+    disk: Disk, left: int, lock: LockMode
+) -> None:
+    """The base file can't be replaced then, or it announces a line that could not be written."""
+    directory = disk.path / "data"
+    async with EventLog.open(directory, lock=lock) as log:
+        await log.append(event(0))
+        await log.rotate()
+        await asyncio.to_thread(disk.fill, left)
+        appended = [n for n in range(1, 4) if await was_appended(log, bulky(n))]
+        there = await numbers(log)
+        outside = await numbers(EventReader(directory))
+        await asyncio.to_thread(disk.free)
+        await log.append(event(10))
+
+    assert there == outside == [0, *appended]
+    assert left or not appended
+    await check_all_there(directory, [0, *appended, 10])
 
 
 async def test_a_log_accepts_appends_after_a_rotation_without_space(disk: Disk) -> None:

@@ -37,11 +37,11 @@ PACKAGE = Path(eventfold.__file__).parent
 NAMES = ("sync", "sync_dir")
 # A backup writes to its own directory, and `tests/test_backup.py` interrupts it; likewise `tests/test_repair.py` and
 # `tests/test_restore.py`.
-ELSEWHERE = {"_backup", "_files.cutting", "_restore"}
+ELSEWHERE = {"_backup", "_files.damaged_end", "_restore"}
 # Without these, something is lost only if there are several writers.
 SHARED = {"_files.shared_log", "_files.shared_rotation"}
 # The loss of these shows only in a crash of one of the last recoveries.
-SLOW = {"_files.recovery.find_ends: operations.sync", "_files.recovery.open_log: operations.sync_dir"}
+SLOW = {"_files.recovery.recover_archive: operations.sync", "_files.recovery.open_log: operations.sync_dir"}
 # Syncs that can be left out without a loss, and why they are there anyway.
 NOT_NEEDED: dict[str, str] = {}
 

@@ -156,13 +156,13 @@ async def test_reading_from_an_offset_reads_only_later_frames(
         await log.rotate()
         size = (await asyncio.to_thread((data_dir / "archive.jsonl.zst").stat)).st_size
         positions = []
-        frame = archive.frame
+        frame = archive.read_frame
 
         def counted(fd: int, span: archive.Span) -> bytes | None:
             positions.append(span.position)
             return frame(fd, span)
 
-        monkeypatch.setattr(archive, "frame", counted)
+        monkeypatch.setattr(archive, "read_frame", counted)
         found = [record.event.data["n"] async for record in log.read_from(ends[-3])]
         hashed = await log.read_line_hash_before(ends[-2])
 

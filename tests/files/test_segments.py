@@ -14,10 +14,11 @@ from tests.crash.oracle import Opened, append
 from tests.support import line
 
 from eventfold import CorruptLogError, EventReader, EventWriter, Head, line_hash
-from eventfold._files import frames, segments
+from eventfold._files import frames, line_scan, segments
 from eventfold._files import rotation as rotations
+from eventfold._files.line_scan import complete_size, line_before
 from eventfold._files.paths import Layout
-from eventfold._files.segments import LogSegments, last_complete_offset, line_before
+from eventfold._files.segments import LogSegments
 
 
 def lines(start: int, end: int) -> bytes:
@@ -30,7 +31,7 @@ def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes frames, blocks and steps backwards so small that a few lines need several."""
     support.small_frames(monkeypatch, 200)
     monkeypatch.setattr(segments, "BLOCK_SIZE", 120)
-    monkeypatch.setattr(segments, "_STEP_BACK", 16)
+    monkeypatch.setattr(line_scan, "_STEP_BACK", 16)
 
 
 @pytest.fixture
@@ -222,7 +223,7 @@ def test_a_log_ends_with_its_last_complete_line_or_batch(tmp_path: Path, data: b
     path.write_bytes(data)
     fd = os.open(path, os.O_RDONLY)
     try:
-        found = last_complete_offset(fd, len(data))
+        found = complete_size(fd, len(data))
     finally:
         os.close(fd)
 

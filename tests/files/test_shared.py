@@ -28,7 +28,7 @@ from eventfold import (
     snapshot,
 )
 from eventfold._codec.lines import Lines
-from eventfold._files import operations, shared, turn, watcher
+from eventfold._files import operations, shared_committer, turn, watcher
 from eventfold._files.segments import LogSegments
 
 SHARED = LockMode.SHARED
@@ -144,7 +144,7 @@ async def test_a_writer_follows_a_rotation_of_another(data_dir: Path) -> None:
 async def test_an_idle_writer_follows_a_rotation_and_locks_the_new_file(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "KEEP_UP_INTERVAL", 0.02)
+    monkeypatch.setattr(shared_committer, "ROTATION_CHECK_INTERVAL", 0.02)
     async with EventLog.open(data_dir, lock=SHARED) as idle:
         async with EventLog.open(data_dir, lock=SHARED) as other:
             await other.append(event(0))
@@ -173,13 +173,13 @@ async def test_a_process_gets_its_own_appends_without_reading_them_back(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_back: list[object] = []
-    lines_between = watcher._lines_between
+    lines_between = watcher.lines_between
 
     def counted(segments: LogSegments, start: Head, end: Head) -> Lines | None:
         read_back.append(end)
         return lines_between(segments, start, end)
 
-    monkeypatch.setattr(watcher, "_lines_between", counted)
+    monkeypatch.setattr(watcher, "lines_between", counted)
     async with EventLog.open(data_dir, lock=SHARED) as log, asyncio.timeout(20):
         tail = log.tail()
         for n in range(30):
@@ -203,7 +203,7 @@ async def test_a_tail_in_a_writers_process_sees_the_events_of_other_processes(
 
         def wake() -> None:
             if announced:
-                log._writer._committer._turn.announced = peer.head
+                log._writer._committer._turn.committed_head = peer.head
             wake_watchers()
 
         monkeypatch.setattr(peer.turn, "wake_watchers", wake)
@@ -291,7 +291,7 @@ async def test_a_full_disk_fails_only_the_appends_that_need_space(data_dir: Path
 async def test_a_log_can_be_closed_while_a_stopped_process_has_the_turn(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(shared, "STUCK_AFTER", 0.1)
+    monkeypatch.setattr(shared_committer, "STUCK_AFTER", 0.1)
     monkeypatch.setattr(turn, "STUCK_AFTER", 0.1)
     log = await EventLog.open(data_dir, lock=SHARED)
     await log.append(event(0))
@@ -318,7 +318,7 @@ async def test_a_log_can_be_closed_while_a_stopped_process_has_the_turn(
 async def test_an_idle_log_that_wants_to_follow_a_rotation_can_be_closed_while_the_turn_is_stuck(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "STUCK_AFTER", 0.1)
+    monkeypatch.setattr(shared_committer, "STUCK_AFTER", 0.1)
     monkeypatch.setattr(turn, "STUCK_AFTER", 0.1)
     idle = await EventLog.open(data_dir, lock=SHARED)
     async with EventLog.open(data_dir, lock=SHARED) as other:
@@ -326,7 +326,7 @@ async def test_an_idle_log_that_wants_to_follow_a_rotation_can_be_closed_while_t
         await other.rotate()
     process = await hold_the_turn(data_dir)
     try:
-        idle._writer._committer._keep_up()
+        idle._writer._committer._check_for_rotation()
         async with asyncio.timeout(10):
             await idle.aclose()
     finally:

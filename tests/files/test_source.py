@@ -10,7 +10,7 @@ import pytest
 from tests.support import line, write_log
 
 from eventfold import EventfoldError, EventReader
-from eventfold._files import heads
+from eventfold._files import head_cache
 from eventfold._files.paths import Layout
 from eventfold._files.segments import LogSegments
 from eventfold._files.source import FileDocuments
@@ -27,7 +27,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Layout]:
             opened.append(layout)
             super().__init__(layout)
 
-    monkeypatch.setattr(heads, "LogSegments", Counted)
+    monkeypatch.setattr(head_cache, "LogSegments", Counted)
     return opened
 
 
@@ -35,7 +35,7 @@ async def test_files_that_have_not_changed_are_not_opened_for_the_head(
     data_dir: Path, looks: list[Layout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Repeated questions about the head cost a look at the files' sizes and times."""
-    monkeypatch.setattr(heads, "_TICK", -(10**9))
+    monkeypatch.setattr(head_cache, "_CLOCK_RESOLUTION", -(10**9))
     write_log(data_dir, line(0))
     readers = EventReader(data_dir), EventReader(data_dir)
     found = [(await readers[n % 2].head()).offset for n in range(10)]
@@ -84,14 +84,14 @@ def test_new_lines_are_found_without_opening_the_files_again(
 ) -> None:
     """One read finds the new lines, whatever the lines before them are like; incomplete ones are left out."""
     write_log(data_dir, known)
-    lookup = heads.HeadLookup(Layout(data_dir))
-    lookup.change()
+    cache = head_cache.HeadCache(Layout(data_dir))
+    cache.poll()
     before = len(looks)
     write_log(data_dir, known, added)
-    change = lookup.change()
+    change = cache.poll()
 
     assert change is not None
-    assert change.head == heads.HeadLookup(Layout(data_dir)).head()
+    assert change.head == head_cache.HeadCache(Layout(data_dir)).head()
     if complete:
         assert change.lines is not None
         assert (change.lines.start_offset, change.lines.data) == (len(known), complete)
@@ -104,10 +104,10 @@ def test_new_lines_are_found_without_opening_the_files_again(
 def test_lines_of_a_log_that_replaced_another_are_not_mistaken_for_new_lines(data_dir: Path, known: bytes) -> None:
     """Somebody has replaced the lines in the same file."""
     write_log(data_dir, known)
-    lookup = heads.HeadLookup(Layout(data_dir))
-    lookup.change()
+    cache = head_cache.HeadCache(Layout(data_dir))
+    cache.poll()
     write_log(data_dir, known.replace(b'"n":', b'"m":'), line(1))
-    change = lookup.change()
+    change = cache.poll()
 
     assert change is not None
     assert change.lines is None

@@ -17,9 +17,11 @@ from tests.support import Seam
 
 from eventfold import CorruptLogError, WriterFailedError
 from eventfold._event import Head
+from eventfold._files import mark as mark_module
 from eventfold._files import turn as turn_module
+from eventfold._files.mark import Mark
 from eventfold._files.paths import Layout
-from eventfold._files.turn import FILE_SIZE, Mark, Turn, TurnGivenUpError
+from eventfold._files.turn import FILE_SIZE, Turn, TurnGivenUpError
 
 ONE = Mark(Head(10, "0123456789abcdef"), Head(5, "00000000000000aa"))
 TWO = Mark(Head(30, "fedcba9876543210"), Head(20, "00000000000000bb"), failed=True, sync_mode=2)
@@ -78,8 +80,8 @@ def test_the_mark_has_the_highest_offset_that_any_process_has_synced(new_turn: C
     with writer:
         writer.write_mark(TWO)
     for turn, offset, durable in ((other, 25, 25), (writer, 24, 25), (writer, 29, 29), (other, 29, 29)):
-        turn.tell_durable(Head(offset, "00000000000000dd"))
-        assert turn.own_durable.offset == offset
+        turn.record_durable(Head(offset, "00000000000000dd"))
+        assert turn.synced_head.offset == offset
         assert writer.read_mark() == other.read_mark() == TWO._replace(durable=Head(durable, "00000000000000dd"))
 
 
@@ -89,8 +91,8 @@ def test_noting_a_durable_offset_does_not_wait_if_the_mark_has_it_already(new_tu
         pass
     with writer:
         writer.write_mark(TWO)
-        other.tell_durable(TWO.durable)
-        assert other.waited_for() == 0
+        other.record_durable(TWO.durable)
+        assert other.seconds_waiting() == 0
 
 
 def test_noting_a_durable_offset_waits_for_the_turn(new_turn: Callable[[], Turn]) -> None:
@@ -99,8 +101,8 @@ def test_noting_a_durable_offset_waits_for_the_turn(new_turn: Callable[[], Turn]
         pass
     with writer:
         writer.write_mark(ONE)
-        thread = in_thread(lambda: other.tell_durable(Head(8, "00000000000000dd")))
-        until(lambda: other.waited_for() > 0)
+        thread = in_thread(lambda: other.record_durable(Head(8, "00000000000000dd")))
+        until(lambda: other.seconds_waiting() > 0)
         writer.write_mark(ONE._replace(written=TWO.written))
         assert writer.read_mark() == ONE._replace(written=TWO.written)
     thread.join(10)
@@ -120,7 +122,7 @@ def test_a_durable_offset_cannot_be_noted_without_the_lock_file(
         layout.lock_path.unlink()
     else:
         layout.lock_path.write_bytes(b"" if harm == "emptied" else b"x" * FILE_SIZE)
-    turn.tell_durable(Head(9, "00000000000000dd"))
+    turn.record_durable(Head(9, "00000000000000dd"))
     assert turn.durable_head() == Head(9, "00000000000000dd")
     if harm == "deleted":
         assert not layout.lock_path.exists()
@@ -150,7 +152,7 @@ def test_a_death_after_any_byte_of_a_mark_leaves_the_previous_mark(
             turn.write_mark(ONE._replace(written=Head(100 + offset, "00000000000000cc")))
         before = reader.read_mark()
         assert before is not None
-        size = turn_module._VERSION_SIZE
+        size = mark_module.VERSION_SIZE
         for count in range(size):
 
             def die(memory: memoryview, data: bytes, position: int, count: int = count) -> None:
@@ -166,7 +168,7 @@ def test_a_death_after_any_byte_of_a_mark_leaves_the_previous_mark(
         assert turn.read_mark() == reader.read_mark() == TWO
 
 
-@pytest.mark.parametrize("position", range(turn_module._MARK_END))
+@pytest.mark.parametrize("position", range(mark_module.MARK_SIZE))
 def test_no_changed_byte_results_in_another_valid_mark(
     new_turn: Callable[[], Turn], layout: Layout, position: int
 ) -> None:
@@ -192,7 +194,7 @@ def test_only_one_process_has_the_turn(new_turn: Callable[[], Turn]) -> None:
 
     with one:
         thread = in_thread(wait)
-        until(lambda: other.waited_for() > 0)
+        until(lambda: other.seconds_waiting() > 0)
         order.append("one")
     thread.join(10)
     assert order == ["one", "other"]
@@ -202,7 +204,7 @@ def test_the_kernel_releases_the_turn_of_a_process_that_dies(new_turn: Callable[
     turn = new_turn()
     with Holder(layout) as process:
         thread = in_thread(lambda: turn.__enter__())
-        until(lambda: turn.waited_for() > 0)
+        until(lambda: turn.seconds_waiting() > 0)
         process.kill()
         thread.join(10)
         assert turn.held
@@ -251,7 +253,7 @@ def test_a_turn_held_too_long_is_logged_once_with_the_id_of_its_process(
     with Holder(layout) as process:
         os.kill(process.pid, signal.SIGSTOP)
         thread = in_thread(lambda: turn.__enter__())
-        until(lambda: turn.waited_for() > 0.05)
+        until(lambda: turn.seconds_waiting() > 0.05)
         turn.warn_if_stuck()
         turn.warn_if_stuck()
         assert len(caplog.messages) == 1
@@ -259,7 +261,7 @@ def test_a_turn_held_too_long_is_logged_once_with_the_id_of_its_process(
         os.kill(process.pid, signal.SIGCONT)
         process.kill()
         thread.join(10)
-        assert turn.waited_for() == 0
+        assert turn.seconds_waiting() == 0
 
 
 def test_a_turn_that_arrives_after_its_wait_was_given_up_is_released(
@@ -276,7 +278,7 @@ def test_a_turn_that_arrives_after_its_wait_was_given_up_is_released(
 
     with one:
         thread = in_thread(wait)
-        until(lambda: other.waited_for() > 0)
+        until(lambda: other.seconds_waiting() > 0)
         assert other.give_up()
     thread.join(10)
     assert f"process {os.getpid()}" in str(raised[0])
@@ -310,7 +312,7 @@ def test_a_truncated_lock_file_is_restored_possibly_without_its_mark(
     turn = new_turn()
     with turn:
         turn.write_mark(ONE)
-    turn.own_durable = Head(7, "00000000000000dd")
+    turn.synced_head = Head(7, "00000000000000dd")
     os.truncate(layout.lock_path, size)
     assert turn.read_mark() is None
     assert turn.durable_head() == Head(7, "00000000000000dd")
@@ -356,7 +358,7 @@ def test_a_forked_child_does_not_keep_the_turn_of_its_parent(new_turn: Callable[
     """The child keeps the turn neither through the file nor through the mapping, which has its own descriptor."""
     # The child lives until its standard input ends, which happens when this test closes the pipe.
     fork = (
-        "from eventfold._files.turn import Mark\n"
+        "from eventfold._files.mark import Mark\n"
         "turn.write_mark(Mark((0, ''), (0, '')))\n"
         "if not __import__('os').fork():\n"
         "    sys.stdin.read()\n"
@@ -365,7 +367,7 @@ def test_a_forked_child_does_not_keep_the_turn_of_its_parent(new_turn: Callable[
     turn = new_turn()
     with Holder(layout, fork) as process:
         thread = in_thread(lambda: turn.__enter__())
-        until(lambda: turn.waited_for() > 0)
+        until(lambda: turn.seconds_waiting() > 0)
         process.kill()
         thread.join(5)
         assert turn.held

@@ -22,7 +22,7 @@ from tests.support import Seam, event, line, settle, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, LogClosedError, SyncMode
 from eventfold._files import inotify, watcher
-from eventfold._files.heads import Change, HeadLookup
+from eventfold._files.head_cache import Change, HeadCache
 
 
 async def watching(count: int = 1) -> None:
@@ -272,7 +272,7 @@ async def test_new_events_are_found_even_if_watching_fails(
             add_lines(data_dir, line(1))
             record = await asyncio.wait_for(anext(tail), 5)
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(anext(tail), 3 * watcher.LOOK_INTERVAL)
+                await asyncio.wait_for(anext(tail), 3 * watcher.CHECK_INTERVAL)
 
     assert record.event.data["n"] == 1
     assert caplog.text.count("no instances left") == 1
@@ -309,18 +309,18 @@ async def test_a_directory_that_replaces_another_is_watched(damaged_dir: Path, m
 async def test_a_directory_that_replaces_another_gives_hints(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The new directory's hints arrive after the old one was moved; nothing else makes the watcher look."""
+    """The new directory's hints arrive after the old one was moved; in this test, no other hint comes."""
     write_log(damaged_dir, line(0))
     async with aclosing(EventReader(damaged_dir).tail(0)) as tail, asyncio.timeout(10):
         await anext(tail)
         first = asyncio.ensure_future(anext(tail))
         await watching()
         await asyncio.sleep(0.05)
-        monkeypatch.setattr(watcher.FileWatcher, "_look_without_hint", lambda self: False)
+        monkeypatch.setattr(watcher.FileWatcher, "_check_without_hint", lambda self: False)
         write_log(damaged_dir.with_name("another"), line(0))
         damaged_dir.rename(damaged_dir.with_name("away"))
         damaged_dir.with_name("another").rename(damaged_dir)
-        await asyncio.sleep(6 * watcher.LOOK_INTERVAL)
+        await asyncio.sleep(6 * watcher.CHECK_INTERVAL)
         add_lines(damaged_dir, line(1))
         record = await first
 
@@ -331,19 +331,19 @@ async def test_a_directory_that_replaces_another_gives_hints(
 async def test_a_temporary_failure_ends_no_wait(data_dir: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     """If there are no descriptors for a moment, the watcher looks again, and no wait notices."""
     write_log(data_dir, line(0))
-    change, failures = HeadLookup.change, 0
+    poll, failures = HeadCache.poll, 0
 
-    def fail_twice(lookup: HeadLookup) -> Change | None:
+    def fail_twice(cache: HeadCache) -> Change | None:
         nonlocal failures
         if failures < 2:
             failures += 1
             raise OSError(error, os.strerror(error))
-        return change(lookup)
+        return poll(cache)
 
     waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(len(line(0))))
     await watching()
     await asyncio.sleep(0.1)
-    monkeypatch.setattr(HeadLookup, "change", fail_twice)
+    monkeypatch.setattr(HeadCache, "poll", fail_twice)
     add_lines(data_dir, line(1))
     result = await asyncio.wait_for(waiting, 5)
 
@@ -352,15 +352,15 @@ async def test_a_temporary_failure_ends_no_wait(data_dir: Path, monkeypatch: pyt
 
 async def test_a_lasting_failure_is_raised_by_waits(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After some seconds, a wait raises the error that keeps the watcher from looking."""
-    monkeypatch.setattr(watcher, "PATIENCE", 0.5)
+    monkeypatch.setattr(watcher, "FAILURE_TIMEOUT", 0.5)
     write_log(data_dir, line(0))
 
-    def fail(lookup: HeadLookup) -> Change | None:
+    def fail(cache: HeadCache) -> Change | None:
         raise OSError(errno.EIO, "the disk is gone")
 
     waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(len(line(0))))
     await watching()
-    monkeypatch.setattr(HeadLookup, "change", fail)
+    monkeypatch.setattr(HeadCache, "poll", fail)
 
     with pytest.raises(OSError, match="the disk is gone"):
         await asyncio.wait_for(waiting, 5)
@@ -371,16 +371,16 @@ async def test_a_watcher_that_is_stopped_during_a_look_reports_nothing(
 ) -> None:
     """The watcher may have seen lines that a new writer of this process has not synced yet."""
     write_log(data_dir, line(0))
-    change, looking, look_on = HeadLookup.change, threading.Event(), threading.Event()
+    poll, looking, look_on = HeadCache.poll, threading.Event(), threading.Event()
 
-    def look_slowly(lookup: HeadLookup) -> Change | None:
+    def look_slowly(cache: HeadCache) -> Change | None:
         looking.set()
         look_on.wait(10)
-        return change(lookup)
+        return poll(cache)
 
     waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(len(line(0))))
     await watching()
-    monkeypatch.setattr(HeadLookup, "change", look_slowly)
+    monkeypatch.setattr(HeadCache, "poll", look_slowly)
     await asyncio.to_thread(looking.wait, 10)
     async with EventLog.open(data_dir) as log:
         gate = seam.freeze("sync")
@@ -401,13 +401,13 @@ async def test_a_watcher_that_is_stopped_during_a_look_reports_nothing(
 async def test_consecutive_waits_share_one_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread stays for a while, so that repeated waits don't start one each time."""
     await resources_at_rest()
-    monkeypatch.setattr(inotify, "KEEP", 60.0)
+    monkeypatch.setattr(inotify, "IDLE_TIMEOUT", 60.0)
     write_log(data_dir, line(0))
     reader, threads = EventReader(data_dir), set()
     for _ in range(5):
         await reader.wait_for_events(len(line(0)), timeout=0.01)
         threads.update(thread.ident for thread in watchers())
-    monkeypatch.setattr(inotify, "KEEP", 0.0)
+    monkeypatch.setattr(inotify, "IDLE_TIMEOUT", 0.0)
     await reader.wait_for_events(len(line(0)), timeout=0.01)  # the thread ends after this one
 
     assert len(threads) == 1
@@ -495,7 +495,7 @@ async def test_a_tail_that_is_busy_when_the_writer_is_closed_yields_the_last_eve
         async with aclosing(EventReader(data_dir).tail(0)) as tail:
             await anext(tail)
             await log.append(event(1))
-            await asyncio.to_thread(lambda: watcher.directory(data_dir).lookup.head())
+            await asyncio.to_thread(lambda: watcher.directory_at(data_dir).head_cache.head())
             await log.aclose()
             async with asyncio.timeout(5):
                 record = await anext(tail)

@@ -134,8 +134,8 @@ def read(data: bytes, start: int = 0) -> Reading:
                 broken = bool(pending)
             elif pending:
                 broken = line.batch != expected
-            else:  # Reading may begin inside a batch.
-                broken = line.batch[0] > 1 and bool(lines)
+            else:  # Reading may begin inside a batch, but no log does.
+                broken = line.batch[0] > 1 and (not start or bool(lines))
             if broken:
                 return Reading(lines, first, head)
             pending.append(line)

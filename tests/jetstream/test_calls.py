@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from eventfold._aio import UncancellableTask
-from eventfold.jetstream._calls import called
+from eventfold.jetstream._calls import run_isolated
 
 
 async def _give_up_inside() -> None:
@@ -34,7 +34,7 @@ async def test_a_call_that_takes_too_long_is_abandoned(
     make: Callable[[Any], Any], call: Callable[[], Coroutine[Any, Any, None]], timeout: float | None
 ) -> None:
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(make(called(call(), timeout)), 5)
+        await asyncio.wait_for(make(run_isolated(call(), timeout)), 5)
 
 
 async def test_a_call_cancelled_by_another_task_raises_an_error_and_no_cancellation() -> None:
@@ -45,7 +45,7 @@ async def test_a_call_cancelled_by_another_task_raises_an_error_and_no_cancellat
         begun.append(asyncio.current_task())  # type: ignore[arg-type]
         await asyncio.sleep(100)
 
-    calling = UncancellableTask(called(call()), "test")
+    calling = UncancellableTask(run_isolated(call()), "test")
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     begun[0].cancel()
@@ -63,7 +63,7 @@ async def test_a_cancelled_caller_waits_for_the_end_of_the_call() -> None:
         finally:
             ended.append(True)
 
-    calling = asyncio.ensure_future(called(call()))
+    calling = asyncio.ensure_future(run_isolated(call()))
     await asyncio.sleep(0.01)
     calling.cancel()
 

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from nats.js.errors import APIError
 from tests.jetstream.servers import Servers
 
 from eventfold import CorruptLogError, Event, EventfoldError, EventLog
 from eventfold._waiters import Scope
 from eventfold.jetstream import JetStream
+from eventfold.jetstream._configuration import _REQUIRED, stream_configuration
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def name(engine: JetStream) -> str:
 @pytest.fixture
 async def log(engine: JetStream, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EventLog]:
     """A log with three events, whose stream is checked often."""
-    monkeypatch.setattr("eventfold.jetstream._connection._CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr("eventfold.jetstream._monitor._CHECK_INTERVAL", 0.1)
     log = await EventLog.open(engine)
     for n in range(3):
         await log.append(Event("counted", {"n": n}))
@@ -60,13 +62,13 @@ async def test_a_waiting_tail_raises_if_the_stream_is_deleted(log: EventLog, cli
 async def test_a_tail_that_starts_after_the_deletion_raises_too(log: EventLog, client: Any, name: str) -> None:
     """Tested while another tail is waiting, so that no new check begins."""
     waiters = await log.reader()._source.waiters()
-    with waiters.watched(), waiters.waiting(Scope()) as later:
+    with waiters.watched(), waiters.waiter(Scope()) as later:
         waiting = asyncio.ensure_future(anext(log.tail()))
         await asyncio.sleep(0.2)
         await client.delete_stream(name)
         await _ends_with("the stream was deleted", waiting)
 
-        await _ends_with("the stream was deleted", later.beyond(log.head.offset))
+        await _ends_with("the stream was deleted", later.head_beyond(log.head.offset))
 
 
 @pytest.mark.parametrize("messages", [0, 2, 20])
@@ -86,12 +88,68 @@ async def test_an_append_to_a_stream_that_was_just_recreated_is_not_acknowledged
     log: EventLog, client: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error comes even before the stream is checked again."""
-    monkeypatch.setattr("eventfold.jetstream._connection._CHECK_INTERVAL", 60)
+    monkeypatch.setattr("eventfold.jetstream._monitor._CHECK_INTERVAL", 60)
     await asyncio.sleep(0.2)
     await _recreate(client, name, 0)
 
     with pytest.raises(CorruptLogError, match="was replaced"):
         await log.append(Event("counted", {"n": 3}))
+
+
+@pytest.mark.parametrize("purge", [{}, {"keep": 1}, {"seq": 3}], ids=str)
+async def test_a_stream_can_t_be_purged_under_a_running_program(
+    log: EventLog, client: Any, name: str, purge: dict[str, int]
+) -> None:
+    """`deny_purge`, which is checked, can't be unset either; appends, tails and offsets continue as they were."""
+    before = log.head
+    waiting = asyncio.ensure_future(anext(log.tail()))
+    await asyncio.sleep(0.2)
+    with pytest.raises(APIError, match="purge not permitted"):
+        await client.purge_stream(name, **purge)
+    with pytest.raises(APIError, match="can not cancel deny purge"):
+        await _edit(client, name, deny_purge=False)
+    appended = await log.append(Event("counted", {"n": 3}))
+
+    assert appended.start_offset == before.offset
+    assert (await asyncio.wait_for(waiting, 30)).event.data["n"] == 3
+    assert [record.event.data["n"] async for record in log.read_full()] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("purge", [{}, {"keep": 1}, {"seq": 3}], ids=str)
+async def test_a_stream_that_was_purged_all_the_same_is_not_used_any_more(
+    engine: JetStream, client: Any, name: str, purge: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server might permit it in a later version: an append gets no offset a second time, and a read no gap."""
+    monkeypatch.setattr("eventfold.jetstream._connection._CHECK_INTERVAL", 0.1)
+    monkeypatch.delitem(_REQUIRED, "deny_purge")
+    monkeypatch.setattr(
+        "eventfold.jetstream._connection.stream_configuration",
+        lambda *wanted: stream_configuration(*wanted) | {"deny_purge": False},
+    )
+    async with EventLog.open(engine) as log:
+        for n in range(3):
+            await log.append(Event("counted", {"n": n}))
+        before = log.head
+        waiting = asyncio.ensure_future(anext(log.tail()))
+        await asyncio.sleep(0.2)
+        await client.purge_stream(name, **purge)
+
+        # It may come before the next check, or after it.
+        [appended] = await asyncio.gather(log.append(Event("counted", {"n": 3})), return_exceptions=True)
+        assert isinstance(appended, CorruptLogError) or appended.start_offset == before.offset
+        with pytest.raises(CorruptLogError):
+            await asyncio.wait_for(anext(log.read_full()), 30)
+        with pytest.raises(CorruptLogError):
+            await asyncio.wait_for(_all_of(waiting, log), 30)
+        await _ends_with("messages are gone", log.append(Event("counted", {"n": 4})))
+    await _ends_with("messages are gone", engine.open_committer())
+
+
+async def _all_of(first: asyncio.Future[Any], log: EventLog) -> None:
+    """Waits for an event, and for those after it."""
+    await first
+    async for _ in log.tail():
+        pass
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ async def test_a_stream_with_a_message_deleted_is_reported(engine: JetStream, cl
     await client.delete_msg(name, 2)
     await client.update_stream(_stream(engine))
 
-    with pytest.raises(CorruptLogError, match="messages are gone"):
+    with pytest.raises(CorruptLogError, match="messages were deleted"):
         await engine.open_committer()
 
 

@@ -17,9 +17,9 @@ from tests.jetstream.servers import Servers
 from eventfold import Event, EventfoldError, EventLog, Record
 from eventfold.jetstream import JetStream
 from eventfold.jetstream._committer import StreamCommitter
-from eventfold.jetstream._connection import Connection
 from eventfold.jetstream._documents import KeyValueDocuments
 from eventfold.jetstream._locks import Lock
+from eventfold.jetstream._monitor import StreamMonitor
 
 PROGRAM = Path(__file__).with_name("consuming_worker.py")
 
@@ -148,7 +148,7 @@ async def committers(server: Servers, engine: JetStream) -> AsyncIterator[list[S
 
 async def taken_over(held: Lock, documents: KeyValueDocuments) -> Lock:
     """Another process's lock, which takes the name over when the holder no longer answers."""
-    await held._answering.end()
+    await held._responder.stop()
     while not isinstance(taken := await documents.lock("consumer", "c"), Lock):
         pass
     return taken
@@ -184,7 +184,7 @@ async def test_a_process_that_lost_its_name_notices_at_the_next_check_of_the_str
     assert isinstance(held, Lock)
     taken = await taken_over(held, second)
 
-    committers[0].source.connection._check_now.set()
+    committers[0].source.connection.monitor.check_soon()
     async with asyncio.timeout(5):
         while not held.lost:
             await asyncio.sleep(0.01)
@@ -230,12 +230,12 @@ async def test_a_name_stays_held_if_the_check_of_a_new_connection_fails(
     own_servers: Callable[[], Servers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check is repeated before others take the name over."""
-    check = Connection._check
+    check = StreamMonitor.check
     failed = 0
 
-    async def failing_once(self: Connection, client: Client, *, create: bool) -> None:
+    async def failing_once(self: StreamMonitor, client: Client, *, create: bool) -> None:
         nonlocal failed
-        if self is connection and not create and not failed:
+        if self is connection.monitor and not create and not failed:
             failed += 1
             raise OSError(errno.ETIMEDOUT, "no answer")
         await check(self, client, create=create)
@@ -246,7 +246,7 @@ async def test_a_name_stays_held_if_the_check_of_a_new_connection_fails(
     held = await first.lock("consumer", "c")
     assert isinstance(held, Lock)
     connection = committers[0].source.connection
-    monkeypatch.setattr(Connection, "_check", failing_once)
+    monkeypatch.setattr(StreamMonitor, "check", failing_once)
     client = await connection.client()
     client._transport.write(b"NONSENSE\r\n")
     while not client.is_closed:

@@ -48,6 +48,28 @@ def test_a_value_that_names_no_servers_is_refused(servers: Any, message: str) ->
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("log", 5, "log name 5"),
+        ("replicas", "3", "replicas must be 1, 3 or 5, not '3'"),
+        ("replicas", 3.0, "replicas must be 1, 3 or 5, not 3.0"),
+        ("replicas", True, "replicas must be 1, 3 or 5, not True"),
+        ("create", "no", "create must be True or False, not 'no'"),
+        ("timeout", "2", "timeout must be a number of seconds, more than 0, not '2'"),
+        ("timeout", None, "timeout must be a number of seconds, more than 0, not None"),
+        ("attempt_timeout", "2", "attempt_timeout must be a number of seconds, more than 0, not '2'"),
+        ("attempt_timeout", True, "attempt_timeout must be a number of seconds, more than 0, not True"),
+        ("compression", True, "compression must be 'none' or 's2', not True"),
+        ("compression", "zip", "compression must be 'none' or 's2', not 'zip'"),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_named(name: str, value: Any, wanted: str) -> None:
+    """The error says what to pass."""
+    with pytest.raises(ValueError, match=wanted):
+        JetStream(**{"servers": "nats://host", "log": "orders", name: value})
+
+
 async def test_a_client_that_is_not_connected_is_an_error_at_once() -> None:
     with pytest.raises(OSError, match="not connected"):
         await EventLog.open(JetStream(Client(), "orders"))
@@ -67,7 +89,7 @@ async def test_a_log_with_fewer_replicas_than_requested_logs_a_warning(
         async with EventLog.open(JetStream(server.addresses, "few", replicas=replicas, timeout=5 + replicas)) as log:
             await log.append(Event("a"))
     [record] = caplog.records
-    assert "1 instead of 3; change it with `nats stream edit few --replicas=3`" in record.getMessage()
+    assert "1 instead of 3; to change that, run `nats stream edit few --replicas=3`" in record.getMessage()
 
 
 @pytest.fixture
@@ -114,4 +136,4 @@ async def test_an_unavailable_server_is_an_error_after_the_timeout(caplog: pytes
     with pytest.raises(OSError, match=r"for 0.5 s \(Connect call failed.*check the address"):
         await EventLog.open(engine)
     [record] = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "tried for up to 0.5 s: ConnectionRefusedError" in record.getMessage()
+    assert "trying for up to 0.5 s: ConnectionRefusedError" in record.getMessage()

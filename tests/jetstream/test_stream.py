@@ -64,12 +64,12 @@ async def test_a_message_of_another_process_wakes_waits(engine: JetStream, serve
     reading = await JetStream(server.addresses, engine._settings.log).open_committer()
     writing = await engine.open_committer()
     waiters = await reading.source.waiters()
-    with waiters.watched(), waiters.waiting(Scope()) as waiting:
-        news = waiting.beyond(0)
+    with waiters.watched(), waiters.waiter(Scope()) as waiter:
+        head_beyond = waiter.head_beyond(0)
         await asyncio.sleep(0.2)
         head = (await append(writing, 1)).head
 
-        assert await asyncio.wait_for(news, 5) == head
+        assert await asyncio.wait_for(head_beyond, 5) == head
     await reading.aclose()
     await writing.aclose()
 

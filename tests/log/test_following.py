@@ -186,7 +186,7 @@ async def test_closing_a_read_only_log_ends_its_watches(data_dir: Path) -> None:
         return [state async for state in log.watch("count")]
 
     task = asyncio.create_task(follow())
-    while not log.reader()._scope.waiting:
+    while not log.reader()._scope.pending_waits:
         await asyncio.sleep(0)
     await log.aclose()
     states = await asyncio.wait_for(task, 10)

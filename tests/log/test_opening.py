@@ -370,7 +370,7 @@ def test_a_forgotten_await_is_named(data_dir: Path) -> None:
 )
 def test_views_that_are_not_a_list_of_views_are_refused(data_dir: Path, wrong: Any) -> None:
     """Nothing has been opened by then, and the message shows the argument."""
-    with pytest.raises(TypeError, match="views must be a list of View objects"):
+    with pytest.raises(TypeError, match="views must be a collection of View objects"):
         EventLog.open(data_dir, views=wrong)
 
 

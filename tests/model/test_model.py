@@ -21,7 +21,7 @@ from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head
 from eventfold import line_hash as hash_of
 from eventfold._codec.encode import encode_line
 from eventfold._files import operations
-from eventfold._files.base import BaseFile, Generation
+from eventfold._files.base_file import BaseFile, Generation
 
 EXAMPLES = int(os.environ.get("EVENTFOLD_MODEL_EXAMPLES", "60"))
 STEPS = int(os.environ.get("EVENTFOLD_MODEL_STEPS", "40"))

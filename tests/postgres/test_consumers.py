@@ -13,7 +13,7 @@ from tests.postgres.proxy import Cut, Proxy, proxy_of
 from tests.postgres.servers import Server
 
 from eventfold import Event, EventfoldError, EventLog
-from eventfold.postgres import Postgres, _locks, _standing
+from eventfold.postgres import Postgres, _dedicated, _locks
 from eventfold.postgres._documents import TableDocuments
 
 PROGRAM = Path(__file__).with_name("consuming_program.py")
@@ -267,13 +267,13 @@ async def test_a_lock_on_an_unresponsive_server_is_not_trusted(
     server: Server, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server may have lost its power; the name is taken again on another connection, and nothing is given twice."""
-    monkeypatch.setattr(_locks, "BELIEVED_FOR", 0.0)
+    monkeypatch.setattr(_locks, "TRUST_PERIOD", 0.0)
     await append(database, 0, 10)
     async with EventLog.open(Postgres(database, "orders", attempt_timeout=0.5), read_only=True) as log:
         consumer = log.consumer("worker")
         given = [(await anext(consumer)).event.data["n"] for _ in range(3)]
         session = log._reader._source.session()  # type: ignore[attr-defined]
-        silent = session.connections.standing._connection
+        silent = session.connections.dedicated._connection
         fetchval = type(silent).fetchval
 
         async def never(self: object, *args: object, **options: object) -> object:
@@ -286,29 +286,29 @@ async def test_a_lock_on_an_unresponsive_server_is_not_trusted(
         monkeypatch.setattr(type(silent), "fetchval", timed_out)
         given += [(await anext(consumer)).event.data["n"] for _ in range(7)]
 
-        assert session.connections.standing._connection is not silent
+        assert session.connections.dedicated._connection is not silent
     assert given == list(range(10))
 
 
 async def test_one_connection_serves_all_waits_and_locks(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection is closed a moment after its last use."""
-    monkeypatch.setattr(_standing, "LINGER", 0.1)
+    monkeypatch.setattr(_dedicated, "IDLE_TIMEOUT", 0.1)
     async with EventLog.open(Postgres(database, "orders")) as log:
         await log.append(Event("a", {"n": 1}))
         consumers = [log.consumer(name) for name in ("a", "b")]
         iterators = [aiter(consumer) for consumer in consumers]
         for iterator in iterators:
             await anext(iterator)
-        standing = log._reader._source.session().connections.standing  # type: ignore[attr-defined]
-        connection = standing._connection
+        dedicated = log._reader._source.session().connections.dedicated  # type: ignore[attr-defined]
+        connection = dedicated._connection
         waiting = [asyncio.ensure_future(anext(iterator)) for iterator in iterators]
         await asyncio.sleep(0.3)
-        assert standing._connection is connection
+        assert dedicated._connection is connection
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
         async with asyncio.timeout(5):
-            while standing._connection is not None:
+            while dedicated._connection is not None:
                 await asyncio.sleep(0.01)
 
         assert connection.is_closed()

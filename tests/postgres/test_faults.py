@@ -18,7 +18,7 @@ from tests.postgres.servers import Server, in_thread, running_server
 from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, Query, UnknownOutcomeError, View
 from eventfold.postgres import Postgres
 from eventfold.postgres._committer import TableCommitter
-from eventfold.postgres._source import CLOSED_WITHIN
+from eventfold.postgres._source import CLOSING_TIMEOUT
 
 # The number of faults of each kind; the suite has time for one.
 ROUNDS = int(os.environ.get("EVENTFOLD_POSTGRES_ROUNDS", "5"))
@@ -219,7 +219,7 @@ async def test_an_append_that_was_never_sent_is_an_os_error(own_server: Server) 
         await log._writer._source.session().connections._pool.expire_connections()
         await in_thread(own_server.stop)
         try:
-            with pytest.raises(OSError, match=r"no success for 0.5 s"):
+            with pytest.raises(OSError, match=r"no success within 0.5 s"):
                 await log.append(Event("a", {"n": 2}))
         finally:
             await in_thread(own_server.start)
@@ -263,7 +263,7 @@ async def test_a_tail_sees_the_events_of_others_without_notifications(
     async def deaf(self: Listener) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Listener, "_listen_again_and_again", deaf)
+    monkeypatch.setattr(Listener, "_keep_listening", deaf)
     engine, reader = (Postgres(own_server.address(), "deaf", attempt_timeout=t) for t in (9.0, 10.0))
     other = EventReader(reader)
     async with EventLog.open(engine) as log:
@@ -341,7 +341,7 @@ async def test_closing_waits_briefly_for_an_unavailable_server(how: str) -> None
         await log.refresh_all()
         server.freeze() if how == "frozen" else server.kill()
         try:
-            async with asyncio.timeout(3 * CLOSED_WITHIN):
+            async with asyncio.timeout(3 * CLOSING_TIMEOUT):
                 await log.aclose()
                 await asyncio.wait([tailing])
         finally:

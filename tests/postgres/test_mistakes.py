@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from typing import Any
 
 import asyncpg
@@ -38,7 +40,7 @@ async def test_an_address_that_is_wrong_is_refused(where: str, message: str) -> 
         (None, "not NoneType"),
         ("me:secret@host/db", "must look like postgresql://"),
         ("host=there password=secret", "must look like postgresql://"),
-        ("postgresql://me:secret@host/db?log=other", r"leave \?log= and \?schema= out"),
+        ("postgresql://me:secret@host/db?log=other", r"leave out \?log= and \?schema="),
     ],
 )
 def test_a_value_that_names_no_database_is_refused(where: Any, message: str) -> None:
@@ -77,7 +79,7 @@ async def test_a_pool_that_is_not_open_is_an_error_at_once(database: str) -> Non
         ("postgresql://careful@{host}/postgres", "password authentication failed.*check the user and the password"),
         ("postgresql://stranger@{host}/postgres", "role.*does not exist.*check the user and the password"),
         ("postgresql://admin@{host}/nowhere", "does not exist: create it, or name another one"),
-        ("postgresql://admin@{host}/postgres?timeout=5", '"timeout": .* is an argument of Postgres'),
+        ("postgresql://admin@{host}/postgres?timeout=5", '"timeout": .* are arguments of Postgres'),
     ],
 )
 async def test_a_connection_that_the_server_refuses_is_an_error_at_once(
@@ -95,7 +97,56 @@ async def test_a_connection_that_the_server_refuses_is_an_error_at_once(
 
 async def test_an_unavailable_server_is_an_error_after_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
     """The error says why and what to check; before that, a warning says what the program waits for."""
-    with pytest.raises(OSError, match=r"for 3 s: no connection \(Connect call failed.*check the address"):
+    with pytest.raises(OSError, match=r"within 3 s: no connection \(Connect call failed.*check the address"):
         await EventLog.open(Postgres(f"postgresql://me@127.0.0.1:{free_port()}/db", "orders", timeout=3))
     [record] = caplog.records
-    assert "tried for up to 3 s: no connection (Connect call failed" in record.getMessage()
+    assert "retrying for up to 3 s: no connection (Connect call failed" in record.getMessage()
+
+
+@pytest.mark.parametrize("options", [{}, {"ssl": "require"}, {"ssl": ssl.create_default_context()}])
+async def test_a_server_without_tls_is_an_error_at_once_where_tls_is_required(
+    database: str, options: dict[str, Any]
+) -> None:
+    """Another attempt would not change its configuration."""
+    address = database if options else f"{database}{'&' if '?' in database else '?'}sslmode=require"
+    with pytest.raises(EventfoldError, match=r"rejected SSL upgrade.*enable TLS on the server") as caught:
+        async with asyncio.timeout(20):
+            await EventLog.open(Postgres(address, "orders", timeout=60, **options))
+    assert not isinstance(caught.value, OSError)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("log", 5, "log name 5"),
+        ("schema", 5, "schema must be a name, or None"),
+        ("timeout", "2", "timeout must be a number of seconds, more than 0, not '2'"),
+        ("timeout", None, "timeout must be a number of seconds, more than 0, not None"),
+        ("timeout", True, "timeout must be a number of seconds, more than 0, not True"),
+        ("timeout", float("nan"), "timeout must be a number of seconds, more than 0, not nan"),
+        ("attempt_timeout", "2", "attempt_timeout must be a number of seconds, more than 0, not '2'"),
+        ("attempt_timeout", 0, "attempt_timeout must be a number of seconds, more than 0, not 0"),
+        ("listen_dsn", 5, "listen_dsn must be .* or None, not int"),
+        ("listen_dsn", "me:secret@host/db", "listen_dsn must be .* or None, not str"),
+        ("transaction_pooling", "false", "transaction_pooling must be True or False, not 'false'"),
+        ("pool_size", "4", "pool_size must be an integer of 2 or more, not '4'"),
+        ("pool_size", 2.5, "pool_size must be an integer of 2 or more, not 2.5"),
+        ("pool_size", 1, "pool_size must be an integer of 2 or more, not 1"),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_named(name: str, value: Any, wanted: str) -> None:
+    """The error says what to pass, and shows no address, which may contain a password."""
+    with pytest.raises(ValueError, match=wanted) as caught:
+        Postgres(**{"dsn_or_pool": "postgresql://me@host/db", "log": "orders", name: value})
+    assert "secret" not in str(caught.value)
+
+
+async def test_an_option_that_the_client_library_does_not_have_is_named() -> None:
+    with pytest.raises(TypeError, match="pasword"):
+        await EventLog.open(Postgres("postgresql://me@127.0.0.1/db", "orders", pasword="secret"))
+
+
+@pytest.mark.parametrize("role", [5, ""])
+async def test_a_role_that_is_no_name_is_refused(database: str, role: Any) -> None:
+    with pytest.raises(ValueError, match="role must be a name"):
+        await Postgres(database, "orders").migrate(role=role)

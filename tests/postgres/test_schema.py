@@ -193,9 +193,9 @@ async def test_a_search_path_that_misses_the_tables_is_an_error_and_no_empty_log
     await execute(database, "CREATE SCHEMA shop")
     await fill(f"{database}?search_path=shop")
 
-    with pytest.raises(EventfoldError, match=r"search path \(.*public.*\) misses the tables in schema shop"):
+    with pytest.raises(EventfoldError, match=r"tables in schema shop, which is not in the search path \(.*public.*\)"):
         await EventLog.open(Postgres(database, "orders"))
-    with pytest.raises(EventfoldError, match=r"search path \(.*public.*\) misses the tables in schema shop"):
+    with pytest.raises(EventfoldError, match=r"tables in schema shop, which is not in the search path \(.*public.*\)"):
         await read(database)
     async with EventLog.open(Postgres(database, "orders", schema="public")) as log:
         assert log.head.offset == 0  # A second set of tables must be requested.
@@ -249,7 +249,7 @@ async def test_a_head_that_does_not_match_the_last_commit_is_refused(database: s
     await fill(database)
     await execute(database, "DELETE FROM eventfold_commits WHERE start = (SELECT max(start) FROM eventfold_commits)")
 
-    with pytest.raises(CorruptLogError, match="somebody changed one of them"):
+    with pytest.raises(CorruptLogError, match="somebody altered one of them"):
         await EventLog.open(Postgres(database, "orders"))
 
 

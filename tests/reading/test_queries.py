@@ -204,7 +204,7 @@ async def test_an_incomplete_batch_ends_reading_backwards(damaged_dir: Path, pla
     """Reading forwards raises the same error, unless it begins inside the batch."""
     write_log(damaged_dir, line(0), *(line(n, batch=place) for n, place in enumerate(places, 1)), line(9))
     found = []
-    with pytest.raises(CorruptLogError, match="a batch breaks off here"):
+    with pytest.raises(CorruptLogError, match="this batch is incomplete"):
         async for record in EventReader(damaged_dir).read_back():
             found.append(record.event.data["n"])
 

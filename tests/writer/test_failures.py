@@ -183,7 +183,7 @@ async def test_a_file_that_somebody_else_changed_ends_the_writer(damaged_dir: Pa
         await writer.append(event(1))
         with writer.log_path.open("ab") as file:
             file.write(line(2))
-        with pytest.raises(WriterFailedError, match="changed by somebody else"):
+        with pytest.raises(WriterFailedError, match="changed by another program"):
             await writer.append(event(3))
         data = writer.log_path.read_bytes()
 
@@ -252,18 +252,18 @@ async def test_an_append_after_a_switch_whose_sync_failed_is_not_acknowledged(da
     assert isinstance(append.exception(), WriterFailedError)
 
 
-async def test_thousands_of_appends_wait_for_a_full_queue_at_a_constant_cost(
+async def test_thousands_of_appends_that_wait_for_room_are_admitted_at_a_constant_cost(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A waiting append is never searched for among the others, whether it is cancelled or not."""
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
 
-    class Turns(deque[Any]):
+    class Waiting(deque[Any]):
         def remove(self, value: Any) -> None:
-            raise AssertionError("a place is looked for")
+            raise AssertionError("an append was searched for")
 
     async with EventWriter.open(data_dir) as writer:
-        writer._queue._turns = Turns()
+        writer._queue._waiting = Waiting()
         tasks = await started(*(writer.append(event(n)) for n in range(2000)))
         for task in tasks[1::2]:
             task.cancel()
@@ -342,3 +342,27 @@ async def test_a_close_that_cannot_save_a_view_releases_the_lock(data_dir: Path)
             await writer.aclose()
     async with EventWriter.open(data_dir) as again:
         await again.append(event(1))
+
+
+async def test_a_rotation_saves_the_other_views_if_one_can_t_be_saved(data_dir: Path) -> None:
+    """The error is raised once all of them have been tried."""
+    saved = []
+
+    class Kept:
+        offset = 0
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def save(self, reader: EventReader) -> None:
+            saved.append(self.name)
+            if self.name == "broken":
+                raise OSError("made to fail")
+
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+        with pytest.raises(OSError, match="made to fail"):
+            await writer.rotate([Kept("broken"), Kept("other")])  # type: ignore[list-item]
+
+        assert saved == ["broken", "other"]
+        assert await writer.reader().active_log_size() == 0

@@ -29,7 +29,7 @@ from eventfold import (
     line_hash,
 )
 from eventfold._codec.encode import encode_line
-from eventfold._files import committer, shared
+from eventfold._files import committer, shared_committer
 
 
 def run_and_collect(main: Coroutine[Any, Any, None]) -> None:
@@ -105,7 +105,7 @@ async def test_closing_raises_if_acknowledged_events_could_not_be_synced(
 ) -> None:
     """The sync failed after the calls had returned, and no append came that could have raised it."""
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
-    monkeypatch.setattr(shared, "SYNC_INTERVAL", 0.0)
+    monkeypatch.setattr(shared_committer, "SYNC_INTERVAL", 0.0)
     writer = await EventWriter.open(damaged_dir, sync=SyncMode.EVERY_SECOND, lock=lock)
     await writer.append(event(0))  # The first line of a new active log is synced in every mode.
     while writer._committer._unsynced:
@@ -117,6 +117,50 @@ async def test_closing_raises_if_acknowledged_events_could_not_be_synced(
 
     with pytest.raises(WriterFailedError, match="a sync failed"):
         await writer.aclose()
+
+
+async def with_failed_rotation(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam, sync: SyncMode, lock: LockMode
+) -> EventWriter:
+    """Returns a writer whose automatic rotation has met a failed sync, its own or (`EVERY_SECOND`) an earlier one."""
+    monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
+    monkeypatch.setattr(shared_committer, "SYNC_INTERVAL", 0.0)
+    writer = await EventWriter.open(directory, sync=sync, lock=lock, max_log_size=10**6)
+    await writer.append(event(0))  # The first line of a new active log is synced in every mode.
+    while sync is SyncMode.EVERY_SECOND and writer._committer._unsynced:
+        await asyncio.sleep(0.01)
+    seam.fail("sync")
+    await writer.append(event(1))
+    while sync is SyncMode.EVERY_SECOND and writer._committer._failure is None:
+        await asyncio.sleep(0.01)
+    writer._committer._max_log_size = 1
+    writer._rotator.rotate_if_due([])
+    await writer._rotator.drain()
+    return writer
+
+
+@pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
+@pytest.mark.parametrize("sync", [SyncMode.OS, SyncMode.EVERY_SECOND])
+async def test_closing_raises_the_failed_sync_that_only_an_automatic_rotation_has_met(
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam, sync: SyncMode, lock: LockMode
+) -> None:
+    """Nobody waits for such a rotation, so the error would otherwise be in a log message alone."""
+    writer = await with_failed_rotation(damaged_dir, monkeypatch, seam, sync, lock)
+
+    with pytest.raises(WriterFailedError, match="a sync failed"):
+        await writer.aclose()
+
+
+@pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
+@pytest.mark.parametrize("sync", [SyncMode.OS, SyncMode.EVERY_SECOND])
+async def test_closing_does_not_raise_again_what_an_append_has_raised_after_a_rotation(
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam, sync: SyncMode, lock: LockMode
+) -> None:
+    """The error has been given to the program once."""
+    writer = await with_failed_rotation(damaged_dir, monkeypatch, seam, sync, lock)
+    with pytest.raises(WriterFailedError, match="a sync failed"):
+        await writer.append(event(2))
+    await writer.aclose()
 
 
 # Closing

@@ -59,7 +59,7 @@ async def test_without_a_lock_a_second_writer_can_open_the_log_but_not_mix_lines
     first = await EventWriter.open(damaged_dir, lock=LockMode.NONE)
     second = await EventWriter.open(damaged_dir, lock=LockMode.NONE)
     await first.append(event(1))
-    with pytest.raises(WriterFailedError, match="changed by somebody else"):
+    with pytest.raises(WriterFailedError, match="changed by another program"):
         await second.append(event(2))
     await second.aclose()
     await first.aclose()

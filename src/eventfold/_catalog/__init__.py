@@ -1,6 +1,6 @@
-"""Typed events: the catalog of their classes, and the decoders of lines into their objects."""
+"""Typed events: the catalog of their classes, and the decoders that turn lines into typed events."""
 
 from .catalog import Catalog
-from .decoding import OnMismatch, Typing, typing_of
+from .decoding import OnMismatch, TypedDecoding, typed_decoding
 
-__all__ = ["Catalog", "OnMismatch", "Typing", "typing_of"]
+__all__ = ["Catalog", "OnMismatch", "TypedDecoding", "typed_decoding"]

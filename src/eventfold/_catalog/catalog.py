@@ -1,7 +1,8 @@
-"""`Catalog`: the class of each event type's data, and how data of older versions is brought up to date.
+"""`Catalog`: the class of the data of each event type, and the functions that convert data of older versions.
 
-Promises: what `to_event` returns can be read back into its class; an event that is read has data of the newest version,
-or raises a `SchemaError` that says where it is and what does not fit; a type that is not in the catalog is left alone.
+Promises: an event that `to_event` returns can be read back into its class; an event that is read has data of the newest
+version, or reading raises a `SchemaError` that says where the event is and what does not fit; events of a type that is
+not in the catalog are not changed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .._query import Query
 from .schema import MismatchError, Schema, Tags, is_supported
 
 C = TypeVar("C", bound=type)
-# From the data of one version to that of the next, or to a list of events (type, data), which may be empty.
+# Takes data of one version, and returns data of the next version or a list of events (type, data).
 Upcaster: TypeAlias = Callable[[Any], Any]
 F = TypeVar("F", bound=Upcaster)
 
@@ -26,7 +27,7 @@ _type = type
 class Catalog:
     """The classes of a program's events: msgspec structs, dataclasses, attrs classes and pydantic models.
 
-    Declare the classes and upcasters when the module is imported, and give the catalog to `EventLog.open`.
+    Declare the classes and upcasters at the top level of a module, and pass the catalog to `EventLog.open`.
     """
 
     def __init__(self) -> None:
@@ -39,15 +40,15 @@ class Catalog:
         return f"<Catalog: {names or 'empty'}>"
 
     def event(self, type: str, version: int = 1, tags: Tags | None = None) -> Callable[[C], C]:
-        """Declares the class of an event type's data.
+        """Declares the class of the data of an event type.
 
         Args:
             type: The event type.
-            version: The version of the data that the class describes. It is stored on the line, unless it is 1.
-            tags: A function that returns the tags for an object's event.
+            version: The version of the data that the class describes. Versions above 1 are stored in the event.
+            tags: A function that returns the tags of the event of an object.
 
         Returns:
-            A decorator, which returns the class as it is.
+            A decorator, which returns the class unchanged.
 
         Raises:
             ValueError: The type or the class is declared already, or the type or the version is invalid.
@@ -82,18 +83,20 @@ class Catalog:
     def upcast(self, type: str, from_version: int) -> Callable[[F], F]:
         """Declares a function that takes data of one version of a type, and returns data of the next version.
 
-        It may also return a list of `(type, data)`, possibly empty: the event becomes these events. Data of the same
-        type is of the next version; data of another type is of that type's current version.
+        The function may also return a list of pairs `(type, data)`, which may be empty. The event then becomes these
+        events. If a pair has the same type, its data is of the next version; otherwise, its data is of the current
+        version of the other type.
 
         Args:
             type: The event type.
             from_version: The version of the data that the function takes.
 
         Returns:
-            A decorator, which returns the function as it is.
+            A decorator, which returns the function unchanged.
 
         Raises:
             ValueError: There is no such older version, or it has an upcaster already.
+            TypeError: The decorated object is not callable.
         """
         _check_version("from_version", from_version)
 
@@ -120,18 +123,18 @@ class Catalog:
         meta: Any = None,
         tags: Iterable[str] = (),
     ) -> Event:
-        """Returns the event of an object, with its type, version and tags.
+        """Returns the event of an object, with the type, the version and the tags that are declared for its class.
 
         Args:
             obj: An object of one of the catalog's classes.
-            ts: Whole seconds since the Unix epoch; now if not given.
+            ts: The time, in whole seconds since the Unix epoch; the current time if not given.
             id: The event's id.
-            actor: Who caused it.
+            actor: Who or what caused the event.
             meta: Any JSON value.
-            tags: Tags in addition to those from its class.
+            tags: Tags in addition to those of the class.
 
         Returns:
-            An event with plain data, to be appended.
+            An event with plain data, which can be appended.
 
         Raises:
             InvalidEventError: The object's class is not in the catalog, or its data could not be read back.
@@ -152,10 +155,10 @@ class Catalog:
         )
         return event if schema.version == 1 else _of_version(event, data, schema.version)
 
-    # For the log and its reader
+    # What a log and its reader use
 
     def check(self) -> None:
-        """Raises `ValueError` for missing or useless upcasters, `TypeError` for a class that can't be decoded into."""
+        """Raises `ValueError` if an upcaster is missing or useless, `TypeError` if a class can't be decoded into."""
         for type, upcasters in self._upcasters.items():
             schema = self._by_type.get(type)
             if schema is None:
@@ -182,9 +185,9 @@ class Catalog:
         return obj.__class__ in self._by_class
 
     def encoded(self, event: object) -> Any:
-        """The event to be written for whatever is appended, with plain data and its version.
+        """The event to write for an appended event or object, with plain data and the version.
 
-        Data of a type in the catalog must be that of its current version, unless the event was read with another one.
+        If the type is in the catalog, the data must be of the current version, unless the event was read from a log.
         """
         if not isinstance(event, Event):
             return self.to_event(event)
@@ -201,8 +204,8 @@ class Catalog:
         schema.check_data(event.data)
         return event if schema.version == 1 else _of_version(event, event.data, schema.version)
 
-    def sources(self, query: Query | None) -> Query | None:
-        """Selects the lines from which matching events may come: an upcaster may return events of any type."""
+    def widened(self, query: Query | None) -> Query | None:
+        """A query for all lines that may become events that match `query`: an upcaster may return any type."""
         if query is None:
             return None
         for item in query.items:
@@ -211,23 +214,26 @@ class Catalog:
         return query
 
     def is_current(self, event: StoredEvent) -> bool:
-        """Whether an event's data needs no upcaster."""
+        """Whether an event needs no upcaster."""
         schema = self._by_type.get(event.type)
         return schema is None or schema.version == event.version
 
     def upcasted(self, type: str, data: Any, version: int) -> list[tuple[str, Any, int]]:
-        """The events (type, object or plain data, version) that an event on a line becomes. Raises `MismatchError`."""
+        """The events (type, object or plain data, version) into which an event on a line is converted.
+
+        Raises `MismatchError`.
+        """
         schema = self._by_type.get(type)
         if schema is None:
             return [(type, data, version)]
         while version != schema.version:
             if version > schema.version:
                 raise MismatchError(
-                    f"it is of version {version}, and the catalog has {schema.name} of version {schema.version}"
+                    f"it has version {version}, but the catalog has {schema.name} of version {schema.version}"
                 )
             upcaster = self._upcasters.get(type, {}).get(version)
             if upcaster is None:
-                raise MismatchError(f"it is of version {version}, and there is no upcaster from that")
+                raise MismatchError(f"it has version {version}, but there is no upcaster from that version")
             try:
                 data = upcaster(data)
             except Exception as error:
@@ -244,7 +250,7 @@ class Catalog:
             )
         type, data = item
         if type != source:
-            # Data that another type's upcaster returns is of the current version, so it passes through no upcaster.
+            # What an upcaster returns for a different type has the current version of that type: no upcaster is needed.
             schema = self._by_type.get(type)
             version = 1 if schema is None else schema.version
         return self.upcasted(type, data, version)
@@ -264,7 +270,7 @@ def _check_older(type: str, from_version: int, version: int) -> None:
 
 
 def _of_version(event: Event, data: Any, version: int) -> StoredEvent:
-    """The event with this data, whose line has the version."""
+    """The event with this data and version."""
     return StoredEvent(
         type=event.type,
         data=data,

@@ -1,7 +1,7 @@
 """Decodes lines into typed events: events whose data is an object of the class that the catalog has for their type.
 
-Events of the current version are decoded directly into objects together with their lines. If a line of a block does not
-fit, the block is decoded as plain data, and each event is converted separately.
+A line whose event is of the current version is decoded in one step, with the object as the event's data. If a line of a
+block does not fit, the block is decoded into plain data, and each event is converted separately.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from msgspec.structs import force_setattr
 from .._codec.backwards import BackwardsDecoder
 from .._codec.decode import Decoder, Slice
 from .._codec.lines import Lines
-from .._codec.selection import Found, TaggedLines, event_struct, skipped_struct
+from .._codec.selection import DecodedLines, TaggedLines, event_struct, skipped_struct
 from .._codec.stored import StoredEvent
 from .._errors import SchemaError
 from .._event import Event, PartialRecord, Record
@@ -28,48 +28,51 @@ from .schema import MismatchError, Schema, decode_other
 OnMismatch: TypeAlias = Literal["raise", "skip"]
 
 
-class Typing:
-    """What a reader needs for typed events: the catalog, and what to do with an event that does not fit."""
+class TypedDecoding:
+    """What a reader needs for typed events: the catalog, and what happens to an event that does not fit its class."""
 
     def __init__(self, catalog: Catalog, on_mismatch: OnMismatch) -> None:
         self.catalog = catalog
         self.on_mismatch = on_mismatch
-        # A refresh of ten events must not wait for a new decoder.
-        self.lines_of_types = lru_cache(maxsize=128)(self._lines_of_types)
+        # Cached, since creating a decoder takes longer than decoding a few events.
+        self.typed_lines = lru_cache(maxsize=128)(self._typed_lines)
 
-    def _lines_of_types(self, wanted: frozenset[str] | None, batches: bool) -> TaggedLines:
-        """Decodes lines of the wanted types (None: any) with their objects, and skips the others."""
+    def _typed_lines(self, types: frozenset[str] | None, allow_batches: bool) -> TaggedLines:
+        """Decodes lines of these types (None: of all types) into typed events, and all others into placeholders."""
         schemas = self.catalog.schemas
 
         def new_struct(type: str) -> Any:
-            if wanted is not None and type not in wanted:
-                return skipped_struct(type, batches)
+            if types is not None and type not in types:
+                return skipped_struct(type, allow_batches)
             schema = schemas.get(type)
-            return event_struct(type, batches) if schema is None else _struct_of(type, batches, schema)
+            return event_struct(type, allow_batches) if schema is None else _typed_struct(type, allow_batches, schema)
 
-        return TaggedLines(schemas if wanted is None else wanted, new_struct, dec_hook=decode_other)
+        return TaggedLines(schemas if types is None else types, new_struct, dec_hook=decode_other)
 
-    def decoder(self, query: Query | None, *, places: bool) -> Decoder:
-        """A decoder whose events have objects as their data."""
-        return TypedDecoder(self, query, places=places)
+    def decoder(self, query: Query | None, *, exact_offsets: bool) -> Decoder:
+        """A decoder that yields typed events."""
+        return TypedDecoder(self, query, exact_offsets=exact_offsets)
 
     def backwards_decoder(self, query: Query | None) -> BackwardsDecoder:
-        """The same, newest events first."""
+        """A decoder that yields typed events, newest first."""
         return TypedBackwardsDecoder(self, query)
 
-    def events_of(self, event: StoredEvent, wanted: Query | None) -> tuple[StoredEvent, ...]:
-        """The events that an event on a line becomes, without those that are not wanted. Raises `MismatchError`."""
-        if wanted is not None and not wanted.matches(event) and self.catalog.is_current(event):
+    def events_of(self, event: StoredEvent, query: Query | None) -> tuple[StoredEvent, ...]:
+        """The typed events into which an event on a line is converted, as far as a query matches them.
+
+        Raises `MismatchError`.
+        """
+        if query is not None and not query.matches(event) and self.catalog.is_current(event):
             return ()
         converted = self.catalog.upcasted(event.type, event.data, event.version)
         return tuple(
             msgspec.structs.replace(event, type=type, data=data, version=version)
             for type, data, version in converted
-            if wanted is None or wanted.matches_keys(type, event.tags)
+            if query is None or query.matches_type_and_tags(type, event.tags)
         )
 
-    def mismatch(self, mismatch: MismatchError, event: Event, offset: int) -> None:
-        """Raises `SchemaError`, or logs a warning if such events are skipped."""
+    def handle_mismatch(self, mismatch: MismatchError, event: Event, offset: int) -> None:
+        """Raises `SchemaError` or, if events that do not fit are to be skipped, logs a warning."""
         error = SchemaError(offset, event.type, mismatch.field, mismatch.reason)
         if self.on_mismatch == "raise":
             raise error from mismatch
@@ -84,8 +87,11 @@ class Typing:
         )
 
 
-def typing_of(catalog: Catalog | None, on_mismatch: OnMismatch) -> Typing | None:
-    """What a reader needs for a catalog; None without one. Raises what `Catalog.check` raises."""
+def typed_decoding(catalog: Catalog | None, on_mismatch: OnMismatch) -> TypedDecoding | None:
+    """Checks the options and returns what a reader needs for typed events; None without a catalog.
+
+    Raises `TypeError` or `ValueError` for a wrong option, and what `Catalog.check` raises.
+    """
     if on_mismatch not in ("raise", "skip"):
         raise ValueError(f'on_mismatch must be "raise" or "skip", not {on_mismatch!r}')
     if catalog is None:
@@ -93,18 +99,18 @@ def typing_of(catalog: Catalog | None, on_mismatch: OnMismatch) -> Typing | None
     if not isinstance(catalog, Catalog):
         raise TypeError(f"catalog must be a Catalog, not {catalog!r}")
     catalog.check()
-    return Typing(catalog, on_mismatch)
+    return TypedDecoding(catalog, on_mismatch)
 
 
-def _struct_of(type: str, batches: bool, schema: Schema) -> Any:
-    """The struct of events with an object as their data, which a line of another version does not fit."""
+def _typed_struct(type: str, allow_batches: bool, schema: Schema) -> Any:
+    """The struct of the typed events of one type. A line of a different version does not fit it."""
     version: Any = Literal[schema.version]
     field = ("version", version, 1) if schema.version == 1 else ("version", version)
-    return event_struct(type, batches, ("data", schema.cls), field)
+    return event_struct(type, allow_batches, ("data", schema.cls), field)
 
 
 class TypedSlice(Slice):
-    """A slice in which some lines become no event or several."""
+    """A slice in which a line may have been converted into any number of events."""
 
     __slots__ = ("_events_of_lines",)
 
@@ -113,8 +119,8 @@ class TypedSlice(Slice):
         self._events_of_lines = events_of_lines
 
     def records(self) -> Iterator[Record]:
-        for line in Slice(self._parts, self._events_of_lines, []).records():
-            events: Any = line.event  # all of them, not one
+        for line in Slice(self._blocks, self._events_of_lines, []).records():
+            events: Any = line.event  # a tuple, since that is what was passed to `Slice` above
             yield from _records_of(line, events)
 
 
@@ -129,53 +135,53 @@ def _records_of(line: Record, events: tuple[StoredEvent, ...]) -> list[Record]:
 class TypedDecoder(Decoder):
     """Yields events whose data is an object of the class of their type, if the catalog has one.
 
-    At the first event that does not fit, raises `SchemaError` after yielding all before it, or skips the event.
+    An event that does not fit is skipped, or raises `SchemaError` after all events before it were yielded.
     """
 
-    def __init__(self, typing: Typing, query: Query | None, *, places: bool) -> None:
-        sources = typing.catalog.sources(query)
-        super().__init__(sources, places=places)
-        self._typing = typing
-        self._wanted = None if query is None or query.matches_all else query
-        self._is_wider = sources != query
+    def __init__(self, decoding: TypedDecoding, query: Query | None, *, exact_offsets: bool) -> None:
+        widened = decoding.catalog.widened(query)
+        super().__init__(widened, exact_offsets=exact_offsets)
+        self._decoding = decoding
+        self._typed_query = None if query is None or query.matches_all else query
+        self._selects_more = widened != query
         types = None if self._query is None else types_alone(self._query)
-        # With tags in the query, most lines are not decoded at all; the others are converted.
+        # If the query has tags, most lines are not decoded at all, and the events of the other lines are converted.
         self._typed_lines: tuple[TaggedLines, ...] = ()
         if self._query is None or types is not None:
-            self._typed_lines = typing.lines_of_types(types, False), typing.lines_of_types(types, True)
-        # Whether some of the events that are fed, or held back, have plain data.
+            self._typed_lines = decoding.typed_lines(types, False), decoding.typed_lines(types, True)
+        # Whether some of the events that were fed, or of the open batch, have plain data.
         self._has_plain = False
 
     def feed(self, lines: Lines) -> Iterator[Slice]:
-        if not self._held:
+        if not self._open_batch:
             self._has_plain = False
         for slice_ in super().feed(lines):
             events = slice_.events
-            if not events or (self._wants(events) and (not self._has_plain or self._convert_all(events))):
-                slice_.query = self._wanted
+            if not events or (self._all_match(events) and (not self._has_plain or self._convert_all(events))):
+                slice_.query = self._typed_query
                 yield slice_
             else:
                 yield from self._convert_each(slice_)
 
-    def _decode(self, data: bytes, texts: list[bytes] | None, batches: bool) -> Found | None:
+    def _decode(self, data: bytes, texts: list[bytes] | None, allow_batches: bool) -> DecodedLines | None:
         if self._typed_lines:
-            found = self._typed_lines[batches].decode(data, texts)
-            if found is not None or not batches:
-                return found
+            decoded = self._typed_lines[allow_batches].decode(data, texts)
+            if decoded is not None or not allow_batches:
+                return decoded
         self._has_plain = True
-        return super()._decode(data, texts, batches)
+        return super()._decode(data, texts, allow_batches)
 
     def _line_by_line(self, lines: Lines) -> Iterator[Slice]:
         self._has_plain = True
         return super()._line_by_line(lines)
 
-    def _wants(self, events: list[StoredEvent]) -> bool:
-        wanted = self._wanted
-        return wanted is None or not self._is_wider or all(map(wanted.matches, events))
+    def _all_match(self, events: list[StoredEvent]) -> bool:
+        query = self._typed_query
+        return query is None or not self._selects_more or all(map(query.matches, events))
 
     def _convert_all(self, events: list[StoredEvent]) -> bool:
-        """Converts the data of all events, or of none if an upcaster is needed for one."""
-        schemas = self._typing.catalog.schemas
+        """Converts the data of all events. Converts none and returns false if one needs an upcaster or does not fit."""
+        schemas = self._decoding.catalog.schemas
         typed: list[tuple[StoredEvent, Any]] = []
         try:
             for event in events:
@@ -186,46 +192,46 @@ class TypedDecoder(Decoder):
         except MismatchError:
             return False
         for event, data in typed:
-            # Nobody else has seen the event yet.
+            # Nothing else has a reference to the immutable event yet.
             force_setattr(event, "data", data)
         return True
 
     def _convert_each(self, slice_: Slice) -> Iterator[Slice]:
         """The slow way, for events of older versions and those that don't fit."""
-        found: list[Any] = slice_._found
+        decoded: list[Any] = slice_._decoded
         lines = slice_._lines
         events_of_lines: list[tuple[StoredEvent, ...]] = []
-        for event in found:
+        for event in decoded:
             events: tuple[StoredEvent, ...] = ()
             if isinstance(event, StoredEvent):
                 try:
-                    events = self._typing.events_of(event, self._wanted)
+                    events = self._decoding.events_of(event, self._typed_query)
                 except MismatchError as mismatch:
                     before = len(lines.data) - len(lines.data.split(b"\n", len(events_of_lines))[-1])
                     try:
-                        self._typing.mismatch(mismatch, event, lines.offset_at(before))
+                        self._decoding.handle_mismatch(mismatch, event, lines.offset_at(before))
                     except SchemaError:
                         if before:
-                            yield TypedSlice(lines.part(0, before), events_of_lines, self._wanted)
+                            yield TypedSlice(lines.part(0, before), events_of_lines, self._typed_query)
                         raise
             events_of_lines.append(events)
-        yield TypedSlice(lines, events_of_lines, self._wanted)
+        yield TypedSlice(lines, events_of_lines, self._typed_query)
 
 
 class TypedBackwardsDecoder(BackwardsDecoder):
     """Does what `TypedDecoder` does, newest events first."""
 
-    def __init__(self, typing: Typing, query: Query | None) -> None:
-        super().__init__(typing.catalog.sources(query))
-        self._typing = typing
-        self._wanted = None if query is None or query.matches_all else query
+    def __init__(self, decoding: TypedDecoding, query: Query | None) -> None:
+        super().__init__(decoding.catalog.widened(query))
+        self._decoding = decoding
+        self._typed_query = None if query is None or query.matches_all else query
 
     def feed(self, lines: Lines) -> Iterator[Record]:
         for record in super().feed(lines):
             event: Any = record.event
             try:
-                events = self._typing.events_of(event, self._wanted)
+                events = self._decoding.events_of(event, self._typed_query)
             except MismatchError as mismatch:
-                self._typing.mismatch(mismatch, event, record.start_offset)
+                self._decoding.handle_mismatch(mismatch, event, record.start_offset)
             else:
                 yield from reversed(_records_of(record, events))

@@ -1,4 +1,4 @@
-"""One event type's class: how its objects become plain data, and plain data becomes its objects.
+"""The class of the data of one event type, and the conversions between its objects and plain data.
 
 Promise: data that `encode` returns can be read back into the class.
 """
@@ -17,7 +17,7 @@ Tags: TypeAlias = Callable[[Any], Iterable[str]]
 
 
 class MismatchError(Exception):
-    """Data that does not fit; `field` is a path such as `lines[0].amount`, "" for the whole of it."""
+    """Data does not fit its class. `field` is a path such as `lines[0].amount`; "" for all of the data."""
 
     def __init__(self, reason: str, field: str = "") -> None:
         super().__init__(reason)
@@ -37,7 +37,7 @@ class Schema:
         self.is_model = _is_model(cls)
 
     def check(self) -> None:
-        """Raises `TypeError` if msgspec can't decode into the class, or its annotations name what does not exist."""
+        """Raises `TypeError` if msgspec can't decode into the class, or if an annotation contains an unknown name."""
         try:
             if not self.is_model:
                 msgspec.json.Decoder(self.cls, dec_hook=decode_other)
@@ -47,7 +47,7 @@ class Schema:
             ) from error
 
     def encode(self, obj: Any) -> Any:
-        """The object as plain data. Raises `InvalidEventError` if it could not be read back."""
+        """Converts an object to plain data. Raises `InvalidEventError` if the data could not be read back."""
         try:
             data = msgspec.to_builtins(obj, str_keys=True, enc_hook=_encode_other)
         except (TypeError, ValueError, RecursionError) as error:
@@ -56,7 +56,7 @@ class Schema:
         return data
 
     def check_data(self, data: Any) -> None:
-        """Raises `InvalidEventError` if data could not be read back into the class."""
+        """Raises `InvalidEventError` if the data could not be read back into the class."""
         try:
             self.decode(data)
         except MismatchError as error:
@@ -65,7 +65,7 @@ class Schema:
             ) from error
 
     def decode(self, data: Any) -> Any:
-        """The object for this data, which may have been decoded already with its line. Raises `MismatchError`."""
+        """Converts plain data to an object; an object of the class is returned unchanged. Raises `MismatchError`."""
         if isinstance(data, self.cls):
             return data
         try:
@@ -80,7 +80,7 @@ class Schema:
 
 
 def _reason_and_field(message: str) -> tuple[str, str]:
-    """Splits msgspec's messages, such as "Expected `int`, got `str` - at `$.lines[0].amount`"."""
+    """Splits a message of msgspec, such as "Expected `int`, got `str` - at `$.lines[0].amount`"."""
     reason, _, path = message.partition(" - at `$")
     field = path.removesuffix("`").removeprefix(".")
     for missing in ("Object missing required field `", "Object contains unknown field `"):
@@ -123,6 +123,6 @@ def _encode_other(value: Any) -> Any:
 
 def decode_other(cls: Any, value: Any) -> Any:
     if _is_model(cls):
-        # As JSON, so that strict models accept JSON's representation of a date, a tuple and so on.
+        # From JSON, since a strict model accepts the JSON representation of a date or a tuple only there.
         return cls.model_validate_json(msgspec.json.encode(value))
     raise TypeError(f"{cls!r} can't be decoded from JSON")

@@ -1,8 +1,9 @@
 """Decodes lines into events: the decoder, and the slices of a log that it yields.
 
-Promises: `Decoder` yields every event that it is fed, or yields all before the first bad line and then says where that
-begins; it never yields part of a batch. With a query, lines that can't match, by their type or the text of its tags,
-are not decoded, but each is JSON with a type on its own line (its text may not be valid UTF-8).
+Promises: `Decoder` yields every event of the lines that it is fed. At the first bad line, it raises an error with that
+line's offset, after it has yielded all events before it. It never yields a part of a batch. With a query, a line that
+can't match, because of its type or the text of its tags, is not decoded; it is only checked that the line is JSON and
+has a type (its text may not be valid UTF-8).
 """
 
 from __future__ import annotations
@@ -16,63 +17,70 @@ import msgspec
 from .._errors import CorruptLogError
 from .._event import Record
 from .._query import Query
-from .lines import Lines, join, last_line, last_line_hash, texts_of
-from .selection import BatchPlace, Found, decode_events, decode_line, place_of, selection
+from .lines import Lines, join, last_line, last_line_hash, split_lines
+from .selection import BatchPosition, DecodedLines, as_batch_position, decode_events, decode_line, selection
 from .stored import StoredEvent
 
-BAD_LINE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_BROKEN: BatchPlace = (0, 0)
-# The positions in batches up to the first size are cached; those up to the second, of about 1 MB, for two sizes only.
+# What decoding a line raises if it is not an event.
+DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+# The reason of a `CorruptLogError`.
+INCOMPLETE_BATCH = "this batch is incomplete"
+_INVALID: BatchPosition = (0, 0)
+# The lists of positions of batches up to the first size are cached. Those up to the second size take about 1 MB each,
+# so only two of them are cached.
 _SMALL_BATCH, _LARGE_BATCH = 256, 10_000
-# The fewest bytes that the line of an event takes, and a little less.
+# A lower bound for the bytes that the line of an event takes.
 _SHORTEST_LINE = 20
-# After so many blocks without a batch, the next ones are decoded as single lines.
+# After this number of blocks without a batch, the next block is decoded by the faster decoder that refuses batches.
 _BLOCKS_WITHOUT_BATCH = 16
 
 
 class Slice:
-    """Consecutive events of the log, decoded together; offsets are bytes in the whole log.
+    """Consecutive events of the log, decoded together.
 
-    With a `query` (None: every event), `events` are only those that it matches; the offsets include all lines that were
-    examined.
+    Attributes:
+        events: The events; with a `query`, only those that it matches.
+        query: Which events were selected; None for all.
+        start_offset: Where the first examined line begins, in bytes of the whole log.
+        end_offset: Where the last examined line ends, whether its event was selected or not.
     """
 
-    __slots__ = ("_found", "_parts", "_texts", "end_offset", "events", "query", "start_offset")
+    __slots__ = ("_blocks", "_decoded", "_texts", "end_offset", "events", "query", "start_offset")
 
     def __init__(
         self,
-        parts: list[Lines],
-        found: Found,
+        blocks: list[Lines],
+        decoded: DecodedLines,
         events: list[StoredEvent],
         query: Query | None = None,
         texts: list[bytes] | None = None,
     ) -> None:
-        self._parts = parts
-        self._found = found
+        self._blocks = blocks
+        self._decoded = decoded
         self._texts = texts
         self.events = events
         self.query = query
-        self.start_offset = parts[0].start_offset
-        self.end_offset = parts[-1].end_offset
+        self.start_offset = blocks[0].start_offset
+        self.end_offset = blocks[-1].end_offset
 
     def __repr__(self) -> str:
         return f"<Slice of {len(self.events)} events, offsets {self.start_offset} to {self.end_offset}>"
 
     @property
     def _lines(self) -> Lines:
-        """All lines, which are joined only if somebody needs them."""
-        if len(self._parts) > 1:
-            self._parts = [join(self._parts)]
-        return self._parts[0]
+        """All lines in one block, which is joined on demand."""
+        if len(self._blocks) > 1:
+            self._blocks = [join(self._blocks)]
+        return self._blocks[0]
 
     def records(self) -> Iterator[Record]:
         """The events with their offsets in the log."""
         lines = self._lines
-        texts = texts_of(lines.data) if self._texts is None else self._texts
-        offsets = list(accumulate(map(len, texts), initial=0 if lines.marks else lines.start_offset))
-        if lines.marks:
+        texts = split_lines(lines.data) if self._texts is None else self._texts
+        offsets = list(accumulate(map(len, texts), initial=0 if lines.offset_map else lines.start_offset))
+        if lines.offset_map:
             offsets = list(map(lines.offset_at, offsets))
-        records = map(Record, self._found, offsets, offsets[1:], texts)
+        records = map(Record, self._decoded, offsets, offsets[1:], texts)
         if self.query is None:
             return records
         return (record for record in records if isinstance(record.event, StoredEvent))
@@ -80,53 +88,57 @@ class Slice:
     @property
     def last_line_hash(self) -> str:
         """The hash of the last line that was examined."""
-        return last_line_hash(self._parts[-1].data)
+        return last_line_hash(self._blocks[-1].data)
 
 
 class Decoder:
     """Turns the lines of a log, fed in order, into slices of events; with a `query`, only those that it matches.
 
-    With `places`, a slice can return records; without, it has only events, which is faster. Reading may begin inside a
-    batch: then its rest is yielded.
+    With `exact_offsets`, each event is certain to have a line of its own, as the records of a slice need it. Without
+    it, decoding is faster. Reading may begin inside a batch, except at the start of the log. Then the rest of that
+    batch is yielded.
     """
 
-    def __init__(self, query: Query | None = None, *, places: bool = True) -> None:
+    def __init__(self, query: Query | None = None, *, exact_offsets: bool = True) -> None:
         self._query = None if query is None or query.matches_all else query
         self._selection = selection(self._query, True)
-        self._single_selection = selection(self._query, False)
-        self._places = places
-        self._nothing_given = True
-        # How many of the next blocks to decode as lines that may be in batches; a block with a batch sets it anew.
-        self._expects_batches = 0
-        # A batch whose end has not been fed yet: its lines so far, their objects, and the position of the next line.
-        self._held: list[Lines] = []
-        self._held_found: Found = []
-        self._due: BatchPlace | None = None
+        self._selection_without_batches = selection(self._query, False)
+        self._exact_offsets = exact_offsets
+        self._may_be_inside_batch = True  # before the first slice
+        # How many of the next blocks are decoded as lines that may be in batches; set again by each block with a batch.
+        self._batch_blocks_left = 0
+        # A batch whose end has not been fed yet: its lines so far, the decoded lines, and the position that the next
+        # line must have.
+        self._open_batch: list[Lines] = []
+        self._open_decoded: DecodedLines = []
+        self._expected: BatchPosition | None = None
 
     def feed(self, lines: Lines) -> Iterator[Slice]:
-        """The events of these lines; a batch that continues beyond them is held back until its end is fed.
+        """The events of these lines. A batch that continues beyond them is held back until its end is fed.
 
         Raises `CorruptLogError` at the first line that is not an event, or at the beginning of an incomplete batch.
         """
-        if not self._expects_batches and self._due is None:
-            # Two damages may cancel out in the number of lines, while the events are still right. If their offsets are
-            # needed, each line is decoded on its own.
-            texts = texts_of(lines.data) if self._places else None
-            found = self._decode_at_once(lines.data, texts, False)
-            if found is not None:
-                yield from self._slice_of(lines, found, texts)
+        if not lines.start_offset:
+            self._may_be_inside_batch = False  # no earlier line can complete a batch at the start of the log
+        if not self._batch_blocks_left and self._expected is None:
+            # Two events on one line and none on another leave the number of events right, but not their offsets. If
+            # the offsets are needed, each line is decoded on its own.
+            texts = split_lines(lines.data) if self._exact_offsets else None
+            decoded = self._decode_at_once(lines.data, texts, False)
+            if decoded is not None:
+                yield from self._slice_of(lines, decoded, texts)
                 return
-            self._expects_batches = _BLOCKS_WITHOUT_BATCH
-        for part in self._at_open_batch(lines):
-            yield from self._feed_batches(part)
+            self._batch_blocks_left = _BLOCKS_WITHOUT_BATCH
+        for block in self._split_at_open_batch(lines):
+            yield from self._feed_batches(block)
 
-    def _at_open_batch(self, lines: Lines) -> list[Lines]:
-        """The lines in two parts if a batch begins among them and continues beyond them."""
+    def _split_at_open_batch(self, lines: Lines) -> list[Lines]:
+        """The lines in two blocks if a batch begins among them and continues beyond them."""
         data = lines.data
-        index, size = batch_of(last_line(data)) or (1, 1)
+        index, size = batch_position(last_line(data)) or (1, 1)
         if index < size:
-            if self._due is not None and index >= self._due[0] and size > len(data) // _SHORTEST_LINE:
-                return [lines]  # the same batch, of which there is more than fits in here
+            if self._expected is not None and index >= self._expected[0] and size > len(data) // _SHORTEST_LINE:
+                return [lines]  # all of them are in the open batch, which is larger than this block
             start = len(data)
             for _ in range(index):
                 start = data.rfind(b"\n", 0, start - 1) + 1
@@ -136,173 +148,180 @@ class Decoder:
         return [lines]
 
     def _feed_batches(self, lines: Lines) -> Iterator[Slice]:
-        """The same for lines that may be in batches."""
-        texts = texts_of(lines.data) if self._places else None
-        found = self._decode_at_once(lines.data, texts, True)
-        if found is None:
+        """Does the same as `feed` for lines that may be in batches."""
+        texts = split_lines(lines.data) if self._exact_offsets else None
+        decoded = self._decode_at_once(lines.data, texts, True)
+        if decoded is None:
             yield from self._line_by_line(lines)
             return
-        batches = [line.batch for line in found]
-        if self._due is not None or batches.count(None) < len(batches):
-            if texts is None and not (lines.data.startswith(b"{") and lines.data.count(b"}\n{") == len(found) - 1):
+        positions = [line.batch for line in decoded]
+        if self._expected is not None or positions.count(None) < len(positions):
+            if texts is None and not (lines.data.startswith(b"{") and lines.data.count(b"}\n{") == len(decoded) - 1):
                 # Perhaps two objects are on one line, and none on another: the lines of a batch must be its events.
                 yield from self._line_by_line(lines)
                 return
-            self._expects_batches = _BLOCKS_WITHOUT_BATCH
-            yield from self._in_batches(lines, found, batches)
+            self._batch_blocks_left = _BLOCKS_WITHOUT_BATCH
+            yield from self._in_batches(lines, decoded, positions)
         else:
-            self._expects_batches = max(0, self._expects_batches - 1)
-            yield from self._slice_of(lines, found, texts)
+            self._batch_blocks_left = max(0, self._batch_blocks_left - 1)
+            yield from self._slice_of(lines, decoded, texts)
 
-    def _slice_of(self, lines: Lines, found: Found, texts: list[bytes] | None) -> Iterator[Slice]:
-        if found:
-            self._nothing_given = False
-            events = found if self._query is None else [line for line in found if line.matters]
-            yield Slice([lines], found, events, self._query, texts)
+    def _slice_of(self, lines: Lines, decoded: DecodedLines, texts: list[bytes] | None) -> Iterator[Slice]:
+        if decoded:
+            self._may_be_inside_batch = False
+            events = decoded if self._query is None else [line for line in decoded if line.relevant]
+            yield Slice([lines], decoded, events, self._query, texts)
 
-    def _in_batches(self, lines: Lines, found: Found, batches: list[BatchPlace | None]) -> Iterator[Slice]:
-        """The slice of lines some of which are in batches; nothing yet if all of them are in one that continues."""
-        progress = _follow(batches, self._due, self._nothing_given)
-        if progress is None or (progress[1] is not None and progress[0]):
+    def _in_batches(
+        self, lines: Lines, decoded: DecodedLines, positions: list[BatchPosition | None]
+    ) -> Iterator[Slice]:
+        """The slice of lines some of which are in batches; nothing yet if all of them are in a batch that continues."""
+        checked = _check_batches(positions, self._expected, self._may_be_inside_batch)
+        if checked is None or (checked[1] is not None and checked[0]):
             yield from self._line_by_line(lines)
             return
-        self._held.append(lines)
-        self._held_found += found
-        self._due = progress[1]
-        if self._due is None:
-            parts, found = self._held, self._held_found
-            self._held, self._held_found, self._nothing_given = [], [], False
-            yield Slice(parts, found, found if self._query is None else _wanted(found), self._query)
+        self._open_batch.append(lines)
+        self._open_decoded += decoded
+        self._expected = checked[1]
+        if self._expected is None:
+            blocks, decoded = self._open_batch, self._open_decoded
+            self._open_batch, self._open_decoded, self._may_be_inside_batch = [], [], False
+            yield Slice(blocks, decoded, decoded if self._query is None else _events_in(decoded), self._query)
 
-    def _decode_at_once(self, data: bytes, texts: list[bytes] | None, batches: bool) -> Found | None:
-        """One object for each line, or None if that is not what the lines hold (a blank line counts too)."""
+    def _decode_at_once(self, data: bytes, texts: list[bytes] | None, allow_batches: bool) -> DecodedLines | None:
+        """One object for each line; None if a line is blank, is not an event, or is in a batch that is not allowed."""
         try:
-            found = self._decode(data, texts, batches)
-        except BAD_LINE:
+            return self._decode(data, texts, allow_batches)
+        except DECODE_ERRORS:
             return None
-        if found is None or texts is not None:
-            return found
-        # As many newlines as objects; counted so because that is several times as fast as `count`.
-        return found if len(found) == len(data) - len(data.replace(b"\n", b"")) else None
 
-    def _decode(self, data: bytes, texts: list[bytes] | None, batches: bool) -> Found | None:
-        """The objects of the lines; without `batches`, an error or None if one of them is in a batch."""
-        return (self._selection if batches else self._single_selection).decode(data, texts)
+    def _decode(self, data: bytes, texts: list[bytes] | None, allow_batches: bool) -> DecodedLines | None:
+        """The decoded lines. Without `allow_batches`, an error or None if one of them is in a batch."""
+        return (self._selection if allow_batches else self._selection_without_batches).decode(data, texts)
 
     def _line_by_line(self, lines: Lines) -> Iterator[Slice]:
         """The slow way, for lines some of which are blank or bad: one slice for each line or batch."""
-        lines = join([*self._held, lines])
-        self._held, self._held_found, self._due = [], [], None
+        lines = join([*self._open_batch, lines])
+        self._open_batch, self._open_decoded, self._expected = [], [], None
         path, data = lines.path, lines.data
-        found: Found = []
-        first = at = 0
-        due = None
-        while at < len(data):
-            end = data.index(b"\n", at) + 1
-            if due is None:
-                first = at
-                if not data[at:end].strip():
-                    yield Slice([lines.part(at, end)], [], [])
-                    at = end
+        decoded: DecodedLines = []
+        start = position = 0  # of the line or batch that becomes the next slice; of the current line
+        expected = None
+        while position < len(data):
+            end = data.index(b"\n", position) + 1
+            if expected is None:
+                start = position
+                if not data[position:end].strip():
+                    yield Slice([lines.part(position, end)], [], [])
+                    position = end
                     continue
             try:
-                event = decode_line(data[at:end])
-            except BAD_LINE as error:
-                raise CorruptLogError(path, lines.offset_at(at), f"no event: {error}") from error
-            due = _due_after(place_of(event.batch), due, self._nothing_given and at == first)
-            if due is _BROKEN:
-                raise CorruptLogError(path, lines.offset_at(first), "a batch breaks off here")
-            found.append(self._selection.look(event))
-            at = end
-            if due is None:
-                self._nothing_given = False
-                yield Slice([lines.part(first, end)], found, _wanted(found), self._query)
-                found = []
-        if due is not None:
-            self._held, self._held_found, self._due = [lines.part(first, len(data))], found, due
+                event = decode_line(data[position:end])
+            except DECODE_ERRORS as error:
+                raise CorruptLogError(path, lines.offset_at(position), f"not an event: {error}") from error
+            may_be_inside = self._may_be_inside_batch and position == start
+            expected = _position_after(as_batch_position(event.batch), expected, may_be_inside)
+            if expected is _INVALID:
+                raise CorruptLogError(path, lines.offset_at(start), INCOMPLETE_BATCH)
+            decoded.append(self._selection.select(event))
+            position = end
+            if expected is None:
+                self._may_be_inside_batch = False
+                yield Slice([lines.part(start, end)], decoded, _events_in(decoded), self._query)
+                decoded = []
+        if expected is not None:
+            self._open_batch, self._open_decoded = [lines.part(start, len(data))], decoded
+            self._expected = expected
 
 
-def _wanted(found: Found) -> list[StoredEvent]:
-    return [line for line in found if isinstance(line, StoredEvent)]
+def _events_in(decoded: DecodedLines) -> list[StoredEvent]:
+    return [line for line in decoded if isinstance(line, StoredEvent)]
 
 
-def _follow(
-    batches: list[BatchPlace | None], due: BatchPlace | None, may_begin_inside: bool
-) -> tuple[int, BatchPlace | None] | None:
-    """For lines with these positions, the first of which was `due`: how many come before a batch that continues beyond
-    them, and the position of its next line (None: no batch is open). None if a batch is broken.
+def _check_batches(
+    positions: list[BatchPosition | None], expected: BatchPosition | None, may_be_inside: bool
+) -> tuple[int, BatchPosition | None] | None:
+    """Checks the positions of consecutive lines in their batches, the first of which must be the expected one.
+
+    Returns how many of the lines come before a batch that continues beyond them, and the position that the next line
+    must have (None: no batch continues). Returns None if a batch is incomplete.
     """
-    if due is None and may_begin_inside:
-        due = batches[0]
-    start = due or (None if batches[0] is None else (1, batches[0][1]))
-    if start is not None and 1 <= start[0] <= start[1] <= _LARGE_BATCH:
-        # The usual case, batches of one size, in one comparison.
-        index, size = start
-        count, places = len(batches), _batch(size)
+    if expected is None and may_be_inside:
+        expected = positions[0]
+    first = expected or (None if positions[0] is None else (1, positions[0][1]))
+    if first is not None and 1 <= first[0] <= first[1] <= _LARGE_BATCH:
+        # In the usual case, all batches have the same size, and one comparison is enough.
+        index, size = first
+        count, pattern = len(positions), _whole_batch(size)
         if index - 1 + count > size:
-            places = places * (count // size + 2)
-        if batches == places[index - 1 : index - 1 + count]:
+            pattern = pattern * (count // size + 2)
+        if positions == pattern[index - 1 : index - 1 + count]:
             index = (index - 1 + count) % size
             return max(0, count - index), (index + 1, size) if index else None
-    closed = at = 0
-    while at < len(batches):
-        if due is None and batches[at] is None:
-            at += 1
-            closed = at
+    complete = number = 0
+    while number < len(positions):
+        if expected is None and positions[number] is None:
+            number += 1
+            complete = number
             continue
-        first = batches[at]
-        index, size = due or (1, 0 if first is None else first[1])
+        first = positions[number]
+        index, size = expected or (1, 0 if first is None else first[1])
         if not 1 <= index <= size:
             return None
-        part = batches[at : at + size - index + 1]
-        # All of them are compared at once: line by line, that would take as long as decoding.
-        if part != _places(index, size, len(part)):
+        batch = positions[number : number + size - index + 1]
+        # All lines of a batch are compared at once. Line by line, it would take as long as decoding.
+        if batch != _part_of_batch(index, size, len(batch)):
             return None
-        at += len(part)
-        index += len(part)
-        due = (index, size) if index <= size else None
-        if due is None:
-            closed = at
-    return closed, due
+        number += len(batch)
+        index += len(batch)
+        expected = (index, size) if index <= size else None
+        if expected is None:
+            complete = number
+    return complete, expected
 
 
-def _places(index: int, size: int, count: int) -> list[BatchPlace]:
-    """The positions of `count` lines of a batch of `size`, from this index on."""
+def _part_of_batch(index: int, size: int, count: int) -> list[BatchPosition]:
+    """The positions of `count` lines in a batch of `size` lines, from an index on."""
     if count == size <= _LARGE_BATCH:
-        return _batch(size)
+        return _whole_batch(size)
     return list(zip(range(index, index + count), repeat(size), strict=False))
 
 
-def _batch(size: int) -> list[BatchPlace]:
-    """The positions of all lines of a batch."""
+def _whole_batch(size: int) -> list[BatchPosition]:
+    """The positions of all lines in a batch of `size` lines."""
     return _small_batch(size) if size <= _SMALL_BATCH else _large_batch(size)
 
 
-def _new_batch(size: int) -> list[BatchPlace]:
+def _positions_in_batch(size: int) -> list[BatchPosition]:
     return list(zip(range(1, size + 1), repeat(size), strict=False))
 
 
-_small_batch = lru_cache(maxsize=_SMALL_BATCH)(_new_batch)
-_large_batch = lru_cache(maxsize=2)(_new_batch)
+_small_batch = lru_cache(maxsize=_SMALL_BATCH)(_positions_in_batch)
+_large_batch = lru_cache(maxsize=2)(_positions_in_batch)
 
 
-def _due_after(batch: BatchPlace | None, due: BatchPlace | None, may_begin_inside: bool) -> BatchPlace | None:
-    """The `batch` that the next line must have after one with this `batch`, which was `due`; None for any."""
-    if batch is None:
-        return None if due is None else _BROKEN
-    index, size = batch
-    if batch != due and (due is not None or (index != 1 and not may_begin_inside)):
-        return _BROKEN
+def _position_after(
+    position: BatchPosition | None, expected: BatchPosition | None, may_be_inside: bool
+) -> BatchPosition | None:
+    """The position in its batch that the line after a line with this position must have; None for any line.
+
+    Returns `_INVALID` if the line itself does not have the position that was expected of it.
+    """
+    if position is None:
+        return None if expected is None else _INVALID
+    index, size = position
+    if position != expected and (expected is not None or (index != 1 and not may_be_inside)):
+        return _INVALID
     return None if index == size else (index + 1, size)
 
 
-def batch_of(line: bytes) -> BatchPlace | None:
-    """The position `(i, n)` of a line in its batch; None for a line that is in none, or is not an event."""
+def batch_position(line: bytes) -> BatchPosition | None:
+    """The position `(i, n)` of a line in its batch; None for a line that is outside of batches, or not an event."""
     if b'"batch"' not in line:
         return None
     try:
-        return place_of(decode_events.decode(line).batch)
-    except BAD_LINE:
+        return as_batch_position(decode_events.decode(line).batch)
+    except DECODE_ERRORS:
         return None
 
 
@@ -310,6 +329,6 @@ def is_event(line: bytes) -> bool:
     """Whether a line, without its newline, is an event."""
     try:
         decode_line(line)
-    except BAD_LINE:
+    except DECODE_ERRORS:
         return False
     return True

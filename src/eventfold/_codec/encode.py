@@ -3,13 +3,14 @@
 
 The format is that of the Rust crate eventfold 0.2.0, which ignores `tags`, `version` and `batch`.
 
-Promise: `encode_line` returns only lines that read back as the same event, here and in the Rust crate, and says what it
-refuses and where that is.
+Promise: `encode_line` returns only lines that read back as the same event, here and in the Rust crate. For any other
+event, the error says what is wrong, and where.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from math import isfinite
 from typing import Any
 
@@ -19,7 +20,7 @@ from .._errors import InvalidEventError
 from .._event import Event
 from .stored import StoredEvent
 
-# serde_json refuses the 128th level, and the event itself is the first.
+# serde_json refuses a 128th level of nesting, and the event itself is the first level.
 MAX_DEPTH = 127
 MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 
@@ -30,15 +31,15 @@ _encode = msgspec.json.Encoder().encode
 def encode_line(event: Event, max_size: int, batch: tuple[int, int] | None = None) -> bytes:
     """The event's line with its newline, at most `max_size` bytes.
 
-    Raises `InvalidEventError` for an event that does not read back the same here and in the Rust crate.
+    Raises `InvalidEventError` for an event that would not read back the same, here or in the Rust crate.
     """
     fault = None if _is_plain(event) else _event_fault(event)
     if fault is None:
         try:
-            # Both have the keys in the order of the line.
+            # The fields of both classes have the order of the keys on the line.
             line = _encode(event if batch is None and type(event) is Event else _stored(event, batch))
         except UnicodeEncodeError:
-            fault = _event_fault(event, text=True) or "it holds a lone surrogate"
+            fault = _event_fault(event, text=True) or "it contains a lone surrogate"
         except (TypeError, ValueError, RecursionError) as error:
             fault = str(error)
         else:
@@ -50,11 +51,33 @@ def encode_line(event: Event, max_size: int, batch: tuple[int, int] | None = Non
 
 
 def encode_batch(events: Iterable[Event], max_size: int) -> list[bytes]:
-    """The lines of a batch: events that are in the log completely or not at all. Raises `InvalidEventError`."""
+    """The lines of the events of a batch, all of which are in the log or none. Raises `InvalidEventError`."""
     events = list(events)
-    if len(events) == 1:
+    count = len(events)
+    if count == 1:
         return [encode_line(events[0], max_size)]
-    return [encode_line(event, max_size, (i, len(events))) for i, event in enumerate(events, 1)]
+    lines = []
+    for i, (event, end) in enumerate(zip(events, _batch_ends(count), strict=True), 1):
+        try:
+            # What encoding a `StoredEvent` gives, without making one: `batch` is its last key.
+            line = _encode(event)[:-1] + end if _is_plain(event) else b""
+        except UnicodeEncodeError:
+            line = b""
+        lines.append(line if 0 < len(line) <= max_size else encode_line(event, max_size, (i, count)))
+    return lines
+
+
+def _batch_ends(count: int) -> Sequence[bytes]:
+    """How the lines of a batch end."""
+    return _usual_batch_ends(count) if count <= 1000 else _new_batch_ends(count)
+
+
+def _new_batch_ends(count: int) -> Sequence[bytes]:
+    return [b',"batch":[%d,%d]}\n' % (i, count) for i in range(1, count + 1)]
+
+
+# A program mostly appends batches of the same few sizes.
+_usual_batch_ends = lru_cache(maxsize=16)(_new_batch_ends)
 
 
 def _stored(event: Event, batch: tuple[int, int] | None) -> StoredEvent:
@@ -72,7 +95,7 @@ def _stored(event: Event, batch: tuple[int, int] | None) -> StoredEvent:
 
 
 def _is_plain(event: Event) -> bool:
-    """A fast check for the usual kind of event, in which only text can be invalid."""
+    """A fast check for the usual kind of event, which can only be invalid because of a lone surrogate in a string."""
     if (
         type(event) is not Event
         or type(event.type) is not str
@@ -108,7 +131,10 @@ def _are_plain(tags: Any) -> bool:
 
 
 def _event_fault(event: Event, text: bool = False) -> str | None:
-    """What is wrong with an event and where; with `text`, also lone surrogates, which the encoder finds faster."""
+    """What is wrong with an event, and where.
+
+    With `text`, strings are searched for lone surrogates too, which is only necessary if the encoder has failed.
+    """
     if not isinstance(event, Event):
         return f"{type(event).__name__} is not an Event"
     if not isinstance(event.type, str) or not event.type:
@@ -154,10 +180,9 @@ def _has_surrogate(text: str) -> bool:
 
 
 def _fault(value: Any, depth: int, text: bool) -> tuple[str, str] | None:
-    """Where a value contains something that can't be written as JSON, and why; None if it can be written.
+    """The path of a part of a value that can't be written as JSON, and the reason; None if all can be written.
 
-    `depth` is the level in the line that the value would have as a container. A cycle is found as nesting that is too
-    deep.
+    `depth` is the level of nesting of the value in the line. A cycle is reported as nesting that is too deep.
     """
     if not isinstance(value, _CONTAINERS):
         return _scalar_fault(value, text)

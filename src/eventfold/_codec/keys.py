@@ -1,6 +1,7 @@
-"""What finds an event without decoding the rest of its line: its type, its tags and its id.
+"""How events are found without decoding their data: by type, by tags and by id.
 
-In an index, a tag or an id is a signed number of 64 bits: its xxh64, with seed 0 for tags and seed 1 for ids.
+An index stores a tag or an id as a key, which is a signed 64-bit number: the xxh64 with seed 0 of a tag, with seed 1 of
+an id.
 """
 
 from __future__ import annotations
@@ -14,64 +15,66 @@ import xxhash
 from .lines import Lines
 
 
-class Keys(msgspec.Struct, gc=False):
-    """The parts of a line that queries and unique ids need."""
+class Header(msgspec.Struct, gc=False):
+    """The fields of an event that queries and unique ids need."""
 
     type: str
     tags: tuple[str, ...] = ()
     id: str | None = None
 
 
-_decoder = msgspec.json.Decoder(Keys)
-_NO_EVENT = Keys("")
+_decoder = msgspec.json.Decoder(Header)
+_EMPTY = Header("")
 
 
-def keys_of(lines: Lines) -> list[tuple[int, Keys]]:
-    """The offset and the keys of each line. A line that is not an event has none: reading it will report that."""
+def headers_of(lines: Lines) -> list[tuple[int, Header]]:
+    """The offset and the header of each line. The header of a line that is not an event is empty: no error is raised,
+    since reading that line will raise one.
+    """
     texts = lines.data.split(b"\n")
-    texts.pop()  # what follows the last newline: nothing
-    keys = _decode(lines.data, texts)
+    texts.pop()  # the empty string after the last newline
+    headers = _decode(lines.data, texts)
     starts: Iterable[int] = accumulate(
-        [len(text) + 1 for text in texts[:-1]], initial=0 if lines.marks else lines.start_offset
+        [len(text) + 1 for text in texts[:-1]], initial=0 if lines.offset_map else lines.start_offset
     )
-    if lines.marks:
+    if lines.offset_map:
         starts = map(lines.offset_at, starts)
-    return list(zip(starts, keys, strict=False))
+    return list(zip(starts, headers, strict=False))
 
 
 def pairs_of(lines: Lines) -> list[tuple[int, int]]:
-    """The number of each tag and each id in the lines, with the offset of its event."""
+    """The key of each tag and each id in the lines, with the offset of its event."""
     pairs = []
-    for offset, keys in keys_of(lines):
-        pairs += [(key_of_tag(tag), offset) for tag in keys.tags]
-        if keys.id is not None:
-            pairs.append((key_of_id(keys.id), offset))
+    for offset, header in headers_of(lines):
+        pairs += [(key_of_tag(tag), offset) for tag in header.tags]
+        if header.id is not None:
+            pairs.append((key_of_id(header.id), offset))
     return pairs
 
 
 def key_of_tag(tag: str) -> int:
-    """The key under which events with a tag are found."""
+    """The key of a tag in an index."""
     key = xxhash.xxh64_intdigest(tag.encode("utf-8", "surrogatepass"), 0)
     return key if key < 2**63 else key - 2**64
 
 
 def key_of_id(id: str) -> int:
-    """The key under which events with an id are found."""
+    """The key of an event's id in an index."""
     key = xxhash.xxh64_intdigest(id.encode("utf-8", "surrogatepass"), 1)
     return key if key < 2**63 else key - 2**64
 
 
-def _decode(data: bytes, texts: Sequence[bytes]) -> list[Keys]:
+def _decode(data: bytes, texts: Sequence[bytes]) -> list[Header]:
     try:
-        found = _decoder.decode_lines(data)
+        headers = _decoder.decode_lines(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        found = []
-    # Otherwise there is a blank line, or one that is not an event.
-    return found if len(found) == len(texts) else [_decode_one(text) for text in texts]
+        headers = []
+    # If the numbers differ, a line is blank or not an event.
+    return headers if len(headers) == len(texts) else [_decode_one(text) for text in texts]
 
 
-def _decode_one(text: bytes) -> Keys:
+def _decode_one(text: bytes) -> Header:
     try:
         return _decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return _NO_EVENT
+        return _EMPTY

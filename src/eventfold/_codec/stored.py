@@ -10,12 +10,12 @@ from .._event import Event
 
 
 class StoredEvent(Event, frozen=True, eq=False, kw_only=True, omit_defaults=True, gc=False):
-    """An event as stored on its line: without default values, and possibly line `i` (from 1) of a batch of `n`.
+    """An event as stored on its line, without default values; `batch` is `(i, n)` for line `i` (from 1) of `n`.
 
-    All fields are repeated here because their order is that of the keys on the line.
+    All fields are repeated here because the order of the fields is the order of the keys on the line.
     """
 
-    type: str  # the Rust crate writes an empty one too
+    type: str  # the Rust crate also writes an empty one
     data: Any
     ts: Annotated[int, msgspec.Meta(ge=0)]
     id: str | None = None
@@ -24,7 +24,7 @@ class StoredEvent(Event, frozen=True, eq=False, kw_only=True, omit_defaults=True
     tags: tuple[str, ...] = ()
     version: int = 1
     batch: tuple[int, int] | None = None
-    matters = True  # as opposed to the placeholders of events that a selection leaves out
+    relevant = True  # not a field: see `_Skipped.relevant`
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _event, (self.type, self.data, self.ts, self.id, self.actor, self.meta, self.tags, self.version)
@@ -40,7 +40,7 @@ def _event(
     tags: tuple[str, ...],
     version: int,
 ) -> Event:
-    """Creates a pickled or deeply copied event, for which a position in a batch has no meaning."""
+    """Creates a pickled or deeply copied event without its position in a batch, which has a meaning only in the log."""
     if version != 1:
         return StoredEvent(type=type, data=data, ts=ts, id=id, actor=actor, meta=meta, tags=tags, version=version)
     return Event(type, data, ts=ts, id=id, actor=actor, meta=meta, tags=tags)

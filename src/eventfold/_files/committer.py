@@ -16,17 +16,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import TypeVar
 
-from .._aio import uninterrupted
 from .._codec.lines import Lines
 from .._engine import Commit, LockMode, SyncMode
 from .._errors import LogClosedError, WriterFailedError, copy_error
 from .._event import Head
-from .._judge import Append, judge, lines_needed_from
+from .._judge import Append, accept_all, any_required, judge, lines_needed_from
 from .._threads import Thread, in_thread
 from . import operations, recovery, rotation
 from .paths import Layout
 from .source import FileSource
-from .watcher import directory
+from .watcher import directory_at
 
 T = TypeVar("T")
 
@@ -50,6 +49,7 @@ class FileCommitter:
         self._thread = thread
         self._layout = source.layout
         self._sync_mode = sync
+        self._syncs_later = sync is SyncMode.EVERY_SECOND
         self._max_log_size = max_log_size
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
@@ -86,7 +86,7 @@ class FileCommitter:
         return committer
 
     def _open(self, lock: bool) -> None:
-        self.source.directory = directory(self._layout.dir)
+        self.source.directory = directory_at(self._layout.dir)
         self.active, old_files = recovery.open_log(self._layout, lock)
         self._opened = True
         self._old_files.extend((fd, monotonic() + KEEP_LOCKED) for fd in old_files)
@@ -101,7 +101,7 @@ class FileCommitter:
         """Calls a function in the thread. Await the result; even if that is cancelled, the call has ended then."""
         if self._closed:
             raise LogClosedError(f"the log in {self._layout.dir} is closed")
-        return uninterrupted(self._thread.call_when_awaited(function, *args))
+        return self._thread.call_when_awaited(function, *args)
 
     @property
     def head(self) -> Head:
@@ -111,12 +111,15 @@ class FileCommitter:
     async def commit(self, appends: Sequence[Append]) -> Commit:
         """See `Committer.commit`."""
         before = self.active.head
-        needed = lines_needed_from(appends)
-        recent = () if needed is None or needed >= before.offset else await self._call(self.active.lines, needed)
-        judgement = judge(appends, before, recent)
+        if any_required(appends):
+            needed = lines_needed_from(appends)
+            recent = () if needed is None or needed >= before.offset else await self._call(self.active.lines, needed)
+            judgement = judge(appends, before, recent)
+        else:
+            judgement = accept_all(appends, before)
         if judgement.data:
             await self._call(self._commit, judgement.data, judgement.head)
-            if self._sync_mode is SyncMode.EVERY_SECOND and self._sync_timer is None:
+            if self._syncs_later and self._sync_timer is None:
                 self._sync_timer = self._loop.call_later(SYNC_INTERVAL, self._sync_soon)
         return Commit(judgement.outcomes, Lines(self._layout.log_path, before.offset, judgement.data), judgement.head)
 
@@ -141,16 +144,22 @@ class FileCommitter:
             self._failure = WriterFailedError(f"{self._layout.log_path}: the writer failed: {error!r}")
             raise copy_error(self._failure) from error
 
-    def _unless_failed_in_background(self, function: Callable[[], object]) -> None:
-        """The same for a call for which nobody waits: the next commit raises what failed, or else closing does."""
-        if self._failure is not None:
-            return
+    def _unless_failed_unnoticed(self, function: Callable[..., T], *args: object) -> T:
+        """The same if the program does not get what is raised: the next append raises it, or else closing does."""
+        unreported = self._unreported or (self._unsynced and self._failure is None)
         try:
-            self._unless_failed(function)
-        except OSError:
-            pass  # the next commit says it
+            return self._unless_failed(function, *args)
         except WriterFailedError:
-            self._unreported = self._unsynced
+            self._unreported = unreported
+            raise
+
+    def _unless_failed_in_background(self, function: Callable[[], object]) -> None:
+        """The same for a call for which nobody waits."""
+        if self._failure is None:
+            try:
+                self._unless_failed_unnoticed(function)
+            except (OSError, WriterFailedError):
+                pass  # the next commit says it
 
     def _sync_soon(self) -> None:
         self._sync_timer = None
@@ -170,23 +179,24 @@ class FileCommitter:
 
     async def rotate(self, *, if_due: bool = False) -> None:
         """See `RotatingCommitter.rotate`. If cancelled, it ends after the current step."""
+        unless_failed = self._unless_failed_unnoticed if if_due else self._unless_failed
         async with self._rotating:
             try:
                 await in_thread(self._recover)
                 if self._rotation is not None:
-                    await self._finish_rotation()
+                    await self._finish_rotation(unless_failed)
                 if self.active.head.offset > self.active.base:
-                    await self._call(self._unless_failed, self._begin_rotation)
-                    await self._finish_rotation()
+                    await self._call(unless_failed, self._begin_rotation)
+                    await self._finish_rotation(unless_failed)
             finally:
                 await self._call(self._leave_rotation)
 
-    async def _finish_rotation(self) -> None:
+    async def _finish_rotation(self, unless_failed: Callable[[Callable[[], None]], None]) -> None:
         assert self._rotation is not None
         await in_thread(self._rotation.archive, self.active)
         await in_thread(self._rotation.catch_up, self.active)
         # In the thread that commits, so that no commit comes in between.
-        await self._call(self._unless_failed, self._switch)
+        await self._call(unless_failed, self._switch)
         self._close_old_files_later()
 
     def _recover(self) -> None:
@@ -236,7 +246,7 @@ class FileCommitter:
                 self._thread.call(_discard_leftovers, self._layout)
             closing = self._thread.call(self._close)
             self._closed = True
-            await uninterrupted(closing)
+            await closing
 
     def _close(self) -> None:
         try:

@@ -11,7 +11,7 @@ from .committer import FileCommitter
 from .source import FileSource
 
 if TYPE_CHECKING:
-    from .shared import SharedCommitter
+    from .shared_committer import SharedCommitter
 
 
 class Files:
@@ -50,7 +50,7 @@ class Files:
         lock = self._lock if lock is None else lock
         committer: type[FileCommitter | SharedCommitter] = FileCommitter
         if lock is LockMode.SHARED:
-            from .shared import SharedCommitter
+            from .shared_committer import SharedCommitter  # only on demand: most programs don't need it
 
             committer = SharedCommitter
         return await committer.open(

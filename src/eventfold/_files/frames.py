@@ -1,14 +1,14 @@
-"""Frames and records: zstd frames of whole lines, and after each a commit record that says what it holds.
+"""The format of the archive: zstd frames of whole lines, each followed by a commit record that describes it.
 
 A commit record is a skippable frame (RFC 8878, section 3.1.2) of 80 bytes, little-endian: magic 0x184D2A5B and the
-length of the rest (u32 each); `EVTFOLD` and a NUL; version and a zero (u32 each); then, u64 each, the first offset, the
-end offset, the number of events, the hash of the last line, the number of compressed bytes that it describes (those
-right before it), the xxh64 of the lines, and the xxh64 of everything before it in the record.
+length of the rest (u32 each); `EVTFOLD` and a NUL; version and a zero (u32 each); then, as u64, the first offset, the
+end offset, the number of events, the hash of the last line, the size in bytes of the compressed data that it describes,
+which is right before it, the xxh64 of the lines, and the xxh64 of everything before it in the record.
 
 Frames that the Rust crate wrote have no record until one of our writers appends one for all of them.
 
-Promises: at most a few frames are in memory, whatever the archive's size; what a crash may leave of the last write is
-distinguished from damage, which raises a `CorruptLogError` after everything before it has been yielded.
+Promises: at most a few frames are in memory, whatever the size of the archive; damage raises a `CorruptLogError`, after
+everything before it has been yielded, but an unfinished last write, as a crash may leave it, does not.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# In bytes of lines. Larger frames compress no better, and reading one event from the archive decompresses one frame.
+# In bytes of lines. Larger frames compress no better, and to read one event, a whole frame must be decompressed.
 FRAME_SIZE = 1024 * 1024
 _READ_SIZE = 256 * 1024
-# By how many bytes a frame may be longer than its content: far more than any of ours is.
+# By how many bytes a frame may be larger than its content: far more than any of our frames is.
 _OVERHEAD = 64 * 1024
+# How many bytes a search for whole frames may decompress, and how many each candidate counts for at least.
 _SEARCH_SIZE = 256 * 2**20
-_CANDIDATE_SIZE = 4096  # the minimum cost of checking a candidate, in the same unit
+_CANDIDATE_SIZE = 4096
 _VERSION = 1
 _BODY = struct.Struct("<II8sIIQQQQQQ")
 _HASH = struct.Struct("<Q")
@@ -74,7 +75,7 @@ class UnfinishedError(Exception):
 
 
 class DamagedError(Exception):
-    """These bytes are not a frame, or not the frame that they should be."""
+    """The bytes are not a frame, or not the frame that the record describes."""
 
 
 def pack_record(span: Span) -> bytes:
@@ -86,7 +87,7 @@ def pack_record(span: Span) -> bytes:
 
 
 def record_before(fd: int, position: int) -> Span | None:
-    """The span whose record ends at this position of the file; None if no record does."""
+    """The span whose record ends at this position of the file; None if no valid record does."""
     if position < RECORD_SIZE:
         return None
     data = os.pread(fd, RECORD_SIZE, position - RECORD_SIZE)
@@ -101,51 +102,53 @@ def record_before(fd: int, position: int) -> Span | None:
     return Span(start, size, first, end, events, last_hash, lines_hash)
 
 
-def _claims_record(fd: int, position: int) -> bool:
+def _has_record_header_before(fd: int, position: int) -> bool:
     return (
         position >= RECORD_SIZE and os.pread(fd, _SKIPPABLE.size, position - RECORD_SIZE) == _PREFIX[: _SKIPPABLE.size]
     )
 
 
 def decompressed(fd: int, position: int, end: int) -> Iterator[tuple[bytes, int]]:
-    """The content of the frames from `position` to `end`: `(chunk, 0)` repeatedly, and `(b"", position after)` per
-    frame.
+    """Yields the content of the frames from `position` to `end`, as `(chunk, 0)`.
+
+    After each frame, skippable ones included, yields `(b"", position)`, where `position` is the end of the frame.
     """
     while position < end:
-        head = os.pread(fd, min(_SKIPPABLE.size, end - position), position)
-        if len(head) < _SKIPPABLE.size:
+        header = os.pread(fd, min(_SKIPPABLE.size, end - position), position)
+        if len(header) < _SKIPPABLE.size:
             raise UnfinishedError
-        magic, length = _SKIPPABLE.unpack(head)
+        magic, length = _SKIPPABLE.unpack(header)
         if magic & 0xFFFFFFF0 == 0x184D2A50:
             position += _SKIPPABLE.size + length
             if position > end:
                 raise UnfinishedError
-        elif head[:4] == ZSTD_MAGIC:
+        elif header[:4] == ZSTD_MAGIC:
             decompressor = zstd.ZstdDecompressor()
-            fed = position
+            read_position = position
             while not decompressor.eof:
                 data = b""
                 if decompressor.needs_input:
-                    data = os.pread(fd, min(_READ_SIZE, end - fed), fed)
+                    data = os.pread(fd, min(_READ_SIZE, end - read_position), read_position)
                     if not data:
                         raise UnfinishedError
-                    fed += len(data)
+                    read_position += len(data)
                 try:
                     chunk = decompressor.decompress(data, max_length=_READ_SIZE)
                 except zstd.ZstdError as error:
                     raise DamagedError(str(error)) from error
                 if chunk:
                     yield chunk, 0
-            position = fed - len(decompressor.unused_data)
+            position = read_position - len(decompressor.unused_data)
         else:
             raise DamagedError("no zstd frame begins here")
         yield b"", position
 
 
-def frame(fd: int, span: Span) -> bytes | None:
-    """The content of a span that is one frame, in as few calls as possible; None if it is anything else.
+def read_frame(fd: int, span: Span) -> bytes | None:
+    """The content of a span that is a single frame; None for any other span.
 
-    Each call ends with waiting for the interpreter's lock, which a thread that decodes keeps for milliseconds.
+    Makes as few calls as possible, since each of them releases the interpreter's lock, and then waits for it while
+    another thread decodes lines, which can take milliseconds.
     """
     size = span.end_offset - span.first_offset
     if span.size > size + _OVERHEAD:
@@ -153,7 +156,7 @@ def frame(fd: int, span: Span) -> bytes | None:
     data = os.pread(fd, span.size, span.position)
     decompressor = zstd.ZstdDecompressor()
     try:
-        # With room for one byte more than there should be, it comes to the frame's end.
+        # The decompressor reaches the end of the frame only with room for one more byte.
         content = decompressor.decompress(data, max_length=size + 1)
     except zstd.ZstdError:
         return None
@@ -161,7 +164,7 @@ def frame(fd: int, span: Span) -> bytes | None:
 
 
 class Tally:
-    """Counts and hashes the lines of a span as they pass."""
+    """Counts and hashes the lines of a span, chunk by chunk."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -169,7 +172,7 @@ class Tally:
         self._all = xxhash.xxh64()
         self._line = xxhash.xxh64()
         self.last_hash = 0
-        self.whole = True
+        self.ends_with_newline = True
 
     def add(self, chunk: bytes) -> None:
         if not chunk:
@@ -177,16 +180,16 @@ class Tally:
         self.size += len(chunk)
         self._all.update(chunk)
         self.events += chunk.count(b"\n")
-        at = chunk.rfind(b"\n")
-        if at >= 0:
-            before = chunk.rfind(b"\n", 0, at)
-            if before >= 0:
+        newline = chunk.rfind(b"\n")
+        if newline >= 0:
+            previous_newline = chunk.rfind(b"\n", 0, newline)
+            if previous_newline >= 0:
                 self._line = xxhash.xxh64()
-            self._line.update(chunk[before + 1 : at])
+            self._line.update(chunk[previous_newline + 1 : newline])
             self.last_hash = self._line.intdigest()
             self._line = xxhash.xxh64()
-        self._line.update(chunk[at + 1 :])
-        self.whole = chunk.endswith(b"\n")
+        self._line.update(chunk[newline + 1 :])
+        self.ends_with_newline = chunk.endswith(b"\n")
 
     def span(self, position: int, size: int, first_offset: int) -> Span:
         """The span of these lines."""
@@ -195,9 +198,9 @@ class Tally:
 
 
 def walk(path: Path, fd: int, start: int, offset: int, end: int) -> Iterator[Span]:
-    """The spans from position `start` to `end`, by decoding everything; ends before an unfinished tail.
+    """The spans from position `start` to `end`, found by decoding everything; ends before an unfinished frame.
 
-    `offset` is that of the first line in the whole log. Raises `CorruptLogError` at damage.
+    `offset` is the offset of the first line (bytes in the whole log). Raises `CorruptLogError` at damage.
     """
     tally = Tally()
     unrecorded = None
@@ -205,13 +208,13 @@ def walk(path: Path, fd: int, start: int, offset: int, end: int) -> Iterator[Spa
         for chunk, after in decompressed(fd, start, end):
             if not after:
                 tally.add(chunk)
-            elif _claims_record(fd, after):
+            elif _has_record_header_before(fd, after):
                 span = tally.span(start, after - RECORD_SIZE - start, offset)
                 if record_before(fd, after) != span:
                     raise DamagedError("the commit record here is not that of the lines before it")
                 yield span
                 start, offset, tally, unrecorded = after, span.end_offset, Tally(), None
-            elif tally.whole:
+            elif tally.ends_with_newline:
                 unrecorded = tally.span(start, after - start, offset)
             else:
                 raise DamagedError("the frame ends inside a line")
@@ -227,29 +230,29 @@ def walk(path: Path, fd: int, start: int, offset: int, end: int) -> Iterator[Spa
 
 
 def _continues_after(fd: int, position: int, end: int) -> bool:
-    """Whether a whole frame or record follows what looks like an unfinished one, which is damaged in that case.
+    """Whether a whole frame or record follows what looks like an unfinished one, which is then a damaged one.
 
-    Planted bytes could make checking each of many candidates take long, so all of them together may expand to at most
-    `_SEARCH_SIZE` bytes. If that is not enough, it counts as damage too, since damage is reported and never cut off.
+    An attacker could plant bytes that make the search slow, so it decompresses at most `_SEARCH_SIZE` bytes. If it
+    finds nothing in them, the answer is true as well: damage is reported, while an unfinished frame is cut off.
     """
-    left = _SEARCH_SIZE
+    remaining = _SEARCH_SIZE
     for start in range(position + 1, end, _READ_SIZE):
         data = os.pread(fd, min(_READ_SIZE + len(_PREFIX) - 1, end - start), start)
         for magic in (_PREFIX, ZSTD_MAGIC):
-            at = data.find(magic)
-            while at >= 0:
-                whole, size = _is_whole(fd, start + at, end, left)
-                left -= max(size, _CANDIDATE_SIZE)
-                if whole or left <= 0:
+            index = data.find(magic)
+            while index >= 0:
+                is_whole, size = _is_whole(fd, start + index, end, remaining)
+                remaining -= max(size, _CANDIDATE_SIZE)
+                if is_whole or remaining <= 0:
                     return True
-                at = data.find(magic, at + 1)
+                index = data.find(magic, index + 1)
     return False
 
 
 def _is_whole(fd: int, position: int, end: int, limit: int) -> tuple[bool, int]:
-    """Whether a frame of whole lines, or a record, begins here, and to how many bytes it expanded.
+    """Whether a frame of whole lines, or a record, begins here, and how many bytes were decompressed.
 
-    It reads at most `limit` bytes.
+    Decompresses little more than `limit` bytes.
     """
     last, size = b"", 0
     try:
@@ -266,19 +269,19 @@ def _is_whole(fd: int, position: int, end: int, limit: int) -> tuple[bool, int]:
 
 
 def _is_torn_record(fd: int, span: Span, end: int) -> bool:
-    """Whether all that follows a span is its record, truncated or with NULs where a page was not written."""
-    at = span.position + span.size
-    if end - at > RECORD_SIZE:
+    """Whether only the span's record follows, truncated or with NULs in place of a page that was not written."""
+    position = span.position + span.size
+    if end - position > RECORD_SIZE:
         return False
-    written = os.pread(fd, end - at, at)
+    written = os.pread(fd, end - position, position)
     return all(byte in (0, whole) for byte, whole in zip(written, pack_record(span), strict=False))
 
 
 def spans_after(path: Path, fd: int, position: int, offset: int) -> Iterator[Span]:
-    """The recorded spans after a position of the file, where a line of that offset begins.
+    """The spans with records after a position of the file, at which the line at `offset` begins.
 
-    Ends before what a crash left of the last write: truncated, or with pages that never reached the disk. Other damage
-    raises `CorruptLogError`.
+    Ends before an unfinished last write, truncated or with pages that never reached the disk, as a crash may leave it.
+    Other damage raises `CorruptLogError`.
     """
     size = os.fstat(fd).st_size
     try:
@@ -293,7 +296,7 @@ def spans_after(path: Path, fd: int, position: int, offset: int) -> Iterator[Spa
 
 
 def write_record(fd: int, span: Span) -> int:
-    """Appends the record of a span that has none, durably; returns the position after it."""
+    """Appends the record of a span that has none, durably; returns the position after the record."""
     operations.write(fd, pack_record(span), span.position + span.size)
     operations.sync(fd)
     return span.after
@@ -302,21 +305,21 @@ def write_record(fd: int, span: Span) -> int:
 def write_frames(fd: int, position: int, offset: int, chunks: Iterable[bytes]) -> int:
     """Appends chunks of whole lines as frames with records, each on disk before the next; returns the end position.
 
-    `position` is in bytes of the file, `offset` that of the first line in the whole log.
+    `position` is in bytes of the file, and `offset` the offset of the first line in the whole log.
     """
     for chunk in chunks:
         tally = Tally()
         tally.add(chunk)
         frame = zstd.compress(chunk, options=_OPTIONS)
         span = tally.span(position, len(frame), offset)
-        # The last space is left for appends.
+        # Some free space must be left for appends.
         operations.check_space(fd, 2 * len(frame))
-        # One sync per frame: then a power cut can tear only the last one, and everything before it is whole.
+        # With one sync per frame, a power cut can damage only the last frame.
         try:
             operations.write(fd, frame + pack_record(span), position)
             operations.sync(fd)
         except BaseException:
-            # There must never be a record whose frame could not be synced.
+            # A record must never remain whose frame could not be synced.
             operations.truncate(fd, position)
             raise
         position, offset = span.after, span.end_offset

@@ -1,10 +1,10 @@
 """Linux: one thread and one inotify instance for all directories that this process watches.
 
-The thread blocks in the kernel until something happens, so it costs next to nothing meanwhile. It outlives the last
-directory by a few seconds, so that successive waits do not start one each.
+The thread blocks in the kernel until something happens, so it costs almost nothing meanwhile. It stays for a few
+seconds after the last directory was removed, so that successive waits do not each start a thread.
 
-Promise: no descriptor and no thread is left once `KEEP` seconds have passed without a directory; a forked child has its
-own instance.
+Promise: no descriptor and no thread is left once `IDLE_TIMEOUT` seconds have passed without a directory; a forked child
+has its own instance.
 """
 
 from __future__ import annotations
@@ -19,62 +19,62 @@ from typing import Any, Protocol
 
 from .._threads import start_thread
 
-# Seconds for which the thread stays when nothing waits any more.
-KEEP = 5.0
-# Seconds between two checks without a hint.
-TICK = 0.25
+# Seconds for which the thread stays while no directory is watched.
+IDLE_TIMEOUT = 5.0
+# Seconds between two calls of `DirectoryListener.on_tick`.
+TICK_INTERVAL = 0.25
 
 
-# An event: the watch's number, what happened, a cookie, and the length of the name that follows.
+# An event: the watch descriptor, what happened, a cookie, and the length of the name that follows.
 _EVENT = struct.Struct("iIII")
 # IN_Q_OVERFLOW; and IN_DELETE_SELF, IN_MOVE_SELF or IN_IGNORED, after which the directory is no longer watched.
-_OVERFLOW, _GONE = 0x4000, 0x0400 | 0x0800 | 0x8000
+_OVERFLOW, _UNWATCHED = 0x4000, 0x0400 | 0x0800 | 0x8000
 _READ_SIZE = 64 * 1024
 
 
-class Watched(Protocol):
-    """Is notified when something may have happened in a directory. All methods are called in the hub's thread."""
+class DirectoryListener(Protocol):
+    """Is called when something may have happened in a directory, always in the hub's thread."""
 
     dir: Path
     names: tuple[bytes, ...]
     """The files in the directory that matter."""
 
-    def look(self) -> None:
-        """Called on a hint, and when the directory is newly watched."""
+    def on_hint(self) -> None:
+        """One of the files may have changed. Also called when watching the directory begins."""
 
-    def tick(self) -> bool:
-        """Called every `TICK` seconds; returns whether it was time for a check without a hint."""
+    def on_tick(self) -> bool:
+        """`TICK_INTERVAL` seconds have passed; returns whether it has checked the files."""
 
-    def unwatchable(self, error: Exception) -> None:
-        """No hints will come from this directory for now, but ticks do."""
+    def on_unwatchable(self, error: Exception) -> None:
+        """No hints will come from this directory for now, but ticks will."""
 
-    def watch_alone(self, error: Exception) -> None:
-        """inotify is not available: no method will be called any more."""
+    def on_unavailable(self, error: Exception) -> None:
+        """inotify is not available, so the hub will not call the listener again."""
 
 
 class Hub:
-    """Passes the kernel's hints on to those who watch directories."""
+    """Passes the kernel's hints on to the listeners of the directories."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running = False
         self._wake_fd = -1
         self._inotify: Any = None
-        self._changes: list[tuple[bool, Watched]] = []
+        self._requests: list[tuple[bool, DirectoryListener]] = []  # whether to add or to remove a listener
 
-    def add(self, watched: Watched) -> None:
+    def add(self, listener: DirectoryListener) -> None:
         """Starts watching a directory, which need not exist. Raises `OSError` if that fails."""
         with self._lock:
             if not self._running:
                 self._start()
-            self._changes.append((True, watched))
+            self._requests.append((True, listener))
             os.eventfd_write(self._wake_fd, 1)
 
-    def remove(self, watched: Watched) -> None:
+    def remove(self, listener: DirectoryListener) -> None:
         """Stops watching, within a few milliseconds."""
         with self._lock:
             if self._running:
-                self._changes.append((False, watched))
+                self._requests.append((False, listener))
                 os.eventfd_write(self._wake_fd, 1)
 
     def _start(self) -> None:
@@ -86,148 +86,152 @@ class Hub:
             self._end()
             raise
 
-    def _end(self) -> list[tuple[bool, Watched]]:
-        """Closes the wake-up descriptor; returns what was still to be done. Call it with the lock held."""
-        changes, self._changes = self._changes, []
+    def _end(self) -> list[tuple[bool, DirectoryListener]]:
+        """Closes the wake-up descriptor; returns the pending requests. Call it with the lock held."""
+        requests, self._requests = self._requests, []
         self._running = False
         os.close(self._wake_fd)
-        return changes
+        return requests
 
-    def _take(self, *, end: bool) -> list[tuple[bool, Watched]] | None:
-        """The pending requests; with `end` and no request, ends the hub and returns None."""
+    def _take_requests(self, *, end_if_none: bool) -> list[tuple[bool, DirectoryListener]] | None:
+        """The pending requests; with `end_if_none` and no request, ends the hub and returns None."""
         with self._lock:
-            if end and not self._changes:
+            if end_if_none and not self._requests:
                 self._end()
                 return None
-            changes, self._changes = self._changes, []
-            return changes
+            requests, self._requests = self._requests, []
+            return requests
 
     def _run(self) -> None:
-        directories: dict[Watched, _Watch] = {}
         try:
             from inotify_simple import INotify  # slow to import, and only available on Linux
 
             inotify = INotify()
         except (ImportError, OSError) as error:
             with self._lock:
-                changes = self._end()
-            removed = {watched for add, watched in changes if not add}
-            for add, watched in changes:
-                if add and watched not in removed:
-                    watched.watch_alone(error)
+                requests = self._end()
+            removed = {listener for add, listener in requests if not add}
+            for add, listener in requests:
+                if add and listener not in removed:
+                    listener.on_unavailable(error)
             return
         self._inotify = inotify
         with inotify:
-            self._dispatch(inotify, directories)
+            self._dispatch(inotify)
 
-    def _dispatch(self, inotify: Any, directories: dict[Watched, _Watch]) -> None:
+    def _dispatch(self, inotify: Any) -> None:
         poller = select.poll()
         poller.register(inotify.fileno(), select.POLLIN)
         poller.register(self._wake_fd, select.POLLIN)
-        by_number: dict[int, Watched] = {}
+        watches: dict[DirectoryListener, _Watch] = {}
+        by_descriptor: dict[int, DirectoryListener] = {}
         next_tick = idle_since = monotonic()
         while True:
-            if directories:
+            if watches:
                 idle_since = monotonic()
-                patience = next_tick - idle_since
+                timeout = next_tick - idle_since
             else:
-                patience = idle_since + KEEP - monotonic()
-            ready = {fd for fd, _ in poller.poll(max(0, patience) * 1000)}
-            changes: list[tuple[bool, Watched]] | None = []
+                timeout = idle_since + IDLE_TIMEOUT - monotonic()
+            ready = {fd for fd, _ in poller.poll(max(0, timeout) * 1000)}
+            requests: list[tuple[bool, DirectoryListener]] | None = []
             if self._wake_fd in ready:
                 os.eventfd_read(self._wake_fd)
-                changes = self._take(end=False)
-            elif not directories and monotonic() >= idle_since + KEEP:
-                changes = self._take(end=True)
-            if changes is None:
+                requests = self._take_requests(end_if_none=False)
+            elif not watches and monotonic() >= idle_since + IDLE_TIMEOUT:
+                requests = self._take_requests(end_if_none=True)
+            if requests is None:
                 return
-            for add, watched in changes:
+            for add, listener in requests:
                 if add:
-                    directories[watched] = watch = _Watch(watched)
-                    watch.begin(inotify, by_number)
-                    watched.look()
-                elif (old := directories.pop(watched, None)) is not None:
-                    old.end(inotify, by_number)
+                    watches[listener] = watch = _Watch(listener)
+                    watch.begin(inotify, by_descriptor)
+                    listener.on_hint()
+                elif (removed := watches.pop(listener, None)) is not None:
+                    removed.end(inotify, by_descriptor)
             if inotify.fileno() in ready:
-                for watched in self._hinted(os.read(inotify.fileno(), _READ_SIZE), inotify, directories, by_number):
-                    watched.look()
+                for listener in self._hinted(os.read(inotify.fileno(), _READ_SIZE), inotify, watches, by_descriptor):
+                    listener.on_hint()
             if monotonic() >= next_tick:
-                for watched, watch in list(directories.items()):
-                    if watched.tick():
-                        watch.renew(inotify, by_number)
-                next_tick = monotonic() + TICK
+                for listener, watch in list(watches.items()):
+                    if listener.on_tick():
+                        watch.renew(inotify, by_descriptor)
+                next_tick = monotonic() + TICK_INTERVAL
 
     def _hinted(
-        self, data: bytes, inotify: Any, directories: dict[Watched, _Watch], by_number: dict[int, Watched]
-    ) -> set[Watched]:
-        """The directories whose files may have changed, by the events that the kernel returned."""
-        hinted: set[Watched] = set()
-        at = 0
-        # Read here and not by `inotify_simple`, which takes as long as the rest of a wake-up.
-        while at < len(data):
-            number, mask, _, size = _EVENT.unpack_from(data, at)
-            at += _EVENT.size
-            name = data[at : at + size].rstrip(b"\0")
-            at += size
+        self,
+        data: bytes,
+        inotify: Any,
+        watches: dict[DirectoryListener, _Watch],
+        by_descriptor: dict[int, DirectoryListener],
+    ) -> set[DirectoryListener]:
+        """The listeners whose files may have changed, according to the events that the kernel returned."""
+        hinted: set[DirectoryListener] = set()
+        position = 0
+        # Parsed here and not by `inotify_simple`, which takes as long as the rest of a wake-up.
+        while position < len(data):
+            descriptor, mask, _, size = _EVENT.unpack_from(data, position)
+            position += _EVENT.size
+            name = data[position : position + size].rstrip(b"\0")
+            position += size
             if mask & _OVERFLOW:
-                return set(directories)
-            watched = by_number.get(number)
-            if watched is None:
+                return set(watches)
+            listener = by_descriptor.get(descriptor)
+            if listener is None:
                 continue
-            if mask & _GONE:
-                directories[watched].renew(inotify, by_number)
-                hinted.add(watched)
-            elif name in watched.names:
-                hinted.add(watched)
+            if mask & _UNWATCHED:
+                watches[listener].renew(inotify, by_descriptor)
+                hinted.add(listener)
+            elif name in listener.names:
+                hinted.add(listener)
         return hinted
 
 
 class _Watch:
-    """The kernel's watch on one directory: the one that has the name now."""
+    """The kernel's watch on the directory that a listener's path names at present."""
 
-    def __init__(self, watched: Watched) -> None:
-        self._watched = watched
-        self._number: int | None = None
+    def __init__(self, listener: DirectoryListener) -> None:
+        self._listener = listener
+        self._descriptor: int | None = None
         self._identity: tuple[int, int] | None = None
 
-    def begin(self, inotify: Any, by_number: dict[int, Watched]) -> None:
+    def begin(self, inotify: Any, by_descriptor: dict[int, DirectoryListener]) -> None:
         from inotify_simple import flags
 
         mask = flags.MODIFY | flags.CREATE | flags.DELETE | flags.MOVED_TO | flags.MOVED_FROM
         try:
-            self._number = inotify.add_watch(
-                self._watched.dir, mask | flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR
+            self._descriptor = inotify.add_watch(
+                self._listener.dir, mask | flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR
             )
-            stat = os.stat(self._watched.dir)
+            stat = os.stat(self._listener.dir)
         except (FileNotFoundError, NotADirectoryError):
-            return  # it may come later
+            return  # it may be created later
         except OSError as error:
-            self._watched.unwatchable(error)
+            self._listener.on_unwatchable(error)
             return
         self._identity = stat.st_dev, stat.st_ino
-        by_number[self._number] = self._watched
+        by_descriptor[self._descriptor] = self._listener
 
-    def end(self, inotify: Any, by_number: dict[int, Watched]) -> None:
-        number, self._number, self._identity = self._number, None, None
-        if number is None or by_number.get(number) is not self._watched:
-            return  # another watch on the same directory has taken its place
-        del by_number[number]
+    def end(self, inotify: Any, by_descriptor: dict[int, DirectoryListener]) -> None:
+        descriptor, self._descriptor, self._identity = self._descriptor, None, None
+        if descriptor is None or by_descriptor.get(descriptor) is not self._listener:
+            return  # another watch on the same directory has replaced it
+        del by_descriptor[descriptor]
         try:
-            inotify.rm_watch(number)
+            inotify.rm_watch(descriptor)
         except OSError:
             pass  # the kernel has removed it with its directory
 
-    def renew(self, inotify: Any, by_number: dict[int, Watched]) -> None:
-        """Watches again if there was no directory before, or if another one has taken its place."""
+    def renew(self, inotify: Any, by_descriptor: dict[int, DirectoryListener]) -> None:
+        """Watches again if there was no directory before, or if the path names a different one now."""
         if self._identity is not None:
             try:
-                stat = os.stat(self._watched.dir)
+                stat = os.stat(self._listener.dir)
                 if self._identity == (stat.st_dev, stat.st_ino):
                     return
             except OSError:
                 pass
-        self.end(inotify, by_number)
-        self.begin(inotify, by_number)
+        self.end(inotify, by_descriptor)
+        self.begin(inotify, by_descriptor)
 
 
 hub = Hub()
@@ -235,7 +239,7 @@ hub = Hub()
 
 def _after_fork() -> None:
     global hub
-    # The child's copies of the descriptors: closing them does not affect the parent's watches.
+    # These are the child's copies of the descriptors: closing them does not affect the parent's watches.
     if hub._running:
         os.close(hub._wake_fd)
         if hub._inotify is not None:

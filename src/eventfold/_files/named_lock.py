@@ -1,7 +1,6 @@
-"""A lock for what only one process at a time may do: read under a consumer's name, replace a snapshot.
+"""A lock for what only one process at a time may do, such as reading under a consumer's name or replacing a snapshot.
 
-It is the flock of a separate file, or of the directory that contains the snapshots, but never of a file that is
-replaced.
+It is the flock of a separate file or of a directory, but never of a file that is replaced.
 
 Promise: the lock ends with its process, and with the object; a forked child does not keep it.
 """
@@ -16,7 +15,7 @@ from . import operations
 
 
 class NamedLock:
-    """A held exclusive flock. Get it from `take`."""
+    """A held exclusive flock. Get it from `acquire` or `acquire_directory`."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
@@ -24,14 +23,14 @@ class NamedLock:
         _held.add(self)
 
     @classmethod
-    def take(cls, path: Path) -> NamedLock | None:
-        """Locks a file; None if another holds the lock. Creates the file and its directory. Raises `OSError`."""
+    def acquire(cls, path: Path) -> NamedLock | None:
+        """Locks a file, which is created if necessary; None if the lock is taken. Raises `OSError`."""
         operations.make_dir(path.parent)
         return cls._open_and_lock(path, os.O_RDWR | os.O_CREAT)
 
     @classmethod
-    def take_directory(cls, path: Path) -> NamedLock | None:
-        """Locks a directory, which is created if necessary; None if another holds the lock. Raises `OSError`."""
+    def acquire_directory(cls, path: Path) -> NamedLock | None:
+        """Locks a directory, which is created if necessary; None if the lock is taken. Raises `OSError`."""
         operations.make_dir(path)
         return cls._open_and_lock(path, os.O_RDONLY | os.O_DIRECTORY)
 
@@ -54,7 +53,7 @@ class NamedLock:
         self.release()
 
     async def was_lost(self) -> bool:
-        """Never: nobody can take an flock away."""
+        """Always false: an flock can't be lost."""
         return False
 
     def release(self) -> None:

@@ -1,9 +1,9 @@
-"""The one place for file operations that change something.
+"""The file operations that change something, or make a change durable.
 
-Every operation that changes a file or makes a change durable is a function here, called as `operations.NAME`, so that a
-test can replace it to count the call, make it fail or suspend it. Reading uses `os` directly.
+All other modules call them as `operations.NAME`, so that a test can replace an operation to count its calls, make it
+fail or suspend it. Reading uses `os` directly.
 
-Promise: what `replace_file` writes is there completely or not at all, whatever happens meanwhile.
+Promise: a file has the new content that `replace_file` writes, or its previous content, even after a crash.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import os
 import re
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _WRITE_SIZE = 1024**3  # Linux writes no more than 2 GiB in one call
-# Earlier versions used the process id and a serial number instead, and nothing for the archive.
+# Earlier versions used the process id and a serial number instead of 16 hex digits, and neither for the archive.
 _TEMPORARY = re.compile(r"\..+\.(?:[0-9a-f]{16}|\d+\.\d+|zst)\.tmp")
-# Seconds without a write after which a temporary file is abandoned: its process was killed.
+# Seconds since the last write after which a temporary file counts as abandoned by a process that was killed.
 LEFTOVER_AGE = 3600.0
 
 
@@ -30,17 +32,17 @@ def open_file(path: Path, flags: int) -> int:
 
 
 def create_file(path: Path) -> int:
-    """A new descriptor of a file that must not exist yet, not even as a link."""
+    """A new descriptor of a new file. Raises `FileExistsError`, even if the path is a symbolic link to nothing."""
     return open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
 
 
 def open_regular(path: Path, flags: int) -> int:
-    """A new descriptor of a regular file; anything else raises `OSError`, and never blocks."""
+    """A new descriptor of a regular file; raises `OSError` for anything else. Never blocks."""
     return _regular(path, open_file(path, flags | os.O_NONBLOCK))
 
 
 def open_to_read(path: Path) -> int:
-    """The same, for reading only."""
+    """The same for reading only."""
     return _regular(path, os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
@@ -53,26 +55,16 @@ def _regular(path: Path, fd: int) -> int:
     raise OSError(number, text, os.fspath(path))
 
 
-def read_file(path: Path, most: int) -> bytes:
-    """The content of a regular file; `OSError` for more than `most` bytes."""
-    fd = open_to_read(path)
-    with os.fdopen(fd, "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"more than {most} bytes", os.fspath(path))
-    return data
-
-
 def temporary_path(path: Path) -> Path:
-    """A name beside `path` that nobody else uses or guesses, for the file that will replace it.
+    """A random path in the same directory, for a file that will be renamed to `path`.
 
-    Process ids and serial numbers would not do: both start over with each start of a container.
+    A process id with a serial number would not be unique: both start over with each start of a container.
     """
     return path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
 
 
 def write(fd: int, data: bytes, position: int) -> None:
-    """Writes all of `data` at `position` (bytes in the file), or raises `OSError`; then a part of it may be there."""
+    """Writes all of `data` at `position` (bytes in the file). If it raises `OSError`, a part may have been written."""
     for start in range(0, len(data), _WRITE_SIZE):
         chunk = data[start : start + _WRITE_SIZE] if len(data) > _WRITE_SIZE else data
         written = os.pwrite(fd, chunk, position + start)
@@ -101,7 +93,7 @@ def unlink(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Removes a file that nobody needs, if that is possible."""
+    """Removes a file, and ignores errors."""
     try:
         unlink(path)
     except OSError:
@@ -109,7 +101,7 @@ def discard(path: Path) -> None:
 
 
 def make_dir(path: Path) -> None:
-    """Creates the directory and those above it, durably; does nothing if it exists."""
+    """Creates the directory and its missing parents, durably; does nothing if it exists."""
     if path.is_dir():
         return
     if path.parent != path:
@@ -131,28 +123,38 @@ def sync_dir(path: Path) -> None:
         os.close(fd)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Replaces the file's content, atomically and durably: temporary file, sync, rename, sync of the directory."""
-    make_dir(path.parent)
+@contextmanager
+def atomically_created(path: Path) -> Iterator[int]:
+    """A descriptor of a temporary file, which is renamed to `path` if the block succeeds and discarded otherwise.
+
+    The block must sync the file. The rename is durable once the directory has been synced too.
+    """
     temporary = temporary_path(path)
     fd = create_file(temporary)
     try:
         try:
-            write(fd, data, 0)
-            sync(fd)
+            yield fd
         finally:
             os.close(fd)
         rename(temporary, path)
     except BaseException:
         discard(temporary)
         raise
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replaces the file's content atomically and durably."""
+    make_dir(path.parent)
+    with atomically_created(path) as fd:
+        write(fd, data, 0)
+        sync(fd)
     sync_dir(path.parent)
 
 
 def discard_leftovers(directory: Path) -> None:
-    """Removes the temporary files to which nothing was written for an hour: their process was killed.
+    """Removes temporary files to which nothing has been written for an hour.
 
-    Whether that process is alive can't be found out, since it may be in another pid namespace.
+    It is impossible to find out whether the process that created one is alive: it may be in another pid namespace.
     """
     try:
         names = os.listdir(directory)
@@ -169,7 +171,7 @@ def discard_leftovers(directory: Path) -> None:
 
 
 def lock(fd: int) -> bool:
-    """Takes the exclusive flock without waiting; false if another holds it. Closing the descriptor releases it."""
+    """Takes the exclusive flock without waiting; false if it is taken. Closing the descriptor releases it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -178,7 +180,7 @@ def lock(fd: int) -> bool:
 
 
 def lock_shared(fd: int) -> bool:
-    """Takes the shared flock, or downgrades an exclusive one, without waiting; false if it is refused."""
+    """Takes the shared flock, or downgrades an exclusive one, without waiting; false if the exclusive one is taken."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -187,7 +189,7 @@ def lock_shared(fd: int) -> bool:
 
 
 def wait_for_lock(fd: int) -> None:
-    """Takes the exclusive flock, and waits for it as long as necessary."""
+    """Takes the exclusive flock; waits as long as necessary."""
     fcntl.flock(fd, fcntl.LOCK_EX)
 
 
@@ -207,21 +209,21 @@ def lock_holder(fd: int) -> int | None:
 
 
 def unlock(fd: int) -> None:
-    """Releases the flock, even if a forked child has the descriptor too. A child would release its parent's."""
+    """Releases the flock, even if a forked child shares it. Don't call it in the child: it releases the parent's."""
     try:
         fcntl.flock(fd, fcntl.LOCK_UN)
     except OSError:
-        pass  # closing the descriptor does it too, except for the child
+        pass  # closing the descriptor releases the flock too, unless a child shares it
 
 
 def close_locked(fd: int) -> None:
-    """Releases the flock and closes the file; closing is not enough if a child has just inherited the descriptor."""
+    """Releases the flock and closes the file. Closing alone is not enough if a forked child shares the flock."""
     unlock(fd)
     os.close(fd)
 
 
 def write_mapped(memory: mmap.mmap, data: bytes, position: int) -> None:
-    """Changes a mapped file, without a system call; a process that is killed meanwhile may have changed part of it."""
+    """Writes to a mapped file, without a system call. If the process is killed meanwhile, a part may be written."""
     memory[position : position + len(data)] = data
 
 

@@ -1,6 +1,6 @@
-"""The names in a data directory.
+"""The names of the files in a data directory.
 
-Promise: no name from a user leads out of its directory.
+Promise: no name that a user gives leads out of its directory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NEXT = re.compile(r"app\.jsonl\.next\.(\d{1,19})\.(\d{1,19})\.(\d{1,19})", re.A
 
 
 class NextFile(NamedTuple):
-    """The file that a rotation creates; its name says what the log was at that moment (offsets and sizes in bytes)."""
+    """The file that a rotation creates. Its name describes the log at that moment (an offset, and sizes in bytes)."""
 
     path: Path
     base: int
@@ -27,13 +27,13 @@ class NextFile(NamedTuple):
 
 
 class Layout:
-    """Where everything is in a data directory. Makes no system call except in `next_file`."""
+    """The paths in a data directory. Only `next_file` accesses the file system."""
 
-    # A path is made when it is asked for: of many layouts only a few of them ever are.
+    # The paths are created on demand, since most layouts are asked for few of them.
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         path = directory if isinstance(directory, Path) else Path(directory)
-        # Resolved once: a later `os.chdir` has no effect.
+        # Made absolute once, so that a later `os.chdir` has no effect.
         self.dir = path if path.is_absolute() else Path(os.getcwd(), path)
 
     @cached_property
@@ -67,7 +67,7 @@ class Layout:
         return self.dir / f"app.jsonl.next.{base}.{size}.{archive_size}"
 
     def next_file(self) -> NextFile | None:
-        """The rotation under way, if there is one. Raises `CorruptLogError` if there are files of two rotations."""
+        """The file of a rotation under way, if there is one. Raises `CorruptLogError` if there are several."""
         try:
             names = os.listdir(self.dir)
         except FileNotFoundError:
@@ -77,7 +77,7 @@ class Layout:
             return None
         if len(found) > 1:
             listed = " and ".join(sorted(match[0] for match in found))
-            raise CorruptLogError(self.log_path, 0, f"there are {listed}: the files were copied at different moments")
+            raise CorruptLogError(self.log_path, 0, f"{listed} exist: the files were copied at different moments")
         base, size, archive_size = map(int, found[0].groups())
         return NextFile(self.dir / found[0][0], base, size, archive_size)
 
@@ -88,7 +88,7 @@ class Layout:
         return self.views_dir / f"{check_name('view', view)}.snapshot.json"
 
     def document_lock_path(self, document: Path) -> Path:
-        """The file whose lock is held by the process that reads under a consumer's name."""
+        """The file whose lock a process holds while it reads under a consumer's name."""
         return document.with_name(f".{document.name}.lock")
 
     def consumer_path(self, consumer: str) -> Path:

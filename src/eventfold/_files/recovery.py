@@ -1,6 +1,6 @@
-"""Opens a log for writing: what a crash left is undone or completed before anything is appended.
+"""Opens a log for writing, and undoes or completes what a crash left unfinished.
 
-Promise: nothing is touched if the files contradict each other (`CorruptLogError`).
+Promise: if the files contradict each other, nothing is changed (`CorruptLogError`).
 """
 
 from __future__ import annotations
@@ -16,49 +16,50 @@ from .._logging import WARNING, log_event
 from . import operations
 from .active import ActiveLog, open_locked
 from .archive import Archive
-from .base import BaseFile, Generation, find_base, first_line_hash
-from .frames import spans_after, write_record
+from .base_file import BaseFile, Generation, find_base
+from .frames import Span, spans_after, write_record
+from .line_scan import first_line_hash, last_line_end, line_before
 from .paths import Layout, NextFile
 from .rotation import COPY_SIZE, Rotation, begin_at, warn_unfinished
-from .segments import LogSegments, check_archived, last_line_end, line_before
+from .segments import LogSegments, check_archived
 
-CHECKED_LINES = 3  # last lines, of which one must be an event
+CHECKED_LINES = 3
+"""How many of the last lines are checked; one of them must be an event."""
 
 
 def recover(layout: Layout, active_fd: int, locked: int | None = None) -> Rotation | None:
-    """Undoes an interrupted rotation (None), or returns it to be continued from step 2.
+    """Undoes an interrupted rotation and returns None, or returns it so that it can be continued from step 2.
 
-    `locked` is a descriptor of the rotation's file that is locked already; a returned rotation owns it.
+    `locked` is a descriptor of the rotation's file that is already locked; a returned rotation owns it.
 
-    Raises `CorruptLogError`, with nothing touched, if the files contradict each other.
+    Raises `CorruptLogError`, with nothing changed, if the files contradict each other.
     """
-    left = layout.next_file()
-    if left is None:
+    next_file = layout.next_file()
+    if next_file is None:
         return None
+    name = next_file.path.name
     log_size = os.fstat(active_fd).st_size
-    if log_size < left.size:
+    if log_size < next_file.size:
         raise CorruptLogError(
-            layout.log_path, left.base + log_size, f"the file ends here, but {left.path.name} says that it continues"
+            layout.log_path, next_file.base + log_size, f"the file ends here, but {name} says that it continues"
         )
-    if left.size and os.pread(active_fd, 1, left.size - 1) != b"\n":
+    if next_file.size and os.pread(active_fd, 1, next_file.size - 1) != b"\n":
         raise CorruptLogError(
-            layout.log_path, left.base + left.size, f"no line ends here, but {left.path.name} says that one does"
+            layout.log_path, next_file.base + next_file.size, f"no line ends here, but {name} says that one does"
         )
     try:
         archive_fd = operations.open_regular(layout.archive_path, os.O_RDWR)
     except FileNotFoundError:
-        if left.archive_size:
-            raise CorruptLogError(
-                layout.archive_path, 0, f"the file that {left.path.name} refers to is missing"
-            ) from None
-        _undo(layout, left)
+        if next_file.archive_size:
+            raise CorruptLogError(layout.archive_path, 0, f"the file that {name} refers to is missing") from None
+        _undo(layout, next_file)
         return None
     try:
-        end = left.archive_size
+        end = next_file.archive_size
         if os.fstat(archive_fd).st_size < end:
-            raise CorruptLogError(layout.archive_path, left.base, f"the file ends before its {end} bytes")
-        for span in spans_after(layout.archive_path, archive_fd, left.archive_size, left.base):
-            _check_archived(layout, active_fd, left, span.first_offset, span.end_offset, span.lines_hash)
+            raise CorruptLogError(layout.archive_path, next_file.base, f"the file ends before its {end} bytes")
+        for span in spans_after(layout.archive_path, archive_fd, next_file.archive_size, next_file.base):
+            _check_span(layout, active_fd, next_file, span)
             end = span.after
         if os.fstat(archive_fd).st_size > end:
             operations.truncate(archive_fd, end)
@@ -66,10 +67,10 @@ def recover(layout: Layout, active_fd: int, locked: int | None = None) -> Rotati
         operations.sync(archive_fd)
     finally:
         os.close(archive_fd)
-    if end == left.archive_size:
-        _undo(layout, left)
+    if end == next_file.archive_size:
+        _undo(layout, next_file)
         return None
-    fd = operations.open_regular(left.path, os.O_RDWR | os.O_NOFOLLOW) if locked is None else locked
+    fd = operations.open_regular(next_file.path, os.O_RDWR | os.O_NOFOLLOW) if locked is None else locked
     try:
         if locked is None:
             operations.lock(fd)
@@ -78,29 +79,28 @@ def recover(layout: Layout, active_fd: int, locked: int | None = None) -> Rotati
         if locked is None:
             os.close(fd)
         raise
-    return Rotation(layout, left, fd)
+    return Rotation(layout, next_file, fd)
 
 
-def _undo(layout: Layout, left: NextFile) -> None:
-    operations.unlink(left.path)
+def _undo(layout: Layout, next_file: NextFile) -> None:
+    operations.unlink(next_file.path)
     operations.sync_dir(layout.dir)
 
 
-def _check_archived(
-    layout: Layout, active_fd: int, left: NextFile, first: int, end: int, lines_hash: int | None
-) -> None:
+def _check_span(layout: Layout, active_fd: int, next_file: NextFile, span: Span) -> None:
+    """Raises `CorruptLogError` if a span of the archive does not have the lines of the active log at its offsets."""
     digest = xxhash.xxh64()
-    at = first - left.base
-    while at < end - left.base <= left.size:
-        data = os.pread(active_fd, min(COPY_SIZE, end - left.base - at), at)
+    position, end = span.first_offset - next_file.base, span.end_offset - next_file.base
+    while position < end <= next_file.size:
+        data = os.pread(active_fd, min(COPY_SIZE, end - position), position)
         if not data:
             break
         digest.update(data)
-        at += len(data)
-    if digest.intdigest() != lines_hash:
+        position += len(data)
+    if digest.intdigest() != span.lines_hash:
         raise CorruptLogError(
             layout.archive_path,
-            first,
+            span.first_offset,
             f"these lines are not those of {layout.log_path.name}, which were being archived",
         )
 
@@ -118,12 +118,12 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
             if segments.damage is not None:
                 raise segments.damage
         operations.sync_dir(layout.dir)
-        if segments.under_way is not None:
+        if segments.next_file is not None:
             rotation = recover(layout, fd)
-        before, base = find_ends(layout, fd, rotation)
-        active = ActiveLog(layout, fd, base, before)
-        if rotation is None and base < before.offset:
-            rotation = finish_copy(layout, active, before)
+        archived, base = recover_archive(layout, fd, rotation)
+        active = ActiveLog(layout, fd, base, archived)
+        if rotation is None and base < archived.offset:
+            rotation = reconcile_copy(layout, active, archived)
     except BaseException:
         operations.close_locked(fd)
         if rotation is not None:
@@ -141,25 +141,25 @@ def open_log(layout: Layout, lock: bool) -> tuple[ActiveLog, list[int]]:
 
 
 def check_events(layout: Layout, fd: int) -> None:
-    """Raises `CorruptLogError`, with nothing touched, if none of the last lines is an event."""
-    at = last_line_end(fd, 0, os.fstat(fd).st_size)
-    if not at:
+    """Raises `CorruptLogError` if none of the last lines is an event."""
+    position = last_line_end(fd, 0, os.fstat(fd).st_size)
+    if not position:
         return
     for _ in range(CHECKED_LINES):
-        at, text = line_before(fd, at)
+        position, text = line_before(fd, position)
         if not text.strip() or is_event(text):
             return
-        if not at:
+        if not position:
             break
     reason = (
         "the last lines of the file are not events, so it is not an eventfold log; "
         "nothing was touched: choose another directory, or move the file away"
     )
-    raise CorruptLogError(layout.log_path, at, reason)
+    raise CorruptLogError(layout.log_path, position, reason)
 
 
 def _finish(rotation: Rotation, active: ActiveLog) -> int | None:
-    """Continues a recovered rotation; if the disk fails, it is left for the next one, with a warning."""
+    """Completes a recovered rotation. After a disk error, logs a warning and leaves it to the next rotation."""
     try:
         rotation.archive(active)
         return rotation.switch(active)
@@ -170,10 +170,10 @@ def _finish(rotation: Rotation, active: ActiveLog) -> int | None:
         rotation.close()
 
 
-def find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tuple[Head, int]:
-    """The archive's end, and where the active log begins, which is written to the base file.
+def recover_archive(layout: Layout, active_fd: int, rotation: Rotation | None) -> tuple[Head, int]:
+    """Cuts off an unfinished frame, adds a record to frames of the Rust crate, and creates a missing base file.
 
-    Frames of the Rust crate get their record, and an unfinished frame is cut off.
+    Returns the head at the end of the archive, and the offset at which the active log begins.
     """
     archive = _open_archive(layout)
     try:
@@ -188,7 +188,8 @@ def find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tupl
                 excess = archive.size - archive.end_position
                 if archive.end_position:
                     operations.truncate(archive.fd, archive.end_position)
-                else:  # the Rust crate can't read an empty archive; if this is lost in a crash, it is removed again
+                else:
+                    # The Rust crate can't read an empty archive. If a crash undoes this, the next writer repeats it.
                     operations.unlink(archive.path)
                 log_event(
                     WARNING,
@@ -197,26 +198,26 @@ def find_ends(layout: Layout, active_fd: int, rotation: Rotation | None) -> tupl
                     path=archive.path,
                     size=excess,
                 )
-            # Also where nothing was cut: what a killed process left may be in the page cache only.
+            # Even if nothing was cut: what a killed process wrote may be in the page cache only.
             operations.sync(archive.fd)
         head = Head(0, "") if archive is None else archive.head
         if base is None:
             base = head.offset if rotation is None else rotation.base
-            before = "" if archive is None or not base else line_hash(archive.line_before(base))
-            first = first_line_hash(active_fd) or ""
+            hash_before = "" if archive is None or not base else line_hash(archive.line_before(base))
+            first_hash = first_line_hash(active_fd) or ""
             try:
-                BaseFile(layout.base_path).write(Generation(base, before, first))
+                BaseFile(layout.base_path).write(Generation(base, hash_before, first_hash))
             except OSError as error:
                 log_event(
                     WARNING,
                     "base_file.write_failed",
-                    "%(path)s could not be written, and will be with the next rotation: %(error)s",
+                    "%(path)s could not be written; the next rotation will write it: %(error)s",
                     path=layout.base_path,
                     error=error,
                 )
                 return head, base
-        # Only now: without a record, the Rust crate may have moved the archive's end without updating the base file.
-        if archive is not None and (span := archive.unrecorded()) is not None:
+        # Not before: a missing record shows that the Rust crate may have rotated without updating the base file.
+        if archive is not None and (span := archive.unrecorded_span()) is not None:
             write_record(archive.fd, span)
         return head, base
     finally:
@@ -232,10 +233,11 @@ def _open_archive(layout: Layout) -> Archive | None:
     return Archive(layout.archive_path, fd, os.fstat(fd).st_size)
 
 
-def finish_copy(layout: Layout, active: ActiveLog, archived: Head) -> Rotation | None:
-    """Completes a copy whose archive was copied after a rotation, and whose active log was copied before its end.
+def reconcile_copy(layout: Layout, active: ActiveLog, archived: Head) -> Rotation | None:
+    """Removes, from the active log of a copied directory, the lines that the archive has too.
 
-    The lines that both have stay in the archive only.
+    Such a copy arises if the active log is copied before a rotation, and the archive after it. Returns a rotation to be
+    continued if the active log has other lines as well.
     """
     archive = _open_archive(layout)
     assert archive is not None
@@ -247,5 +249,5 @@ def finish_copy(layout: Layout, active: ActiveLog, archived: Head) -> Rotation |
     if active.head.offset > archived.offset:
         return begin_at(layout, active.base, archived.offset - active.base, position)
     BaseFile(layout.base_path).write(Generation(archived.offset, archived.line_hash))
-    active.restart(archived)
+    active.clear(archived)
     return None

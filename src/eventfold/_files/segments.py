@@ -1,10 +1,9 @@
-"""For readers: finds where an offset is, and reads the lines from there on, in blocks of whole lines.
+"""Finds an offset in the archive or the active log, and reads the lines from there on, in blocks of whole lines.
 
-Reads only, without locks, while a writer in any process continues. What has been opened stays valid whatever that
-writer does next: a rotation replaces `app.jsonl` and only adds to the archive.
+Everything here only reads, without locks, while a writer in any process may continue. Opened files stay valid, since a
+rotation replaces `app.jsonl` and only appends to the archive.
 
-Promise: what is yielded ends with a whole line, and never beyond the head, which is the end of the last whole line or
-batch.
+Promise: no block ends inside a line, or beyond the head, which is the end of the last whole line or batch.
 """
 
 from __future__ import annotations
@@ -14,22 +13,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from .._codec.decode import batch_of
 from .._codec.lines import Lines
 from .._errors import CorruptLogError
 from .._event import Head, line_hash
 from . import operations
 from .archive import Archive
-from .base import ChangedError, find_base
+from .base_file import BaseFileChangedError, find_base
+from .line_scan import complete_size, last_line_end, line_before
 from .paths import Layout, NextFile
 
-# One read from the active log: large enough to make the hop to a thread cheap.
+# The size in bytes of one read from the active log: large enough to make the hop to a thread cheap.
 BLOCK_SIZE = 8 * 1024 * 1024
-_STEP_BACK = 4096
-# The first read of a single line.
+# The same for a single line; a longer line is read again.
 _LINE_SIZE = 4096
-# One read from the end of the active log towards its beginning.
-_BLOCK_BACK = 64 * 1024
+# The same for reads from the end of the active log towards its beginning.
+_BACKWARD_BLOCK_SIZE = 64 * 1024
 
 
 def _open_if_there(path: Path) -> int | None:
@@ -39,57 +37,12 @@ def _open_if_there(path: Path) -> int | None:
         return None
 
 
-def line_before(fd: int, end: int) -> tuple[int, bytes]:
-    """The line that ends at position `end` of a file: where it begins, and its bytes without the newline."""
-    step = _STEP_BACK
-    while True:
-        start = max(0, end - step)
-        data = os.pread(fd, end - start, start)
-        begin = data.rfind(b"\n", 0, len(data) - 1) + 1
-        if begin or not start:
-            return start + begin, data[begin:-1]
-        step *= 4
-
-
-def last_line_end(fd: int, start: int, end: int) -> int:
-    """The position after the last newline between two positions of a file; `start` if there is none."""
-    step = _STEP_BACK
-    while True:
-        begin = max(start, end - step)
-        newline = os.pread(fd, end - begin, begin).rfind(b"\n")
-        if newline >= 0:
-            return begin + newline + 1
-        if begin == start:
-            return start
-        step *= 4
-
-
-def last_complete_offset(fd: int, size: int) -> int:
-    """The position in an active log's first `size` bytes after the last whole line that is not in an open batch."""
-    end = last_line_end(fd, 0, size)
-    if not end:
-        return 0
-    start, line = line_before(fd, end)
-    batch = batch_of(line)
-    if batch is None or not 1 <= batch[0] < batch[1]:
-        return end
-    index, count = batch
-    while index > 1:
-        if not start:
-            return end
-        start, line = line_before(fd, start)
-        index -= 1
-        if batch_of(line) != (index, count):
-            return end  # lines in the wrong order are not a torn batch: readers will report them
-    return start
-
-
 def check_archived(layout: Layout, archive: Archive, fd: int, base: int) -> None:
-    """Checks that an active log that begins before the archive's end begins with the archive's lines.
+    """Checks that an active log that begins before the end of the archive begins with the archive's lines.
 
-    Its last line that is in the archive must be the archive's line there; raises `CorruptLogError` otherwise.
+    Raises `CorruptLogError` if the last line that both should have is not the same in both.
     """
-    end = min(archive.head.offset, base + last_complete_offset(fd, os.fstat(fd).st_size))
+    end = min(archive.head.offset, base + complete_size(fd, os.fstat(fd).st_size))
     if end == base:
         return
     archived = archive.head.line_hash if end == archive.head.offset else line_hash(archive.line_before(end))
@@ -99,10 +52,10 @@ def check_archived(layout: Layout, archive: Archive, fd: int, base: int) -> None
 
 
 class LogSegments:
-    """The archive and the active log as they belong together at one moment. Close it, or use it in a `with`.
+    """The archive and the active log, opened so that they fit together. Close it, or use it as a context manager.
 
-    `base` is the offset of the active log's first byte, `under_way` the file of a rotation. If `damage` in the archive
-    hides the base, only what comes before the damage in the archive can be read.
+    `base` is the offset of the active log's first byte, and `next_file` the file of a rotation under way. If there is
+    `damage`, the base is unknown, and only the archive can be read, up to the damage.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -110,7 +63,7 @@ class LogSegments:
         self.fd: int | None = None
         self.archive: Archive | None = None
         self.base = 0
-        self.under_way: NextFile | None = None
+        self.next_file: NextFile | None = None
         self.damage: CorruptLogError | None = None
         try:
             while not self._resolve():
@@ -136,69 +89,70 @@ class LogSegments:
             self.archive = None
 
     def _resolve(self) -> bool:
-        """Opens both and finds the base; false if a rotation came in between.
+        """Opens both files and finds the base; false if a rotation changed them meanwhile.
 
-        The order matters: the active log, the archive's end, the rotation under way, the active log's name again.
+        The order matters: open the active log, open the archive, look for a rotation under way, and check that the
+        active log still has its name.
         """
         path = self._layout.archive_path
         self.fd = _open_if_there(self._layout.log_path)
         archive_fd = _open_if_there(path)
         try:
             archive_size = 0 if archive_fd is None else os.fstat(archive_fd).st_size
-            self.under_way = under_way = self._layout.next_file()
+            self.next_file = next_file = self._layout.next_file()
             if not self._is_current():
                 return False
-            if under_way is not None:
-                archive_size = under_way.archive_size
+            if next_file is not None:
+                archive_size = next_file.archive_size
             if archive_fd is not None:
                 self.archive, archive_fd = Archive(path, archive_fd, archive_size), None
-                if under_way is None and (damage := self.archive.missing_record()):
+                if next_file is None and (damage := self.archive.missing_record()):
                     if os.stat(path).st_size != archive_size:
-                        return False  # a recovery has cut the frame off meanwhile
+                        return False  # a recovery has just cut the frame off
                     self.archive.damage = damage
         finally:
             if archive_fd is not None:
                 os.close(archive_fd)
-        if under_way is not None:
-            self.base = under_way.base
-            self.damage = self._missing_data(under_way)
+        if next_file is not None:
+            self.base = next_file.base
+            self.damage = self._missing_data(next_file)
         elif self.archive is not None:
             self.base = self.archive.head.offset
             self.damage = self.archive.damage
         if self.fd is not None and self.damage is None:
             try:
-                base = find_base(self._layout, self.fd, self.archive, under_way)
+                base = find_base(self._layout, self.fd, self.archive, next_file)
                 if base is not None and base != self.base:
                     self._skip_archived(base)
-            except ChangedError:
+            except BaseFileChangedError:
                 return False
             except CorruptLogError as error:
                 self.damage = error
         return True
 
-    def _missing_data(self, under_way: NextFile) -> CorruptLogError | None:
-        """The error if the files lack what a rotation under way says is there: they were cut, or are a mixed copy."""
-        if self.size < under_way.size:
-            reason = f"the file ends here, but {under_way.path.name} says that it continues"
-            return CorruptLogError(self._layout.log_path, under_way.base + self.size, reason)
-        if self.archive is None and under_way.archive_size:
-            reason = f"the file that {under_way.path.name} refers to is missing"
+    def _missing_data(self, next_file: NextFile) -> CorruptLogError | None:
+        """The error if data is missing that existed when the rotation began: a file was cut, or copied earlier."""
+        if self.size < next_file.size:
+            reason = f"the file ends here, but {next_file.path.name} says that it continues"
+            return CorruptLogError(self._layout.log_path, next_file.base + self.size, reason)
+        if self.archive is None and next_file.archive_size:
+            reason = f"the file that {next_file.path.name} refers to is missing"
             return CorruptLogError(self._layout.archive_path, 0, reason)
         return None
 
     def _skip_archived(self, base: int) -> None:
-        """Treats the files as a copy whose active log begins with lines that the archive has too."""
+        """Skips lines of the active log that the archive has too, as they may occur in a copied directory."""
         assert self.fd is not None
         assert self.archive is not None
         check_archived(self._layout, self.archive, self.fd, base)
-        if base + last_complete_offset(self.fd, self.size) <= self.archive.head.offset:
+        if base + complete_size(self.fd, self.size) <= self.archive.head.offset:
             os.close(self.fd)
             self.fd = None
         else:
             self.base = base
 
     def _is_current(self) -> bool:
-        """Whether `app.jsonl` is still the file that was opened, or still does not exist."""
+        """Whether `app.jsonl` still names the file that was opened, or still does not exist."""
         try:
             stat = os.stat(self._layout.log_path)
         except FileNotFoundError:
@@ -207,14 +161,14 @@ class LogSegments:
 
     @property
     def size(self) -> int:
-        """The size of the active log in bytes, whole lines or not."""
+        """The size of the active log in bytes, including an incomplete line."""
         return 0 if self.fd is None else os.fstat(self.fd).st_size
 
     def head(self) -> Head:
-        """The end of the last whole line or batch, as the files show it. Raises `damage`."""
+        """The end of the last whole line or batch. Raises `damage`."""
         if self.damage is not None:
             raise self.damage
-        end = 0 if self.fd is None else last_complete_offset(self.fd, self.size)
+        end = 0 if self.fd is None else complete_size(self.fd, self.size)
         if self.fd is None or not end:
             return self.archive.head if self.archive is not None else Head(0, "")
         return Head(self.base + end, line_hash(line_before(self.fd, end)[1]))
@@ -222,7 +176,7 @@ class LogSegments:
     def line_before(self, offset: int) -> bytes:
         """The line that ends at `offset` (bytes in the whole log, more than 0), without its newline.
 
-        Raises `ValueError` where no line ends there.
+        Raises `ValueError` if no line ends there.
         """
         if offset <= self.base:
             if self.archive is None:
@@ -234,7 +188,7 @@ class LogSegments:
         return line_before(self.fd, end)[1]
 
     def line_at(self, offset: int) -> Lines:
-        """Just the line that begins at `offset` (bytes in the whole log).
+        """The line that begins at `offset` (bytes in the whole log), and no others.
 
         Raises `ValueError` if no line begins there, `CorruptLogError` if it is damaged or missing.
         """
@@ -257,9 +211,9 @@ class LogSegments:
             size *= 4
 
     def block_before(self, offset: int) -> Lines:
-        """The whole lines that end at `offset` (bytes in the whole log, more than 0): some, or one that is longer.
+        """One or more whole lines that end at `offset` (bytes in the whole log, more than 0).
 
-        Raises `ValueError` if no line ends there, `CorruptLogError` for a damaged block.
+        Raises `ValueError` if no line ends there, `CorruptLogError` at damage.
         """
         if self.archive is not None and offset <= self.base:
             return self.archive.block_before(offset)
@@ -268,7 +222,7 @@ class LogSegments:
         path, end = self._layout.log_path, offset - self.base
         if self.fd is None or end <= 0:
             raise CorruptLogError(path, offset, "the file is missing, but the log ends here")
-        step = _BLOCK_BACK
+        step = _BACKWARD_BLOCK_SIZE
         while True:
             start = max(0, end - step)
             data = os.pread(self.fd, end - start, start)
@@ -276,20 +230,20 @@ class LogSegments:
                 raise CorruptLogError(path, self.base + start + len(data), f"the file ends here, not at {offset}")
             if not data.endswith(b"\n"):
                 raise ValueError(f"offset {offset} is not where a line ends")
-            # What comes before the first newline may be a part of a line.
+            # The block may begin inside a line.
             begin = data.index(b"\n") + 1 if start else 0
             if begin < len(data):
                 return Lines(path, self.base + start + begin, data[begin:])
             step *= 4
 
     def line_hash_before(self, offset: int) -> str:
-        """The hash of that line; at the archive's end, it is in the record."""
+        """The hash of the line that ends at `offset` (bytes in the whole log, more than 0)."""
         if self.archive is not None and offset == self.archive.head.offset == self.base:
-            return self.archive.head.line_hash
+            return self.archive.head.line_hash  # from the last record, without decompressing a frame
         return line_hash(self.line_before(offset))
 
     def check_line_before(self, head: Head) -> None:
-        """Raises `CorruptLogError` if a former head is not in the log, because no such line ends there."""
+        """Raises `CorruptLogError` if the line before a former head is no longer in the log."""
         offset, expected = head
         if not offset:
             return
@@ -299,14 +253,15 @@ class LogSegments:
             found = ""
         if found != expected:
             path = self._layout.log_path if offset > self.base else self._layout.archive_path
-            raise CorruptLogError(path, offset, "a different line ended here before: somebody cut or replaced the log")
+            raise CorruptLogError(path, offset, "a different line ended here before: the log was cut or replaced")
 
     def lines(self, offset: int, end: int, block_size: Callable[[], int] = lambda: BLOCK_SIZE) -> Iterator[Lines]:
         """Blocks of the lines from `offset`, where a line must begin, to `end`, where one must end.
 
         `block_size` is called before each block and returns how many bytes it should have.
 
-        Raises `ValueError` for an offset inside a line, `CorruptLogError` at damage, after everything before it.
+        Raises `ValueError` for an offset inside a line, and `CorruptLogError` at damage, after yielding all lines
+        before it.
         """
         if self.damage is not None:
             if self.archive is not None:
@@ -317,12 +272,8 @@ class LogSegments:
             if self.archive is not None:
                 stop = min(end, self.base)
                 for lines in self.archive.lines(offset, block_size):
-                    reached = lines.end_offset
-                    if reached > stop:
-                        yield lines.part(0, stop - lines.start_offset)
-                        reached = stop
-                    else:
-                        yield lines
+                    reached = min(lines.end_offset, stop)
+                    yield lines if lines.end_offset <= stop else lines.part(0, stop - lines.start_offset)
                     if reached == stop:
                         break
                 if reached == end:
@@ -344,11 +295,11 @@ class LogSegments:
         while offset < end:
             start = offset - base
             stop = min(start + size, end - base)
-            # The end of a block is looked up first: truncating what was read would copy it.
+            # The end of the last line is found first, since cutting off the rest of a block would copy the block.
             line_end = last_line_end(self.fd, start, stop)
             if line_end > start:
                 data = os.pread(self.fd, line_end - start, start)
-                if data.endswith(b"\n"):  # otherwise the file was cut just now
+                if data.endswith(b"\n"):  # otherwise the file was truncated just now
                     yield Lines(path, offset, data)
                     offset += len(data)
                     size = block_size()

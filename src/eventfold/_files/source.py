@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import stat
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
-from .._aio import uninterrupted
 from .._codec.lines import Lines
-from .._engine import is_name
+from .._engine import acquired, is_name
 from .._event import Head
 from .._threads import in_thread, quick_in_thread, start_in_thread
 from . import operations
 from .named_lock import NamedLock
 from .paths import Layout
 from .segments import BLOCK_SIZE, LogSegments
-from .watcher import Directory, directory
+from .watcher import Directory, directory_at
 
-# The size of a read's first block, in bytes. Later ones have up to `BLOCK_SIZE`.
+# The size of the first block in bytes. Later blocks have up to `BLOCK_SIZE`.
 _FIRST_BLOCK_SIZE = 64 * 1024
-# How much is read at a time of what one call left of a document, in bytes.
+# How many bytes each further call reads of a document that one call did not read completely.
 _READ_SIZE = 64 * 1024**2
-# Seconds per block: below the first value, the next block may be larger; above the second, blocks start small again.
+# Seconds that a reader takes for a block: blocks grow for one that takes less than the first value, and are small again
+# for one that takes more than the second.
 _QUICK, _SLOW = 0.1, 1.0
 
 
@@ -52,28 +50,19 @@ class FileDocuments:
 
     async def lock(self, kind: str, name: str) -> NamedLock | None:
         path = self.location(kind, name)
-        # A snapshot's lock is held only while it is replaced, so one for all of them is enough: that of their
-        # directory.
-        take = NamedLock.take_directory if kind == "view" else NamedLock.take
-        lock_path = path.parent if kind == "view" else self._layout.document_lock_path(path)
-        taking = start_in_thread(lambda: take(lock_path))
-        try:
-            return await uninterrupted(taking)
-        except asyncio.CancelledError:
-            # Nobody owns what the thread took.
-            with suppress(OSError):  # as nobody asks for it any more
-                if (lock := taking.result()) is not None:
-                    lock.release()
-            raise
-        finally:
-            del taking
+        if kind == "view":
+            # A snapshot is locked only while it is replaced, so one lock is enough for all of them.
+            return await acquired(start_in_thread(lambda: NamedLock.acquire_directory(path.parent)))
+        lock_path = self._layout.document_lock_path(path)
+        return await acquired(start_in_thread(lambda: NamedLock.acquire(lock_path)))
 
     async def names(self, kind: str) -> list[str]:
-        return await in_thread(_names, self._paths[kind]("x"))
+        example = self.location(kind, "x")
+        return await in_thread(_names, example.parent, example.name.removeprefix("x"))
 
 
 class FileSource:
-    """The log in one directory of plain files. Creating one does no I/O, and nothing is open between calls."""
+    """The log in one directory of plain files. The constructor does no I/O, and nothing is open between calls."""
 
     def __init__(self, dir: str | os.PathLike[str]) -> None:
         self.layout = Layout(dir)
@@ -89,13 +78,13 @@ class FileSource:
 
     async def waiters(self) -> Directory:
         if self.directory is None:
-            self.directory = await in_thread(directory, self.layout.dir)
+            self.directory = await in_thread(directory_at, self.layout.dir)
         return self.directory
 
     async def head(self) -> Head:
         directory = self.directory or await self.waiters()
-        known = directory.durable_head
-        return await quick_in_thread(directory.lookup.head) if known is None else known
+        durable = directory.durable_head
+        return await quick_in_thread(directory.head_cache.head) if durable is None else durable
 
     async def base(self) -> int:
         return await in_thread(_base, self.layout)
@@ -107,28 +96,28 @@ class FileSource:
         return await in_thread(_lines_at, self.layout, offsets)
 
     async def line_hash_before(self, offset: int) -> str:
-        known = None if self.directory is None else self.directory.durable_head
-        if known is not None and known.offset == offset:
-            return known.line_hash  # as for a snapshot that was saved when the log was closed
+        durable = None if self.directory is None else self.directory.durable_head
+        if durable is not None and durable.offset == offset:
+            return durable.line_hash  # the usual case for a snapshot that was saved when the log was closed
         return await in_thread(_line_hash_before, self.layout, offset)
 
     async def aclose(self) -> None:
         """Does nothing, since nothing is open between calls."""
 
     async def blocks(self, start: Head, end: int) -> AsyncGenerator[Lines, None]:
-        """See `Source`. Keeps the files open, and one block besides the last one, until it is closed."""
+        """See `Source.blocks`. Until it is closed, it keeps the files open and one block in memory."""
         blocks = _Blocks(self.layout, start, end)
-        ahead = start_in_thread(blocks.next)
+        next_block = start_in_thread(blocks.next)
         try:
-            while (block := await uninterrupted(ahead)) is not None:
-                # The next block is read, and decompressed, while this one is decoded.
-                ahead = start_in_thread(blocks.next)
-                given = monotonic()
+            while (block := await next_block) is not None:
+                # The next block is read and decompressed while this one is decoded.
+                next_block = start_in_thread(blocks.next)
+                yielded = monotonic()
                 yield block
-                blocks.keep_up(monotonic() - given)
+                blocks.adapt_size(monotonic() - yielded)
         finally:
             try:
-                await uninterrupted(ahead)
+                await next_block
             except Exception:  # noqa: S110
                 pass  # raised above, or that block is no longer needed
             finally:
@@ -136,52 +125,52 @@ class FileSource:
 
 
 def _base(layout: Layout) -> int:
-    with LogSegments(layout) as parts:
-        return parts.base
+    with LogSegments(layout) as segments:
+        return segments.base
 
 
 def _block_before(layout: Layout, offset: int) -> Lines:
-    with LogSegments(layout) as parts:
-        return parts.block_before(offset)
+    with LogSegments(layout) as segments:
+        return segments.block_before(offset)
 
 
 def _lines_at(layout: Layout, offsets: Sequence[int]) -> list[Lines]:
-    with LogSegments(layout) as parts:
-        return [parts.line_at(offset) for offset in offsets]
+    with LogSegments(layout) as segments:
+        return [segments.line_at(offset) for offset in offsets]
 
 
 def _line_hash_before(layout: Layout, offset: int) -> str:
-    with LogSegments(layout) as parts:
-        return parts.line_hash_before(offset)
+    with LogSegments(layout) as segments:
+        return segments.line_hash_before(offset)
 
 
 class _Blocks:
-    """The blocks from one offset to another, one per call; keeps files open until the last one, or until closed.
+    """The blocks from one offset to another, one per call of `next`. Keeps files open until the last one, or `close`.
 
-    Blocks are small at first and grow while their reader keeps up, so that many slow readers need little memory.
+    The blocks are small at first, and grow if their reader is fast. So many slow readers need little memory.
     """
 
     def __init__(self, layout: Layout, start: Head, end: int) -> None:
         self._end = end
-        self._at_end = False
+        self._closed = False
         self._size = _FIRST_BLOCK_SIZE
         self._blocks = self._read(layout, start, end)
 
     def _read(self, layout: Layout, start: Head, end: int) -> Generator[Lines, None, None]:
-        with LogSegments(layout) as parts:
+        with LogSegments(layout) as segments:
             if start.line_hash:
-                parts.check_line_before(start)
-            yield from parts.lines(start.offset, end, lambda: self._size)
+                segments.check_line_before(start)
+            yield from segments.lines(start.offset, end, lambda: self._size)
 
-    def keep_up(self, seconds: float) -> None:
-        """Adapts the size of the next blocks to how long the reader took for one."""
+    def adapt_size(self, seconds: float) -> None:
+        """Adapts the size of the next blocks to the time that the reader took for one."""
         if seconds < _QUICK:
             self._size = min(2 * self._size, BLOCK_SIZE)
         elif seconds > _SLOW:
             self._size = _FIRST_BLOCK_SIZE
 
     def next(self) -> Lines | None:
-        if self._at_end:
+        if self._closed:
             return None
         block = next(self._blocks, None)
         if block is None or block.end_offset == self._end:
@@ -189,23 +178,22 @@ class _Blocks:
         return block
 
     def close(self) -> None:
-        self._at_end = True
+        self._closed = True
         self._blocks.close()
 
 
-def _names(example: Path) -> list[str]:
-    ending = example.name.removeprefix("x")
+def _names(directory: Path, suffix: str) -> list[str]:
     try:
-        files = os.listdir(example.parent)
+        files = os.listdir(directory)
     except FileNotFoundError:
         return []
-    # Anything else that somebody has put there, such as a copy with a space in its name, is not a document.
-    return sorted(name for file in files if file.endswith(ending) and is_name(name := file.removesuffix(ending)))
+    # Other files that somebody has put there, such as a copy with a space in its name, are not documents.
+    return sorted(name for file in files if file.endswith(suffix) and is_name(name := file.removesuffix(suffix)))
 
 
 def _read(path: Path) -> bytes | None:
     try:
-        # Whatever somebody has put there: opening a pipe must not wait for its other end.
+        # O_NONBLOCK, since opening a pipe that somebody has put there must not wait for its other end.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
@@ -214,7 +202,7 @@ def _read(path: Path) -> bytes | None:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file; move it away", str(path))
         data = os.read(fd, status.st_size + 1)
-        # One call reads at most 2 GiB, and somebody may write to a document, although it is always replaced as a whole.
+        # One call reads at most 2 GiB. The size may change meanwhile only if another program writes to the file.
         while len(data) != status.st_size and (chunk := os.read(fd, _READ_SIZE)):
             data += chunk
         return data

@@ -1,13 +1,13 @@
-"""The turn of writers that share a directory: `app.jsonl.lock`, the exclusive flock on it, and the mark inside.
+"""The turn of writers that share a directory: the exclusive flock on `app.jsonl.lock`.
 
-The holder of the flock has the turn: nobody else appends or replaces the active log meanwhile. It is held for
-microseconds, never during the sync of an append, and the kernel takes it from a process that dies. The file is never
-renamed or deleted. Its first bytes are the mark, which says where the log ends and how far it is on disk.
+Only the writer that has the turn may append to the active log or replace it. A writer has the turn for microseconds,
+never while it syncs an append, and the kernel takes the turn from a process that dies. The file is never renamed or
+deleted. It begins with the mark (see `mark`), which says where the log ends and how far it is on disk.
 
 Promises: the mark is read without a system call that could block, even from an event loop; a process that dies while it
-writes the mark leaves the previous one; a forked child does not keep its parent's turn; waiting for the turn can be
-given up from another thread. The mark saves work, but safety does not depend on it: a writer that opens the log reads
-its end from the log itself.
+writes the mark leaves the previous one; a forked child does not keep its parent's turn; another thread can stop a
+thread from waiting for the turn. The mark only saves work, and safety does not depend on it: a writer that opens the
+log reads its end from the log itself.
 """
 
 from __future__ import annotations
@@ -19,114 +19,68 @@ import struct
 import threading
 import time
 import weakref
-from typing import Any, NamedTuple
-
-import xxhash
 
 from .._errors import CorruptLogError, EventfoldError, WriterFailedError
 from .._event import Head
 from .._logging import WARNING, log_event
 from . import operations
+from .mark import MARK_SIZE, Mark, decode_mark, encode_mark
 from .paths import Layout
 
 FILE_SIZE = 4096
 STUCK_AFTER = 5.0
-"""Seconds of waiting for the turn after which a warning says who holds it."""
+"""Seconds of waiting for the turn after which a warning says who has it."""
 
-_MAGIC = b"EVTMARK\1"
-_BODY = struct.Struct("<8sQQQQQBB6x")  # magic, sequence, written and durable (offset, hash), failed, sync mode
-_CHECK = struct.Struct("<Q")
-_VERSION_SIZE = _BODY.size + _CHECK.size
-_VERSION_POSITIONS = (0, 128)
-_MARK_END = _VERSION_POSITIONS[1] + _VERSION_SIZE
 _HOLDER = struct.Struct("<Q")
 _HOLDER_POSITION = 256
 
 
-class Mark(NamedTuple):
-    """Where the log ends, how far it is on disk, and whether a sync has failed since the log was last opened.
-
-    `sync_mode` is a number for the `SyncMode` of all writers.
-    """
-
-    written: Head
-    durable: Head
-    failed: bool = False
-    sync_mode: int = 0
-
-
 class TurnGivenUpError(EventfoldError):
-    """Waiting for the turn was given up; it is not held."""
-
-
-def _encode(sequence: int, mark: Mark) -> bytes:
-    (written, written_hash), (durable, durable_hash), failed, sync_mode = mark
-    hashes = int(written_hash or "0", 16), int(durable_hash or "0", 16)
-    body = _BODY.pack(_MAGIC, sequence, written, hashes[0], durable, hashes[1], failed, sync_mode)
-    return body + _CHECK.pack(xxhash.xxh64_intdigest(body))
-
-
-def _head(offset: int, hash: int) -> Head:
-    return Head(offset, f"{hash:016x}" if offset else "")
-
-
-def _decode(data: bytes) -> tuple[int, Mark] | None:
-    """The sequence number and the mark of the newest intact version; None if there is none."""
-    newest: tuple[Any, ...] | None = None
-    for position in _VERSION_POSITIONS:
-        fields = _BODY.unpack_from(data, position)
-        if fields[0] == _MAGIC and (newest is None or fields[1] > newest[1]):
-            body = data[position : position + _BODY.size]
-            if _CHECK.unpack_from(data, position + _BODY.size)[0] == xxhash.xxh64_intdigest(body):
-                newest = fields
-    if newest is None:
-        return None
-    _, sequence, written, written_hash, durable, durable_hash, failed, sync_mode = newest
-    return sequence, Mark(_head(written, written_hash), _head(durable, durable_hash), bool(failed), sync_mode)
+    """Waiting for the turn was given up, so this writer does not have it."""
 
 
 class Turn:
-    """The turn, as one writer takes it: `with turn:` waits for it, and holds it inside.
+    """The turn, as one writer takes it: `with turn:` waits for it, and has it inside the block.
 
-    One thread takes it; `durable_head`, `give_up` and `warn_if_stuck` are for any thread.
+    Only one thread may take it. Any thread may call `durable_head`, `give_up`, `seconds_waiting` and `warn_if_stuck`.
     """
 
     def __init__(self, layout: Layout) -> None:
-        """Opens the file, which is created if necessary. Raises `OSError`, `CorruptLogError` if it is not a file."""
+        """Opens the file, and creates it if necessary. Raises `OSError`, or `CorruptLogError` if it is not a file."""
         self.path = layout.lock_path
-        self._name = os.fspath(self.path)
+        self._path = os.fspath(self.path)
         self.fd = operations.open_file(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
         try:
-            found = os.fstat(self.fd)
-            if not stat.S_ISREG(found.st_mode):
+            status = os.fstat(self.fd)
+            if not stat.S_ISREG(status.st_mode):
                 reason = "this is not a regular file, and can't be locked; remove it while nobody writes"
                 raise CorruptLogError(self.path, 0, reason)
         except BaseException:
             os.close(self.fd)
             raise
-        self._file = found.st_dev, found.st_ino
+        self._identity = status.st_dev, status.st_ino
         self._map: mmap.mmap | None = None
-        # What was read last, and its meaning: usually, nobody else has changed it since.
-        self._known: tuple[bytes, tuple[int, Mark] | None] = b"", None
-        # While the turn is held, only this writer changes the mark: its current content, with the sequence number.
+        # The bytes that were last read, and the decoded mark: usually, nobody else has changed them since.
+        self._decoded: tuple[bytes, tuple[int, Mark] | None] = b"", None
+        # The sequence number and the mark while this writer has the turn: nobody else can change them then.
         self._current: tuple[int, Mark] | None = None
         self._holder = _HOLDER.pack(os.getpid())
         self.held = False
-        # What this writer has synced itself, even if the mark could not be updated.
-        self.own_durable = Head(0, "")
-        # The end of this writer's last commit, once it is durable: it tells that in its process itself, with the lines.
-        self.announced = Head(0, "")
-        self._state = threading.Lock()
+        # What this writer itself has synced, even if the mark could not be updated.
+        self.synced_head = Head(0, "")
+        # The head after this writer's last commit, set once it is durable. This process publishes it, with the lines.
+        self.committed_head = Head(0, "")
+        self._lock = threading.Lock()
         self._waiting_since: float | None = None
-        self._warned_of: float | None = None
+        self._warned_wait: float | None = None
         self._given_up = False
         _open_turns.add(self)
 
     def __repr__(self) -> str:
-        return f"<Turn of {self._name!r}{', held' if self.held else ''}>"
+        return f"<Turn of {self._path!r}{', held' if self.held else ''}>"
 
     def __enter__(self) -> Turn:
-        self._take()
+        self._acquire()
         try:
             self._check_file()
             self._begin()
@@ -140,52 +94,52 @@ class Turn:
         self.held = False
         operations.unlock(self.fd)
 
-    def _take(self) -> None:
-        if not self._take_if_free():
+    def _acquire(self) -> None:
+        if not self._try_acquire():
             self._wait()
 
-    def _take_if_free(self) -> bool:
+    def _try_acquire(self) -> bool:
         if self._given_up:
-            raise TurnGivenUpError(self.why_given_up())
+            raise TurnGivenUpError(self.given_up_message())
         return operations.lock(self.fd)
 
     def _wait(self) -> None:
-        with self._state:
+        with self._lock:
             if self._given_up:
-                raise TurnGivenUpError(self.why_given_up())
+                raise TurnGivenUpError(self.given_up_message())
             self._waiting_since = time.monotonic()
         try:
             operations.wait_for_lock(self.fd)
         finally:
-            with self._state:
+            with self._lock:
                 self._waiting_since = None
         if self._given_up:
             operations.unlock(self.fd)
-            raise TurnGivenUpError(self.why_given_up())
+            raise TurnGivenUpError(self.given_up_message())
 
     def _check_file(self) -> None:
-        """Once the flock is held: only the current file of that name says whose turn it is."""
+        """Checks, with the flock held, that the path still names this file: other writers lock whatever it names."""
         try:
-            found = os.stat(self._name)
+            status = os.stat(self._path)
         except FileNotFoundError:
-            found = None
-        if found is None or (found.st_dev, found.st_ino) != self._file:
+            status = None
+        if status is None or (status.st_dev, status.st_ino) != self._identity:
             raise WriterFailedError(
                 f"{self.path} was deleted or replaced, so others may be writing at the same time; open the log again"
             )
-        if found.st_size < FILE_SIZE:
-            # All of it is written, so that disk space is allocated: a mapped byte without it can't be changed.
-            operations.write(self.fd, bytes(FILE_SIZE - found.st_size), found.st_size)
+        if status.st_size < FILE_SIZE:
+            # Written, not just extended, so that disk space is allocated: writing to a mapped hole can fail.
+            operations.write(self.fd, bytes(FILE_SIZE - status.st_size), status.st_size)
 
     def _begin(self) -> None:
-        """Once the flock is held, and the file has its size: records who has the turn, and reads the mark."""
+        """Records which process has the turn, and reads the mark. Needs the flock, and a file of full size."""
         memory = self._mapped()
         operations.write_mapped(memory, self._holder, _HOLDER_POSITION)
-        self._current = self._look(memory)
+        self._current = self._read(memory)
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:
-            # Opened again: a mapping duplicates its descriptor, which would hold the turn as long as it lives.
+            # A separate descriptor: a mapping duplicates its descriptor, which would keep the flock while it lives.
             fd = operations.open_file(self.path, os.O_RDWR)
             try:
                 self._map = mmap.mmap(fd, FILE_SIZE)
@@ -201,7 +155,7 @@ class Turn:
             return False
 
     def close(self) -> None:
-        """Closes the file; idempotent. The turn goes with it unless a forked process has it open too."""
+        """Closes the file, and so ends the turn, unless a forked process has the file open too; idempotent."""
         fd, self.fd = self.fd, -1
         if self._map is not None:
             self._map.close()
@@ -219,38 +173,38 @@ class Turn:
         else:
             assert self._map is not None
             try:
-                found = self._look(self._map)
+                found = self._read(self._map)
             except ValueError:  # closed by another thread
                 return None
         return None if found is None else found[1]
 
-    def _look(self, memory: mmap.mmap) -> tuple[int, Mark] | None:
-        data = memory[:_MARK_END]
-        known, newest = self._known
-        if data != known:
-            newest = _decode(data)
-            self._known = data, newest
+    def _read(self, memory: mmap.mmap) -> tuple[int, Mark] | None:
+        data = memory[:MARK_SIZE]
+        decoded_data, newest = self._decoded
+        if data != decoded_data:
+            newest = decode_mark(data)
+            self._decoded = data, newest
         return newest
 
     def write_mark(self, mark: Mark) -> None:
-        """Replaces the older of the two versions. Only while the turn is held."""
+        """Replaces the older version of the mark. Call it in the turn."""
         sequence = 1 if self._current is None else self._current[0] + 1
+        position, data = encode_mark(sequence, mark)
         memory = self._mapped()
-        # No system call, after which this thread might wait for the interpreter, and everybody else for the turn.
-        operations.write_mapped(memory, _encode(sequence, mark), _VERSION_POSITIONS[sequence % 2])
+        # Not a system call: after one, this thread might wait for the interpreter, and all writers for the turn.
+        operations.write_mapped(memory, data, position)
         self._current = sequence, mark
-        self._known = memory[:_MARK_END], self._current
+        self._decoded = memory[:MARK_SIZE], self._current
 
-    def tell_durable(self, head: Head) -> None:
-        """Records in the mark that everything up to `head` is on disk, unless it says so already. Takes the turn for
-        that.
+    def record_durable(self, head: Head) -> None:
+        """Records in the mark that everything up to `head` is on disk, unless it says so already; takes the turn.
 
-        Call it after a turn, with this writer's own end: a peer's write after it may not be on disk yet. It does not
-        check that the file still has its name: nothing is decided here, and the mark of a file that nobody can open any
-        more is read only by those whose next turn finds that out.
+        `head` must be this writer's own end: what another one wrote after it may not be on disk yet. This method does
+        not check that the path still names this file. Nothing is decided here, and a writer that still reads the mark
+        of a file without a name finds that out in its next turn.
         """
-        self.own_durable = head
-        if not self._take_if_free():
+        self.synced_head = head
+        if not self._try_acquire():
             mark = self.read_mark()
             if mark is not None and mark.durable.offset >= head.offset:
                 return
@@ -270,32 +224,32 @@ class Turn:
         if self.fd < 0:
             return None
         mark = self.read_mark()
-        return self.own_durable if mark is None else max(mark.durable, self.own_durable)
+        return self.synced_head if mark is None else max(mark.durable, self.synced_head)
 
     def wake_watchers(self) -> None:
-        """Causes a file-system event for those who watch the directory. Not while the turn is held."""
+        """Causes a file-system event for processes that watch the directory. Don't call it in the turn."""
         try:
             operations.write(self.fd, b"\0", FILE_SIZE - 1)
         except OSError:
-            pass  # they check regularly without it
+            pass  # without the event, they notice the change at their next regular check
 
     # Waiting too long
 
     def give_up(self) -> bool:
-        """Gives up waiting for the turn, now and later.
+        """Stops waiting for the turn, now and in the future; returns whether a thread is waiting at this moment.
 
-        Returns true if a thread is waiting at this moment. It returns the turn once it gets it, which may take forever:
-        do not wait for that thread.
+        That thread can't be interrupted, and may wait forever: don't wait for it. If it gets the turn, it ends it at
+        once.
         """
-        with self._state:
+        with self._lock:
             self._given_up = True
             return self._waiting_since is not None
 
-    def why_given_up(self) -> str:
+    def given_up_message(self) -> str:
         """The message for calls that needed the turn."""
-        return f"{self.path}: the turn to write was held by {self._holder_name()}, and waiting for it was given up"
+        return f"{self.path}: the turn to write was held by {self._describe_holder()}, and waiting for it was given up"
 
-    def waited_for(self) -> float:
+    def seconds_waiting(self) -> float:
         """For how many seconds a thread has been waiting; 0 if none is."""
         since = self._waiting_since
         return 0.0 if since is None else time.monotonic() - since
@@ -303,20 +257,20 @@ class Turn:
     def warn_if_stuck(self) -> None:
         """Logs a warning, once, if a thread has been waiting for longer than `STUCK_AFTER` seconds."""
         since = self._waiting_since
-        if since is None or since == self._warned_of or time.monotonic() - since < STUCK_AFTER:
+        if since is None or since == self._warned_wait or time.monotonic() - since < STUCK_AFTER:
             return
-        self._warned_of = since
+        self._warned_wait = since
         log_event(
             WARNING,
             "turn.stuck",
             "%(path)s: nobody can append, because %(holder)s has held the turn to write for more than %(seconds).0f "
             "seconds. Is it stopped? Appends continue once it continues or is killed",
             path=self.path,
-            holder=self._holder_name(),
+            holder=self._describe_holder(),
             seconds=STUCK_AFTER,
         )
 
-    def _holder_name(self) -> str:
+    def _describe_holder(self) -> str:
         pid = 0
         try:
             if self._is_readable():
@@ -337,5 +291,5 @@ def _after_fork() -> None:
         turn.close()
 
 
-# A forked child would keep the turn that its parent held when it forked, even once the parent is dead.
+# A forked child would keep the turn that its parent had at the fork, even after the parent has died.
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,10 +1,11 @@
-"""Notices what other processes write, for everything that waits on a directory in this process.
+"""Notices what other processes write, for everything in this process that waits for news of a directory.
 
-On Linux, one thread waits for the kernel's hints about all directories (`inotify`); elsewhere, and if that fails, each
-directory has a thread that uses `watchfiles`. Hints may be lost on network mounts and in containers, so the file itself
-is also checked regularly: every second, and every `LOOK_INTERVAL` seconds once a hint was missed, until one comes.
+On Linux, one thread waits for the kernel's hints about all directories (`inotify`). Elsewhere, and if inotify is not
+available, each directory has a thread that uses `watchfiles`. Hints may be lost on network mounts and in containers, so
+the files are also checked regularly: every second, or every `CHECK_INTERVAL` seconds after such a check has found a
+change without a hint, until a hint comes.
 
-Promise: a directory has at most one watcher, and none while nothing waits or while the writer lives in this process.
+Promise: a directory has at most one watcher, and none while nothing waits or while its writer lives in this process.
 """
 
 from __future__ import annotations
@@ -18,31 +19,31 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
-from .._codec.lines import SLICE_SIZE, Lines, join
+from .._codec.lines import SLICE_SIZE
 from .._errors import CorruptLogError
 from .._event import Head
 from .._logging import DEBUG, WARNING, log_event
 from .._threads import start_thread
 from .._waiters import Waiters
 from . import inotify
-from .heads import HeadLookup
+from .head_cache import HeadCache, lines_between
 from .paths import Layout
 from .segments import LogSegments
 
-LOOK_INTERVAL = inotify.TICK
-# By what factor checks are rarer while hints come.
-_RARER = 4
+CHECK_INTERVAL = inotify.TICK_INTERVAL
+# While hints come, the files are checked only at one tick in this many.
+_TICKS_PER_CHECK = 4
 # Seconds for which checks may fail (no descriptor left, a mount that does not answer) before the waits fail too.
-PATIENCE = 5.0
-_STEP = 2  # milliseconds between two checks for hints
+FAILURE_TIMEOUT = 5.0
+_STEP = 2  # milliseconds between two polls of `watchfiles`
 USES_INOTIFY = sys.platform == "linux"
 
-# The directories that could not be watched, about which a warning was logged.
+# The directories that could not be watched, and for which a warning has been logged.
 _warned: set[Path] = set()
 
 
 def watch(path: Path, **options: Any) -> Iterator[Any]:
-    """`watchfiles.watch`, imported on demand: that takes as long as everything else."""
+    """`watchfiles.watch`, imported on demand: the import takes as long as that of all of eventfold."""
     from watchfiles import watch
 
     return watch(path, **options)
@@ -51,34 +52,34 @@ def watch(path: Path, **options: Any) -> Iterator[Any]:
 class SharedWriter(Protocol):
     """A writer of this process that shares the log with others."""
 
-    announced: Head
-    """The end of its own last commit, which it publishes itself."""
+    committed_head: Head
+    """The head after its own last commit, which it publishes itself."""
 
     def durable_head(self) -> Head | None:
-        """What of everybody's appends is durable; None once it is closed."""
+        """The end of what all writers have made durable; None once it is closed."""
 
 
 class Directory(Waiters):
-    """One data directory, as this process sees it. Get it from `directory`."""
+    """One data directory, as this process sees it. Get it from `directory_at`."""
 
     def __init__(self, path: str) -> None:
         self._layout = layout = Layout(path)
-        self.lookup = HeadLookup(layout)
-        lookup, this = self.lookup, weakref.ref(self)
+        self.head_cache = HeadCache(layout)
+        head_cache, this = self.head_cache, weakref.ref(self)
 
         def notify(*news: Any, watcher: FileWatcher) -> None:
             if (directory := this()) is not None:
                 directory.notify(*news, watcher=watcher)
 
         self._shared_writers: tuple[SharedWriter, ...] = ()
-        super().__init__(lambda: FileWatcher(layout, lookup.copy(), notify, this))
+        super().__init__(lambda: FileWatcher(layout, head_cache.copy(), notify, this))
 
     def __repr__(self) -> str:
-        return f"<Directory {str(self._layout.dir)!r}, {len(self._waits)} waiting>"
+        return f"<Directory {str(self._layout.dir)!r}, {len(self._waiters)} waiting>"
 
     @property
     def durable_head(self) -> Head | None:
-        """The durable head, if a writer in this process publishes it; with shared writers, that of all processes."""
+        """The durable head, if a writer in this process knows it; with shared writers, that of all processes."""
         return self.shared_head() or self._published if self._shared_writers else self._published
 
     @property
@@ -91,9 +92,9 @@ class Directory(Waiters):
         heads = [head for writer in self._shared_writers if (head := writer.durable_head()) is not None]
         return max(heads, default=None)
 
-    def is_announced(self, head: Head) -> bool:
-        """Whether a writer of this process that shares the log will publish this head next."""
-        return any(writer.announced == head for writer in self._shared_writers)
+    def will_be_published(self, head: Head) -> bool:
+        """Whether a writer of this process that shares the log is about to publish this head."""
+        return any(writer.committed_head == head for writer in self._shared_writers)
 
     def add_shared_writer(self, writer: SharedWriter) -> None:
         """Registers a writer of this process that shares the log with others."""
@@ -102,7 +103,7 @@ class Directory(Waiters):
         self._update_watcher()
 
     def remove_shared_writer(self, writer: SharedWriter) -> None:
-        """Removes that writer."""
+        """Removes a registered writer."""
         self._shared_writers = tuple(other for other in self._shared_writers if other is not writer)
         self._watch_beside_writer = bool(self._shared_writers)
         self._update_watcher()
@@ -114,22 +115,22 @@ class Directory(Waiters):
 
 
 class FileWatcher:
-    """Checks a directory whenever something may have happened in it, and reports the head if it has changed."""
+    """Checks a directory's files whenever they may have changed, and reports the head if it is a new one."""
 
     def __init__(
         self,
         layout: Layout,
-        lookup: HeadLookup,
+        head_cache: HeadCache,
         notify: Callable[..., None],
         directory: Callable[[], Directory | None] = lambda: None,
     ) -> None:
         self._layout = layout
         self._directory = directory
         self.dir = layout.dir
-        # Shared writers touch the lock file once what they wrote is durable.
+        # Shared writers write to the lock file once their commit is durable.
         self.names: tuple[bytes, ...] = (os.fsencode(layout.log_path.name), os.fsencode(layout.lock_path.name))
         self.head: Head | None = None
-        self._lookup = lookup
+        self._head_cache = head_cache
         self._notify = notify
         self._stopped = threading.Event()
         self._failing_since: float | None = None
@@ -141,7 +142,7 @@ class FileWatcher:
         try:
             inotify.hub.add(self)
         except OSError as error:
-            self.watch_alone(error)
+            self.on_unavailable(error)
 
     def stop(self) -> None:
         """Stops watching; a check that is under way may take a few more milliseconds."""
@@ -149,24 +150,24 @@ class FileWatcher:
         if USES_INOTIFY:
             inotify.hub.remove(self)
 
-    def look(self) -> None:
-        """Checks the files after a hint."""
-        if self._look(hinted=True):
+    def on_hint(self) -> None:
+        """Checks the files."""
+        if self._check(hinted=True):
             self._hints_come = True
 
-    def tick(self) -> bool:
-        """Checks the files, but only now and then while hints come."""
+    def on_tick(self) -> bool:
+        """Checks the files; while hints come, only at one tick in several."""
         self._ticks += 1
-        if self._hints_come and self._failing_since is None and self._ticks % _RARER:
+        if self._hints_come and self._failing_since is None and self._ticks % _TICKS_PER_CHECK:
             return False
-        if self._look_without_hint():
+        if self._check_without_hint():
             self._hints_come = False
         return True
 
-    def _look_without_hint(self) -> bool:
-        return self._look()
+    def _check_without_hint(self) -> bool:
+        return self._check()
 
-    def unwatchable(self, error: Exception) -> None:
+    def on_unwatchable(self, error: Exception) -> None:
         """Logs a warning, once for each directory."""
         self._hints_come = False
         if self.dir not in _warned:
@@ -176,11 +177,11 @@ class FileWatcher:
                 "watcher.unavailable",
                 "%(path)s can't be watched, and is checked every %(seconds)s s instead: %(error)s",
                 path=self.dir,
-                seconds=LOOK_INTERVAL,
+                seconds=CHECK_INTERVAL,
                 error=error,
             )
 
-    def watch_alone(self, error: Exception) -> None:
+    def on_unavailable(self, error: Exception) -> None:
         """Continues without inotify."""
         log_event(
             DEBUG, "watcher.no_inotify", "inotify can't be used for %(path)s: %(error)s", path=self.dir, error=error
@@ -192,114 +193,106 @@ class FileWatcher:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            self._look()
+            self._check()
             try:
                 if self.dir.is_dir():
                     self._watch()
             except Exception as error:
-                self.unwatchable(error)
-            self._stopped.wait(LOOK_INTERVAL)
+                self.on_unwatchable(error)
+            self._stopped.wait(CHECK_INTERVAL)
 
     def _watch(self) -> None:
-        """Checks on every hint and regularly, as long as the directory is the same one."""
+        """Checks the files on every hint and regularly, as long as the path names the same directory."""
         directory = os.stat(self.dir)
         for _ in watch(
             self.dir,
             watch_filter=None,
             debounce=2 * _STEP,
             step=_STEP,
-            rust_timeout=int(LOOK_INTERVAL * 1000),
+            rust_timeout=int(CHECK_INTERVAL * 1000),
             yield_on_timeout=True,
             stop_event=self._stopped,
             recursive=False,
             raise_interrupt=False,
         ):
-            self._look()
+            self._check()
             try:
                 if not os.path.samestat(directory, os.stat(self.dir)):
                     return
             except FileNotFoundError:
                 return
 
-    def _look(self, *, hinted: bool = False) -> bool:
-        """Reports the head if it has changed since the last check, or the error if it was not found for a while."""
+    def _check(self, *, hinted: bool = False) -> bool:
+        """Reports the head if it has changed, or an error that lasts; returns whether there was a change to report."""
         if self._stopped.is_set():
             return False
         try:
             directory = self._directory()
             if directory is not None and (durable := directory.shared_head()) is not None:
-                return self._look_at_shared(directory, durable, hinted)
-            change = self._lookup.change()
+                return self._check_shared(directory, durable, hinted)
+            change = self._head_cache.poll()
         except CorruptLogError as error:
             self._notify(error, watcher=self)
             return False
         except OSError as error:
-            # Most of these pass: too many open files, say. The waits end only if one lasts.
+            # Most errors pass, such as too many open files. Only one that lasts ends the waits.
             now = monotonic()
             self._failing_since = self._failing_since or now
-            if now - self._failing_since >= PATIENCE:
+            if now - self._failing_since >= FAILURE_TIMEOUT:
                 self._notify(error, watcher=self)
             return False
         self._failing_since = None
         if change is None:
-            if self.head is None and (head := self._lookup.known_head) is not None:
-                # The first check. The lookup knew this head before the watcher started, but the waiters may not.
+            if self.head is None and (head := self._head_cache.cached_head) is not None:
+                # The first check. The cache had this head before the watcher started, but the waiters may not know it.
                 self.head = head
                 self._notify(head, watcher=self)
             return False
         self.head = change.head
-        self._notify(change.head, change.known, change.lines, watcher=self)
+        self._notify(change.head, change.previous, change.lines, watcher=self)
         return True
 
-    def _look_at_shared(self, directory: Directory, durable: Head, hinted: bool) -> bool:
-        """The same if a writer of this process knows what is durable: what is in the file may not be yet."""
+    def _check_shared(self, directory: Directory, durable: Head, hinted: bool) -> bool:
+        """The same if a shared writer of this process knows what is durable: the files may contain more than that."""
         if durable == self.head:
             return False
         published = directory.published_head
         if published is not None and published >= durable:
             self.head = durable
             return hinted
-        if hinted and directory.is_announced(durable):
-            # The writer has the lines in memory. If it never publishes them, the next check without a hint does.
+        if hinted and directory.will_be_published(durable):
+            # The writer has the lines in memory. If it does not publish them, the next check without a hint does.
             return True
-        known, self.head = max((head for head in (self.head, published) if head is not None), default=None), durable
+        previous = max((head for head in (self.head, published) if head is not None), default=None)
+        self.head = durable
         lines = None
-        if known is not None and 0 < durable.offset - known.offset <= SLICE_SIZE:
+        if previous is not None and 0 < durable.offset - previous.offset <= SLICE_SIZE:
             with LogSegments(self._layout) as segments:
-                lines = _lines_between(segments, known, durable)
-        self._notify(durable, known, lines, watcher=self)
+                lines = lines_between(segments, previous, durable)
+        self._notify(durable, previous, lines, watcher=self)
         return True
-
-
-def _lines_between(segments: LogSegments, start: Head, end: Head) -> Lines | None:
-    """The lines from one head to another; None if they have changed."""
-    try:
-        segments.check_line_before(start)
-        return join(list(segments.lines(start.offset, end.offset)))
-    except (CorruptLogError, ValueError):
-        return None
 
 
 _directories: weakref.WeakValueDictionary[str, Directory] = weakref.WeakValueDictionary()
 _directories_lock = threading.Lock()
 
 
-def directory(path: str | os.PathLike[str]) -> Directory:
-    """The one object for a directory in this process, under whatever name. Accesses the file system."""
-    real = os.path.realpath(path)
+def directory_at(path: str | os.PathLike[str]) -> Directory:
+    """The one object of this process for a directory, whatever path names it. Accesses the file system."""
+    real_path = os.path.realpath(path)
     with _directories_lock:
-        found = _directories.get(real)
+        found = _directories.get(real_path)
         if found is None:
-            found = _directories[real] = Directory(real)
+            found = _directories[real_path] = Directory(real_path)
         return found
 
 
 def _after_fork() -> None:
     global _directories_lock
     _directories_lock = threading.Lock()
-    for found in list(_directories.values()):
-        found.after_fork()
+    for directory in list(_directories.values()):
+        directory.after_fork()
 
 
-# A forked child has neither the writer nor the watcher of its parent.
+# A forked child has neither its parent's writer nor its parent's watcher.
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,12 +1,12 @@
-"""Where in a log the events with a tag or an id are.
+"""The index: finds the offsets of the events with a tag or an id.
 
-The pairs are kept in a derived file beside the log and, for what is not in the file yet, in memory; or the log's engine
-keeps them.
+It stores pairs of a key and an offset, in a derived file beside the log or in the log's engine. Pairs that are not in
+the file yet are in memory.
 """
 
-from .answers import Answers
-from .in_engine import EngineIndex
-from .index import Index, index_path
+from .engine_index import EngineIndex
+from .file_index import FileIndex, index_path
+from .index import Index
 from .reading import read_back, read_from
 
-__all__ = ["Answers", "EngineIndex", "Index", "index_path", "read_back", "read_from"]
+__all__ = ["EngineIndex", "FileIndex", "Index", "index_path", "read_back", "read_from"]

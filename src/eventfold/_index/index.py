@@ -1,308 +1,135 @@
-"""`Index`: where in a log the events with a tag or an id are.
+"""`Index`: the questions that readers and writers ask of an index, no matter where it is stored.
 
-It follows the log: new lines are read in the background, their keys are kept in memory, and some thousands at a time
-are added to the file. A lookup waits until everything up to the current head is known.
-
-Promises: an answer has every event up to the offset that it names, and may have events that only share a key with what
-was asked for; a file that is damaged, behind, or of another log is repaired or rebuilt, with a warning if it was
-damaged; if the file fails, only the fast path fails, and memory stays bounded.
+Promise: an answer is complete up to the offset that comes with it. An event that only has the same key as a requested
+tag or id is found out by reading it, and left out.
 """
 
 from __future__ import annotations
 
-import asyncio
-import sqlite3
-from collections.abc import Callable, Collection
-from contextlib import aclosing, suppress
-from pathlib import Path
-from time import monotonic
-from typing import TypeVar
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
 
-from .._aio import LoopBreaks, UncancellableTask, uninterrupted
-from .._codec.lines import Lines, last_line_hash
-from .._engine import Source, paths_of
-from .._errors import CorruptLogError, EventfoldError, LogClosedError
-from .._event import Head
-from .._logging import WARNING, log_event
+from .._codec.keys import key_of_id, key_of_tag
+from .._event import AppendResult, Record
+from .._query import Query
 from .._reader import EventReader
-from .._threads import Thread
-from .answers import MAX_CANDIDATES, Answers
-from .lookups import Lookups
-from .pending import PendingPairs
-from .store import OffsetsByKey, Store, StoredOffsets, UnusableIndexError
+from .id_filter import IdFilter
+from .store import StoredOffsets
 
-T = TypeVar("T")
-
-# How many pairs of a key and an offset are kept in memory before they are written.
-WRITE_BATCH_SIZE = 50_000
-# How many pairs are kept in memory while the file can't be written; with more, the index is given up for a while.
-MAX_PENDING = 4 * WRITE_BATCH_SIZE
-# How many bytes of the log are still read at closing, so that the next opening need not.
-MAX_READ_AT_CLOSE = 16 * 2**20
-# Seconds between two checks for new lines while there are no lookups.
-POLL_INTERVAL = 0.2
-# Seconds before a file that failed is tried again.
-RETRY_INTERVAL = 30.0
-# How often a lookup is repeated if the file was reopened meanwhile.
-_ATTEMPTS = 3
+# How many events are read one by one. If there are more with the same tag, reading the whole log is not slower.
+MAX_CANDIDATES = 1000
+_NOTHING = StoredOffsets([], True)
 
 
-class Index(Answers):
-    """The index of one log in a file, for one event loop. Open it with `open`; `reader` reads the log."""
+class Index:
+    """Answers questions about tags and ids. A subclass looks up the keys, and `reader` reads the log."""
 
-    def __init__(self, path: Path, reader: EventReader) -> None:
-        super().__init__(reader)
-        self._path = path
-        self._store = Store(path)
-        self._thread = Thread(f"eventfold index {path}")
-        self._lookups = Lookups(self._store, self._thread, MAX_CANDIDATES)
-        self._is_open = False
-        self._open_count = 0
-        self._closing = False
-        # While the file is given up: the time at which it is tried again.
-        self._retry_at = 0.0
-        self._warnings: set[str] = set()
-        self._stored = self._known = Head(0, "")
-        self._pending = PendingPairs()
-        self._reading: UncancellableTask[None] | None = None
-        self._writing: UncancellableTask[None] | None = None
-        self._no_write_before = 0.0
-        self._following: asyncio.Task[None] | None = None
+    def __init__(self, reader: EventReader) -> None:
+        self._reader = reader
+        # Used if the index can't be; created on demand.
+        self._id_filter: IdFilter | None = None
 
-    @classmethod
-    def open(cls, path: Path, reader: EventReader) -> Index:
-        """Starts to open or create the file, in the background. Raises `OSError` if no thread can be started."""
-        index = cls(path, reader)
-        index._following = asyncio.create_task(index._follow(), name="eventfold index")
-        return index
+    async def aclose(self) -> None:
+        """Closes the index; idempotent. A failure is logged."""
+        raise NotImplementedError
 
-    @property
-    def known(self) -> Head:
-        """The head up to which the index is complete."""
-        return self._known
-
-    # Opening the file, and giving it up
-
-    async def _open(self) -> None:
-        """Opens or reopens the file, and rebuilds it if it can't be trusted. A failure gives it up."""
-        if self._writing is not None:
-            await asyncio.wait([self._writing])
-        try:
-            try:
-                place = await self._open_store()
-            except UnusableIndexError as error:
-                log_event(
-                    WARNING,
-                    "index.rejected",
-                    "the index %(path)s is rebuilt: %(error)s",
-                    path=self._path,
-                    error=error,
-                )
-                await self._in_thread(self._store.drop)
-                place = await self._in_thread(self._store.open)
-        except (UnusableIndexError, sqlite3.Error, OSError) as error:
-            self._give_up(f"can't be used ({error})")
-            return
-        self._stored = self._known = place
-        self._pending = PendingPairs()
-        self._no_write_before = 0.0
-        self._is_open = True
-        self._open_count += 1
-
-    async def _open_store(self) -> Head:
-        await self._in_thread(self._store.abandon)
-        place = await self._in_thread(self._store.open)
-        if place.offset:
-            try:
-                found = await self._reader.read_line_hash_before(place.offset)
-            except (ValueError, CorruptLogError) as error:
-                raise UnusableIndexError(f"it is of another log, or of more than there is: {error}") from error
-            if found != place.line_hash:
-                raise UnusableIndexError(f"it is of another log: the line before offset {place.offset} differs")
-        return place
-
-    def _give_up(self, reason: str) -> None:
-        """Stops using the file for a while, and forgets what it does not have yet."""
-        self._is_open = False
-        self._open_count += 1
-        self._known, self._pending = self._stored, PendingPairs()
-        self._retry_at = monotonic() + RETRY_INTERVAL
-        self._warn(f"{reason}, so the log is read instead; it is tried again from time to time")
-
-    def _warn(self, problem: str) -> None:
-        """Logs a problem, once until the file can be written again."""
-        if problem not in self._warnings:
-            self._warnings.add(problem)
-            log_event(WARNING, "index.impaired", "the index %(path)s %(problem)s", path=self._path, problem=problem)
-
-    def _is_given_up(self) -> bool:
-        return not self._is_open and monotonic() < self._retry_at
-
-    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
-        return await uninterrupted(self._thread.call(function, *args))
-
-    # Reading the log
-
-    async def _follow(self) -> None:
-        with suppress(LogClosedError):
-            while True:
-                try:
-                    await self._catch_up()
-                    if self._is_given_up():
-                        await asyncio.sleep(self._retry_at - monotonic())
-                        continue
-                    await self._reader.wait_for_events(self._known.offset)
-                except (CorruptLogError, OSError) as error:
-                    log_event(
-                        WARNING,
-                        "index.follow_failed",
-                        "the index %(path)s can't follow the log: %(error)s",
-                        path=self._path,
-                        error=error,
-                    )
-                    await asyncio.sleep(RETRY_INTERVAL)
-                await asyncio.sleep(POLL_INTERVAL)
-
-    async def _catch_up(self) -> None:
-        """Reads new lines up to the current head, once for all concurrent callers. Raises what reading raises."""
-        head = (await self._reader.head()).offset
-        while not self._closing and not self._is_given_up() and not (self._is_open and self._known.offset >= head):
-            if self._reading is None:
-                self._reading = UncancellableTask(self._read_new_lines(), "eventfold index")
-                self._reading.add_done_callback(asyncio.Task.exception)  # The waiters may be gone.
-            reading = self._reading
-            await asyncio.wait([reading])
-            reading.result()
-
-    async def _read_new_lines(self) -> None:
-        try:
-            if not self._is_open:
-                await self._open()
-            if not self._is_open:
-                return
-            async with aclosing(self._reader._lines(self._known, None)) as blocks:
-                pause = LoopBreaks()
-                async for lines in blocks:
-                    if self._closing or not self._is_open:
-                        break
-                    self._add(lines)
-                    if self._pending.count >= WRITE_BATCH_SIZE:
-                        await self._begin_write()
-                    if self._pending.count >= MAX_PENDING:
-                        self._give_up("could not be written for too long")
-                        break
-                    await pause()
-        finally:
-            self._reading = None
-
-    def _add(self, lines: Lines) -> None:
-        self._pending.add(lines)
-        self._known = Head(lines.offset_at(len(lines.data)), last_line_hash(lines.data))
-
-    # Writing the file
-
-    async def _begin_write(self) -> None:
-        """Starts to write what is in memory, once the previous write has ended."""
-        if self._writing is not None:
-            await asyncio.wait([self._writing])
-        if self._is_open and self._known != self._stored and monotonic() >= self._no_write_before:
-            # They are taken now because the task starts later: by then, the pending pairs may lie beyond this head.
-            pairs = self._pending.begin_write()
-            writing = self._write(self._stored.offset, self._known, pairs, self._pending)
-            self._writing = UncancellableTask(writing, "eventfold index writer")
-
-    async def _write(self, start: int, end: Head, pairs: OffsetsByKey, pending: PendingPairs) -> None:
-        try:
-            await self._thread.call(self._store.add, start, end, pairs)
-        except (sqlite3.OperationalError, OSError) as error:
-            pending.end_write(written=False)
-            self._no_write_before = monotonic() + RETRY_INTERVAL
-            self._warn(f"could not be written: {error}")
-        except UnusableIndexError as error:
-            self._is_open = False
-            self._warn(f"is opened again: {error}")
-        except sqlite3.Error as error:
-            self._give_up(f"is damaged ({error})")
-        else:
-            pending.end_write(written=True)
-            self._stored = end
-            self._warnings.clear()
-        finally:
-            self._writing = None
-
-    # Looking up
+    def abandon(self) -> None:
+        """Closes the index without an event loop and without waiting."""
+        raise NotImplementedError
 
     async def _find(
         self, wanted: Collection[tuple[int, int]]
     ) -> tuple[int, dict[tuple[int, int], StoredOffsets]] | None:
-        """Returns the offsets of each key from an offset on, if any; complete up to the offset that comes first."""
-        for _ in range(_ATTEMPTS):
-            await self._catch_up()
-            if not self._is_open:
-                return None
-            open_count, known, stored = self._open_count, self._known.offset, self._stored.offset
-            # Memory comes first, since pairs that are written meanwhile are then found in the file.
-            pending = self._pending.find(wanted)
-            try:
-                found = await self._lookups.find([pair for pair in wanted if pair[1] < stored])
-            except sqlite3.Error as error:
-                self._give_up(f"can't be read ({error})")
-                return None
-            if open_count == self._open_count:
-                if pending:
-                    found = {**found, **{pair: _joined(found.get(pair), offsets) for pair, offsets in pending.items()}}
-                return known, found
+        """Looks up pairs of a key and a start offset.
+
+        Returns the offset up to which the answer is complete, and for each pair the offsets from the start on, if there
+        are any. Returns None if the index can't be used at the moment. Raises what reading raises.
+        """
+        raise NotImplementedError
+
+    async def candidates(
+        self, queries: Sequence[Query], starts: Sequence[int]
+    ) -> tuple[int, Sequence[Sequence[int] | None]]:
+        """Finds the events that each query may match from its start offset on.
+
+        Returns the offset up to which the answer is complete, and the offsets of the events for each query. They are
+        None for a query that the index can't answer: one of its items has no tags, too many events have these tags, or
+        the index can't be used. Raises what reading raises.
+        """
+        answer = await self._find(
+            {
+                (key_of_tag(tag), start)
+                for query, start in zip(queries, starts, strict=True)
+                for item in query.items
+                for tag in item.tags
+            }
+        )
+        if answer is None:
+            return 0, [None] * len(queries)
+        known, found = answer
+        if not found and all([query.has_tags for query in queries]):  # noqa: C419 (a generator takes twice as long)
+            return known, [()] * len(queries)
+        return known, [_candidates(query, start, found) for query, start in zip(queries, starts, strict=True)]
+
+    async def first_match(self, query: Query, offsets: Iterable[int]) -> int | None:
+        """Returns the first of these offsets whose event the query matches; None if it matches none."""
+        async with aclosing(self._reader.events_at(list(offsets), query)) as found:  # type: ignore[type-var]
+            async for records in found:
+                for record in records:
+                    return record.start_offset
         return None
 
-    # Closing
+    async def results_of(self, ids: Iterable[str]) -> tuple[int, dict[str, AppendResult]]:
+        """Finds the first event with each id.
 
-    async def aclose(self) -> None:
-        """Writes what is in memory, and closes the file. A failure is logged."""
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait([self._following])
-        try:
-            if (await self._reader.head()).offset - self._known.offset <= MAX_READ_AT_CLOSE:
-                await self._catch_up()
-            self._closing = True
-            if self._reading is not None:
-                await asyncio.wait([self._reading])
-            self._no_write_before = 0.0
-            await self._begin_write()
-            if self._writing is not None:
-                await asyncio.wait([self._writing])
-            # A file that was given up may be damaged: it must not get a checksum.
-            await self._in_thread(self._store.close if self._is_open else self._store.abandon)
-        except (CorruptLogError, sqlite3.Error, OSError) as error:
-            log_event(
-                WARNING,
-                "index.close_failed",
-                "the index %(path)s could not be closed, and will be rebuilt: %(error)s",
-                path=self._path,
-                error=error,
-            )
-        finally:
-            self._thread.end()
+        Returns the offset up to which the answer is complete, and the results by id. Raises what reading raises.
+        """
+        ids = set(ids)
+        answer = await self._find({(key_of_id(id), 0) for id in ids})
+        if answer is None or not all(stored.complete for stored in answer[1].values()):
+            return await self._read_results_of(ids)
+        known, found = answer
+        if not found:
+            return known, {}
+        offsets = sorted({offset for stored in found.values() for offset in stored.offsets})
+        async with aclosing(self._reader.events_at(offsets)) as events:  # type: ignore[type-var]
+            return known, _first_with_ids([record async for records in events for record in records], ids)
 
-    def abandon(self) -> None:
-        """Abandons the thread, without waiting for it."""
-        if self._following is not None:
-            with suppress(RuntimeError):  # The event loop is closed.
-                self._following.cancel()
-        self._thread.end()
+    async def _read_results_of(self, ids: Collection[str]) -> tuple[int, dict[str, AppendResult]]:
+        """Does the same without the index: reads the log once, and again only for ids that may be in it."""
+        if self._id_filter is None:
+            self._id_filter = IdFilter(self._reader)
+        known, missing = await self._id_filter.possible(ids)
+        results: dict[str, AppendResult] = {}
+        if missing:
+            async with aclosing(self._reader.read_from(0, until=known)) as records:  # type: ignore[type-var]
+                async for record in records:
+                    id = record.event.id
+                    if id in missing:
+                        results |= _first_with_ids([record], missing)
+                        missing.discard(id)
+                        if not missing:
+                            break
+        return known, results
 
 
-def index_path(source: Source) -> Path:
-    """Returns the path of the index in the data directory. Raises `ValueError` for a log that is not in files."""
-    try:
-        return paths_of(source).dir / "index.sqlite"
-    except EventfoldError:
-        raise ValueError(
-            f"{source.location} is not a directory of files: name a file for the index, such as "
-            'index="orders.index.sqlite"'
-        ) from None
+def _candidates(query: Query, start: int, found: Mapping[tuple[int, int], StoredOffsets]) -> list[int] | None:
+    """The offsets of the events that have all tags of an item; None if no tag of an item has all its offsets."""
+    candidates: set[int] = set()
+    for item in query.items:
+        offsets = [found.get((key_of_tag(tag), start), _NOTHING) for tag in item.tags]
+        complete = [stored.offsets for stored in offsets if stored.complete]
+        if not complete:
+            return None
+        candidates |= set(complete[0]).intersection(*complete[1:])
+    return sorted(candidates)
 
 
-def _joined(stored: StoredOffsets | None, pending: list[int]) -> StoredOffsets:
-    offsets = pending if stored is None else sorted({*stored.offsets, *pending})
-    return StoredOffsets(offsets, (stored is None or stored.complete) and len(offsets) <= MAX_CANDIDATES)
+def _first_with_ids(records: Iterable[Record], ids: Collection[str]) -> dict[str, AppendResult]:
+    """Returns the result of the first event with each of these ids."""
+    results: dict[str, AppendResult] = {}
+    for record in records:
+        id = record.event.id
+        if id is not None and id in ids and id not in results:
+            results[id] = AppendResult(record.start_offset, record.end_offset, record.line_hash, duplicate=True)
+    return results

@@ -1,4 +1,4 @@
-"""Looks up keys in the index file: all concurrent lookups share one hop to the thread."""
+"""Looks up keys in the file of the index: all concurrent lookups are made in one call to the thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Lookup(NamedTuple):
 
 
 class Lookups:
-    """The lookups in one file, at most `limit` offsets for each key."""
+    """The lookups in one file, which find at most `limit` offsets for each key."""
 
     def __init__(self, store: Store, thread: Thread, limit: int) -> None:
         self._store = store
@@ -27,9 +27,9 @@ class Lookups:
         self._task: UncancellableTask[None] | None = None
 
     async def find(self, wanted: Collection[tuple[int, int]]) -> dict[tuple[int, int], StoredOffsets]:
-        """Returns for each key and offset what the file has from that offset on, if anything. Raises `sqlite3.Error`.
+        """Returns, for each pair of a key and a start offset, the stored offsets from the start on, if there are any.
 
-        The result may include what other callers have asked for.
+        The result may also include the pairs of concurrent callers. Raises `sqlite3.Error`.
         """
         if not wanted:
             return {}

@@ -1,4 +1,4 @@
-"""The pairs of a key and an offset that the file of the index does not have yet, in memory."""
+"""Pairs of a key and an offset that are not in the file of the index yet."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from .store import OffsetsByKey
 
 
 class PendingPairs:
-    """Pairs that wait to be written, and those that are being written. `count` is the number of waiting ones."""
+    """The pairs that wait to be written, and those that are being written. `count` is the number of waiting pairs."""
 
     def __init__(self) -> None:
         self.count = 0
-        # The offset of each key, or several in a list. The garbage collector ignores plain numbers.
+        # The offset of each key, or a list of several. Most keys have one, and the garbage collector ignores numbers.
         self._waiting: dict[int, int | list[int]] = {}
         self._in_flight: dict[int, int | list[int]] = {}
 
     def add(self, lines: Lines) -> None:
-        """Adds the tags and the ids of some lines."""
+        """Adds the pairs of some lines."""
         waiting = self._waiting
         pairs = pairs_of(lines)
         self.count += len(pairs)
         for key, offset in pairs:
-            if waiting.setdefault(key, offset) is not offset:  # there was one before
+            if waiting.setdefault(key, offset) is not offset:  # the key had an offset already
                 _append(waiting, key, offset)
 
     def find(self, wanted: Iterable[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
-        """Returns for each key and offset the offsets from that one onwards, in order, if there are any."""
+        """Returns, for each pair of a key and a start offset, the offsets from the start on, if there are any."""
         found: dict[tuple[int, int], list[int]] = {}
         for pairs in (self._in_flight, self._waiting):
             for pair in wanted:
@@ -37,12 +37,12 @@ class PendingPairs:
         return found
 
     def begin_write(self) -> OffsetsByKey:
-        """Takes the waiting pairs and returns them. They are still found until `end_write`."""
+        """Returns the waiting pairs, which `find` still finds until `end_write`."""
         self._in_flight, self._waiting, self.count = self._waiting, {}, 0
         return self._in_flight
 
     def end_write(self, *, written: bool) -> None:
-        """Drops the taken pairs or, if they could not be written, lets them wait again."""
+        """Drops the pairs of `begin_write` or, if they could not be written, lets them wait again."""
         if not written:
             for key, offsets in self._waiting.items():
                 for offset in _list(offsets):

@@ -1,21 +1,21 @@
-"""Reads the events that have certain tags by the index, instead of reading the whole log."""
+"""Reads the events that a query matches by looking up their offsets in the index, without reading the whole log."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from .._codec.decode import batch_of
+from .._codec.decode import batch_position
 from .._event import Record
 from .._query import Query
 from .._reader import EventReader
-from .answers import Answers
+from .index import Index
 
 
 async def read_from(
-    index: Answers, reader: EventReader, query: Query, offset: int, until: int | None
+    index: Index, reader: EventReader, query: Query, offset: int, until: int | None
 ) -> AsyncIterator[Record]:
-    """Yields and raises what `EventReader.read_from` does."""
+    """Yields and raises the same as `EventReader.read_from`."""
     known, [candidates] = await index.candidates([query], [offset])
     if candidates is None:
         async for record in reader.read_from(offset, query=query, until=until):
@@ -29,8 +29,8 @@ async def read_from(
                 yield record
 
 
-async def read_back(index: Answers, reader: EventReader, query: Query, offset: int | None) -> AsyncIterator[Record]:
-    """Yields and raises what `EventReader.read_back` does."""
+async def read_back(index: Index, reader: EventReader, query: Query, offset: int | None) -> AsyncIterator[Record]:
+    """Yields and raises the same as `EventReader.read_back`."""
     end, [candidates] = await index.candidates([query], [0])
     if candidates is None:
         async for record in reader.read_back(offset, query=query):
@@ -46,17 +46,17 @@ async def read_back(index: Answers, reader: EventReader, query: Query, offset: i
 
 
 async def _before_open_batch(reader: EventReader, end: int) -> int:
-    """Returns where a batch begins that has some lines before `end`, but not its last one; otherwise `end` itself."""
-    left = None
+    """Where the batch begins that contains lines on both sides of `end`; `end` itself if there is no such batch."""
+    lines_left = None  # the number of lines of the batch before `end` that have not been read
     async with aclosing(reader.read_back(end)) as records:  # type: ignore[type-var]
         async for record in records:
-            if left is None:
-                index, size = batch_of(record._line) or (1, 1)
+            if lines_left is None:
+                index, size = batch_position(record._line) or (1, 1)
                 if index == size:
                     return end
-                left = index
-            left -= record.start_offset < end
+                lines_left = index
+            lines_left -= record.start_offset < end
             end = record.start_offset
-            if not left:
+            if not lines_left:
                 break
     return end

@@ -1,12 +1,13 @@
 """The file of the index: pairs of a key and an offset in an SQLite database. Synchronous; one thread uses it at a time.
 
-A key is the xxh64 of a tag (seed 0) or of an id (seed 1) as a signed number. Two texts may have the same key, so each
-event that is found must be checked in the log.
+A key is the xxh64 of a tag (seed 0) or of an id (seed 1) as a signed number. Two tags or ids may have the same key, so
+each event that is found must be checked in the log.
 
 Promises: the file is complete up to the offset that it states, or opening it fails. A closed file has a checksum of all
-its bytes, which is quickly compared. Any other file, as left by a killed process, is trusted only on the machine that
-wrote it, until that is restarted (SQLite's journal undoes an unfinished transaction, but nothing is synced before the
-file is closed), and only if SQLite's own check and sums over all pairs match.
+its bytes, which takes little time to check. A file without a valid checksum, such as one that a killed process left, is
+used only if SQLite's own check succeeds and the sums over all pairs are right, and only on the machine that wrote it,
+until its next restart: SQLite's journal undoes an unfinished transaction, but nothing is synced to disk before the file
+is closed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ VERSION = 2
 # Seconds to wait for another process that writes.
 BUSY_TIMEOUT = 5.0
 
-# The offsets of each key; a single offset is stored without a list, which would take twice the memory.
+# The offsets of each key. A single offset is not in a list, which would take twice the memory.
 OffsetsByKey: TypeAlias = Mapping[int, int | list[int]]
 
 _SCHEMA = """
@@ -43,41 +44,41 @@ CREATE TABLE state (
     machine TEXT
 );
 """
-# A prime below 2**32, so that no bit of an offset can change without the remainder.
+# A prime below 2**32: if a single bit of an offset changes, the remainder changes too.
 _MODULUS = 4_294_967_291
-# Sums that can't overflow: of the lower and of the upper halves of the keys, and of the offsets.
+# Sums of the lower halves of the keys, of the upper halves, and of the remainders of the offsets. They can't overflow.
 _SUMS = f"count(*), ifnull(sum(key & 4294967295), 0), ifnull(sum(key >> 32), 0), ifnull(sum(offset % {_MODULUS}), 0)"
 
-# The parts of SQLite's header that a checksum of the file leaves out: the counter of changes, the two free numbers that
-# hold the checksum itself, and which library wrote when.
+# The parts of SQLite's header that the checksum leaves out: the counter of changes, the two numbers for applications,
+# which hold the checksum, and the version of the library that wrote the file last.
 _NOT_IN_CHECKSUM = ((24, 28), (60, 64), (68, 72), (92, 100))
 _BLOCK_SIZE = 2**20
 
-# The number of keys that one statement looks up. It returns those that the file has at all, usually none.
+# The number of keys that one statement looks up. It returns those that exist in the file, which are usually none.
 _KEYS_AT_ONCE = 64
 _WHICH_EXIST = f"""
 WITH wanted (wanted_key, start) AS (VALUES {", ".join(["(?, ?)"] * _KEYS_AT_ONCE)})
 SELECT wanted_key, start FROM wanted WHERE EXISTS (SELECT 1 FROM pairs WHERE key = wanted_key AND offset >= start)
 """  # noqa: S608 (a constant)
 
-# Held during a transaction, and for a fork: a child that ends would roll back its parent's transaction.
+# Held during a transaction and during a fork. Otherwise, a child that ends would roll back its parent's transaction.
 _fork_lock = threading.RLock()
-# One connection of this process at a time uses a file: closing any descriptor of a file, as after calculating its
-# checksum, releases all of SQLite's locks on it in this process.
+# Only one connection of this process at a time uses a file: calculating the checksum closes a descriptor of the file,
+# which releases all locks that SQLite holds on it in this process.
 _file_locks: defaultdict[Path, threading.RLock] = defaultdict(threading.RLock)
 os.register_at_fork(before=_fork_lock.acquire, after_in_parent=_fork_lock.release, after_in_child=_fork_lock.release)
 os.register_at_fork(after_in_child=_file_locks.clear)
 
 
 class StoredOffsets(NamedTuple):
-    """The offsets that are stored for a key, in order; `complete` is false if there are more."""
+    """The offsets of a key, in order; `complete` is false if there are more than these."""
 
     offsets: list[int]
     complete: bool
 
 
 class UnusableIndexError(Exception):
-    """The file is damaged or can't be trusted: it must be rebuilt."""
+    """The file is damaged or outdated and must be rebuilt."""
 
 
 class Store:
@@ -87,7 +88,7 @@ class Store:
         self._path = path
         self._connection: sqlite3.Connection | None = None
         self._identity_when_opened = ""
-        # Whether the checksum in the file is that of the bytes that this connection has written.
+        # Whether the checksum in the file is right.
         self._has_checksum = False
 
     @property
@@ -97,7 +98,7 @@ class Store:
     def open(self) -> Head:
         """Opens or creates the file; returns the head up to which it is complete.
 
-        Raises `UnusableIndexError`, `OSError`; the file is closed then.
+        Raises `UnusableIndexError` or `OSError`, after it has closed the file.
         """
         try:
             with self._lock:
@@ -114,7 +115,7 @@ class Store:
 
     def _open(self) -> Head:
         if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
-            raise UnusableIndexError("it is not a regular file")  # SQLite would follow a link, and wait for a pipe.
+            raise UnusableIndexError("it is not a regular file")  # SQLite would follow a link, and hang on a pipe
         connection = self._connection = sqlite3.connect(
             self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
@@ -136,10 +137,10 @@ class Store:
 
     def _check(self, descriptor: int) -> Head:
         connection = self._connected()
-        # This also completes or undoes what a killed process left, before the bytes are checked.
+        # Reading also undoes the unfinished transaction of a killed process, before the bytes are checked.
         version, offset, line_hash, *sums, machine = connection.execute("SELECT * FROM state").fetchone()
         if version != VERSION:
-            raise UnusableIndexError(f"it has version {version}, and this is version {VERSION}")
+            raise UnusableIndexError(f"it has version {version}, but this program needs version {VERSION}")
         self._has_checksum = _checksum_in(descriptor) == _checksum_of(descriptor)
         if self._has_checksum:
             return Head(offset, line_hash)
@@ -153,7 +154,7 @@ class Store:
         return Head(offset, line_hash)
 
     def _identity(self) -> str:
-        """Identifies the file on this machine since it was started; a copy has a different identity."""
+        """Identifies this file on this machine until the machine is restarted; a copy has a different identity."""
         info = os.stat(self._path)
         return f"{_machine()} {info.st_dev} {info.st_ino}"
 
@@ -177,7 +178,7 @@ class Store:
 
     @contextmanager
     def _descriptor(self) -> Iterator[int]:
-        """Yields a descriptor to read the bytes. Close it outside of a transaction, since that unlocks the file."""
+        """Yields a descriptor to read the bytes. It must be closed after the transaction, since that releases locks."""
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             yield descriptor
@@ -185,10 +186,9 @@ class Store:
             os.close(descriptor)
 
     def add(self, start: int, end: Head, pairs: OffsetsByKey) -> None:
-        """Adds the pairs of the lines from one offset to the place `end`, unless another process did.
+        """Adds the pairs of the lines from an offset to a head, except for those that another process has added.
 
-        If another process added some of them, only the rest is added. Raises `UnusableIndexError` if another process
-        has rebuilt the file.
+        Raises `UnusableIndexError` if another process has rebuilt the file.
         """
         with self._lock:
             if self._identity() != self._identity_when_opened:
@@ -200,14 +200,14 @@ class Store:
         connection = self._connected()
         [offset] = connection.execute("SELECT offset FROM state").fetchone()
         if offset < start:
-            raise UnusableIndexError(f"it ends at offset {offset}, but what should be added begins at {start}")
+            raise UnusableIndexError(f"it ends at offset {offset}, but the lines to add begin at {start}")
         if offset >= end.offset:
             return
         self._has_checksum = False
         count = low = high = offsets = 0
 
         def new() -> Iterator[tuple[int, int]]:
-            """Yields the new pairs in the order of the keys, which is fastest to add, and sums them up."""
+            """Yields the new pairs in the order of the keys, which is the fastest to insert, and adds up the sums."""
             nonlocal count, low, high, offsets
             for key in sorted(pairs):
                 found = pairs[key]
@@ -227,7 +227,7 @@ class Store:
         )
 
     def find(self, wanted: Collection[tuple[int, int]], limit: int) -> dict[tuple[int, int], StoredOffsets]:
-        """Returns for each key and offset the stored offsets from that one on, if any; at most `limit` of them."""
+        """Returns, for each pair of a key and a start offset, up to `limit` stored offsets from the start on."""
         execute = self._connected().execute
         found = {}
         with self._lock:
@@ -240,19 +240,19 @@ class Store:
         return found
 
     def _existing(self, wanted: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Returns the keys for which there is an offset at or after the wanted one."""
+        """Returns the wanted pairs for which at least one offset is stored."""
         execute = self._connected().execute
         numbers = [number for pair in wanted for number in pair]
         found = []
         size = 2 * _KEYS_AT_ONCE
         for start in range(0, len(numbers), size):
             some = numbers[start : start + size]
-            # The statement is always the same, so that SQLite need not compile it again.
+            # The last pair is repeated, so that the statement is always the same and SQLite compiles it only once.
             found += execute(_WHICH_EXIST, some + some[-2:] * ((size - len(some)) // 2)).fetchall()
         return list(dict.fromkeys(found))
 
     def close(self) -> None:
-        """Closes the file; if it has changed, with its checksum, and synced. Idempotent."""
+        """Closes the file. If it has changed, it is synced and gets its checksum first. Idempotent."""
         if self._connection is None:
             return
         try:
@@ -266,7 +266,7 @@ class Store:
         connection = self._connected()
         connection.execute("PRAGMA synchronous = FULL")
         with self._descriptor() as descriptor, self._transaction("BEGIN IMMEDIATE"):
-            # A file with a checksum is trusted, so one that has lost something must not get one.
+            # A file with a checksum is not checked any further, so a file that has lost pairs must not get one.
             [[written]], [[there]] = (
                 connection.execute("SELECT pairs FROM state"),
                 connection.execute("SELECT count(*) FROM pairs"),
@@ -278,7 +278,7 @@ class Store:
             connection.execute(f"PRAGMA application_id = {second}")
 
     def abandon(self) -> None:
-        """Closes the file as it is. Idempotent."""
+        """Closes the file without a checksum. Idempotent."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with self._lock:
@@ -292,12 +292,12 @@ class Store:
 
 
 def _checksum_in(descriptor: int) -> bytes:
-    """Returns the checksum that is stored in a file."""
+    """The checksum that is stored in a file."""
     return os.pread(descriptor, 4, 60) + os.pread(descriptor, 4, 68)
 
 
 def _checksum_of(descriptor: int) -> bytes:
-    """Returns the checksum of a file's bytes, except for those in which it is stored."""
+    """The checksum of a file's bytes, except for the parts of the header that it leaves out."""
     block = bytearray(os.pread(descriptor, _BLOCK_SIZE, 0))
     position = len(block)
     for start, end in _NOT_IN_CHECKSUM:
@@ -312,7 +312,7 @@ def _checksum_of(descriptor: int) -> bytes:
 
 @cache
 def _machine() -> str:
-    """Returns a value that changes whenever the machine is started."""
+    """A value that is different after each start of the machine."""
     if sys.platform == "linux":
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return subprocess.run(["/usr/sbin/sysctl", "-n", "kern.boottime"], capture_output=True, text=True).stdout.strip()

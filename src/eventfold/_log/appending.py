@@ -30,42 +30,43 @@ class AppendingLog(ViewingLog):
         meta: Any = None,
         tags: Iterable[str] = (),
     ) -> AppendResult:
-        """Appends one event. Once it returns, the event is on disk, as the sync mode promises.
+        """Appends one event. When this returns, the event is as durable as the sync mode promises.
 
-        If cancelled while waiting in the queue, the event is not in the log; if cancelled later, it is.
+        If cancelled while the append waits in the queue, the event is not in the log; if cancelled later, it is.
 
         Args:
             event: The event, or an object of a class in the log's catalog.
-            ts: With an object: whole seconds since the Unix epoch; now if not given.
-            id: With an object: the event's id.
-            actor: With an object: who caused it.
-            meta: With an object: any JSON value.
-            tags: With an object: tags in addition to those from its class.
+            ts: For an object: the time, in whole seconds since the Unix epoch; the current time if not given.
+            id: For an object: the event's id.
+            actor: For an object: who or what caused the event.
+            meta: For an object: any JSON value.
+            tags: For an object: tags in addition to those of its class.
 
         Returns:
             Where the event is in the log, in bytes, and the hash of its line.
 
         Raises:
             InvalidEventError: The event can't be written as JSON that reads back the same. Nothing was written.
-            TypeError: An option was given together with an `Event`, which has its own.
+            TypeError: An option was given together with an `Event`, which has these fields itself.
             OSError: The event could not be written. It is not in the log, and the log can still be used.
-            WriterFailedError: It is unknown what is on disk: open the log again.
+            UnknownOutcomeError: The connection to the server was lost: the event may or may not be in the log.
+            WriterFailedError: What is on disk is unknown: open the log again.
             LogClosedError: The log is closed.
-            EventfoldError: The log is read-only, or was opened by another process.
+            EventfoldError: The log is read-only, or was opened in a different process or event loop.
         """
         writer = self._writer
         if ts is None and id is None and actor is None and meta is None and not tags:
             encoded: Any = event if self._catalog is None else self._catalog.encoded(event)
         elif self._catalog is None or isinstance(event, Event):
             raise TypeError(
-                "ts, id, actor, meta and tags are for an object of a class in the catalog: give them to the Event"
+                "ts, id, actor, meta and tags are only for objects of a class in the catalog: pass them to Event(...)"
             )
         else:
             encoded = self._catalog.to_event(event, ts=ts, id=id, actor=actor, meta=meta, tags=tags)
         return await writer._put(encoded)
 
     def _encoded(self, event: Any) -> Event:
-        """The event as the writer takes it; without a catalog, the event itself."""
+        """Converts an event or object with the catalog, if there is one, to an event with plain data."""
         encoded: Event = event if self._catalog is None else self._catalog.encoded(event)
         return encoded
 
@@ -73,9 +74,9 @@ class AppendingLog(ViewingLog):
         return events if self._catalog is None else map(self._catalog.encoded, events)
 
     async def append_many(self, events: Iterable[object]) -> list[AppendResult]:
-        """Appends several events, all of them or none, even after a crash.
+        """Appends several events: either all of them are in the log or none, even after a crash.
 
-        A cancellation has the same effect as for `append`, on all events at once.
+        If cancelled while the append waits in the queue, no event is in the log; if cancelled later, all of them are.
 
         Args:
             events: The events, or objects of the catalog's classes, in order.
@@ -84,48 +85,55 @@ class AppendingLog(ViewingLog):
             One result for each event.
 
         Raises:
-            EventfoldError: As for `append`, which also says when an `OSError` is raised.
+            EventfoldError: As for `append`.
+            OSError: As for `append`.
         """
         return await self._writer.append_many(self._all_encoded(events))
 
     async def append_unless(self, events: Iterable[object], query: Query, *, after: int = 0) -> list[AppendResult]:
-        """Appends events, all of them or none, unless an event at or after an offset matches a query.
+        """Appends several events, unless an event at or after an offset matches a query.
 
-        The condition is checked when the append's turn comes, against everything before it: nothing can come in
-        between.
+        The condition is checked against all events that precede these in the log: no other event can come in between.
+        If cancelled while the append waits in the queue, no event is in the log; if cancelled later, all of them are,
+        if the condition held.
 
         Args:
-            events: What to append: events, or objects of the catalog's classes.
+            events: The events, or objects of the catalog's classes, in order.
             query: Which events prevent the append.
-            after: The offset from which events count: the end of what the decision was based on.
+            after: The offset from which events count, in bytes of the whole log: the end of what the decision is based
+                on.
 
         Returns:
-            Where the events are in the log.
+            One result for each event.
 
         Raises:
-            ConditionalAppendError: An event matches; `conflict.offset` says where it is. Nothing was written.
-            TypeError: The query is not a `Query`.
+            ConditionalAppendError: An event matches; `conflict.offset` is its offset. Nothing was written.
+            TypeError: `query` is not a `Query`.
             ValueError: The offset is negative, beyond the head, or not where a line begins.
-
-        Otherwise it raises what `append` raises. If cancelled before its turn, nothing is appended.
+            EventfoldError: As for `append`.
+            OSError: As for `append`.
         """
         return await self._writer.append_unless(self._all_encoded(events), query, after=after)
 
     async def append_if(self, event: object, expected_offset: int, expected_hash: str) -> AppendResult:
-        """Appends one event if the head is the expected one when its turn comes. A cancellation has the same effect as
-        for `append`.
+        """Appends one event if it directly follows the expected head.
+
+        To expect the current head, write `append_if(event, *log.head)`. If cancelled while the append waits in the
+        queue, the event is not in the log; if cancelled later, it is, if the condition held.
 
         Args:
             event: The event, or an object of one of the catalog's classes.
-            expected_offset: The head's offset, in bytes of the whole log.
-            expected_hash: The hash of the last line; "" for an empty log. `append_if(event, *log.head)` has both.
+            expected_offset: The offset of the expected head, in bytes of the whole log.
+            expected_hash: The line hash of the expected head; "" for an empty log.
 
         Returns:
             Where the event is in the log.
 
         Raises:
-            ConditionalAppendError: The head is a different one, which `conflict` has. Nothing was written.
-            EventfoldError: As for `append`, which also says when an `OSError` is raised.
+            ConditionalAppendError: The head is a different one: see `conflict`. Nothing was written.
+            ValueError: The offset is negative, or an argument has the wrong type.
+            EventfoldError: As for `append`.
+            OSError: As for `append`.
         """
         return await self._writer.append_if(self._encoded(event), expected_offset, expected_hash)
 
@@ -137,27 +145,32 @@ class AppendingLog(ViewingLog):
         query: Query | None = None,
         attempts: int = 10,
     ) -> list[AppendResult]:
-        """Lets a function decide on a view's newest state, and appends what it returns if that still holds.
+        """Makes a decision based on the newest state of a view, and appends the resulting events.
 
-        Brings the view up to the head, calls `decide(state)`, and appends its events if nothing relevant was appended
-        in between. Otherwise it tries again, with the newer state.
+        Brings the view up to the head, calls `decide(state)`, and appends the events that it returns, unless a relevant
+        event was appended in between. In that case, it tries again with the newer state. If cancelled, the events may
+        or may not be in the log.
 
         Args:
             view: The registered view, or its name.
-            decide: Takes the state, which it must not change, and returns an event, several, or none; it may raise.
-            query: Which events are relevant to the decision; without it, any event.
-            attempts: How often it is tried.
+            decide: A plain function that takes the state, which it must not change, and returns an event, several
+                events or none; it may also raise.
+            query: Which events are relevant to the decision; None for all.
+            attempts: The maximum number of attempts.
 
         Returns:
-            Where the events are in the log; empty if `decide` returned none.
+            One result for each event; empty if `decide` returned no event.
 
         Raises:
-            ConditionalAppendError: The last attempt failed too.
+            ConditionalAppendError: In every attempt, a relevant event was appended in between. Nothing was written.
             UnknownViewError: No such view is registered.
+            ReducerError: The view's reducer raised.
             ValueError: `attempts` is less than 1.
-
-        Otherwise it raises what `decide`, `wait_until` and `append` raise. If cancelled, the events may or may not be
-        in the log.
+            TypeError: `decide` is an async function.
+            CorruptLogError: The log is damaged.
+            EventfoldError: As for `append`.
+            OSError: As for `append`.
+            Exception: Whatever `decide` raises.
         """
         if attempts < 1:
             raise ValueError(f"attempts must be 1 or more, not {attempts!r}")
@@ -168,7 +181,7 @@ class AppendingLog(ViewingLog):
             decided = decide(state)
             if inspect.iscoroutine(decided):
                 decided.close()
-                raise TypeError(f"{decide!r} is a coroutine function; a decision must be a plain function")
+                raise TypeError(f"{decide!r} is an async function, but decide must be a plain function")
             events = self._decided(decided)
             if not events:
                 return []
@@ -181,7 +194,7 @@ class AppendingLog(ViewingLog):
 
     def _decided(self, decided: Any) -> list[object]:
         """The events of a decision: several, one, or none."""
-        # Asked first, since a pydantic model can be iterated over.
+        # Checked first, since a pydantic model is iterable.
         if isinstance(decided, Event) or (self._catalog is not None and self._catalog.knows(decided)):
             return [decided]
         return [] if decided is None else list(decided)
@@ -189,16 +202,17 @@ class AppendingLog(ViewingLog):
     async def rotate(self, views: Iterable[ViewOps] | None = None) -> None:
         """Moves the whole active log into the archive, while appends continue.
 
-        The registered views are brought up to date first, and the snapshots are rewritten, since their offsets for the
-        Rust crate change their meaning. If cancelled, the rotation continues.
+        The registered views are brought up to date first. Afterwards, the snapshots are rewritten, since the rotation
+        changes the meaning of the offsets that they contain for the Rust crate. If cancelled, the rotation continues.
 
         Args:
-            views: The views whose snapshots are rewritten; None for the registered ones.
+            views: The views whose snapshots are rewritten; None for the registered views.
 
         Raises:
-            OSError: The disk failed. Nothing is lost, and the next rotation continues where this one stopped.
+            OSError: A file could not be read or written. Nothing is lost, and the next rotation continues where this
+                one stopped.
             CorruptLogError: The files contradict each other.
-            EventfoldError: The log can't be written to, as for `append`.
+            EventfoldError: The log is not kept in files, or can't be written to: see `append`.
         """
         writer = self._writer
         if views is None:
@@ -210,6 +224,7 @@ class AppendingLog(ViewingLog):
     def head(self) -> Head:
         """The durable head: the offset after the last acknowledged event, and the hash of its line. No I/O.
 
-        Raises `EventfoldError` for a read-only log, which needs I/O to find it: use `await log.reader().head()`.
+        Raises:
+            EventfoldError: The log is read-only, so I/O is necessary: use `await log.reader().head()`.
         """
         return self._writer.head

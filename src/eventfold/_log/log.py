@@ -1,6 +1,6 @@
-"""`EventLog`, which most programs use: the writer, the reader and the views of one log together.
+"""`EventLog`, the class that most programs use: the writer, the reader and the views of one log together.
 
-Promise: it only composes them; what a method promises is what the part behind it promises.
+Promise: it only combines them, and each method promises the same as the part that it calls.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from .. import _tracing
 from .._address import Address
 from .._aio import AsyncOpener, UncancellableTask, uninterrupted
-from .._catalog import Catalog, OnMismatch, typing_of
+from .._catalog import Catalog, OnMismatch, TypedDecoding, typed_decoding
 from .._engine import LockMode, SyncMode
 from .._query import Query
 from .._reader import EventReader
@@ -31,15 +31,15 @@ S = TypeVar("S")
 
 
 class EventLog(AppendingLog, ReadingLog):
-    """A log with its views: it appends, reads, waits, and keeps the views' states.
+    """A log with its views: appends and reads events, waits for new ones, and keeps the views up to date.
 
-    Open it with `EventLog.open` or `EventLog.builder`; it belongs to the event loop and the process that opened it. It
-    is an async context manager, which closes it. Offsets are bytes in the whole log.
+    Open it with `EventLog.open` or `EventLog.builder`, and use it only in the event loop and process that opened it.
+    As an async context manager, it closes itself at the end of the block. Offsets are bytes in the whole log.
     """
 
     def __init__(self, *args: object, **options: object) -> None:
         raise TypeError(
-            "EventLog(...) can't open a log, since that takes I/O: write `log = await EventLog.open(dir)` or "
+            "EventLog(...) can't open a log, since that needs I/O: write `log = await EventLog.open(dir)` or "
             "`async with EventLog.open(dir) as log:`"
         )
 
@@ -60,92 +60,99 @@ class EventLog(AppendingLog, ReadingLog):
         index: bool | str | os.PathLike[str] = False,
         unique_ids: bool = False,
     ) -> AsyncOpener[EventLog]:
-        """Opens a log and brings its views up to date. Await it, or use it in `async with`.
+        """Opens a log and brings its views up to date. Await the result, or use it in `async with`.
 
-        If cancelled, it opens nothing. A reducer that raises does not keep the log from being opened: a warning is
-        logged, and `view`, `wait_until` and `refresh_all` raise its `ReducerError`.
+        If cancelled, nothing stays open. A reducer that raises does not prevent the opening: a warning is logged, and
+        `view`, `wait_until` and `refresh_all` raise the `ReducerError`.
 
         Args:
-            dir: The data directory, which is created if necessary (not with `read_only`), or an address, or an engine.
-            views: The views to register. A `View` object belongs to one open log at a time.
-            read_only: Opens no writer: views, tails and watches work while another process writes, and any call that
-                would write raises `EventfoldError`.
-            snapshots: With `read_only`, a directory for the snapshots of the views, which is created if necessary.
-                Those beside the log are the writer's; without this option, the views are folded from them, or from the
-                beginning, at each start.
+            dir: The data directory, which is created if necessary (not with `read_only`), or an address such as
+                `postgresql://host/db`, or an engine.
+            views: The views to register. A `View` object can be registered with one open log at a time.
+            read_only: Opens no writer. Views, tails and watches follow the log while another process writes. Methods
+                that would write raise `EventfoldError`.
+            snapshots: With `read_only`, a directory for the snapshots of this log's views, which is created if
+                necessary. Without this option, the views start from the writer's snapshots at each opening, or are
+                rebuilt, and no snapshot is saved.
             max_log_size: The size of `app.jsonl` in bytes above which it is rotated automatically; 0 for never.
-            lock: How others are kept from writing.
+            lock: How other writers are kept out.
             sync: When an append is on disk.
             max_event_size: The maximum size of an event's line, in bytes.
-            catalog: The classes of the events' data: objects of them can be appended, and are the data of what is read.
-            on_mismatch: What to do with an event whose data does not fit its class: "raise" a `SchemaError`, or "skip"
-                it with a warning.
-            index: Keeps an index of tags and ids: in `index.sqlite` in the data directory, in a table of PostgreSQL, or
-                in the file that is named here. Conditions on tags, and reading events by their tags, then take the same
-                time however large the log is. It is derived: without it, or if it is lost, the results are the same.
-            unique_ids: If true, an event whose id is in the log already is not appended again: the result is that of
-                the first one, with `duplicate` set. Needs the index.
+            catalog: The classes of the events' data. Objects of these classes can be appended, and the data of an event
+                that is read is such an object.
+            on_mismatch: What happens to an event whose data does not fit its class: "raise" raises `SchemaError`, and
+                "skip" leaves the event out, with a warning.
+            index: Whether to keep an index of tags and ids: in `index.sqlite` in the data directory or, on PostgreSQL,
+                in a table. A path names a different file. With an index, conditions on tags and reading events by their
+                tags take the same time for a log of any size. The results are the same without it, or if it is lost.
+            unique_ids: If true, an event whose id is in the log already is not appended again. The result is that of
+                the first append, with `duplicate` set. Needs the index.
 
         Raises:
             SchemaError: An event that a view selects does not fit its class in the catalog.
-            LogLockedError: Another writer has the directory open.
+            LogLockedError: Another writer has the log open.
             CorruptLogError: The files are damaged or contradict each other.
-            EventfoldError: A view is registered with another open log.
-            OSError: The directory can't be created, read or written; `NotADirectoryError` if it is a file.
+            EventfoldError: A view is registered with another open log, or the packages of the engine are not installed.
+            OSError: The directory can't be created, read or written (`NotADirectoryError` if it is a file), or the
+                server can't be reached.
             TypeError: `views` is not a collection of `View` objects, or a class in the catalog can't be decoded into.
-            ValueError: Two views have the same name, an option is out of range, or the catalog lacks an upcaster.
+            ValueError: Two views have the same name, an option is out of range or is not one of this engine, or the
+                catalog lacks an upcaster.
         """
         registered = views_by_name(views)
-        typing = typing_of(catalog, on_mismatch)
+        decoding = typed_decoding(catalog, on_mismatch)
         if read_only and index:
-            raise ValueError("index=True is for a log that is opened for writing, and this one is read_only")
+            raise ValueError("index can't be used with read_only=True: only a log that is open for writing keeps one")
         if snapshots is not None and not read_only:
             raise ValueError(
-                "snapshots=DIR is for a log that is opened read_only: a writer keeps them in its directory"
+                "snapshots can only be used with read_only=True: a writer keeps the snapshots beside the log"
             )
         opening = EventWriter._open(dir, lock, sync, max_log_size, max_event_size, index=index, unique_ids=unique_ids)
 
         async def open_() -> EventLog:
             log = object.__new__(cls)
-            log._views, log._writer_or_none = Views(registered), None
-            log._reader = EventReader(dir) if snapshots is None else OwnSnapshotsReader(dir, snapshots)
-            try:
-                if isinstance(log._reader, OwnSnapshotsReader):
-                    await in_thread(log._reader.prepare)
-                for view in registered.values():
-                    view._attach(log, log._views_location)
-                if not read_only:
-                    log._writer_or_none = await opening
-                    unused, log._reader = log._reader, log._writer_or_none.reader()
-                    await unused.aclose()
-                log._catalog, log._reader._typing = catalog, typing
-                await log._catch_up()
-            except BaseException as error:
-                await uninterrupted(UncancellableTask(log.aclose(), "eventfold close"))
-                if isinstance(error, OSError) and isinstance(dir, str | os.PathLike):
-                    await _check_not_a_file(dir, error)
-                raise
-            if log._writer_or_none is not None:
-                log._writer_or_none.attach([*registered.values(), UnregisteredSnapshots(registered)])
+            with _tracing.span("eventfold.open", read_only=read_only, views=len(registered)) as span:
+                log._views, log._writer_or_none = Views(registered), None
+                log._reader = EventReader(dir) if snapshots is None else OwnSnapshotsReader(dir, snapshots)
+                try:
+                    await log._open(None if read_only else opening, catalog, decoding)
+                except BaseException as error:
+                    await uninterrupted(UncancellableTask(log.aclose(), "eventfold close"))
+                    if isinstance(error, OSError) and isinstance(dir, str | os.PathLike):
+                        await _check_not_a_file(dir, error)
+                    raise
+                span.set(log=log._location)
             return log
 
-        async def traced_open() -> EventLog:
-            with _tracing.span("eventfold.open", read_only=read_only, views=len(registered)) as span:
-                log = await open_()
-                span.set(log=log._location)
-                return log
+        return AsyncOpener(open_)
 
-        return AsyncOpener(traced_open)
+    async def _open(
+        self, opening: AsyncOpener[EventWriter] | None, catalog: Catalog | None, decoding: TypedDecoding | None
+    ) -> None:
+        """Opens the writer, unless it is None, and brings the views up to date. After an error, close the log."""
+        if isinstance(self._reader, OwnSnapshotsReader):
+            await in_thread(self._reader.prepare)
+        views = self._views.values()
+        for view in views:
+            view._attach(self, self._views_location)
+        if opening is not None:
+            self._writer_or_none = writer = await opening
+            unused, self._reader = self._reader, writer.reader()
+            await unused.aclose()
+        self._catalog, self._reader._typed_decoding = catalog, decoding
+        await self._catch_up()
+        if self._writer_or_none is not None:
+            self._writer_or_none.attach([*views, UnregisteredSnapshots(self._views)])
 
     @classmethod
     def builder(cls, dir: Address) -> EventLogBuilder:
-        """Builds a log with one call for each option of `open`.
+        """Creates a builder, which has a method for each option of `open`.
 
         Args:
             dir: The data directory, an address or an engine.
 
         Returns:
-            A builder; finish with its `open`.
+            A builder, whose `open` opens the log.
         """
         return EventLogBuilder(dir)
 
@@ -161,16 +168,20 @@ class EventLog(AppendingLog, ReadingLog):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Closes the log; idempotent.
+        """Closes the log. Idempotent.
 
-        New appends are refused, pending ones and a rotation are finished, the snapshots of the views are saved, tails
-        and watches end, and the lock is released. If cancelled, closing continues.
+        New appends are refused. Pending appends and a rotation are finished, the snapshots of the views are saved,
+        tails and watches end, and the lock is released, even if an error is raised. If cancelled, closing continues.
+
+        Raises:
+            WriterFailedError: Acknowledged events could not be made durable.
+            EventfoldError: The log was opened in a different event loop.
         """
         try:
             if self._writer_or_none is not None:
                 await self._writer_or_none.aclose()
-                # The writer refers to itself, so it is freed by the garbage collector, in the middle of anything: a
-                # large state must not wait for that.
+                # The writer is part of a reference cycle, so the garbage collector frees it at an arbitrary moment. It
+                # must not free a large state then.
                 self._writer_or_none.attach(())
             else:
                 await uninterrupted(UncancellableTask(self._close_reader(), "eventfold close"))
@@ -187,7 +198,7 @@ class EventLog(AppendingLog, ReadingLog):
 
 
 class EventLogBuilder:
-    """The options of `EventLog.open`, one call each; every call returns the builder."""
+    """Sets the options of `EventLog.open`, one in each method. Each method except `open` returns the builder."""
 
     def __init__(self, dir: Address) -> None:
         self._dir = dir
@@ -233,7 +244,7 @@ class EventLogBuilder:
         return self
 
     def read_only(self, *, snapshots: str | os.PathLike[str] | None = None) -> EventLogBuilder:
-        """Opens no writer; the views' snapshots are kept in the directory `snapshots`, if it is given."""
+        """Opens the log without a writer. With `snapshots`, the snapshots of the views are kept in that directory."""
         self._read_only, self._snapshots = True, snapshots
         return self
 
@@ -248,7 +259,7 @@ class EventLogBuilder:
         return self
 
     def lock_mode(self, mode: LockMode) -> EventLogBuilder:
-        """Sets how others are kept from writing."""
+        """Sets how other writers are kept out."""
         self._lock = mode
         return self
 
@@ -258,12 +269,12 @@ class EventLogBuilder:
         return self
 
     def catalog(self, catalog: Catalog, *, on_mismatch: OnMismatch = "raise") -> EventLogBuilder:
-        """Sets the classes of the events' data, and what to do with an event that does not fit its class."""
+        """Sets the classes of the events' data, and what happens to an event that does not fit its class."""
         self._catalog, self._on_mismatch = catalog, on_mismatch
         return self
 
     def index(self, index: bool | str | os.PathLike[str] = True, *, unique_ids: bool = False) -> EventLogBuilder:
-        """Keeps an index of tags and ids; with `unique_ids`, no id is appended twice."""
+        """Keeps an index of tags and ids. With `unique_ids`, an event whose id is in the log is not appended again."""
         self._index, self._unique_ids = index, unique_ids
         return self
 
@@ -286,7 +297,7 @@ class EventLogBuilder:
 
 
 async def _check_not_a_file(dir: str | os.PathLike[str], error: OSError) -> None:
-    """Raises an error that says so if the directory is a file."""
+    """Raises `NotADirectoryError`, caused by `error`, if the path is that of a file."""
     if await in_thread(os.path.isfile, dir):
-        reason = "this is a file, where the data directory of a log is needed"
+        reason = "this is a file, but the data directory of a log is needed"
         raise NotADirectoryError(errno.ENOTDIR, reason, os.fspath(dir)) from error

@@ -1,6 +1,6 @@
-"""For a process that only reads: snapshots of its views in a directory of its own.
+"""Keeps the snapshots of a read-only log's views in a separate directory.
 
-Promise: nothing is written beside the log except what consumers commit.
+Promise: nothing is written beside the log except the committed offsets of consumers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .._reader import EventReader
 
 
 class OwnSnapshotsReader(EventReader):
-    """A reader that takes the snapshots of the log's views from `directory`."""
+    """A reader of a log whose snapshots are in `directory`, not beside the log."""
 
     def __init__(self, dir: Address, directory: str | os.PathLike[str]) -> None:
         super().__init__(dir)
@@ -27,29 +27,29 @@ class OwnSnapshotsReader(EventReader):
 
     @property
     def directory(self) -> Path:
-        """Where the snapshots are."""
+        """The directory of the snapshots."""
         return self._snapshots.dir
 
     @property
     def documents(self) -> Documents:
-        """The consumers beside the log, and the snapshots in the directory."""
+        """The consumers' documents beside the log, and the snapshots in the directory."""
         return self._documents
 
     def prepare(self) -> None:
-        """Removes what a killed process left in the directory. Blocks.
+        """Removes temporary files that a killed process left in the directory. Blocks.
 
-        Raises `ValueError` for a directory inside the log's, where the writer keeps its snapshots.
+        Raises `ValueError` for a directory inside that of the log, where the writer keeps its snapshots.
         """
         paths = getattr(self._source, "layout", None)
         if isinstance(paths, Paths):
             log, own = Path(os.path.realpath(paths.dir)), Path(os.path.realpath(self._snapshots.dir))
             if log == own or log in own.parents:
-                raise ValueError(f"snapshots={str(own)!r} lies within the log's directory: choose one apart from it")
+                raise ValueError(f"snapshots={str(own)!r} is inside the log's directory: choose a separate directory")
         operations.discard_leftovers(self._snapshots.dir)
 
 
 class _Documents:
-    """`Documents` whose snapshots are elsewhere than the rest."""
+    """The documents beside the log, with the snapshots from a separate directory."""
 
     def __init__(self, beside_log: Documents, snapshots: FileDocuments) -> None:
         self._beside_log = beside_log

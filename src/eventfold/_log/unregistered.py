@@ -1,4 +1,4 @@
-"""The snapshots of views that are not registered with a log that is rotated."""
+"""Corrects the snapshots of unregistered views after a rotation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import msgspec
 from .._logging import WARNING, log_event
 from .._reader import EventReader
 from .._threads import in_thread
-from .._view_snapshot import offset_for_the_crate
-from ..snapshot import NOWHERE, BadSnapshotError, encode, parse
+from .._view_snapshot import crate_offset
+from ..snapshot import BEYOND_ANY_FILE, BadSnapshotError, encode, parse
 
 
 class UnregisteredSnapshots:
-    """The snapshots of unregistered views, which are rewritten together with those of the registered ones.
+    """The snapshots of unregistered views, in the form of a view that `rotate` saves together with the registered ones.
 
-    After a rotation their `offset` would mislead the Rust crate: they get one beyond any file, and the crate rebuilds.
+    After a rotation, the `offset` in these snapshots would mislead the Rust crate. They get an offset beyond any file,
+    so that the crate rebuilds its views.
     """
 
     name = "snapshots of unregistered views"
@@ -26,13 +27,13 @@ class UnregisteredSnapshots:
         self._registered = registered
 
     async def refresh(self, reader: EventReader) -> None:
-        """Nothing is to be folded."""
+        """Does nothing, since there is no state."""
 
     async def rebuild(self, reader: EventReader) -> None:
-        """Nothing is to be folded."""
+        """Does nothing, since there is no state."""
 
     async def save(self, reader: EventReader) -> None:
-        """Rewrites those whose offset would mislead the crate; a failure is logged."""
+        """Rewrites the snapshots whose offset would mislead the crate. A failure is logged."""
         try:
             for name in await reader.documents.names("view"):
                 if name not in self._registered:
@@ -41,22 +42,22 @@ class UnregisteredSnapshots:
             log_event(
                 WARNING,
                 "snapshot.correction_failed",
-                "the snapshots of views that are not registered could not be corrected: %(error)s",
+                "the snapshots of unregistered views could not be corrected: %(error)s",
                 error=error,
             )
 
     async def _correct(self, name: str, reader: EventReader) -> None:
         data = await reader.documents.load("view", name)
-        if data is not None and (moved := await in_thread(_moved, data, await reader.base())) is not None:
-            await reader.documents.store("view", name, moved)
+        if data is not None and (corrected := await in_thread(_corrected, data, await reader.base())) is not None:
+            await reader.documents.store("view", name, corrected)
 
 
-def _moved(data: bytes, base: int) -> bytes | None:
-    """The snapshot with an offset that makes the Rust crate rebuild, if its offset is wrong now; otherwise None."""
+def _corrected(data: bytes, base: int) -> bytes | None:
+    """The snapshot with an offset that makes the Rust crate rebuild its view; None if the offset is still right."""
     try:
         found = parse(data)
     except BadSnapshotError:
-        return None  # the crate does not use it either, and the view's own program warns about it
-    if found.position is None or found.offset in (NOWHERE, offset_for_the_crate(found.position, base)):
+        return None  # the crate will not use it either, and the program with this view will log a warning
+    if found.position is None or found.offset in (BEYOND_ANY_FILE, crate_offset(found.position, base)):
         return None
-    return encode(msgspec.structs.replace(found, state=None, offset=NOWHERE, hash=""), found.state)
+    return encode(msgspec.structs.replace(found, state=None, offset=BEYOND_ANY_FILE, hash=""), found.state)

@@ -1,4 +1,4 @@
-"""The methods of `EventLog` that concern its views: their states now, from now on, and at an earlier moment."""
+"""The methods of `EventLog` for its views: their current, future and past states."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .._logging import WARNING, log_event
 from .._stats import LogStats, ViewStats, WriterCounters
 from .._verify import state_at
 from .._view import View, refresh_each, refresh_together
-from .parts import LogParts
+from .base import LogBase
 from .views import Views
 
 S = TypeVar("S")
 
 
-class ViewingLog(LogParts):
-    """The methods of a log that concern its views."""
+class ViewingLog(LogBase):
+    """The methods of a log for its views."""
 
     @property
     def views(self) -> Views:
-        """The registered views by name. `views[view]`, with a `View` object, has that view's type."""
+        """The registered views by name. `views[view]`, with a `View` object as the key, has the type of that view."""
         return self._views
 
     @overload
@@ -37,22 +37,26 @@ class ViewingLog(LogParts):
         Args:
             name: The view's name, or the `View` object, which gives the result its type.
 
+        Returns:
+            The state, which you must not change.
+
         Raises:
             UnknownViewError: No such view is registered.
-            ReducerError: The view's reducer raised at the last refresh; the last state is `views[name].state`.
+            ReducerError: The view's reducer raised at the last refresh. The last state is `views[name].state`.
         """
         view = self._views[name]
         view._fold.raise_error()
         return view.state
 
     async def refresh_all(self) -> None:
-        """Brings all views up to the head, with one pass for those at the same offset.
+        """Brings all views up to the head. Views with the same offset share one pass over the log.
 
-        If cancelled, the views keep what they have folded.
+        If cancelled, the events that were folded stay folded.
 
         Raises:
-            ReducerError: A reducer raised; the first error, once all other views are up to date.
-            CorruptLogError: The log is damaged, or no longer the one that was folded.
+            ReducerError: A reducer raised. All other views are up to date; if several reducers raised, this is the
+                first error.
+            CorruptLogError: The log is damaged, or is no longer the one that was folded.
             OSError: The log could not be read.
         """
         await self._refresh(*self._views.values())
@@ -61,7 +65,7 @@ class ViewingLog(LogParts):
         await refresh_together(views, self._reader, save=self._saves_snapshots)
 
     async def _catch_up(self) -> None:
-        """Refreshes all views, and logs the errors of reducers."""
+        """Refreshes all views. Errors of reducers are logged, all others are raised."""
         for error in await refresh_each(self._views.values(), self._reader, save=self._saves_snapshots):
             if not isinstance(error, ReducerError):
                 raise error
@@ -79,9 +83,9 @@ class ViewingLog(LogParts):
     @overload
     async def rebuild(self, name: str) -> Any: ...
     async def rebuild(self, name: str | View[Any]) -> Any:
-        """Rebuilds a view's state from the whole log, without its snapshot, and replaces that.
+        """Folds the whole log again for one view, without its snapshot, and replaces the snapshot.
 
-        If cancelled, the view keeps what it has folded.
+        If cancelled, the events that were folded stay folded.
 
         Args:
             name: The view's name, or the `View` object, which gives the result its type.
@@ -106,18 +110,22 @@ class ViewingLog(LogParts):
     @overload
     async def wait_until(self, name: str, offset: int | None = None) -> Any: ...
     async def wait_until(self, name: str | View[Any], offset: int | None = None) -> Any:
-        """A view's state as soon as it includes everything before `offset`.
+        """Waits until a view includes all events before `offset`, and returns its state.
 
-        With the `end_offset` of an append, you read your own writes. If cancelled, the view keeps what it has folded.
+        With the `end_offset` of an append, the state includes that event. If cancelled, the events that were folded
+        stay folded.
 
         Args:
             name: The view's name, or the `View` object, which gives the result its type.
-            offset: In bytes of the whole log; None for the head as it is when this is called.
+            offset: In bytes of the whole log; None for the current head.
+
+        Returns:
+            The state of the view.
 
         Raises:
             UnknownViewError: No such view is registered.
             ReducerError: The reducer raised.
-            LogClosedError: The log was closed first.
+            LogClosedError: The log was closed before.
             CorruptLogError: The log is damaged.
             OSError: The log could not be read.
         """
@@ -135,14 +143,19 @@ class ViewingLog(LogParts):
     @overload
     def watch(self, name: str) -> AsyncGenerator[Any, None]: ...
     def watch(self, name: str | View[Any]) -> AsyncGenerator[Any, None]:
-        """A view's current state, then each newer one, until the log is closed; a slow caller sees only the latest.
+        """Yields a view's current state, then each newer one, until the log is closed.
+
+        A slow caller sees only the latest state. A cancelled iteration leaves nothing behind.
 
         Args:
             name: The view's name, or the `View` object, which gives the states their type.
 
+        Returns:
+            An async iterator over the states.
+
         Raises:
             UnknownViewError: No such view is registered.
-            ReducerError: The reducer raised; this and the following errors come at a step of the iteration.
+            ReducerError: The reducer raised. This error, like the following ones, is raised during the iteration.
             CorruptLogError: The log is damaged.
             OSError: The log could not be read.
         """
@@ -152,8 +165,8 @@ class ViewingLog(LogParts):
         seen = None
         async for _ in self._reader.head_changes():
             await self._refresh(view)
-            if view._fold.folded != seen:
-                seen = view._fold.folded
+            if view._fold.changes != seen:
+                seen = view._fold.changes
                 yield view.state
 
     @overload
@@ -161,13 +174,18 @@ class ViewingLog(LogParts):
     @overload
     async def state_at(self, name: str, at: int | datetime) -> Any: ...
     async def state_at(self, name: str | View[Any], at: int | datetime) -> Any:
-        """A view's state as of an earlier offset or time, folded from the beginning; the view itself is not changed.
+        """Folds a view's state as of an earlier offset or time, from the beginning. The view itself is not changed.
+
+        A cancelled call leaves nothing behind.
 
         Args:
             name: The view's name, or the `View` object, which gives the result its type.
-            at: An offset in bytes of the whole log: everything before it is folded. Or a time: everything before the
-                first event whose `ts` is at or after it is folded. A batch that continues beyond that point is left out
+            at: An offset, in bytes of the whole log, to fold all events before it. Or a time, to fold all events before
+                the first event whose `ts` is that time or later. A batch that continues beyond that point is left out
                 completely.
+
+        Returns:
+            The state.
 
         Raises:
             UnknownViewError: No such view is registered.
@@ -179,7 +197,7 @@ class ViewingLog(LogParts):
         return await state_at(self._reader, self._views[name], at)
 
     def stats(self) -> LogStats:
-        """What the log has done since it was opened, and what is waiting. No I/O, so it can be called often."""
+        """Counts what the log has done since it was opened, and what waits. No I/O, so it can be called often."""
         writer = self._writer_or_none
         counters = WriterCounters() if writer is None else writer._commits.counters
         head = None if writer is None else writer.head.offset
@@ -188,7 +206,7 @@ class ViewingLog(LogParts):
             head=head,
             queued=0 if writer is None else len(writer._queue),
             waiting_for_place=0 if writer is None else writer._queue.waiting,
-            waiting=self._reader._scope.waiting,
+            waiting=self._reader._scope.pending_waits,
             views={
                 view.name: ViewStats(view.offset, 0 if head is None else max(head - view.offset, 0))
                 for view in self._views.values()

@@ -12,7 +12,7 @@ S = TypeVar("S")
 
 
 class Views(Mapping[str, View[Any]]):
-    """The views of a log, by name; a `View` object as the key returns that view with its type."""
+    """The views of a log by name. With a `View` object as the key, the result has the type of that view."""
 
     def __init__(self, views: Mapping[str, View[Any]]) -> None:
         self._views = dict(views)
@@ -25,7 +25,7 @@ class Views(Mapping[str, View[Any]]):
     @overload
     def __getitem__(self, name: str) -> View[Any]: ...
     def __getitem__(self, name: str | View[Any]) -> View[Any]:
-        """The view; raises `UnknownViewError`, which is a `KeyError`, if it is not registered."""
+        """The view. Raises `UnknownViewError`, which is a `KeyError`, if it is not registered."""
         view = self._views.get(name.name if isinstance(name, View) else name)
         if view is None or (isinstance(name, View) and view is not name):
             raise UnknownViewError(name.name if isinstance(name, View) else name, tuple(self._views))
@@ -41,11 +41,11 @@ class Views(Mapping[str, View[Any]]):
 def views_by_name(views: Iterable[View[Any]]) -> dict[str, View[Any]]:
     """The views by name. Raises `TypeError` if they are not all views, `ValueError` if two have the same name."""
     if isinstance(views, View | str | Mapping) or not isinstance(views, Iterable):
-        raise TypeError(f"views must be a list of View objects, such as views=[View(...)], not {views!r}")
+        raise TypeError(f"views must be a collection of View objects, such as [View(...)], not {views!r}")
     registered: dict[str, View[Any]] = {}
     for view in views:
         if not isinstance(view, View):
-            raise TypeError(f"views must be a list of View objects, but {view!r} in it is not one")
+            raise TypeError(f"views must be a collection of View objects, but it contains {view!r}")
         if view.name in registered:
             raise ValueError(f"two views are named {view.name!r}")
         registered[view.name] = view

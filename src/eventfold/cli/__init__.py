@@ -1,7 +1,7 @@
-"""The command line `eventfold`, which comes with the extra `cli`.
+"""The command line `eventfold`, which needs the extra `cli`.
 
-Promises: results go to standard output, in a pipe as exact lines, and everything else to standard error; an error is
-one line that says what to do; Ctrl-C and a closed pipe end a command quietly.
+Promises: results go to standard output, and everything else to standard error; in a pipe, events are their exact lines;
+an error is one line that says what to do; Ctrl-C and a closed pipe end a command without a traceback.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Runs the command that the process's arguments name, and ends the process with its exit status."""
+    """Runs the command in `sys.argv`, and exits with its exit status."""
     try:
         from ._app import app
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The commands and their options. The work is done in the other modules."""
+"""The commands and their options. The other modules do the work."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(
         "Inspect, append to and maintain an event log. LOG is the directory that contains app.jsonl, or an "
-        "address such as nats://host/name. Commands that only read work while the log is being written. Exit status: 0 "
-        "done, 1 refused, failed or damaged, 2 wrong usage, 130 ended by Ctrl-C, 141 nobody reads the output any more."
+        "address such as nats://host/name. Commands that only read can be used while a program writes. Exit status: 0 "
+        "success, 1 failure, refusal or damage, 2 wrong usage, 130 ended by Ctrl-C, 141 output pipe closed."
     ),
 )
 consumers = typer.Typer(
@@ -34,7 +34,7 @@ app.add_typer(index, name="index")
 
 
 def _directories(incomplete: str) -> list[str]:
-    """The directories to which a shell completes the name of a log."""
+    """The directories that a shell offers to complete the name of a log."""
     try:
         return sorted(name + os.sep for name in glob(glob_escape(incomplete) + "*") if os.path.isdir(name))
     except OSError:
@@ -48,26 +48,28 @@ Log = Annotated[
     ),
 ]
 Types = Annotated[list[str] | None, typer.Option("--type", help="Only events of this type; may be repeated.")]
-Tags = Annotated[list[str] | None, typer.Option("--tag", help="Only events with this tag; may be repeated for more.")]
+Tags = Annotated[
+    list[str] | None, typer.Option("--tag", help="Only events with this tag; may be repeated to require several.")
+]
 Since = Annotated[
-    str | None, typer.Option("--since", help="Only events from this time onwards, ISO 8601 or Unix seconds.")
+    str | None, typer.Option("--since", help="Only events from this time onwards, in ISO 8601 or Unix seconds.")
 ]
 Until = Annotated[str | None, typer.Option("--until-time", help="Only events before this time.")]
-Formats = Annotated[Format | None, typer.Option("--format", help="By default table on a terminal, jsonl in a pipe.")]
-Lines = Annotated[bool, typer.Option("--json", help="The exact lines; short for --format jsonl.")]
+Formats = Annotated[Format | None, typer.Option("--format", help="Default: table on a terminal, jsonl in a pipe.")]
+Lines = Annotated[bool, typer.Option("--json", help="Print the exact lines; short for --format jsonl.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Reducer = Annotated[
     str,
-    typer.Option("--reducer", metavar="MODULE:NAME", help="A View, or a reducer with --initial.", show_default=False),
+    typer.Option("--reducer", metavar="MODULE:NAME", help="A View, or a reducer and --initial.", show_default=False),
 ]
 Initial = Annotated[
-    str | None, typer.Option("--initial", metavar="JSON", help="The state before the first event, for a reducer.")
+    str | None, typer.Option("--initial", metavar="JSON", help="A reducer's state before the first event.")
 ]
 
 
 @app.command()
 def info(log: Log, json: Json = False) -> None:
-    """Show the head, sizes, and views and consumers with their lag. Example: eventfold info data --json"""
+    """Show head, sizes, views and consumers. Example: eventfold info data --json"""
     run(_reading.info(log, json))
 
 
@@ -80,12 +82,12 @@ def cat(
     until_time: Until = None,
     type: Types = None,
     tag: Tags = None,
-    last: Annotated[int | None, typer.Option("--last", min=1, help="Only the last N of these events.")] = None,
+    last: Annotated[int | None, typer.Option("--last", min=1, help="Only the last N selected events.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=0, help="Stop after N events.")] = None,
     format: Formats = None,
     json: Lines = False,
 ) -> None:
-    """Print events, in a pipe as their exact lines. Example: eventfold cat data --type paid --last 20"""
+    """Print events; in a pipe, their exact lines. Example: eventfold cat data --type paid --last 20"""
 
     async def command() -> None:
         wanted = selection(type or (), tag or (), since, until_time)
@@ -97,8 +99,8 @@ def cat(
 @app.command()
 def tail(
     log: Log,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Continue with each new event.")] = False,
-    start: Annotated[int | None, typer.Option("--from", min=0, help="The offset to begin at.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Then print each new event.")] = False,
+    start: Annotated[int | None, typer.Option("--from", min=0, help="The offset to start at.")] = None,
     count: Annotated[int, typer.Option("-n", "--last", min=1, help="How many of the last events to print first.")] = 10,
     since: Since = None,
     until_time: Until = None,
@@ -107,7 +109,7 @@ def tail(
     format: Formats = None,
     json: Lines = False,
 ) -> None:
-    """Print the last events, and with -f each new one. Example: eventfold tail -f data --type paid"""
+    """Print the last events and, with -f, each new one. Example: eventfold tail -f data --type paid"""
 
     async def command() -> None:
         wanted = selection(type or (), tag or (), since, until_time)
@@ -119,24 +121,27 @@ def tail(
 @app.command()
 def append(
     log: Log,
-    type: Annotated[str | None, typer.Argument(help="The event's type; without it, JSON Lines are read.")] = None,
+    type: Annotated[
+        str | None, typer.Argument(help="The event's type; if omitted, events are read from stdin.")
+    ] = None,
     data: Annotated[str, typer.Argument(help="The event's data, as JSON.")] = "{}",
-    ts: Annotated[int | None, typer.Option(min=0, help="Unix seconds; now by default.")] = None,
+    ts: Annotated[int | None, typer.Option(min=0, help="The event's time in Unix seconds; default: now.")] = None,
     id: Annotated[str | None, typer.Option(help="The event's id.")] = None,
-    actor: Annotated[str | None, typer.Option(help="Who did it.")] = None,
+    actor: Annotated[str | None, typer.Option(help="Who caused the event.")] = None,
     meta: Annotated[str | None, typer.Option(help="The event's metadata, as JSON.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag; may be repeated.")] = None,
     if_head: Annotated[
-        str | None, typer.Option("--if-head", metavar="OFFSET:HASH", help="Only if the head is still this one.")
+        str | None, typer.Option("--if-head", metavar="OFFSET:HASH", help="Append only if this is still the head.")
     ] = None,
     unless_tag: Annotated[
-        list[str] | None, typer.Option("--unless-tag", help="Only if no event has all of these tags.")
+        list[str] | None,
+        typer.Option("--unless-tag", help="Append only if no event has this tag; if repeated, all of them."),
     ] = None,
 ) -> None:
     """Append an event, or events from standard input. Example: eventfold append data paid '{"amount": 3}'
 
-    On standard input, each line is an object with `type` and optionally `data`, `ts`, `id`, `actor`, `meta` and `tags`.
-    Lines are written in batches, each completely or not at all.
+    On standard input, each line is a JSON object with `type` and optionally `data`, `ts`, `id`, `actor`, `meta` and
+    `tags`. Lines are appended in batches, each completely or not at all.
     """
 
     async def command() -> None:
@@ -144,7 +149,7 @@ def append(
             event = _writing.event_from_options(type, data, ts, id, actor, meta, tag or [])
             await _writing.append_one(log, event, if_head, unless_tag)
         elif if_head is not None or unless_tag is not None:
-            raise ValueError("--if-head and --unless-tag are for one event: name its TYPE and DATA")
+            raise ValueError("--if-head and --unless-tag are for a single event: give its TYPE and DATA")
         else:
             await _writing.append_lines(log)
 
@@ -160,7 +165,7 @@ def verify(
         typer.Option("--reducer", metavar="MODULE:VIEW", help="Compare the snapshot of this View with a replay."),
     ] = None,
 ) -> None:
-    """Read everything and report what is wrong; exit status 1 if anything is. Example: eventfold verify data"""
+    """Read everything and report problems. Exit status 1 if there are any. Example: eventfold verify data"""
 
     async def command() -> int:
         return await _reading.verify(log, json, _folding.views_of(reducer or ()))
@@ -170,29 +175,29 @@ def verify(
 
 @app.command()
 def rotate(log: Log) -> None:
-    """Move app.jsonl into the compressed archive; no other process may be writing. Example: eventfold rotate data"""
+    """Move app.jsonl into the compressed archive. No other process may be writing. Example: eventfold rotate data"""
     run(_writing.rotate(log))
 
 
 @app.command()
 def state(
     log: Log,
-    view: Annotated[str | None, typer.Argument(help="The view's name, for its stored state.")] = None,
+    view: Annotated[str | None, typer.Argument(help="The name of a view, to print its stored state.")] = None,
     reducer: Annotated[
         str | None,
-        typer.Option("--reducer", metavar="MODULE:NAME", help="Fold with this View, or reducer with --initial."),
+        typer.Option("--reducer", metavar="MODULE:NAME", help="Fold with this View, or this reducer and --initial."),
     ] = None,
     initial: Initial = None,
     at: Annotated[str | None, typer.Option("--at", metavar="OFFSET", help="Fold up to this offset.")] = None,
-    at_time: Annotated[str | None, typer.Option("--at-time", help="Fold what came before this time.")] = None,
+    at_time: Annotated[str | None, typer.Option("--at-time", help="Fold the events before this time.")] = None,
 ) -> None:
-    """Print a view's state as JSON: stored, or folded. Example: eventfold state data --reducer app:todos --at 1200"""
+    """Print a view's stored or folded state as JSON. Example: eventfold state data --reducer app:todos --at 1200"""
 
     async def command() -> None:
         if reducer is not None:
             await _folding.state(log, _folding.load_view(reducer, view, initial), at, at_time)
         elif view is None or at is not None or at_time is not None:
-            raise ValueError("name the VIEW whose stored state to print, or the --reducer to fold with")
+            raise ValueError("give the VIEW whose stored state is to be printed, or the --reducer to fold with")
         else:
             await _reading.state(log, view)
 
@@ -203,11 +208,11 @@ def state(
 def diff(
     log: Log,
     before: Annotated[str, typer.Argument(help="An offset, or a time in ISO 8601.")],
-    after: Annotated[str, typer.Argument(help="Another one.")],
+    after: Annotated[str, typer.Argument(help="The same.")],
     reducer: Reducer,
     initial: Initial = None,
 ) -> None:
-    """Compare a view's states at two moments; exit status 1 if they differ.
+    """Compare a view's states at two moments. Exit status 1 if they differ.
 
     Example: eventfold diff data 2026-01-30 2026-01-31 --reducer app:todos
     """
@@ -220,7 +225,7 @@ def diff(
 
 @app.command()
 def rebuild(log: Log, reducer: Reducer) -> None:
-    """Rebuild a view's snapshot; no other process may be writing.
+    """Rebuild a view's snapshot. No other process may be writing.
 
     Example: eventfold rebuild data --reducer app:todos
     """
@@ -233,7 +238,7 @@ def rebuild(log: Log, reducer: Reducer) -> None:
 
 @app.command()
 def copy(log: Log, target: Annotated[str, typer.Argument(help="Directory or address of the copy.")]) -> None:
-    """Copy a log with its snapshots and consumers to another engine or directory; continues an interrupted copy.
+    """Copy a log to another engine or directory. Copies snapshots and consumers too; continues an interrupted copy.
 
     Example: eventfold copy data 'postgresql://host/db?log=orders'
     """
@@ -243,10 +248,12 @@ def copy(log: Log, target: Annotated[str, typer.Argument(help="Directory or addr
 @app.command()
 def migrate(
     log: Annotated[str, typer.Argument(metavar="LOG", help="Address of a log in PostgreSQL.", show_default=False)],
-    role: Annotated[str | None, typer.Option("--role", help="Grant this role what a program needs.")] = None,
-    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL, and change nothing.")] = False,
+    role: Annotated[
+        str | None, typer.Option("--role", help="Grant this role the privileges that a program needs.")
+    ] = None,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL without running it.")] = False,
 ) -> None:
-    """Create or migrate the tables, as a role that may; programs may be running.
+    """Create or migrate the tables. Needs a role that is allowed to do so; programs may be running.
 
     Example: eventfold migrate 'postgresql://admin@host/db?log=orders' --role app
     """
@@ -255,7 +262,7 @@ def migrate(
 
 @app.command()
 def backup(log: Log, directory: Annotated[str, typer.Argument(help="New, empty, or an older copy.")]) -> None:
-    """Copy a log, even while it is written; update an older copy. Example: eventfold backup data /backup/data"""
+    """Copy a log, even while it is written, or update an older copy. Example: eventfold backup data /backup/data"""
     run(_writing.backup(log, directory))
 
 
@@ -271,13 +278,13 @@ def restore(
 @app.command()
 def repair(
     log: Log,
-    yes: Annotated[bool, typer.Option("--yes", help="Repair without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Repair without asking for confirmation.")] = False,
     lose_events_from: Annotated[
         int | None,
         typer.Option(
             "--lose-events-from",
             metavar="OFFSET",
-            help="Cut here although there are valid events after the damage, and lose them.",
+            help="Cut off the log at this offset, and lose the valid events after it.",
         ),
     ] = None,
     reducer: Annotated[
@@ -285,10 +292,10 @@ def repair(
         typer.Option("--reducer", metavar="MODULE:VIEW", help="Compare the snapshot of this View with a replay."),
     ] = None,
 ) -> None:
-    """Show what is wrong, ask, and repair it; no other process may be writing. Example: eventfold repair data
+    """Show problems and repair them after confirmation. Example: eventfold repair data
 
-    Cuts off a damaged end of app.jsonl, whose bytes are kept, deletes bad snapshots, and resets consumers whose offset
-    is not in the log. Exit status 1 if something is still wrong afterwards.
+    No other process may be writing. Cuts off a damaged end of app.jsonl and saves its bytes, deletes bad snapshots, and
+    resets consumers whose offset is not in the log. Exit status 1 if a problem remains.
     """
 
     async def command() -> int:
@@ -299,15 +306,15 @@ def repair(
 
 @app.command()
 def export(
-    log: Log, format: Annotated[ExportFormat, typer.Option("--format", help="What to print.")] = ExportFormat.JSONL
+    log: Log, format: Annotated[ExportFormat, typer.Option("--format", help="The output format.")] = ExportFormat.JSONL
 ) -> None:
-    """Print all events, exactly as they are stored or as rows. Example: eventfold export data > events.jsonl"""
+    """Print all events, as their exact lines or as rows. Example: eventfold export data > events.jsonl"""
     run(_reading.export(log, format))
 
 
 @app.command("import")
 def import_(log: Log) -> None:
-    """Append lines that `export` printed, byte for byte. Example: eventfold import data < events.jsonl"""
+    """Append the lines that `export` printed, unchanged. Example: eventfold import data < events.jsonl"""
     run(_writing.import_lines(log))
 
 
@@ -329,11 +336,11 @@ def reset(
 
 @index.command()
 def build(log: Log) -> None:
-    """Build the index, or bring it up to date, beside whoever writes. Example: eventfold index build data"""
+    """Build or update the index, even while a program writes. Example: eventfold index build data"""
     run(_indexing.build(log))
 
 
 @index.command()
 def drop(log: Log) -> None:
-    """Remove the index; no other process may be writing to a log in files. Example: eventfold index drop data"""
+    """Remove the index. No other process may be writing to a log in files. Example: eventfold index drop data"""
     run(_indexing.drop(log))

@@ -1,4 +1,4 @@
-"""The commands that fold: `state --reducer`, `diff`, `rebuild`, and the views that `verify` compares."""
+"""The commands that fold events: `state --reducer`, `diff` and `rebuild`; and the views that `verify` compares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import msgspec
 from .._errors import EventfoldError
 from .._log import EventLog
 from .._reader import EventReader
-from .._state import difference
+from .._round_trip import difference
 from .._verify import offset_at_time, state_at
 from .._view import View
 from ._output import print_json
@@ -26,9 +26,10 @@ _WATCH_INTERVAL = 0.1
 
 
 def load_view(name: str, view: str | None = None, initial: str | None = None) -> View[Any]:
-    """Loads the view that `MODULE:NAME` names: a `View`, or a reducer with the given name and initial state (JSON).
+    """Loads a view by `name`, which is `MODULE:NAME` and names a `View` or a reducer.
 
-    Python looks for the module in the current directory first. Raises `ValueError` if there is no such view or reducer.
+    For a reducer, `view` is the view's name, and `initial` its initial state as JSON. Python looks for the module in
+    the current directory first. Raises `ValueError` if there is no such view or reducer.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon:
@@ -46,7 +47,7 @@ def load_view(name: str, view: str | None = None, initial: str | None = None) ->
     if not callable(found):
         raise ValueError(f"{name} is neither a View nor a reducer, but {found!r}")
     if initial is None:
-        raise ValueError(f"{name} is a reducer: give the state before the first event too, such as --initial '{{}}'")
+        raise ValueError(f"{name} is a reducer, which needs the state before the first event, such as --initial '{{}}'")
     try:
         state = msgspec.json.decode(initial)
     except msgspec.MsgspecError as error:
@@ -55,7 +56,7 @@ def load_view(name: str, view: str | None = None, initial: str | None = None) ->
 
 
 async def offset_of(reader: EventReader, at: str | None, at_time: str | None) -> int:
-    """Returns the offset that the options name, by default the head's; for a time, that of the first event since."""
+    """Returns the offset that the options name; for a time, the offset of the first event since. Default: the head."""
     if at is not None and at_time is not None:
         raise ValueError("--at and --at-time were both given")
     if at is not None:
@@ -68,7 +69,7 @@ async def offset_of(reader: EventReader, at: str | None, at_time: str | None) ->
 
 
 async def _moment(reader: EventReader, text: str) -> int:
-    """Returns the offset of a moment, given as an offset or as a time."""
+    """Returns the offset that a text names, which is an offset or a time."""
     if text.isascii() and text.isdigit():
         return int(text)
     try:
@@ -78,17 +79,17 @@ async def _moment(reader: EventReader, text: str) -> int:
     return await offset_at_time(reader, time)
 
 
-async def state(where: str, view: View[Any], at: str | None, at_time: str | None) -> None:
+async def state(address: str, view: View[Any], at: str | None, at_time: str | None) -> None:
     """Prints a view's state, folded up to an offset or a time."""
-    async with reading(where) as reader:
+    async with reading(address) as reader:
         folded = await state_at(reader, view, await offset_of(reader, at, at_time))
     encoded = msgspec.json.encode(folded)
     sys.stdout.buffer.write((msgspec.json.format(encoded, indent=2) if sys.stdout.isatty() else encoded) + b"\n")
 
 
-async def diff(where: str, view: View[Any], before: str, after: str) -> int:
-    """Prints where a view's states at two moments differ first, and both states; exit status 1 if they differ."""
-    async with reading(where) as reader:
+async def diff(address: str, view: View[Any], before: str, after: str) -> int:
+    """Prints a view's states at two moments, and where they first differ; returns the exit status."""
+    async with reading(address) as reader:
         states = [
             msgspec.to_builtins(await state_at(reader, view, await _moment(reader, at))) for at in (before, after)
         ]
@@ -97,9 +98,9 @@ async def diff(where: str, view: View[Any], before: str, after: str) -> int:
     return 0 if found is None else FAILED
 
 
-async def rebuild(where: str, view: View[Any]) -> None:
+async def rebuild(address: str, view: View[Any]) -> None:
     """Rebuilds a view's snapshot from the whole log."""
-    async with reading(where), EventLog.open(where, views=[view]) as log:
+    async with reading(address), EventLog.open(address, views=[view]) as log:
         with progress("rebuild") as report_progress:
             watching = (
                 None if report_progress is None else asyncio.create_task(_watch(view, log.head.offset, report_progress))
@@ -120,7 +121,7 @@ async def _watch(view: View[Any], end: int, report_progress: Callable[[int, int]
 
 
 def views_of(reducers: Iterable[str]) -> list[View[Any]]:
-    """Returns the views that `verify` compares. Raises `EventfoldError` for a bare reducer, which has no version."""
+    """Returns the views that `verify` compares. Raises `EventfoldError` for a reducer, which has no version."""
     views = []
     for name in reducers:
         try:

@@ -1,4 +1,4 @@
-"""How events and tables are written: for people on a terminal, for programs in a pipe."""
+"""Prints events and tables: for people on a terminal, for programs in a pipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ._run import printable
 
 
 class Format(enum.Enum):
-    """`table` is for people, `jsonl` the exact lines of the log, `csv` for spreadsheets."""
+    """`table` is for people, `jsonl` is the exact lines of the log, and `csv` is for spreadsheets."""
 
     TABLE = "table"
     JSONL = "jsonl"
@@ -27,7 +27,7 @@ class Format(enum.Enum):
 
 
 def printer(format: Format | None) -> Callable[[Record], None]:
-    """Returns a function that prints a record, by default as a table row on a terminal, as the exact line elsewhere."""
+    """Returns a function that prints a record. The default format is a table on a terminal, exact lines elsewhere."""
     if format is None:
         format = Format.TABLE if sys.stdout.isatty() else Format.JSONL
     return {Format.TABLE: _row_printer, Format.JSONL: _line_printer, Format.CSV: _csv_printer}[format]()
@@ -61,8 +61,13 @@ def _row_printer() -> Callable[[Record], None]:
             (f"{printable(event.type)} ", "bold cyan"),
             printable(as_json(event.data)),
         )
-        named = (("id", event.id), ("actor", event.actor), ("tags", " ".join(event.tags) or None))
-        for name, value in (*named, ("meta", None if event.meta is None else as_json(event.meta))):
+        fields = {
+            "id": event.id,
+            "actor": event.actor,
+            "tags": " ".join(event.tags) or None,
+            "meta": None if event.meta is None else as_json(event.meta),
+        }
+        for name, value in fields.items():
             if value is not None:
                 text.append(f" {name}={printable(value)}", "dim")
         console.print(text, soft_wrap=True)
@@ -71,7 +76,7 @@ def _row_printer() -> Callable[[Record], None]:
 
 
 def show_time(seconds: int) -> str:
-    """Returns a time as local date and time, or as the number if it is out of the calendar's range."""
+    """Returns a time as local date and time, or as a number if it is outside the calendar's range."""
     try:
         return datetime.fromtimestamp(seconds).isoformat(" ")
     except (ValueError, OverflowError, OSError):

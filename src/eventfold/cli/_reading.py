@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from .._address import without_password
 from .._errors import EventfoldError
 from .._export import ExportFormat, export_log
 from .._info import LogInfo, PlaceInfo
@@ -20,9 +21,9 @@ from ._run import FAILED, existing, progress, reading
 from ._select import Selection, between, last
 
 
-async def info(where: str, json: bool) -> None:
+async def info(address: str, json: bool) -> None:
     """Prints head, sizes, views and consumers."""
-    async with reading(where) as reader:
+    async with reading(address) as reader:
         found = await info_of(reader)
     if json:
         print_json(found)
@@ -42,7 +43,7 @@ def _facts(found: LogInfo) -> list[tuple[str, object]]:
             ("app.jsonl", f"{files.active_size} bytes, from offset {files.base}"),
             ("archive", f"{files.archive_size} bytes, {files.frames} frames"),
             ("rotation", "under way" if files.rotating else "none"),
-            ("writer", "none that the system reports" if files.writer is None else f"process {files.writer}"),
+            ("writer", "none, or unknown" if files.writer is None else f"process {files.writer}"),
         ]
     if found.bytes_a_day is not None:
         events = "" if found.events_a_day is None else f", {found.events_a_day:.3g} events"
@@ -57,7 +58,7 @@ def _place(place: PlaceInfo) -> tuple[object, object]:
 
 
 async def cat(
-    where: str,
+    address: str,
     start: int,
     end: int | None,
     wanted: Selection,
@@ -68,7 +69,7 @@ async def cat(
     """Prints the selected events between two offsets, or the last of them."""
     if limit is not None and limit < 1:
         return
-    async with reading(where) as reader:
+    async with reading(address) as reader:
         show = printer(format)
         if count is not None:
             for record in (await last(reader, count, start, end, wanted))[:limit]:
@@ -85,10 +86,10 @@ async def cat(
 
 
 async def tail(
-    where: str, start: int | None, wanted: Selection, count: int, follow: bool, format: Format | None
+    address: str, start: int | None, wanted: Selection, count: int, follow: bool, format: Format | None
 ) -> None:
     """Prints the last selected events, or those from an offset onwards; with `follow`, each new one too."""
-    async with reading(where) as reader:
+    async with reading(address) as reader:
         show = printer(format)
         head = (await reader.head()).offset
         if start is None:
@@ -110,52 +111,54 @@ async def tail(
                     sys.stdout.flush()
 
 
-async def export(where: str, format: ExportFormat) -> None:
+async def export(address: str, format: ExportFormat) -> None:
     """Prints all events, as their exact lines or as rows."""
     if format is ExportFormat.PARQUET and sys.stdout.isatty():
         raise ValueError("Parquet is binary: write it to a file, such as `eventfold export data --format parquet > f`")
-    async with reading(where):
-        # On a terminal, a progress bar would appear between the events.
+    async with reading(address):
+        # On a terminal, a progress bar would be printed between the events.
         with nullcontext(None) if sys.stdout.isatty() else progress("export") as report_progress:
-            await export_log(where, sys.stdout.buffer, format, progress=report_progress)
+            await export_log(address, sys.stdout.buffer, format, progress=report_progress)
 
 
-async def state(where: str, view: str) -> None:
+async def state(address: str, view: str) -> None:
     """Prints the state in a view's snapshot."""
-    async with reading(where) as reader:
+    async with reading(address) as reader:
         data = await reader.documents.load("view", view)
         if data is None:
             names = ", ".join(await reader.documents.names("view")) or "none"
-            raise EventfoldError(f"no state of a view {view!r} is stored in {where}; stored are: {names}")
+            raise EventfoldError(
+                f"no state of a view {view!r} is stored in {without_password(address)}; stored are: {names}"
+            )
         try:
             found = parse(data)
         except BadSnapshotError as error:
-            place = reader.documents.location("view", view)
-            raise EventfoldError(f"{place}: {error}; delete the file, and the view is rebuilt") from error
+            location = reader.documents.location("view", view)
+            raise EventfoldError(f"{location}: {error}; delete it, and the view will be rebuilt") from error
     encoded = msgspec.json.format(found.state, indent=2) if sys.stdout.isatty() else bytes(found.state)
     sys.stdout.buffer.write(encoded + b"\n")
 
 
-async def verify(where: str, json: bool, views: list[View[Any]]) -> int:
-    """Prints whatever is wrong; returns the exit status."""
-    async with reading(where):
+async def verify(address: str, json: bool, views: list[View[Any]]) -> int:
+    """Prints all problems; returns the exit status."""
+    async with reading(address):
         with progress("verify") as report_progress:
-            report = await verify_log(existing(where), views=views, progress=report_progress)
+            report = await verify_log(existing(address), views=views, progress=report_progress)
     if json:
         print_json(report)
     else:
         for problem in report.problems:
             print(problem)
-        found = f"{len(report.problems)} problems" if report.problems else "no problem"
+        count = f"{len(report.problems)} problems" if report.problems else "no problem"
         print(
-            f"{found}: {report.events} events, {report.size} bytes, {report.frames} archive frames, "
+            f"{count}: {report.events} events, {report.size} bytes, {report.frames} archive frames, "
             f"{report.snapshots} snapshots, {report.consumers} consumers"
         )
     return 0 if report.ok else FAILED
 
 
-async def consumers(where: str) -> None:
+async def consumers(address: str) -> None:
     """Prints the consumers with their offsets."""
-    async with reading(where) as reader:
+    async with reading(address) as reader:
         found = await info_of(reader)
     print_table(("consumer", "offset", "lag"), ((place.name, *_place(place)) for place in found.consumers))

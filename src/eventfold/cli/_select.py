@@ -1,4 +1,4 @@
-"""Which events a command shows, and how it finds them."""
+"""Selects and finds the events that a command prints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .._reader import EventReader
 
 
 class Selection(NamedTuple):
-    """Which events are selected. Times are in seconds since the Unix epoch; `until` is exclusive."""
+    """The events that a command's options select. Times are in Unix seconds; `until` is exclusive."""
 
     query: Query
     since: int | None = None
@@ -30,9 +30,9 @@ class Selection(NamedTuple):
 
 
 def parse_time(text: str) -> int:
-    """Parses seconds since the Unix epoch, or a date and time in ISO 8601 (local time, unless it says otherwise).
+    """Parses Unix seconds, or a date and time in ISO 8601, which is local time unless it has a UTC offset.
 
-    A fraction is rounded up, so that an event's whole second compares with the result as it does with the time itself.
+    A fraction is rounded up: compared with whole seconds, the result then gives the same answers as the exact time.
     """
     if text.isascii() and text.isdigit():
         return int(text)
@@ -56,7 +56,7 @@ def selection(
 
 
 async def between(reader: EventReader, start: int, end: int | None, wanted: Selection) -> AsyncIterator[Record]:
-    """Yields the selected events from one offset to another (exclusive; None: the current head)."""
+    """Yields the selected events from one offset to another, which is exclusive (None: the current head)."""
     records: Any = reader.read_from(start, query=wanted.query, until=end)
     async with aclosing(records):
         async for record in records:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from .._address import engine_of
+from .._address import engine_of, without_password
 from .._backup import backup as backup_log
 from .._codec.encode import encode_line
 from .._codec.selection import decode_events
@@ -27,14 +27,14 @@ from .._threads import Thread
 from ._output import print_json
 from ._run import progress, reading
 
-# How many lines are checked, and then written, together.
+# How many lines are checked and then appended together.
 _BATCH = 1000
 _READ_SIZE = 2**20
 _MAX_EVENT_SIZE = 16 * 2**20
 
 
 class _EventInput(msgspec.Struct, forbid_unknown_fields=True):
-    """An event as a person writes it: everything but its type is optional."""
+    """An event as a person writes it, in which only the type is required."""
 
     type: str
     data: Any = msgspec.UNSET
@@ -54,21 +54,23 @@ _decode_input = msgspec.json.Decoder(_EventInput).decode
 
 
 @asynccontextmanager
-async def writing(where: str) -> AsyncIterator[EventLog]:
-    """Opens the log for writing."""
-    async with EventLog.open(where) as log:
+async def writing(address: str) -> AsyncIterator[EventLog]:
+    """Opens the log for writing. At the end, flushes the output that was printed meanwhile."""
+    async with EventLog.open(address) as log:
         try:
             yield log
         finally:
             sys.stdout.flush()
 
 
-async def append_one(where: str, event: Event, head: str | None, unless: list[str] | None) -> None:
-    """Appends one event, if the head is still `head` (`OFFSET:HASH`), or if no event has all of the tags `unless`."""
+async def append_one(address: str, event: Event, head: str | None, unless: list[str] | None) -> None:
+    """Appends an event, on condition that `head` (`OFFSET:HASH`) is still the head, or that no event has all tags in
+    `unless`.
+    """
     if head is not None and unless is not None:
         raise ValueError("--if-head and --unless-tag were both given")
     expected = None if head is None else _parse_head(head)
-    async with writing(where) as log:
+    async with writing(address) as log:
         if unless is not None:
             [result] = await log.append_unless([event], Query(tags=unless))
             print_json(result)
@@ -91,7 +93,7 @@ def _parse_json(name: str, text: str) -> Any:
     try:
         return msgspec.json.decode(os.fsencode(text))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is not JSON ({error}): write it like '{{\"amount\": 3}}'") from error
+        raise ValueError(f"{name} is not JSON ({error}): write it as in '{{\"amount\": 3}}'") from error
 
 
 def _parse_head(text: str) -> tuple[int, str]:
@@ -101,10 +103,10 @@ def _parse_head(text: str) -> tuple[int, str]:
     return int(offset), hash
 
 
-async def append_lines(where: str) -> None:
+async def append_lines(address: str) -> None:
     """Appends events from standard input, batch by batch; each batch is written completely or not at all."""
-    async with writing(where) as log:
-        async for first, lines in _batches():
+    async with writing(address) as log:
+        async for first, lines in _input_lines():
             events = []
             for number, line in enumerate(lines, first):
                 try:
@@ -120,79 +122,80 @@ async def append_lines(where: str) -> None:
 
 def _bad_line(number: int, error: object, first: int) -> ValueError:
     return ValueError(
-        f"line {number}: {error}; nothing was written from line {first} on: correct the line, and continue from there"
+        f"line {number}: {error}; nothing was written from line {first} on: correct the line, and continue from line "
+        f"{first}"
     )
 
 
-async def import_lines(where: str) -> None:
-    """Appends the lines that `export` printed, so that they become the same lines again, byte for byte."""
+async def import_lines(address: str) -> None:
+    """Appends the lines that `export` printed, unchanged."""
     with progress("import") as report_progress:
-        count = await _import(where, report_progress)
+        count = await _import(address, report_progress)
     print_json({"imported": count})
 
 
-async def _import(where: str, report_progress: Callable[[int, int], object] | None) -> int:
-    size = os.fstat(sys.stdin.fileno()).st_size  # It is 0 for a pipe, whose length is unknown.
+async def _import(address: str, report_progress: Callable[[int, int], object] | None) -> int:
+    size = os.fstat(sys.stdin.fileno()).st_size  # 0 for a pipe, whose length is unknown
     read = count = 0
-    held: list[StoredEvent] = []  # a batch that is not complete yet
-    held_lines: list[bytes] = []
-    held_from = 1
-    async with writing(where) as log:
-        async for first, lines in _batches():
-            units: list[list[StoredEvent]] = []
+    batch: list[StoredEvent] = []  # a batch of which lines are still missing
+    batch_lines: list[bytes] = []
+    batch_begin = 1
+    async with writing(address) as log:
+        async for first, lines in _input_lines():
+            batches: list[list[StoredEvent]] = []
             expected: list[bytes] = []
-            batch_from = held_from = held_from if held else first
+            first_unwritten = batch_begin = batch_begin if batch else first
             for number, line in enumerate(lines, first):
                 try:
                     event = decode_events.decode(line)
-                    if event.batch != _expected_place(held, event):
-                        raise InvalidEventError("a batch is broken here: lines of it are missing or out of order")
+                    if event.batch != _expected_position(batch, event):
+                        raise InvalidEventError("a batch is broken here: some of its lines are missing or out of order")
                     if encode_line(event, _MAX_EVENT_SIZE, event.batch) != line + b"\n":
                         raise InvalidEventError(
                             "it would be written differently; use `append` for lines written by hand"
                         )
                 except (msgspec.MsgspecError, UnicodeDecodeError, InvalidEventError) as error:
-                    raise _bad_line(number, error, batch_from) from error
-                held.append(event)
-                held_lines.append(line)
+                    raise _bad_line(number, error, first_unwritten) from error
+                batch.append(event)
+                batch_lines.append(line)
                 if event.batch is None or event.batch[0] == event.batch[1]:
-                    units.append(held)
-                    expected += held_lines
-                    held, held_lines = [], []
-                    held_from = number + 1
-            results = await _append_units(log, units)
+                    batches.append(batch)
+                    expected += batch_lines
+                    batch, batch_lines = [], []
+                    batch_begin = number + 1
+            results = await _append_batches(log, batches)
             if [result.line_hash for result in results] != list(map(line_hash, expected)):
                 raise EventfoldError(f"lines from {first} on were written differently than they were exported")
             count += len(results)
             read += sum(map(len, lines)) + len(lines)
             if report_progress is not None:
                 report_progress(read, size)
-        if held:
-            raise _bad_line(held_from, "the batch that begins here has no end", held_from)
+        if batch:
+            raise _bad_line(batch_begin, "the batch that begins here has no end", batch_begin)
     return count
 
 
-def _expected_place(held: list[StoredEvent], event: StoredEvent) -> tuple[int, int] | None:
-    """The position in its batch that an event must have after those that are held."""
-    if not held:
+def _expected_position(batch: list[StoredEvent], event: StoredEvent) -> tuple[int, int] | None:
+    """The position in the batch, and its size, that the next event must have."""
+    if not batch:
         return None if event.batch is None else (1, event.batch[1])
-    assert held[0].batch is not None
-    return len(held) + 1, held[0].batch[1]
+    assert batch[0].batch is not None
+    return len(batch) + 1, batch[0].batch[1]
 
 
-async def _append_units(log: EventLog, units: list[list[StoredEvent]]) -> list[AppendResult]:
-    """Appends events and batches in order, all in one group commit."""
-    appended = await asyncio.gather(*(log.append_many(unit) for unit in units))
+async def _append_batches(log: EventLog, batches: list[list[StoredEvent]]) -> list[AppendResult]:
+    """Appends batches, and events as batches of one, in order."""
+    appended = await asyncio.gather(*(log.append_many(batch) for batch in batches))
     return [result for results in appended for result in results]
 
 
-async def _batches() -> AsyncIterator[tuple[int, list[bytes]]]:
-    """Yields the lines of standard input that have arrived, at most `_BATCH` at a time, with the first one's number."""
-    # In a thread that is never joined: Ctrl-C must end the command while it waits for input.
+async def _input_lines() -> AsyncIterator[tuple[int, list[bytes]]]:
+    """Yields the lines of standard input as they arrive, up to `_BATCH` at a time, with the number of the first."""
+    # In a thread that is never joined, so that Ctrl-C ends the command while it waits for input.
     thread = Thread("eventfold input")
     number, rest, ended = 1, b"", False
     while not ended:
-        data = await thread.call(os.read, sys.stdin.fileno(), _READ_SIZE)
+        data = await thread.call(os.read, sys.stdin.fileno(), _READ_SIZE).interruptible()
         ended = not data
         *lines, rest = (rest + data).split(b"\n")
         if len(rest) > _MAX_EVENT_SIZE:
@@ -206,19 +209,20 @@ async def _batches() -> AsyncIterator[tuple[int, list[bytes]]]:
     thread.end()
 
 
-async def rotate(where: str) -> None:
+async def rotate(address: str) -> None:
     """Moves the active log into the archive."""
-    async with reading(where), writing(where) as log:
+    async with reading(address), writing(address) as log:
         await log.rotate()
 
 
-async def reset_consumer(where: str, name: str, to: str) -> None:
+async def reset_consumer(address: str, name: str, to: str) -> None:
     """Resets a consumer to another offset."""
-    async with reading(where) as reader:
+    async with reading(address) as reader:
         names = await reader.documents.names("consumer")
         if name not in names:
+            others = ", ".join(names) or "none"
             raise EventfoldError(
-                f"no consumer {name!r} has committed in {where}; there are: {', '.join(names) or 'none'}"
+                f"no consumer {name!r} has committed in {without_password(address)}; there are: {others}"
             )
         head = (await reader.head()).offset
         if to not in ("start", "head") and not (to.isascii() and to.isdigit()):
@@ -229,27 +233,27 @@ async def reset_consumer(where: str, name: str, to: str) -> None:
     print_json({"consumer": name, "offset": offset})
 
 
-async def copy(where: str, target: str) -> None:
-    """Copies the log to another engine, or another directory."""
-    async with reading(where) as reader:
-        await reader.head()  # before anything is made at the target
+async def copy(address: str, target: str) -> None:
+    """Copies the log, with its snapshots and consumers, to another engine or directory."""
+    async with reading(address) as reader:
+        await reader.head()  # raises an error before anything is created at the target
         with progress("copy") as report_progress:
-            head = await copy_log(where, target, report_progress)
-    print_json({"target": target, "offset": head.offset, "line_hash": head.line_hash})
+            head = await copy_log(address, target, report_progress)
+    print_json({"target": without_password(target), "offset": head.offset, "line_hash": head.line_hash})
 
 
-async def backup(where: str, target: str) -> None:
-    """Copies the log."""
-    async with reading(where) as reader:
+async def backup(address: str, target: str) -> None:
+    """Copies the log to another directory, or updates an older copy there."""
+    async with reading(address) as reader:
         with progress("backup") as report_progress:
             head = await backup_log(reader, target, report_progress)
     print_json({"directory": target, "offset": head.offset, "line_hash": head.line_hash})
 
 
-async def migrate(where: str, role: str | None, only_sql: bool) -> None:
+async def migrate(address: str, role: str | None, only_sql: bool) -> None:
     """Creates or migrates the tables of a log in a database, or prints the SQL that would do it."""
-    engine = engine_of(where)
+    engine = engine_of(address)
     if not isinstance(engine, MigratingEngine):
-        raise EventfoldError(f"{engine.source().location} has no tables: only a log in PostgreSQL is migrated")
+        raise EventfoldError(f"{engine.source().location} has no tables: only a log in PostgreSQL can be migrated")
     statements = await (engine.migration_sql(role=role) if only_sql else engine.migrate(role=role))
     sys.stdout.write(statements.strip("\n") + "\n" if statements else "")

@@ -4,9 +4,9 @@
     engine = JetStream(["nats://host1:4222"], log="orders", replicas=3, user_credentials="app.creds")
     async with EventLog.open(engine) as log: ...
 
-Any number of processes and hosts may write. Once `append` returns, the servers have acknowledged the event: with
-`sync_interval: always` in their configuration it is then on the disks of a majority of the replicas, without it in
-their memory. A client can't see that setting, so the servers' operator has to make sure of it.
+Any number of processes and hosts may write. Once `append` returns, the servers have acknowledged the event. With
+`sync_interval: always` in their configuration, it is then on the disks of a majority of the replicas; without that
+setting, it may only be in their memory. A client can't see the setting, so the operator of the servers must check it.
 """
 
 from ._engine import JetStream

@@ -1,9 +1,9 @@
-"""Every call of the client library goes through `called`, which keeps cancellations and timeouts from being lost.
+"""Calls the client library. Every call goes through `run_isolated`, so that no cancellation or timeout is lost.
 
 The library loses cancellations: `asyncio.wait_for`, which it uses, swallows one that arrives in the same iteration of
 the event loop as the result (before Python 3.12, https://github.com/python/cpython/issues/86296), and its flushing
-swallows any. Its timeouts cancel the task that they run in (since Python 3.12), which is of no use in an
-`UncancellableTask`. So each call runs in its own task.
+swallows any. Its timeouts cancel the task in which they run (since Python 3.12), which has no effect on an
+`UncancellableTask`. So each call gets its own task.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from .._aio import outlast
 
 T = TypeVar("T")
 
-# For `Client.subscribe`, where what may come is bounded by what was asked for: beyond its limits the library drops
-# messages. A reader notices what is missing, but must ask for it again.
+# Arguments for `Client.subscribe`. Beyond its limits, the library drops messages, which must then be requested again.
+# Here, requests limit how many messages can arrive.
 NO_LIMITS: dict[str, Any] = {"pending_msgs_limit": 0, "pending_bytes_limit": 0}
 
-_CANCEL_AGAIN = 0.1  # seconds
+_CANCEL_INTERVAL = 0.1  # seconds
 
 
-async def called(call: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-    """The result of a call of the client library.
+async def run_isolated(call: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+    """The result of a call of the client library, which runs in its own task.
 
-    Raises `TimeoutError` after `timeout` seconds, and `ConnectionAbortedError` where somebody cancelled the call, but
-    not its caller, as `asyncio.run` does at its end. When it takes too long, or the caller is cancelled, this cancels
-    the call, for as often as it takes, and raises once that is over.
+    If the caller is cancelled, or the call takes longer than `timeout` seconds, the call is cancelled, repeatedly if
+    necessary, and the error is raised once the call has ended.
+
+    Raises `TimeoutError`, and `ConnectionAbortedError` if only the call's own task was cancelled, as by `asyncio.run`
+    at its end.
     """
     task = asyncio.ensure_future(call)
     try:
@@ -47,4 +49,4 @@ async def called(call: Coroutine[Any, Any, T], timeout: float | None = None) -> 
 
 async def _cancel(task: asyncio.Task[Any]) -> None:
     task.cancel()
-    await asyncio.wait([task], timeout=_CANCEL_AGAIN)
+    await asyncio.wait([task], timeout=_CANCEL_INTERVAL)

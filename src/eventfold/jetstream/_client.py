@@ -1,7 +1,7 @@
-"""A client of the library `nats`: connecting it, closing it, and whether it can still be used.
+"""Connects and closes a client of the library `nats`, and finds out whether it can still be used.
 
-Promises: the client reconnects on its own, for as long as it takes. It sends nothing late: what could not be sent
-before a connection was lost is dropped. No socket is left open.
+Promises: the client reconnects on its own, as often as necessary; it sends nothing late, since it drops what could not
+be sent before a connection was lost; no socket is left open.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nats.errors import NoRespondersError
 
 from .._errors import EventfoldError
 from .._logging import DEBUG, INFO, WARNING, log_event
-from ._calls import called
+from ._calls import run_isolated
 
 _CLOSE_TIMEOUT = 2.0  # seconds
 
@@ -31,17 +31,17 @@ async def connect(
     on_reconnect: Callable[[], object],
     is_first: bool,
 ) -> None:
-    """Connects a new client. Close it if this raises.
+    """Connects a new client. Close the client if this raises.
 
-    Raises `OSError` where no server answers for `timeout` seconds, and `EventfoldError` where the first one that does
-    refuses the user; if `is_first` is false, that is waited for too.
+    Raises `OSError` if no server answers within `timeout` seconds. If a server refuses the user, raises
+    `EventfoldError` at once if `is_first` is true; otherwise, keeps trying until the timeout.
     """
 
-    waiting: list[Exception] = []
+    has_warned = False
 
     async def drop_unsent() -> None:
-        # The library would send it after the next connection, however much later that is, when the servers may have
-        # forgotten that they have it. Subscriptions are made anew by themselves.
+        # The library would send it after reconnecting, perhaps so much later that the servers no longer recognize a
+        # duplicate. The library restores subscriptions itself.
         client._pending.clear()
         client._pending_data_size = 0
 
@@ -49,28 +49,29 @@ async def connect(
         on_reconnect()
 
     async def note_error(error: Exception) -> None:
-        # The library calls this within `connect` too, which then raises what this raises.
+        nonlocal has_warned
+        # If the library calls this during `connect`, `connect` raises what this raises.
         log_event(INFO, "jetstream.error", "%(location)s: %(error)s", location=location, error=repr(error))
         if not client.is_connected:
-            _abort(client)  # the library forgets the socket of an attempt to connect that failed
+            _abort(client)  # the library leaves the socket open if an attempt to connect has failed
             if is_first and "authorization" in str(error).lower():
                 raise EventfoldError(
                     f"{location}: the server refuses the user ({error}): check the user and the password in the "
                     "address, or the credentials"
                 )
-            if is_first and not waiting:
-                waiting.append(error)
+            if is_first and not has_warned:
+                has_warned = True
                 log_event(
                     WARNING,
                     "jetstream.waiting",
-                    "%(location)s: no server answers yet, it is tried for up to %(seconds)g s: %(error)s",
+                    "%(location)s: no server answers yet, trying for up to %(seconds)g s: %(error)s",
                     location=location,
                     seconds=timeout,
                     error=repr(error),
                 )
 
     try:
-        await called(
+        await run_isolated(
             client.connect(
                 list(servers),
                 **{
@@ -79,7 +80,7 @@ async def connect(
                     "ping_interval": 1,
                     "max_outstanding_pings": 2,
                     **options,
-                    "pending_size": 0,  # nothing is kept until the next connection
+                    "pending_size": 0,  # nothing is kept to be sent after a reconnect
                     "max_reconnect_attempts": -1,
                     "allow_reconnect": True,
                     "error_cb": note_error,
@@ -89,9 +90,9 @@ async def connect(
             ),
             timeout,
         )
-        is_first = False  # from now on, the client reconnects, whatever the servers say
+        is_first = False  # from now on, the client reconnects after any error
     except FileNotFoundError:
-        raise  # of the credentials
+        raise  # the credentials file is missing
     except ImportError as error:
         raise EventfoldError(f"{location}: credentials need another package: pip install 'nats-py[nkeys]'") from error
     except (NatsError, OSError) as error:
@@ -99,7 +100,7 @@ async def connect(
         why = getattr(problem, "strerror", None) or str(problem) or "it took too long"
         raise OSError(
             errno.ECONNREFUSED,
-            f"no server answers for {timeout:g} s ({why}): check the address, and that a server is running there",
+            f"no server has answered for {timeout:g} s ({why}): check the address, and that a server is running there",
             location,
         ) from error
 
@@ -107,27 +108,27 @@ async def connect(
 def is_dead(client: Client) -> bool:
     """Whether a client will never reconnect on its own.
 
-    It closes for good where a server says `-ERR`, and hears nothing any more where somebody cancelled its tasks, as
-    `asyncio.run` does at its end.
+    It closes for good if a server sends `-ERR`, and receives nothing once its tasks have been cancelled, as by
+    `asyncio.run` at its end.
     """
     reading = client._reading_task
     return client.is_closed or (client.is_connected and reading is not None and reading.done())
 
 
 def why_unanswered(error: BaseException, client: Client) -> str:
-    """Why a request got no answer, as far as that can be known."""
+    """Why a request got no answer, as far as is known."""
     if isinstance(error, NoRespondersError):
         return "JetStream is not enabled for these servers or this account, or has no leader at the moment"
-    said = str(client.last_error or "")
-    return said if "permissions violation" in said.lower() else repr(error)
+    last_error = str(client.last_error or "")
+    return last_error if "permissions violation" in last_error.lower() else repr(error)
 
 
 async def close(client: Client, location: str) -> None:
-    """Closes a client, within two seconds, whatever the server does."""
+    """Closes a client within two seconds, even if the server does not answer."""
     if not hasattr(client, "_flush_queue") or client._flush_queue is None:
-        return  # it refused its options, and has not begun to connect
+        return  # `connect` refused its arguments before it opened anything
     try:
-        await called(client.close(), _CLOSE_TIMEOUT)
+        await run_isolated(client.close(), _CLOSE_TIMEOUT)
     except (NatsError, OSError) as error:
         log_event(
             DEBUG,
@@ -138,13 +139,13 @@ async def close(client: Client, location: str) -> None:
         )
     finally:
         _abort(client)
-        for subscription in client._subs.values():  # where closing came to no end, the library has not ended these
+        for subscription in client._subs.values():  # if closing timed out, these tasks are still running
             if subscription._wait_for_msgs_task is not None:
                 subscription._wait_for_msgs_task.cancel()
 
 
 def _abort(client: Client) -> None:
-    """Closes the socket, which the library leaves open where connecting or closing failed."""
+    """Closes the socket, which the library leaves open if connecting or closing has failed."""
     transport = client._transport
     writer = getattr(transport, "_io_writer", None)
     if writer is not None:

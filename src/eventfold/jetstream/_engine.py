@@ -1,4 +1,4 @@
-"""`JetStream`: the stream and the servers that keep a log, and how to reach them."""
+"""`JetStream`: the stream and the servers that store a log, and how to reach them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from nats.aio.client import Client
 
-from .._engine import refuse_options
+from .._engine import address_parts, check_flag, check_seconds, refuse_options
 from ._committer import StreamCommitter
-from ._configuration import LONGEST_TIMEOUT
-from ._connection import Settings
+from ._configuration import MAX_TIMEOUT
+from ._settings import Settings
 from ._stream import Stream
 
 _LOG_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -25,11 +25,11 @@ class JetStream:
     """A log in a JetStream stream; give it to `EventLog.open` or `EventReader`.
 
     Args:
-        servers: One address or several, such as `nats://host:4222`. The first one that answers is used, and another one
-            when it is lost or does not answer. Or a connected `nats.aio.client.Client` of the application, which stays
-            the application's: it is neither configured nor closed here.
-        log: The log's name, which is that of the stream and the end of its subject: 1 to 128 of `A-Z a-z 0-9 _ -`.
-        replicas: On how many servers a new stream is kept: 1, 3 or 5.
+        servers: One or more addresses, such as `nats://host:4222`. The first server that answers is used, and another
+            one if it no longer answers. Or a connected `nats.aio.client.Client` of the application, which is neither
+            configured nor closed here.
+        log: The log's name, which is also the stream's name and the end of its subject: 1 to 128 of `A-Z a-z 0-9 _ -`.
+        replicas: How many servers store a new stream: 1, 3 or 5.
         create: Whether to create the stream and the bucket of documents if they don't exist.
         timeout: Seconds after which an unanswered call fails, at most 100: an append with `UnknownOutcomeError`, or
             with `OSError` if it was never sent; everything else with `OSError`.
@@ -41,7 +41,7 @@ class JetStream:
         ValueError: A name or a number is not allowed.
     """
 
-    # Otherwise `copy_log` could give the copy the same offsets.
+    # Offsets are not byte positions, so a copy from another engine gets other offsets.
     counts_bytes = False
 
     def __init__(
@@ -58,13 +58,18 @@ class JetStream:
     ) -> None:
         if not isinstance(log, str) or not _LOG_NAME.fullmatch(log):
             raise ValueError(f"log name {log!r}: it must be 1 to 128 characters of A-Z a-z 0-9 _ -")
-        if replicas not in (1, 3, 5):
+        if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas not in (1, 3, 5):
             raise ValueError(f"replicas must be 1, 3 or 5, not {replicas!r}")
-        if not 0 < attempt_timeout <= timeout <= LONGEST_TIMEOUT:
+        check_flag("create", create)
+        check_seconds("timeout", timeout)
+        check_seconds("attempt_timeout", attempt_timeout)
+        if not 0 < attempt_timeout <= timeout <= MAX_TIMEOUT:
             raise ValueError(
-                f"timeout is {timeout!r} and attempt_timeout {attempt_timeout!r}: they must be more than 0, at most "
-                f"{LONGEST_TIMEOUT:g} seconds, and attempt_timeout not the longer one"
+                f"timeout is {timeout!r} and attempt_timeout is {attempt_timeout!r}: they must be more than 0 and at "
+                f"most {MAX_TIMEOUT:g} seconds, and attempt_timeout must not be the longer one"
             )
+        if compression not in ("none", "s2"):
+            raise ValueError(f"compression must be 'none' or 's2', not {compression!r}")
         client: Client | None = None
         if isinstance(servers, Client):
             client, addresses = servers, tuple(server.netloc for server in servers.servers)
@@ -83,18 +88,18 @@ class JetStream:
         Raises:
             ValueError: The address names no host or no log, or has an option that doesn't exist.
         """
-        parts = urlsplit(address)
+        parts = address_parts(address)
         log = unquote(parts.path.strip("/"))
         if not parts.netloc or not log:
-            # It may have a password, so it is not shown.
+            # The address is not shown, since it may contain a password.
             raise ValueError("the address must have a host and the log's name, as in nats://host:4222/orders")
         user, _, hosts = parts.netloc.rpartition("@")
         options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
         replicas = options.pop("replicas", "1")
         if options:
             raise ValueError(
-                f"the address has the unknown options {', '.join(sorted(options))}: it takes replicas; anything else, "
-                "such as timeout, is an argument of JetStream"
+                f"the address has the unknown options {', '.join(sorted(options))}: only replicas is possible; other "
+                "options, such as timeout, are arguments of JetStream"
             )
         if not replicas.isdecimal():
             raise ValueError(f"replicas must be 1, 3 or 5, not {replicas!r}")
@@ -105,7 +110,7 @@ class JetStream:
         return f"<JetStream {self._settings.location}>"
 
     def existing(self) -> JetStream:
-        """The same log, which must be there: see `create`."""
+        """The same log, with `create=False`."""
         engine = copy.copy(self)
         engine._settings = self._settings._replace(create=False)
         return engine
@@ -125,9 +130,12 @@ class JetStream:
         """Opens the log for appending; creates or checks the stream and the bucket.
 
         Raises:
-            ValueError: An option that this engine does not have.
+            ValueError: This engine does not have one of the options.
             OSError: No server answers.
-            EventfoldError: The servers or the stream can't keep the promises; the message says what to change.
+            EventfoldError: The servers or the stream are configured so that events could be lost; the message says what
+                to change.
+
+        If cancelled, it opens nothing; the stream and the bucket may have been created.
         """
         refuse_options(options, "JetStream")
         stream = self.source()
@@ -141,17 +149,17 @@ class JetStream:
 
 
 def _checked(servers: Any) -> tuple[str, ...]:
-    """Addresses that the client library can use. Raises `ValueError`, which shows no password."""
+    """Checks that the client library can use the addresses. Raises `ValueError`, without showing a password."""
     if not isinstance(servers, Iterable) or not all(isinstance(server, str) for server in servers):
         raise ValueError(f"servers must be addresses or a nats.aio.client.Client, not {type(servers).__name__}")
     addresses = tuple(servers)
     if not addresses:
         raise ValueError("servers must name at least one address")
     for address in addresses:
-        scheme, slashes, rest = address.rpartition("://")
-        if slashes and scheme not in ("nats", "tls", "ws", "wss"):
-            raise ValueError(f"a server's address begins with nats:// or tls://, not {scheme}://")
-        host = rest.rpartition("@")[2]
+        scheme, separator, rest = address.rpartition("://")
+        if separator and scheme not in ("nats", "tls", "ws", "wss"):
+            raise ValueError(f"a server's address must begin with nats:// or tls://, not {scheme}://")
+        host = address_parts(f"nats://{rest}").netloc.rpartition("@")[2]
         try:
             valid = bool(urlsplit(f"//{host}").hostname) and urlsplit(f"//{host}").port != 0
         except ValueError:
@@ -162,7 +170,7 @@ def _checked(servers: Any) -> tuple[str, ...]:
 
 
 class _Options(dict[str, Any]):
-    """Options of `nats.connect`, which count as equal only if they are the same object."""
+    """Options of `nats.connect`. They are hashable: two of them are equal if both are empty, or the same object."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return id(self) if self else 0

@@ -1,10 +1,10 @@
-"""Notices new messages while anything waits: one ordered consumer for all waits in this process.
+"""Receives new messages while anything waits for them, by one ordered consumer for all waits in this process.
 
-The consumer is recreated on a gap, on a missed heartbeat and after a reconnect, each time from the last head that was
-seen, so that nothing is missed. The client library's own ordered consumer does not notice all of these. A message that
-the library drops, because this process is slow, is a gap like any other.
+The consumer is recreated after a gap, a missed heartbeat or a reconnect. It then begins at the last known head, so that
+no message is missed. The client library's own ordered consumer does not notice all of these events. If the library
+drops a message because this process is slow, that is a gap too.
 
-Promise: waits end with the next message or an error, including waits that begin after the error.
+Promise: each wait ends with the next message or with an error, even a wait that begins after the error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nats.errors import Error as NatsError
 from .._errors import EventfoldError
 from .._event import Head
 from .._logging import INFO, log_event
-from ._calls import NO_LIMITS, called
+from ._calls import NO_LIMITS, run_isolated
 from ._offsets import sequence_at
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _IDLE_HEARTBEAT_STATUS = "100"
 
 
 class Follower:
-    """A watcher, as `Waiters` asks for one. Make it in the event loop of its stream."""
+    """A `Watcher`. Create it in the event loop of its stream."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -42,7 +42,7 @@ class Follower:
 
     @property
     def head(self) -> Head | None:
-        """The newest head that was seen."""
+        """See `Watcher.head`."""
         return self._stream.known_head
 
     def stop(self) -> None:
@@ -61,19 +61,19 @@ class Follower:
                 log_event(
                     INFO,
                     "jetstream.follower_lost",
-                    "the subscription to %(location)s was lost, and is created again: %(error)s",
+                    "the subscription to %(location)s was lost, and is recreated: %(error)s",
                     location=self._stream.location,
                     error=repr(error),
                 )
                 await asyncio.sleep(_RETRY_DELAY)
 
     async def _follow(self) -> None:
-        """Gives on each new message; returns when one was missed."""
+        """Reports each new message to the stream; returns if one was missed."""
         connection = self._stream.connection
         client = await connection.client()
         messages: asyncio.Queue[Msg] = asyncio.Queue()
         inbox, name = client.new_inbox(), f"eventfold-{uuid.uuid4().hex}"
-        subscription = await called(client.subscribe(inbox, cb=messages.put, **NO_LIMITS))
+        subscription = await run_isolated(client.subscribe(inbox, cb=messages.put, **NO_LIMITS))
         try:
             sequence = sequence_at(self._stream.known_head.offset) - 1
             answer = await connection.request(
@@ -97,31 +97,31 @@ class Follower:
             )
             if "error" in answer:
                 await connection.check()
-                raise OSError(f"no consumer can be made: {answer['error']['description']}")
+                raise OSError(f"the consumer can't be created: {answer['error']['description']}")
             while True:
                 async with asyncio.timeout(3 * _HEARTBEAT):
                     message = await messages.get()
                 headers = message.headers or {}
                 if headers.get("Status") == _IDLE_HEARTBEAT_STATUS:
                     if message.reply:  # a flow control request
-                        await called(client.publish(message.reply))
+                        await run_isolated(client.publish(message.reply))
                     elif int(headers.get("Nats-Last-Stream", sequence)) > sequence and messages.empty():
                         return
                     continue
-                # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<consumer sequence>.<time>.<pending>, and more
-                # tokens in front where the stream is in a domain.
+                # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<consumer sequence>.<time>.<pending>, with more
+                # tokens before the stream if it is in a domain.
                 if int(message.reply.split(".")[-4]) != sequence + 1:
                     return
                 sequence += 1
-                self._stream.saw(sequence, message.data)
+                self._stream.note_message(sequence, message.data)
         finally:
-            await self._forget(client, subscription, name)
+            await self._delete(client, subscription, name)
 
-    async def _forget(self, client: Client, subscription: Subscription, name: str) -> None:
+    async def _delete(self, client: Client, subscription: Subscription, name: str) -> None:
         try:
-            await called(subscription.unsubscribe())
+            await run_isolated(subscription.unsubscribe())
             if client.is_connected:
                 stream = self._stream.connection.settings.stream
-                await called(client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}"))
+                await run_isolated(client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}"))
         except (NatsError, OSError):
-            pass  # the server forgets it by itself after the inactive threshold
+            pass  # the server deletes the consumer itself after the inactive threshold

@@ -1,7 +1,7 @@
-"""Where an event is in a stream: `(sequence - 1) << 24 | byte in the message`.
+"""The offset of an event in a stream: `(sequence - 1) << 24 | position in the message`, where the position is in bytes.
 
 A message is one group commit: one or more whole lines. The end of a message is the start of the next one, so the offset
-after the last line of message `n` is `n << 24`. A message is smaller than 16 MiB, so that the byte always fits.
+after the last line of message `n` is `n << 24`. A message is smaller than 16 MiB, so the position always fits.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ def end_of(sequence: int) -> int:
 
 
 def sequence_at(offset: int) -> int:
-    """The sequence of the message that an offset is in, or that begins there."""
+    """The sequence of the message that begins at an offset, or in which the offset is."""
     return (offset >> POSITION_BITS) + 1
 
 
 def position_at(offset: int) -> int:
-    """The byte within its message; 0 at the start of one."""
+    """The position of an offset in its message, in bytes."""
     return offset & MAX_MESSAGE_SIZE
 
 
 def join_messages(location: str, first: int, messages: Sequence[bytes], skip: int = 0) -> Lines:
-    """The lines of consecutive messages, from byte `skip` of the first one."""
+    """The lines of consecutive messages, without the first `skip` bytes."""
     start = start_of(first) + skip
     data = b"".join(messages)[skip:]
     marks, position = [(0, start)], -skip

@@ -1,15 +1,14 @@
 """Appends to the tables: one statement, and one row, for all waiting appends.
 
-The statement moves the head in the log's row, which locks it until the commit has ended, and inserts the lines where
-the head was. So all writers take turns, and readers see commits in the order of their offsets, without gaps. A batch
-with conditions is judged by the last head that was seen, and written on condition that it still is the head. Otherwise
-it is judged again in its turn, with the row locked, so that no other writer, however busy, can keep it from being
-written.
+The statement advances the head in the log's row, which stays locked until the commit has ended, and inserts the lines
+at the previous head. So there is one order for all writers, and readers see commits in the order of their offsets,
+without gaps. A batch with conditions is judged by the last known head, and written on condition that it is still the
+head. If it is not, the batch is judged again with the row locked: a busy writer can't keep others from writing.
 
-A commit has an id, which is unique in the table. If an answer is lost, the same commit is sent again: the server
-refuses the second one with the same id, even if the first is still under way.
+A commit has an id, which is unique in the table. If an answer is lost, the same commit is sent again. The server then
+refuses the second commit with the same id, even if the first one has not ended yet.
 
-Promise: a batch is in the log once, or `UnknownOutcomeError` says that it may or may not be.
+Promise: a batch is written exactly once, or `UnknownOutcomeError` says that it may or may not be in the log.
 """
 
 from __future__ import annotations
@@ -29,14 +28,15 @@ from .._engine import Commit
 from .._errors import CorruptLogError, EventfoldError, UnknownOutcomeError
 from .._event import Head
 from .._judge import Append, Judgement, any_required, judge, lines_needed_from
-from ._connections import LOST, PASSING, NotSentError, Tries
+from ._connections import CONNECTION_LOST, TRANSIENT, NotSentError, Retries
 from ._listener import channel
 from ._schema import VERSION, open_log, open_tables
-from ._source import Fetch, Session, TableSource
+from ._session import Fetch, Session
+from ._source import TableSource
 
 T = TypeVar("T")
 
-# PostgreSQL's own limit of a value is 1 GiB, and its memory for one several times the value.
+# In bytes. PostgreSQL allows values of up to 1 GiB, but needs several times a value's size in memory.
 _MAX_COMMIT_SIZE = 256 * 2**20
 
 _APPEND = """
@@ -57,13 +57,13 @@ _KEYS = """, keys AS (
     SELECT $1, pair.key, written.start + pair.at FROM written, unnest($9::bigint[], $10::bigint[]) AS pair (key, at)
     ON CONFLICT DO NOTHING
 )"""
-# If this host is lost while it has the row, the server lets the others go on after that time.
+# With the timeout, the server unlocks the row if this host dies while it has locked it.
 _LOCK = """
 SELECT "offset", hash, set_config('idle_in_transaction_session_timeout', $2, true) FROM {schema}.eventfold_logs
 WHERE log = $1 FOR UPDATE
 """
 _FIND = "SELECT start FROM {schema}.eventfold_commits WHERE log = $1 AND id = $2"
-# Its commit waits for the synchronous standbys, and so for whatever was committed before it.
+# This commit waits until the synchronous standbys have everything that was committed before it.
 _WAIT_FOR_STANDBYS = "UPDATE {schema}.eventfold_logs SET hash = hash WHERE log = $1"
 
 
@@ -76,7 +76,7 @@ class TableCommitter:
     def __init__(self, source: TableSource, session: Session) -> None:
         self._source = source
         self._session = session
-        # Ids of one committer lie next to each other in the index.
+        # The ids of one committer are adjacent in the database's index.
         self._prefix = uuid.uuid4().bytes[:8]
         self._numbers = itertools.count()
         self._timeout = session.settings.attempt_timeout
@@ -95,9 +95,9 @@ class TableCommitter:
             await open_log(connection, session.settings, await open_tables(connection, session.settings))
 
         try:
-            await session.connections.retried(open_, transaction=True)
+            await session.connections.run_with_retries(open_, transaction=True)
             await session.head()
-            session.version = VERSION
+            session.version = VERSION  # `session.head` does not look again if the log was found before a migration
         except BaseException:
             await uninterrupted(UncancellableTask(source.aclose(), "eventfold close"))
             raise
@@ -118,39 +118,39 @@ class TableCommitter:
         self._indexes = True
 
     async def commit(self, appends: Sequence[Append]) -> Commit:
-        """See `Committer.commit`. Raises `OSError` where the server did not take the commit; nothing was written."""
+        """See `Committer.commit`. Raises `OSError` if the server refused the commit; nothing was written then."""
         return await uninterrupted(UncancellableTask(self._commit(appends), "eventfold commit"))
 
     async def _commit(self, appends: Sequence[Append]) -> Commit:
         session = self._session
-        is_judged = any_required(appends)
-        asked = False
-        while True:
-            head = session.known_head
-            recent = await self._lines_needed(appends, head, self._source.fetch) if is_judged else ()
-            judgement = judge(appends, head, recent)
-            if is_judged and not asked and any(isinstance(outcome, Exception) for outcome in judgement.outcomes):
-                # The conflict may be due to something that this process has not seen yet.
-                await session.head()
-                asked = True
-                continue
-            if not judgement.data:
-                return self._ended(judgement, head.offset)
-            conditional = is_judged and any(
-                append.requirements is not None and isinstance(outcome, int)
-                for append, outcome in zip(appends, judgement.outcomes, strict=True)
-            )
-            start = await self._write(judgement.data, head if conditional else None)
-            if start is None:
-                return await self._commit_in_turn(appends)
-            return self._ended(judgement, start)
+        has_conditions = any_required(appends)
+        head, judgement = await self._judge(appends)
+        if has_conditions and any(isinstance(outcome, Exception) for outcome in judgement.outcomes):
+            # The known head may be an old one, by which nothing must be refused.
+            await session.head()
+            head, judgement = await self._judge(appends)
+        if not judgement.data:
+            return self._result(judgement, head.offset)
+        is_conditional = has_conditions and any(
+            append.requirements is not None and isinstance(outcome, int)
+            for append, outcome in zip(appends, judgement.outcomes, strict=True)
+        )
+        start = await self._write(judgement.data, head if is_conditional else None)
+        if start is None:
+            return await self._commit_locked(appends)
+        return self._result(judgement, start)
 
-    def _ended(self, judgement: Judgement, start: int) -> Commit:
-        """What the appends come to, whose lines now begin at `start`."""
+    async def _judge(self, appends: Sequence[Append]) -> tuple[Head, Judgement]:
+        """Judges appends by the known head, which is returned too."""
+        head = self._session.known_head
+        return head, judge(appends, head, await self._lines_needed(appends, head, self._source.fetch))
+
+    def _result(self, judgement: Judgement, start: int) -> Commit:
+        """The result of a judgement whose lines have been written at `start`."""
         data = judgement.data
         lines = Lines(self._source.location, start, data)
         head = Head(start + len(data), last_line_hash(data)) if data else judgement.head
-        self._session.saw(head)
+        self._session.note_head(head)
         return Commit(judgement.outcomes, lines, head)
 
     async def _lines_needed(self, appends: Sequence[Append], head: Head, fetch: Fetch) -> list[Lines]:
@@ -160,31 +160,31 @@ class TableCommitter:
         return [lines async for lines in self._source.blocks(Head(needed, ""), head.offset, fetch)]
 
     async def _write(self, data: bytes, expected: Head | None) -> int | None:
-        """Writes lines; returns the offset at which they begin, None if the head is not the expected one."""
-        run, id_ = self._session.connections.run, self._new_id()
-        arguments = self._arguments(data, id_, expected)
+        """Writes lines; returns the offset at which they begin, or None if the head is not the expected one."""
+        run, commit_id = self._session.connections.run, self._new_id()
+        arguments = self._arguments(data, commit_id, expected)
 
         async def attempt(connection: Any) -> int | None:
             row = await connection.fetchrow(self._append, *arguments, timeout=self._timeout)
             return None if row is None else row[0]
 
-        async def own(connection: Any) -> int | None:
-            return await self._own(connection, id_)
+        async def find(connection: Any) -> int | None:
+            return await self._find_commit(connection, commit_id)
 
-        async def once(maybe_written: bool) -> int | None:
+        async def attempt_or_find(maybe_written: bool) -> int | None:
             try:
                 start = await run(attempt)
             except asyncpg.UniqueViolationError as error:
-                if (start := await run(own)) is None:
-                    raise self._behind_the_head(error) from error
+                if (start := await run(find)) is None:
+                    raise self._commit_after_head(error) from error
                 return start
-            return await run(own) if start is None and maybe_written else start
+            return await run(find) if start is None and maybe_written else start
 
-        return await self._until_answered(once)
+        return await self._retry_until_answered(attempt_or_find)
 
-    async def _commit_in_turn(self, appends: Sequence[Append]) -> Commit:
-        """Judges and writes in one transaction, which holds the head's row from its beginning on."""
-        session, id_ = self._session, self._new_id()
+    async def _commit_locked(self, appends: Sequence[Append]) -> Commit:
+        """Judges and writes in one transaction, which begins by locking the log's row."""
+        session, commit_id = self._session, self._new_id()
         sent: Judgement | None = None
 
         async def attempt(connection: Any) -> tuple[Judgement, int]:
@@ -197,74 +197,70 @@ class TableCommitter:
 
             rows = await fetch_locked(_LOCK, str(round(1000 * self._timeout)))
             if not rows:
-                raise self._row_is_gone()
+                raise session.row_missing()
             head = Head(rows[0][0], rows[0][1])
-            # An earlier attempt that was sent had the row, so it has ended by now, one way or the other.
-            if sent is not None and (start := await self._own(connection, id_)) is not None:
+            # An earlier attempt had locked the row when it was sent, so it has ended by now, committed or not.
+            if sent is not None and (start := await self._find_commit(connection, commit_id)) is not None:
                 return sent, start
             judgement = judge(appends, head, await self._lines_needed(appends, head, fetch_locked))
             if judgement.data:
                 sent = judgement
-                arguments = self._arguments(judgement.data, id_, None)
+                arguments = self._arguments(judgement.data, commit_id, None)
                 if await connection.fetchrow(self._append, *arguments, timeout=self._timeout) is None:
-                    raise self._row_is_gone()
+                    raise session.row_missing()
             return judgement, head.offset
 
-        async def once(_: bool) -> tuple[Judgement, int]:
+        async def attempt_in_transaction(_: bool) -> tuple[Judgement, int]:
             try:
                 return await session.connections.run(attempt, transaction=True)
             except asyncpg.UniqueViolationError as error:
-                raise self._behind_the_head(error) from error
+                raise self._commit_after_head(error) from error
 
-        return self._ended(*await self._until_answered(once))
+        return self._result(*await self._retry_until_answered(attempt_in_transaction))
 
     def _new_id(self) -> uuid.UUID:
         return uuid.UUID(bytes=self._prefix + next(self._numbers).to_bytes(8))
 
-    def _arguments(self, data: bytes, id_: uuid.UUID, expected: Head | None) -> tuple[Any, ...]:
-        """What `_APPEND` is executed with."""
+    def _arguments(self, data: bytes, commit_id: uuid.UUID, expected: Head | None) -> tuple[Any, ...]:
+        """The arguments of `_APPEND`."""
         if len(data) > _MAX_COMMIT_SIZE:
-            raise OSError(errno.EMSGSIZE, f"a commit of {len(data)} bytes; at most {_MAX_COMMIT_SIZE} are possible")
+            raise OSError(errno.EMSGSIZE, f"a commit has {len(data)} bytes; at most {_MAX_COMMIT_SIZE} are possible")
         condition = (None, None) if expected is None else (expected.offset, expected.line_hash)
         log = self._session.log
-        arguments = (log, len(data), last_line_hash(data), *condition, id_, data, channel(log))
+        arguments = (log, len(data), last_line_hash(data), *condition, commit_id, data, channel(log))
         if not self._indexes:
             return arguments
         pairs = pairs_of(Lines("", 0, data))
         return *arguments, [key for key, _ in pairs], [position for _, position in pairs]
 
-    async def _until_answered(self, once: Callable[[bool], Awaitable[T]]) -> T:
-        """Calls until the server answers, each time with whether an earlier call may have written something."""
+    async def _retry_until_answered(self, attempt: Callable[[bool], Awaitable[T]]) -> T:
+        """Repeats an attempt until it is answered. Its argument is whether an earlier one may have written lines."""
         connections = self._session.connections
-        tries, maybe_written = Tries(connections), False
+        retries, maybe_written = Retries(connections), False
         while True:
             try:
-                return await once(maybe_written)
-            except (*LOST, *PASSING) as error:
-                maybe_written = maybe_written or not isinstance(error, (NotSentError, *PASSING))
-                await self._wait(tries, error, maybe_written)
+                return await attempt(maybe_written)
+            except (*CONNECTION_LOST, *TRANSIENT) as error:
+                maybe_written = maybe_written or not isinstance(error, (NotSentError, *TRANSIENT))
+                await self._wait(retries, error, maybe_written)
             except asyncpg.PostgresError as error:
-                refusal = connections.refusal(error)
-                raise (self._unknown(refusal) if maybe_written else refusal) from error
+                caller_error = connections.caller_error(error)
+                raise (self._unknown(caller_error) if maybe_written else caller_error) from error
 
-    def _row_is_gone(self) -> CorruptLogError:
-        why = "its row in eventfold_logs is gone: somebody deleted it"
-        return CorruptLogError(self._source.location, self._session.known_head.offset, why)
+    def _commit_after_head(self, error: Exception) -> CorruptLogError:
+        problem = f"there is a commit after the head: {error}"
+        return CorruptLogError(self._source.location, self._session.known_head.offset, problem)
 
-    def _behind_the_head(self, error: Exception) -> CorruptLogError:
-        why = f"there is a commit after the head: {error}"
-        return CorruptLogError(self._source.location, self._session.known_head.offset, why)
-
-    async def _own(self, connection: Any, id_: uuid.UUID) -> int | None:
-        """Where an earlier attempt was written, once it is as durable as if it had been answered."""
-        start: int | None = await connection.fetchval(self._find, self._session.log, id_, timeout=self._timeout)
+    async def _find_commit(self, connection: Any, commit_id: uuid.UUID) -> int | None:
+        """The start of a commit whose answer was lost, once it is as durable as an answered one; None if not found."""
+        start: int | None = await connection.fetchval(self._find, self._session.log, commit_id, timeout=self._timeout)
         if start is not None:
             await connection.execute(self._wait_for_standbys, self._session.log, timeout=self._timeout)
         return start
 
-    async def _wait(self, tries: Tries, error: BaseException, maybe_written: bool) -> None:
+    async def _wait(self, retries: Retries, error: BaseException, maybe_written: bool) -> None:
         try:
-            await tries.wait(error)
+            await retries.wait(error)
         except OSError as timed_out:
             if maybe_written:
                 raise self._unknown(timed_out) from error
@@ -272,13 +268,13 @@ class TableCommitter:
 
     def _unknown(self, error: BaseException) -> EventfoldError:
         return UnknownOutcomeError(
-            f"{self._source.location}: the connection was lost during a commit, and its outcome can't be found out "
+            f"{self._source.location}: the connection was lost during a commit, whose outcome could not be found out "
             f"({error}): the events may or may not be in the log; read it to find out, or append them again on a "
             "condition"
         )
 
     def begin_closing(self) -> None:
-        """See `ClosingCommitter.begin_closing`. An append that waits for its answer waits on."""
+        """See `ClosingCommitter.begin_closing`. An append that has been sent still waits for its answer."""
         self._source.begin_closing()
 
     async def aclose(self) -> None:

@@ -1,6 +1,6 @@
-"""Connections to one database: a pool, retried statements, and the meaning of the server's errors.
+"""Connections to one database: a pool, retries, and what the server's errors mean.
 
-Promise: a statement that is run through `retried` either has an answer, or raises `OSError` after the timeout.
+Promise: a call that is made through `run_with_retries` is answered, or raises an error, `OSError` after the timeout.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import asyncpg
 
 from .._errors import EventfoldError, LogClosedError
 from .._logging import WARNING, log_event
-from ._standing import StandingConnection
+from ._dedicated import DedicatedConnection
 
 T = TypeVar("T")
 
-# Seconds before a lost connection is tried again; each further try doubles them, up to the last.
-FIRST_DELAY, LAST_DELAY = 0.02, 1.0
+# Seconds before the first retry; the delay doubles with each further retry, up to the maximum.
+FIRST_RETRY_DELAY, MAX_RETRY_DELAY = 0.02, 1.0
 
-# Seconds after which a warning says what a call is waiting for.
-_TOLD_AFTER = 1.0
+# Seconds of retries after which a warning says what a call is waiting for.
+_WARN_AFTER = 1.0
 
-# Seconds within which the server must answer when a connection is closed that it need not know about.
-CLOSED_WITHIN = 2.0
+# Seconds for which a connection that is no longer needed waits for the server, before it is closed without an answer.
+CLOSE_TIMEOUT = 2.0
 
-# The answer to what was sent is missing: the server may have done it, or may still do it.
-LOST = (
+# There is no answer. The server may have executed what was sent, or may still do so.
+CONNECTION_LOST = (
     OSError,
     TimeoutError,
     asyncpg.PostgresConnectionError,
@@ -41,8 +41,8 @@ LOST = (
     asyncpg.CannotConnectNowError,
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
-# The server has done nothing, and the next try may succeed.
-PASSING = (
+# The server has not executed what was sent, and a retry may succeed.
+TRANSIENT = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
     asyncpg.ReadOnlySQLTransactionError,
@@ -54,9 +54,9 @@ class NotSentError(OSError):
     """There was no connection: nothing was sent to the server."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Settings:
-    """The arguments of `Postgres`."""
+    """The arguments of `Postgres`, some of which may contain a password."""
 
     target: Any
     log: str
@@ -68,13 +68,21 @@ class Settings:
     pool_size: int
     connect: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<Settings of {self.location}>"
+
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for settings with which connections can be shared."""
+        """A value that is equal for settings that can share connections."""
         options = tuple(sorted((name, id(value)) for name, value in self.connect.items()))
         target = self.target if isinstance(self.target, str) else id(self.target)
         numbers = (self.timeout, self.attempt_timeout, self.pool_size)
         return (target, self.log, self.schema, self.listen_dsn, self.transaction_pooling, numbers, options)
+
+    @property
+    def has_one_host(self) -> bool:
+        """Whether the address names at most one server, so that no other one may accept a connection later."""
+        return isinstance(self.target, str) and "," not in self.target
 
     @property
     def location(self) -> str:
@@ -87,7 +95,7 @@ class Settings:
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """A connection of our own pool, which is never left in a state that must be reset by a statement."""
+    """A connection of our own pool. It needs no statement that resets it, since we change no session state."""
 
     def get_reset_query(self) -> str:
         return ""
@@ -101,7 +109,7 @@ class Connections:
         self._pool: Any = None if isinstance(settings.target, str) else settings.target
         self._owned = self._pool is None
         self._connecting = asyncio.Lock()
-        self.standing = StandingConnection(settings, self._pool, self._options)
+        self.dedicated = DedicatedConnection(settings, self._pool, self._options)
         self.closed = False
 
     @property
@@ -126,7 +134,7 @@ class Connections:
         return self._pool
 
     async def run(self, call: Callable[[Any], Awaitable[T]], *, transaction: bool = False) -> T:
-        """Makes one call with a connection, once. Raises `NotSentError` where there is no connection.
+        """Makes one call with a connection, once. Raises `NotSentError` if there is no connection.
 
         With `transaction`, or behind a pooler, the call is made in a transaction of its own.
         """
@@ -135,15 +143,18 @@ class Connections:
             connection = await pool.acquire(timeout=self.settings.attempt_timeout)
         except ValueError as error:
             raise ValueError(f"{self.settings.location} can't be used as an address: {error}") from error
-        except LOST as error:
+        except CONNECTION_LOST as error:
             if self.closed:
                 raise LogClosedError(f"the log in {self.settings.location} is closed") from error
             if isinstance(error, asyncpg.InterfaceError) and not self._owned:
                 raise EventfoldError(
                     f"{self.settings.location}: {error}: open the pool before the log, and close it after the log"
                 ) from error
+            if "rejected SSL upgrade" in str(error) and self.settings.has_one_host:
+                advice = "enable TLS on the server, or leave sslmode=require (or ssl) out"
+                raise EventfoldError(f"{self.settings.location}: {error}: {advice}") from error
             raise NotSentError(errno.ECONNREFUSED, self._unreachable(error), self.settings.location) from error
-        except PASSING:
+        except TRANSIENT:
             raise
         except asyncpg.PostgresError as error:
             raise EventfoldError(
@@ -154,43 +165,43 @@ class Connections:
                 async with connection.transaction():
                     return await call(connection)
             return await call(connection)
-        except (*LOST, asyncio.CancelledError) as error:
-            # Whatever the server still does with it, nobody must wait for it here.
+        except (*CONNECTION_LOST, asyncio.CancelledError) as error:
+            # Terminated, since releasing it would wait for the server.
             if self.closed or not isinstance(error, asyncio.CancelledError):
                 connection.terminate()
             raise
         finally:
             try:
                 await pool.release(connection)
-            except LOST:
+            except CONNECTION_LOST:
                 connection.terminate()
 
     def _unreachable(self, error: BaseException) -> str:
-        # An error of the system has its number in its text, which says nothing more.
+        # The text of a system error would contain its number, which is of no use.
         why = getattr(error, "strerror", None) or str(error) or f"no answer for {self.settings.attempt_timeout:g} s"
-        return f"no connection ({why}): check the address, and that the server is running and lets this host in"
+        return f"no connection ({why}): check the address, and that the server is running and accepts this host"
 
-    async def retried(self, call: Callable[[Any], Awaitable[T]], *, transaction: bool = False) -> T:
-        """Makes a call that may be made twice, until it is answered.
+    async def run_with_retries(self, call: Callable[[Any], Awaitable[T]], *, transaction: bool = False) -> T:
+        """Makes a call that may be made more than once, until it is answered.
 
-        Raises `OSError` after the timeout, `PermissionError`, and `EventfoldError` for what no further try would mend.
+        Raises `OSError` after the timeout, and what `caller_error` returns if no retry would help.
         """
-        tries = Tries(self)
+        retries = Retries(self)
         while True:
             try:
                 return await self.run(call, transaction=transaction)
-            except (*LOST, *PASSING) as error:
-                await tries.wait(error)
+            except (*CONNECTION_LOST, *TRANSIENT) as error:
+                await retries.wait(error)
             except asyncpg.PostgresError as error:
-                raise self.refusal(error) from error
+                raise self.caller_error(error) from error
 
-    async def forget_connections(self) -> None:
-        """Makes the next calls use new connections: the server may be a different one by now."""
+    async def expire_connections(self) -> None:
+        """Makes the next calls use new connections, since a different server may be the primary by now."""
         if self._pool is not None:
             await self._pool.expire_connections()
 
-    def refusal(self, error: asyncpg.PostgresError) -> Exception:
-        """The error for the caller from an answer of the server, which has done nothing."""
+    def caller_error(self, error: asyncpg.PostgresError) -> Exception:
+        """The error to raise for the server's error, which means that it has not executed what was sent."""
         location = self.settings.location
         if isinstance(error, asyncpg.InsufficientPrivilegeError):
             return PermissionError(errno.EPERM, f"{error}: grant it to the role that connects", location)
@@ -206,7 +217,7 @@ class Connections:
             error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError | asyncpg.DatatypeMismatchError
         ):
             return EventfoldError(
-                f"{location}: the tables are not as eventfold made them, somebody altered them: {error}"
+                f"{location}: the tables are not as eventfold created them; somebody altered them: {error}"
             )
         return EventfoldError(f"{location}: {error} ({type(error).__name__}, SQLSTATE {error.sqlstate})")
 
@@ -216,55 +227,55 @@ class Connections:
         if self._owned and self._pool is not None:
             pool, self._pool = self._pool, None
             closing = asyncio.ensure_future(pool.close())
-            await asyncio.wait([closing], timeout=CLOSED_WITHIN)
+            await asyncio.wait([closing], timeout=CLOSE_TIMEOUT)
             pool.terminate()
             await asyncio.wait([closing])
             closing.exception()
 
 
 def _advice(error: asyncpg.PostgresError) -> str:
-    """What to do about a connection that the server refuses."""
+    """What to do if the server refuses the connection."""
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
         return ": check the user and the password in the address (or PGUSER, PGPASSWORD, ~/.pgpass) and pg_hba.conf"
     if isinstance(error, asyncpg.InvalidCatalogNameError):
         return ": create it, or name another one in the address"
     if isinstance(error, asyncpg.UndefinedObjectError):
         return (
-            ": of the address's query, log and schema are eventfold's, and the rest is for asyncpg.connect; anything "
-            "else, such as timeout, is an argument of Postgres"
+            ": in the query of the address, log and schema are for eventfold, and the rest is for asyncpg.connect; "
+            "other options, such as timeout, are arguments of Postgres"
         )
     return ""
 
 
-class Tries:
-    """Waits between the tries of one call, longer each time, until the timeout."""
+class Retries:
+    """Waits before each retry of one call, longer each time, until the timeout."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._until = self._loop.time() + connections.settings.timeout
-        self._delay = FIRST_DELAY
-        self._told = False
+        self._delay = FIRST_RETRY_DELAY
+        self._warned = False
 
     async def wait(self, error: BaseException) -> None:
-        """Waits for the next try. Raises `OSError` with the last error after the timeout."""
+        """Waits before a retry. Raises `OSError` with the last error after the timeout."""
         settings = self._connections.settings
         read_only = isinstance(error, asyncpg.ReadOnlySQLTransactionError)
         if read_only:
-            await self._connections.forget_connections()
+            await self._connections.expire_connections()
         why = (error.strerror if isinstance(error, NotSentError) else str(error)) or "no answer in time"
         if self._loop.time() + self._delay >= self._until:
             number = errno.EROFS if read_only else errno.ETIMEDOUT
-            raise OSError(number, f"no success for {settings.timeout:g} s: {why}", settings.location) from error
-        if not self._told and self._loop.time() > self._until - settings.timeout + _TOLD_AFTER:
-            self._told = True
+            raise OSError(number, f"no success within {settings.timeout:g} s: {why}", settings.location) from error
+        if not self._warned and self._loop.time() > self._until - settings.timeout + _WARN_AFTER:
+            self._warned = True
             log_event(
                 WARNING,
                 "postgres.waiting",
-                "%(location)s: no success yet, it is tried for up to %(seconds)g s: %(error)s",
+                "%(location)s: no success yet, retrying for up to %(seconds)g s: %(error)s",
                 location=settings.location,
                 seconds=settings.timeout,
                 error=why,
             )
         await asyncio.sleep(self._delay)
-        self._delay = min(2 * self._delay, LAST_DELAY)
+        self._delay = min(2 * self._delay, MAX_RETRY_DELAY)

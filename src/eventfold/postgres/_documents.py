@@ -1,11 +1,11 @@
 """Documents in a table beside the commits: one row each, replaced by one statement.
 
-A document that can be locked has a second row, of the kind `KIND-holder`: the identity of the lock under which the
-document may be replaced, and the number of the last replacement. Whoever takes the lock writes its identity there, over
-the connection that has the lock, and each replacement moves the number on.
+A document that can be locked has a second row, of the kind `KIND-holder`, which says under which lock the document may
+be replaced: it has the lock's identity and the number of the last replacement. A process that acquires the lock writes
+the identity there, over the connection that has the lock. Each replacement increases the number.
 
-Promise: once a lock was taken over, nothing that its former holder has sent, or sends later, replaces the document;
-and of the replacements under one lock, none that arrives late undoes a later one.
+Promise: once another process has acquired the lock, nothing that the former holder has sent, or sends later, replaces
+the document; and a replacement that arrives late does not undo a later one under the same lock.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _STORE = """
 INSERT INTO {schema}.eventfold_documents (log, kind, name, data) VALUES ($1, $2, $3, $4)
 ON CONFLICT (log, kind, name) DO UPDATE SET data = excluded.data RETURNING 1
 """
-# The update also locks the holder's row: whoever takes the lock over waits until this has ended, and reads the result.
+# The update locks the holder's row, so the next holder waits until this statement has ended before it reads anything.
 _STORE_LOCKED = """
 WITH held AS (
     UPDATE {schema}.eventfold_documents SET data = $6
@@ -34,16 +34,16 @@ ON CONFLICT (log, kind, name) DO UPDATE SET data = excluded.data RETURNING 1
 
 
 class TableDocuments:
-    """`LockingDocuments` of one log. `run` runs a statement, with retries, and knows the log's number as `$1`.
+    """`LockingDocuments` of one log. For `fetch`, see `Session.fetch`.
 
     `locks` returns the locks of the running event loop's session.
     """
 
     def __init__(
-        self, settings: Settings, run: Callable[..., Awaitable[Any]], locks: Callable[[], SessionLocks]
+        self, settings: Settings, fetch: Callable[..., Awaitable[Any]], locks: Callable[[], SessionLocks]
     ) -> None:
         self._settings = settings
-        self._run = run
+        self._fetch = fetch
         self._locks = locks
 
     def location(self, kind: DocumentKind, name: str) -> str:
@@ -52,41 +52,41 @@ class TableDocuments:
 
     async def load(self, kind: DocumentKind, name: str) -> bytes | None:
         """See `Documents.load`. Raises `OSError`."""
-        rows = await self._run(
+        rows = await self._fetch(
             "SELECT data FROM {schema}.eventfold_documents WHERE log = $1 AND kind = $2 AND name = $3", kind, name
         )
         data: bytes | None = rows[0][0] if rows else None
         return data
 
     async def store(self, kind: DocumentKind, name: str, data: bytes) -> None:
-        """See `Documents.store`. Raises `OSError`; cancelled, it is stored or not.
+        """See `Documents.store`. If cancelled, the document may or may not be stored.
 
-        Raises `EventfoldError` if this process has the document's lock, but another one has taken it over.
+        Raises `OSError`, and `EventfoldError` if this process has lost the document's lock to another one.
         """
         lock = self._locks().held(kind, check_name(kind, name))
         if lock is None:
-            rows = await self._run(_STORE, kind, name, data)
+            rows = await self._fetch(_STORE, kind, name, data)
         else:
-            await lock.claim()
-            rows = await self._run(_STORE_LOCKED, kind, name, data, *lock.next_number())
+            await lock.record_holder()
+            rows = await self._fetch(_STORE_LOCKED, kind, name, data, *lock.next_fence())
         if rows is None:
             raise EventfoldError(f"{self._settings.location}: there is no such log yet: open it for appending first")
         if not rows and lock is not None:
             lock.lost = True
             raise EventfoldError(
-                f"{self.location(kind, name)} is another process's now: it took the {kind} over while this process "
-                "could not be reached"
+                f"{self.location(kind, name)} belongs to another process now, which took over the {kind} while this "
+                "process could not be reached"
             )
 
     async def delete(self, kind: DocumentKind, name: str) -> None:
         """See `Documents.delete`. Raises `OSError`."""
-        await self._run(
+        await self._fetch(
             "DELETE FROM {schema}.eventfold_documents WHERE log = $1 AND kind = $2 AND name = $3", kind, name
         )
 
     async def names(self, kind: DocumentKind) -> list[str]:
         """See `Documents.names`. Raises `OSError`."""
-        rows = await self._run("SELECT name FROM {schema}.eventfold_documents WHERE log = $1 AND kind = $2", kind)
+        rows = await self._fetch("SELECT name FROM {schema}.eventfold_documents WHERE log = $1 AND kind = $2", kind)
         return sorted(row[0] for row in rows or ())
 
     async def lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from .._aio import UncancellableTask, uninterrupted
-from .._engine import refuse_options
+from .._engine import address_parts, check_flag, check_seconds, refuse_options
 from ._committer import TableCommitter
 from ._connections import Connections, Settings
 from ._schema import migrate, pending, quoted
@@ -22,15 +22,16 @@ class Postgres:
     """A log in a PostgreSQL database; give it to `EventLog.open` or `EventReader`.
 
     Args:
-        dsn_or_pool: The database, as for `asyncpg.connect`, or an `asyncpg.Pool` of the application, which is neither
-            configured nor closed here. One of its connections is kept while anything waits for events, unless there is
-            a `listen_dsn`.
+        dsn_or_pool: The database's address, as for `asyncpg.connect`, or an `asyncpg.Pool` of the application, which is
+            neither configured nor closed here. While anything waits for events, one of the pool's connections is in
+            use, unless there is a `listen_dsn`.
         log: The log's name in the database: 1 to 128 of `A-Z a-z 0-9 . _ -`.
         schema: The schema of the tables; None for the one in which the server's search path finds them.
-        timeout: Seconds for which a lost connection is retried. After that, an append raises `UnknownOutcomeError`, or
-            `OSError` if it was never sent; everything else raises `OSError`.
+        timeout: Seconds for which calls are retried after a connection was lost. After that, an append raises
+            `UnknownOutcomeError`, or `OSError` if it was never sent; everything else raises `OSError`.
         attempt_timeout: Seconds after which an unanswered statement counts as lost.
-        listen_dsn: Where to listen for notifications instead, for a pooler that can't: PgBouncer in transaction mode.
+        listen_dsn: A second address, on which to listen for notifications if that is impossible on the first one,
+            such as behind PgBouncer in transaction mode.
         transaction_pooling: Whether there is a pooler in transaction mode in front of the server. Then no statement
             stays prepared beyond its transaction.
         pool_size: The maximum number of connections; ignored for a pool of the application.
@@ -58,21 +59,26 @@ class Postgres:
         if isinstance(dsn_or_pool, str):
             if not _DSN.match(dsn_or_pool):
                 raise ValueError("the database's address must look like postgresql://user@host/db")
-            if any(name in ("log", "schema") for name, _ in parse_qsl(urlsplit(dsn_or_pool).query)):
+            if any(name in ("log", "schema") for name, _ in parse_qsl(address_parts(dsn_or_pool).query)):
                 raise ValueError(
-                    "the address names a log or a schema: leave ?log= and ?schema= out, or give all of it to "
+                    "the address names a log or a schema: leave out ?log= and ?schema=, or pass the whole address to "
                     "Postgres.from_address"
                 )
         elif not callable(getattr(dsn_or_pool, "acquire", None)):
             raise ValueError(
                 f"dsn_or_pool must be the database's address or an asyncpg.Pool, not {type(dsn_or_pool).__name__}"
             )
-        if schema == "":
+        if schema is not None and not (isinstance(schema, str) and schema):
             raise ValueError("schema must be a name, or None for the one that the server's search path finds")
-        if timeout <= 0 or attempt_timeout <= 0:
-            raise ValueError("timeout and attempt_timeout must be more than 0 seconds")
-        if pool_size < 2:
-            raise ValueError(f"pool_size must be 2 or more, not {pool_size!r}")
+        check_seconds("timeout", timeout)
+        check_seconds("attempt_timeout", attempt_timeout)
+        if listen_dsn is not None and not (isinstance(listen_dsn, str) and _DSN.match(listen_dsn)):
+            # It may have a password, so it is not shown.
+            kind = type(listen_dsn).__name__
+            raise ValueError(f"listen_dsn must be an address like postgresql://user@host/db, or None, not {kind}")
+        check_flag("transaction_pooling", transaction_pooling)
+        if isinstance(pool_size, bool) or not isinstance(pool_size, int) or pool_size < 2:
+            raise ValueError(f"pool_size must be an integer of 2 or more, not {pool_size!r}")
         if not isinstance(dsn_or_pool, str) and connect:
             raise ValueError(f"{', '.join(sorted(connect))}: the pool was connected without these options")
         self._settings = Settings(
@@ -83,69 +89,73 @@ class Postgres:
     def from_address(cls, address: str) -> Postgres:
         """The engine that an address names: `postgresql://user@host/db?log=orders`.
 
-        Of the query, `log` and `schema` are taken; everything else, such as `sslmode`, is for `asyncpg.connect`.
+        In the query, `log` and `schema` are for eventfold; the rest, such as `sslmode`, is for `asyncpg.connect`.
 
         Raises:
             ValueError: The address names no log, or several.
         """
-        parts = urlsplit(address)
-        ours: dict[str, str] = {}
-        others = []
+        parts = address_parts(address)
+        options: dict[str, str] = {}
+        connect_options = []
         for name, value in parse_qsl(parts.query, keep_blank_values=True):
             if name in ("log", "schema"):
-                if name in ours:
-                    raise ValueError(f"the address names two {name}s: {ours[name]!r} and {value!r}")
-                ours[name] = value
+                if name in options:
+                    raise ValueError(f"the address names two {name}s: {options[name]!r} and {value!r}")
+                options[name] = value
             else:
-                others.append((name, value))
-        if "log" not in ours:
+                connect_options.append((name, value))
+        if "log" not in options:
             raise ValueError("the address names no log: add ?log=NAME to it, as in postgresql://host/db?log=orders")
-        dsn = urlunsplit(parts._replace(query=urlencode(others)))
-        return cls(dsn, ours["log"], schema=ours.get("schema"))
+        dsn = urlunsplit(parts._replace(query=urlencode(connect_options)))
+        return cls(dsn, options["log"], schema=options.get("schema"))
 
     def __repr__(self) -> str:
         return f"<Postgres {self._settings.location}>"
 
     def source(self) -> TableSource:
-        """The log, for reading; it belongs to the event loops in which it is used. No I/O."""
+        """The log, for reading, in any event loop. No I/O."""
         return TableSource(self._settings)
 
     async def migrate(self, *, role: str | None = None) -> str:
         """Creates the tables, or migrates them to what this version of eventfold needs.
 
-        Opening a log for appending does it too, if its role may. Programs may be running.
+        Opening a log for appending does the same, if the role that connects may do so. Programs may be running.
 
         Args:
-            role: A role that is granted what a program needs.
+            role: A role to which the privileges that a program needs are granted.
 
         Returns:
             The SQL that was run; "" if there was nothing to do.
 
         Raises:
             OSError: The server can't be reached.
-            EventfoldError: The role that connects may not; the message has the SQL.
+            EventfoldError: The role that connects is not allowed to do it; the message has the SQL.
 
-        If cancelled, it may or may not be done.
+        If cancelled, the migration may or may not have been done.
         """
 
-        async def call(connection: Any) -> str:
-            return await migrate(connection, self._settings, None if role is None else quoted(role))
+        grantee = _quoted_role(role)
 
-        return await self._called(call)
+        async def call(connection: Any) -> str:
+            return await migrate(connection, self._settings, grantee)
+
+        return await self._run(call)
 
     async def migration_sql(self, *, role: str | None = None) -> str:
-        """The SQL that `migrate` would run, which raises what this raises."""
+        """The SQL that `migrate` would run. Raises the same errors."""
+
+        grantee = _quoted_role(role)
 
         async def call(connection: Any) -> str:
-            return await pending(connection, self._settings, None if role is None else quoted(role))
+            return await pending(connection, self._settings, grantee)
 
-        return await self._called(call)
+        return await self._run(call)
 
-    async def _called(self, call: Callable[[Any], Awaitable[str]]) -> str:
-        """Makes a call in a transaction, on a connection that is closed again."""
+    async def _run(self, call: Callable[[Any], Awaitable[str]]) -> str:
+        """Makes a call in a transaction, on a connection that is then closed."""
         connections = Connections(self._settings)
         try:
-            return await connections.retried(call, transaction=True)
+            return await connections.run_with_retries(call, transaction=True)
         finally:
             await uninterrupted(UncancellableTask(connections.aclose(), "eventfold close"))
 
@@ -153,11 +163,20 @@ class Postgres:
         """Opens the log for appending; creates the tables and the log, or migrates them, if necessary.
 
         Raises:
-            ValueError: An option that this engine does not have.
+            ValueError: This engine does not have one of the options.
             OSError: The server can't be reached.
-            EventfoldError: The database can't keep the promises, or the role may not; the message says what to change.
+            EventfoldError: The database is configured so that events could be lost, or the role lacks a privilege; the
+                message says what to change.
 
         If cancelled, it opens nothing; the tables may have been created.
         """
         refuse_options(options, "PostgreSQL")
         return await TableCommitter.open(self.source())
+
+
+def _quoted_role(role: str | None) -> str | None:
+    if role is None:
+        return None
+    if not isinstance(role, str) or not role:
+        raise ValueError(f"role must be a name, or None, not {role!r}")
+    return quoted(role)

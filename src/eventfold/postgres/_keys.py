@@ -1,10 +1,10 @@
 """The index in a table: the offset of each event under each of its keys, which are numbers for its tags and its id.
 
-A committer that indexes writes them in the same statement as the events. The column `indexed` of the log's row is the
-offset up to which no key is missing. A commit advances it only if it was at the head, so once somebody has appended
-without the index, it stays where it is until the missing keys have been added.
+A committer that keeps the index writes the keys in the same statement as the events. The column `indexed` of the log's
+row is the offset up to which no key is missing. A commit advances it only if it was at the head. So after an append
+without keys, `indexed` does not advance until the missing keys have been added.
 
-Promise: the table has the keys of all events before `indexed`, no matter which process dies or is cut off, and when.
+Promise: the table has the keys of all events before `indexed`, no matter when a process dies or loses its connection.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from typing import TYPE_CHECKING, Any
 
 from .._codec.keys import pairs_of
 from .._codec.lines import Lines
-from .._errors import CorruptLogError, EventfoldError
+from .._errors import EventfoldError
 from .._event import Head
 
 if TYPE_CHECKING:
-    from ._source import Session, TableSource
+    from ._session import Session
+    from ._source import TableSource
 
 # The first version of the tables that has an index.
 _FIRST_VERSION = 2
-# How many bytes of lines have their keys added at once. Nobody can append meanwhile.
+# How many bytes of lines one statement indexes. Nobody can append meanwhile.
 _STEP_SIZE = 256 * 1024
-# How long removing all keys may take, in seconds. Nobody can append meanwhile.
+# How many seconds removing all keys may take. Nobody can append meanwhile.
 _DROP_TIMEOUT = 600.0
 
 # Like every statement that writes keys, this one locks the log's row first.
 _EXTEND = """
-WITH place AS (
+WITH advanced AS (
     UPDATE {schema}.eventfold_logs SET indexed = $3 WHERE log = $1 AND indexed >= $2 AND indexed < $3 RETURNING log
 ), added AS (
     INSERT INTO {schema}.eventfold_keys (log, key, "offset")
-    SELECT log, pair.key, pair.at FROM place, unnest($4::bigint[], $5::bigint[]) AS pair (key, at)
+    SELECT log, pair.key, pair.at FROM advanced, unnest($4::bigint[], $5::bigint[]) AS pair (key, at)
     ON CONFLICT DO NOTHING
 )
-SELECT FROM place
+SELECT FROM advanced
 """
 _FIND = """
 SELECT head."offset", head.hash, head.indexed, wanted.number, ARRAY(
@@ -50,10 +51,10 @@ LEFT JOIN unnest($2::bigint[], $3::bigint[]) WITH ORDINALITY AS wanted (key, sta
 WHERE head.log = $1 ORDER BY wanted.number
 """
 _DROP = """
-WITH place AS (
+WITH reset AS (
     UPDATE {schema}.eventfold_logs SET indexed = 0 WHERE log = $1 RETURNING log
 ), dropped AS (
-    DELETE FROM {schema}.eventfold_keys USING place WHERE eventfold_keys.log = place.log RETURNING 1
+    DELETE FROM {schema}.eventfold_keys USING reset WHERE eventfold_keys.log = reset.log RETURNING 1
 )
 SELECT count(*) FROM dropped
 """
@@ -67,19 +68,21 @@ class TableKeys:
 
     async def extend(self, end: int, progress: Callable[[int], object] | None = None) -> None:
         """See `EngineKeys.extend`. Raises `OSError`."""
-        while (start := (await self.find([], 1))[0]) < end:
-            async with aclosing(self._source.blocks(Head(start, ""), end)) as blocks:
-                async for block in blocks:
-                    for lines in block.cut(_STEP_SIZE):
-                        if not await self._add(lines):
-                            break  # another process has got further, or has dropped all keys
-                        if progress is not None:
-                            progress(lines.end_offset)
-                    else:
-                        continue
-                    break
+        while (indexed := (await self.find([], 1))[0]) < end:
+            await self._extend_from(indexed, end, progress)
+
+    async def _extend_from(self, start: int, end: int, progress: Callable[[int], object] | None) -> None:
+        """Adds missing keys until another process has added them too, or has dropped all keys."""
+        async with aclosing(self._source.blocks(Head(start, ""), end)) as blocks:
+            async for block in blocks:
+                for lines in block.chunks(_STEP_SIZE):
+                    if not await self._add(lines):
+                        return
+                    if progress is not None:
+                        progress(lines.end_offset)
 
     async def _add(self, lines: Lines) -> bool:
+        """Adds the keys of some lines; false if `indexed` is not within the lines."""
         pairs = pairs_of(lines)
         keys, offsets = [key for key, _ in pairs], [offset for _, offset in pairs]
         return bool(await self._source.fetch(_EXTEND, lines.start_offset, lines.end_offset, keys, offsets))
@@ -90,9 +93,9 @@ class TableKeys:
         session = await self._session()
         rows = await session.fetch(_FIND, keys, starts, limit)
         if not rows:
-            raise CorruptLogError(self._source.location, 0, "its row in eventfold_logs is gone: somebody deleted it")
+            raise session.row_missing()
         offset, line_hash, indexed = rows[0][:3]
-        session.saw(Head(offset, line_hash))
+        session.note_head(Head(offset, line_hash))
         return indexed, offset, [row[4] for row in rows] if wanted else []
 
     async def drop(self) -> bool:
@@ -105,7 +108,7 @@ class TableKeys:
             )
             return count
 
-        return bool(await session.connections.retried(call))
+        return bool(await session.connections.run_with_retries(call))
 
     async def _session(self) -> Session:
         """Returns the log's session, after checking that its tables can hold an index."""
@@ -114,7 +117,7 @@ class TableKeys:
             raise EventfoldError(f"{self._source.location}: there is no such log")
         if session.version < _FIRST_VERSION:
             raise EventfoldError(
-                f"{self._source.location}: its tables are of version {session.version}, which has no index: open the "
+                f"{self._source.location}: its tables have version {session.version}, which has no index: open the "
                 "log for appending, or run `eventfold migrate`"
             )
         return session

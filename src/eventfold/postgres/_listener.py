@@ -1,6 +1,7 @@
-"""Notices what others append, while anything waits: `LISTEN`, and a poll every second.
+"""Notices what other processes append, while anything waits for it: by `LISTEN`, and by a poll every second.
 
-A notification is only a hint. It may be lost with its connection, or never come through a pooler: the poll makes sure.
+A notification is only a hint, since it may be lost with its connection, and does not pass some poolers. The poll finds
+what was missed.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ import asyncpg
 from .._errors import EventfoldError
 from .._event import Head
 from .._logging import INFO, log_event
-from ._connections import CLOSED_WITHIN, FIRST_DELAY, LAST_DELAY, LOST
+from ._connections import CLOSE_TIMEOUT, CONNECTION_LOST, FIRST_RETRY_DELAY, MAX_RETRY_DELAY
 
 if TYPE_CHECKING:
-    from ._source import Session
+    from ._session import Session
 
-LOOK_INTERVAL = 1.0  # seconds
+POLL_INTERVAL = 1.0  # seconds
 
 
 def channel(log: int) -> str:
-    """The name under which the commits of a log are notified."""
+    """The channel of the notifications about a log's commits."""
     return f"eventfold_{log}"
 
 
 class Listener:
-    """A watcher, as `Waiters` asks for one, in the event loop that makes it."""
+    """A `Watcher`. It belongs to the event loop in which it is created."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self.head: Head | None = None
         self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
+        self._notified = asyncio.Event()
         self._task = self._loop.create_task(self._run(), name="eventfold listener")
 
     def stop(self) -> None:
@@ -43,63 +44,63 @@ class Listener:
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._task.cancel)
 
-    async def ended(self) -> None:
-        """Waits until the listening connection is closed."""
+    async def stopped(self) -> None:
+        """Waits until the listener has stopped and released its connection."""
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        looking = asyncio.ensure_future(self._look_now_and_then())
-        listening = asyncio.ensure_future(self._listen_again_and_again())
+        polling = asyncio.ensure_future(self._poll())
+        listening = asyncio.ensure_future(self._keep_listening())
         try:
-            await asyncio.wait([looking, listening])
+            await asyncio.wait([polling, listening])
         finally:
-            looking.cancel()
+            polling.cancel()
             listening.cancel()
-            await asyncio.wait([looking, listening])
+            await asyncio.wait([polling, listening])
 
-    async def _look_now_and_then(self) -> None:
+    async def _poll(self) -> None:
         """Polls on every notification, and every second."""
         session = self._session
         while True:
             try:
-                known, self._news = self.head, asyncio.Event()
+                previous, self._notified = self.head, asyncio.Event()
                 head = await session.head()
-                if head != known:
-                    lines = None if known is None else await session.recent_lines(known, head)
+                if head != previous:
+                    lines = None if previous is None else await session.recent_lines(previous, head)
                     self.head = head
-                    session.waiters.notify(head, known, lines, watcher=self)
+                    session.waiters.notify(head, previous, lines, watcher=self)
             except (OSError, EventfoldError) as error:
                 session.waiters.notify(error, watcher=self)
             try:
-                async with asyncio.timeout(LOOK_INTERVAL):
-                    await self._news.wait()
+                async with asyncio.timeout(POLL_INTERVAL):
+                    await self._notified.wait()
             except TimeoutError:
                 pass
 
-    async def _listen_again_and_again(self) -> None:
-        """Listens, on another connection when one is lost."""
-        delay = FIRST_DELAY
+    async def _keep_listening(self) -> None:
+        """Listens, and continues on another connection when one is lost."""
+        delay = FIRST_RETRY_DELAY
         while True:
             try:
                 if await self._session.find():
-                    standing = self._session.connections.standing
-                    connection = await standing.take()
+                    dedicated = self._session.connections.dedicated
+                    connection = await dedicated.acquire()
                     try:
-                        delay = FIRST_DELAY
+                        delay = FIRST_RETRY_DELAY
                         await self._listen(connection)
                     finally:
-                        standing.leave(connection)
-                delay = LAST_DELAY
-            except (*LOST, asyncpg.PostgresError, EventfoldError) as error:
+                        dedicated.release(connection)
+                delay = MAX_RETRY_DELAY
+            except (*CONNECTION_LOST, asyncpg.PostgresError, EventfoldError) as error:
                 log_event(
                     INFO,
                     "postgres.listener_lost",
-                    "the connection that listens to %(location)s was lost, and is opened again: %(error)s",
+                    "the connection that listens to %(location)s was lost, and is reopened: %(error)s",
                     location=self._session.settings.location,
                     error=repr(error),
                 )
             await asyncio.sleep(delay)
-            delay = min(2 * delay, LAST_DELAY)
+            delay = min(2 * delay, MAX_RETRY_DELAY)
 
     async def _listen(self, connection: Any) -> None:
         """Listens until the connection is lost."""
@@ -107,22 +108,22 @@ class Listener:
         name = channel(self._session.log)
 
         def notified(*_: object) -> None:
-            self._news.set()
+            self._notified.set()
 
         def terminated(_: object) -> None:
             lost.set()
 
-        run = self._session.connections.standing.run
+        run = self._session.connections.dedicated.run
         await run(lambda: connection.add_listener(name, notified))
         connection.add_termination_listener(terminated)
         try:
-            self._news.set()  # for what was appended before it listened
+            self._notified.set()  # for what was appended before it listened
             await lost.wait()
         finally:
             connection.remove_termination_listener(terminated)
             if not connection.is_closed():
                 try:
-                    async with asyncio.timeout(CLOSED_WITHIN):
+                    async with asyncio.timeout(CLOSE_TIMEOUT):
                         await run(lambda: connection.remove_listener(name, notified))
-                except (*LOST, asyncpg.PostgresError):
+                except (*CONNECTION_LOST, asyncpg.PostgresError):
                     connection.terminate()

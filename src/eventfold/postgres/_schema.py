@@ -1,11 +1,12 @@
 """The tables of the engine: how they are created, migrated and checked.
 
-`eventfold_logs` has one row for each log, with its head; `eventfold_commits` one for each group commit; and
-`eventfold_documents` one for each snapshot, for each consumer's place and for whoever has its name; `eventfold_keys` is
-the index. Whoever appends locks the log's row, which puts all writers of a log into one order.
+`eventfold_logs` has a row for each log, with its head. `eventfold_commits` has a row for each group commit.
+`eventfold_documents` has a row for each snapshot, for each consumer's committed offset, and for the process that reads
+under a consumer's name. `eventfold_keys` is the index. Each append locks the log's row, so that there is one order for
+all writers of a log.
 
-Promises: two processes that open at once don't create or migrate the tables twice; a role that may not do it gets the
-SQL to run in the error.
+Promises: if two processes open a log at once, the tables are not created or migrated twice; if the role is not allowed
+to create or migrate them, the error contains the SQL to run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .._errors import CorruptLogError, EventfoldError
 from .._event import Head
 from ._connections import Settings
 
-# The steps from one version to the next. A released version is never changed.
+# The steps from each version to the next. A step is never changed after its release.
 MIGRATIONS = (
     """
 CREATE TABLE {schema}.eventfold_schema (
@@ -100,7 +101,7 @@ _PRIVILEGES = {
     "eventfold_documents": "SELECT, INSERT, UPDATE, DELETE",
     "eventfold_keys": "SELECT, INSERT",
 }
-# Any number that no other program is likely to lock.
+# A number that no other program is likely to use for an advisory lock.
 _MIGRATION_LOCK = 0x6576656E74666F6C
 
 
@@ -110,8 +111,8 @@ def quoted(name: str) -> str:
 
 
 async def find_schema(connection: Any, settings: Settings) -> tuple[str, int]:
-    """The schema with the tables, quoted, and their version; version 0 where there are none yet."""
-    # By queries of the catalog: to_regclass may go by what its process knew before somebody else created the tables.
+    """The schema with the tables, quoted, and their version; version 0 if there are no tables yet."""
+    # Queries of the catalog and not to_regclass, which may use cached data from before the tables were created.
     schema = settings.schema
     if schema is None:
         schema = await connection.fetchval(
@@ -128,10 +129,10 @@ async def find_schema(connection: Any, settings: Settings) -> tuple[str, int]:
         schema = quoted(schema)
         if await connection.fetchval("SELECT to_regnamespace($1)::text", schema) is None:
             raise EventfoldError(f"{settings.location}: there is no schema {schema}: CREATE SCHEMA {schema};")
-    there = await connection.fetchval(
+    exists = await connection.fetchval(
         "SELECT true FROM pg_class WHERE relname = 'eventfold_schema' AND relnamespace = to_regnamespace($1)", schema
     )
-    if not there:
+    if not exists:
         if settings.schema is None:
             await _check_search_path(connection, settings, schema)
         return schema, 0
@@ -140,14 +141,14 @@ async def find_schema(connection: Any, settings: Settings) -> tuple[str, int]:
         raise EventfoldError(f"{settings.location}: {schema}.eventfold_schema is empty: somebody altered it")
     if version > VERSION:
         raise EventfoldError(
-            f"{settings.location}: its tables are of version {version}, and this eventfold knows {VERSION}: upgrade "
+            f"{settings.location}: its tables have version {version}, and this eventfold supports {VERSION}: upgrade "
             "eventfold"
         )
     return schema, version
 
 
 async def _check_search_path(connection: Any, settings: Settings, schema: str) -> None:
-    """Raises `EventfoldError` where the tables are in a schema that the search path misses: no log is hidden so."""
+    """Raises `EventfoldError` if there are tables in a schema outside the search path, where a log would be missed."""
     others = await connection.fetchval(
         "SELECT string_agg(relnamespace::regnamespace::text, ', ' ORDER BY 1) FROM pg_class "
         "WHERE relname = 'eventfold_schema' AND relkind IN ('r', 'p')"
@@ -155,22 +156,23 @@ async def _check_search_path(connection: Any, settings: Settings, schema: str) -
     if others is not None:
         path = await connection.fetchval("SELECT current_setting('search_path')")
         raise EventfoldError(
-            f"{settings.location}: the search path ({path}) misses the tables in schema {others}: name the schema with "
-            f"?schema=NAME, or add it to the search path; to have other tables in {schema} too, name that one"
+            f"{settings.location}: there are tables in schema {others}, which is not in the search path ({path}): name "
+            f"the schema with ?schema=NAME, or add it to the search path; to create separate tables in {schema}, name "
+            "that schema"
         )
 
 
 def migration(schema: str, version: int) -> str:
-    """The SQL that migrates from a version to the present one."""
+    """The SQL that migrates the tables from a version to the current one."""
     steps = [step.format(schema=schema) for step in MIGRATIONS[version:]]
     steps.append(f"UPDATE {schema}.eventfold_schema SET version = {VERSION};")  # noqa: S608
     return "".join(steps)
 
 
 async def open_tables(connection: Any, settings: Settings) -> str:
-    """Makes sure, in a transaction, that the tables are there and as they should be; the schema, quoted.
+    """Creates, migrates or checks the tables, in a transaction; returns their schema, quoted.
 
-    Raises `EventfoldError` that says what to change.
+    Raises `EventfoldError`, which says what to change.
     """
     await _check_server(connection, settings)
     schema, version = await find_schema(connection, settings)
@@ -181,12 +183,12 @@ async def open_tables(connection: Any, settings: Settings) -> str:
 
 
 async def migrate(connection: Any, settings: Settings, role: str | None) -> str:
-    """Creates or migrates the tables, in a transaction, where need be, and grants a role, as in SQL, what it needs.
+    """Creates or migrates the tables if necessary, in a transaction, and grants privileges to a role (quoted for SQL).
 
-    Returns the SQL that was run. Raises `EventfoldError` for a role that may not.
+    Returns the SQL that was run. Raises `EventfoldError` if the role that connects is not allowed to do it.
     """
     await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
-    # Somebody else may have migrated before this one had the lock.
+    # Another process may have migrated the tables before this one had the lock.
     statements = await pending(connection, settings, role)
     if not statements:
         return ""
@@ -195,14 +197,14 @@ async def migrate(connection: Any, settings: Settings, role: str | None) -> str:
         await connection.execute(statements)
     except asyncpg.InsufficientPrivilegeError as error:
         raise EventfoldError(
-            f"{settings.location}: this role may not create or migrate the tables ({error}). Have a role that may run "
-            f"`eventfold migrate` with this address and --role, or this:\n{sql}"
+            f"{settings.location}: this role may not create or migrate the tables ({error}). As a role that may, run "
+            f"`eventfold migrate` with this address and --role, or run this SQL:\n{sql}"
         ) from error
     return statements
 
 
 async def pending(connection: Any, settings: Settings, role: str | None) -> str:
-    """The SQL that is still to be run for the tables of this version, with the grants for a role (as in SQL)."""
+    """The SQL that creates or migrates the tables, if necessary, and grants privileges to a role (quoted for SQL)."""
     schema, version = await find_schema(connection, settings)
     statements = migration(schema, version) if version < VERSION else ""
     return statements if role is None else statements + _grants(schema, role)
@@ -250,7 +252,7 @@ async def _check_tables(connection: Any, settings: Settings, schema: str) -> Non
     missing += [f"constraint {name}" for name in sorted(_CONSTRAINTS - {row[0] for row in names})]
     if missing:
         raise EventfoldError(
-            f"{settings.location}: the tables in {schema} are not as eventfold made them, somebody altered them. "
+            f"{settings.location}: the tables in {schema} are not as eventfold created them; somebody altered them. "
             f"Missing: {', '.join(missing)}"
         )
     for table, privileges in _PRIVILEGES.items():
@@ -258,15 +260,15 @@ async def _check_tables(connection: Any, settings: Settings, schema: str) -> Non
             if not await connection.fetchval("SELECT has_table_privilege($1, $2)", f"{schema}.{table}", privilege):
                 role = quoted(await connection.fetchval("SELECT current_user::text"))
                 raise EventfoldError(
-                    f"{settings.location}: this role may not {privilege} on {schema}.{table}. Have its owner run "
-                    f"this:\n{_grants(schema, role)}"
+                    f"{settings.location}: this role lacks the privilege {privilege} on {schema}.{table}. As the "
+                    f"table's owner, run this SQL:\n{_grants(schema, role)}"
                 )
 
 
 async def open_log(connection: Any, settings: Settings, schema: str) -> None:
-    """Creates the log if there is none of that name; checks its head against its last commit.
+    """Creates the log if it does not exist, and checks its head.
 
-    Raises `CorruptLogError` if they contradict each other.
+    Raises `CorruptLogError` if the head is not the end of the last commit.
     """
     await connection.execute(
         f"INSERT INTO {schema}.eventfold_logs (name, identity) SELECT $1, $2 "  # noqa: S608
@@ -288,5 +290,5 @@ async def open_log(connection: Any, settings: Settings, schema: str) -> None:
             settings.location,
             min(head.offset, last.offset),
             f"{schema}.eventfold_logs says that the log ends at {head.offset} with {head.line_hash!r}, and its last "
-            f"commit ends at {last.offset} with {last.line_hash!r}: somebody changed one of them",
+            f"commit ends at {last.offset} with {last.line_hash!r}: somebody altered one of them",
         )

@@ -1,9 +1,9 @@
 """`EngineIndex`: an index that the log's engine keeps, and writes together with the events.
 
-The index lacks events that a writer without it has appended, and those from before the index was created. The engine
-knows up to where the index is complete, and each query first adds what is missing.
+Events from before the index was created are missing in it, and so are those of writers that do not use it. The engine
+knows the offset up to which the index is complete, and each lookup first adds what is missing.
 
-Promise: an answer has every event up to the head at the moment of the query.
+Promise: an answer has every event up to the head at the moment of the lookup.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from .._engine import EngineKeys
 from .._errors import EventfoldError, LogClosedError
 from .._logging import WARNING, log_event
 from .._reader import EventReader
-from .answers import MAX_CANDIDATES, Answers
+from .index import MAX_CANDIDATES, Index
 from .store import StoredOffsets
 
 
-class EngineIndex(Answers):
+class EngineIndex(Index):
     """The index of one log in its engine, for one event loop. Open it with `open`; `reader` reads the log."""
 
     def __init__(self, keys: EngineKeys, reader: EventReader) -> None:
@@ -31,7 +31,7 @@ class EngineIndex(Answers):
 
     @classmethod
     def open(cls, keys: EngineKeys, reader: EventReader) -> EngineIndex:
-        """Starts to add what is missing, in the background."""
+        """Opens the index, and starts to add what is missing in the background."""
         index = cls(keys, reader)
         index._opening = asyncio.create_task(index._complete(), name="eventfold index")
         return index
@@ -53,7 +53,7 @@ class EngineIndex(Answers):
         pairs = list(wanted)
         known, head, found = await self._keys.find(pairs, MAX_CANDIDATES + 1)
         while known < head:
-            async with self._extending:  # One of those who wait here at the same time does the work for all.
+            async with self._extending:  # the first of several concurrent lookups does the work for all of them
                 await self._keys.extend(head)
             known, _, found = await self._keys.find(pairs, MAX_CANDIDATES + 1)
         return known, {
@@ -69,5 +69,5 @@ class EngineIndex(Answers):
 
     def abandon(self) -> None:
         if self._opening is not None:
-            with suppress(RuntimeError):  # The event loop is closed.
+            with suppress(RuntimeError):  # the event loop is closed
                 self._opening.cancel()

@@ -1,7 +1,8 @@
-"""Whether a state is the same after being saved and loaded, and if not, where it differs.
+"""Checks whether a state is the same after it has been saved and loaded, and if not, where it differs.
 
-Promise: two states without a difference are equal and of the same types throughout, so that folding on from either
-gives the same. A Counter equals a dict, but behaves differently; that is a difference.
+Promise: two states without a difference are equal, and all values in them have the same types, so that a reducer
+continues in the same way from both. A `Counter` that became an equal `dict` is a difference, since a reducer may rely
+on its methods.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 
 from .snapshot import decode_state
 
-# How many elements of a container are compared between two pauses.
-_SOME = 256
+# How many elements of a container are compared between two calls of `pause`.
+_ELEMENTS_PER_PAUSE = 256
 # Types without elements.
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 _missing = object()
@@ -24,23 +25,23 @@ _missing = object()
 def difference(state: Any, read: Any, pause: Callable[[], object] = lambda: None) -> str | None:
     """Where and how a state differs from the one read back, such as `jobs['x'].due: 1 became '1'`.
 
-    An `int` that reads back as the equal `float` is not a difference: its field is declared `float`. `pause` is called
-    now and then.
+    An `int` that reads back as the equal `float` is not a difference, since its field is declared as `float`. `pause`
+    is called repeatedly during the comparison.
     """
     if _same(state, read, pause):
         return None
     found = _difference(state, read, "")
     if found is None:
         return None
-    where, before, after = found
+    path, before, after = found
     if type(before) is not type(after) and reprlib.repr(before) == reprlib.repr(after):
         before, after = f"a {type(before).__name__}", f"a {type(after).__name__}"
     else:
         before, after = reprlib.repr(before), reprlib.repr(after)
-    return f"{where.removeprefix('.') or 'the state'}: {before} became {after}"
+    return f"{path.removeprefix('.') or 'the state'}: {before} became {after}"
 
 
-def takes_none(state_type: Any) -> bool:
+def accepts_none(state_type: Any) -> bool:
     """Whether None is a state of this type."""
     try:
         return decode_state(b"null", state_type) is None
@@ -49,7 +50,7 @@ def takes_none(state_type: Any) -> bool:
 
 
 def _same(one: Any, other: Any, pause: Callable[[], object]) -> bool:
-    """Whether there is no difference: several times as fast as finding out where one is."""
+    """Whether there is no difference. Several times as fast as `_difference`, which also finds the path."""
     kind: Any = type(one)
     if kind is not type(other) or kind in _PLAIN:
         return _difference(one, other, "") is None
@@ -67,36 +68,37 @@ def _same(one: Any, other: Any, pause: Callable[[], object]) -> bool:
     if isinstance(one, deque) and one.maxlen != other.maxlen:
         return False
     for number, (value, read) in enumerate(pairs, 1):
-        if not number % _SOME:
+        if not number % _ELEMENTS_PER_PAUSE:
             pause()
-        # Asked here too, since a call for each number and text would take most of the time.
+        # Plain values are compared here, since a call for each number and string would take most of the time.
         plain = type(value) is type(read) and type(value) in _PLAIN
         if value is not read and not (value == read if plain else _same(value, read, pause)):
             return False
     return True
 
 
-def _difference(one: Any, other: Any, where: str) -> tuple[str, Any, Any] | None:
+def _difference(one: Any, other: Any, path: str) -> tuple[str, Any, Any] | None:
+    """The path of the first difference, such as `.jobs['x'].due`, and the two values there."""
     kind: Any = type(one)
     if kind is not type(other):
-        return None if kind is int and type(other) is float and one == other else (where, one, other)
+        return None if kind is int and type(other) is float and one == other else (path, one, other)
     children: Iterable[tuple[str, Any, Any]]
     if isinstance(one, dict):
         if one.keys() != other.keys():
-            return where, one, other
-        children = ((f"{where}[{key!r}]", value, other[key]) for key, value in one.items())
+            return path, one, other
+        children = ((f"{path}[{key!r}]", value, other[key]) for key, value in one.items())
     elif isinstance(one, list | tuple | deque):
         if len(one) != len(other) or (isinstance(one, deque) and one.maxlen != other.maxlen):
-            return where, one, other
+            return path, one, other
         children = (
-            (f"{where}[{index}]", value, read) for index, (value, read) in enumerate(zip(one, other, strict=True))
+            (f"{path}[{index}]", value, read) for index, (value, read) in enumerate(zip(one, other, strict=True))
         )
     elif (names := _fields(kind)) is not None:
-        children = ((f"{where}.{name}", getattr(one, name), getattr(other, name)) for name in names)
+        children = ((f"{path}.{name}", getattr(one, name), getattr(other, name)) for name in names)
     else:
-        return None if one == other else (where, one, other)
-    for place, value, read in children:
-        if value is not read and (found := _difference(value, read, place)) is not None:
+        return None if one == other else (path, one, other)
+    for child_path, value, read in children:
+        if value is not read and (found := _difference(value, read, child_path)) is not None:
             return found
     return None
 

@@ -1,12 +1,12 @@
-"""A directory of plain files as the `Committer` of one of several processes that write together.
+"""A directory of plain files as the `Committer` of one of several processes that share it.
 
-It differs from the exclusive committer in three ways: a commit is judged in the thread, once it has the turn; another
-process may rotate; and the turn may be held by a process that is stopped. It can't be taken away from that process, but
-waiting for it can be given up: by cancelling an opening, or by closing.
+It differs from the exclusive committer in three ways: a commit is judged in the thread, in the turn; another process
+may rotate the log; and a process may be stopped (SIGSTOP, a frozen container) while it has the turn. The turn can't be
+taken away from such a process, but waiting for it ends if an opening is cancelled, or if the log is closed.
 
-Promises: what `commit` promises holds for all processes' commits together; a rotation by another process is followed
-within a second or so, even if nothing is appended; while the turn is stuck, a warning says who holds it, and the log
-can be closed.
+Promises: what `Committer.commit` promises holds for the commits of all processes together; a log that another process
+has rotated is reopened within about a second, even if nothing is appended; while the turn is stuck, a warning says who
+has it, and the log can be closed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from weakref import ref
 
 import anyio
 
-from .._aio import uninterrupted
 from .._codec.lines import Lines
 from .._engine import Commit, LockMode, SyncMode
 from .._errors import LogClosedError, LogLockedError, WriterFailedError, copy_error
@@ -33,16 +32,16 @@ from .rotation import Rotation, warn_unfinished
 from .shared_log import SharedLog
 from .source import FileSource
 from .turn import STUCK_AFTER, Turn
-from .watcher import directory
+from .watcher import directory_at
 
 T = TypeVar("T")
 
-# Seconds between two checks whether another process has rotated.
-KEEP_UP_INTERVAL = 1.0
-# Seconds between two checks whether another process is still rotating.
+# Seconds between two checks of whether another process has rotated the log.
+ROTATION_CHECK_INTERVAL = 1.0
+# Seconds between two checks of whether another process is still rotating.
 ROTATION_POLL_INTERVAL = 0.05
-# Seconds between two checks of a closing log whether the turn is stuck.
-GIVE_UP_POLL_INTERVAL = 0.1
+# Seconds between two checks, during closing, of whether the turn is stuck.
+STUCK_POLL_INTERVAL = 0.1
 _SYNC_MODES = list(SyncMode)
 
 
@@ -57,14 +56,14 @@ class SharedCommitter(FileCommitter):
         self._gave_up = False
         self._closing = False
         self._calls: set[ThreadCall[Any]] = set()
-        self._keep_up_timer: asyncio.TimerHandle | None = None
+        self._rotation_check_timer: asyncio.TimerHandle | None = None
         self._no_rotation_before = 0.0
 
     @classmethod
     async def open(cls, source: FileSource, lock: LockMode, sync: SyncMode, max_log_size: int) -> SharedCommitter:
         """Opens the directory, after repairing what a crash left unfinished.
 
-        Raises `LogLockedError` if an exclusive writer has it open, or shared ones with a different sync mode,
+        Raises `LogLockedError` if an exclusive writer, or a shared one with a different sync mode, has the log open,
         `CorruptLogError`, `OSError`. If cancelled, it opens nothing, even while the turn is stuck.
         """
         committer = cls(source, Thread(f"eventfold writer {source.layout.dir}"), sync, max_log_size)
@@ -78,14 +77,14 @@ class SharedCommitter(FileCommitter):
         except BaseException:
             released = committer._thread.call(committer._release)
             if not committer._stop_waiting():
-                await uninterrupted(released)
+                await released
             raise
         committer._close_old_files_later()
-        committer._keep_up_later()
+        committer._schedule_rotation_check()
         return committer
 
     def _open(self, lock: bool) -> None:
-        self.source.directory = directory(self._layout.dir)
+        self.source.directory = directory_at(self._layout.dir)
         operations.make_dir(self._layout.dir)
         turn = self._turn = Turn(self._layout)
         try:
@@ -100,14 +99,14 @@ class SharedCommitter(FileCommitter):
         self._opened = True
         self.source.directory.add_shared_writer(turn)
         if self._rotation is not None:
-            self._finish_left_rotation(self._rotation)
+            self._complete_interrupted(self._rotation)
 
-    def _finish_left_rotation(self, left: Rotation) -> None:
+    def _complete_interrupted(self, interrupted: Rotation) -> None:
         try:
-            left.archive(self.active)
+            interrupted.archive(self.active)
             self._switch()
         except OSError as error:
-            warn_unfinished(left, error)
+            warn_unfinished(interrupted, error)
         finally:
             self._leave_rotation()
 
@@ -123,57 +122,58 @@ class SharedCommitter(FileCommitter):
         if self._gave_up:
             self._fail_calls()
         try:
-            return await uninterrupted(call)
+            return await call
         finally:
             self._calls.discard(call)
 
     @property
     def head(self) -> Head:
-        """The end of what all writers have synced, as far as they have reported it. No I/O."""
+        """The end of what all writers have synced, as far as the mark says. No I/O."""
         durable = None if self._turn is None else self._turn.durable_head()
         return self.active.head if durable is None else durable
 
     async def commit(self, appends: Sequence[Append]) -> Commit:
         """See `Committer.commit`."""
-        before, judgement = await self._call(self._unless_failed, self._commit_in_turn, appends)
+        previous_head, judgement = await self._call(self._unless_failed, self._commit_in_turn, appends)
         if judgement.data and self._sync_mode is SyncMode.EVERY_SECOND and self._sync_timer is None:
             self._sync_timer = self._loop.call_later(SYNC_INTERVAL, self._sync_soon)
-        return Commit(judgement.outcomes, Lines(self._layout.log_path, before.offset, judgement.data), judgement.head)
+        lines = Lines(self._layout.log_path, previous_head.offset, judgement.data)
+        return Commit(judgement.outcomes, lines, judgement.head)
 
     def _commit_in_turn(self, appends: Sequence[Append]) -> tuple[Head, Judgement]:
         always = self._sync_mode is SyncMode.ALWAYS
         try:
-            before, judgement = self.active.commit_judged(appends, always)
+            previous_head, judgement = self.active.commit_judged(appends, always)
         except LogLockedError as error:
-            # An exclusive writer came in between, when no shared one had the new active log open: it will close some
-            # day.
+            # An exclusive writer locked the new active log after a rotation, before any shared one had opened it.
+            # This is not a failure: once that writer closes the log, appending works again.
             head = self.active.head
             return head, Judgement([copy_error(error) for _ in appends], b"", head)
         self._unsynced = self._unsynced or (not always and bool(judgement.data))
-        return before, judgement
+        return previous_head, judgement
 
-    # Keeping up with the others
+    # Rotations of other processes
 
-    def _keep_up_later(self) -> None:
+    def _schedule_rotation_check(self) -> None:
         this = ref(self)
 
-        def keep_up() -> None:
+        def check() -> None:
             if (committer := this()) is not None and not committer._closed:
-                committer._keep_up()
-                committer._keep_up_later()
+                committer._check_for_rotation()
+                committer._schedule_rotation_check()
 
-        self._keep_up_timer = self._loop.call_later(KEEP_UP_INTERVAL, keep_up)
+        self._rotation_check_timer = self._loop.call_later(ROTATION_CHECK_INTERVAL, check)
 
-    def _keep_up(self) -> None:
+    def _check_for_rotation(self) -> None:
         self._warn_if_stuck()
-        if not self._calls:  # otherwise the thread is busy, and a commit keeps up anyway
-            self._thread.call(self._unless_failed_in_background, self._keep_up_in_turn)
+        if not self._calls:  # otherwise the thread is busy with a call that notices a rotation anyway
+            self._thread.call(self._unless_failed_in_background, self._follow_rotation)
 
-    def _keep_up_in_turn(self) -> None:
+    def _follow_rotation(self) -> None:
         try:
-            self.active.keep_up()
+            self.active.follow_rotation()
         except LogLockedError:
-            pass  # the next commit says it
+            pass  # the next commit raises it
 
     # A turn that is stuck
 
@@ -182,7 +182,7 @@ class SharedCommitter(FileCommitter):
             self._turn.warn_if_stuck()
 
     def _stop_waiting(self) -> bool:
-        """Stops waiting for the turn; returns whether the thread is blocked, so that it can't be waited for."""
+        """Stops waiting for the turn; returns whether the thread is blocked, and so must not be waited for."""
         self._gave_up = True
         return self._turn is not None and self._turn.give_up()
 
@@ -194,8 +194,8 @@ class SharedCommitter(FileCommitter):
     def _give_up_if_stuck(self) -> None:
         if not self._opened or self._gave_up or self._turn is None:
             return
-        if self._turn.waited_for() < STUCK_AFTER:
-            self._loop.call_later(GIVE_UP_POLL_INTERVAL, self._give_up_if_stuck)
+        if self._turn.seconds_waiting() < STUCK_AFTER:
+            self._loop.call_later(STUCK_POLL_INTERVAL, self._give_up_if_stuck)
             return
         self._turn.warn_if_stuck()
         if self._stop_waiting():
@@ -203,7 +203,7 @@ class SharedCommitter(FileCommitter):
 
     def _fail_calls(self) -> None:
         """Fails the calls that wait for the thread, which may be blocked forever."""
-        why = f"the log in {self._layout.dir} is closed" if self._turn is None else self._turn.why_given_up()
+        why = f"the log in {self._layout.dir} is closed" if self._turn is None else self._turn.given_up_message()
         for call in self._calls:
             call.settle(None, WriterFailedError(why))
 
@@ -211,17 +211,18 @@ class SharedCommitter(FileCommitter):
 
     @property
     def rotation_is_due(self) -> bool:
-        """Whether the active log has `max_log_size` bytes or more, and nobody else was rotating it just now."""
+        """Whether the active log has `max_log_size` bytes or more, and no other process was rotating it just now."""
         return super().rotation_is_due and monotonic() >= self._no_rotation_before
 
     async def rotate(self, *, if_due: bool = False) -> None:
-        """See `RotatingCommitter.rotate`. If another process is rotating, waits until that has ended."""
-        # An automatic rotation is not worth it for the few lines that another one has left.
+        """See `RotatingCommitter.rotate`. Unless `if_due`, waits while another process is rotating."""
+        # An automatic rotation is not worth it for the few lines since another one.
         goal = self.active.base + 1 if if_due else self.head.offset
+        unless_failed = self._unless_failed_unnoticed if if_due else self._unless_failed
         async with self._rotating:
             try:
                 while not self._closing:
-                    if not await self._call(self._unless_failed, self._begin_shared_rotation, goal):
+                    if not await self._call(unless_failed, self._begin_shared_rotation, goal):
                         if if_due:
                             self._no_rotation_before = monotonic() + ROTATION_POLL_INTERVAL
                             break
@@ -229,7 +230,7 @@ class SharedCommitter(FileCommitter):
                     elif self._rotation is None:
                         break
                     else:
-                        await self._finish_rotation()
+                        await self._finish_rotation(unless_failed)
             finally:
                 await self._call(self._leave_rotation)
 
@@ -237,7 +238,7 @@ class SharedCommitter(FileCommitter):
         """Begins a rotation; false if another process is rotating."""
         try:
             self._rotation = shared_rotation.begin(self._layout, self.active, goal)
-        except shared_rotation.OtherRotatesError:
+        except shared_rotation.AlreadyRotatingError:
             return False
         return True
 
@@ -251,12 +252,12 @@ class SharedCommitter(FileCommitter):
     # Closing
 
     async def aclose(self) -> None:
-        """See `Committer.aclose`. A stuck turn is given up: open files are closed once it is free."""
+        """See `Committer.aclose`. Gives up waiting for a stuck turn; files are then closed once the turn is free."""
         self.begin_closing()
         async with self._rotating:
             if self._closed:
                 return
-            for timer in (self._sync_timer, self._old_files_timer, self._keep_up_timer):
+            for timer in (self._sync_timer, self._old_files_timer, self._rotation_check_timer):
                 if timer is not None:
                     timer.cancel()
             closing = self._thread.call(self._close)
@@ -265,10 +266,9 @@ class SharedCommitter(FileCommitter):
             if self._gave_up:
                 self._fail_calls()
             try:
-                await uninterrupted(closing)
+                await closing
             except WriterFailedError:
-                # Given up: waiting calls have failed, and everything acknowledged is on disk unless an error is raised
-                # here.
+                # If waiting was given up, the waiting calls have failed, and only unsynced appends are at risk.
                 if self._unsynced or not self._gave_up:
                     raise
 

@@ -1,4 +1,4 @@
-"""Large states in parts: bytes and objects are the same as from one call, and no part takes long."""
+"""Large states in chunks: bytes and objects are the same as from one call, and no chunk takes long."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import event
 
-from eventfold import Event, EventLog, View, _parts, line_hash, snapshot
-from eventfold._parts import decode_in_parts, encode_in_parts
-from eventfold._state import difference
+from eventfold import Event, EventLog, View, _chunks, line_hash, snapshot
+from eventfold._chunks import decode_in_chunks, encode_in_chunks
+from eventfold._round_trip import difference
 
 
 class Account(msgspec.Struct):
@@ -100,17 +100,17 @@ def decode(data: bytes | memoryview, type_: Any) -> Any:
 
 
 @pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes states of some kilobytes count as large."""
-    monkeypatch.setattr(_parts, "PART", 512)
+    monkeypatch.setattr(_chunks, "CHUNK_SIZE", 512)
 
 
-@pytest.mark.usefixtures("small_parts")
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("name", STATES)
-def test_a_state_in_parts_is_what_one_call_gives(name: str) -> None:
+def test_a_state_in_chunks_is_what_one_call_gives(name: str) -> None:
     """The bytes are the same, so that older versions and the Rust crate can read them, and so is the decoded state."""
     state, type_ = STATES[name]
-    data = b"".join(encode_in_parts(state, encode, int))
+    data = b"".join(encode_in_chunks(state, encode, int))
     read = snapshot.decode_state(data, type_)
 
     assert data == encode(state)
@@ -118,7 +118,7 @@ def test_a_state_in_parts_is_what_one_call_gives(name: str) -> None:
     assert difference(state, read) is None
 
 
-@pytest.mark.usefixtures("small_parts")
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("name", [name for name in STATES if name not in WHOLE])
 def test_a_large_state_is_never_decoded_or_encoded_by_one_long_call(name: str) -> None:
     """Containers at the top, and in fields of structs and dataclasses, are split."""
@@ -134,13 +134,13 @@ def test_a_large_state_is_never_decoded_or_encoded_by_one_long_call(name: str) -
         sizes.append(len(data))
         return decode(data, type_)
 
-    data = b"".join(encode_in_parts(state, watched_encode, int))
-    decode_in_parts(data, Any if type_ is Counter else type_, watched_decode, int)
+    data = b"".join(encode_in_chunks(state, watched_encode, int))
+    decode_in_chunks(data, Any if type_ is Counter else type_, watched_decode, int)
 
-    assert max(sizes) <= 5 * _parts.PART < len(data)
+    assert max(sizes) <= 5 * _chunks.CHUNK_SIZE < len(data)
 
 
-@pytest.mark.usefixtures("small_parts")
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("harm", [b"", b"}", b"x", b'"', b","])
 def test_bytes_that_are_no_state_are_refused_as_by_one_call(harm: bytes) -> None:
     """This holds wherever the damage is, and also if the type does not fit."""
@@ -151,11 +151,11 @@ def test_bytes_that_are_no_state_are_refused_as_by_one_call(harm: bytes) -> None
             expected = decode(damaged, Struct)
         except Exception as error:
             with pytest.raises(type(error)):
-                decode_in_parts(damaged, Struct, decode, int)
+                decode_in_chunks(damaged, Struct, decode, int)
         else:
-            assert decode_in_parts(damaged, Struct, decode, int) == expected
+            assert decode_in_chunks(damaged, Struct, decode, int) == expected
     with pytest.raises(msgspec.ValidationError):
-        decode_in_parts(encode(NAMES), list[int], decode, int)
+        decode_in_chunks(encode(NAMES), list[int], decode, int)
 
 
 JSON = st.recursive(
@@ -168,12 +168,12 @@ JSON = st.recursive(
 @settings(deadline=None)
 @given(state=JSON)
 def test_whatever_json_is_taken_apart_is_put_together_again(state: Any) -> None:
-    """The parts are so small that a split is tried at every comma."""
+    """The chunks are so small that a split is tried at every comma."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_parts, "PART", 8)
-        patch.setattr(_parts, "FEW", 1)
-        data = b"".join(encode_in_parts(state, encode, int))
-        read = decode_in_parts(data, Any, decode, int)
+        patch.setattr(_chunks, "CHUNK_SIZE", 8)
+        patch.setattr(_chunks, "MAX_WHOLE", 1)
+        data = b"".join(encode_in_chunks(state, encode, int))
+        read = decode_in_chunks(data, Any, decode, int)
 
     assert data == encode(state)
     assert json.dumps(read) == json.dumps(state)
@@ -203,13 +203,13 @@ async def test_others_run_while_a_large_snapshot_is_saved_and_loaded(
     large = {f"key {n}": [n, "x" * 100] for n in range(5_000)}
     pausing: list[int] = []
 
-    def pause(_: _parts.Pause) -> None:
+    def pause(_: _chunks.Pause) -> None:
         pausing.append(threading.get_ident())
 
     def grow(state: dict[str, Any], _: Event) -> dict[str, Any]:
         return state | large
 
-    monkeypatch.setattr(_parts.Pause, "__call__", pause)
+    monkeypatch.setattr(_chunks.Pause, "__call__", pause)
     async with EventLog.open(data_dir, views=[View("v", grow, dict)]) as log:
         await log.append(event(0))
         await log.refresh_all()
@@ -251,7 +251,7 @@ async def test_a_state_is_freed_with_its_closed_log_at_once(data_dir: Path) -> N
 
 
 def test_no_large_file_is_put_together_in_one_go() -> None:
-    """Other code runs between the parts: joining 10 MB holds the interpreter for milliseconds."""
+    """Other code runs between the chunks: joining 10 MB holds the interpreter for milliseconds."""
     state = {str(number): "x" * 1000 for number in range(1_000)}
     written: list[int] = []
 
@@ -268,6 +268,6 @@ def test_no_large_file_is_put_together_in_one_go() -> None:
         )
 
     assert msgspec.json.decode(data)["state"] == msgspec.json.decode(encoded) == state
-    assert max(written) <= 2 * _parts.PART
-    # No two parts may follow each other without a pause.
-    assert all(number in pauses for number, size in enumerate(written, 1) if size > _parts.PART // 2)
+    assert max(written) <= 2 * _chunks.CHUNK_SIZE
+    # No two chunks may follow each other without a pause.
+    assert all(number in pauses for number, size in enumerate(written, 1) if size > _chunks.CHUNK_SIZE // 2)

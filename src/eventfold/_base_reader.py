@@ -1,7 +1,7 @@
-"""Reads what is in a log: forwards, backwards, or single lines.
+"""Reads the existing events of a log: forwards, backwards, or single lines.
 
-Promises: reading ends at the head as it was when it began, with whole lines and batches; other tasks can run every few
-milliseconds.
+Promises: reading ends at the head as it was when reading began; no part of a batch is yielded without the rest of it;
+other tasks can run every few milliseconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import aclosing
 from pathlib import Path
 from time import perf_counter
 
-from ._catalog import Typing
+from ._catalog import TypedDecoding
 from ._codec.backwards import BackwardsDecoder
 from ._codec.decode import Decoder, Slice
 from ._codec.lines import Lines
@@ -26,17 +26,17 @@ from ._threads import in_thread
 
 # The maximum number of seconds for which reading holds the event loop before it lets other tasks run.
 _HOLD = 0.002
-_RECORDS_PER_LOOK_AT_THE_CLOCK = 32
-# How many single lines are read in one hop to a thread.
+_RECORDS_PER_CLOCK_CHECK = 32
+# How many single lines are read in one call to a thread.
 _LINES_AT_ONCE = 16
 
 
-class ReadingReader(HasPaths):
-    """The methods of a reader that read what is there."""
+class BaseReader(HasPaths):
+    """The methods of a reader that read existing events."""
 
     _source: Source
-    # Decodes typed events, if the log has a catalog.
-    _typing: Typing | None = None
+    # For typed events, if the log has a catalog.
+    _typed_decoding: TypedDecoding | None = None
 
     @property
     def _paths(self) -> Paths:
@@ -52,64 +52,78 @@ class ReadingReader(HasPaths):
         return await self._source.identity()
 
     async def head(self) -> Head:
-        """The offset after the last event (in the writer's process, the last durable one), and its line's hash."""
+        """The offset after the last event, and the hash of its line. In the writer's process, the durable head."""
         return await self._source.head()
 
     async def has_new_events(self, offset: int) -> bool:
-        """Whether there are events after `offset`.
+        """Whether there are events at or after `offset` (bytes in the whole log).
 
-        Raises `ValueError` for an offset that is negative or beyond the head.
+        Raises:
+            ValueError: The offset is negative or beyond the head.
         """
         head = await self.head()
         check_offset(offset, head)
         return offset < head.offset
 
     async def active_log_size(self) -> int:
-        """The size of `app.jsonl` in bytes; 0 if there is none."""
+        """The size of `app.jsonl` in bytes; 0 if the file does not exist.
+
+        Raises:
+            EventfoldError: The log is not kept in files.
+        """
         return await in_thread(_file_size, paths_of(self._source).log_path)
 
     async def base(self) -> int:
-        """The offset of the first byte of `app.jsonl`; everything before it is in the archive."""
+        """The offset of the first byte of `app.jsonl`, in bytes of the whole log; all events before it are archived.
+
+        It is 0 for a log that is not kept in files.
+        """
         return await self._source.base()
 
     async def read_line_hash_before(self, offset: int) -> str | None:
-        """The hash of the line that ends at `offset`; None at 0.
+        """The hash of the line that ends at `offset` (bytes in the whole log); None at 0.
 
-        Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins.
+        Raises:
+            ValueError: The offset is negative, beyond the head, or no line ends there.
         """
         check_offset(offset, await self.head())
         return await self._source.line_hash_before(offset) if offset else None
 
     def read_full(self) -> AsyncIterator[Record]:
-        """All events up to the current head; see `read_from`."""
+        """All events up to the head as it is when reading begins: see `read_from`."""
         return self.read_from(0)
 
     async def read_from(
         self, offset: int = 0, *, query: Query | None = None, until: int | None = None
     ) -> AsyncIterator[Record]:
-        """The events from `offset`, where a line must begin, up to `until` or the current head, whichever comes first.
+        """The events from `offset` up to the head as it is when reading begins.
 
-        With a `query`, only matching events are yielded. With `until`, an offset where a line must end, nothing that
-        ends after it is yielded; a batch that continues beyond it is left out completely.
+        Args:
+            offset: Where to begin, in bytes of the whole log; a line must begin there.
+            query: Which events to yield; None for all.
+            until: Where to end, in bytes of the whole log; a line must end there. If it is None or beyond the head,
+                reading ends at the head. A batch that continues beyond it is left out completely.
 
-        Raises `ValueError` for an offset that is negative, beyond the head, or not where a line begins, and for an
-        `until` before `offset` or inside a line; `CorruptLogError` at damage, after all events before it.
+        Raises:
+            ValueError: The offset is negative, beyond the head, or not where a line begins; `until` is before it, or
+                inside a line.
+            CorruptLogError: The log is damaged; raised after all events before the damage.
         """
-        end = await self._end(offset)
+        end = await self._end_of_reading(offset)
         if until is not None:
-            end = await self._until(offset, until, end)
+            end = await self._limited(offset, until, end)
         async with aclosing(self._slices(Head(offset, ""), end, query_of(query, None))) as slices:
-            async for piece in slices:
-                records = list(piece.records())
-                del piece
+            async for slice_ in slices:
+                records = list(slice_.records())
+                del slice_
                 since = perf_counter()
-                for start in range(0, len(records), _RECORDS_PER_LOOK_AT_THE_CLOCK):
-                    for record in records[start : start + _RECORDS_PER_LOOK_AT_THE_CLOCK]:
+                for start in range(0, len(records), _RECORDS_PER_CLOCK_CHECK):
+                    for record in records[start : start + _RECORDS_PER_CLOCK_CHECK]:
                         yield record
                     if perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
-                # The next slice takes the memory of this one, which is in the processor's cache.
+                # Freed now, so that the next slice reuses this memory, which is in the processor's cache.
                 del records
 
     async def read_slices(
@@ -122,39 +136,51 @@ class ReadingReader(HasPaths):
     ) -> AsyncGenerator[Slice, None]:
         """The same events as `read_from`, a few hundred at a time and several times as fast.
 
-        With a `query`, only matching events are yielded; lines that can't match are checked only for their form.
-        `types` is short for a query of these types (empty: no event), and can't be combined with a query. With `after`,
-        the hash of the line that ended at `offset` when it was read, a different log in its place raises
-        `CorruptLogError`. A slice has `events`, `start_offset`, `end_offset`, and `records()`, which adds offsets to
-        the events.
+        A slice has `events`, `start_offset`, `end_offset`, and `records()`, which returns the events with their
+        offsets.
+
+        Args:
+            offset: Where to begin, in bytes of the whole log; a line must begin there.
+            query: Which events to yield; None for all. Of the lines that can't match, only the form is checked.
+            types: Short for a query of these types (empty: no event); can't be combined with a query.
+            after: The hash of the line that ends at `offset`, if it is known from an earlier read. If a different line
+                ends there now, `CorruptLogError` is raised.
+
+        Raises:
+            ValueError: The offset is negative, beyond the head, or not where a line begins.
+            CorruptLogError: The log is damaged; raised after all events before the damage.
         """
         query = query_of(query, types)
-        end = await self._end(offset)
-        async with aclosing(self._slices(Head(offset, after), end, query, places=False)) as slices:
-            async for piece in slices:
-                yield piece
+        end = await self._end_of_reading(offset)
+        async with aclosing(self._slices(Head(offset, after), end, query, exact_offsets=False)) as slices:
+            async for slice_ in slices:
+                yield slice_
 
     async def read_back(self, offset: int | None = None, *, query: Query | None = None) -> AsyncIterator[Record]:
-        """The events before `offset` (None: the current head), where a line must end, newest first.
+        """The events before `offset`, newest first.
 
-        It starts at once and takes little memory, however large the log is. With a `query`, only matching events are
-        yielded.
+        It starts at once and takes little memory, however large the log is.
 
-        Raises `ValueError` for an offset that is negative, beyond the head, or not where a line ends, and
-        `CorruptLogError` at damage, after all events that follow it; also if a batch turns out to be incomplete.
+        Args:
+            offset: Where to begin, in bytes of the whole log; a line must end there. None for the current head.
+            query: Which events to yield; None for all.
+
+        Raises:
+            ValueError: The offset is negative, beyond the head, or not where a line ends.
+            CorruptLogError: The log is damaged, or a batch is incomplete; raised after all events that follow it.
         """
         decoder = self._backwards_decoder(query_of(query, None))
         head = await self.head()
-        place = head.offset if offset is None else offset
-        check_offset(place, head)
-        while place:
-            block = await self._source.block_before(place)
-            place = block.start_offset
+        start = head.offset if offset is None else offset
+        check_offset(start, head)
+        while start:
+            block = await self._source.block_before(start)
+            start = block.start_offset
             since = perf_counter()
-            for lines in block.cut_back():
+            for lines in block.chunks_backwards():
                 for number, record in enumerate(decoder.feed(lines), 1):
                     yield record
-                    if not number % _RECORDS_PER_LOOK_AT_THE_CLOCK and perf_counter() - since > _HOLD:
+                    if not number % _RECORDS_PER_CLOCK_CHECK and perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
                 if perf_counter() - since > _HOLD:
@@ -162,9 +188,10 @@ class ReadingReader(HasPaths):
                     since = perf_counter()
 
     async def events_at(self, offsets: Sequence[int], query: Query | None = None) -> AsyncIterator[list[Record]]:
-        """For each offset, where a line before the head must begin, the events of that line that a query matches.
+        """For each offset, the events of the line that begins there, as far as a query matches them.
 
-        Raises `ValueError` where no line begins, and `CorruptLogError` at damage.
+        The offsets must be below the head. Raises `ValueError` for an offset where no line begins, and
+        `CorruptLogError` at damage.
         """
         source = self._source
         if not isinstance(source, SourceOfLines):
@@ -179,19 +206,19 @@ class ReadingReader(HasPaths):
             return
         for start in range(0, len(offsets), _LINES_AT_ONCE):
             async for lines in _lines_at(source, offsets[start : start + _LINES_AT_ONCE]):
-                # It yields a line of a batch without the others, which the other decoder does not.
+                # Unlike `Decoder`, this one yields a line of a batch without the other lines of that batch.
                 yield list(self._backwards_decoder(query).feed(lines))[::-1]
 
     async def check_range(self, offset: int, until: int | None) -> None:
         """Raises the `ValueError` that `read_from` raises for these offsets."""
-        end = await self._end(offset)
+        end = await self._end_of_reading(offset)
         if until is not None:
-            await self._until(offset, until, end)
+            await self._limited(offset, until, end)
         if offset not in (0, end.offset):
             await self._source.line_hash_before(offset)
 
-    async def _until(self, offset: int, until: int, end: Head) -> Head:
-        """The head at which to stop reading: at `until`, or at `end` if that is before it."""
+    async def _limited(self, offset: int, until: int, end: Head) -> Head:
+        """Where to stop reading from `offset`: at `until`, or at `end` if that comes first."""
         check_not_negative(until)
         if until < offset:
             raise ValueError(f"until is {until}, which is before offset {offset}, where reading begins")
@@ -204,8 +231,11 @@ class ReadingReader(HasPaths):
                 raise ValueError(f"until is {until}, but no line ends there") from error
         return Head(until, "")
 
-    async def _end(self, offset: int) -> Head:
-        """The head at which to stop reading from `offset`: the current one, or the damage that hides it."""
+    async def _end_of_reading(self, offset: int) -> Head:
+        """Where to stop reading from `offset`: at the current head.
+
+        If damage hides the head, no limit is set: reading ends at the damage.
+        """
         try:
             head = await self.head()
         except CorruptLogError:
@@ -215,51 +245,52 @@ class ReadingReader(HasPaths):
         return head
 
     async def _slices(
-        self, start: Head, end: Head, query: Query | None = None, *, places: bool = True
+        self, start: Head, end: Head, query: Query | None = None, *, exact_offsets: bool = True
     ) -> AsyncGenerator[Slice, None]:
         """The slices between two heads; the hash of the first may be unknown ("")."""
         if start.offset == end.offset:
             return
-        newest = (await self._source.waiters()).news.since(start, end)
-        if newest is not None:
-            # In memory: those who waited for it need not read the disk.
-            for piece in self._decoder(query, places=places).feed(newest[1]):
-                yield piece
+        recent = (await self._source.waiters()).recent_lines.since(start, end)
+        if recent is not None:
+            for slice_ in self._decoder(query, exact_offsets=exact_offsets).feed(recent[1]):
+                yield slice_
             return
-        decoder = self._decoder(query, places=places)
+        decoder = self._decoder(query, exact_offsets=exact_offsets)
         async with aclosing(self._source.blocks(start, end.offset)) as blocks:
             since = perf_counter()
             async for block in blocks:
-                for lines in block.cut():
-                    for piece in decoder.feed(lines):
-                        yield piece
-                        del piece
+                for lines in block.chunks():
+                    for slice_ in decoder.feed(lines):
+                        yield slice_
+                        del slice_
                     if perf_counter() - since > _HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
 
-    def _decoder(self, query: Query | None, *, places: bool) -> Decoder:
+    def _decoder(self, query: Query | None, *, exact_offsets: bool) -> Decoder:
         """A decoder of this log's lines."""
-        if self._typing is not None:
-            return self._typing.decoder(query, places=places)
-        return Decoder(query, places=places)
+        typed = self._typed_decoding
+        if typed is not None:
+            return typed.decoder(query, exact_offsets=exact_offsets)
+        return Decoder(query, exact_offsets=exact_offsets)
 
     def _backwards_decoder(self, query: Query | None) -> BackwardsDecoder:
-        """The same, for reading backwards."""
-        return BackwardsDecoder(query) if self._typing is None else self._typing.backwards_decoder(query)
+        """A decoder of this log's lines, for reading backwards."""
+        typed = self._typed_decoding
+        return BackwardsDecoder(query) if typed is None else typed.backwards_decoder(query)
 
     async def _lines(self, start: Head, end: int | None) -> AsyncGenerator[Lines, None]:
-        """The lines from a head, whose hash may be unknown (""), to an offset (None: the current head), undecoded."""
-        last = await self._end(start.offset) if end is None else Head(end, "")
+        """The undecoded lines from `start`, whose hash may be unknown (""), to `end` (None: the current head)."""
+        last = await self._end_of_reading(start.offset) if end is None else Head(end, "")
         if start.offset == last.offset:
             return
-        newest = (await self._source.waiters()).news.since(start, last)
-        if newest is not None:
-            yield newest[1]
+        recent = (await self._source.waiters()).recent_lines.since(start, last)
+        if recent is not None:
+            yield recent[1]
             return
         async with aclosing(self._source.blocks(start, last.offset)) as blocks:
             async for block in blocks:
-                for lines in block.cut():
+                for lines in block.chunks():
                     yield lines
 
 
@@ -272,7 +303,7 @@ async def _lines_at(source: SourceOfLines, offsets: Sequence[int]) -> AsyncItera
     try:
         found = await source.lines_at(offsets)
     except (CorruptLogError, ValueError):
-        # Those before the damage must be yielded first.
+        # Read one by one, since the lines before the damage must be yielded first.
         for offset in offsets:
             [lines] = await source.lines_at([offset])
             yield lines

@@ -1,4 +1,4 @@
-"""What the methods of `EventLog` work on: a reader, a writer unless the log is read-only, views and a catalog."""
+"""The base class of `EventLog`, with the attributes that its methods use."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .own_snapshots import OwnSnapshotsReader
 from .views import Views
 
 
-class LogParts(HasPaths):
-    """The parts of an open log."""
+class LogBase(HasPaths):
+    """An open log: a reader, a writer unless the log is read-only, views and a catalog."""
 
     _reader: EventReader
     _writer_or_none: EventWriter | None
@@ -30,7 +30,7 @@ class LogParts(HasPaths):
 
     @property
     def _views_location(self) -> str:
-        """The log's name for its views, which start over if their snapshots are elsewhere."""
+        """Identifies the log for its views, together with the directory of their snapshots."""
         reader = self._reader
         own = f", with snapshots in {reader.directory}" if isinstance(reader, OwnSnapshotsReader) else ""
         return f"{self._location}{own}"
@@ -39,7 +39,7 @@ class LogParts(HasPaths):
     def _writer(self) -> EventWriter:
         if self._writer_or_none is None:
             raise EventfoldError(
-                f"the log in {self._location} was opened read-only: open it without read_only to write"
+                f"the log in {self._location} was opened read-only: open it without read_only=True to write"
             )
         return self._writer_or_none
 

@@ -1,6 +1,6 @@
 """One connection outside the pool, for `LISTEN` and for session locks, which last only as long as a connection does.
 
-It is opened when it is first taken, and closed a moment after its last user has left it.
+It is opened when it is first needed, and closed `IDLE_TIMEOUT` seconds after its last user has released it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How long an unused connection is kept, in seconds.
-LINGER = 1.0
-# With these, the server notices within half a minute that a host has died, and releases its locks.
+# Seconds for which an unused connection stays open.
+IDLE_TIMEOUT = 1.0
+# With these settings, the server notices within half a minute that a host has died, and releases its locks.
 _KEEPALIVES = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "4"}
 _SET = "SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _KEEPALIVES.items())
 
 
-class StandingConnection:
-    """The connection; there is at most one. `pool` is the application's, or None to connect with `options`."""
+class DedicatedConnection:
+    """The connection. It comes from `pool`, or is opened with `options` if that is None."""
 
     def __init__(self, settings: Settings, pool: Any, options: dict[str, Any]) -> None:
         self._settings = settings
@@ -39,8 +39,8 @@ class StandingConnection:
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
 
-    async def take(self) -> Any:
-        """Returns the connection; call `leave` afterwards. Raises `LogClosedError`, and what connecting raises."""
+    async def acquire(self) -> Any:
+        """Returns the connection; call `release` afterwards. Raises `LogClosedError`, and what connecting raises."""
         async with self._connecting:
             if self._closed:
                 raise LogClosedError(f"the log in {self._settings.location} is closed")
@@ -50,19 +50,19 @@ class StandingConnection:
             self._users += 1
             return self._connection
 
-    def has(self, connection: Any) -> bool:
-        """Whether a connection that was taken is still open, as far as is known."""
+    def is_open(self, connection: Any) -> bool:
+        """Whether an acquired connection is still open, as far as is known."""
         return connection is self._connection and not connection.is_closed()
 
-    def leave(self, connection: Any) -> None:
-        """Notes that a connection that was taken is no longer needed."""
+    def release(self, connection: Any) -> None:
+        """Ends one use of an acquired connection."""
         if connection is self._connection:
             self._users -= 1
             if not self._users:
-                asyncio.get_running_loop().call_later(LINGER, self._begin_closing, connection)
+                asyncio.get_running_loop().call_later(IDLE_TIMEOUT, self._begin_closing, connection)
 
     async def run(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Makes a call that uses the connection, which can handle only one call at a time."""
+        """Makes a call that uses the connection, after the calls before it have ended."""
         async with self._busy:
             return await call()
 

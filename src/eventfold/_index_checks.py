@@ -1,10 +1,10 @@
-"""Checks a group of appends with the index, right before it is committed: which ids and tags are in the log.
+"""Looks up the ids and conditions of a group of appends in the index, right before the group is committed.
 
-The writer asks for the whole group at once. What is appended in between, and what is in the group itself, is judged in
-the append's turn.
+One lookup serves the whole group. Later appends, and those of the group itself, are checked when the group is judged.
 
-Promises: of the appends with the same id, at most one is in the log, whoever made them, with or without the index file;
-an append of what is in the log returns the results of the first one, even if its condition no longer holds.
+Promises: at most one append with a given id is in the log, no matter which process made it and whether the index file
+can be used; an append of events that are in the log already returns the results of the first append, even if its own
+condition no longer holds.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Iterable, Sequence
 
 from ._errors import InvalidEventError, copy_error
 from ._event import AppendResult, Event
-from ._index import Answers
+from ._index import Index
 from ._judge import Append, UniqueIds, conflict_with
 
 
 class NotIndexedError(Exception):
-    """The index has no answer for a condition: the caller must read the log, and try again."""
+    """The index has no answer for a condition: the caller must read the log and append again."""
 
 
 def ids_of(events: Iterable[Event]) -> UniqueIds | None:
-    """Returns the ids of events that are appended together; None if none has one.
+    """The ids of events that are appended together; None if no event has an id.
 
-    Raises `InvalidEventError` if two have the same.
+    Raises `InvalidEventError` if two events have the same id.
     """
     ids = [event.id for event in events if isinstance(event.id, str)]
     if len(set(ids)) < len(ids):
@@ -33,23 +33,23 @@ def ids_of(events: Iterable[Event]) -> UniqueIds | None:
     return UniqueIds(tuple(ids)) if ids else None
 
 
-class Checks:
+class IndexChecks:
     """Looks up the appends of a group in the index."""
 
-    def __init__(self, index: Answers) -> None:
+    def __init__(self, index: Index) -> None:
         self._index = index
 
     async def check(self, appends: Sequence[Append]) -> list[Append]:
-        """Resolves the appends that must not be committed, and returns the others.
+        """Resolves the appends that must not be committed, and returns all others.
 
-        For these it records up to where their ids and conditions were checked.
+        In the requirements of the others, it sets the offset up to which their ids and conditions were checked.
         """
         await self.check_ids(appends)
         await self._check_conditions(appends)
         return [append for append in appends if not append.future.done()]
 
     async def check_ids(self, appends: Sequence[Append]) -> None:
-        """Resolves the appends whose ids are in the log."""
+        """Resolves the appends whose ids are in the log already."""
         required = [(append, append.requirements) for append in appends if append.requirements is not None]
         unique = [(append, required.unique) for append, required in required if required.unique is not None]
         if not unique:
@@ -67,10 +67,10 @@ class Checks:
                 _fail([append], error)
             else:
                 if found is not None and not append.future.done():
-                    append.future.set_result(found[0] if append.count is None else found)
+                    append.future.set_result(found[0] if append.lines is None else found)
 
     async def results_of(self, ids: UniqueIds | None, count: int) -> list[AppendResult] | None:
-        """Returns the results of an append of `count` events if all are in the log; None if none is.
+        """The results of an append of `count` events if all of them are in the log already; None if none of them is.
 
         Raises `InvalidEventError` if only some of them are, and what reading the log raises.
         """
@@ -112,12 +112,15 @@ def _fail(appends: Iterable[Append], error: Exception) -> None:
 
 
 def _results(unique: UniqueIds, count: int, results: dict[str, AppendResult]) -> list[AppendResult] | None:
-    """Returns the results of an append of `count` events if all are in the log; None if none is."""
+    """The results of an append of `count` events if all of them are in the log already; None if none of them is.
+
+    Raises `InvalidEventError` if only some of them are.
+    """
     found = [results[id] for id in unique.ids if id in results]
     if found and len(found) < count:
         listed = ", ".join(repr(id) for id in unique.ids if id in results)
         raise InvalidEventError(
-            f"{len(found)} of the {count} events of the batch are in the log already (ids {listed}), and the others "
-            "are not: nothing was appended; append those separately"
+            f"{len(found)} of the {count} events of the batch are in the log already (ids {listed}), so nothing was "
+            "appended: append the other events without them"
         )
     return found or None
