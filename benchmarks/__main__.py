@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...]`: runs the named benchmarks or all, prints tables and writes JSON."""
+"""Runs the named benchmarks, or all of them, prints their tables, and writes the figures to a JSON file."""
 
 from __future__ import annotations
 
@@ -53,30 +53,50 @@ BENCHMARKS: dict[str, Tables] = {
     "growth": growth.tables,
 }
 PACKAGES = ("eventfold", "msgspec", "aiosqlite", "eventsourcing", "aiofiles", "umadb", "uvloop")
-# File systems on which a sync reaches no disk.
+# File systems in memory, where a sync reaches no disk.
 MEMORY = {"tmpfs", "ramfs"}
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(BENCHMARKS)}; default all")
-    parser.add_argument("--quick", action="store_true", help="a little of everything: to see that it works")
-    parser.add_argument("--rounds", type=int, metavar="N", help="how often each case is measured (5; quick: 1)")
-    parser.add_argument("--events", type=int, metavar="N", help="how long the log is (1,000,000; quick: 20,000)")
-    parser.add_argument("--json", type=Path, metavar="FILE", default=Path("build/benchmarks.json"), help="all figures")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="put tables and plots into DIR/benchmarks.md")
     parser.add_argument(
-        "--compare", type=Path, metavar="FILE", help="warn if a ratio is a third worse than in this file of a report"
+        "names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(BENCHMARKS)} (default: all)"
     )
-    parser.add_argument("--redraw", type=Path, metavar="DIR", help="only redraw the plots of DIR/benchmarks.md")
-    parser.add_argument("--dir", default=tempfile.gettempdir(), help="where temporary directories are created")
-    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the event loop")
+    parser.add_argument("--quick", action="store_true", help="run a little of everything, to see that it works")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="how often each case is measured (default: 5; quick: 1)"
+    )
+    parser.add_argument(
+        "--events", type=int, metavar="N", help="the number of events in the log (default: 1,000,000; quick: 20,000)"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=Path("build/benchmarks.json"),
+        help="the file for the figures of all rounds (default: %(default)s)",
+    )
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write the tables and plots to DIR/benchmarks.md")
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="warn about ratios that are a third worse than in published.json"
+    )
+    parser.add_argument(
+        "--redraw", type=Path, metavar="DIR", help="measure nothing; draw the plots of DIR/benchmarks.md again"
+    )
+    parser.add_argument(
+        "--dir",
+        default=tempfile.gettempdir(),
+        help="where to create temporary directories, which decides the disk that is measured",
+    )
+    parser.add_argument(
+        "--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the event loop of all contenders"
+    )
     parser.add_argument(
         "--contender",
         action="append",
         default=[],
         metavar="NAME=COMMAND",
-        help="another program to measure, which speaks the protocol in docs/benchmarks.md",
+        help="also measure another program, which implements the protocol in docs/benchmarks.md; may be repeated",
     )
     chosen = parser.parse_args(given)
     chosen.rounds = chosen.rounds if chosen.rounds is not None else (1 if chosen.quick else 5)
@@ -89,7 +109,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     if chosen.redraw is not None:
         return chosen
     if missing := missing_packages("uvloop"):
-        parser.error(f"not installed: {', '.join(missing)}; they come with the extra named benchmark")
+        parser.error(f"not installed: {', '.join(missing)}; install the extra named benchmark")
     try:
         for option in chosen.contender:
             Contender.from_option(option)
@@ -99,7 +119,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 
 def environment(options: Options) -> dict[str, Any]:
-    """What the figures depend on."""
+    """The environment on which the figures depend."""
     about = {
         "python": platform.python_version(),
         "system": platform.system(),
@@ -132,7 +152,7 @@ def run(names: list[str], options: Options) -> list[Result]:
 
 
 def warn_of_falls(published: dict[str, Any], results: list[Result]) -> None:
-    """Reports on standard error what is much worse than the published figures. Never fails."""
+    """Reports on standard error which ratios are much worse than the published ones. Never fails."""
     compared, worse = _published.compare(published, results)
     print(f"{compared} ratios compared with the published ones, {len(worse)} worse by a third or more", file=sys.stderr)
     for line in worse:
@@ -149,7 +169,7 @@ def main(given: list[str] | None = None) -> None:
     published = {} if chosen.compare is None else _published.read(chosen.compare)
     print(", ".join(f"{key} {value}" for key, value in about.items()), end="\n\n")
     if about["file system"] in MEMORY:
-        print(f"The temporary directories are in memory ({about['file system']}): syncing costs nothing there.\n")
+        print(f"The temporary directories are in memory ({about['file system']}), where a sync costs nothing.\n")
     try:
         results = run(chosen.names or list(BENCHMARKS), options)
     except ContenderError as error:

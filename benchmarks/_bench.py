@@ -1,4 +1,4 @@
-"""What a benchmark gets: the chosen sizes, the contenders, and directories to work in."""
+"""What benchmarks work with: the options, the contenders, and new directories."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Options:
-    """The command line's options: where temporary files go, how much is measured, by whom."""
+    """The command line's options: where temporary files go, how much is measured, and with which contenders."""
 
     dir: str
     events: int = 1_000_000
@@ -60,14 +60,14 @@ class Bench:
         self._stack.close()
 
     def contenders(self, *names: str) -> list[Contender]:
-        """The built-in ones with these names, and all that were added."""
+        """The built-in contenders with these names, and all that were added with `--contender`."""
         return [c for name, c in self._contenders.items() if name in names or name not in BUILT_IN]
 
     def contender(self, name: str) -> Contender:
         return self._contenders[name]
 
     def on_uvloop(self, name: str) -> Contender:
-        """A built-in contender in a process of its own, whose event loop is uvloop's."""
+        """A built-in contender in another process, which runs on uvloop."""
         return self._stack.enter_context(Contender.built_in(name, "uvloop"))
 
     @contextmanager
@@ -77,7 +77,7 @@ class Bench:
             yield Path(path).resolve()
 
     def in_new_dir(self, contender: Contender, do: str, **fields: Any) -> Answer | None:
-        """The contender's answer to a request for work in an empty directory."""
+        """The contender's answer to a request for work in a new directory."""
         with self.new_dir() as dir:
             return contender.ask(do, dir=str(dir), **fields)
 
@@ -101,10 +101,10 @@ def missing_packages(*others: str) -> list[str]:
 
 
 def per_second(amount: float, column: str, answer: Answer | None) -> Figures | None:
-    """A rate, from an answer's seconds."""
+    """The rate, calculated from an answer's seconds."""
     return None if answer is None else {column: amount / answer["seconds"]}
 
 
 def events_in(size: int) -> int:
-    """About how many sample events have `size` bytes."""
+    """The approximate number of sample events in `size` bytes."""
     return size // LINE_SIZE

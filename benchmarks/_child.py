@@ -1,4 +1,4 @@
-"""The parent's side of the protocol that contenders speak (see `benchmarks.contenders`)."""
+"""The parent's side of the protocol of contenders (see `benchmarks.contenders`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# The built-in ones, by the module's name.
+# The built-in contenders, by the names of their modules.
 BUILT_IN = ("raw", "eventfold", "sqlite", "sqlite_shared", "eventsourcing", "jsonl", "umadb")
 # Seconds to wait for an answer.
 PATIENCE = 1800.0
@@ -21,11 +21,11 @@ Answer = dict[str, Any]
 
 
 class ContenderError(Exception):
-    """A contender that failed, or doesn't speak the protocol."""
+    """A contender failed, or doesn't follow the protocol."""
 
 
 class Contender:
-    """One contender and its process, which is started at the first request."""
+    """A contender and its process, which is started at the first request."""
 
     def __init__(self, name: str, command: list[str]) -> None:
         self.name = name
@@ -42,7 +42,7 @@ class Contender:
 
     @classmethod
     def from_option(cls, option: str) -> Contender:
-        """`NAME=COMMAND`."""
+        """The contender that an option `NAME=COMMAND` describes."""
         name, separator, command = option.partition("=")
         if not (name and separator and command.strip()) or name in BUILT_IN:
             raise ValueError(f"--contender takes NAME=COMMAND, with a name that isn't taken, not {option!r}")

@@ -1,7 +1,7 @@
 """Plots of tables whose columns are lengths of a log: cost against length, both logarithmic, as SVG text.
 
-A cost that does not depend on the length is a level line; one that is proportional to it climbs a decade per decade.
-Each row of the table is one curve, with its name at the end; the active log is on the left, the archive on the right.
+A cost that does not depend on the length is a horizontal line; a cost proportional to it rises one decade per decade.
+Each row of the table is one curve, named below the plot; the active log is on the left, the archive on the right.
 Like the bars of `_plot`, the curves are drawn from the tables on the page.
 """
 

@@ -17,8 +17,8 @@ from eventfold import Event, EventLog, EventReader
 from ._events import PlainEvent, sample_fields, sample_lines
 
 _CONNECTIONS = 20
-_PLAIN_MESSAGES = 20_000  # of the replay with a message an event, since each is synced
-_COMMIT_SIZE = 1_000  # events of a ready-made commit, and of one that fills a log
+_PLAIN_MESSAGES = 20_000  # to replay with one message per event, since each is synced
+_COMMIT_SIZE = 1_000  # events of a ready-made commit, and of a commit of `fill`
 
 
 class Contender(Protocol):
@@ -30,16 +30,16 @@ class Contender(Protocol):
         """Appends one event durably."""
 
     async def append_if(self, number: int) -> Any:
-        """The same, if nothing was appended since the last call."""
+        """Appends one event if nothing has been appended since the last call."""
 
     async def append_now(self) -> Any:
         """Appends an event that contains the time of the call."""
 
     def tail(self, begun: Callable[[], object]) -> AsyncIterator[int]:
-        """Yields the times in such events that are appended after `begun` is called."""
+        """Yields the times in those events of `append_now` that are appended after it has called `begun`."""
 
     async def fill(self, count: int) -> int:
-        """Appends up to `count` sample events to a separate log, which `replay` reads; returns how many."""
+        """Appends up to `count` sample events to a separate log, which `replay` reads; returns their number."""
 
     async def replay(self) -> int:
         """Reads and decodes all events of that log; returns their number."""
@@ -95,7 +95,7 @@ class Eventfold:
 
 
 class Plain:
-    """A table with a row for each event, each written in its own transaction."""
+    """A table with one row per event, each written in its own transaction."""
 
     name = "asyncpg"
 
@@ -177,7 +177,7 @@ _COMMIT = b"".join(sample_lines(_COMMIT_SIZE))
 
 
 class PlainNats:
-    """A stream with a message for each event, each of which is awaited until it is acknowledged."""
+    """A stream with one message per event; each call waits for the acknowledgement."""
 
     def __init__(self, name: str, address: str, replicas: int) -> None:
         self.name = name
@@ -203,7 +203,7 @@ class PlainNats:
         self._last = await self._publish(PlainEvent(**sample_fields(number)), self._last)
 
     async def append_commit(self) -> int:
-        """Publishes a message of a thousand events, as eventfold does with as many tasks; how many they are."""
+        """Publishes a thousand events as one message, as eventfold does; returns their number."""
         self._last = max(self._last, (await self._stream.publish(f"plain{self._replicas}", _COMMIT)).seq)
         return _COMMIT.count(b"\n")
 

@@ -1,8 +1,8 @@
-"""What the index costs and gains on PostgreSQL, for `benchmarks.engines`: the same log with it and without.
+"""The costs and gains of the index on PostgreSQL, for `benchmarks.engines`: the same log with and without the index.
 
-Each appended event has a tag of its own; the condition is that no event in the whole log has it. That log is there
-already, with ten events of each tag, far apart. Appends without a condition go to another log, so that they don't make
-this one longer.
+Each appended event has its own tag, and the condition is that no event in the whole log has this tag. The log already
+has ten events of each of its tags, far apart. Appends without a condition go to another log, so that this one does not
+grow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ._harness import Case, Figures, Table
 PLAIN, INDEX = "postgres", "postgres, index"
 EVENTS_OF_A_TAG = 10
 TASKS = 1_000
-# Tags that are read in a round; without the index, each takes a pass over the log.
+# Tags that are read in a round; without the index, each read scans the log.
 _READ = {PLAIN: 1, INDEX: 20}
 Appends = Callable[[Callable[[int], Awaitable[Any]], int, float], Awaitable[Figures]]
 
@@ -57,7 +57,7 @@ class TaggedLog:
         return Event(**tagged_fields(next(self._new)))
 
     async def read(self) -> Figures:
-        """The events of tags that were not read before."""
+        """Reads the events of tags that have not been read before."""
         times = []
         for _ in range(_READ[self.name]):
             tag = f"entity:{next(self._next_tag) * 7919 % self._tags}"

@@ -32,13 +32,13 @@ class PlainEvent(msgspec.Struct, omit_defaults=True):
 
 
 class BatchedEvent(PlainEvent, omit_defaults=True):
-    """The same with its place in a batch, from 1, and the batch's size."""
+    """An event with its position in a batch, from 1, and the batch's size."""
 
     batch: tuple[int, int] | None = None
 
 
 class Order(msgspec.Struct, frozen=True, gc=False):
-    """The data of every event, where it is typed."""
+    """The typed data of every event."""
 
     order: int
     customer: str
@@ -47,7 +47,7 @@ class Order(msgspec.Struct, frozen=True, gc=False):
 
 
 def sample_fields(number: int) -> dict[str, Any]:
-    """The fields of the event with this number; always the same ones."""
+    """The fields of the sample event with this number."""
     return {
         "type": TYPES[number % len(TYPES)],
         "data": {
@@ -63,7 +63,7 @@ def sample_fields(number: int) -> dict[str, Any]:
 
 
 def tagged_fields(number: int, tags: int | None = None) -> dict[str, Any]:
-    """The same with one tag: the event's own, or one of `tags` different ones in turn."""
+    """The fields of the sample event with one tag: its own, or one of `tags` different tags in turn."""
     return {**sample_fields(number), "tags": (f"entity:{number if tags is None else number % tags}",)}
 
 
@@ -78,7 +78,7 @@ def sample_lines(count: int, start: int = 0) -> list[bytes]:
 
 
 def tagged_lines(count: int, start: int = 0, tags: int | None = None) -> list[bytes]:
-    """The same with the tags of `tagged_fields`."""
+    """The lines of the events of `tagged_fields`."""
     return [
         b'%b,"tags":["entity:%d"]}\n' % (_open_line(number), number if tags is None else number % tags)
         for number in range(start, start + count)
@@ -86,12 +86,12 @@ def tagged_lines(count: int, start: int = 0, tags: int | None = None) -> list[by
 
 
 def batch_lines(count: int, start: int = 0) -> list[bytes]:
-    """The same as `append_many` of all of them writes them."""
+    """The lines of the same events as one `append_many` writes them."""
     return [b'%b,"batch":[%d,%d]}\n' % (_open_line(start + at), at + 1, count) for at in range(count)]
 
 
 def _open_line(number: int) -> bytes:
-    """The fields of `sample_fields`, without the last bracket."""
+    """The line of the event of `sample_fields`, without its last bracket."""
     order, type = divmod(number, len(TYPES))
     ts = 1_700_000_000 + number // 10
     return _LINES[type] % (order, number % 977, number % 9973, ts, number, number % 100)
@@ -116,19 +116,19 @@ class Totals(msgspec.Struct):
 
 
 def add(state: Totals, event: Any) -> Totals:
-    """The reducer of the replayed view, as cheap as a reducer that reads the data can be, so that the rest counts."""
+    """The reducer of the replayed view, as cheap as possible for a reducer that reads the data."""
     state.events += 1
     state.amount += event.data["amount"]
     return state
 
 
 def add_wanted(state: Totals, event: Any) -> Totals:
-    """The reducer for a quarter of the events, for when it gets all of them."""
+    """The reducer that selects a quarter of the events itself."""
     return add(state, event) if event.type == TYPES[0] else state
 
 
 def add_typed(state: Totals, event: Any) -> Totals:
-    """The same as `add` for typed data."""
+    """The reducer `add` for typed data."""
     state.events += 1
     state.amount += event.data.amount
     return state

@@ -38,7 +38,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a table: who does what. `reference` is the label of the case with which it is compared."""
+    """One row of a table: a contender doing some work. `reference` is the label of the case to compare it with."""
 
     work: str
     contender: str
@@ -120,12 +120,12 @@ class Verdict:
         if self.goal.to is None:
             column = self.goal.column or self.row.main
             return (
-                f"{word}: {self.row.case.label}: {column} {show(self.value)} {self.unit}, "
-                f"the goal is {sign} {show(self.goal.limit)}"
+                f"{word}: {self.row.case.label}: {column} {show(self.value)} {self.unit} "
+                f"(goal: {sign} {show(self.goal.limit)})"
             )
         return (
-            f"{word}: {self.row.case.label}: {show(self.value)} times {self.goal.to}, "
-            f"the goal is {sign} {show(self.goal.limit)}"
+            f"{word}: {self.row.case.label}: {show(self.value)} times {self.goal.to} "
+            f"(goal: {sign} {show(self.goal.limit)})"
         )
 
 
@@ -153,7 +153,7 @@ class Result:
         return found
 
     def losses(self) -> list[str]:
-        """The goals that were missed and the works that somebody else does better, in plain words."""
+        """The missed goals, and the work that other contenders do better, as text."""
         losses = [str(verdict) for verdict in self.verdicts() if not verdict.reached]
         for row in self.rows:
             if not row.case.contender.startswith(self.ours):
@@ -170,7 +170,7 @@ class Result:
 
     def header(self) -> list[str]:
         main, *others = self.table.columns.items()
-        return ["work", "contender", f"{main[0]}, {main[1]}", "least", "most", "ratio"] + [
+        return ["work", "contender", f"{main[0]}, {main[1]}", "lowest", "highest", "ratio"] + [
             f"{n}, {u}" for n, u in others
         ]
 
@@ -189,12 +189,12 @@ class Result:
     def remarks(self) -> list[str]:
         """The remarks below the table."""
         if not self.rows:
-            return ["Nobody here can do this."]
+            return ["No contender can do this."]
         first = self.table.cases[0].label
         others = sorted({row.reference for row in self.rows if row.reference not in (first, None)})
         remarks = [f"Ratios are to “{first}”, within the same round."] if not others else []
         if others:
-            remarks += [f"Ratios are within the same round, to “{first}”, and where named in the notes to others."]
+            remarks += [f"Ratios are to “{first}”, or to the case named below, within the same round."]
             remarks += [
                 f"Compared with “{other}”: {'; '.join(r.case.label for r in self.rows if r.reference == other)}."
                 for other in others
@@ -221,7 +221,7 @@ class Result:
         return "\n".join(text + [f"- {loss}" for loss in losses])
 
     def as_json(self) -> dict[str, Any]:
-        """The same for a program, with the figures of every round."""
+        """The result as JSON, with the figures of every round."""
         return {
             "name": self.table.name,
             "title": self.table.title,

@@ -1,7 +1,7 @@
-"""The soak's records: what was acknowledged, what was refused, and what the process has open.
+"""The records of the long run: which events were acknowledged or refused, and the resources that the process uses.
 
-Promise: each finds what it is there to find. Tests show that with a log that lacks an event or has one twice or out of
-order, and with a count that grows.
+Promise: the checks find what they should. Tests show this with a log that lacks an event, or has an event twice or out
+of order, and with a count that grows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Note = Callable[..., None]
 
 
 class Batch(NamedTuple):
-    """Events that are appended together, with their identity."""
+    """The identity of events that are appended together."""
 
     run: int
     task: int
@@ -53,14 +53,14 @@ class Sum:
 
 
 class Ledger:
-    """Everything that was recorded about one directory's events, and what was found to be wrong (`faults`)."""
+    """The records about the events of one directory, and the faults that were found."""
 
     def __init__(self) -> None:
         # (run, task, n): where it ends, and its line's hash.
         self.acknowledged: dict[tuple[int, int, int], tuple[int, int]] = {}
         self.refused: set[tuple[int, int, int]] = set()
         self.faults: list[str] = []
-        self._places = {0}  # those from which the consumer may continue
+        self._places = {0}  # offsets from which the consumer may continue
 
     def note(self, kind: str, *numbers: int) -> None:
         """Records the outcome of an append, or what the consumer did."""
@@ -78,7 +78,7 @@ class Ledger:
             self.faults.append(f"the consumer: {kind} at {numbers}, committed was one of {self._places}")
 
     def check(self, records: Iterable[Record], tailed: Sum) -> None:
-        """Compares a whole log with the record, and with what a tail yielded."""
+        """Compares a whole log with the records, and with what a tail yielded."""
         found: dict[tuple[int, int, int], tuple[int, int]] = {}
         last: dict[tuple[int, int], int] = {}
         read, due, offset = Sum(), [], 0
@@ -125,9 +125,9 @@ def sample(seconds: float) -> Sample:
     return Sample(seconds, descriptors, threading.active_count(), len(asyncio.all_tasks()), megabytes)
 
 
-# By how much the median of each may grow from the first quarter to the last.
+# How much the median of each may grow from the first quarter to the last.
 TOLERANCE = {"descriptors": 4, "threads": 2, "tasks": 3, "megabytes": 8.0}
-# Fewer samples than this say nothing.
+# With fewer samples, growth can't be judged.
 ENOUGH = 20
 
 

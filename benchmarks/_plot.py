@@ -1,10 +1,10 @@
-"""Plots as SVG text, one for each table: who is ahead, at a glance, for light and dark pages.
+"""Plots as SVG text, one for each table, for light and dark pages.
 
-A table in which several contenders do the same work becomes a panel for each work, from best to worst, each with its
-own scale. Any other table becomes one panel, in the table's order. Bars show the median of the rounds, thin lines the
-least and the most. `raw` is a limit rather than a contender: its bar is only an outline.
+If several contenders do the same work, the plot has a panel for each kind of work, sorted from best to worst, each with
+its own scale. Otherwise it has one panel, in the table's order. Bars show the median of the rounds, thin lines the
+lowest and the highest figure. `raw` is a limit rather than a contender, so its bar is only an outline.
 
-The plots are drawn from the tables in Markdown: they show what the page says, and can be redrawn at any time.
+The plots are drawn from the tables in Markdown, so that they agree with the page and can be redrawn at any time.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ text { font: 12px system-ui, sans-serif; fill: #1f2937 }
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table; the median also as it is printed."""
+    """A row of a table; `printed` is the median as the table shows it."""
 
     work: str
     contender: str
@@ -141,7 +141,7 @@ def _best_first(plot: Plot, rows: list[Row]) -> list[Row]:
 
 @dataclass(frozen=True)
 class _Panel:
-    """Bars below each other; with a heading they are a contest, which somebody leads."""
+    """Bars below each other. With a heading, they are sorted, and the first contender is the leader."""
 
     heading: str
     rows: list[Row]

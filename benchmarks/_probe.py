@@ -15,12 +15,12 @@ PERIOD = 0.001
 
 
 class Watched:
-    """How late a timer was called.
+    """The delays of a timer, in seconds.
 
-    `late` is all of it: what other tasks on the loop notice. It includes the timer's resolution, and other programs
-    that used the processor. So `ours` limits each lateness to the processor time that this process, in all its threads,
-    has used since the timer was set: what the program itself causes, and sometimes a little more. `callback` is the
-    longest time that the loop's thread computed in one callback; uvloop's are not seen.
+    `late` has the whole delays, as other tasks on the loop notice them. They include the timer's resolution, and delays
+    by other programs. So `ours` limits each delay to the processor time that this process, in all its threads, has used
+    since the timer was set: the part that the program causes itself, and sometimes a little more. `callback` is the
+    longest processor time of a single callback in the loop's thread; it is not measured on uvloop.
     """
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ._harness import Result, quotient, show
 
 FILE = "published.json"
-# By how much a ratio must fall to be reported. Quick runs vary by less than that.
+# By how much a ratio must get worse to be reported. Quick runs vary by less.
 A_THIRD = 1 / 3
 
 
@@ -44,9 +44,9 @@ def table(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(published: dict[str, Any], results: list[Result], ours: str = "eventfold") -> tuple[int, list[str]]:
-    """How many ratios of ours are in both, and those that have become worse by a third or more, in words.
+    """The number of our ratios that are in both, and messages about those that are worse by a third or more.
 
-    A case that is not in both, or has a different reference now, is skipped: a quick run has shorter logs.
+    A case that is not in both, or has another reference now, is skipped: a quick run has shorter logs.
     """
     compared, worse = 0, []
     for result in results:

@@ -1,9 +1,9 @@
 """Durable appends: what was acknowledged is on disk.
 
 The reference writes pre-encoded lines with `os.write` and syncs each with `os.fdatasync`, which is as many single
-durable lines as the disk takes. `raw, in a thread` does the same from an event loop that stays free meanwhile, which is
-the least that an append can be. All figures are acknowledged events per second; opening and closing the log don't
-count.
+durable lines as the disk accepts. `raw, in a thread` does the same in a thread while the event loop stays free, which
+is the least that an append can do. All figures are acknowledged events per second, without the time to open and close
+the log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RATE = {"rate": "events/s"}
 ONE = "one at a time"
 MANY = 10_000
 RAW = f"{ONE}, raw"
-# Tasks: how often each of them appends, at full size and in a quick run.
+# By number of tasks: how often each of them appends, at full size and in a quick run.
 TASKS = {1: (1_000, 100), 10: (200, 20), 100: (50, 5), 1_000: (10, 2), MANY: (10, 0)}
 BATCH_SIZE = 100
 GOALS = {
@@ -42,7 +42,7 @@ def tables(bench: Bench) -> Iterator[Table]:
         return Case(work, name, once, GOALS.get((work, name), ()))
 
     def alone() -> Iterator[Case]:
-        """The limits and ourselves next to each other, so that little time lies between what is compared."""
+        """eventfold next to its limits, so that little time passes between the measurements that are compared."""
         size: dict[str, Any] = {"tasks": 1, "count": bench.options.size(*TASKS[1]), "batch": 1}
         yield case(ONE, bench.contender("raw"), **size)
         yield case(ONE, bench.contender("eventfold"), **size)
@@ -57,10 +57,10 @@ def tables(bench: Bench) -> Iterator[Table]:
         if count := bench.options.size(*counts):
             work = ONE if tasks == 1 else f"{tasks:,} tasks"
             done = {case.label for case in cases}
-            # One task at a time is what raw does.
+            # raw measures only one task.
             able = [c for c in everybody if c.name != "raw" and f"{work}, {c.name}" not in done]
             for contender in able:
-                # A hundred thousand events would take the others minutes.
+                # A hundred thousand events would take the other contenders minutes.
                 times = 1 if tasks == MANY and contender.name != "eventfold" else count
                 cases.append(case(work, contender, tasks=tasks, count=times, batch=1))
     count = bench.options.size(100, 10)
@@ -73,12 +73,11 @@ def tables(bench: Bench) -> Iterator[Table]:
         cases,
         more_is_better=True,
         notes=[
-            "raw, in a thread: each line is written and synced in a thread and awaited, so that the event loop is free "
-            "meanwhile.",
-            f"{MANY:,} tasks: each appends {TASKS[MANY][0]} times with eventfold, like each of 1,000, since a task's "
-            "first turn costs as much as an append. With the others it appends once.",
-            "sqlite: a transaction for each append. sqlite_shared: execute and commit on one connection for all tasks, "
-            "which then commit each other's appends.",
+            "raw, in a thread: each line is written and synced in a thread while the event loop stays free.",
+            f"{MANY:,} tasks: with eventfold each task appends {TASKS[MANY][0]} times, as with 1,000 tasks, since "
+            "starting a task costs as much as an append. With the other contenders each task appends once.",
+            "sqlite: a transaction for each append. sqlite_shared: all tasks execute and commit on one connection, and "
+            "so commit each other's appends.",
         ],
     )
     yield conditional(bench)
@@ -90,7 +89,7 @@ def conditional(bench: Bench) -> Table:
             answer = bench.in_new_dir(contender, "append_if", tasks=tasks, count=count)
             return per_second(tasks * count, "rate", answer)
 
-        work = ONE if tasks == 1 else f"{tasks} tasks that try again"
+        work = ONE if tasks == 1 else f"{tasks} tasks that retry"
         goals = (Goal(0.95, to=f"{plain}, eventfold"),) if tasks == 1 and contender is ours else ()
         return Case(work, contender.name, once, goals)
 
@@ -101,7 +100,7 @@ def conditional(bench: Bench) -> Table:
     sizes = {1: bench.options.size(1_000, 100), 10: bench.options.size(50, 5)}
     return Table(
         "append-if",
-        "conditional appends: only if nobody else came first",
+        "conditional appends: only if the head has not moved",
         RATE,
         [
             Case(plain, ours.name, unconditional),
@@ -112,5 +111,5 @@ def conditional(bench: Bench) -> Table:
             ),
         ],
         more_is_better=True,
-        notes=["Of the tasks that try at the same time one succeeds; the others look again and try again."],
+        notes=["Of the tasks that try at the same time, one succeeds; the others read the new head and retry."],
     )

@@ -1,7 +1,7 @@
-"""Decisions: conditional appends of tagged events, and reading the events of one tag, beside UmaDB.
+"""Decisions: conditional appends of tagged events, and reading the events of one tag, compared with UmaDB.
 
-An appended event has a tag of its own, and the condition is that no event in the whole log has it. The log is new in
-each round, or a large one. In the large one each tag has ten events, which lie far apart, as those of an entity do.
+Each appended event has its own tag, and the condition is that no event in the whole log has this tag. The log is either
+new in each round, or a large one, in which each tag has ten events that are far apart, like those of an entity.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ._harness import Case, Figures, Goal, Table
 
 INDEX = "eventfold, index"
 RATE = {"rate": "events/s"}
-# Tasks: how often each of them appends, at full size and in a quick run.
+# By number of tasks: how often each of them appends, at full size and in a quick run.
 TASKS = {1: (1_000, 50), 100: (100, 2), 1_000: (10, 1)}
-# The same with a condition that is judged without an index, by reading the log.
+# The same with a condition that is checked by reading the log, without an index.
 TASKS_THAT_READ = {1: (200, 20), 100: (5, 1), 1_000: (1, 1)}
 EVENTS_OF_A_TAG = 10
 # Tags that are read in a round, after the first one.
@@ -36,7 +36,7 @@ def tables(bench: Bench) -> Iterator[Table]:
 
 
 def who(bench: Bench) -> list[tuple[str, Contender, bool | None]]:
-    """Everybody who appends and reads: the name in the tables, the contender, and whether it uses an index."""
+    """All contenders that append and read: the name in the tables, the contender, and whether it uses an index."""
     ours, *others = bench.contenders("eventfold", "umadb")
     return [("eventfold", ours, False), (INDEX, ours, True), *((other.name, other, None) for other in others)]
 
@@ -67,17 +67,17 @@ def new_log(bench: Bench) -> Table:
         [case(*one, conditional, tasks) for conditional in (False, True) for tasks in TASKS for one in who(bench)],
         more_is_better=True,
         notes=[
-            "Conditional: only if no event in the whole log has the tag.",
-            "eventfold without an index reads the whole log for a condition, so it is given less to append: "
+            "Conditional: appended only if no event in the whole log has the tag.",
+            "eventfold without an index reads the whole log for a condition, so it appends fewer events: "
             + ", ".join(f"{tasks * size[0]:,} events from {works(tasks)}" for tasks, size in TASKS_THAT_READ.items())
             + ".",
-            "The index has the events' ids too. UmaDB's events are given none.",
+            "The index also contains the events' ids. UmaDB's events have no ids.",
         ],
     )
 
 
 class Logs:
-    """A log with many events of each contender's, and eventfold's also as an archive."""
+    """A large log of each contender, and eventfold's also as an archive."""
 
     def __init__(self, events: int) -> None:
         self.events = events
@@ -103,7 +103,7 @@ class Logs:
             yield logs
 
     def append(self, contender: Contender, index: bool | None, tasks: int, times: int) -> Answer | None:
-        """What the contender answers when it is to append events whose tags are new, on that condition."""
+        """The answer of a contender that appends events with new tags, on the condition that no event has the tag."""
         if contender.name not in self.dirs:
             return None
         start, self._next_event = self._next_event, self._next_event + tasks * times
@@ -111,7 +111,7 @@ class Logs:
         return contender.ask("append_tagged", dir=str(self.dirs[contender.name]), **fields)
 
     def read(self, contender: Contender, log: str, index: bool | None) -> Answer | None:
-        """What it answers when it is to read the events of some tags: other ones each time."""
+        """The answer of a contender that reads the events of some tags, which differ each time."""
         if log not in self.dirs:
             return None
         tags = [next(self._next_tag) * 7919 % self._tags for _ in range(2 if index is False else TAGS + 1)]
@@ -136,7 +136,7 @@ def large_log(bench: Bench, logs: Logs) -> Table:
         RATE,
         [case(*one, tasks) for tasks in TASKS for one in who(bench) if one[2] is not False],
         more_is_better=True,
-        notes=["eventfold without an index would read the whole log for each condition that waits."],
+        notes=["eventfold without an index is left out: it would read the whole log for each condition."],
     )
 
 
@@ -166,12 +166,12 @@ def reading(bench: Bench, logs: Logs) -> Table:
                 )
     return Table(
         "decisions-read",
-        f"the {EVENTS_OF_A_TAG} events of one tag out of {logs.events:,}",
+        f"reading the {EVENTS_OF_A_TAG} events of one tag out of {logs.events:,}",
         {"time": "ms"},
         cases,
         notes=[
-            f"Reading: the median of {TAGS} tags that were not read before; one tag without an index.",
-            "Opening: for UmaDB, starting its server counts. It has no archive.",
+            f"Reading: the median of {TAGS} tags that have not been read before; without an index, a single tag.",
+            "Opening: for UmaDB, this includes starting its server. UmaDB has no archive.",
         ],
     )
 

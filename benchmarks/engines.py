@@ -1,12 +1,11 @@
-"""The same work on each engine, compared with asyncpg (a row and transaction per event) and nats-py (a message per
+"""The same work on each engine, compared with asyncpg (a row and a transaction per event) and nats-py (a message per
 event).
 
-Run it separately, since it starts a PostgreSQL server and four nats-servers, one alone and three in a cluster, all of
-which sync what they acknowledge: `python -m benchmarks.engines`. It needs the binaries of the servers that the chosen
-contenders use. `R3` has a replica on each server of the cluster. With `postgres`, its index is measured too. Clients
-and servers share the machine's processors, so only the ratios count. It fails if a floor is not reached. `nats-py
-commits` publishes what eventfold does, messages of a thousand events, which are encoded already: no program that
-appends through these servers can be faster.
+It starts a PostgreSQL server and four nats-servers, one alone and three in a cluster, all of which sync what they
+acknowledge, and needs the binaries of the servers that the chosen contenders use. `R3` has a replica on each server of
+the cluster. With `postgres`, the index is measured too. Clients and servers share the machine's processors, so only the
+ratios matter. The ready-made commits of nats-py are messages of a thousand encoded events, like those of eventfold: no
+program can append faster through these servers. The exit status is 1 if eventfold does not reach a minimum.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _IN_FLIGHT = (1, 2, 4)  # ready-made commits at once
 
 
 async def appends(append: Callable[[int], Awaitable[Any]], tasks: int, seconds: float) -> Figures:
-    """How many calls end in a second, where each of so many tasks makes one after the other, and what one takes."""
+    """The rate at which calls return if each of the tasks makes one after the other, and the processor time of one."""
     done, start, cpu = 0, perf_counter(), process_time()
 
     async def run(task: int) -> None:
@@ -56,7 +55,7 @@ async def appends(append: Callable[[int], Awaitable[Any]], tasks: int, seconds: 
 
 
 async def ready_commits(contender: PlainNats, in_flight: int, seconds: float) -> Figures:
-    """How many events a second, where so many messages of a thousand are always under way."""
+    """The rate of events if `in_flight` messages of a thousand events are always under way."""
     done, start, cpu = 0, perf_counter(), process_time()
 
     async def run() -> None:
@@ -69,7 +68,7 @@ async def ready_commits(contender: PlainNats, in_flight: int, seconds: float) ->
 
 
 async def replay(contender: Contender, filled: Mapping[str, int], places: Mapping[str, str]) -> Figures:
-    """In a process of its own, for what it takes."""
+    """Reads in a separate process, to measure its processor time and memory."""
     found = await in_other_process("--replay", contender.name, places)
     figures = msgspec.json.decode(found[-1], type=dict[str, float])
     if (count := figures.pop("events")) != filled[contender.name]:
@@ -91,7 +90,7 @@ async def replay_as_other_process(name: str, places: str) -> None:
 
 
 async def tailed(contender: Contender, begun: Callable[[], object]) -> list[float]:
-    """For each event of a tail, the milliseconds since the call of append."""
+    """The milliseconds from the call of append to the tail, for each event."""
     delays: list[float] = []
     async with aclosing(contender.tail(begun)) as times:  # type: ignore[type-var]
         async for called in times:
@@ -123,7 +122,7 @@ async def to_other_process(contender: Contender, places: Mapping[str, str]) -> F
 async def in_other_process(
     option: str, name: str, places: Mapping[str, str], meanwhile: Callable[[], Awaitable[None]] | None = None
 ) -> list[bytes]:
-    """The lines that this program prints with an option; `meanwhile` is done after the first of them."""
+    """The lines that this program prints with an option; `meanwhile` is called after the first line."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.engines", option, name, msgspec.json.encode(places).decode()),
         stdout=asyncio.subprocess.PIPE,
@@ -198,7 +197,7 @@ def tables(runner: asyncio.Runner, places: Mapping[str, str], options: argparse.
     filled = {contender.name: runner.run(contender.fill(options.events)) for contender in contenders}
     found = cases(f"{options.events:,} events", lambda c: replay(c, filled, places), REPLAY_FLOOR)
     columns = {"rate": "events/s", "cpu": "µs an event", "memory": "MiB"}
-    notes = ["Each in a process of its own: its processor time, and what its peak memory grew by."]
+    notes = ["Each in a separate process: its processor time, and the growth of its peak memory."]
     yield Table("replay", "reading and decoding all events", columns, found, more_is_better=True, notes=notes)
     for contender in contenders:
         runner.run(contender.aclose())
@@ -225,13 +224,29 @@ def started(names: Sequence[str], stack: contextlib.ExitStack) -> dict[str, str]
 
 
 def main() -> int:
-    """Measures and prints tables; the exit status says whether the floors were reached."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each number of tasks, in each round")
-    parser.add_argument("--events", type=int, default=1_000_000, help="to replay, a multiple of 1,000")
-    parser.add_argument("--tagged", type=int, default=100_000, help="events in a log whose tags are looked up")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved; their medians count")
-    parser.add_argument("--only", action="append", choices=CONTENDERS, help="only this contender; more than once")
+    """Measures and prints tables; returns 1 if a minimum was not reached."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.engines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="duration of each case in each round (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--events",
+        type=int,
+        default=1_000_000,
+        help="number of events to replay, a multiple of 1,000 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tagged",
+        type=int,
+        default=100_000,
+        help="number of events in the log whose tags are looked up (default: %(default)s)",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="number of interleaved rounds (default: %(default)s)")
+    parser.add_argument(
+        "--only", action="append", choices=CONTENDERS, help="measure only this contender; may be repeated"
+    )
     parser.add_argument("--tail", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--replay", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

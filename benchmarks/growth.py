@@ -1,8 +1,8 @@
-"""What the same work costs with logs of different lengths, each ten times as long as the one before.
+"""What the same work costs with logs of different lengths, each ten times as long as the previous one.
 
-The longest has as many events as `--events` says. All works are done on a log whose events are in `app.jsonl`, and
-again after they were moved into the archive. Some must cost the same however long the log is; others read all of it:
-ten times as long, ten times the cost, but no more, and no more memory.
+The longest log has as many events as `--events` says. All work is done on a log whose events are in `app.jsonl`, and
+again after they were moved into the archive. Some of it must cost the same however long the log is. The rest reads the
+whole log: for a log ten times as long, it may take ten times as long, but no more memory.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from ._child import Answer, Contender, ContenderError
 from ._harness import Case, Figures, Goal, Table
 
 ACTIVE, ARCHIVED = "active log", "archive"
-# What must not depend on the log's length: how it is called in the table, and in the request.
+# Work that must not depend on the log's length: its name in the table, and in the request.
 FLAT = {
     "opening with a snapshot": "open",
     "a refresh, nothing new": "refresh",
     "a refresh, one new event": "refresh, one",
     "an append": "append",
     "a condition on the last 100 events": "condition, recent",
-    "a condition on all, with the index": "condition, index",
+    "a condition on the whole log, with the index": "condition, index",
     "a tail's start": "tail",
     "reading the last 50": "last",
 }
-# What reads the whole log. The last one moves it into the archive.
+# Work that reads the whole log. The last one moves it into the archive.
 WHOLE = {
     "opening without a snapshot": "replay",
     "verifying": "verify",
-    "a condition on all, without an index": "condition",
+    "a condition on the whole log, without an index": "condition",
     "building the index": "index",
     "opening with the index, which is checked": "open, index",
     "rotating": "archive",
 }
-# What a log in the archive is not measured with: its index is the same, and it is rotated already.
+# Work that is not done on a log in the archive: its index is the same, and it is already rotated.
 ONCE = ("index", "archive")
-# What the growth of the others is compared with: a loop over the lines of the file, and a write with a sync at its end.
+# The references: a loop over the lines of the file, and a write and a sync at its end.
 RAW = {"whole": {"decoding each line": "replay"}, "flat": {"a write and a sync": "append"}}
 GROWTH = "growth"
-# Megabytes below which memory is as good as none.
+# Megabytes below which the use of memory is negligible.
 LITTLE = 1.0
 # Megabytes that reading ahead in blocks, and decoding them, may take at most.
 ENOUGH = 40.0
 
 
 class Work(NamedTuple):
-    """Something that is done with a log of each length: its name in the table, and what the contender is asked for."""
+    """Work that is done with a log of each length: its name in the table, and in the request to the contender."""
 
     name: str
     contender: str
@@ -81,11 +81,11 @@ class Logs:
             ours.ask("write_tagged", dir=str(dir), events=size, tags=size)
 
     def ask(self, work: Work, size: int) -> Answer:
-        """What a contender answers when it is to do a quick work."""
+        """The answer of a contender that does work which may be repeated."""
         return self._ask(self.bench.contender(work.contender), work.what, self.dir(work.kind, size))
 
     def ask_once(self, work: Work, size: int) -> Answer:
-        """What a new process answers when it is to do a work on the whole log, which is done once only."""
+        """The answer of a new process that does work on the whole log, which is done only once."""
         if (work, size) not in self._answers:
             dir = self.dir(work.kind, size)
             if work.what == "archive":
@@ -104,7 +104,7 @@ class Logs:
 
 
 def tables(bench: Bench) -> Iterator[Table]:
-    """First the works on the whole logs, one of which makes the archives."""
+    """First the work on whole logs, a part of which creates the archives."""
     longest = bench.options.events
     sizes = [longest // share for share in (1000, 100, 10, 1) if longest // share >= 10_000 or share <= 100]
     with bench.new_dir() as parent:
@@ -116,7 +116,7 @@ def tables(bench: Bench) -> Iterator[Table]:
 
 
 def works(names: dict[str, str], raw: dict[str, str]) -> Iterator[Work]:
-    """First the raw one, then each of eventfold's with each kind of log."""
+    """First the work of raw, then that of eventfold with each kind of log."""
     for name, what in raw.items():
         yield Work(name, "raw", what, ACTIVE)
     for kind in (ACTIVE, ARCHIVED):
@@ -126,7 +126,7 @@ def works(names: dict[str, str], raw: dict[str, str]) -> Iterator[Work]:
 
 
 def case(logs: Logs, work: Work, once: Callable[[], Figures], limit: float, column: str = GROWTH) -> Case:
-    # A few thousand events don't tell anything about the growth of what reads ahead in blocks of megabytes.
+    # With a few thousand events, reading ahead in blocks of megabytes hides the growth.
     has_goal = work.contender == "eventfold" and not logs.bench.options.quick
     goals = (Goal(limit, at_least=False, column=column),) if has_goal else ()
     return Case(f"{work.name}, {work.kind}", work.contender, once, goals)
@@ -145,7 +145,7 @@ def whole(logs: Logs) -> Table:
     """Time for the whole log; the growth is that of the time for one event."""
 
     def once(work: Work) -> Figures:
-        # From the second length on: with the first, starting is most of it.
+        # From the second length on: with the first, most of the time is for starting.
         return figures(
             logs,
             lambda found: found[-1] / found[1] / (logs.sizes[-1] / logs.sizes[1]),
@@ -159,12 +159,12 @@ def whole(logs: Logs) -> Table:
         [case(logs, work, partial(once, work), 1.5) for work in works(WHOLE, RAW["whole"])],
         rounds=1,
         warm_up=False,
-        notes=[f"Growth: of the time for one event, from {logs.sizes[1]:,} events to {logs.sizes[-1]:,}."],
+        notes=[f"Growth: of the time per event, from {logs.sizes[1]:,} events to {logs.sizes[-1]:,}."],
     )
 
 
 def memory(logs: Logs) -> Table:
-    """The memory of the same works, which are not done again."""
+    """The memory that the same work took; it is not done again."""
 
     def once(work: Work) -> Figures:
         # Of the two longest: short logs don't fill the blocks that are read ahead.
@@ -176,17 +176,20 @@ def memory(logs: Logs) -> Table:
 
     return Table(
         "growth-memory",
-        "peak memory of the same works, in a new process each",
+        "peak memory of the same work, each in a new process",
         columns(logs, "MB"),
         [case(logs, work, partial(once, work), ENOUGH, f"{logs.sizes[-1]:,}") for work in works(WHOLE, RAW["whole"])],
         rounds=1,
         warm_up=False,
-        notes=["Growth: from the second longest log to the longest; shorter ones are shorter than what is read ahead."],
+        notes=[
+            "Growth: from the second longest log to the longest; shorter logs don't fill the blocks that are read "
+            "ahead."
+        ],
     )
 
 
 def flat(logs: Logs) -> Table:
-    """Times of what must not depend on the length."""
+    """The time of work that must not depend on the length."""
 
     def once(work: Work) -> Figures:
         return figures(logs, lambda found: found[-1] / found[0], lambda size: logs.ask(work, size)["seconds"] * 1e3)

@@ -1,8 +1,8 @@
-"""How long the event loop is held by eventfold, while it works there.
+"""How long eventfold blocks the event loop.
 
-A timer asks to be called every millisecond. The figures are how much too late it was called, in milliseconds, as far as
-this process took the processor meanwhile; beside it all of the lateness, other programs' part too, and the longest time
-for which the loop's thread computed in one callback. The first two lines show what there is without eventfold.
+A timer should be called every millisecond. The main figures are its delays in milliseconds, each limited to the
+processor time that this process used in that time. The other columns are the whole delay, including that caused by
+other programs, and the longest processor time of a single callback. The first two rows are measured without eventfold.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BASELINES = ("nothing", "a computing thread")
 
 
 def tables(bench: Bench) -> Iterator[Table]:
-    """Each work for some seconds."""
+    """Each kind of work runs for some seconds."""
     options = bench.options
     events = options.size(min(options.events, 200_000), min(options.events, 10_000))
     seconds = 0.1 if options.quick else 2.0

@@ -1,4 +1,4 @@
-"""How long an import takes in a new interpreter, measured inside it, so without the interpreter's startup."""
+"""The time of an import in a new interpreter, without the interpreter's startup."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODULES = {
 
 
 def tables(bench: Bench) -> Iterator[Table]:
-    """The reference is asyncio, which every program that uses the package imports anyway."""
+    """The reference is asyncio, which every program that uses eventfold imports anyway."""
 
     def case(work: str, contender: str, module: str) -> Case:
         def once() -> Figures:
@@ -45,5 +45,5 @@ def tables(bench: Bench) -> Iterator[Table]:
             case(*ASYNCIO.split(", "), "asyncio"),
             *(case("import", contender, module) for contender, module in MODULES.items()),
         ],
-        notes=["asyncio is included where a package imports it: eventsourcing does not."],
+        notes=["asyncio is included for packages that import it; eventsourcing does not."],
     )

@@ -1,7 +1,7 @@
-"""The peak memory of going through 1 GB.
+"""The peak memory of processing a log of 1 GB.
 
-Each runs in a new process: the peak growth of its resident memory after everything was imported and the log was open.
-Measured once.
+Each case runs once, in a new process. Its figure is the peak growth of the resident memory after everything has been
+imported and the log has been opened.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def tables(bench: Bench) -> Iterator[Table]:
     not_raw = bench.contenders("eventfold")
     yield Table(
         "memory",
-        f"{size / 1e9:g} GB of log",
+        f"peak memory for {size / 1e9:g} GB of log",
         {"growth": "MB"},
         [
             *(case("replay into one view", contender, "replay") for contender in both),

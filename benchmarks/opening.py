@@ -1,6 +1,6 @@
-"""Opening a log until a view's state is there, with and without a snapshot of it.
+"""The time from opening a log to having a view's state, with and without a snapshot of it.
 
-With a snapshot the time must not depend on how long the log is. The figures are milliseconds.
+With a snapshot, the time must not depend on the length of the log. The figures are milliseconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ._child import Contender
 from ._harness import Case, Figures, Goal, Table
 
 ARCHIVED = "archived, "
-# An opening with a snapshot takes a millisecond or so: a round does some, and takes their median.
+# Opening with a snapshot takes about a millisecond, so a round opens several times and takes the median.
 QUICK_ONES = 5
 
 
@@ -65,9 +65,10 @@ def tables(bench: Bench) -> Iterator[Table]:
         {"time": "ms"},
         cases,
         notes=[
-            "The goals say that the time with a snapshot is short, and does not grow with the log.",
-            f"Without a snapshot, saving one is included. With one, a round is the median of {QUICK_ONES} openings.",
-            "eventfold takes the lock, looks for what a crash may have left, and syncs what it finds.",
+            "The goals are that the time with a snapshot is short, and does not grow with the log.",
+            f"Without a snapshot, the time to save one counts. With one, a round is the median of {QUICK_ONES} "
+            "openings.",
+            "eventfold takes the lock, looks for traces of a crash, and syncs the files.",
         ],
         setting=written,
     )

@@ -16,12 +16,12 @@ from ._harness import Case, Figures, Goal, Table
 
 LAST = 50
 ACTIVE, ARCHIVED = "app.jsonl", "archived"
-# Where the last events are.
+# Where the events are.
 PLACES = (ACTIVE, ARCHIVED)
 
 
 def tables(bench: Bench) -> Iterator[Table]:
-    """One log for all rounds, as it was written and archived, read from the page cache."""
+    """One log for all rounds, in the active log and in the archive, read from the page cache."""
     events = bench.options.events
     eventfold = bench.contender("eventfold")
     dirs: dict[str, Path] = {}
@@ -42,7 +42,7 @@ def tables(bench: Bench) -> Iterator[Table]:
             answer = eventfold.ask(do, dir=str(dirs[place]), views=1, types=None)
             assert answer is not None
             if answer["events"] != events:
-                raise AssertionError(f"{do} met {answer['events']} events, not {events}")
+                raise AssertionError(f"{do} read {answer['events']} events, not {events}")
             return {"time": answer["seconds"]}
 
         replay = f"replay, {place}, eventfold"
@@ -71,6 +71,6 @@ def tables(bench: Bench) -> Iterator[Table]:
         f"the last {LAST} of {events:,} events",
         {"time": "ms"},
         [last(place) for place in PLACES],
-        notes=["Read backwards, by a new reader; in the archive the last frame is decompressed."],
+        notes=["A new reader reads backwards; in the archive, it decompresses the last frame."],
         setting=written,
     )

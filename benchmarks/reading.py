@@ -1,8 +1,8 @@
 """Reading records instead of folding a view, and replays of logs that contain the same events in other forms.
 
-The reference for reading is the bare loop of `replay`: each line of the file decoded and folded. Reading folds too, but
-gets the events as records, with their offsets. The reference for the other forms is the replay of lines of single
-appends in the active log.
+The reference for reading is the bare loop of `replay`, which decodes and folds each line of the file. Reading also
+folds, but gets the events as records with their offsets. The reference for the other forms is the replay of lines of
+single appends in the active log.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ._events import LINE_SIZE, totals
 from ._harness import Case, Figures, Goal, Table
 
 SINGLE, ARCHIVE = "lines of single appends", "the same in the archive"
-# The second is longer than what is read at once.
+# The second is larger than a block.
 BATCHES = (10, 5_000)
 BARE = "a bare loop, raw"
-# What is asked for, and how many times as fast as the bare loop it must be.
+# The methods, and the goal for each, relative to the bare loop.
 READS = {"read_full": 0.75, "read_slices, with records": 1.1}
 
 
@@ -80,7 +80,7 @@ def tables(bench: Bench) -> Iterator[Table]:
                 ),
             ],
             more_is_better=True,
-            notes=["Each folds what it reads; a record is an event with its offsets and its line."],
+            notes=["All of them fold what they read. A record is an event with its offsets and its line."],
         )
         yield Table(
             "read-forms",
@@ -94,8 +94,8 @@ def tables(bench: Bench) -> Iterator[Table]:
             ],
             more_is_better=True,
             notes=[
-                "A line of a batch has 15 to 20 bytes more, which say where in the batch it is.",
-                "raw decodes these too, hundreds of lines at once or a whole batch, whichever is more.",
+                "A line of a batch has 15 to 20 additional bytes for its position in the batch.",
+                "raw decodes these bytes too, and hundreds of lines or a whole batch at once, whichever is more.",
             ],
         )
 

@@ -1,6 +1,6 @@
 """Refreshing a view that is already up to date, or nearly: in the writer's process, or in one without a writer.
 
-The figures are microseconds for one refresh, and the bytes that the process wrote meanwhile; appending the new events
+The figures are microseconds for one refresh, and the bytes that the process wrote during it. Appending the new events
 is not included.
 """
 
@@ -18,7 +18,7 @@ LITTLE = 100_000
 
 
 def tables(bench: Bench) -> Iterator[Table]:
-    """Each round has a new log, whose view was just saved."""
+    """Each round has a new log, whose view has just been saved."""
 
     def case(
         work: str, contender: Contender, new: int, size: int, goals: tuple[Goal, ...] = (), do: str = "refresh"
@@ -35,16 +35,16 @@ def tables(bench: Bench) -> Iterator[Table]:
     for state, size in STATES.items():
         cases += [case(f"nothing new, {state}", c, 0, size, below_5) for c in bench.contenders("eventfold")]
     below_40 = (Goal(40, at_least=False),)
-    work = "nothing new, a reader alone"
+    work = "nothing new, a reader without a writer"
     cases += [case(work, c, 0, 1_000, below_40, "refresh_alone") for c in bench.contenders("raw", "eventfold")]
-    notes = ["A reader alone: in a process without a writer, which must look at the files. raw looks at one, once."]
-    yield Table("refresh", "nothing new", COLUMNS, cases, notes=notes)
+    notes = ["A reader without a writer in its process must look at the files. raw looks at one file, once."]
+    yield Table("refresh", "a refresh with nothing new", COLUMNS, cases, notes=notes)
     small, large = STATES
     to_small = Goal(1.5, at_least=False, to=f"ten new events, {small}, eventfold")
     goals = {small: (), large: (to_small, Goal(LITTLE, at_least=False, column="written"))}
     yield Table(
         "refresh-new",
-        "ten new events",
+        "a refresh with ten new events",
         COLUMNS,
         [
             case(f"ten new events, {state}", contender, 10, size, goals[state])
@@ -52,8 +52,8 @@ def tables(bench: Bench) -> Iterator[Table]:
             for contender in bench.contenders("eventfold")
         ],
         notes=[
-            f"The goal for the bytes: the 10 MB are not written again; {LITTLE:,} would be a hundredth of them.",
-            "A state is saved when as many bytes of log have come since the last time as it has itself, so this cost "
-            "comes once in a while, and is not seen here.",
+            f"The goal for the bytes: the 10 MB are not written again; {LITTLE:,} bytes would be a hundredth.",
+            "A state is saved again once the log has grown by as many bytes as the state has. This cost is rare and "
+            "not included here.",
         ],
     )

@@ -1,7 +1,7 @@
-"""Rotating a log of 64 MB: how fast, and how long appends wait meanwhile.
+"""Rotating a log of 64 MB: the rate of the rotation, and the latency of appends during it.
 
 The reference compresses the same file in the same chunks at the same level, writes it and syncs it once. eventfold also
-checks and counts the lines, and syncs each chunk, so that a power cut tears only the last.
+checks and counts the lines, and syncs each chunk, so that a power cut damages only the last one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def tables(bench: Bench) -> Iterator[Table]:
             waits[contender.name] = answer
             return {name: answer["usual"][name] * 1e3 for name in WAIT}
 
-        return Case("an append before it", contender.name, once)
+        return Case("an append before the rotation", contender.name, once)
 
     def during(contender: Contender) -> Case:
         def once() -> Figures | None:
@@ -64,9 +64,9 @@ def tables(bench: Bench) -> Iterator[Table]:
                 return None
             return {name: waits[contender.name]["during"][name] * 1e3 for name in WAIT}
 
-        return Case("an append while it goes on", contender.name, once)
+        return Case("an append during the rotation", contender.name, once)
 
-    alone = [throughput("nothing else going on", c, 0) for c in bench.contenders("raw", "eventfold")]
+    alone = [throughput("no appends", c, 0) for c in bench.contenders("raw", "eventfold")]
     busy = [throughput(f"{TASKS} tasks append", c, TASKS) for c in bench.contenders("eventfold")]
     yield Table(
         "rotate",
@@ -78,7 +78,7 @@ def tables(bench: Bench) -> Iterator[Table]:
     )
     yield Table(
         "rotate-waits",
-        f"how long each append of {TASKS} tasks takes, before and during a rotation of {size // 1_000_000} MB",
+        f"the latency of appends from {TASKS} tasks, before and during a rotation of {size // 1_000_000} MB",
         WAIT,
         [case(contender) for case in (usual, during) for contender in bench.contenders("eventfold")],
         setting=written,

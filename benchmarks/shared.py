@@ -1,8 +1,8 @@
-"""Several processes that write one log at the same time, beside one that has it for itself.
+"""Several processes that write one log at the same time, compared with an exclusive writer.
 
-Every process appends from its tasks for the same few seconds; a figure is what all of them had acknowledged in that
-time. `least` and `most` tell how evenly they shared: a process's events, through the average of all processes. Each
-round has a new log. Opening it comes before, and closing it after.
+All processes append from their tasks for the same few seconds. The rate is that of all events acknowledged in that
+time. The lowest and the highest share say how evenly the processes share the log: a process's number of events divided
+by the average of all processes. Each round has a new log, and does not include the time to open and close it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._harness import Case, Figures, Goal, Table
 
 OURS = "eventfold"
 SHARED = "eventfold, shared"
-COLUMNS = {"rate": "events/s", "p99": "ms", "least": "x", "most": "x"}
+COLUMNS = {"rate": "events/s", "p99": "ms", "lowest share": "x", "highest share": "x"}
 TASKS = 1_000
 PROCESSES, QUICK_PROCESSES = (1, 2, 4, 8), (1, 2)
 SECONDS, QUICK_SECONDS = 2.0, 0.1
@@ -27,8 +27,8 @@ ROTATE_AT = 4 * 2**20
 # Nanoseconds in which every process has seen that it is to begin.
 SOON = 20_000_000
 # Each process's share of the average one's events.
-FAIR = (Goal(0.7, column="least"), Goal(1.4, at_least=False, column="most"))
-# Milliseconds in which an append returns, also while the log is rotated.
+FAIR = (Goal(0.7, column="lowest share"), Goal(1.4, at_least=False, column="highest share"))
+# Milliseconds within which an append returns, even during a rotation.
 PROMPT = (Goal(100, at_least=False, column="p99"),)
 # Events to a tail in another process, and seconds between them.
 EVENTS, QUICK_EVENTS, INTERVAL = 100, 5, 0.01
@@ -36,7 +36,7 @@ EVENTS, QUICK_EVENTS, INTERVAL = 100, 5, 0.01
 
 @dataclass
 class Processes:
-    """Processes of the contenders, which are started once and kept: several of each that can work together."""
+    """Processes of the contenders, several for each, which are started once and reused."""
 
     bench: Bench
     _started: dict[str, list[Contender]] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Processes:
         return started[:count]
 
     def append(self, contender: Contender, count: int, **fields: Any) -> list[Answer] | None:
-        """What each of so many processes answers when they append at the same time."""
+        """The answers of `count` processes that append at the same time."""
         processes = self.of(contender, count)
         with self.bench.new_dir() as dir:
             (log := dir / "log").mkdir()
@@ -87,8 +87,8 @@ def figures_of(answers: list[Answer] | None, seconds: float) -> Figures | None:
     return {
         "rate": sum(events) / seconds,
         "p99": max(answer["p99"] for answer in answers) * 1e3,
-        "least": min(events) / average,
-        "most": max(events) / average,
+        "lowest share": min(events) / average,
+        "highest share": max(events) / average,
     }
 
 
@@ -155,9 +155,9 @@ def appends(bench: Bench, processes: Processes) -> Table:
         cases,
         more_is_better=True,
         notes=[
-            "eventfold: one process that has the log for itself. The p99 is that of the slowest process.",
-            "sqlite and sqlite_shared: a connection in each process, all of which wait for the database's lock.",
-            f"With rotation: whenever the active log has {ROTATE_AT // 2**20} MiB.",
+            "eventfold: one exclusive writer. The p99 is that of the slowest process.",
+            "sqlite and sqlite_shared: one connection per process; the processes wait for the database's lock.",
+            f"With rotation: the log is rotated whenever the active log reaches {ROTATE_AT // 2**20} MiB.",
         ],
     )
 
@@ -171,11 +171,11 @@ def counter(bench: Bench, processes: Processes) -> Table:
     cases += [case(work, SHARED, several, several), case(work, "sqlite", several, several, sqlite)]
     return Table(
         "shared-counter",
-        "a counter: appends on condition that nothing came in between, tried until they succeed",
+        "a counter: conditional appends, retried until they succeed",
         COLUMNS,
         cases,
         more_is_better=True,
-        notes=["The p99 is of what succeeded, with all that was tried in vain before it."],
+        notes=["The p99 is that of successful appends, including their failed attempts."],
     )
 
 
@@ -204,5 +204,8 @@ def tails(bench: Bench, processes: Processes) -> Table:
         "from the call of append to a tail in another process",
         {"p50": "ms", "p99": "ms", "max": "ms", "append": "ms"},
         [case(OURS, False), case(SHARED, False), case(SHARED, True)],
-        notes=["A process that writes too sees only what is on the disk; one that reads may see it a moment earlier."],
+        notes=[
+            "A process that also writes sees an event once it is on disk; one that only reads may see it a moment "
+            "earlier."
+        ],
     )

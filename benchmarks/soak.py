@@ -1,13 +1,13 @@
-"""`python -m benchmarks.soak MINUTES`: everything at once, for a long time, and then a count of what was lost.
+"""Uses logs in every way at once for a long time, and checks that nothing was lost and no resource leaked.
 
-There are two logs. The *steady* one stays open in this process all the time, with appends, rotations, a tail, a watch,
-a consumer and a view. The *stormy* one is used in rounds: by this process, which closes it cleanly or in the middle of
-the work, or by another one, which is killed with SIGKILL; after each round it is opened, read and compared with
-everything that was ever acknowledged, while a tail of this process lives through all of it. A new stormy directory is
-started now and then, to keep what is read repeatedly small.
+There are two logs. The *steady* log stays open in this process, with appends, rotations, a tail, a watch, a consumer
+and a view. The *stormy* log is used in rounds, either by this process, which closes it cleanly or in the middle of the
+work, or by another process, which is killed with SIGKILL. After each round, the stormy log is opened, read, and
+compared with everything that was acknowledged, while a tail of this process follows it throughout. From time to time,
+a new stormy directory is started, so that reading it does not take long.
 
-After each round, this process's descriptors, threads, tasks and memory are counted; they must stay level. Any loss,
-unexpected error or growth makes the exit status 1. `--seed` repeats the choices, though not their timing.
+After each round, this process's descriptors, threads, tasks and memory are counted, which must not grow. The exit
+status is 1 after any loss, unexpected error or growth. `--seed` repeats the random choices, but not their timing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def counts() -> View[dict[str, int]]:
 
 
 async def work(log: EventLog, run: int, task: int, dice: random.Random, note: Note) -> None:
-    """Appends in every way there is until the log is closed, and records the outcome of each append."""
+    """Appends in all ways until the log is closed, and records the outcome of each append."""
     n = 0
     while True:
         size = dice.choice((1, 1, 1, 1, 1, 2, 3, 8))
@@ -127,7 +127,7 @@ def busy(log: EventLog, run: int, dice: random.Random, note: Note) -> list[async
 
 
 async def child(directory: str, run: int, seed: float) -> None:
-    """The process that is killed: reports its records on standard output."""
+    """The process that is killed; reports its records on standard output."""
 
     def tell(*note: Any) -> None:
         os.write(1, (" ".join(map(str, note)) + "\n").encode())
@@ -137,7 +137,7 @@ async def child(directory: str, run: int, seed: float) -> None:
 
 
 class Follower:
-    """A tail that continues through everything; `sum` is that of all that it yielded."""
+    """A tail that runs throughout; `sum` is the sum of all records that it yielded."""
 
     def __init__(self, reader: EventReader | EventLog) -> None:
         self.sum = Sum()
@@ -222,7 +222,7 @@ class Storm:
         return True
 
     async def check(self) -> int:
-        """Opens and reads the log, and adds what is wrong to the ledger's faults; returns the number of events."""
+        """Opens and reads the log, and adds faults to the ledger; returns the number of events."""
         async with EventLog.open(self.dir, views=[counts()]) as log:
             found = [record async for record in log.read_full()]
             await self.follower.reach(log.head.offset)
@@ -292,7 +292,7 @@ async def steady(directory: Path) -> AsyncIterator[Steady]:
 
 
 async def soak(seconds: float, seed: int, parent: Path) -> list[str]:
-    """Works for that long and prints what it did; returns what is wrong."""
+    """Runs for `seconds`, prints what it did, and returns the faults."""
     dice, samples, faults = random.Random(seed), Samples(WARM_UP), []
     started, told, run, acknowledged, read, directories = monotonic(), 0.0, 0, 0, 0, 1
     done: dict[str, int] = {}
@@ -336,10 +336,14 @@ async def soak(seconds: float, seed: int, parent: Path) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("minutes", type=float, help="how long to work")
-    parser.add_argument("--seed", type=int, default=None, help="repeats the choices of a run that printed it")
-    parser.add_argument("--dir", default=tempfile.gettempdir(), help="where a temporary directory is created")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("minutes", type=float, help="how long to run")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="repeat the random choices of the run that printed this seed"
+    )
+    parser.add_argument("--dir", default=tempfile.gettempdir(), help="where to create a temporary directory")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:

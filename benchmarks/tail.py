@@ -1,8 +1,8 @@
-"""How long after the call of append an event reaches the tails, in the writer's process and in another one.
+"""The time from the call of append until an event reaches the tails, in the writer's process and in another one.
 
-That includes the time of the append itself, until the event is on disk, which is also shown separately. In the same
-process, each event is appended when the previous one has reached all tails; to another process, they are sent at a
-steady pace. A second table shows what tails cost while nothing happens.
+It includes the time until the event is on disk, which is also shown separately. In the writer's process, each event is
+appended when the previous one has reached all tails. To another process, events are sent at a steady rate. A second
+table shows the cost of idle tails.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ._child import Answer, Contender
 from ._harness import Case, Figures, Goal, Table
 
 COLUMNS = {"p50": "ms", "p99": "ms", "max": "ms", "append": "ms"}
-# Tails: events in the same process, events to another one, and seconds between these.
+# By number of tails: events in the same process, events to another process, and seconds between the latter.
 SIZES = {1: (200, 100, 0.01), 100: (50, 30, 0.03), 1_000: (10, 8, 0.1)}
-# What eventfold should reach in another process, with however many tails.
+# Goals for eventfold in another process, with any number of tails.
 GOALS = (Goal(0.4, at_least=False), Goal(1.5, at_least=False, column="p99"))
 IDLE_SECONDS, QUICK_IDLE_SECONDS = 2.0, 0.1
 # Percent of one processor.
@@ -71,19 +71,19 @@ def latencies(bench: Bench) -> Table:
     cases += [case(contender, tails, across) for tails in SIZES for contender in bench.contenders("raw", "eventfold")]
     return Table(
         "tail",
-        "from the call of append to the delivery",
+        "from the call of append to the delivery by a tail",
         COLUMNS,
         cases,
         notes=[
-            "raw: a thread that blocks in inotify, and as many asyncio tasks that wait for it and decode the line. It "
-            "knows its one file, checks nothing, and does not wait for the sync."
+            "raw: a thread that blocks in inotify, and as many asyncio tasks that wait for the thread and decode the "
+            "line. It knows its file, checks nothing, and does not wait for the sync."
         ],
         setting=listening,
     )
 
 
 def idle(bench: Bench) -> Table:
-    """The processor time of a process that does nothing but wait."""
+    """The processor time of a process that only waits."""
     seconds = QUICK_IDLE_SECONDS if bench.options.quick else IDLE_SECONDS
 
     def case(work: str, contender: Contender, logs: int) -> Case:
@@ -95,7 +95,7 @@ def idle(bench: Bench) -> Table:
 
     return Table(
         "tail-idle",
-        f"tails for which nothing happens in {seconds:g} s",
+        f"idle tails, measured for {seconds:g} s",
         {"share": "% of a processor"},
         [
             case("an event loop with a timer", bench.contender("raw"), 0),

@@ -138,7 +138,7 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def nats_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The same with three servers."""
+    """Three nats-servers for the whole session, which no test may harm."""
     yield from _nats_servers(tmp_path_factory, 3)
 
 

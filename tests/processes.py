@@ -85,7 +85,7 @@ def add_lines(directory: Path, *lines: bytes) -> None:
         file.write(b"".join(lines))
 
 
-class Belongings(NamedTuple):
+class Resources(NamedTuple):
     """The resources of a process: descriptors by what they refer to, tasks, and watcher threads."""
 
     descriptors: list[str]
@@ -93,7 +93,7 @@ class Belongings(NamedTuple):
     watchers: int
 
 
-def belongings() -> Belongings:
+def resources() -> Resources:
     """Returns the current resources of the running event loop's process; descriptors on Linux only."""
     found = []
     for number in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
@@ -102,7 +102,7 @@ def belongings() -> Belongings:
             found.append(link if link.startswith(("/", "anon")) else link.split(":")[0])
         except FileNotFoundError:  # the descriptor of this listing
             pass
-    return Belongings(sorted(found), len(asyncio.all_tasks()), len(watchers()))
+    return Resources(sorted(found), len(asyncio.all_tasks()), len(watchers()))
 
 
 def watchers() -> list[threading.Thread]:
@@ -110,21 +110,21 @@ def watchers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("eventfold watcher")]
 
 
-async def at_rest() -> Belongings:
+async def resources_at_rest() -> Resources:
     """Returns the resources once the watchers of earlier waits and their descriptors are gone."""
-    unchanged, found = 0, belongings()
+    unchanged, found = 0, resources()
     async with asyncio.timeout(10):
         while unchanged < 5 or found.watchers or "anon_inode:inotify" in found.descriptors:
             await asyncio.sleep(0.005)
-            before, found = found, belongings()
+            before, found = found, resources()
             unchanged = unchanged + 1 if found == before else 0
     return found
 
 
-async def back_to(expected: Belongings) -> Belongings:
+async def wait_for_resources(expected: Resources) -> Resources:
     """Waits until the resources are as expected, at most some seconds since threads take time to end; returns them."""
     for _ in range(500):
-        if belongings() == expected:
+        if resources() == expected:
             break
         await asyncio.sleep(0.01)
-    return belongings()
+    return resources()

@@ -72,7 +72,7 @@ async def check_log(directory: Path) -> None:
     assert (offset, last) == head
 
 
-def passes_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def recorded_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Returns a list that gets the start offset of every pass over a log from now on."""
     passes: list[int] = []
     lines = EventReader._lines
@@ -131,7 +131,7 @@ class Gate:
         assert self._opened.wait(30), "nobody opened the gate"
 
 
-def starts_of_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Returns a list that gets the start offset of every read of a log in files from now on."""
     starts: list[int] = []
     blocks = FileSource.blocks

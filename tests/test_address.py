@@ -52,13 +52,13 @@ def test_an_engine_that_is_not_installed_says_how_to_install_it(
 
 
 @pytest.mark.parametrize("where", [None, 7, b"data", object()])
-def test_what_names_no_log_is_refused(where: Any) -> None:
+def test_a_value_that_names_no_log_is_refused(where: Any) -> None:
     """Whatever is neither a path, an address nor an engine raises an error."""
     with pytest.raises(ValueError, match="a directory, an address or an engine"):
         engine_of(where)
 
 
-async def test_an_engine_keeps_the_options_that_it_was_made_with(data_dir: Path) -> None:
+async def test_an_engine_keeps_the_options_of_its_constructor(data_dir: Path) -> None:
     """The defaults of `open` don't override the engine's own options, but options that are passed to `open` do."""
     engine = Files(data_dir, sync=SyncMode.OS, max_log_size=10**6)
     async with EventWriter.open(engine) as kept:

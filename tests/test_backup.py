@@ -52,7 +52,7 @@ def contents(dir: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("rotations", [0, 1, 3])
 @pytest.mark.parametrize("after", [0, 5])
 async def test_a_copy_has_the_same_events_and_can_be_appended_to(tmp_path: Path, rotations: int, after: int) -> None:
-    """This holds with and without an archive, and also if the active log is empty."""
+    """Tested with and without an archive, and with an empty active log."""
     source, copy = tmp_path / "log", tmp_path / "copy"
     async with EventLog.open(source, views=[counting()]) as log:
         for _ in range(rotations):
@@ -133,7 +133,7 @@ async def test_an_older_copy_is_brought_up_to_date(tmp_path: Path) -> None:
                 assert (copy / "archive.jsonl.zst").stat().st_ino == inode
 
 
-async def test_only_what_is_new_in_the_archive_is_copied(tmp_path: Path) -> None:
+async def test_only_new_frames_of_the_archive_are_copied(tmp_path: Path) -> None:
     """The progress callback reports only the bytes of the new frames."""
     async with EventLog.open(tmp_path / "log") as log:
         await add(log, 1000, "y" * 100)
@@ -147,7 +147,7 @@ async def test_only_what_is_new_in_the_archive_is_copied(tmp_path: Path) -> None
         assert reported[-1] == (await log.active_log_size(),) * 2
 
 
-async def test_every_backup_beside_appends_and_rotations_can_be_opened(tmp_path: Path) -> None:
+async def test_every_backup_during_appends_and_rotations_can_be_opened(tmp_path: Path) -> None:
     """Each backup is a prefix of the log and has every event that was acknowledged before it began."""
     source = tmp_path / "log"
     async with EventLog.open(source, max_log_size=20_000) as log:
@@ -218,7 +218,7 @@ async def test_a_backup_that_fails_leaves_a_copy_that_opens_and_can_be_finished(
         assert await lines(copy) == await lines(source)
 
 
-async def test_a_frame_that_was_torn_in_the_copy_is_copied_again(tmp_path: Path) -> None:
+async def test_an_incomplete_frame_in_the_copy_is_copied_again(tmp_path: Path) -> None:
     """A killed backup leaves such a torn frame behind."""
     source, copy = tmp_path / "log", tmp_path / "copy"
     async with EventLog.open(source) as log:
@@ -295,7 +295,7 @@ async def test_a_copy_that_is_open_for_writing_is_refused(tmp_path: Path) -> Non
                 await log.backup(tmp_path / "copy")
 
 
-async def test_two_backups_into_one_directory_keep_out_of_each_other_s_way(tmp_path: Path, seam: Seam) -> None:
+async def test_only_one_backup_at_a_time_writes_to_a_directory(tmp_path: Path, seam: Seam) -> None:
     """If a backup takes longer than the interval between backups, the next one must not truncate its files."""
     async with EventLog.open(tmp_path / "log") as log:
         await add(log, 3)

@@ -1,6 +1,6 @@
-"""The benchmarks: that each of them runs and gives figures, and that what is made of the figures is right.
+"""The benchmarks: each of them runs and gives figures, and the figures are processed correctly.
 
-Running them needs the extra named `benchmark`; what they measure is not looked at here.
+Running them needs the extra named `benchmark`. The measured values are not checked.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def figures_of(results: list[dict[str, Any]]) -> Iterator[float]:
 @needs_extra
 @pytest.mark.timeout(600)
 def test_each_benchmark_gives_finite_figures_and_has_its_place_on_the_page(tmp_path: Path) -> None:
-    """For every contender that it names, in the table, in the JSON and in a plot. One run starts each program once."""
+    """The figures of all contenders are in the table, in the JSON file and in a plot."""
     shutil.copy(PAGE, tmp_path)
     shutil.copy(PAGE.with_name(_scaling.PAGE), tmp_path)
     results = run(tmp_path, "--report", str(tmp_path))
@@ -127,7 +127,7 @@ def test_a_contender_needs_a_name_of_its_own_and_a_command(option: str) -> None:
         Contender.from_option(option)
 
 
-async def test_a_held_loop_is_seen_and_only_what_this_process_computed_is_laid_to_it() -> None:
+async def test_a_blocked_loop_is_measured_and_limited_to_the_processor_time_of_this_process() -> None:
     """First 30 ms of computing, then 30 ms of sleeping in a call that blocks."""
     async with watch_loop() as computing:
         await asyncio.sleep(0)
@@ -145,7 +145,7 @@ async def test_a_held_loop_is_seen_and_only_what_this_process_computed_is_laid_t
 
 
 @pytest.mark.parametrize("number", [0, 9_977, 10**11])
-async def test_the_lines_that_are_written_quickly_are_those_of_the_writer(number: int, tmp_path: Path) -> None:
+async def test_the_generated_lines_are_those_of_the_writer(number: int, tmp_path: Path) -> None:
     written = tmp_path / "app.jsonl"
     async with EventWriter.open(tmp_path) as log:
         for n in range(number, number + 4):
@@ -183,7 +183,7 @@ def test_rounds_interleave_and_the_first_does_not_count() -> None:
 
 
 def test_a_goal_is_judged_by_the_ratios_within_the_rounds() -> None:
-    """Here the medians' ratio would be 1, and that of the rounds is 2."""
+    """The ratio of the medians would be 1, while the median of the rounds' ratios is 2."""
     calls: list[str] = []
     raw = case_of("w", "raw", [1, 10, 20, 40], calls)
     goals = Goal(2, to="w, raw"), Goal(2.1, to="w, raw"), Goal(30, at_least=False)
@@ -195,7 +195,9 @@ def test_a_goal_is_judged_by_the_ratios_within_the_rounds() -> None:
 
 
 @pytest.mark.parametrize(("more_is_better", "losses"), [(True, ["w, eventfold: b is 2 times as fast"]), (False, [])])
-def test_a_loss_is_reported_if_somebody_does_the_same_work_better(more_is_better: bool, losses: list[str]) -> None:
+def test_a_loss_is_reported_if_another_contender_does_the_same_work_better(
+    more_is_better: bool, losses: list[str]
+) -> None:
     calls: list[str] = []
     cases = [
         case_of("w", "eventfold", [1, 1], calls),
@@ -207,7 +209,7 @@ def test_a_loss_is_reported_if_somebody_does_the_same_work_better(more_is_better
     assert result.losses() == losses
 
 
-def test_who_cannot_do_a_work_is_left_out_and_named() -> None:
+def test_a_contender_that_cannot_do_the_work_is_left_out_and_named() -> None:
     calls: list[str] = []
     result = measure(table_of(case_of("w", "a", [1, 1], calls), Case("w", "b", lambda: None)), 1)
 
@@ -230,8 +232,8 @@ def test_a_report_replaces_only_what_is_between_its_marks() -> None:
         replaced(page, "c", "new")
 
 
-def test_what_larger_logs_cost_is_calculated_from_the_longest_one_that_was_measured() -> None:
-    """Here each event takes 3 ms with 1,000 of them, and 2 ms with 10,000."""
+def test_the_costs_of_larger_logs_are_calculated_from_the_longest_measured_log() -> None:
+    """In this test, an event takes 3 ms in a log of 1,000 events, and 2 ms in a log of 10,000."""
     columns = {"growth": "times", "1,000": "ms", "10,000": "ms"}
     figures = {"growth": 1.0, "1,000": 3_000.0, "10,000": 20_000.0}
     cases = [Case(work, "eventfold", lambda: figures) for work in (_scaling.BARE, *_scaling.WORKS)]
@@ -250,18 +252,18 @@ def measured(ratio: float, *, more_is_better: bool = True, work: str = "w", name
 
 
 @pytest.mark.parametrize(
-    ("more_is_better", "before", "now", "told"),
+    ("more_is_better", "before", "now", "reported"),
     [(True, 3, 2, True), (True, 3, 2.1, False), (False, 2, 3, True), (False, 2, 2.9, False), (False, 3, 2, False)],
 )
 def test_a_ratio_that_has_become_worse_by_a_third_is_reported_with_both_figures(
-    more_is_better: bool, before: float, now: float, told: bool, tmp_path: Path
+    more_is_better: bool, before: float, now: float, reported: bool, tmp_path: Path
 ) -> None:
     file = tmp_path / "published.json"
     _published.write(file, [measured(before, more_is_better=more_is_better)])
     compared, worse = _published.compare(_published.read(file), [measured(now, more_is_better=more_is_better)])
 
     assert compared == 1
-    assert worse == ([f"name: w, eventfold: {now} times w, raw; published: {before}"] if told else [])
+    assert worse == ([f"name: w, eventfold: {now} times w, raw; published: {before}"] if reported else [])
 
 
 def test_only_cases_that_were_published_are_compared(tmp_path: Path) -> None:
@@ -273,7 +275,7 @@ def test_only_cases_that_were_published_are_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "compared"), [("eventfold, index", 1), ("sqlite", 0)])
-def test_all_variants_of_ours_are_compared_and_nobody_else(name: str, compared: int, tmp_path: Path) -> None:
+def test_only_variants_of_eventfold_are_compared(name: str, compared: int, tmp_path: Path) -> None:
     file = tmp_path / "published.json"
     _published.write(file, [measured(3, name=name)])
 
@@ -281,10 +283,10 @@ def test_all_variants_of_ours_are_compared_and_nobody_else(name: str, compared: 
 
 
 @needs_extra
-def test_a_run_warns_of_what_is_much_worse_than_in_the_last_report(
+def test_a_run_warns_of_ratios_much_worse_than_in_the_last_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And a report keeps what another one has said about other tables."""
+    """A report also keeps the ratios of other tables."""
     shutil.copy(PAGE, tmp_path)
     (tmp_path / "benchmarks").mkdir()
     file = tmp_path / "benchmarks" / _published.FILE
@@ -300,7 +302,7 @@ def test_a_run_warns_of_what_is_much_worse_than_in_the_last_report(
 
 
 def test_the_plots_of_the_documentation_show_what_its_tables_say(tmp_path: Path) -> None:
-    """`python -m benchmarks --redraw docs` would change none of them, and there are no others."""
+    """`python -m benchmarks --redraw docs` would change no plot, and there are no others."""
     shutil.copy(PAGE, tmp_path)
     main(["--redraw", str(tmp_path)])
 
@@ -317,8 +319,10 @@ def test_the_plots_of_the_documentation_show_what_its_tables_say(tmp_path: Path)
 def test_a_plot_begins_with_the_leader_and_says_how_far_the_others_are_behind(
     better: str, leader: str, behind: str
 ) -> None:
-    """The limit is no contender: it is shown, but not compared."""
-    table = "| work | contender | rate, events/s | least | most | ratio |\n| --- | --- | ---: | ---: | ---: | ---: |\n"
+    """The limit is shown, but not compared, since it is no contender."""
+    table = (
+        "| work | contender | rate, events/s | lowest | highest | ratio |\n| --- | --- | ---: | ---: | ---: | ---: |\n"
+    )
     for contender, median in (("raw", "4,000"), ("eventfold", "500"), ("sqlite", "1,000")):
         table += f"| one task | {contender} | {median} | {median} | {median} | 1 |\n"
     [plot] = plots_of(f"<!-- name -->\n\n**Title** ({better} is better)\n\n{table}\n<!-- /name -->\n")

@@ -34,7 +34,7 @@ async def tagged(log: EventLog, tag: str) -> list[int]:
 
 
 async def test_a_built_index_is_complete_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This holds even if the index is written in several transactions."""
+    """Tested with an index that is written in several transactions."""
     monkeypatch.setattr(file_index, "WRITE_BATCH_SIZE", 7)
     await make(tmp_path)
 
@@ -54,7 +54,7 @@ async def test_an_index_is_brought_up_to_date(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
-async def test_an_index_is_built_beside_a_writer(tmp_path: Path, lock: LockMode) -> None:
+async def test_an_index_is_built_while_a_writer_is_running(tmp_path: Path, lock: LockMode) -> None:
     """The writer may maintain the same index at that time."""
     await make(tmp_path)
     async with EventLog.open(tmp_path, lock=lock, index=True) as log:
@@ -66,7 +66,7 @@ async def test_an_index_is_built_beside_a_writer(tmp_path: Path, lock: LockMode)
         assert await tagged(log, "seven:1") == [*range(1, 58, 7)]
 
 
-async def test_an_index_that_can_not_be_written_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_index_that_cannot_be_written_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     await make(tmp_path)
 
     with pytest.raises(EventfoldError, match="could not be built"), caplog.at_level(logging.ERROR):
@@ -82,7 +82,7 @@ async def test_a_damaged_log_is_not_indexed(tmp_path: Path) -> None:
         await build_index(tmp_path)
 
 
-async def test_a_building_that_is_cancelled_leaves_an_index_that_is_used(
+async def test_a_cancelled_build_leaves_an_index_that_can_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_index, "WRITE_BATCH_SIZE", 1)
@@ -108,7 +108,7 @@ async def test_progress_is_reported(tmp_path: Path) -> None:
     assert reported[-1] == (place.offset, place.offset)
 
 
-async def test_a_dropped_index_is_gone_and_nothing_else(tmp_path: Path) -> None:
+async def test_dropping_an_index_removes_nothing_else(tmp_path: Path) -> None:
     await make(tmp_path)
     await build_index(tmp_path)
 
@@ -120,7 +120,7 @@ async def test_a_dropped_index_is_gone_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
-async def test_an_index_that_a_writer_keeps_is_not_dropped(tmp_path: Path, lock: LockMode) -> None:
+async def test_an_index_that_a_writer_uses_is_not_dropped(tmp_path: Path, lock: LockMode) -> None:
     await make(tmp_path)
     async with EventLog.open(tmp_path, lock=lock, index=True):
         with pytest.raises(LogLockedError):

@@ -363,7 +363,7 @@ async def test_a_call_may_be_cancelled_during_each_file_operation_that_fails(
 
 
 @pytest.mark.parametrize("left_out", ["wait", "task"])
-async def test_leaving_out_what_holds_against_cancellation_is_noticed(
+async def test_the_tests_notice_a_missing_protection_against_cancellation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
 ) -> None:
     """This shows that the tests above can fail: nobody waits for a thread, or the writer's task is an ordinary one."""
@@ -383,7 +383,7 @@ async def test_leaving_out_what_holds_against_cancellation_is_noticed(
         await asyncio.to_thread(program.log._writer._abandon)
 
 
-async def test_waiting_for_a_thread_in_a_cancelled_anyio_scope_keeps_no_processor_busy() -> None:
+async def test_waiting_for_a_thread_in_a_cancelled_anyio_scope_does_not_spin() -> None:
     """anyio repeats a cancellation in every turn of the loop, and the wait must not run in each of those turns."""
     loop, begun, go_on = asyncio.get_running_loop(), threading.Event(), threading.Event()
 

@@ -112,7 +112,7 @@ async def test_the_log_continues_after_the_crate_s_events(compat: Compat, name: 
 
 
 @pytest.mark.parametrize("name", ["plain", "long_lines", "rotated", "torn_tail"])
-async def test_the_crate_s_snapshots_in_the_active_log_are_believed(
+async def test_the_crate_s_snapshots_in_the_active_log_are_used(
     compat: Compat, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     """The view folds only the events after the snapshot, and no rebuild is logged."""
@@ -130,7 +130,7 @@ async def test_the_crate_s_snapshots_in_the_active_log_are_believed(
 
 
 @pytest.mark.parametrize(("name", "view"), [("stale_snapshot", "todos"), ("archive_only", "todos")])
-async def test_a_snapshot_of_the_crate_that_can_not_be_placed_is_not_believed(
+async def test_a_snapshot_of_the_crate_without_a_known_offset_is_not_used(
     compat: Compat, caplog: pytest.LogCaptureFixture, name: str, view: str
 ) -> None:
     """With a snapshot from before a rotation, or with offset 0, the view is rebuilt with a warning."""
@@ -144,7 +144,9 @@ async def test_a_snapshot_of_the_crate_that_can_not_be_placed_is_not_believed(
     assert f"view {view!r} is rebuilt" in caplog.text
 
 
-async def test_the_crate_s_torn_tail_is_cut_and_kept(compat: Compat, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_crate_s_incomplete_line_is_cut_off_and_kept(
+    compat: Compat, caplog: pytest.LogCaptureFixture
+) -> None:
     """The incomplete line is not an event, and its bytes go into a file of their own."""
     directory = compat("torn_tail")
     data = (directory / "app.jsonl").read_bytes()
@@ -159,7 +161,7 @@ async def test_the_crate_s_torn_tail_is_cut_and_kept(compat: Compat, caplog: pyt
 
 
 @pytest.mark.parametrize("name", PLAIN)
-async def test_what_the_crate_wrote_is_not_rewritten(compat: Compat, name: str) -> None:
+async def test_the_lines_that_the_crate_wrote_are_not_rewritten(compat: Compat, name: str) -> None:
     """Opening and closing leaves the complete lines as they are, byte for byte."""
     directory = compat(name)
     before = (directory / "app.jsonl").read_bytes()

@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.processes import at_rest, back_to, other_writer
+from tests.processes import other_writer, resources_at_rest, wait_for_resources
 from tests.support import Seam, event, settle
 
 from eventfold import Consumer, CorruptLogError, EventfoldError, EventLog, EventReader, Query, Record
@@ -73,7 +73,7 @@ async def test_a_consumer_continues_after_its_last_commit(data_dir: Path) -> Non
     assert numbers_of(first + second) == [0, 1, 2, 3, 4]
 
 
-async def test_what_was_not_committed_is_given_again(data_dir: Path) -> None:
+async def test_uncommitted_events_are_delivered_again(data_dir: Path) -> None:
     """The event that was being processed when the process stopped is delivered again, and so are all later ones."""
     await fill(data_dir, 4)
     async with EventLog.open(data_dir) as log:
@@ -86,7 +86,7 @@ async def test_what_was_not_committed_is_given_again(data_dir: Path) -> None:
 
 
 async def test_one_commit_covers_all_records_before_it(data_dir: Path) -> None:
-    """So it is enough to commit, for example, every tenth record."""
+    """A program may commit, for example, only every tenth record."""
     await fill(data_dir, 5)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
@@ -107,7 +107,7 @@ async def test_a_commit_is_on_disk_when_it_returns(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("operation", ["write", "sync", "rename"])
-async def test_a_commit_that_fails_leaves_the_one_before(data_dir: Path, seam: Seam, operation: str) -> None:
+async def test_a_failed_commit_leaves_the_previous_offset(data_dir: Path, seam: Seam, operation: str) -> None:
     """The file is replaced as a whole or not at all, no temporary file remains, and the commit can be repeated."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
@@ -127,7 +127,7 @@ async def test_a_commit_that_fails_leaves_the_one_before(data_dir: Path, seam: S
         assert place(data_dir)["offset"] == record.end_offset
 
 
-async def test_a_commit_under_way_has_not_touched_the_one_before(data_dir: Path, seam: Seam) -> None:
+async def test_a_commit_under_way_leaves_the_previous_offset_in_place(data_dir: Path, seam: Seam) -> None:
     """The file keeps the old offset until it is renamed."""
     await fill(data_dir, 2)
     async with EventLog.open(data_dir) as log:
@@ -169,7 +169,7 @@ async def test_an_older_record_is_refused_after_a_restart_too(data_dir: Path) ->
 
 
 async def test_a_commit_never_goes_back_before_that_of_another_consumer_object(data_dir: Path) -> None:
-    """Both have the same name; the older object compares with the file, not with its own commits."""
+    """The two objects have the same name; the older one compares with the file, not with its own commits."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
         older = log.consumer("mailer")
@@ -216,7 +216,7 @@ async def test_concurrent_commits_of_two_consumer_objects_leave_the_newest(data_
 
 
 @pytest.mark.parametrize("wrong", ["event", "offset"])
-async def test_a_commit_of_no_record_says_what_to_do(data_dir: Path, wrong: str) -> None:
+async def test_committing_something_other_than_a_record_says_what_to_do(data_dir: Path, wrong: str) -> None:
     """`commit(record.event)` and `commit(record.end_offset)` are mistakes that people make first."""
     await fill(data_dir, 1)
     async with EventLog.open(data_dir) as log:
@@ -314,14 +314,14 @@ async def test_consumers_of_two_names_are_independent(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../mailer", ".mailer", "a/b", "x" * 129])
-async def test_a_name_that_can_not_be_a_file_name_is_refused(data_dir: Path, name: str) -> None:
+async def test_a_name_that_cannot_be_a_file_name_is_refused(data_dir: Path, name: str) -> None:
     """The constructor raises the error."""
     async with EventLog.open(data_dir) as log:
         with pytest.raises(ValueError, match="consumer name"):
             log.consumer(name)
 
 
-async def test_a_place_beyond_the_head_is_an_error(data_dir: Path) -> None:
+async def test_an_offset_beyond_the_head_is_an_error(data_dir: Path) -> None:
     """A log that was restored from an older backup may lack consumed events; the consumer raises instead of waiting."""
     await fill(data_dir, 2)
     shutil.copy(data_dir / "app.jsonl", data_dir / "backup")
@@ -337,7 +337,7 @@ async def test_a_place_beyond_the_head_is_an_error(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 10], ids=["of the same length", "of another length"])
-async def test_a_place_in_another_log_is_an_error(data_dir: Path, n: int) -> None:
+async def test_an_offset_in_another_log_is_an_error(data_dir: Path, n: int) -> None:
     """If the line before the offset has another hash, or no line ends there, the offset belongs to another log."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
@@ -352,7 +352,7 @@ async def test_a_place_in_another_log_is_an_error(data_dir: Path, n: int) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"offset":"x","hash":""}', b"\xff"])
-async def test_a_damaged_place_is_an_error(data_dir: Path, content: bytes) -> None:
+async def test_a_damaged_consumer_file_is_an_error(data_dir: Path, content: bytes) -> None:
     """The error names the file, since starting over would repeat everything."""
     await fill(data_dir, 1)
     data_dir.joinpath("consumers").mkdir()
@@ -362,7 +362,7 @@ async def test_a_damaged_place_is_an_error(data_dir: Path, content: bytes) -> No
             await consume(log.consumer("mailer"), 1)
 
 
-async def test_after_such_an_error_the_name_is_free(data_dir: Path) -> None:
+async def test_a_name_is_free_again_after_an_error_about_its_offset(data_dir: Path) -> None:
     """If the file is deleted, the same process can consume again."""
     await fill(data_dir, 1)
     data_dir.joinpath("consumers").mkdir()
@@ -390,7 +390,7 @@ async def test_a_consumer_continues_through_rotations(data_dir: Path) -> None:
     assert numbers_of(first + second) == [0, 1, 2, 3, 4]
 
 
-async def test_a_consumer_works_beside_another_process_that_writes(data_dir: Path) -> None:
+async def test_a_consumer_works_while_another_process_writes(data_dir: Path) -> None:
     """A read-only log can have consumers, since their offsets are not part of the log."""
     async with other_writer(data_dir) as writer, EventLog.open(data_dir, read_only=True) as log:
         consuming = asyncio.ensure_future(consume(log.consumer("mailer"), 3))
@@ -420,34 +420,34 @@ async def test_a_cancelled_consumer_leaves_nothing_behind(data_dir: Path, lives_
     await fill(data_dir, 3)
     async with EventLog.open(data_dir, read_only=not lives_here) as log:
         await consume(log.consumer("other"), 1)
-        before = await at_rest()
+        before = await resources_at_rest()
         consuming = asyncio.create_task(consume(log.consumer("mailer"), 99))
         while not data_dir.joinpath("consumers", "mailer.json").exists():
             await asyncio.sleep(0.005)
         consuming.cancel()
         with suppress(asyncio.CancelledError):
             await consuming
-        left = await back_to(before)
+        left = await wait_for_resources(before)
 
     assert left == before
 
 
 async def test_a_consumer_that_is_dropped_closes_its_files_at_once(data_dir: Path) -> None:
-    """This holds for a consumer that was advanced with `anext` and then dropped; no garbage collection is necessary."""
+    """Tested with a consumer that was advanced with `anext` and then dropped, without a garbage collection."""
     await fill(data_dir, 3)
-    before = await at_rest()
+    before = await resources_at_rest()
     gc.disable()
     try:
         async with EventLog.open(data_dir, read_only=True) as log:
             await anext(log.consumer("mailer"))
-        left = await back_to(before)
+        left = await wait_for_resources(before)
     finally:
         gc.enable()
 
     assert left == before
 
 
-async def test_a_consumer_with_a_query_gives_what_matches(data_dir: Path) -> None:
+async def test_a_consumer_with_a_query_yields_matching_events(data_dir: Path) -> None:
     """A commit covers all events before it, so the consumer continues with the next match after it."""
     query = Query({"a"}) | Query(tags={"x"})
     async with EventLog.open(data_dir) as log:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import Seam, event, numbers, settle, starts_of_reads
+from tests.support import Seam, event, numbers, recorded_reads, settle
 
 from eventfold import (
     ConditionalAppendError,
@@ -34,7 +34,7 @@ def of_seat(number: int) -> Query:
 # append_unless
 
 
-async def test_events_are_appended_where_nothing_matches(data_dir: Path) -> None:
+async def test_events_are_appended_if_no_event_matches(data_dir: Path) -> None:
     async with EventLog.open(data_dir) as log:
         await log.append(seat(1))
         results = await log.append_unless([seat(2), seat(2)], of_seat(2))
@@ -42,7 +42,7 @@ async def test_events_are_appended_where_nothing_matches(data_dir: Path) -> None
         assert [result.end_offset for result in results] == [results[1].start_offset, log.head.offset]
 
 
-async def test_an_event_that_matches_is_in_the_way_and_named(data_dir: Path) -> None:
+async def test_a_matching_event_is_a_conflict_that_names_its_offset(data_dir: Path) -> None:
     async with EventLog.open(data_dir) as log:
         await log.append(seat(1))
         first = await log.append(seat(2))
@@ -77,7 +77,7 @@ async def test_events_before_the_offset_do_not_count(data_dir: Path) -> None:
     ids=repr,
 )
 @pytest.mark.parametrize("together", [True, False], ids=["in one batch", "one after the other"])
-async def test_the_rules_hold_in_the_log_and_in_the_same_batch(
+async def test_conditions_cover_the_log_and_the_same_group(
     data_dir: Path, query: Query, in_the_way: bool, together: bool
 ) -> None:
     async with EventLog.open(data_dir) as log:
@@ -94,9 +94,7 @@ async def test_the_rules_hold_in_the_log_and_in_the_same_batch(
 
 
 @pytest.mark.parametrize("index", [False, True])
-async def test_of_several_events_all_are_appended_or_none_also_among_others_of_the_same_batch(
-    data_dir: Path, index: bool
-) -> None:
+async def test_all_events_of_a_conditional_append_are_appended_or_none(data_dir: Path, index: bool) -> None:
     async with EventLog.open(data_dir, index=index) as log:
         await log.append(Event("start"))
         outcomes = await asyncio.gather(
@@ -119,7 +117,7 @@ async def test_of_several_events_all_are_appended_or_none_also_among_others_of_t
     assert conflicts == {1: offsets["b"], 3: offsets["f"]}
 
 
-async def test_of_a_thousand_who_want_the_same_one_gets_it(data_dir: Path) -> None:
+async def test_of_a_thousand_conflicting_appends_one_succeeds(data_dir: Path) -> None:
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
         outcomes = await asyncio.gather(
             *(log.append_unless([seat(n % 10, n)], of_seat(n % 10)) for n in range(1000)), return_exceptions=True
@@ -130,7 +128,9 @@ async def test_of_a_thousand_who_want_the_same_one_gets_it(data_dir: Path) -> No
         assert sorted(await numbers(log)) == list(range(10))
 
 
-async def test_what_comes_in_while_the_old_log_is_looked_at_is_judged_in_the_turn(data_dir: Path, seam: Seam) -> None:
+async def test_events_appended_while_a_condition_reads_the_log_are_checked_at_the_commit(
+    data_dir: Path, seam: Seam
+) -> None:
     """The append waits behind a commit that is under way, which adds a conflicting event."""
     async with EventLog.open(data_dir) as log:
         await log.append(seat(1))
@@ -153,13 +153,11 @@ async def filled(log: EventLog) -> list[int]:
     return [result.start_offset for some in results for result in some]
 
 
-async def test_conditions_that_are_stated_together_read_the_log_once(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """This holds even if one call is cancelled meanwhile, and for conditions on types or after an offset."""
+async def test_conditions_that_wait_together_read_the_log_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tested with conditions on types or after an offset, and with a cancelled call."""
     async with EventLog.open(data_dir) as log:
         offsets = await filled(log)
-        read = starts_of_reads(monkeypatch)
+        read = recorded_reads(monkeypatch)
         queries = [Query(tags={str(n)}) for n in range(280, 320)] + [Query({"a"}), Query({"b"}), Query({"a"}, {"350"})]
         tasks = [asyncio.create_task(log.append_unless([], query)) for query in [*queries, Query(tags={"351"})]]
         await asyncio.sleep(0)
@@ -176,7 +174,7 @@ async def test_conditions_that_are_stated_together_read_the_log_once(
         assert found == [False, False, True, True]
 
 
-async def test_conditions_that_can_not_be_read_for_are_refused_each(tmp_path: Path) -> None:
+async def test_each_condition_fails_if_the_log_cannot_be_read(tmp_path: Path) -> None:
     async with EventLog.open(tmp_path) as log:
         offsets = await filled(log)
         wrong = [log.append_unless([], Query(tags={str(n)}), after=offsets[9] + 1) for n in range(3)]
@@ -193,7 +191,7 @@ async def test_conditions_that_can_not_be_read_for_are_refused_each(tmp_path: Pa
         ]  # fmt: skip
 
 
-async def test_a_condition_looks_into_the_archive_too(data_dir: Path) -> None:
+async def test_a_condition_covers_the_archive_too(data_dir: Path) -> None:
     async with EventLog.open(data_dir) as log:
         await log.append(seat(1))
         await log.rotate()
@@ -205,7 +203,7 @@ async def test_a_condition_looks_into_the_archive_too(data_dir: Path) -> None:
             await log.append_unless([seat(2)], of_seat(2))
 
 
-async def test_wrong_arguments_are_refused_by_name(data_dir: Path) -> None:
+async def test_the_error_about_a_wrong_argument_names_it(data_dir: Path) -> None:
     async with EventLog.open(data_dir) as log:
         await log.append(event(1))
         wrong: Any = {"seat:1"}
@@ -257,7 +255,7 @@ def counts() -> View[Counter[str]]:
     return View("counts", count, Counter)
 
 
-async def test_two_hundred_tasks_that_decide_on_fifty_entities_lose_no_update(data_dir: Path) -> None:
+async def test_two_hundred_tasks_that_decide_about_fifty_entities_lose_no_update(data_dir: Path) -> None:
     """Each task appends the number of events that its entity has so far, and no number comes twice."""
     view = counts()
     async with EventLog.open(data_dir, views=[view], sync=SyncMode.OS) as log:
@@ -298,7 +296,7 @@ async def test_a_decision_may_be_several_events_or_none(data_dir: Path) -> None:
         assert (await log.wait_until(view))["a"] == 2
 
 
-async def test_what_a_decision_raises_is_raised_and_nothing_is_appended(data_dir: Path) -> None:
+async def test_an_exception_of_a_decision_is_raised_and_nothing_is_appended(data_dir: Path) -> None:
     view = counts()
     async with EventLog.open(data_dir, views=[view]) as log:
 

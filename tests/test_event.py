@@ -84,7 +84,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_an_event_that_no_line_can_hold_is_refused_and_the_place_named(case: str) -> None:
+def test_an_event_that_cannot_be_encoded_is_refused_with_the_place(case: str) -> None:
     """The message says what is wrong, and where in the event."""
     bad, place = REFUSED[case]
 
@@ -135,7 +135,7 @@ def test_the_refusal_is_a_value_error_too() -> None:
 
 @given(EVENTS)
 @settings(max_examples=300, deadline=None)
-def test_every_event_reads_back_as_it_went_in(original: Event) -> None:
+def test_every_event_is_read_back_unchanged(original: Event) -> None:
     """Nested data, control characters, all of Unicode, integers and floats keep their values, types and order."""
     line = encode_line(original, 2**24)
 
@@ -162,7 +162,7 @@ async def test_every_event_survives_the_log(one_by_one: list[Event], together: l
     assert [data[r.start_offset : r.end_offset] for r in found] == data.splitlines(keepends=True)
 
 
-def test_all_of_unicode_reads_back() -> None:
+def test_all_of_unicode_is_read_back_unchanged() -> None:
     """Every code point except surrogates is tested, in one string and as a key."""
     text = "".join(chr(point) for point in range(sys.maxunicode + 1) if not 0xD800 <= point <= 0xDFFF)
     original = Event("a", {text: text}, ts=1)
@@ -178,14 +178,14 @@ def test_all_of_unicode_reads_back() -> None:
         *(2.2250738585072011e-308, 9007199254740993.0, 1e308, 4.35, 1 / 3),
     ],
 )
-def test_the_ends_of_the_number_line_read_back(number: float) -> None:
+def test_the_largest_and_smallest_numbers_are_read_back_unchanged(number: float) -> None:
     """Numbers keep every bit and stay integers or floats."""
     found = read_back(encode_line(Event("a", number, ts=1), 2**24)).data
 
     assert repr(found) == repr(number)
 
 
-def test_nesting_as_deep_as_the_crate_reads_is_taken() -> None:
+def test_nesting_as_deep_as_the_crate_can_read_is_accepted() -> None:
     """The limit is 127 levels, of which the event itself is one; such an event can be written and read."""
     original = Event("a", nested(126), ts=1, meta=nested(126))
 
@@ -263,7 +263,7 @@ def test_an_event_cannot_be_changed() -> None:
             target.type = "b"  # type: ignore[misc]
 
 
-def test_an_event_without_a_time_is_of_now_in_whole_seconds() -> None:
+def test_an_event_without_a_time_gets_the_current_one_in_whole_seconds() -> None:
     """`ts` is optional."""
     before = int(time.time())
     made = Event("a")

@@ -90,10 +90,8 @@ def test_the_same_program_runs_as_the_first_process(tmp_path: Path, pid_namespac
     assert (done.stdout, done.stderr) == ("111\n", "")
 
 
-async def test_a_process_in_another_pid_namespace_reads_beside_the_writer_and_is_kept_from_writing(
-    data_dir: Path, pid_namespaces: None
-) -> None:
-    """Both may have the same process id, but the lock depends only on files; once it is free, the other can write."""
+async def test_a_process_in_another_pid_namespace_can_read_but_not_write(data_dir: Path, pid_namespaces: None) -> None:
+    """Both processes may have the same id, but the lock depends only on files."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
         shell = 'set -- unshare --pid --fork "$@"'
@@ -111,7 +109,7 @@ async def test_a_process_in_another_pid_namespace_reads_beside_the_writer_and_is
 # Ends of loops
 
 
-def test_an_append_in_the_clean_up_of_a_cancelled_task_is_made(tmp_path: Path) -> None:
+def test_an_append_in_the_clean_up_of_a_cancelled_task_succeeds(tmp_path: Path) -> None:
     """When `asyncio.run` cancels all remaining tasks, the writer's task continues for those that still append."""
     appended: list[int] = []
 
@@ -138,7 +136,7 @@ def test_an_append_in_the_clean_up_of_a_cancelled_task_is_made(tmp_path: Path) -
     assert found[-3:] == [1, 2, 3]
 
 
-def test_a_rotation_that_the_end_of_a_loop_cancels_is_finished(tmp_path: Path, seam: Seam) -> None:
+def test_a_rotation_is_finished_if_its_loop_ends(tmp_path: Path, seam: Seam) -> None:
     """The switch goes on in the thread while all tasks are cancelled, and no file is closed that it still uses."""
 
     async def main() -> None:
@@ -207,7 +205,7 @@ def test_a_writer_whose_loop_has_ended_can_be_closed_in_another(tmp_path: Path) 
 
 
 async def test_an_opening_without_a_thread_opens_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It raises `OSError`; once threads can be started again, the log can be opened."""
+    """Opening raises `OSError`; once threads can be started again, it succeeds."""
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         with pytest.raises(OSError, match="no thread can be started"):

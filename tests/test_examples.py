@@ -145,7 +145,7 @@ def get(url: str, after: int = 0) -> Any:
     return httpx.get(f"{url}/todos", params={"after": after}, verify=False, timeout=10).raise_for_status().json()
 
 
-def test_a_write_is_in_the_answer_that_asks_for_it(server: Server) -> None:
+def test_a_read_with_the_offset_of_a_write_includes_the_write(server: Server) -> None:
     """A GET that is given the POST's offset shows the new to-do."""
     answer = post(server.url, "read your writes")
     found = get(server.url, answer.json()["offset"])
@@ -155,7 +155,7 @@ def test_a_write_is_in_the_answer_that_asks_for_it(server: Server) -> None:
     assert found["offset"] == answer.json()["offset"]
 
 
-def test_a_change_of_what_was_seen_is_taken_whatever_happened_to_others(server: Server) -> None:
+def test_a_change_is_accepted_if_only_other_to_dos_have_changed(server: Server) -> None:
     """The condition concerns that to-do, not the whole log."""
     todo = post(server.url, "seen").json()["id"]
     seen = get(server.url)["offset"]
@@ -167,7 +167,7 @@ def test_a_change_of_what_was_seen_is_taken_whatever_happened_to_others(server: 
     assert get(server.url)["todos"][todo]["text"] == "changed"
 
 
-def test_a_change_of_something_older_is_a_conflict(server: Server) -> None:
+def test_a_change_based_on_an_old_state_is_a_conflict(server: Server) -> None:
     """The answer is 409, nothing is written, and the next GET gives what a new attempt needs."""
     todo = post(server.url, "as it was").json()
     put(server.url, todo["id"], "faster", todo["offset"])
@@ -182,7 +182,7 @@ def test_a_change_of_something_older_is_a_conflict(server: Server) -> None:
     assert get(server.url)["todos"][todo["id"]]["text"] == "slower"
 
 
-def test_a_change_of_what_is_not_there_is_refused(server: Server) -> None:
+def test_a_change_of_a_missing_to_do_is_refused(server: Server) -> None:
     """The answer is 404 for a to-do that nobody added, and 400 for an offset at which no event ends."""
     todo = post(server.url, "there").json()["id"]
 
@@ -206,7 +206,7 @@ async def test_a_request_that_is_sent_again_with_its_key_is_written_once(server:
     assert sum(todo["text"] == "only once" for todo in get(server.url)["todos"].values()) == 1
 
 
-async def test_a_stream_gives_what_is_appended_while_it_is_open(server: Server, example: str) -> None:
+async def test_a_stream_yields_events_that_are_appended_while_it_is_open(server: Server, example: str) -> None:
     """The event arrives with the offset after it."""
     head = get(server.url)["offset"]
     async with stream(example, server.url, head) as following:
@@ -215,7 +215,7 @@ async def test_a_stream_gives_what_is_appended_while_it_is_open(server: Server, 
         assert await following() == (answer["offset"], {"id": answer["id"], "text": "streamed"})
 
 
-async def test_a_stream_resumes_exactly_where_it_broke_off(server: Server, example: str) -> None:
+async def test_a_stream_resumes_exactly_where_it_was_interrupted(server: Server, example: str) -> None:
     """A client that reconnects with the last offset it saw gets the next event, whatever was appended meanwhile."""
     start = get(server.url)["offset"]
     for n in range(5):
@@ -232,7 +232,7 @@ async def test_a_stream_resumes_exactly_where_it_broke_off(server: Server, examp
     assert [data["text"] for _, data in seen] == [f"resume {n}" for n in range(8)]
 
 
-def test_a_stream_from_where_no_event_begins_is_refused(server: Server, example: str) -> None:
+def test_a_stream_from_an_invalid_offset_is_refused(server: Server, example: str) -> None:
     """The answer is 400 with the reason, before anything is streamed."""
     post(server.url, "something")
     if example == "fastapi":
@@ -245,7 +245,7 @@ def test_a_stream_from_where_no_event_begins_is_refused(server: Server, example:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs a list of a process's descriptors")
-async def test_clients_that_go_leave_nothing_behind_in_the_server(server: Server, example: str) -> None:
+async def test_clients_that_disconnect_leave_nothing_behind_in_the_server(server: Server, example: str) -> None:
     """After a hundred streams have come and gone, the server has as many descriptors as before."""
     head = get(server.url)["offset"]
     descriptors = Path(f"/proc/{server.process.pid}/fd")
@@ -291,7 +291,7 @@ async def test_a_server_stops_with_streams_open(tmp_path: Path, name: str, numbe
     [("aiohttp", [], STOPS_WITHIN), ("fastapi", ["--timeout-graceful-shutdown", "1"], 1 + STOPS_WITHIN)],
     ids=["aiohttp", "fastapi"],
 )
-def test_clients_that_have_stopped_reading_hold_up_no_stop(
+def test_clients_that_have_stopped_reading_do_not_delay_a_stop(
     tmp_path: Path, name: str, options: list[str], seconds: float
 ) -> None:
     """If clients no longer read, the server still stops soon after its time limit, and closes its log."""
@@ -387,7 +387,7 @@ def workers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @needs_proc
-def test_each_worker_writes_and_reads_what_the_others_wrote(workers: Workers) -> None:
+def test_each_worker_reads_the_writes_of_the_others(workers: Workers) -> None:
     """A client that passes on the offset of its write sees that write at every worker."""
     answers = []
     for number in range(3):
@@ -403,7 +403,7 @@ def test_each_worker_writes_and_reads_what_the_others_wrote(workers: Workers) ->
 
 
 @needs_proc
-async def test_of_many_changes_through_all_workers_to_what_was_seen_one_is_taken(workers: Workers) -> None:
+async def test_of_many_conflicting_changes_through_all_workers_one_is_accepted(workers: Workers) -> None:
     """Exactly one of the changes wins, whichever workers get them."""
     todo = post(workers.urls[0], "raced for").json()
 
@@ -460,7 +460,7 @@ async def test_a_stream_is_resumed_at_any_worker(workers: Workers) -> None:
 async def test_a_worker_killed_under_load_loses_and_duplicates_nothing(tmp_path: Path, name: str) -> None:
     """Clients without an answer repeat their requests; the other workers continue at once and end on Ctrl-C."""
     data = tmp_path / "data"
-    told: dict[str, int] = {}
+    acknowledged: dict[str, int] = {}
 
     async def send_some(urls: list[str], client: int) -> None:
         async with httpx.AsyncClient(verify=False, timeout=20) as http:
@@ -473,26 +473,26 @@ async def test_a_worker_killed_under_load_loses_and_duplicates_nothing(tmp_path:
                     except httpx.TransportError:
                         await asyncio.sleep(0.01)
                 assert answer.status_code in (200, 201)
-                told[f"{client}-{n}"] = answer.json()["offset"]
+                acknowledged[f"{client}-{n}"] = answer.json()["offset"]
 
     with running_workers(name, data) as workers:
         sending = asyncio.gather(*(send_some(workers.urls, client) for client in range(12)))
-        while len(told) < 60:
+        while len(acknowledged) < 60:
             assert not sending.done()
             await asyncio.sleep(0.001)
         os.kill(workers.pids[-1], signal.SIGKILL)
         await sending
         async with AsyncExitStack() as stack:
             streams = [await stack.enter_async_context(stream(name, workers.urls[0], 0)) for _ in range(10)]
-            seen = [[(await following())[0] for _ in told] for following in streams]
+            seen = [[(await following())[0] for _ in acknowledged] for following in streams]
             for server in workers.servers[:-1] if name == "aiohttp" else workers.servers:
                 await asyncio.to_thread(server.stop)
             ends = [await following() for following in streams]
     async with EventLog.open(data) as log:
         stored = [(record.event.id, record.end_offset) async for record in log.read_full()]
 
-    assert dict(stored) == told
-    assert len(stored) == len(told) == 12 * 15
+    assert dict(stored) == acknowledged
+    assert len(stored) == len(acknowledged) == 12 * 15
     assert seen == [[offset for _, offset in stored]] * 10
     assert ends == [None] * 10
 
@@ -511,7 +511,7 @@ def test_processes_of_the_aiohttp_example_share_a_port(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "engine"), [("fastapi", "nats"), ("aiohttp", "postgres")])
-def test_the_examples_run_on_other_engines_by_their_address(
+def test_the_examples_run_on_other_engines(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str, engine: str
 ) -> None:
     """Only `EVENTFOLD_DATA` differs: several processes write, see each other's events, and decide on them."""
@@ -597,7 +597,7 @@ async def test_a_worker_killed_again_and_again_loses_and_skips_nothing(tmp_path:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 async def test_a_worker_stops_soon_and_repeats_nothing(tmp_path: Path, number: int) -> None:
-    """It finishes and commits the current event, and exits with status 0."""
+    """The worker finishes and commits the current event, and exits with status 0."""
     data = tmp_path / "data"
     async with EventLog.open(data) as log:
         results = await log.append_many([event(n) for n in range(3)])

@@ -89,7 +89,7 @@ async def test_an_empty_log_is_exported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ExportFormat)
-async def test_what_comes_before_damage_is_exported(tmp_path: Path, format: ExportFormat) -> None:
+async def test_events_before_damage_are_exported(tmp_path: Path, format: ExportFormat) -> None:
     """The exported file is complete, and the damage is reported afterwards."""
     write_log(tmp_path, line(1), line(2), b"damage\n", line(3))
     file = io.BytesIO()
@@ -102,7 +102,7 @@ async def test_what_comes_before_damage_is_exported(tmp_path: Path, format: Expo
     assert rows == 2 or (format is ExportFormat.CSV and file.getvalue().count(b'""n""') == 2)
 
 
-async def test_a_parquet_file_that_could_not_be_finished_does_not_look_finished(tmp_path: Path) -> None:
+async def test_an_incomplete_parquet_file_does_not_look_complete(tmp_path: Path) -> None:
     """The file has no footer if pyarrow's writer is thrown away."""
     await make(tmp_path)
 
@@ -129,7 +129,7 @@ async def test_a_cancelled_export_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ExportFormat)
-async def test_the_event_loop_is_not_held_by_a_slow_file(tmp_path: Path, format: ExportFormat) -> None:
+async def test_a_slow_file_does_not_block_the_event_loop(tmp_path: Path, format: ExportFormat) -> None:
     """The loop is not held before the first row or after the last one either."""
     await make(tmp_path)
     threads: set[threading.Thread] = set()
@@ -150,11 +150,11 @@ async def test_the_event_loop_is_not_held_by_a_slow_file(tmp_path: Path, format:
 
 async def test_progress_is_reported(tmp_path: Path) -> None:
     await make(tmp_path)
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
 
-    await export_log(tmp_path, io.BytesIO(), progress=lambda done, total: told.append((done, total)))
+    await export_log(tmp_path, io.BytesIO(), progress=lambda done, total: reports.append((done, total)))
 
-    assert told[-1] == ((await EventReader(tmp_path).head()).offset,) * 2
+    assert reports[-1] == ((await EventReader(tmp_path).head()).offset,) * 2
 
 
 async def test_without_pyarrow_parquet_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,14 +49,14 @@ def archive(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Archived:
 def test_damaged_lines_are_read_as_the_reference_reads_them(
     run: Run, place: Path, lines: list[bytes], changes: list[Edit]
 ) -> None:
-    """Both return the same events, the same head, and the same position of the first damage."""
+    """Reader and reference return the same events, the same head, and the same position of the first damage."""
     run(check_lines(place, edited(b"".join(lines), changes)))
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=60) | st.text('{}[]":,\\ \n09.-etruflsnda', max_size=60).map(str.encode))
-def test_any_bytes_are_a_log_or_refused(run: Run, place: Path, data: bytes) -> None:
-    """This includes bytes that don't resemble lines at all."""
+def test_any_bytes_are_read_as_a_log_or_refused(run: Run, place: Path, data: bytes) -> None:
+    """Tested also with bytes that don't resemble lines at all."""
     run(check_lines(place, data + b"\n"))
 
 

@@ -79,7 +79,7 @@ async def test_events_of_a_tag_are_read_in_order_and_backwards(data_dir: Path) -
 async def test_reading_by_tags_does_not_read_the_rest_of_the_log(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It reads only the lines that it returns, each from its own offset."""
+    """Only the lines that are returned are read, each from its own offset."""
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 5000)
         await numbers(log, tag("own:0"))
@@ -99,7 +99,7 @@ async def test_reading_by_tags_does_not_read_the_rest_of_the_log(
 
 
 @pytest.mark.parametrize("offset", ["start", "end"])
-async def test_reading_by_tags_begins_and_ends_where_it_is_told_to(data_dir: Path, offset: str) -> None:
+async def test_reading_by_tags_respects_the_start_and_the_end(data_dir: Path, offset: str) -> None:
     async with EventLog.open(data_dir, index=True) as log:
         results = [await log.append(tagged(n, "a")) for n in range(5)]
 
@@ -113,7 +113,7 @@ async def test_reading_by_tags_begins_and_ends_where_it_is_told_to(data_dir: Pat
 
 
 @pytest.mark.parametrize("archived", [False, True])
-async def test_every_range_gives_what_it_gives_without_the_index(data_dir: Path, archived: bool) -> None:
+async def test_every_range_is_the_same_with_and_without_the_index(data_dir: Path, archived: bool) -> None:
     """The test has batches that cross the ends of the range, lines longer than one read, and all offsets."""
     async with EventLog.open(data_dir, index=True) as log:
         results = [await log.append(tagged(0, "a"))]
@@ -132,7 +132,7 @@ async def test_every_range_gives_what_it_gives_without_the_index(data_dir: Path,
             assert with_index == [record async for record in reader.read_back(end, query=tag("a"))]
 
 
-async def test_what_stands_before_damage_is_given_first(tmp_path: Path) -> None:
+async def test_events_before_damage_are_yielded_first(tmp_path: Path) -> None:
     async with EventLog.open(tmp_path, index=True) as log:
         results = [await log.append(tagged(n, "a")) for n in range(5)]
         assert len(await numbers(log, tag("a"))) == 5
@@ -164,7 +164,7 @@ async def numbers_from(log: EventLog, offset: int, query: Query) -> list[int]:
     return [record.event.data["n"] async for record in log.read_from(offset, query=query)]
 
 
-async def test_the_condition_of_an_append_is_judged_by_the_whole_log(data_dir: Path) -> None:
+async def test_the_condition_of_an_append_covers_the_whole_log(data_dir: Path) -> None:
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 100)
         await log.rotate()
@@ -177,7 +177,7 @@ async def test_the_condition_of_an_append_is_judged_by_the_whole_log(data_dir: P
             await log.append_unless([tagged(2, "own:5")], tag("own:5"))
 
 
-async def test_many_conditions_at_once_are_judged_by_the_file_by_memory_and_by_each_other(data_dir: Path) -> None:
+async def test_many_conditions_at_once_are_checked_with_the_file_memory_and_each_other(data_dir: Path) -> None:
     """There are more conditions than one query to the file takes, and each tag is wanted by one append or by two."""
     async with EventLog.open(data_dir, index=True) as log:
         in_file = {f"own:{n}": (await log.append(tagged(n, f"own:{n}"))).start_offset for n in range(0, 300, 3)}
@@ -200,7 +200,7 @@ async def test_many_conditions_at_once_are_judged_by_the_file_by_memory_and_by_e
         assert offsets == sorted(taken.values())
 
 
-async def test_a_condition_with_an_offset_overlooks_what_the_file_has_before_it(data_dir: Path) -> None:
+async def test_a_condition_with_an_offset_ignores_earlier_events_in_the_file(data_dir: Path) -> None:
     async with EventLog.open(data_dir, index=True) as log:
         results = [await log.append(tagged(n, "a", f"own:{n}")) for n in range(10)]
     async with EventLog.open(data_dir, index=True) as log:
@@ -214,7 +214,7 @@ async def test_a_condition_with_an_offset_overlooks_what_the_file_has_before_it(
         assert [isinstance(outcome, ConditionalAppendError) for outcome in outcomes] == [n % 2 == 1 for n in range(10)]
 
 
-async def test_two_texts_with_the_same_key_are_told_apart(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_texts_with_the_same_key_are_distinguished(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test gives every tag the same hash."""
     for module in (index, keys):
         monkeypatch.setattr(module, "key_of_tag", lambda text: 7)
@@ -226,7 +226,7 @@ async def test_two_texts_with_the_same_key_are_told_apart(data_dir: Path, monkey
         assert await numbers(log, tag("b")) == [1]
 
 
-async def test_a_tag_of_too_many_events_is_looked_for_in_the_log_itself(data_dir: Path) -> None:
+async def test_a_tag_of_too_many_events_is_searched_for_in_the_log(data_dir: Path) -> None:
     async with EventLog.open(data_dir, index=True) as log:
         await log.append_many([tagged(n, "common") for n in range(MAX_CANDIDATES + 10)])
     async with EventLog.open(data_dir, index=True) as log:
@@ -236,10 +236,8 @@ async def test_a_tag_of_too_many_events_is_looked_for_in_the_log_itself(data_dir
         await log.append_unless([tagged(0, "rare")], Query(types={"other"}, tags={"common"}))
 
 
-async def test_events_of_one_tag_are_not_looked_at_one_by_one_where_they_are_many(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """This also holds for events that are not in the file yet."""
+async def test_many_events_of_one_tag_are_not_read_one_by_one(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tested with events in the file, and with events that are not in the file yet."""
     async with EventLog.open(data_dir, index=True) as log:
         await log.append_many([tagged(n, "common") for n in range(MAX_CANDIDATES + 1)])
 
@@ -250,7 +248,7 @@ async def test_events_of_one_tag_are_not_looked_at_one_by_one_where_they_are_man
         assert len(await numbers(log, tag("common"))) == MAX_CANDIDATES + 1
 
 
-async def test_a_file_that_is_behind_is_brought_forward(data_dir: Path, index_path: Path) -> None:
+async def test_a_file_that_is_behind_is_brought_up_to_date(data_dir: Path, index_path: Path) -> None:
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 20)
     kept = index_path.read_bytes()
@@ -309,7 +307,7 @@ def of_another_version(path: Path) -> None:
         lambda path: (path.unlink(), os.mkfifo(path)),
     ],
 )
-async def test_a_file_that_can_not_be_trusted_is_made_again_with_a_warning(
+async def test_a_file_that_cannot_be_trusted_is_rebuilt_with_a_warning(
     data_dir: Path, index_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with EventLog.open(data_dir, index=True) as log:
@@ -326,7 +324,7 @@ async def test_a_file_that_can_not_be_trusted_is_made_again_with_a_warning(
 
 
 @pytest.mark.parametrize("damage", ["DELETE FROM pairs", "UPDATE pairs SET offset = offset + 1048576"])
-async def test_a_pair_that_is_missing_or_wrong_is_noticed(
+async def test_a_missing_or_wrong_pair_is_noticed(
     data_dir: Path, index_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     async with EventLog.open(data_dir, index=True) as log:
@@ -373,7 +371,7 @@ async def test_a_log_is_open_before_its_index_is(data_dir: Path, monkeypatch: py
         assert await reading == [10]
 
 
-async def test_closing_leaves_a_file_alone_to_which_nothing_was_added(data_dir: Path, index_path: Path) -> None:
+async def test_closing_does_not_write_an_unchanged_file(data_dir: Path, index_path: Path) -> None:
     async with EventLog.open(data_dir, index=True) as log:
         await fill(log, 10)
     before, changed = index_path.read_bytes(), index_path.stat().st_mtime_ns
@@ -383,7 +381,7 @@ async def test_closing_leaves_a_file_alone_to_which_nothing_was_added(data_dir: 
     assert (index_path.read_bytes(), index_path.stat().st_mtime_ns) == (before, changed)
 
 
-async def test_a_file_that_was_closed_is_not_read_pair_by_pair(
+async def test_the_checksum_of_a_closed_file_replaces_a_check_of_its_pairs(
     data_dir: Path, index_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The file has a checksum; if it fits, the stored sums are not even looked at."""
@@ -417,7 +415,7 @@ async def test_a_file_that_lost_pairs_while_it_was_open_is_not_trusted_afterward
     assert "is rebuilt" in caplog.text
 
 
-async def test_a_damaged_file_is_given_up_and_not_trusted_afterwards(
+async def test_a_damaged_file_is_abandoned_and_not_trusted_afterwards(
     data_dir: Path, index_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The file is damaged while it is open, and SQLite does not notice."""
@@ -443,7 +441,7 @@ async def test_a_damaged_file_is_given_up_and_not_trusted_afterwards(
         assert await numbers(log, tag("own:2345")) == [2345]
 
 
-async def test_an_index_that_can_not_be_written_for_long_takes_no_more_memory(
+async def test_an_index_that_cannot_be_written_for_long_uses_bounded_memory(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Indexing stops for a while, and later catches up from the log."""
@@ -476,7 +474,7 @@ async def test_an_index_that_can_not_be_written_for_long_takes_no_more_memory(
             assert await numbers(log, tag(f"own:{last}")) == [last]
 
 
-async def test_what_is_being_written_does_not_count_as_waiting(
+async def test_keys_that_are_being_written_do_not_count_as_waiting(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(file_index, "MAX_PENDING", WRITE_BATCH_SIZE)
@@ -490,7 +488,7 @@ async def test_what_is_being_written_does_not_count_as_waiting(
     assert not caplog.records
 
 
-async def test_an_index_that_can_not_be_written_makes_nothing_fail(
+async def test_nothing_fails_if_the_index_cannot_be_written(
     data_dir: Path, index_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*args: object) -> None:
@@ -505,7 +503,7 @@ async def test_an_index_that_can_not_be_written_makes_nothing_fail(
     assert "could not be written" in caplog.text
 
 
-async def test_an_index_that_can_not_be_opened_makes_nothing_fail(
+async def test_nothing_fails_if_the_index_cannot_be_opened(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*args: object) -> None:
@@ -535,7 +533,7 @@ async def test_a_copy_of_an_open_index_is_not_trusted(
     assert "before it was copied" in caplog.text
 
 
-async def test_a_killed_process_leaves_an_index_that_is_brought_forward(data_dir: Path) -> None:
+async def test_the_index_of_a_killed_process_is_brought_up_to_date(data_dir: Path) -> None:
     script = """
 import asyncio, sys
 from eventfold import Event, EventLog
@@ -565,7 +563,7 @@ asyncio.run(main())
                 assert await numbers(log, tag(f"own:{n}")) == [n]
 
 
-def test_a_file_that_may_not_grow_makes_nothing_fail(damaged_dir: Path) -> None:
+def test_nothing_fails_if_the_index_file_may_not_grow(damaged_dir: Path) -> None:
     """As on a full disk, the system refuses to let the file grow beyond a size that the log does not reach."""
     script = """
 import asyncio, resource, sys
@@ -603,7 +601,7 @@ asyncio.run(main())
     asyncio.run(check())
 
 
-async def test_a_call_that_is_cancelled_leaves_the_others_their_answers(
+async def test_a_cancelled_call_does_not_affect_the_answers_of_others(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The calls share a query in the thread, and one of them may be cancelled at any point of it."""
@@ -631,7 +629,7 @@ async def test_a_call_that_is_cancelled_leaves_the_others_their_answers(
 
 
 def test_a_forked_child_can_open_the_index_while_its_parent_uses_it(data_dir: Path) -> None:
-    """This holds even if the parent forks during a look-up: the child has none of its threads."""
+    """The parent may even fork during a look-up, although the child has none of its threads."""
 
     async def child() -> None:
         async with EventLog.open(data_dir, lock=LockMode.SHARED, index=True) as log:
@@ -709,7 +707,7 @@ async def test_a_log_can_be_closed_while_its_index_is_being_built(
     assert not caplog.records
 
 
-async def test_the_index_may_lie_elsewhere(data_dir: Path, tmp_path: Path) -> None:
+async def test_the_index_may_be_in_another_directory(data_dir: Path, tmp_path: Path) -> None:
     async with EventLog.open(data_dir, index=tmp_path / "elsewhere.sqlite") as log:
         await fill(log, 10)
         assert await numbers(log, tag("own:3")) == [3]
@@ -782,7 +780,7 @@ async def test_random_histories_are_the_same_with_and_without_the_index(tmp_path
         await indexed.aclose()
 
 
-async def test_a_condition_on_types_alone_is_judged_by_the_log(data_dir: Path) -> None:
+async def test_a_condition_on_types_alone_is_checked_by_reading_the_log(data_dir: Path) -> None:
     async with EventLog.open(data_dir, index=True) as log:
         await log.append_unless([tagged(0)], Query(types={"counted"}))
         with pytest.raises(ConditionalAppendError):
@@ -790,7 +788,7 @@ async def test_a_condition_on_types_alone_is_judged_by_the_log(data_dir: Path) -
         await log.append_unless([tagged(1)], Query(types={"counted"}), after=log.head.offset)
 
 
-def test_a_process_does_not_fork_in_a_transaction(tmp_path: Path) -> None:
+def test_a_fork_waits_for_the_end_of_a_transaction(tmp_path: Path) -> None:
     """Otherwise the child would roll the transaction back when it ends."""
     reached, go_on, forked = threading.Event(), threading.Event(), threading.Event()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.processes import at_rest, back_to, other_writer
+from tests.processes import other_writer, resources_at_rest, wait_for_resources
 from tests.support import event, settle
 
 from eventfold import Event, EventfoldError, EventLog, LogClosedError, ReducerError, UnknownViewError, View
@@ -41,7 +41,7 @@ async def until(states: AsyncIterator[Any], expected: Any) -> list[Any]:
     return found
 
 
-async def test_a_watch_begins_with_the_state_of_now(data_dir: Path) -> None:
+async def test_a_watch_begins_with_the_current_state(data_dir: Path) -> None:
     """The first state comes at once, even from an empty log."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log, aclosing(log.watch("sum")) as empty:
         nothing = await anext(empty)
@@ -52,7 +52,7 @@ async def test_a_watch_begins_with_the_state_of_now(data_dir: Path) -> None:
     assert (nothing, something) == (0, 5)
 
 
-async def test_a_watch_gives_each_newer_state(data_dir: Path) -> None:
+async def test_a_watch_yields_each_newer_state(data_dir: Path) -> None:
     """A watcher that keeps up sees one state for each append."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log, aclosing(log.watch("sum")) as states:
         found = [await anext(states)]
@@ -64,7 +64,7 @@ async def test_a_watch_gives_each_newer_state(data_dir: Path) -> None:
 
 
 async def test_a_slow_watcher_sees_only_the_latest_state(data_dir: Path) -> None:
-    """It skips the states that were replaced while it was busy."""
+    """The watcher skips the states that were replaced while it was busy."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log, aclosing(log.watch("sum")) as states:
         await anext(states)
         for _ in range(100):
@@ -88,7 +88,7 @@ async def test_any_number_of_watchers_fold_each_event_once(data_dir: Path) -> No
     assert all(states == sorted(set(states)) and states[-1] == 40 for states in found)
 
 
-async def test_a_watcher_is_not_woken_by_events_that_its_view_does_not_look_at(data_dir: Path) -> None:
+async def test_a_watcher_is_not_woken_by_events_that_its_view_does_not_select(data_dir: Path) -> None:
     """With `event_types`, only events of these types make a newer state."""
     view = View("sum", Sum(), 0, event_types=["counted"])
     async with EventLog.open(data_dir, views=[view]) as log, aclosing(log.watch("sum")) as states:
@@ -133,14 +133,14 @@ async def test_a_cancelled_watch_leaves_nothing_behind(data_dir: Path) -> None:
     """No task or descriptor outlives it, and the view can be watched again."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log:
         await log.append(event(1))
-        before = await at_rest()
+        before = await resources_at_rest()
         watches = [asyncio.create_task(until(log.watch("sum"), "never")) for _ in range(20)]
         for _ in range(5):
             await log.append(event(1))
         for watch in watches:
             watch.cancel()
         await asyncio.wait(watches)
-        left = await back_to(before)
+        left = await wait_for_resources(before)
         again = await until(log.watch("sum"), 6)
 
     assert left == before
@@ -173,7 +173,7 @@ async def test_a_view_that_is_not_registered_is_refused(data_dir: Path, ask: str
                 log.view("nobody")
 
 
-async def test_a_write_is_in_the_state_that_its_offset_waits_for(data_dir: Path) -> None:
+async def test_waiting_for_the_offset_of_a_write_returns_a_state_that_includes_it(data_dir: Path) -> None:
     """The end offset of an append is enough; no refresh in between is necessary."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log:
         appended = await log.append(event(3))
@@ -208,7 +208,7 @@ async def test_a_state_can_be_waited_for_before_the_write(data_dir: Path) -> Non
 
 
 async def test_a_wait_for_a_state_raises_when_the_log_is_closed(data_dir: Path) -> None:
-    """It raises LogClosedError instead of waiting for ever."""
+    """The wait raises LogClosedError instead of waiting forever."""
     log = await EventLog.open(data_dir, views=[sum_view()])
     waiting = asyncio.ensure_future(log.wait_until("sum", 1000))
     await settle()
@@ -221,10 +221,10 @@ async def test_a_wait_for_a_state_raises_when_the_log_is_closed(data_dir: Path) 
 async def test_a_cancelled_wait_for_a_state_leaves_nothing_behind(data_dir: Path) -> None:
     """When a time limit cancels it, no task or descriptor is left."""
     async with EventLog.open(data_dir, views=[sum_view()]) as log:
-        before = await at_rest()
+        before = await resources_at_rest()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(log.wait_until("sum", 1000), 0.05)
-        left = await back_to(before)
+        left = await wait_for_resources(before)
 
     assert left == before
 

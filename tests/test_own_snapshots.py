@@ -52,7 +52,7 @@ async def test_a_view_continues_from_its_own_snapshot(log: Path, own: Path) -> N
     assert later.folded == 3
 
 
-async def test_nothing_is_written_beside_the_log(log: Path, own: Path) -> None:
+async def test_nothing_is_written_to_the_log_s_directory(log: Path, own: Path) -> None:
     await write(log, 100)
     before = read_files(log)
 
@@ -99,7 +99,7 @@ async def test_a_snapshot_of_another_log_is_not_used(log: Path, own: Path, tmp_p
         assert reading.view("count") == 200
 
 
-async def test_a_view_that_was_registered_elsewhere_before_is_saved_here_too(log: Path, own: Path) -> None:
+async def test_a_view_that_moves_from_another_log_is_saved_here_too(log: Path, own: Path) -> None:
     """The snapshot in the log's directory is not the one from which this process continues."""
     await write(log, 10)
     view = Counting().view
@@ -112,7 +112,7 @@ async def test_a_view_that_was_registered_elsewhere_before_is_saved_here_too(log
     assert (own / "count.snapshot.json").exists()
 
 
-async def test_consumers_stay_beside_the_log(log: Path, own: Path) -> None:
+async def test_consumers_stay_in_the_log_s_directory(log: Path, own: Path) -> None:
     await write(log, 3)
     async with EventLog.open(log, read_only=True, snapshots=own) as reading:
         consumer = reading.consumer("mailer")
@@ -132,15 +132,15 @@ async def test_a_directory_within_that_of_the_log_is_refused(log: Path, inside: 
         await EventLog.open(log, read_only=True, snapshots=log / inside)
 
 
-async def test_a_writer_has_no_other_place_for_its_snapshots(log: Path, own: Path) -> None:
+async def test_a_writer_cannot_have_another_directory_for_its_snapshots(log: Path, own: Path) -> None:
     with pytest.raises(ValueError, match="read_only"):
         EventLog.open(log, snapshots=own)
 
 
-async def test_what_can_not_be_saved_is_only_logged(
+async def test_a_snapshot_that_cannot_be_saved_is_only_logged(
     log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A missing snapshot only costs the time to fold again."""
+    """Without a snapshot, the next start only has to fold again."""
     await write(log, 3)
     (tmp_path / "file").touch()
 

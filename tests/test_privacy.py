@@ -51,7 +51,7 @@ async def test_what_was_protected_is_revealed_with_the_key(keeper: Privacy) -> N
 
 
 async def test_the_log_and_its_archive_hold_no_plain_text(keeper: Privacy, tmp_path: Path) -> None:
-    """This holds from the first write on."""
+    """No plain text is written at any moment."""
     async with EventLog.open(tmp_path / "data") as log:
         await log.append(Event("joined", await protected(keeper)))
         written = log.log_path.read_bytes()
@@ -79,7 +79,7 @@ async def test_a_forgotten_subject_leaves_placeholders(keeper: Privacy) -> None:
     assert not revealed[0]["name"]
 
 
-async def test_a_forgotten_subject_is_forgotten_by_everybody_at_once(keeper: Privacy, keys_dir: Path) -> None:
+async def test_a_forgotten_subject_is_forgotten_by_all_processes_at_once(keeper: Privacy, keys_dir: Path) -> None:
     """Other processes keep no keys in memory."""
     data = await protected(keeper)
     other = Privacy(DirectoryKeys(keys_dir))
@@ -131,7 +131,7 @@ async def test_a_subject_that_comes_back_gets_a_new_key(keeper: Privacy) -> None
     assert await keeper.reveal(after) == ADA
 
 
-async def test_forgetting_twice_or_a_stranger_does_nothing(keeper: Privacy, keys_dir: Path) -> None:
+async def test_forgetting_twice_or_an_unknown_subject_does_nothing(keeper: Privacy, keys_dir: Path) -> None:
     """No file is created for an unknown subject."""
     await keeper.forget("nobody")
     assert not list(keys_dir.glob("*.json"))
@@ -160,7 +160,7 @@ async def test_another_key_of_the_subject_is_an_error(keeper: Privacy, tmp_path:
         await other.reveal({"name": data["name"]})
 
 
-async def test_a_key_of_the_right_id_and_other_bytes_is_an_error(keeper: Privacy, keys_dir: Path) -> None:
+async def test_a_key_with_the_right_id_and_other_bytes_is_an_error(keeper: Privacy, keys_dir: Path) -> None:
     """A value that fails authentication is never shown."""
     data = await protected(keeper)
     entry = json.loads(key_file(keys_dir).read_text())
@@ -221,8 +221,8 @@ async def test_a_value_that_was_given_to_another_subject_is_an_error(keeper: Pri
         await keeper.reveal(ada)
 
 
-async def test_a_state_is_revealed_where_the_names_of_the_fields_are_kept(keeper: Privacy) -> None:
-    """This holds at any depth, and also inside lists."""
+async def test_a_state_that_keeps_the_field_names_can_be_revealed(keeper: Privacy) -> None:
+    """Tested at any depth, and inside lists."""
     data = await protected(keeper)
 
     assert await keeper.reveal({"people": [{"id": 7, "name": data["name"]}]}) == {"people": [{"id": 7, "name": "Ada"}]}
@@ -231,7 +231,7 @@ async def test_a_state_is_revealed_where_the_names_of_the_fields_are_kept(keeper
 
 
 async def test_a_view_keeps_protected_values_also_in_its_snapshot(keeper: Privacy, tmp_path: Path) -> None:
-    """So forgetting erases the values in snapshots as well."""
+    """Forgetting a subject therefore erases the values in snapshots as well."""
 
     def names(state: list[Any], event: Event) -> list[Any]:
         return [*state, event.data["name"]]
@@ -248,7 +248,7 @@ async def test_a_view_keeps_protected_values_also_in_its_snapshot(keeper: Privac
     assert all(b"Ada" not in path.read_bytes() for path in views_dir.iterdir())
 
 
-async def test_a_field_that_is_not_there_is_refused(keeper: Privacy, keys_dir: Path) -> None:
+async def test_a_missing_field_is_refused(keeper: Privacy, keys_dir: Path) -> None:
     """A misspelt name would leave the value readable. No key is created."""
     with pytest.raises(ValueError, match=r"'nmae'.*name, address, plan"):
         await keeper.protect(ADA, "ada", ["nmae"])
@@ -271,7 +271,7 @@ async def test_wrong_arguments_are_refused(keeper: Privacy, subject: Any, fields
 
 
 async def test_only_the_owner_can_read_the_keys(keeper: Privacy, keys_dir: Path) -> None:
-    """This holds whatever the umask, and also after a key was replaced."""
+    """Tested with any umask, and after a key was replaced."""
     before = os.umask(0)
     try:
         await protected(keeper)
@@ -295,7 +295,7 @@ async def test_a_damaged_key_file_is_an_error_and_is_kept(keeper: Privacy, keys_
     assert key_file(keys_dir).read_text() == '{"key":'
 
 
-async def test_a_key_that_can_not_be_stored_is_not_used(
+async def test_a_key_that_cannot_be_stored_is_not_used(
     keeper: Privacy, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is encrypted with it, and no part of it is left in the store."""
@@ -312,7 +312,7 @@ async def test_a_key_that_can_not_be_stored_is_not_used(
     assert await keeper.reveal(await protected(keeper)) == ADA
 
 
-async def test_what_a_killed_process_left_is_not_in_the_way(keeper: Privacy, keys_dir: Path) -> None:
+async def test_the_temporary_file_of_a_killed_process_does_no_harm(keeper: Privacy, keys_dir: Path) -> None:
     """The process was killed before it renamed its new file."""
     await protected(keeper)
     left = key_file(keys_dir).rename(key_file(keys_dir).with_suffix(".tmp"))
@@ -321,7 +321,7 @@ async def test_what_a_killed_process_left_is_not_in_the_way(keeper: Privacy, key
     assert not left.exists()
 
 
-async def test_tasks_that_protect_for_a_new_subject_share_one_key(keys_dir: Path) -> None:
+async def test_tasks_that_protect_values_of_a_new_subject_share_one_key(keys_dir: Path) -> None:
     """Each task has its own store, as processes have."""
     data = await asyncio.gather(*(protected(Privacy(DirectoryKeys(keys_dir))) for _ in range(20)))
 
@@ -359,7 +359,7 @@ async def test_a_process_killed_while_it_stores_keys_leaves_a_store_that_works(k
         assert await keeper.reveal(await protected(keeper, "s")) == ADA
 
 
-def test_without_cryptography_the_error_says_what_to_install() -> None:
+def test_without_the_package_cryptography_the_error_says_what_to_install() -> None:
     """The message names the extra."""
     script = "import sys; sys.modules['cryptography'] = None; import eventfold.privacy"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

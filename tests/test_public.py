@@ -170,13 +170,13 @@ def test_the_log_takes_the_options_of_the_writer_and_its_views() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in dir(EventWriter) if not n.startswith("_") and n not in ("attach", "open")])
-def test_the_log_has_everything_of_the_writer(name: str) -> None:
+def test_the_log_has_all_methods_of_the_writer(name: str) -> None:
     """A method with the same name does the same thing."""
     assert hasattr(EventLog, name)
 
 
 @pytest.mark.parametrize("name", [n for n in dir(EventReader) if not n.startswith("_")])
-def test_the_log_has_everything_of_the_reader(name: str) -> None:
+def test_the_log_has_all_methods_of_the_reader(name: str) -> None:
     """The public methods of the design are there; those that only other modules use are not."""
     of_the_design = {
         *("read_from", "read_full", "tail", "wait_for_events", "has_new_events", "head", "active_log_size"),
@@ -203,7 +203,7 @@ def test_every_error_is_an_eventfold_error(error: type[Exception]) -> None:
     assert issubclass(error, EventfoldError)
 
 
-def test_two_errors_are_builtin_ones_too() -> None:
+def test_two_errors_are_also_builtin_errors() -> None:
     """Code that doesn't know eventfold's errors can catch them as these."""
     assert issubclass(InvalidEventError, ValueError)
     assert issubclass(UnknownViewError, KeyError)
@@ -222,7 +222,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_errors_survive_a_trip_to_another_process(error: EventfoldError) -> None:
+def test_errors_can_be_pickled(error: EventfoldError) -> None:
     """Their fields and messages survive pickling."""
     again = pickle.loads(pickle.dumps(error))
 
@@ -231,7 +231,7 @@ def test_errors_survive_a_trip_to_another_process(error: EventfoldError) -> None
     assert vars(again) == vars(error)
 
 
-def test_the_errors_have_their_fields() -> None:
+def test_the_errors_have_the_fields_of_the_design() -> None:
     """The fields are those that the design names."""
     conflict, corrupt, _, _, _, reducer, unknown, _ = ERRORS
 
@@ -243,7 +243,7 @@ def test_the_errors_have_their_fields() -> None:
 
 
 def test_the_values_have_the_fields_of_the_design() -> None:
-    """They can be given by position and by name."""
+    """The fields can be given by position and by name."""
     assert AppendResult(1, 2, "h") == AppendResult(start_offset=1, end_offset=2, line_hash="h")
     assert Head(1, "h") == (1, "h")
     assert Head(1, "h")._fields == ("offset", "line_hash")
@@ -303,7 +303,7 @@ def test_importing_eventfold_imports_no_optional_package() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("ReduceFn", "snapshot")])
-def test_the_public_names_print_as_what_can_be_imported(name: str) -> None:
+def test_the_public_names_print_as_they_are_imported(name: str) -> None:
     """Messages and tracebacks say `eventfold.X`, whatever module defines X."""
     assert getattr(eventfold, name).__module__ == "eventfold"
 
@@ -323,7 +323,7 @@ def test_the_version_is_that_of_the_installed_package() -> None:
     assert eventfold.__version__ == installed
 
 
-def test_the_import_loads_no_module_that_only_some_of_it_needs() -> None:
+def test_the_import_loads_no_module_that_is_rarely_needed() -> None:
     """`importlib.metadata` alone would take a fifth of the import time."""
     late = ["importlib.metadata", "aiofiles", "watchfiles", "eventfold._files.shared_committer"]
     script = f"import eventfold, sys; print([m for m in {late} if m in sys.modules])"
@@ -332,7 +332,7 @@ def test_the_import_loads_no_module_that_only_some_of_it_needs() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_wait_result_is_true_where_new_events_came() -> None:
-    """So `if await log.wait_for_events(offset, timeout):` does what it says."""
+def test_a_wait_result_is_true_if_there_are_new_events() -> None:
+    """Programs can write `if await log.wait_for_events(offset, timeout):`."""
     assert WaitResult(True, 5)
     assert not WaitResult(False, 5)

@@ -28,8 +28,8 @@ def made(type: str, *tags: str) -> Event:
     return Event(type, ts=1, tags=tags)
 
 
-def test_a_query_of_nothing_matches_every_event() -> None:
-    """It asks for neither types nor tags."""
+def test_an_empty_query_matches_every_event() -> None:
+    """An empty query has neither types nor tags."""
     assert Query().matches(made("a"))
     assert Query().matches(made("", "x"))
     assert Query().matches_all
@@ -61,7 +61,7 @@ def test_types_and_tags_must_both_fit() -> None:
     assert not query.matches(made("b", "x"))
 
 
-def test_of_two_queries_one_must_match() -> None:
+def test_an_event_must_match_one_of_two_queries() -> None:
     """The types of one query don't combine with the tags of the other."""
     query = Query({"a"}, {"x"}) | Query({"b"}, {"y"})
 
@@ -73,7 +73,7 @@ def test_of_two_queries_one_must_match() -> None:
 
 @given(ITEMS, EVENTS)
 def test_a_query_matches_as_the_rules_say(items: list[tuple[set[str], set[str]]], event: Event) -> None:
-    """This holds for any alternatives and events; an event whose type is not in `types` can't match."""
+    """Tested with any alternatives and events; an event whose type is not in `types` can't match."""
     query = reduce(or_, (Query(types, tags) for types, tags in items))
     expected = any((not types or event.type in types) and tags <= set(event.tags) for types, tags in items)
 
@@ -105,13 +105,13 @@ def test_a_query_cannot_be_changed() -> None:
 
 
 def test_a_query_can_be_copied_and_pickled() -> None:
-    """This includes queries with alternatives."""
+    """Tested also for queries with alternatives."""
     query = Query({"a"}, {"x"}) | Query(tags={"y"})
 
     assert pickle.loads(pickle.dumps(query)) == copy.deepcopy(query) == query
 
 
-def test_a_query_prints_as_it_is_written() -> None:
+def test_the_repr_of_a_query_is_its_source() -> None:
     """Error messages show queries this way."""
     query = Query({"b", "a"}, {"x"}) | Query(tags={"y"})
 
@@ -126,7 +126,7 @@ def test_a_string_is_not_a_collection_of_strings(wrong: dict[str, Any]) -> None:
         Query(**wrong)
 
 
-def test_no_types_in_the_short_form_match_no_event() -> None:
+def test_an_empty_set_of_event_types_matches_no_event() -> None:
     """A query without types, in contrast, matches events of every type."""
     nothing = query_of(None, [])
 

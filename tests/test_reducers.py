@@ -48,8 +48,8 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("error", [KeyError("no"), Stop()], ids=["Exception", "BaseException"])
-async def test_a_half_changed_state_is_neither_saved_nor_folded_on(data_dir: Path, error: BaseException) -> None:
-    """This holds however often it is tried; once the reducer works, the state is the fold over the log."""
+async def test_a_half_changed_state_is_neither_saved_nor_used(data_dir: Path, error: BaseException) -> None:
+    """Repeated refreshes don't change that; once the reducer works, the state is the fold over the log."""
     reducer = Halves(3, error=error)
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(n) for n in range(5)])
@@ -78,7 +78,7 @@ async def test_closing_a_log_saves_no_half_changed_state(data_dir: Path) -> None
     assert state == {"first": 5, "second": 5}
 
 
-async def test_an_event_that_fails_again_and_again_costs_no_fold_of_the_whole_log(data_dir: Path) -> None:
+async def test_an_event_that_fails_repeatedly_does_not_refold_the_whole_log(data_dir: Path) -> None:
     """At the second attempt, the state before the event is saved; from then on, only that event is tried again."""
     reducer = Halves(99)
     async with EventLog.open(data_dir, views=[halves_view(reducer)]) as log:
@@ -107,7 +107,7 @@ def keep_and_change(state: list[Any], event: Event) -> list[Any]:
 
 
 @pytest.mark.parametrize("archived", [False, True])
-async def test_each_view_gets_event_objects_of_its_own(data_dir: Path, archived: bool) -> None:
+async def test_each_view_gets_its_own_event_objects(data_dir: Path, archived: bool) -> None:
     """If a view changes an event, no other view's state changes."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(n) for n in range(3)])
@@ -137,7 +137,7 @@ async def test_views_that_share_events_get_the_same_objects(data_dir: Path) -> N
 
 
 async def test_the_bytes_are_read_once_for_all_views(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This holds for any number of views and whatever types they select."""
+    """Tested with several views that select different types."""
     write_log(data_dir, *(line(n, "ab"[n % 2]) for n in range(100)))
     source = type(EventReader(data_dir)._source)
     passes = []
@@ -200,7 +200,7 @@ def slow_list(state: list[int], event: Event) -> list[int]:
     return [*state, event.data["n"]]
 
 
-async def test_what_is_seen_in_a_pause_is_the_fold_up_to_the_offset(data_dir: Path) -> None:
+async def test_the_state_in_a_pause_fits_the_view_s_offset(data_dir: Path) -> None:
     """If others look at a view while it folds a slice, its state fits its offset."""
     data = write_log(data_dir, *(line(n) for n in range(300)))
     view = View("v", slowly, 0)
@@ -267,10 +267,10 @@ async def test_an_integer_in_a_float_field_is_saved(data_dir: Path, caplog: pyte
         (dict, lambda: {1: 2}, r"the state: \{1: 2\} became \{'1': 2\}"),
     ],
 )
-async def test_the_warning_says_where_a_state_reads_back_differently(
+async def test_the_warning_says_where_a_loaded_state_differs(
     data_dir: Path, caplog: pytest.LogCaptureFixture, state_type: Any, made: Callable[[], Any], where: str
 ) -> None:
-    """It contains the path to the value, and the value before and after."""
+    """The warning contains the path to the value, and the value before and after."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
         view: View[Any] = View("v", lambda s, e: made(), state_type, state_type=state_type)
@@ -359,8 +359,8 @@ async def test_a_reducer_that_returns_a_coroutine_is_an_error_that_says_so(data_
     assert caught.value.offset == 0
 
 
-async def test_none_is_a_state_where_the_type_says_so(data_dir: Path) -> None:
-    """This holds for an optional type, and for a state that began as None."""
+async def test_none_is_a_state_if_the_type_allows_it(data_dir: Path) -> None:
+    """Tested with an optional type, and with a state that began as None."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(0), event(1)])
         optional: View[int | None] = View("a", lambda s, e: None, 0, state_type=int | None)

@@ -76,7 +76,7 @@ async def test_a_sound_log_needs_no_repair(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("archived", [0, 3])
-async def test_a_damaged_end_is_cut_and_its_bytes_are_kept(tmp_path: Path, archived: int) -> None:
+async def test_a_damaged_end_is_cut_off_and_its_bytes_are_kept(tmp_path: Path, archived: int) -> None:
     base = await make(tmp_path, archived)
     path = tmp_path / "app.jsonl"
     whole = path.read_bytes()
@@ -114,8 +114,8 @@ async def test_events_after_the_damage_are_not_cut_unless_their_offset_is_named(
     assert Path(cut.kept_in).read_bytes() == data[cut.offset :]
 
 
-async def test_a_batch_is_cut_whole_where_one_of_its_lines_is_damaged(tmp_path: Path) -> None:
-    """Its other lines hold events that readers no longer get, but they are not deleted without being asked for."""
+async def test_a_batch_with_a_damaged_line_is_cut_off_completely(tmp_path: Path) -> None:
+    """The other lines contain events that readers no longer get, but they are not deleted without consent."""
     data = write_log(tmp_path, line(1), line(2, batch="1,3"), line(3, batch="2,3"), GARBAGE)
 
     [cut] = (await plan_repairs(tmp_path)).repairs
@@ -127,7 +127,7 @@ async def test_a_batch_is_cut_whole_where_one_of_its_lines_is_damaged(tmp_path: 
     assert Path(cut.kept_in).read_bytes() == data[cut.offset :]
 
 
-async def test_a_batch_is_cut_that_has_lost_its_first_line(tmp_path: Path) -> None:
+async def test_a_batch_without_its_first_line_is_cut_off(tmp_path: Path) -> None:
     """The rest looks like a batch that reading begins in the middle of."""
     data = write_log(tmp_path, line(1), line(2), line(3, batch="2,3"), line(4, batch="3,3"))
     [cut] = (await plan_repairs(tmp_path)).repairs
@@ -157,7 +157,7 @@ async def test_a_log_whose_first_line_is_damaged_is_emptied(tmp_path: Path, arch
     assert await numbers(tmp_path) == [*range(archived), 99]
 
 
-async def test_cutting_again_at_the_same_offset_keeps_both(tmp_path: Path) -> None:
+async def test_two_cuts_at_the_same_offset_keep_the_bytes_of_both(tmp_path: Path) -> None:
     for garbage in (b"first\n", b"second\n"):
         with (tmp_path / "app.jsonl").open("ab") as file:
             file.write(garbage)
@@ -166,7 +166,7 @@ async def test_cutting_again_at_the_same_offset_keeps_both(tmp_path: Path) -> No
     assert (tmp_path / "app.jsonl.torn.0").read_bytes() == b"first\nsecond\n"
 
 
-async def test_files_of_different_moments_are_not_cut(tmp_path: Path) -> None:
+async def test_files_from_different_moments_are_not_cut(tmp_path: Path) -> None:
     """Their first line is sound but not the expected one, and a copy that fits may exist somewhere."""
     await make(tmp_path, archived=3)
     data = write_log(tmp_path, line(7), line(8))
@@ -224,7 +224,7 @@ async def test_a_snapshot_that_a_replay_contradicts_is_deleted(tmp_path: Path) -
 
 
 async def test_a_consumer_beyond_the_end_of_the_log_continues_from_the_head(tmp_path: Path) -> None:
-    """This happens after the end of the log was cut, or after an older copy was restored."""
+    """Such an offset is left after the end of the log was cut off, or after an older copy was restored."""
     await make(tmp_path)
     path = tmp_path / "app.jsonl"
     path.write_bytes(path.read_bytes()[: len(line(0)) * 2])
@@ -243,7 +243,7 @@ async def test_a_consumer_beyond_the_end_of_the_log_continues_from_the_head(tmp_
 
 
 @pytest.mark.parametrize("place", [b"nonsense", b'{"offset":40,"hash":"0"}'])
-async def test_another_consumer_whose_offset_does_not_fit_starts_over(tmp_path: Path, place: bytes) -> None:
+async def test_a_consumer_whose_offset_is_not_in_the_log_starts_over(tmp_path: Path, place: bytes) -> None:
     """Events that are processed twice do less harm than events that are never processed."""
     await make(tmp_path)
     (tmp_path / "consumers" / "mailer.json").write_bytes(place)
@@ -259,7 +259,7 @@ async def test_another_consumer_whose_offset_does_not_fit_starts_over(tmp_path: 
             break
 
 
-async def test_what_depends_on_a_cut_end_is_planned_after_the_cut(tmp_path: Path) -> None:
+async def test_repairs_that_depend_on_a_cut_are_planned_after_it(tmp_path: Path) -> None:
     """Before the cut, nobody knows where the log will end."""
     await make(tmp_path)
     path = tmp_path / "app.jsonl"
@@ -315,7 +315,7 @@ async def test_a_log_that_has_changed_since_the_plan_is_not_cut(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", ["write", "sync", "rename"])
-async def test_nothing_is_cut_where_it_can_not_be_kept(
+async def test_nothing_is_cut_off_if_it_cannot_be_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     data = write_log(tmp_path, line(1), GARBAGE)
@@ -334,7 +334,7 @@ async def test_nothing_is_cut_where_it_can_not_be_kept(
 async def test_a_repair_that_is_cancelled_releases_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cancelling: str
 ) -> None:
-    """It finishes the current step, after which the log is either cut or as it was."""
+    """The repair finishes its current step, after which the log is either cut off or unchanged."""
     write_log(tmp_path, line(1), GARBAGE)
     repairs = (await plan_repairs(tmp_path)).repairs
     gate = Seam(monkeypatch).freeze("write")
@@ -356,7 +356,7 @@ async def test_a_repair_that_is_cancelled_releases_the_lock(
         await log.append(event(99))
 
 
-async def test_what_another_engine_keeps_is_not_repaired() -> None:
+async def test_logs_on_other_engines_are_not_repaired() -> None:
     with pytest.raises(EventfoldError, match="is not a directory of files"):
         await plan_repairs("postgresql://nobody@localhost/none?log=orders")
 

@@ -47,7 +47,7 @@ async def numbers(directory: Path) -> list[int]:
 @pytest.mark.parametrize(("archived", "active"), [(3, 3), (3, 0), (0, 3), (0, 0)])
 @pytest.mark.parametrize("target", ["new/log", "empty"])
 async def test_a_restored_log_opens_at_once(tmp_path: Path, archived: int, active: int, target: str) -> None:
-    """It has its snapshots and its consumers' offsets, and its directory is created if necessary."""
+    """The log has its snapshots and consumers' offsets, and its directory is created if necessary."""
     backup, log_dir = tmp_path / "backup", tmp_path / target
     (tmp_path / "empty").mkdir()
     await make_backup(backup, archived, active)
@@ -102,8 +102,8 @@ async def test_a_snapshot_that_does_not_fit_is_left_out(tmp_path: Path, caplog: 
     assert not (tmp_path / "log" / "views").exists()
 
 
-async def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> None:
-    """This includes a directory with another log."""
+async def test_a_target_that_is_not_empty_is_refused(tmp_path: Path) -> None:
+    """A directory with another log is refused too."""
     await make_backup(tmp_path / "backup")
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "note.txt").write_text("mine")
@@ -153,7 +153,7 @@ async def test_a_cancelled_restore_can_be_repeated(tmp_path: Path, monkeypatch: 
     assert read_files(tmp_path / "log") == read_files(tmp_path / "backup")
 
 
-async def test_only_one_at_a_time_restores_into_a_directory(tmp_path: Path, seam: Seam) -> None:
+async def test_only_one_restore_at_a_time_writes_to_a_directory(tmp_path: Path, seam: Seam) -> None:
     await make_backup(tmp_path / "backup")
     gate = seam.freeze("sync")
     first = asyncio.create_task(restore(tmp_path / "backup", tmp_path / "log"))
@@ -167,7 +167,7 @@ async def test_only_one_at_a_time_restores_into_a_directory(tmp_path: Path, seam
 
 
 @pytest.mark.parametrize("before", [".restoring/app.jsonl", "app.jsonl.base", "app.jsonl", "archive.jsonl.zst"])
-async def test_a_log_that_is_created_meanwhile_loses_no_event(tmp_path: Path, seam: Seam, before: str) -> None:
+async def test_a_log_that_is_created_during_a_restore_loses_no_event(tmp_path: Path, seam: Seam, before: str) -> None:
     """Some program may be restarted all the time: either it can't open the directory, or the restore fails."""
     await make_backup(tmp_path / "backup")
     target = tmp_path / "log"
@@ -208,7 +208,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(("archived", "active"), [(3, 3), (3, 0), (0, 3)])
-async def test_a_crash_never_leaves_a_part_of_the_log_that_looks_like_all_of_it(
+async def test_a_crash_never_leaves_an_incomplete_log_that_looks_complete(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, archived: int, active: int
 ) -> None:
     """A reader or a writer finds nothing, an error, or the whole log."""

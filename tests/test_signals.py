@@ -34,7 +34,7 @@ async def follow(log: EventLog) -> list[Record]:
 
 
 @pytest.mark.parametrize("number", STOPS)
-async def test_open_streams_end_on_a_signal_and_the_server_hears_it(heard: list[int], number: int) -> None:
+async def test_open_streams_end_on_a_signal_and_the_server_receives_it(heard: list[int], number: int) -> None:
     """The tail ends as if the log were closed, but appends still work."""
     async with testing.log() as log:
         await log.append(event(1))
@@ -80,8 +80,8 @@ async def test_a_handler_of_the_event_loop_is_called_too() -> None:
         loop.remove_signal_handler(signal.SIGTERM)
 
 
-async def test_the_handlers_are_put_back(heard: list[int]) -> None:
-    """This also happens after an error."""
+async def test_the_previous_handlers_are_restored(heard: list[int]) -> None:
+    """The handlers are also restored after an error."""
     before = [signal.getsignal(number) for number in STOPS]
     async with testing.log() as log:
         with pytest.raises(RuntimeError, match="of the application"), end_streams_on_stop(log):
@@ -114,7 +114,7 @@ async def test_a_signal_that_nobody_handles_keeps_its_action(heard: list[int], a
             assert signal.getsignal(signal.SIGTERM) is action
 
 
-async def test_outside_the_main_thread_it_does_nothing(heard: list[int]) -> None:
+async def test_outside_the_main_thread_no_handler_is_installed(heard: list[int]) -> None:
     """Under a test client, for example, the application runs in a thread."""
     before = [signal.getsignal(number) for number in STOPS]
 
@@ -157,7 +157,7 @@ asyncio.run(main())
 """
 
 
-def test_ctrl_c_still_ends_a_program_of_asyncio(tmp_path: Path) -> None:
+def test_ctrl_c_still_ends_a_program_run_by_asyncio_run(tmp_path: Path) -> None:
     """`asyncio.run` has its own handler, which cancels the main task."""
     with subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path], stdout=-1, stderr=-1, text=True) as program:
         assert program.stdout is not None

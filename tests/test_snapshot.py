@@ -1,4 +1,4 @@
-"""Snapshots: a snapshot is used only if the log before its offset is the one it was made from."""
+"""Snapshots: a snapshot is used only if the log before its offset is the one from which it was calculated."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_a_snapshot_has_the_keys_of_the_format(data_dir: Path) -> None:
     }
 
 
-async def test_a_good_snapshot_is_believed(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_valid_snapshot_is_used(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is folded and nothing is logged."""
     await build(data_dir)
     result = await reopen(data_dir)
@@ -121,8 +121,8 @@ async def test_other_event_types_mean_a_rebuild(
     assert "the view selects" in caplog.text
 
 
-async def test_a_snapshot_says_from_which_events_it_was_made(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It contains the types, sorted; if a view names the same types in another order, its snapshot is used."""
+async def test_a_snapshot_stores_the_types_of_its_events(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The types are sorted; if a view names the same types in another order, its snapshot is used."""
     calls = 0
 
     def reduce(state: int, event: Event) -> int:
@@ -226,7 +226,7 @@ async def test_a_missing_snapshot_is_not_a_warning(data_dir: Path, caplog: pytes
 async def test_a_directory_in_the_place_of_a_snapshot_affects_nothing(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It can neither be read nor replaced, and the view works, with warnings."""
+    """The directory can neither be read nor replaced; the view works, with warnings."""
     path = await build(data_dir)
     path.unlink()
     path.mkdir()
@@ -268,10 +268,10 @@ def rust(directory: Path, **keys: Any) -> None:
     path.write_text(json.dumps(keys, indent=2))
 
 
-async def test_a_snapshot_of_the_crate_is_believed_where_its_hash_fits(
+async def test_a_snapshot_of_the_crate_is_used_if_its_hash_fits(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its offset must be above 0 and within the active log."""
+    """The snapshot's offset must be above 0 and within the active log."""
     write_log(data_dir, line(0), line(1), line(2))
     rust(data_dir, state=2, offset=len(line(0) + line(1)), hash=line_hash(line(1)))
     result = await reopen(data_dir)
@@ -297,7 +297,7 @@ async def test_a_snapshot_of_the_crate_is_believed_where_its_hash_fits(
 async def test_any_other_snapshot_of_the_crate_means_a_rebuild(
     data_dir: Path, caplog: pytest.LogCaptureFixture, keys: dict[str, Any]
 ) -> None:
-    """Offset 0 may mean the beginning of the log or the end of an archive, and nobody can tell which."""
+    """Offset 0 may mean the beginning of the log or the end of an archive."""
     write_log(data_dir, line(0), line(1), line(2))
     rust(data_dir, **keys)
     with caplog.at_level(logging.WARNING, "eventfold"):
@@ -329,7 +329,9 @@ async def test_a_snapshot_needs_only_state_offset_and_hash(tmp_path: Path) -> No
     assert (original.position, original.position_hash, original.version) == (None, None, 0)
 
 
-async def test_load_of_no_file_is_none_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_loading_a_missing_file_returns_none_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A snapshot is optional."""
     found = await snapshot.load(tmp_path / "x.json")
 
@@ -338,7 +340,7 @@ async def test_load_of_no_file_is_none_without_a_warning(tmp_path: Path, caplog:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"state":1}', b'{"state":"x","offset":1,"hash":""}'])
-async def test_load_of_a_damaged_file_is_none_with_a_warning(
+async def test_loading_a_damaged_file_returns_none_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, data: bytes
 ) -> None:
     """In the last of these files, the state is not an `int`."""
@@ -350,7 +352,7 @@ async def test_load_of_a_damaged_file_is_none_with_a_warning(
     assert "x.json" in caplog.text
 
 
-async def test_delete_removes_the_file_for_good(tmp_path: Path, seam: Seam) -> None:
+async def test_delete_removes_the_file_durably(tmp_path: Path, seam: Seam) -> None:
     """The directory is synced, and deleting twice is not an error."""
     await snapshot.save(tmp_path / "x.json", Snapshot(1, 0, ""))
     synced = seam.count("sync_dir")
@@ -362,7 +364,7 @@ async def test_delete_removes_the_file_for_good(tmp_path: Path, seam: Seam) -> N
     assert removed == [(tmp_path,)]
 
 
-async def test_a_state_that_is_not_json_is_refused_by_save(tmp_path: Path) -> None:
+async def test_save_refuses_a_state_that_is_not_json(tmp_path: Path) -> None:
     """An older file stays."""
     await snapshot.save(tmp_path / "x.json", Snapshot(1, 0, ""))
     with pytest.raises(TypeError, match="object"):

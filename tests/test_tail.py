@@ -12,8 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.processes import add_lines, at_rest, back_to, belongings, other_writer
-from tests.support import Seam, counted_turns, event, line, settle, starts_of_reads, write_log
+from tests.processes import add_lines, other_writer, resources, resources_at_rest, wait_for_resources
+from tests.support import Seam, counted_turns, event, line, recorded_reads, settle, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, Query, Record, SyncMode
 
@@ -37,7 +37,7 @@ def chained(records: list[Record], offset: int = 0) -> bool:
     return True
 
 
-async def test_a_tail_from_0_gives_what_is_there_and_then_what_comes(data_dir: Path) -> None:
+async def test_a_tail_from_0_yields_existing_events_and_then_new_ones(data_dir: Path) -> None:
     """The old and the new events form one unbroken sequence."""
     async with EventLog.open(data_dir) as log, aclosing(log.tail(0)) as tail:
         await log.append_many([event(n) for n in range(3)])
@@ -60,7 +60,7 @@ async def test_a_tail_from_an_offset_begins_with_the_event_that_starts_there(dat
     assert numbers_of(found) == [2, 3]
 
 
-async def test_a_tail_from_now_gives_only_what_is_appended_later(data_dir: Path) -> None:
+async def test_a_tail_without_an_offset_yields_only_later_events(data_dir: Path) -> None:
     """Without an offset, a tail begins at the head at the moment of its first `anext`."""
     async with EventLog.open(data_dir) as log, aclosing(log.tail()) as tail:
         await log.append(event(0))
@@ -72,8 +72,8 @@ async def test_a_tail_from_now_gives_only_what_is_appended_later(data_dir: Path)
 
 
 @pytest.mark.parametrize("offset", [-1, 1, 10_000, True, "0"])
-async def test_a_tail_from_where_no_line_begins_is_refused(data_dir: Path, offset: int) -> None:
-    """It raises ValueError for an offset that is negative, inside a line, beyond the head, or not an integer."""
+async def test_a_tail_from_an_invalid_offset_is_refused(data_dir: Path, offset: int) -> None:
+    """Invalid offsets are negative, inside a line, beyond the head, or not integers; they raise ValueError."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
 
@@ -82,7 +82,7 @@ async def test_a_tail_from_where_no_line_begins_is_refused(data_dir: Path, offse
 
 
 async def test_a_tail_continues_through_many_rotations_of_its_own_process(data_dir: Path) -> None:
-    """It misses and repeats nothing, whether it is ahead of a rotation or behind it."""
+    """The tail misses and repeats nothing, whether it is ahead of a rotation or behind it."""
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log, aclosing(log.tail(0)) as tail:
         found = asyncio.ensure_future(take(tail, 400))
         for n in range(400):
@@ -135,7 +135,7 @@ async def test_a_tail_that_lagged_through_rotations_reads_them_from_the_archive(
     assert chained(records)
 
 
-async def test_a_tail_never_gives_part_of_a_batch(data_dir: Path) -> None:
+async def test_a_tail_never_yields_part_of_a_batch(data_dir: Path) -> None:
     """While only a part of a batch is on disk, a tail yields none of it."""
     write_log(data_dir, line(0))
     reader = EventReader(data_dir)
@@ -151,7 +151,7 @@ async def test_a_tail_never_gives_part_of_a_batch(data_dir: Path) -> None:
 
 
 async def test_batches_from_another_process_arrive_whole_and_in_order(data_dir: Path) -> None:
-    """They come in the order of the log, together with single events."""
+    """The batches come in the order of the log, together with single events."""
     async with other_writer(data_dir) as writer, aclosing(EventReader(data_dir).tail(0)) as tail:
         found = asyncio.ensure_future(take(tail, 60))
         for _ in range(5):
@@ -183,7 +183,7 @@ async def test_a_tail_waits_for_a_log_that_does_not_exist_yet(data_dir: Path) ->
         assert numbers_of(await first) == [0]
 
 
-async def test_a_tail_from_before_the_directory_existed_is_woken_by_a_writer_of_its_own_process(data_dir: Path) -> None:
+async def test_a_tail_older_than_its_directory_is_woken_by_a_writer_of_its_process(data_dir: Path) -> None:
     """A reader that was made on its own, and a log that the same process opens later, share the directory."""
     async with aclosing(EventReader(data_dir).tail()) as tail:
         first = asyncio.ensure_future(take(tail, 1))
@@ -225,7 +225,7 @@ async def test_a_tail_ends_when_its_log_is_closed(data_dir: Path, read_only: boo
     assert found == [None, None, None]
 
 
-async def test_a_tail_gives_the_last_events_before_the_close_of_its_log_ends_it(data_dir: Path) -> None:
+async def test_a_tail_yields_the_last_events_before_closing_its_log_ends_it(data_dir: Path) -> None:
     """A slow reader gets every acknowledged event before the tail ends."""
     log = await EventLog.open(data_dir)
     await log.append(event(0))
@@ -239,7 +239,7 @@ async def test_a_tail_gives_the_last_events_before_the_close_of_its_log_ends_it(
     assert numbers_of(first + rest) == [0, 1, 2, 3]
 
 
-async def test_the_close_of_a_log_ends_tails_in_other_event_loops(data_dir: Path) -> None:
+async def test_closing_a_log_ends_tails_in_other_event_loops(data_dir: Path) -> None:
     """A reader of the log may be used in another thread's loop, which is woken too."""
     waiting = threading.Event()
 
@@ -295,7 +295,7 @@ async def test_a_hundred_tails_that_lag_need_little_memory(data_dir: Path, *, ar
 
 
 async def test_a_tail_of_a_closed_log_ends_at_once(data_dir: Path) -> None:
-    """It neither yields anything nor waits."""
+    """The tail neither yields anything nor waits."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
     async with asyncio.timeout(5):
@@ -311,13 +311,13 @@ async def test_a_cancelled_tail_leaves_nothing_behind(data_dir: Path, lives_here
         await log.append_many([event(n) for n in range(1000)])
         if lives_here:
             await log.reader().head()
-            before = await at_rest()
+            before = await resources_at_rest()
             await cancel_tails(log.reader())
-            left = await back_to(before)
+            left = await wait_for_resources(before)
     if not lives_here:
-        before = await at_rest()
+        before = await resources_at_rest()
         await cancel_tails(EventReader(data_dir))
-        left = await back_to(before)
+        left = await wait_for_resources(before)
 
     assert left == before
 
@@ -345,17 +345,17 @@ async def test_leaving_a_tail_early_leaves_nothing_behind(data_dir: Path) -> Non
         await log.rotate()
         await log.append_many([event(n) for n in range(1000)])
     reader = EventReader(data_dir)
-    before = await at_rest()
+    before = await resources_at_rest()
     async with aclosing(reader.tail(0)) as tail:
         await take(tail, 5)
-        meanwhile = belongings()
-    left = await back_to(before)
+        meanwhile = resources()
+    left = await wait_for_resources(before)
 
     assert meanwhile.watchers == 1
     assert left == before
 
 
-async def test_a_slow_tail_slows_nobody_and_misses_nothing(data_dir: Path) -> None:
+async def test_a_slow_tail_delays_nobody_and_misses_nothing(data_dir: Path) -> None:
     """While one tail is not read, appends are acknowledged and another tail stays up to date."""
     async with (
         EventLog.open(data_dir, sync=SyncMode.OS) as log,
@@ -392,7 +392,7 @@ async def test_a_slow_tail_costs_no_memory(data_dir: Path) -> None:
     assert held < 1_000_000
 
 
-async def test_a_tail_in_the_writers_process_gives_durable_events_only(data_dir: Path, seam: Seam) -> None:
+async def test_a_tail_in_the_writers_process_yields_durable_events_only(data_dir: Path, seam: Seam) -> None:
     """While an append is being synced, its line is in the file, but no tail yields it."""
     async with EventLog.open(data_dir) as log, aclosing(EventReader(data_dir).tail(0)) as tail:
         first = asyncio.ensure_future(take(tail, 1))
@@ -420,7 +420,7 @@ async def test_reading_a_long_log_lets_other_tasks_run(data_dir: Path) -> None:
     assert turns[0] > 10
 
 
-async def test_damage_ends_a_tail_after_everything_before_it(damaged_dir: Path) -> None:
+async def test_damage_ends_a_tail_after_all_events_before_it(damaged_dir: Path) -> None:
     """After the good events, CorruptLogError says where the damage begins."""
     write_log(damaged_dir, line(0), line(1), b"damage\n", line(2))
     async with aclosing(EventReader(damaged_dir).tail(0)) as tail:
@@ -432,7 +432,7 @@ async def test_damage_ends_a_tail_after_everything_before_it(damaged_dir: Path) 
     assert caught.value.offset == len(line(0) + line(1))
 
 
-async def test_a_hundred_tails_each_give_everything(data_dir: Path) -> None:
+async def test_a_hundred_tails_each_yield_all_events(data_dir: Path) -> None:
     async with EventLog.open(data_dir) as log:
         tails = [asyncio.ensure_future(take(log.tail(0), 20)) for _ in range(100)]
         for n in range(20):
@@ -481,11 +481,11 @@ async def test_many_tails_that_wake_at_once_let_other_tasks_run(data_dir: Path) 
     assert everything == [list(range(20))] * 500
 
 
-async def test_a_tail_that_is_a_few_appends_late_does_not_read_the_disk(
+async def test_a_tail_a_few_appends_behind_does_not_read_the_disk(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newest lines are in memory, and only older ones are read."""
-    reads = starts_of_reads(monkeypatch)
+    reads = recorded_reads(monkeypatch)
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
         await log.append(event(0))
         async with aclosing(log.tail()) as tail:
@@ -510,8 +510,8 @@ async def test_a_tail_that_is_a_few_appends_late_does_not_read_the_disk(
     assert (reads_of_the_newest, len(reads)) == (0, 1)
 
 
-async def test_a_tail_with_a_query_gives_what_matches(data_dir: Path) -> None:
-    """This holds for old and new events, and in batches; other events are skipped."""
+async def test_a_tail_with_a_query_yields_matching_events(data_dir: Path) -> None:
+    """Tested with existing and new events, and with batches; other events are skipped."""
     query = Query({"a"}, {"x"})
     async with EventLog.open(data_dir) as log:
         await log.append_many([event(0, "a", tags=("x",)), event(1, "a"), event(2, "b", tags=("x",))])
@@ -526,8 +526,8 @@ async def test_a_tail_with_a_query_gives_what_matches(data_dir: Path) -> None:
     assert numbers_of(first + rest) == [0, 6, 8]
 
 
-async def test_a_tail_with_a_query_does_not_end_where_nothing_matches(data_dir: Path) -> None:
-    """It waits until something does."""
+async def test_a_tail_with_a_query_waits_if_nothing_matches(data_dir: Path) -> None:
+    """The tail waits for a matching event."""
     async with EventLog.open(data_dir) as log:
         waiting = asyncio.create_task(take(log.tail(query=Query(tags={"x"})), 1))
         await settle()

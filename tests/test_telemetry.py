@@ -67,7 +67,7 @@ def counting() -> View[int]:
     return View("count", lambda state, event: state + 1, 0)
 
 
-async def test_an_append_is_a_span_below_that_of_its_caller(tmp_path: Path, spans: Spans) -> None:
+async def test_the_span_of_an_append_is_a_child_of_its_callers_span(tmp_path: Path, spans: Spans) -> None:
     async with EventLog.open(tmp_path) as log:
         with spans.tracer.start_as_current_span("request") as request:
             result = await log.append(Event("added"))
@@ -78,7 +78,7 @@ async def test_an_append_is_a_span_below_that_of_its_caller(tmp_path: Path, span
     assert span.status.is_unset
 
 
-async def test_a_commit_is_linked_to_all_appends_that_it_holds_and_below_none(tmp_path: Path, spans: Spans) -> None:
+async def test_the_span_of_a_commit_is_linked_to_its_appends_and_has_no_parent(tmp_path: Path, spans: Spans) -> None:
     async with EventLog.open(tmp_path) as log:
         with spans.tracer.start_as_current_span("request"):
             await asyncio.gather(log.append(Event("added")), log.append_many([Event("added"), Event("added")]))
@@ -107,7 +107,7 @@ async def test_a_conflict_is_an_error_of_the_append_and_not_of_the_commit(tmp_pa
     assert all(span.status.is_unset for span in spans.named("eventfold.commit"))
 
 
-async def test_a_commit_that_failed_says_so(tmp_path: Path, spans: Spans, seam: Seam) -> None:
+async def test_the_span_of_a_failed_commit_has_the_status_error(tmp_path: Path, spans: Spans, seam: Seam) -> None:
     async with EventLog.open(tmp_path) as log:
         seam.fail("sync")
         with pytest.raises(WriterFailedError):
@@ -128,7 +128,7 @@ async def test_a_cancelled_append_ends_its_span(tmp_path: Path, spans: Spans) ->
         assert attributes(spans.one("eventfold.append"))["cancelled"] is True
 
 
-async def test_rotations_are_spans_that_say_who_requested_them(tmp_path: Path, spans: Spans) -> None:
+async def test_the_span_of_a_rotation_says_whether_it_was_automatic(tmp_path: Path, spans: Spans) -> None:
     async with EventLog.open(tmp_path, max_log_size=1) as log:
         with spans.tracer.start_as_current_span("request"):
             await log.append(Event("added"))
@@ -184,7 +184,7 @@ async def test_an_event_without_a_trace_is_handled_without_a_link(tmp_path: Path
     assert spans.one("eventfold.handle").links == ()
 
 
-async def test_nothing_is_traced_before_it_is_asked_for_and_after(tmp_path: Path, spans: Spans) -> None:
+async def test_nothing_is_traced_before_instrument_and_after_uninstrument(tmp_path: Path, spans: Spans) -> None:
     telemetry.uninstrument()
     async with EventLog.open(tmp_path, views=[counting()]) as log:
         await log.append(Event("added"))

@@ -44,7 +44,7 @@ def add(text: str) -> Any:
 
 
 async def test_a_log_for_a_test_keeps_what_is_appended_and_its_views() -> None:
-    """It is an ordinary log with the usual options."""
+    """The log is an ordinary one with the usual options."""
     async with testing.log(views=[View("todos", reduce, list)], max_log_size=200) as log:
         for n in range(10):
             await log.append(added(str(n)))
@@ -63,7 +63,7 @@ async def test_a_log_for_a_test_is_locked_and_read_as_any_other() -> None:
         assert (await EventReader(log.dir).head()) == log.head
 
 
-async def test_two_logs_for_tests_are_apart() -> None:
+async def test_two_logs_for_tests_are_separate() -> None:
     """Each has its own directory."""
     async with testing.log() as one, testing.log() as other:
         await one.append(event(1))
@@ -72,7 +72,7 @@ async def test_two_logs_for_tests_are_apart() -> None:
 
 
 async def test_the_directory_is_removed_at_the_end() -> None:
-    """This also happens if the test failed."""
+    """The directory is also removed if the test failed."""
     with pytest.raises(FullError):
         async with testing.log() as log:
             await log.append(event(1))
@@ -91,7 +91,7 @@ async def test_the_directory_is_removed_when_the_test_is_cancelled() -> None:
     assert not log.dir.exists()
 
 
-async def test_an_option_that_is_wrong_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wrong_option_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is the one that `EventLog.open` raises."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(ValueError, match="max_event_size"):
@@ -116,7 +116,7 @@ def test_the_initial_value_is_not_changed() -> None:
     assert initial == []
 
 
-def test_a_reducer_gets_what_a_log_would_give_it() -> None:
+def test_a_reducer_gets_events_as_from_a_log() -> None:
     """Tuples become lists, and changes to an event affect nothing else."""
 
     def greedy(state: list[Any], event: Event) -> list[Any]:
@@ -172,7 +172,7 @@ def test_a_decision_is_compared_with_the_expected_events() -> None:
 
 
 def test_a_decision_may_be_a_generator() -> None:
-    """It is exhausted at once, so that its errors show."""
+    """The generator is exhausted at once, so that its errors are raised."""
 
     def two(todos: list[str]) -> Iterator[Event]:
         yield added("a")
@@ -181,7 +181,7 @@ def test_a_decision_may_be_a_generator() -> None:
     given().fold(reduce, list).when(two).then(added("a"), added("b"))
 
 
-def test_the_time_is_compared_if_it_is_asked_for() -> None:
+def test_the_time_is_compared_on_request() -> None:
     """`ignore` lists the fields that are not compared."""
     outcome = given().fold(reduce, list).when(lambda todos: added("a", ts=1, id="x"))
 
@@ -212,7 +212,7 @@ def test_a_decision_that_is_refused_raises_the_expected_error() -> None:
 
 
 def test_an_unexpected_error_fails_the_test_and_is_its_cause() -> None:
-    """This holds whether events or another error were expected."""
+    """Tested with expected events, and with another expected error."""
     refused = given(added("a"), added("b")).fold(reduce, list).when(add("c"))
     for check in (lambda: refused.then(added("c")), lambda: refused.raises(KeyError)):
         with pytest.raises(AssertionError, match="FullError") as caught:
@@ -223,7 +223,7 @@ def test_an_unexpected_error_fails_the_test_and_is_its_cause() -> None:
         _ = refused.events
 
 
-def test_an_expected_error_that_does_not_come_shows_what_came() -> None:
+def test_if_an_expected_error_is_not_raised_the_message_shows_the_events() -> None:
     """The message contains the events that the decision returned."""
     with pytest.raises(AssertionError, match=r"(?s)expected FullError.*'text': 'a'"):
         given().fold(reduce, list).when(add("a")).raises(FullError)
@@ -240,7 +240,7 @@ def test_a_decision_that_is_not_an_event_is_refused(decide: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["added", Event("added", {"when": object()})])
-def test_what_no_log_takes_is_not_given(wrong: Any) -> None:
+def test_given_refuses_events_that_no_log_accepts(wrong: Any) -> None:
     """The message says what is wrong with the event."""
     with pytest.raises(TypeError, match="added"):
         given(wrong)

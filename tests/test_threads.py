@@ -14,7 +14,7 @@ from tests.support import no_thread
 from eventfold import _threads
 
 
-async def test_a_call_that_found_no_thread_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_without_a_thread_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it ran later, it would change files that may belong to somebody else by then."""
     monkeypatch.setattr(_threads, "_pool", _threads.ThreadPool(2))
     made: list[int] = []
@@ -28,13 +28,13 @@ async def test_a_call_that_found_no_thread_is_never_made(monkeypatch: pytest.Mon
     assert made == [2, 3]
 
 
-async def test_calls_one_after_the_other_are_made_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_consecutive_calls_use_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_threads, "_pool", _threads.ThreadPool(8))
 
     assert len({await _threads.in_thread(threading.get_ident) for _ in range(50)}) == 1
 
 
-async def test_calls_at_the_same_time_are_made_by_as_many_threads_as_there_may_be(
+async def test_concurrent_calls_use_as_many_threads_as_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The fourth call waits until one of the three threads is free."""
@@ -48,7 +48,7 @@ async def test_calls_at_the_same_time_are_made_by_as_many_threads_as_there_may_b
     assert await fourth
 
 
-async def test_the_result_of_a_call_that_several_await_reaches_all_but_those_who_were_cancelled() -> None:
+async def test_all_awaiting_tasks_that_are_not_cancelled_get_the_result_of_a_call() -> None:
     go_on = threading.Event()
     call = _threads.start_in_thread(lambda: go_on.wait(60))
     waiting = [asyncio.ensure_future(call) for _ in range(3)]
@@ -63,7 +63,7 @@ async def test_the_result_of_a_call_that_several_await_reaches_all_but_those_who
     assert outcomes[1:] == [True, True]
 
 
-async def test_a_call_that_was_made_before_anybody_waits_for_it() -> None:
+async def test_a_call_may_end_before_it_is_awaited() -> None:
     call = _threads.start_in_thread(threading.get_ident)
     while not call.done():
         await asyncio.sleep(0.001)
@@ -102,7 +102,7 @@ async def test_a_call_can_be_awaited_by_callers_that_a_cancellation_is_to_end_at
     assert await call
 
 
-async def test_a_cancellation_in_the_turn_in_which_a_call_ends_is_raised() -> None:
+async def test_a_cancellation_is_raised_even_if_the_call_ends_in_the_same_iteration_of_the_loop() -> None:
     call = _threads.ThreadCall[int](asyncio.get_running_loop())
     waiting = asyncio.ensure_future(call)
     await asyncio.sleep(0)
@@ -153,7 +153,7 @@ async def test_an_error_of_a_call_leaves_nothing_for_the_garbage_collector() -> 
         gc.enable()
 
 
-async def test_a_quick_call_in_a_thread_is_answered_before_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_quick_call_in_a_thread_returns_before_other_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop's thread waits for the call and raises whatever the call raised."""
     monkeypatch.setattr(_threads, "PATIENCE", 60.0)
     turns: list[int] = []
@@ -166,7 +166,7 @@ async def test_a_quick_call_in_a_thread_is_answered_before_others_run(monkeypatc
     assert not turns
 
 
-async def test_a_call_in_a_thread_that_is_slow_after_all_holds_nobody_up() -> None:
+async def test_a_call_in_a_thread_that_turns_out_to_be_slow_does_not_block_other_tasks() -> None:
     """Other tasks run meanwhile, and the call may even depend on them; a cancelled caller still waits for the call."""
     go_on, ended = threading.Event(), threading.Event()
 
@@ -185,7 +185,7 @@ async def test_a_call_in_a_thread_that_is_slow_after_all_holds_nobody_up() -> No
     assert ended.is_set()
 
 
-async def test_an_answer_that_comes_just_when_it_is_given_up_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_result_that_arrives_at_the_time_limit_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller gets the answer, even if the thread finishes just as the loop's thread stops waiting."""
     answers = []
     async with asyncio.timeout(60):

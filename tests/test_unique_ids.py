@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.support import records, starts_of_reads
+from tests.support import recorded_reads, records
 
 from eventfold import (
     Catalog,
@@ -54,7 +54,7 @@ async def test_the_second_append_gives_the_result_of_the_first(data_dir: Path) -
         assert await ids(log) == ["a", None]
 
 
-async def test_of_two_in_one_batch_the_first_is_appended(data_dir: Path) -> None:
+async def test_of_two_appends_of_an_id_in_one_group_the_first_is_appended(data_dir: Path) -> None:
     async with opened(data_dir) as log:
         results = await asyncio.gather(*(log.append(event(n, "a")) for n in range(100)))
 
@@ -108,7 +108,7 @@ async def test_a_batch_with_the_same_id_twice_is_refused(data_dir: Path) -> None
             await log.append_many([event(1, "a"), event(2, "a")])
 
 
-async def test_a_conditional_append_that_is_repeated_is_not_in_its_own_way(data_dir: Path) -> None:
+async def test_a_repeated_conditional_append_is_a_duplicate_and_no_conflict(data_dir: Path) -> None:
     async with opened(data_dir) as log:
         first = await log.append_if(event(1, "a"), 0, "")
         again = await log.append_if(event(1, "a"), 0, "")
@@ -126,7 +126,7 @@ async def test_a_conditional_append_that_is_repeated_is_not_in_its_own_way(data_
                 await log.append_unless([event(2, f"d{number}", "t")], query, after=number)
 
 
-async def test_a_decision_that_is_made_again_is_appended_once(data_dir: Path) -> None:
+async def test_a_repeated_decision_is_appended_once(data_dir: Path) -> None:
     def count(state: int, event: Event) -> int:
         return state + 1
 
@@ -174,13 +174,13 @@ def _fails(*args: object) -> None:
     raise sqlite3.OperationalError("unable to open database file")
 
 
-async def test_without_the_file_the_log_is_read_once_and_not_for_each_new_id(
+async def test_without_the_index_file_the_log_is_read_once_for_all_new_ids(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with EventLog.open(data_dir) as log:
         first, *_ = [await log.append(event(n, id)) for n, id in enumerate(["a", "b", "a", *map(str, range(100))])]
     monkeypatch.setattr(Store, "open", _fails)
-    read = starts_of_reads(monkeypatch)
+    read = recorded_reads(monkeypatch)
     async with opened(data_dir) as log:
         for n in range(50):
             assert not (await log.append(event(n, f"new-{n}"))).duplicate
@@ -190,7 +190,7 @@ async def test_without_the_file_the_log_is_read_once_and_not_for_each_new_id(
         assert len(await ids(log)) == 153
 
 
-async def test_without_the_file_ids_with_the_same_bits_are_told_apart(
+async def test_without_the_index_file_ids_with_the_same_key_are_distinguished(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Store, "open", _fails)
@@ -219,7 +219,7 @@ async def test_the_builder_has_the_option(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_many_tasks_agree_with_a_set(tmp_path: Path, seed: int) -> None:
+async def test_random_appends_from_many_tasks_agree_with_a_set(tmp_path: Path, seed: int) -> None:
     """Many tasks append in all ways, with restarts in between: each acknowledged id is in the log exactly once."""
     choice = random.Random(seed)
     acknowledged: dict[str, int] = {}

@@ -43,7 +43,7 @@ def damage(path: Path, old: bytes, new: bytes) -> None:
 
 
 async def test_a_sound_log_is_counted_and_has_no_problems(tmp_path: Path) -> None:
-    """It counts the events before and after a rotation, the frames, the snapshot and the consumer."""
+    """The report counts the events before and after a rotation, the frames, the snapshot and the consumer."""
     await write(tmp_path)
 
     report = await verify(tmp_path, views=[counting()])
@@ -136,7 +136,7 @@ async def test_a_damaged_base_file_is_reported(tmp_path: Path) -> None:
 
 
 async def test_a_snapshot_that_is_damaged_is_reported(tmp_path: Path) -> None:
-    """Its checksum is wrong."""
+    """The snapshot's checksum is wrong."""
     await write(tmp_path)
     path = tmp_path / "views" / "count.snapshot.json"
     damage(path, b'"state":20', b'"state":21')
@@ -148,7 +148,7 @@ async def test_a_snapshot_that_is_damaged_is_reported(tmp_path: Path) -> None:
 
 
 async def test_a_snapshot_beyond_the_log_is_reported(tmp_path: Path) -> None:
-    """This happens after a log was replaced by an older copy."""
+    """Such a snapshot is left after a log was replaced by an older copy."""
     await write(tmp_path / "one", 20)
     await write(tmp_path / "other", 5)
     snapshot = "views/count.snapshot.json"
@@ -174,7 +174,7 @@ async def test_a_snapshot_that_differs_from_a_replay_is_reported(tmp_path: Path)
 
 @pytest.mark.parametrize("content", [b"nonsense", b'{"offset":3,"hash":"x"}', b'{"offset":9999999,"hash":"x"}'])
 async def test_a_consumer_whose_offset_is_not_in_the_log_is_reported(tmp_path: Path, content: bytes) -> None:
-    """It may be damaged, inside a line, or beyond the head."""
+    """The offset may be damaged, inside a line, or beyond the head."""
     await write(tmp_path)
     path = tmp_path / "consumers" / "mailer.json"
     path.write_bytes(content)
@@ -184,7 +184,7 @@ async def test_a_consumer_whose_offset_is_not_in_the_log_is_reported(tmp_path: P
     assert [p.path for p in report.problems] == [str(path)]
 
 
-async def test_files_that_no_view_and_no_consumer_can_have_are_passed_over(tmp_path: Path) -> None:
+async def test_files_with_names_that_views_and_consumers_cannot_have_are_ignored(tmp_path: Path) -> None:
     await write(tmp_path)
     for name in ("foo bar", "count (copy)", "x" * 129, "é"):
         (tmp_path / "views" / f"{name}.snapshot.json").write_bytes(b"{}")
@@ -199,7 +199,7 @@ async def test_files_that_no_view_and_no_consumer_can_have_are_passed_over(tmp_p
 
 
 async def test_progress_ends_at_the_size_of_the_log(tmp_path: Path) -> None:
-    """It never goes back."""
+    """The progress never goes back."""
     await write(tmp_path)
     reported: list[tuple[int, int]] = []
 
@@ -237,8 +237,8 @@ async def test_info_has_the_average_events_and_bytes_per_day(tmp_path: Path) -> 
     assert info.files.frames == 1
 
 
-async def test_info_says_what_is_wrong_with_an_offset(tmp_path: Path) -> None:
-    """Everything else is there as usual."""
+async def test_info_describes_the_problem_with_an_offset(tmp_path: Path) -> None:
+    """All other fields have their usual values."""
     await write(tmp_path)
     (tmp_path / "consumers" / "mailer.json").write_bytes(b"nonsense")
     (tmp_path / "views" / "count.snapshot.json").write_bytes(b"nonsense")
@@ -259,8 +259,8 @@ async def test_info_can_be_encoded_as_json(tmp_path: Path) -> None:
     assert msgspec.json.decode(msgspec.json.encode(info), type=LogInfo) == info
 
 
-async def test_state_at_gives_the_state_of_every_moment(tmp_path: Path) -> None:
-    """The moments are before and after a rotation; the view itself does not change."""
+async def test_state_at_returns_the_state_at_every_offset(tmp_path: Path) -> None:
+    """The offsets are before and after a rotation; the view itself does not change."""
     offsets = await write(tmp_path)
     view = counting()
     async with EventLog.open(tmp_path, views=[view]) as log:
@@ -270,7 +270,7 @@ async def test_state_at_gives_the_state_of_every_moment(tmp_path: Path) -> None:
         assert log.view(view) == 20
 
 
-async def test_state_at_a_time_has_what_was_before_it(tmp_path: Path) -> None:
+async def test_state_at_a_time_includes_the_events_before_it(tmp_path: Path) -> None:
     async with EventLog.open(tmp_path, views=[counting()]) as log:
         for seconds in (100, 200, 200, 300):
             await log.append(Event("counted", ts=seconds))
@@ -283,7 +283,7 @@ async def test_state_at_a_time_has_what_was_before_it(tmp_path: Path) -> None:
 
 
 async def test_state_at_refuses_an_offset_where_no_line_begins(tmp_path: Path) -> None:
-    """It may be inside a line or beyond the head."""
+    """The offset may be inside a line or beyond the head."""
     await write(tmp_path)
     async with EventLog.open(tmp_path, views=[counting()]) as log:
         for offset in (-1, 3, log.head.offset + 1):

@@ -1,4 +1,4 @@
-"""What eventfold does with tagged events: conditional appends, and reading those of one tag."""
+"""The work of eventfold with tagged events: conditional appends, and reading the events of one tag."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def append(dir: str, tasks: int, count: int, start: int, conditional: bool
 
 
 def write(dir: str, events: int, tags: int) -> Answer:
-    """Written without eventfold, in the form of single appends."""
+    """Writes lines like those of single appends without eventfold."""
     with open(Path(dir, "app.jsonl"), "wb") as file:
         for start, count in blocks(events):
             file.writelines(tagged_lines(count, start, tags))
@@ -46,7 +46,7 @@ def write(dir: str, events: int, tags: int) -> Answer:
 
 
 async def build(dir: str) -> Answer:
-    """Opening without the file that an earlier opening made, and closing, by when the new one is complete."""
+    """Measures opening the log without an index file, and closing it, which completes the new index."""
     Path(dir, "index.sqlite").unlink(missing_ok=True)
     begun = perf_counter()
     async with EventLog.open(dir, index=True) as log:

@@ -1,4 +1,4 @@
-"""What eventfold does with a log that is already there, short or long: the work of the benchmark named growth."""
+"""The work of eventfold on existing logs of different lengths, for the benchmark `growth`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from eventfold import Event, EventLog, EventReader, EventWriter, Query, View, bu
 
 from ._serve import Answer, Unsupported, percentiles
 
-# How many events stand behind a tail's start, and behind the place that a decision was based on.
+# The number of events after a tail's start, and after the offset on which a decision is based.
 BEHIND = 100
 LAST = 50
 
-# Numbers of events that no log here has, whichever process appended to it, so that no condition on their tags fails.
+# Numbers of events that are in no log, so that conditions on their tags never fail, in any process.
 _new = count(time_ns())
 
 
@@ -33,7 +33,7 @@ def _event() -> Event:
 
 
 async def _times(work: Callable[[], Awaitable[object]], times: int) -> Answer:
-    """The median time of some calls."""
+    """Measures the median time of `times` calls."""
     seconds = []
     for _ in range(times):
         begun = perf_counter()
@@ -48,12 +48,12 @@ async def open_(dir: str, times: int) -> Answer:
         begun = perf_counter()
         async with EventLog.open(dir, views=[_view()]):
             seconds.append(perf_counter() - begun)
-    # The first one may have something to catch up on, or a snapshot to make.
+    # The first opening may have to catch up or to write a snapshot.
     return {"seconds": percentiles(seconds[1:])["p50"]}
 
 
 async def refresh(dir: str, times: int) -> Answer:
-    """Nothing new, by a reader in a process without a writer, once the files have been at rest for a while."""
+    """Refreshes with nothing new, in a process without a writer, after the files have been at rest for a while."""
     await asyncio.sleep(0.06)
     reader, view = EventReader(dir), _view()
     await view.refresh(reader)
@@ -61,7 +61,7 @@ async def refresh(dir: str, times: int) -> Answer:
 
 
 async def refresh_one(dir: str, times: int) -> Answer:
-    """One new event, which another process, so to speak, has written."""
+    """Refreshes with one new event, written as if by another process."""
     reader, view = EventReader(dir), _view()
     state, seconds = await view.refresh(reader), []
     fd = os.open(Path(dir, "app.jsonl"), os.O_WRONLY | os.O_APPEND)
@@ -85,7 +85,7 @@ async def append(dir: str, times: int) -> Answer:
 
 
 async def condition_recent(dir: str, times: int) -> Answer:
-    """A condition on what has come in since a place that lies some events back."""
+    """Checks a condition on the last events."""
     async with EventLog.open(dir) as log:
 
         async def once() -> None:
@@ -97,7 +97,7 @@ async def condition_recent(dir: str, times: int) -> Answer:
 
 
 async def condition_index(dir: str, times: int) -> Answer:
-    """A condition on the whole log, with the index."""
+    """Checks a condition on the whole log, with the index."""
     async with EventLog.open(dir, index=True) as log:
 
         async def once() -> None:
@@ -109,7 +109,7 @@ async def condition_index(dir: str, times: int) -> Answer:
 
 
 async def condition(dir: str) -> Answer:
-    """A condition on the whole log, without an index."""
+    """Checks a condition on the whole log, without an index."""
     async with EventLog.open(dir) as log:
         event = _event()
         with growth() as peak:
@@ -119,7 +119,7 @@ async def condition(dir: str) -> Answer:
 
 
 async def _back(reader: EventReader, events: int) -> int:
-    """Where the last so many events begin."""
+    """The offset at which the last `events` events begin."""
     place = (await reader.head()).offset
     async with aclosing(reader.read_back()) as records:  # type: ignore[type-var]
         async for record in records:
@@ -130,7 +130,7 @@ async def _back(reader: EventReader, events: int) -> int:
 
 
 async def tail(dir: str, times: int) -> Answer:
-    """From a tail's start to its first event, by a reader of its own."""
+    """Measures the time from a tail's start to its first event, with a new reader."""
     offset = await _back(EventReader(dir), BEHIND)
 
     async def once() -> None:
@@ -142,12 +142,12 @@ async def tail(dir: str, times: int) -> Answer:
 
 
 async def last(dir: str, times: int) -> Answer:
-    """The last events, by a reader of its own, as `eventfold read --last` does."""
+    """Reads the last events with a new reader, as `eventfold cat --last` does."""
     return await _times(lambda: _back(EventReader(dir), LAST), times)
 
 
 async def replay(dir: str) -> Answer:
-    """Opening without a snapshot."""
+    """Opens the log without a snapshot."""
     Path(dir, "views", "totals.snapshot.json").unlink(missing_ok=True)
     with growth() as peak:
         begun = perf_counter()
@@ -174,7 +174,7 @@ async def index(dir: str) -> Answer:
 
 
 async def open_index(dir: str) -> Answer:
-    """Opening with a snapshot and with the index, whose pages and sums are checked."""
+    """Opens the log with a snapshot and the index, whose pages and sums are checked."""
     async with EventLog.open(dir, views=[_view()], index=True):
         pass
     with growth() as peak:
@@ -184,7 +184,7 @@ async def open_index(dir: str) -> Answer:
 
 
 async def archive(dir: str) -> Answer:
-    """Rotates the whole log; then some events are appended, so that the active log is not empty."""
+    """Rotates the whole log, and appends some events, so that the active log is not empty."""
     async with EventWriter.open(dir) as log:
         with growth() as peak:
             begun = perf_counter()

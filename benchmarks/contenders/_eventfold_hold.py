@@ -1,4 +1,4 @@
-"""What eventfold does while the event loop is watched, each for about as long as asked for."""
+"""The work of eventfold during which the event loop is watched, each for about the requested time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def repeat(again: Again, seconds: float) -> Watched:
 
 
 async def from_tasks(log: EventWriter, tasks: int, until: float) -> None:
-    """Tasks that append one event after the other."""
+    """Appends from tasks, each one event after the other."""
     event = Event(**sample_fields(1))
 
     async def work() -> None:
@@ -42,7 +42,7 @@ async def from_tasks(log: EventWriter, tasks: int, until: float) -> None:
 async def append_tasks(dir: str, seconds: float) -> Watched:
     async with EventWriter.open(Path(dir, "new")) as log:
         appending = asyncio.create_task(from_tasks(log, 1_000, perf_counter() + seconds))
-        # A thousand tasks that all begin in one turn of the loop hold it, whatever they do.
+        # A thousand tasks that all start in one iteration of the loop block it, whatever they do.
         await asyncio.sleep(min(0.2, seconds / 4))
         async with watch_loop() as watched:
             await appending
@@ -97,7 +97,7 @@ async def replay_archive(dir: str, seconds: float) -> Watched:
 
 
 async def rotate(dir: str, seconds: float) -> Watched:
-    """Again and again the same log, while 100 tasks append."""
+    """Rotates the same log repeatedly while 100 tasks append."""
     copies: list[Path] = []
     async with watch_loop() as watched:
         until = perf_counter() + seconds
@@ -160,7 +160,7 @@ async def rotate_large(dir: str, seconds: float) -> Watched:
 
 
 async def close_large(dir: str, seconds: float) -> Watched:
-    """Each closing saves a state with one more event in it."""
+    """Each close saves a state with one more event."""
     async with large_log(Path(dir, "new"), LARGE):
         pass
 

@@ -1,4 +1,4 @@
-"""Logs with a large state, and the work that is repeated on them."""
+"""Logs with a large state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Entries(msgspec.Struct):
 
 
 def fill(state: Entries, event: Event) -> Entries:
-    """Puts the texts in once, then counts."""
+    """Adds the texts once, then counts events."""
     if event.type == "filled":
         state.texts.update((str(number), ENTRY) for number in range(event.data["texts"]))
     else:
@@ -36,7 +36,7 @@ def sample_events(count: int) -> list[Event]:
 
 @asynccontextmanager
 async def large_log(dir: str | Path, bytes: int) -> AsyncIterator[EventLog]:
-    """A log with the view "large" of about `bytes` bytes, up to date and saved. Appends are not synced."""
+    """A log with the view "large", whose state has about `bytes` bytes and is saved. Appends are not synced."""
     async with EventLog.open(dir, views=[View("large", fill, Entries)], sync=SyncMode.OS) as log:
         await log.append(Event("filled", {"texts": bytes // len(ENTRY)}))
         await log.append_many(sample_events(1_000))

@@ -1,4 +1,4 @@
-"""How long after the call of append a record reaches eventfold's tails, in the writer's process and in another one."""
+"""The time from the call of append until a record reaches the tails, in the writer's process and in another one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Deliveries:
 
 @asynccontextmanager
 async def tailing(readers: Sequence[EventReader]) -> AsyncIterator[Deliveries]:
-    """A tail by each of these readers (there may be the same ones) from the beginning, which has got what is there."""
+    """A tail of each of the readers, which may be the same one; each has received all existing events."""
     deliveries = Deliveries(len(readers))
 
     async def follow(reader: EventReader) -> None:
@@ -74,7 +74,7 @@ async def tail(dir: str, tails: int, count: int) -> Answer:
 
 
 async def idle(dir: str, logs: int, seconds: float) -> Answer:
-    """A tail of each of some logs, in a process that has no writer."""
+    """Tails `logs` logs in a process without a writer."""
     paths = [Path(dir, str(number)) for number in range(logs)]
     for path in paths:
         async with EventWriter.open(path) as log:
@@ -86,7 +86,7 @@ async def idle(dir: str, logs: int, seconds: float) -> Answer:
 
 
 async def listen(dir: str, tails: int, count: int, shared: bool, ready: Callable[[], None]) -> Answer:
-    """In a process that only reads, or in one that is a writer itself."""
+    """Tails a log in a process that only reads or, if `shared`, also writes."""
     async with AsyncExitStack() as stack:
         reader = EventReader(dir)
         if shared:

@@ -1,4 +1,4 @@
-"""One of several eventfold processes that append to a log at the same time, or one that has it to itself."""
+"""One of several processes that append to a log at the same time, or an exclusive writer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The limit for waking tails in another process: a line written, a hint from the kernel, tasks that run.
+"""The limit for waking tails in another process: a written line, an event from inotify, and tasks that run.
 
-Nothing is checked, and a process follows one file. A thread blocks in inotify and reads what is new; the event loop
-then runs as many tasks as there are tails, each of which decodes the line.
+Nothing is checked, and a process follows one file. A thread blocks in inotify and reads the new lines. Then the event
+loop runs one task per tail, each of which decodes the line.
 """
 
 from __future__ import annotations

@@ -38,8 +38,7 @@ async def time_appends(
 ) -> Answer:
     """Appends the events from `tasks` tasks, each of which appends its share one by one or in batches.
 
-    They are dealt out in turn, so that they are used in about the order in which they are in memory: a program's events
-    are recent.
+    The events are distributed in turn, so that they are used roughly in their order in memory, as in a real program.
     """
     start = asyncio.Event()
 
@@ -62,7 +61,7 @@ async def time_appends(
 
 
 async def time_conditional(attempt: Callable[[], Awaitable[bool]], tasks: int, count: int) -> Answer:
-    """Has each task make `count` attempts that succeed."""
+    """Lets each task call `attempt` until `count` of its attempts have succeeded."""
 
     async def work() -> None:
         for _ in range(count):
@@ -77,9 +76,10 @@ async def time_conditional(attempt: Callable[[], Awaitable[bool]], tasks: int, c
 async def time_together(
     say: Callable[[Answer], None], append: Callable[[], Awaitable[object]], tasks: int, start: str, seconds: float
 ) -> Answer:
-    """The answer to `append_together`: has each task call `append` repeatedly for that long.
+    """The answer to `append_together`: each task calls `append` repeatedly for `seconds`.
 
-    Only what ended in that time counts. The file `start` says when to begin, once all processes are ready.
+    Only calls that return within that time count. The file `start` appears when all processes are ready, and contains
+    the time to begin.
     """
     say({"ready": True})
     while not os.path.exists(start):
@@ -96,7 +96,7 @@ async def time_together(
                 waits.append(now - called)
 
     await asyncio.gather(*(work() for _ in range(tasks)))
-    # If nothing ended in time, it took longer than that.
+    # If no call returned in time, calls take longer than that.
     return {"events": len(waits), "p99": percentiles(waits)["p99"] / 1e9 if waits else seconds}
 
 
@@ -114,13 +114,13 @@ async def reading_times(begun: float, events_of: Callable[[str], Awaitable[int]]
 
 
 def percentiles(times: Sequence[float]) -> Answer:
-    """The median, the 99th percentile and the greatest."""
+    """The median, the 99th percentile and the maximum."""
     ordered = sorted(times)
     return {"p50": at(ordered, 0.5), "p99": at(ordered, 0.99), "max": ordered[-1]}
 
 
 def at(ordered: Sequence[float], share: float) -> float:
-    """The figure that this share of the sorted figures does not exceed."""
+    """The smallest figure that is not exceeded by this share of the sorted figures."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
@@ -137,7 +137,7 @@ def serve(contender: Any) -> None:
     parser = argparse.ArgumentParser(description=sys.modules[type(contender).__module__].__doc__)
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the event loop")
     chosen = parser.parse_args()
-    # What libraries print is not an answer.
+    # Output that libraries print must not be mistaken for an answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

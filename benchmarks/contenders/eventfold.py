@@ -26,9 +26,9 @@ from .raw import write_lines
 
 REFRESHES = 20
 CALLS = 10_000
-# Seconds after which a file no longer counts as one that may be written at the moment.
+# Seconds after which a file is no longer regarded as being written.
 AT_REST = 0.06
-# Seconds of appends before a rotation, for comparison: for each byte that is rotated, and at least.
+# Seconds of appends before a rotation, for comparison: per byte that is rotated, and at least.
 USUAL, SOME = 1 / 64_000_000, 0.2
 
 
@@ -73,7 +73,7 @@ class Eventfold:
         return await _eventfold_together.append(self.say, **fields)
 
     async def write(self, dir: str, events: int, distinct: int | None, batch: int = 1) -> Answer:
-        """Writes without eventfold, in the form of its appends; the first of them is checked to be the same."""
+        """Writes lines like those of single appends without eventfold, and checks that the first one is the same."""
         write_lines(Path(dir), events, distinct, batch)
         async with EventWriter.open(Path(dir, "checked"), sync=SyncMode.OS) as writer:
             await writer.append_many(sample_events(min(batch, events)))
@@ -85,7 +85,7 @@ class Eventfold:
         return {}
 
     async def read(self, dir: str, how: str) -> Answer:
-        """Records, each folded in a loop; `how` is a name of `benchmarks.reading`."""
+        """Reads records and folds each in a loop; `how` is a name of `benchmarks.reading`."""
         reader, state = EventReader(dir), Totals()
         begun = perf_counter()
         if how == "read_full":
@@ -98,11 +98,11 @@ class Eventfold:
         return folded(perf_counter() - begun, state)
 
     async def replay(self, dir: str, views: int, types: list[str] | None) -> Answer:
-        """`EventLog.open` without snapshots; saving those of the views, which are small, counts."""
+        """`EventLog.open` without snapshots, including the time to save those of the views, which are small."""
         return await self._replay(dir, [new_view(f"totals-{number}", types) for number in range(views)])
 
     async def replay_shared(self, dir: str, views: int, types: list[str] | None) -> Answer:
-        """The same with views that share the events."""
+        """Replays with views that share the events."""
         return await self._replay(dir, [new_view(f"totals-{number}", types, True) for number in range(views)])
 
     async def _replay(self, dir: str, registered: list[View[Totals]]) -> Answer:
@@ -120,7 +120,7 @@ class Eventfold:
         return folded(perf_counter() - begun, view.state)
 
     async def last(self, dir: str, count: int) -> Answer:
-        """The last events, as `eventfold cat --last` gets them."""
+        """Reads the last events, as `eventfold cat --last` does."""
         begun = perf_counter()
         found = await last(EventReader(dir), count, 0, None, selection())
         seconds = perf_counter() - begun
@@ -129,7 +129,7 @@ class Eventfold:
         return {"seconds": seconds}
 
     async def verify(self, dir: str, views: int, types: list[str] | None) -> Answer:
-        """The library's `verify`, on a log without snapshots."""
+        """Verifies a log without snapshots."""
         drop_snapshots(dir)
         begun = perf_counter()
         report = await verify(dir)
@@ -139,7 +139,7 @@ class Eventfold:
         return {"seconds": seconds, "events": report.events}
 
     async def typed(self, dir: str, views: int, types: list[str] | None) -> Answer:
-        """The same as `replay`, with objects as the events' data."""
+        """Replays with objects as the events' data."""
         drop_snapshots(dir)
         view = View("totals", add_typed, Totals)
         begun = perf_counter()
@@ -178,7 +178,7 @@ class Eventfold:
         return {"seconds": percentiles(seconds)["p50"], "written": total / REFRESHES}
 
     async def refresh_alone(self, dir: str, bytes: int) -> Answer:
-        """A reader without a writer in its process, once the files have been at rest for a while."""
+        """Refreshes with a reader without a writer in its process, after the files have been at rest for a while."""
         async with large_log(dir, bytes):
             pass
         await asyncio.sleep(AT_REST)
@@ -251,7 +251,7 @@ class Eventfold:
 
 @contextmanager
 def counted_writes() -> Iterator[list[int]]:
-    """The sizes of eventfold's writes to files while the block runs."""
+    """Yields a list that collects the sizes of eventfold's writes to files while the block runs."""
     written: list[int] = []
     write = operations.write
 
@@ -268,7 +268,7 @@ def counted_writes() -> Iterator[list[int]]:
 
 @asynccontextmanager
 async def appending(log: EventWriter, tasks: int) -> AsyncIterator[list[tuple[float, float]]]:
-    """Tasks that append one event after another while the block runs; yields when each append began and ended."""
+    """Appends from tasks while the block runs; yields a list of when each append began and ended."""
     waits: list[tuple[float, float]] = []
     number, going = numbers(), True
 

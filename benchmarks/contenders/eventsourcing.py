@@ -81,7 +81,7 @@ class Eventsourcing:
         return await time_appends(self.log(dir, tasks), plain_events(tasks * count * batch), tasks, batch)
 
     async def append_if(self, dir: str, tasks: int, count: int) -> Answer:
-        """All append to one aggregate, each with the version after the one that it knows."""
+        """Appends from all tasks to one aggregate, each with the version after the latest that it knows."""
         events = plain_events(tasks * count)
         async with recorder(dir) as opened:
             call, version = caller(tasks), 0

@@ -1,9 +1,9 @@
 """The raw limit: what the machine allows a program that does the minimum.
 
-Appends are one `os.write` and one `os.fdatasync` each, of pre-encoded lines, without an event loop; or with one, in the
-plainest way in which they don't hold it. A replay decodes
-each line of the file into a plain `msgspec.Struct` and passes it to the reducer, without checks or offsets, and with
-nothing else running meanwhile. A rotation compresses chunks of 4 MiB and syncs once, at the end.
+Each append of a pre-encoded line is one `os.write` and one `os.fdatasync`, without an event loop or, in the simplest
+way that keeps an event loop free, in a thread. A replay decodes each line of the file into a plain `msgspec.Struct` and
+passes it to the reducer, without checks or offsets, and with nothing else running. A rotation compresses chunks of
+4 MiB and syncs once, at the end.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ else:
     from backports import zstd
 
 PIECE = 4 * 2**20
-# Lines that are decoded at once.
+# The number of lines that are decoded at once.
 SOME = 300
 
 
@@ -71,7 +71,7 @@ def write_lines(dir: Path, events: int, distinct: int | None, batch: int = 1) ->
 
 
 def typed_decoder() -> msgspec.json.Decoder[Any]:
-    """Decodes each type of event into a class of its own, whose data is an object."""
+    """A decoder that decodes each type of event into its own class, whose data is an object."""
     fields = [("data", Order), ("ts", int), ("id", str), ("actor", str)]
     kinds = [msgspec.defstruct("Typed", fields, tag_field="type", tag=type) for type in TYPES]
     return msgspec.json.Decoder(Union[tuple(kinds)])  # noqa: UP007 (of classes that are made here)
@@ -118,7 +118,7 @@ class Raw:
             os.close(fd)
 
     async def append_in_thread(self, dir: str, tasks: int, count: int, batch: int) -> Answer:
-        """The same, each write and its sync awaited in a thread, which leaves the event loop free."""
+        """Appends with each write and its sync in a thread, which keeps the event loop free."""
         if (tasks, batch) != (1, 1):
             raise Unsupported
         loop = asyncio.get_running_loop()
@@ -185,15 +185,15 @@ class Raw:
         return {"seconds": perf_counter() - begun, **msgspec.structs.asdict(state)}
 
     async def typed(self, dir: str, views: int, types: list[str] | None) -> Answer:
-        """The same as `replay`, with objects as the events' data."""
+        """Replays with objects as the events' data."""
         begun = perf_counter()
         state = fold(Path(dir), add_typed, 1, typed_decoder())
         return {"seconds": perf_counter() - begun, **msgspec.structs.asdict(state)}
 
     async def replay_batches(self, dir: str, batch: int) -> Answer:
-        """Decodes some hundred lines at once, or a whole batch, whose events count only if all of it is there.
+        """Decodes some hundred lines or a whole batch at once, as a batch's events are valid only if it is complete.
 
-        Where they end is found out before, so that nothing but reading, decoding and folding is measured.
+        The sizes are determined beforehand, so that only reading, decoding and folding are measured.
         """
         decoder, state, sizes = msgspec.json.Decoder(BatchedEvent), Totals(), []
         with open(Path(dir, "app.jsonl"), "rb") as file:
@@ -207,7 +207,7 @@ class Raw:
         return {"seconds": perf_counter() - begun, **msgspec.structs.asdict(state)}
 
     async def refresh(self, dir: str, new: int, bytes: int) -> Answer:
-        """Awaiting a method that does nothing: the least that a refresh can do."""
+        """Awaits a method that does nothing: the least that a refresh can do."""
         if new:
             raise Unsupported
 
@@ -224,7 +224,7 @@ class Raw:
         return {"seconds": (perf_counter() - begun) / calls, "written": 0}
 
     async def refresh_alone(self, dir: str, bytes: int) -> Answer:
-        """Looking at a file, the least that somebody can do who doesn't know whether it has grown."""
+        """Looks at a file: the least that a reader can do to find out whether it has grown."""
         path, seconds = Path(dir, "raw.jsonl"), []
         path.touch()
         for _ in range(1_000):
@@ -297,7 +297,7 @@ class Raw:
         return {"seconds": percentiles(seconds)["p50"]}
 
     async def hold(self, dir: str, what: str, seconds: float) -> Answer:
-        """A loop with nothing to do, and one whose program has another thread that computes."""
+        """Watches an idle loop, or one whose program has another thread that computes."""
         if what == "nothing":
             async with watch_loop() as watched:
                 await asyncio.sleep(seconds)

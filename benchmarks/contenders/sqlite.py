@@ -101,7 +101,7 @@ class Sqlite:
         return await time_appends(self.log(dir), plain_events(tasks * count * batch), tasks, batch)
 
     async def append_if(self, dir: str, tasks: int, count: int) -> Answer:
-        """The condition is part of the statement, so no transaction has to stay open."""
+        """Appends with the condition in the statement, so that no transaction has to stay open."""
         events = iter(plain_events(tasks * count))
         async with connect(dir) as db:
             position = 0

@@ -44,7 +44,7 @@ def query_of(tags: Sequence[str]) -> umadb.Query:
 
 @contextmanager
 def running(dir: str) -> Iterator[umadb.Client]:
-    """The server of a directory, and a client of it."""
+    """Starts the server for a directory; yields a client."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
@@ -58,7 +58,7 @@ def running(dir: str) -> Iterator[umadb.Client]:
 
 
 def connected(server: subprocess.Popen[bytes], url: str) -> umadb.Client:
-    """A client, once the server answers."""
+    """Waits until the server answers; returns a client."""
     until = monotonic() + PATIENCE
     while True:
         try:
@@ -115,7 +115,7 @@ class Umadb:
         return {}
 
     async def read_tagged(self, dir: str, tags: list[int], index: bool | None) -> Answer:
-        """Starting the server counts for the first reading."""
+        """Reads by tag; the time of the first read includes starting the server."""
         begun = perf_counter()
         with running(dir) as client:
 

@@ -1,9 +1,11 @@
-"""A to-do list behind aiohttp, in any number of processes that all write: changes only if nobody else has changed that
-to-do, requests that may be sent again, reads that include your own writes, events over a WebSocket.
+"""A to-do list with aiohttp, in any number of processes that all write.
+
+It refuses conflicting changes, accepts repeated requests, lets clients read their own writes, and sends events over a
+WebSocket.
 
     EVENTFOLD_DATA=todo-data python docs/examples/aiohttp_app.py --port 8080 --reuse-port
 
-Start it as often as you like: all the processes listen on the port, and all write. Gunicorn does the same with
+Start it several times: all processes listen on the same port, and all write. Gunicorn does the same with
 `gunicorn --chdir docs/examples -k aiohttp.GunicornWebWorker -w 4 aiohttp_app:app_factory`. `EVENTFOLD_DATA` is a
 directory, or the address of a log that several machines share, such as `postgresql://host/db?log=todos` or
 `nats://host:4222/todos`. Nothing else changes.
@@ -23,7 +25,8 @@ from aiohttp import web
 from eventfold import ConditionalAppendError, Event, EventLog, LockMode, LogClosedError, Query, View
 
 DATA = os.environ.get("EVENTFOLD_DATA", "todo-data")
-# Workers share a log in files if all of them ask for it. On a server they always do, and each host has an index file.
+# A log in files must be opened as shared by all workers. A log on a server is always shared, and each host has an
+# index file.
 OPTIONS: Any = {"index": "todos.index.sqlite"} if "://" in DATA else {"index": True, "lock": LockMode.SHARED}
 LOG = web.AppKey("log", EventLog)
 
@@ -43,13 +46,13 @@ def reduce_todos(todos: Todos, event: Event) -> Todos:
 
 
 def todo_event(type: str, todo: str, key: str | None = None, **data: Any) -> Event:
-    """An event of one to-do, which its tag names; the id makes sure that it is in the log only once."""
+    """An event of one to-do, which its tag names; the id ensures that the event is in the log only once."""
     return Event(type, {"id": todo, **data}, id=key, tags=(f"todo:{todo}",))
 
 
 @routes.post("/todos")
 async def add_todo(request: web.Request) -> web.Response:
-    """Adds a to-do; a request that is sent again with the same `Idempotency-Key` gets the first one's answer."""
+    """Adds a to-do; a repeated request with the same `Idempotency-Key` gets the first response."""
     new, key = await request.json(), request.headers.get("Idempotency-Key") or None
     todo = key or uuid4().hex
     result = await request.app[LOG].append(todo_event("todo_added", todo, key, text=new["text"]))
@@ -58,7 +61,7 @@ async def add_todo(request: web.Request) -> web.Response:
 
 @routes.put("/todos/{todo}")
 async def change_todo(request: web.Request) -> web.Response:
-    """Changes the text, unless this to-do has been changed since the client saw it; other to-dos don't matter."""
+    """Changes the text unless this to-do has been changed since the client saw it."""
     log, todo, new = request.app[LOG], request.match_info["todo"], await request.json()
     await find(log, todo, new["seen"])
     event = todo_event("todo_changed", todo, request.headers.get("Idempotency-Key") or None, text=new["text"])
@@ -66,14 +69,14 @@ async def change_todo(request: web.Request) -> web.Response:
         [result] = await log.append_unless([event], Query(tags={f"todo:{todo}"}), after=new["seen"])
     except ConditionalAppendError as error:
         raise web.HTTPConflict(text=f"{todo} has been changed since offset {new['seen']}: look again") from error
-    except ValueError as error:  # not an offset of this log
+    except ValueError as error:  # `seen` is not an offset of this log
         raise web.HTTPBadRequest(text=str(error)) from error
     return web.json_response({"offset": result.end_offset})
 
 
 @routes.post("/todos/{todo}/done")
 async def finish_todo(request: web.Request) -> web.Response:
-    """Decides on the newest state, whichever process wrote it: of many requests, only one finishes the to-do."""
+    """Decides on the newest state, including events of other processes; of many requests, one finishes the to-do."""
     log, todo = request.app[LOG], request.match_info["todo"]
     seen = await find(log, todo)
 
@@ -86,7 +89,7 @@ async def finish_todo(request: web.Request) -> web.Response:
 
 @routes.get("/todos")
 async def get_todos(request: web.Request) -> web.Response:
-    """The to-dos, as soon as they include what was written before the offset `after`, and the offset to `seen`."""
+    """The to-dos, once they include all events before the offset `after`, and the offset to pass as `seen`."""
     todos, offset = await newest(request.app[LOG], offset_of(request) or 0)
     return web.json_response({"todos": todos, "offset": offset})
 
@@ -110,7 +113,7 @@ async def find(log: EventLog, todo: str, after: int = 0) -> int:
 
 @routes.get("/events")
 async def stream_events(request: web.Request) -> web.WebSocketResponse:
-    """Each event from `after` onwards (by default, from now), with the offset to continue from."""
+    """Sends each event from `after` onwards (by default, from now), with the offset to continue from."""
     log, after = request.app[LOG], offset_of(request)
     try:
         if after is not None:
@@ -128,7 +131,7 @@ async def stream_events(request: web.Request) -> web.WebSocketResponse:
 
     async with asyncio.TaskGroup() as group:
         sending = group.create_task(send())
-        async for _ in socket:  # ends when the client leaves, or the tail ends
+        async for _ in socket:  # ends when the client disconnects or the tail ends
             pass
         sending.cancel()
     return socket
@@ -148,7 +151,7 @@ async def open_log(app: web.Application) -> AsyncIterator[None]:
 
 
 async def end_streams(app: web.Application) -> None:
-    """The server waits for its open streams before it closes the log, so they end first."""
+    """Ends the open streams, for which the server would otherwise wait before it closes the log."""
     app[LOG].reader().end_waits()
 
 
@@ -161,7 +164,7 @@ def make_app() -> web.Application:
 
 
 async def app_factory() -> web.Application:
-    """What gunicorn calls in each of its workers."""
+    """Gunicorn calls this in each of its workers."""
     return make_app()
 
 
@@ -171,5 +174,5 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--reuse-port", action="store_true", help="lets other processes listen on the port too")
     args = parser.parse_args()
-    # Don't wait any longer for clients that have stopped reading.
+    # Limits the wait for clients that have stopped reading.
     web.run_app(make_app(), host=args.host, port=args.port, reuse_port=args.reuse_port, shutdown_timeout=0.2)

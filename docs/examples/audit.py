@@ -7,7 +7,7 @@
 
 A seal is an offset and a checksum (SHA-256) of all entries before it. Keep seals where those who can write to this log
 can't change them: in an email, with a customer, in print. If an entry was altered, removed, inserted or moved since,
-the checksum is different, and `check` says so. It says nothing about entries after the last seal, so seal often.
+the checksum is different, and `check` says so. It can't say anything about entries after the last seal, so seal often.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from eventfold import Event, EventfoldError, EventLog, LockMode, Query, Record, 
 
 
 def reduce_seal(seal: str, event: Event) -> str:
-    """The checksum of an entry and of the checksum before it, and so of all entries before it."""
+    """The checksum of an entry and of the previous checksum, and so of all entries up to this one."""
     entry = [event.type, event.data, event.ts, event.id, event.actor, event.meta, event.tags]
     return hashlib.sha256(f"{seal}{json.dumps(entry, sort_keys=True)}".encode()).hexdigest()
 
@@ -32,7 +32,7 @@ async def find(log: EventLog, args: argparse.Namespace) -> list[Record]:
     tags = [f"{key}:{value}" for key, value in (("actor", args.actor), ("thing", args.thing)) if value]
     query = Query(types=[args.action] if args.action else [], tags=tags)
     found: list[Record] = []
-    # From the newest one back: recent entries are found at once, and nothing older than `--since` is read.
+    # Read backwards, so that recent entries are found at once and nothing older than `--since` is read.
     async for record in log.read_back(query=query):
         if len(found) == args.last or (args.since and record.event.ts < args.since.timestamp()):
             break
@@ -49,12 +49,12 @@ def describe(record: Record) -> str:
 
 
 async def check(log: EventLog, seal: View[str], offset: int, expected: str) -> str | None:
-    """What is wrong with the log before an offset; None if it is what was sealed."""
+    """The problem with the log before an offset; None if it is unchanged since it was sealed."""
     report = await verify(log.dir)
     if not report.ok:
         return f"the log is damaged: {report.problems[0]}"
     try:
-        # Calculated from the entries themselves: a snapshot could have been changed together with them.
+        # Calculate the checksum from the entries, since a snapshot could have been changed together with them.
         found = await log.state_at(seal, offset)
     except ValueError as error:
         return f"this is not the log that was sealed: {error}"
@@ -63,7 +63,7 @@ async def check(log: EventLog, seal: View[str], offset: int, expected: str) -> s
 
 async def run(args: argparse.Namespace) -> None:
     if args.command != "record" and not args.dir.is_dir():
-        sys.exit(f"audit: there is no log in {args.dir}")  # an empty answer would hide a mistyped name
+        sys.exit(f"audit: there is no log in {args.dir}")  # an empty result would hide a mistyped name
     seal = View("seal", reduce_seal, "")
     # SHARED: any number of programs record at once. Commands that only read take no lock, and change nothing on disk.
     options = {"lock": LockMode.SHARED, "index": True} if args.command == "record" else {"read_only": True}

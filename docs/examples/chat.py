@@ -1,13 +1,14 @@
-"""Chat rooms over WebSockets: a client that lost the connection continues with exactly the next message.
+"""Chat rooms over WebSockets, in which a client that lost its connection continues with the next message.
 
     CHAT_DATA=chat-data uvicorn --app-dir docs/examples chat:app
 
-Open http://127.0.0.1:8000/ in two windows, and restart the server while they are open: they reconnect, and nothing is
-missing or repeated. `--workers 4` needs nothing else, since all workers write the same log.
+Open http://127.0.0.1:8000/ in two windows, and restart the server while they are open: they reconnect, and no message
+is missing or repeated. The server can also run with `--workers 4`, since all workers write the same log.
 
 A client connects to `/rooms/ROOM?name=NAME&after=OFFSET` and gets `{offset, id, name, text, ts}` for each message after
-that offset; without `after`, the last messages and then each new one. It sends `{id, text}` with an id that it chooses:
-a message that may or may not have arrived can be sent again with the same id, and is in the room only once.
+that offset. Without `after`, it gets the last messages and then each new one. It sends `{id, text}` with an id that it
+chooses. If it doesn't know whether a message has arrived, it sends the message again with the same id, and the message
+is in the room only once.
 """
 
 import asyncio
@@ -26,8 +27,8 @@ from fastapi.websockets import WebSocketState
 from eventfold import Catalog, EventLog, InvalidEventError, LockMode, Query, end_streams_on_stop
 
 PAGE = Path(__file__).with_name("chat.html")
-BACKLOG = 50  # how many messages a newcomer gets
-REFUSED = 1008  # the code for closing a WebSocket that asks for something impossible
+BACKLOG = 50  # how many messages a new client gets
+REFUSED = 1008  # the code for closing a WebSocket with an invalid request
 catalog = Catalog()
 Name = Annotated[str, Parameter(min_length=1, max_length=50)]
 
@@ -40,7 +41,7 @@ class MessagePosted(msgspec.Struct, frozen=True):
 
 
 class Incoming(msgspec.Struct):
-    """What a client sends."""
+    """A message from a client."""
 
     id: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
     text: str
@@ -69,7 +70,7 @@ async def join(socket: WebSocket, room: str, name: Name, after: int | None = Non
     try:
         offset = await resume_at(log, room, after)
     except ValueError as error:
-        await socket.accept()  # before that, no reason can be given
+        await socket.accept()  # a rejection before this could not give a reason
         raise WebSocketException(REFUSED, str(error)) from error
     await socket.accept()
     try:
@@ -77,11 +78,11 @@ async def join(socket: WebSocket, room: str, name: Name, after: int | None = Non
             group.create_task(send(socket, log, room, offset))
             group.create_task(receive(socket, log, room, name))
     except* WebSocketDisconnect:
-        pass  # whichever noticed it first, the other one was cancelled
+        pass  # one of the two tasks noticed it and cancelled the other
 
 
 async def resume_at(log: EventLog, room: str, after: int | None) -> int:
-    """Where to start: at the given offset, if an event ends there, or with the room's last messages."""
+    """The offset to start from: the given one, if an event ends there, or that of the room's last messages."""
     if after is not None:
         await log.read_line_hash_before(after)  # raises ValueError if no event ends there
         return after
@@ -95,7 +96,7 @@ async def resume_at(log: EventLog, room: str, after: int | None) -> int:
 
 
 async def send(socket: WebSocket, log: EventLog, room: str, offset: int) -> None:
-    # A slow client slows down only its own tail: events wait in the log, not in memory.
+    # A slow client delays only its own tail, and nothing is queued for it in memory.
     async for record in log.tail(offset, query=in_room(room)):
         event = record.event
         message = {"offset": record.end_offset, "id": event.id, "ts": event.ts} | msgspec.structs.asdict(event.data)
@@ -106,7 +107,7 @@ async def receive(socket: WebSocket, log: EventLog, room: str, name: str) -> Non
     while (message := await socket.receive())["type"] == "websocket.receive":
         try:
             incoming = msgspec.json.decode(message.get("text") or message.get("bytes") or b"", type=Incoming)
-            # The id is in the log only once: a repetition is not an error, and changes nothing.
+            # The id is in the log only once, so a repeated message changes nothing.
             await log.append(MessagePosted(room, name, incoming.text), id=incoming.id)
         except (msgspec.DecodeError, UnicodeDecodeError, InvalidEventError) as error:
             if socket.application_state is WebSocketState.CONNECTED:

@@ -1,5 +1,7 @@
-"""A to-do list behind FastAPI, whose workers all write: changes only if nobody else has changed that to-do, requests
-that may be sent again, reads that include your own writes, and server-sent events that resume exactly.
+"""A to-do list with FastAPI, in any number of workers that all write.
+
+It refuses conflicting changes, accepts repeated requests, lets clients read their own writes, and sends server-sent
+events that resume exactly.
 
     EVENTFOLD_DATA=todo-data uvicorn --app-dir docs/examples --workers 4 fastapi_app:app
 
@@ -30,7 +32,8 @@ from eventfold import (
 )
 
 DATA = os.environ.get("EVENTFOLD_DATA", "todo-data")
-# Workers share a log in files if all of them ask for it. On a server they always do, and each host has an index file.
+# A log in files must be opened as shared by all workers. A log on a server is always shared, and each host has an
+# index file.
 OPTIONS: Any = {"index": "todos.index.sqlite"} if "://" in DATA else {"index": True, "lock": LockMode.SHARED}
 
 Todos = dict[str, dict[str, Any]]
@@ -48,7 +51,7 @@ def reduce_todos(todos: Todos, event: Event) -> Todos:
 
 
 def todo_event(type: str, todo: str, key: str | None = None, **data: Any) -> Event:
-    """An event of one to-do, which its tag names; the id makes sure that it is in the log only once."""
+    """An event of one to-do, which its tag names; the id ensures that the event is in the log only once."""
     return Event(type, {"id": todo, **data}, id=key, tags=(f"todo:{todo}",))
 
 
@@ -74,12 +77,12 @@ class NewTodo(BaseModel):
 
 class ChangedTodo(BaseModel):
     text: str
-    seen: int  # the offset that came with what the client has seen
+    seen: int  # the offset that came with the state that the client has seen
 
 
 @app.post("/todos", status_code=201)
 async def add_todo(new: NewTodo, log: Log, response: Response, key: Key = None) -> dict:
-    """Adds a to-do; a request that is sent again with the same `Idempotency-Key` gets the first one's answer."""
+    """Adds a to-do; a repeated request with the same `Idempotency-Key` gets the first response."""
     todo = key or uuid4().hex
     result = await log.append(todo_event("todo_added", todo, key, text=new.text))
     if result.duplicate:
@@ -89,21 +92,21 @@ async def add_todo(new: NewTodo, log: Log, response: Response, key: Key = None) 
 
 @app.put("/todos/{todo}")
 async def change_todo(todo: str, new: ChangedTodo, log: Log, key: Key = None) -> dict:
-    """Changes the text, unless this to-do has been changed since the client saw it; other to-dos don't matter."""
+    """Changes the text unless this to-do has been changed since the client saw it."""
     await find(log, todo, new.seen)
     event = todo_event("todo_changed", todo, key, text=new.text)
     try:
         [result] = await log.append_unless([event], Query(tags={f"todo:{todo}"}), after=new.seen)
     except ConditionalAppendError as error:
         raise HTTPException(409, f"{todo} has been changed since offset {new.seen}: look again") from error
-    except ValueError as error:  # not an offset of this log
+    except ValueError as error:  # `seen` is not an offset of this log
         raise HTTPException(400, str(error)) from error
     return {"offset": result.end_offset}
 
 
 @app.post("/todos/{todo}/done")
 async def finish_todo(todo: str, log: Log) -> dict:
-    """Decides on the newest state, whichever worker wrote it: of many requests, only one finishes the to-do."""
+    """Decides on the newest state, including events of other workers; of many requests, one finishes the to-do."""
     seen = await find(log, todo)
 
     def decide(todos: Todos) -> list[Event]:
@@ -115,7 +118,7 @@ async def finish_todo(todo: str, log: Log) -> dict:
 
 @app.get("/todos")
 async def get_todos(log: Log, after: int = 0) -> dict:
-    """The to-dos, as soon as they include what was written before the offset `after`, and the offset to `seen`."""
+    """The to-dos, once they include all events before the offset `after`, and the offset to pass as `seen`."""
     todos, offset = await newest(log, after)
     return {"todos": todos, "offset": offset}
 
@@ -138,7 +141,7 @@ async def find(log: EventLog, todo: str, after: int = 0) -> int:
 
 
 async def resume_at(log: Log, last_event_id: Annotated[int | None, Header()] = None, after: int | None = None):
-    """Where a stream begins: after the last event that the client received, else at `after`, else now."""
+    """The start of a stream: after the last event that the client received, else at `after`, else now."""
     offset = after if last_event_id is None else last_event_id
     try:
         if offset is not None:

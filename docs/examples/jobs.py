@@ -1,11 +1,11 @@
-"""A job queue without a server: the workers of one machine share the jobs, and the job of a killed one is done again.
+"""A job queue without a server: the workers of one machine share jobs, and redo the job of a killed worker.
 
     python docs/examples/jobs.py add "resize cat.png" "resize dog.png" --seconds 3
     python docs/examples/jobs.py work        # in as many terminals as you like
     python docs/examples/jobs.py list
 
-A worker takes a job for a few seconds at a time, and extends that for as long as it works. Kill one (`kill -9`) in the
-middle of a job: when its time is up, another worker takes the job. Ctrl-C gives the job back at once.
+A worker takes a job for a few seconds, and extends this time while it works. Kill a worker (`kill -9`) in the middle of
+a job: when its time is up, another worker takes the job. Ctrl-C gives the job back at once.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class JobAdded(msgspec.Struct, frozen=True):
 class JobTaken(msgspec.Struct, frozen=True):
     job: str
     worker: str
-    until: float  # seconds since the epoch; a reducer must not look at the clock, so the time is in the event
+    until: float  # seconds since the epoch; stored in the event because a reducer must not use the clock
 
 
 @catalog.event("job_released", tags=job_tag)
@@ -66,7 +66,7 @@ Jobs = dict[str, Job]
 
 
 class LostError(Exception):
-    """The worker was so late that another one has taken its job."""
+    """The worker took too long, and another one has taken its job."""
 
 
 def reduce_jobs(jobs: Jobs, event: Event) -> Jobs:
@@ -89,7 +89,7 @@ class Worker:
         self.name = f"{os.getpid()}-{secrets.token_hex(4)}"
 
     async def take(self) -> str | None:
-        """Takes the first job that nobody is working on; None if there is none at the moment."""
+        """Takes the first free job; returns None if there is none."""
         while True:
             jobs, offset = await self.log.wait_until(self.jobs), self.jobs.offset
             now = time.time()
@@ -98,14 +98,14 @@ class Worker:
                 return None
             taken = JobTaken(name, self.name, now + self.lease)
             try:
-                # Of the workers that try at this moment, one succeeds, and its event makes the others fail.
+                # If several workers try at the same time, one succeeds, and its event makes the others fail.
                 await self.log.append_unless([taken], Query(tags=[f"job:{name}"]), after=offset)
                 return name
             except ConditionalAppendError:
-                continue  # look for another one
+                continue  # look for another job
 
     async def tell(self, name: str, event: object) -> None:
-        """Appends an event of a job if the job still belongs to this worker."""
+        """Appends an event about a job if the job still belongs to this worker."""
 
         def decide(jobs: Jobs) -> object:
             if jobs[name].worker != self.name or jobs[name].result is not None:
@@ -120,7 +120,7 @@ class Worker:
             await self.tell(name, JobTaken(name, self.name, time.time() + self.lease))
 
     async def do(self, name: str) -> None:
-        """Does a job that was taken, and keeps extending its time meanwhile."""
+        """Does a job that was taken, and extends its time until the job is done."""
         job = self.jobs.state[name]
         print(f"{self.name} begins {job.task}", flush=True)
         try:
@@ -134,16 +134,16 @@ class Worker:
             print(*lost.exceptions, flush=True)
 
     async def work(self) -> None:
-        """Does one job after another until cancelled."""
+        """Does jobs until cancelled."""
         while True:
             if (name := await self.take()) is None:
-                # Wait for a new job, or for a killed worker's time to be up, which is not an event.
+                # Wait for a new job; the timeout covers a killed worker's job becoming free, which is not an event.
                 await self.log.wait_for_events(self.jobs.offset, timeout=self.lease / 3)
                 continue
             try:
                 await self.do(name)
             except asyncio.CancelledError:
-                with contextlib.suppress(LostError):  # or done just now
+                with contextlib.suppress(LostError):  # the job may have just been done
                     await self.tell(name, JobReleased(name))
                 raise
 

@@ -2,7 +2,7 @@
 
     EVENTFOLD_DATA=data python docs/examples/metrics.py --port 8080
 
-`GET /metrics` is what Prometheus asks for every few seconds; `POST /events` appends, so that there is something to see.
+Prometheus scrapes `GET /metrics` every few seconds. `POST /events` appends an event, so that the metrics change.
 """
 
 import argparse
@@ -18,7 +18,7 @@ routes = web.RouteTableDef()
 
 
 async def metrics(log: EventLog) -> str:
-    """The text that Prometheus reads. `stats` costs nothing; `info` looks at the files, so don't scrape too often."""
+    """The text for Prometheus. `stats` costs nothing, but `info` looks at the files, so don't scrape too often."""
     stats, info = log.stats(), await log.info()
     lines = [
         *metric("appends_total", "counter", "Appends that were acknowledged.", {"": stats.appends}),

@@ -1,4 +1,4 @@
-"""A notebook on the command line that forgets nothing: every note keeps its history, even after it was deleted.
+"""A notebook on the command line in which every note keeps its history, even after it has been deleted.
 
     python docs/examples/notebook.py add "Call the plumber"
     python docs/examples/notebook.py edit 1 "Call the plumber before noon"
@@ -6,7 +6,7 @@
     python docs/examples/notebook.py history 1
 
 `watch` in a second terminal shows the notes, and shows them again whenever they change. `time_travel.py` shows the
-notebook as it was at any moment.
+notebook at any moment of its past.
 """
 
 import argparse
@@ -44,11 +44,11 @@ class NoteDeleted(msgspec.Struct, frozen=True):
 
 class Notebook(msgspec.Struct):
     notes: dict[int, str] = {}
-    last: int = 0  # the last number that was given to a note; a deleted note's number is not reused
+    last: int = 0  # the number of the newest note; numbers of deleted notes are not reused
 
 
 class RefusedError(Exception):
-    """What the user asked for can't be done."""
+    """The user's request is not possible."""
 
 
 def reduce_notebook(state: Notebook, event: Event) -> Notebook:
@@ -73,7 +73,7 @@ def add(state: Notebook, text: str) -> NoteAdded:
 
 def edit(state: Notebook, note: int, text: str) -> NoteEdited | None:
     existing(state, note)
-    # A decision may also be that there is nothing to do.
+    # A decision may also append nothing.
     return None if checked(text) == state.notes[note] else NoteEdited(note, text)
 
 
@@ -99,8 +99,8 @@ def lines(state: Notebook, word: str = "") -> list[str]:
 
 async def run(args: argparse.Namespace) -> None:
     notebook = notebook_view()
-    # SHARED, so that the notebook can be open in several terminals. Two that add a note at the same moment can't give
-    # both the same number: `decide` appends only if nothing has happened since it looked, and otherwise looks again.
+    # SHARED, so that the notebook can be open in several terminals. Two notes that are added at the same moment can't
+    # get the same number: `decide` appends only if nothing was appended in the meantime, and otherwise tries again.
     async with EventLog.open(args.dir, catalog=catalog, views=[notebook], lock=LockMode.SHARED) as log:
         match args.command:
             case "add":
@@ -146,5 +146,5 @@ if __name__ == "__main__":
         asyncio.run(run(parser().parse_args()))
     except (RefusedError, EventfoldError, OSError) as error:
         sys.exit(f"notebook: {error}")
-    except KeyboardInterrupt:  # the way out of `watch`
+    except KeyboardInterrupt:  # ends `watch`
         sys.exit(130)

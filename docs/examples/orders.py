@@ -2,9 +2,9 @@
 
     export ORDERS_LOG="postgresql://user@localhost/shop?log=orders"
     uvicorn --app-dir docs/examples orders:app    # on as many hosts as you like
-    python docs/examples/orders.py                # the shipping department: once
+    python docs/examples/orders.py                # the shipping department, a single process
 
-With `ORDERS_LOG=orders-data` all of it runs on one machine and without a database. Nothing else changes.
+With `ORDERS_LOG=orders-data`, everything runs on one machine without a database. Nothing else changes.
 
     curl -X POST "localhost:8000/stock/lamp?count=5"
     curl -X PUT "localhost:8000/orders/a1?product=lamp&count=2"
@@ -82,10 +82,10 @@ def reduce_shop(shop: Shop, event: Event) -> Shop:
 
 
 class RefusedError(Exception):
-    """The rules of the shop forbid it."""
+    """The rules of the shop forbid the request."""
 
 
-# The decisions. Each one may be requested again, since an answer can get lost: what was done already needs no event.
+# The decisions. A request may be repeated, since a response can get lost; then there is nothing to append.
 
 
 def place(shop: Shop, order: str, product: str, count: int) -> OrderPlaced | None:
@@ -109,13 +109,13 @@ def ship(shop: Shop, order: str) -> OrderShipped | None:
 
 
 def open_log() -> AsyncOpener[EventLog]:
-    # For a directory, sharing must be requested; with a database, there are always several writers.
+    # A directory must be opened as shared; a database always allows several writers.
     options = {} if "://" in LOG else {"lock": LockMode.SHARED}
     return EventLog.open(LOG, catalog=catalog, views=[View("shop", reduce_shop, Shop)], **options)
 
 
 async def decide(log: EventLog, decision: Callable[[Shop], object], *tags: str) -> None:
-    """Makes a decision that depends on the events with one of the tags; other events may be appended in between."""
+    """Makes a decision that depends only on the events with one of the tags."""
     query = reduce(or_, (Query(tags=[tag]) for tag in tags))
     await log.decide(log.views["shop"], decision, query=query, attempts=100)
 
@@ -152,7 +152,7 @@ async def pay_order(log: Log, order: str) -> None:
 
 @app.get("/orders/{order}")
 async def get_order(log: Log, order: str) -> dict[str, str | int]:
-    shop = await log.wait_until("shop")  # includes everything acknowledged before, by any server
+    shop = await log.wait_until("shop")  # includes all events that any server has acknowledged
     if order not in shop.orders:
         raise HTTPException(404, f"there is no order {order}")
     return msgspec.structs.asdict(shop.orders[order])
@@ -166,7 +166,7 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
 @app.exception_handler(OSError)
 @app.exception_handler(UnknownOutcomeError)
 async def unavailable(request: Request, error: Exception) -> JSONResponse:
-    """The database is unavailable. All requests except new stock can be sent again, written or not."""
+    """The database is unavailable. All requests except those that add stock can be sent again, written or not."""
     return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
 
 
@@ -174,7 +174,7 @@ async def ship_what_is_paid() -> None:
     async with open_log() as log:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, log.reader().end_waits)
-        # It continues after the last order that it has committed. If killed before the commit, it gets that order
+        # It continues after the last record that it committed. If it is killed before the commit, it gets that record
         # again, and the decision finds nothing left to do.
         consumer = log.consumer("shipping", query=Query(types=["order_paid"]))
         async for record in consumer:

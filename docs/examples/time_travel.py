@@ -1,11 +1,11 @@
-"""The notebook as it was at any moment, and what changed between two moments. Write notes with `notebook.py` first.
+"""The notebook at any moment, and the changes between two moments. Write notes with `notebook.py` first.
 
     python docs/examples/time_travel.py log
     python docs/examples/time_travel.py at "2026-11-25 18:30"
     python docs/examples/time_travel.py diff 158 now
 
-A moment is an offset that `log` shows, a date with or without a time of day, or `now`. The notebook knows nothing of
-this program: any program that keeps its state in a log can be examined afterwards.
+A moment is an offset that `log` shows, a date with or without a time of day, or `now`. The notebook needs no code for
+this: any program that keeps its state in a log can be examined afterwards.
 """
 
 import argparse
@@ -45,7 +45,7 @@ async def show_log(log: EventLog) -> None:
 
 async def run(args: argparse.Namespace) -> None:
     view = notebook_view()
-    # Read-only: it takes no lock, and can look at the notebook while that is in use.
+    # Read-only: takes no lock, so that the notebook may be in use.
     async with EventLog.open(args.dir, catalog=catalog, views=[view], read_only=True) as log:
         match args.command:
             case "log":
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     args = parser().parse_args()
-    if not args.dir.is_dir():  # reading creates no directory: an empty log would hide a mistyped name
+    if not args.dir.is_dir():  # a missing directory counts as an empty log, which would hide a mistyped name
         sys.exit(f"time_travel: there is no notebook in {args.dir}")
     try:
         asyncio.run(run(args))

@@ -1,4 +1,4 @@
-"""A to-do list that remembers: run it several times, each time with something else to do.
+"""A to-do list that keeps its state: run it several times, each time with something else to do.
 
 python docs/examples/todo.py "buy milk"
 python docs/examples/todo.py --done 1
@@ -48,7 +48,7 @@ async def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="A to-do list that remembers.")
+    parser = argparse.ArgumentParser(description="A to-do list that keeps its state.")
     parser.add_argument("text", nargs="*", help="something to do")
     parser.add_argument("--done", type=int, metavar="NUMBER", help="what is done")
     parser.add_argument("--dir", default="todo-data", help="where the log is (default: %(default)s)")

@@ -1,9 +1,9 @@
-"""A worker beside a web backend: consumes its events under a name, and continues where it stopped, however it stopped.
+"""A worker for a web backend: consumes its events, and after any stop or crash continues where it was.
 
     EVENTFOLD_DATA=todo-data python docs/examples/worker.py
 
-If killed between the work and the commit, it does that event's work again: at least once. The offset identifies a
-repetition.
+If it is killed between the work and the commit, it does the work for that event again (at least once). The offset
+identifies the repetition.
 """
 
 import asyncio

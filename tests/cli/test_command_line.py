@@ -27,7 +27,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def test_cat_prints_the_exact_lines_in_a_pipe(log: Path) -> None:
-    """They include those of the archive."""
+    """The lines of the archive are included."""
     assert run("cat", log).stdout.encode() == b"".join(line + b"\n" for line in lines(log))
 
 
@@ -69,7 +69,7 @@ def test_json_is_short_for_the_exact_lines(log: Path) -> None:
     )
 
 
-def test_cat_gives_csv(log: Path) -> None:
+def test_cat_prints_csv(log: Path) -> None:
     """The first line is a header."""
     rows = list(csv.DictReader(io.StringIO(run("cat", log, "--format", "csv", "--last", "1").stdout)))
 
@@ -78,7 +78,7 @@ def test_cat_gives_csv(log: Path) -> None:
     ]
 
 
-def test_cat_shows_rows_on_a_terminal_and_escapes_what_would_steer_it(tmp_path: Path) -> None:
+def test_cat_shows_rows_on_a_terminal_and_escapes_control_characters(tmp_path: Path) -> None:
     """An event can't move the cursor or change colours."""
     run("append", tmp_path, "evil\x1b[2J", '{"a": 1}')
 
@@ -102,7 +102,7 @@ def test_a_closed_pipe_ends_cat_quietly(tmp_path: Path) -> None:
 
 
 def test_tail_prints_the_last_events(log: Path) -> None:
-    """It prints ten events, or as many as it is asked for."""
+    """The default is ten events; an option changes the number."""
     assert numbers(run("tail", log).stdout) == list(range(10, 20))
     assert numbers(run("tail", log, "-n", 2, "--type", "odd").stdout) == [17, 19]
     assert numbers(run("tail", log, "--from", 0).stdout) == list(range(20))
@@ -121,7 +121,7 @@ def test_tail_follows_a_log_that_is_being_written_until_it_is_interrupted(log: P
         assert process.stderr.read() == b""
 
 
-def test_append_writes_an_event_and_prints_where(tmp_path: Path) -> None:
+def test_append_writes_an_event_and_prints_its_offsets(tmp_path: Path) -> None:
     """The options can set every field of an event."""
     options = ("--ts", 7, "--id", "a", "--actor", "ann", "--meta", "[1]", "--tag", "x", "--tag", "y")
     done = run("append", tmp_path, "paid", '{"amount": 3}', *options)
@@ -151,7 +151,7 @@ def test_append_if_head_appends_only_once(log: Path) -> None:
     assert len(lines(log)) == 21
 
 
-def test_append_takes_lines_from_standard_input(tmp_path: Path) -> None:
+def test_append_reads_lines_from_standard_input(tmp_path: Path) -> None:
     """The last line may lack its newline."""
     done = run("append", tmp_path, input='{"type":"a","data":1}\n{"type":"b","ts":5,"tags":["x"]}')
 
@@ -173,7 +173,7 @@ def test_a_bad_line_is_refused_with_its_number_and_nothing_of_its_batch_is_writt
     assert lines(tmp_path) == []
 
 
-def test_lines_that_come_slowly_are_written_as_they_come(tmp_path: Path) -> None:
+def test_lines_that_arrive_slowly_are_written_as_they_arrive(tmp_path: Path) -> None:
     """A pipe may stay open for days, and Ctrl-C ends the waiting."""
     with start("append", tmp_path) as process:
         assert process.stdin is not None
@@ -203,7 +203,7 @@ def test_a_locked_log_is_refused_in_one_line(log: Path, command: tuple[str, ...]
     assert done.stderr.count("\n") == 1
 
 
-def test_what_reads_works_beside_a_writer(log: Path) -> None:
+def test_commands_that_read_work_while_a_writer_is_running(log: Path) -> None:
     """`info` names the writing process."""
 
     async def read() -> list[str]:
@@ -211,16 +211,16 @@ def test_what_reads_works_beside_a_writer(log: Path) -> None:
             commands = [("info", log), ("cat", log), ("verify", log), ("backup", log, log.parent / "copy")]
             return [(await asyncio.to_thread(run, *command)).stdout for command in commands]
 
-    told, events, verified, _ = asyncio.run(read())
+    output, events, verified, _ = asyncio.run(read())
 
-    assert f"process {os.getpid()}" in told
+    assert f"process {os.getpid()}" in output
     assert len(events.splitlines()) == 20
     assert verified.startswith("no problem: 20 events")
     assert lines(log.parent / "copy") == lines(log)
 
 
 def test_info_prints_the_same_on_a_terminal(log: Path) -> None:
-    """On a terminal, it uses tables."""
+    """On a terminal, the output has tables."""
     shown = run_on_terminal("info", log)
 
     assert "mailer" in shown
@@ -228,7 +228,7 @@ def test_info_prints_the_same_on_a_terminal(log: Path) -> None:
 
 
 def test_verify_reports_damage_and_exits_with_1(log: Path) -> None:
-    """It prints the file and the offset; `cat` prints the events before the damage and then the error."""
+    """The report has the file and the offset; `cat` prints the events before the damage and then the error."""
     path = log / "app.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"n":15', b'"n":\0' + b"5"))
 
@@ -242,7 +242,7 @@ def test_verify_reports_damage_and_exits_with_1(log: Path) -> None:
     assert "eventfold verify" in read.stderr
 
 
-def test_rotate_moves_all_into_the_archive(log: Path) -> None:
+def test_rotate_moves_all_events_into_the_archive(log: Path) -> None:
     """Everything else stays the same."""
     before = lines(log)
 
@@ -267,22 +267,22 @@ def test_consumers_are_listed_and_reset(log: Path) -> None:
     assert "there are: none" in run("consumers", "reset", log, "nobody", "--to", "head", status=1).stderr
 
 
-def test_state_prints_what_is_stored(log: Path) -> None:
-    """If there is none of that name, it lists those that are stored."""
+def test_state_prints_the_state_of_a_snapshot(log: Path) -> None:
+    """If there is no snapshot of that name, the error lists the existing ones."""
     assert run("state", log, "count").stdout == "20\n"
     assert "stored are: count" in run("state", log, "todos", status=1).stderr
 
 
 def test_a_backup_is_brought_up_to_date(log: Path, tmp_path: Path) -> None:
-    """The same command does both."""
+    """The same command creates the backup and updates it."""
     run("backup", log, tmp_path / "copy")
     run("append", log, "odd", '{"n": 20}')
     run("rotate", log)
 
-    told = json.loads(run("backup", log, tmp_path / "copy").stdout)
+    output = json.loads(run("backup", log, tmp_path / "copy").stdout)
 
     assert lines(tmp_path / "copy") == lines(log)
-    assert told["offset"] == sum(len(line) + 1 for line in lines(log))
+    assert output["offset"] == sum(len(line) + 1 for line in lines(log))
 
 
 def test_export_and_import_give_the_same_lines(log: Path, tmp_path: Path) -> None:
@@ -290,14 +290,14 @@ def test_export_and_import_give_the_same_lines(log: Path, tmp_path: Path) -> Non
     run("append", log, input='{"type":"a","data":{"n":1}}\n{"type":"b","data":{"n":2}}\n{"type":"c"}\n')
     exported = run("export", log).stdout
 
-    told = run("import", tmp_path / "other", input=exported)
+    output = run("import", tmp_path / "other", input=exported)
 
-    assert json.loads(told.stdout) == {"imported": 23}
+    assert json.loads(output.stdout) == {"imported": 23}
     assert b'"batch":[2,3]' in lines(tmp_path / "other")[-2]
     assert run("export", tmp_path / "other").stdout == exported
 
 
-def test_many_lines_are_imported_over_several_reads(tmp_path: Path) -> None:
+def test_an_import_larger_than_one_read_keeps_batches(tmp_path: Path) -> None:
     """Batches stay batches, even if they are larger than the part that is checked together."""
     given = "".join(f'{{"type":"a","data":{{"n":{n}}}}}\n' for n in range(2500))
     run("append", tmp_path / "one", input=given)
@@ -318,7 +318,7 @@ def test_many_lines_are_imported_over_several_reads(tmp_path: Path) -> None:
         '{"type":"a","data":{},"ts":1,"unknown":1}',
     ],
 )
-def test_import_refuses_what_would_not_be_the_same_line(tmp_path: Path, bad: str) -> None:
+def test_import_refuses_lines_that_would_not_be_stored_unchanged(tmp_path: Path, bad: str) -> None:
     """Examples are spaces, missing or unknown keys, and broken batches."""
     done = run("import", tmp_path, input=bad + "\n", status=1)
 
@@ -345,7 +345,7 @@ def test_a_missing_log_is_not_created(tmp_path: Path, command: str) -> None:
         (("--since", "yesterday"), "is not a time"),
     ],
 )
-def test_a_wrong_option_is_one_line(log: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_the_error_about_a_wrong_option_is_one_line(log: Path, arguments: tuple[str, ...], said: str) -> None:
     """The line says what is wrong."""
     done = run("cat", log, *arguments, status=1)
 
@@ -359,9 +359,9 @@ def test_wrong_usage_exits_with_2() -> None:
 
 
 def test_help_has_the_exit_statuses_and_an_example_of_each_command() -> None:
-    told = " ".join(run("--help").stdout.split())
+    text = " ".join(run("--help").stdout.split())
 
-    assert "130 ended by Ctrl-C" in told
+    assert "130 ended by Ctrl-C" in text
     for command in ("info", "cat", "tail", "append", "verify", "rotate", "state", "backup", "export", "import"):
         assert "Example: eventfold" in " ".join(run(command, "--help").stdout.split())
 
@@ -427,7 +427,7 @@ def test_a_state_is_folded_with_a_view_or_a_reducer_at_an_offset_or_a_time(tmp_p
         (["--at", "0"], "--reducer"),
     ],
 )
-def test_what_can_not_be_folded_is_refused_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_the_error_about_wrong_arguments_is_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
     make(tmp_path / "data")
     error = run("state", tmp_path / "data", *arguments, status=1).stderr
     assert message in error
@@ -435,7 +435,7 @@ def test_what_can_not_be_folded_is_refused_in_one_line(tmp_path: Path, arguments
 
 
 @pytest.mark.usefixtures("application")
-def test_two_moments_of_a_view_are_compared(tmp_path: Path) -> None:
+def test_a_view_is_compared_at_two_offsets(tmp_path: Path) -> None:
     make(tmp_path / "data")
     end = sum(len(row) + 1 for row in lines(tmp_path / "data"))
 
@@ -446,7 +446,7 @@ def test_two_moments_of_a_view_are_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("application")
-def test_two_moments_can_be_times(tmp_path: Path) -> None:
+def test_a_view_can_be_compared_at_two_times(tmp_path: Path) -> None:
     make(tmp_path / "data")
     compare = partial(run, "diff", tmp_path / "data", "--reducer", "app:counted")
 

@@ -54,7 +54,7 @@ def test_the_commands_work_on_another_engine_or_say_why_not(address: str, tmp_pa
 
 
 @pytest.mark.parametrize("command", [["cat"], ["info"], ["tail"], ["verify"], ["consumers", "list"]], ids=" ".join)
-def test_a_log_that_is_not_there_is_an_error_and_is_not_made(address: str, command: list[str]) -> None:
+def test_a_missing_log_is_an_error_and_is_not_created(address: str, command: list[str]) -> None:
     """A misspelt address must leave nothing on the servers."""
     for _ in range(2):
         error = run(*command, address, status=1).stderr
@@ -62,15 +62,15 @@ def test_a_log_that_is_not_there_is_an_error_and_is_not_made(address: str, comma
         assert error.count("\n") == 1
 
 
-def test_an_event_is_appended_on_a_condition(address: str) -> None:
+def test_an_event_is_appended_conditionally(address: str) -> None:
     run("append", address, "added", '{"n":0}', "--tag", "order:1")
     offset, line_hash = json.loads(run("info", address, "--json").stdout)["head"]
 
     for refused in (["--if-head", f"{offset + 1}:{line_hash}"], ["--unless-tag", "order:1"]):
         assert run("append", address, "added", '{"n":1}', *refused, status=1).stderr.count("\n") == 1
-    told = json.loads(run("append", address, "added", '{"n":2}', "--if-head", f"{offset}:{line_hash}").stdout)
+    output = json.loads(run("append", address, "added", '{"n":2}', "--if-head", f"{offset}:{line_hash}").stdout)
 
-    assert told["start_offset"] == offset
+    assert output["start_offset"] == offset
     assert numbers(run("cat", address).stdout) == [0, 2]
 
 
@@ -96,7 +96,7 @@ def test_a_tail_shows_each_new_event_until_it_is_interrupted(address: str) -> No
 
 
 def test_info_and_verify_report_views_and_consumers(address: str) -> None:
-    """Both also report a snapshot and a consumer's offset that don't belong to this log."""
+    """Both commands also report a snapshot and a consumer's offset that don't belong to the log."""
 
     async def fill() -> None:
         async with EventLog.open(JetStream.from_address(address), views=[View("total", total, 0)]) as log:
@@ -112,9 +112,9 @@ def test_info_and_verify_report_views_and_consumers(address: str) -> None:
             await documents.store("consumer", "mailer", b'{"offset":1,"hash":"0000000000000000"}')
 
     asyncio.run(fill())
-    told = json.loads(run("info", address, "--json").stdout)
-    assert [view["name"] for view in told["views"]] == ["total"]
-    assert [consumer["name"] for consumer in told["consumers"]] == ["mailer"]
+    output = json.loads(run("info", address, "--json").stdout)
+    assert [view["name"] for view in output["views"]] == ["total"]
+    assert [consumer["name"] for consumer in output["consumers"]] == ["mailer"]
     assert run("consumers", "list", address).stdout.startswith("mailer\t")
     report = json.loads(run("verify", address, "--json").stdout)
     assert (report["events"], report["snapshots"], report["consumers"], report["problems"]) == (4, 1, 1, [])
@@ -205,7 +205,7 @@ def test_views_and_consumers_in_postgresql_are_shown_and_moved(log: str) -> None
     run("verify", log, "--reducer", reducer)
 
 
-def test_a_log_travels_to_postgresql_and_back(log: str, tmp_path: Path) -> None:
+def test_a_log_is_copied_to_postgresql_and_back(log: str, tmp_path: Path) -> None:
     run("append", tmp_path / "data", input=given(20))
     exported = run("export", tmp_path / "data").stdout
     run("copy", tmp_path / "data", log)
@@ -216,7 +216,9 @@ def test_a_log_travels_to_postgresql_and_back(log: str, tmp_path: Path) -> None:
         assert run("export", where).stdout == exported
 
 
-def test_verify_reports_a_commit_that_is_gone_from_postgresql(log: str, database: str, postgres_server: Server) -> None:
+def test_verify_reports_a_commit_that_is_missing_in_postgresql(
+    log: str, database: str, postgres_server: Server
+) -> None:
     for _ in range(3):
         run("append", log, input=given(5))
     assert json.loads(run("verify", log, "--json").stdout)["events"] == 15

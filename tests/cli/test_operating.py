@@ -35,7 +35,7 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def damaged(log: Path) -> Path:
-    """The same log, followed by bad lines."""
+    """A log with 20 events, followed by bad lines."""
     with (log / "app.jsonl").open("ab") as file:
         file.write(GARBAGE)
     return log
@@ -49,7 +49,7 @@ def offset_of(log: Path, n: int) -> int:
 # repair
 
 
-def test_repair_shows_what_it_would_do_and_changes_nothing_in_a_pipe(damaged: Path) -> None:
+def test_repair_shows_its_plan_and_changes_nothing_in_a_pipe(damaged: Path) -> None:
     before = (damaged / "app.jsonl").read_bytes()
 
     done = run("repair", damaged, status=1, input="y\n")
@@ -59,7 +59,7 @@ def test_repair_shows_what_it_would_do_and_changes_nothing_in_a_pipe(damaged: Pa
     assert (damaged / "app.jsonl").read_bytes() == before
 
 
-def test_repair_asks_about_each_thing(log: Path) -> None:
+def test_repair_asks_before_each_repair(log: Path) -> None:
     """Declined repairs are not made, and the exit status is 1."""
     snapshot, consumer = log / "views" / "count.snapshot.json", log / "consumers" / "mailer.json"
     snapshot.write_bytes(b"{}")
@@ -83,7 +83,7 @@ def test_ctrl_c_at_a_question_changes_nothing(damaged: Path) -> None:
     assert (damaged / "app.jsonl").read_bytes() == before
 
 
-def test_repair_loses_events_only_where_their_offset_is_named(log: Path) -> None:
+def test_repair_loses_events_only_if_their_offset_is_named(log: Path) -> None:
     path = log / "app.jsonl"
     offset = offset_of(log, 15)
     path.write_bytes(path.read_bytes().replace(b'"n":15', b'"n":\0' + b"5"))
@@ -101,7 +101,7 @@ def test_repair_loses_events_only_where_their_offset_is_named(log: Path) -> None
     assert (log / f"app.jsonl.torn.{offset}").read_bytes().count(b"\n") == 5
 
 
-def test_what_can_not_be_repaired_is_reported(log: Path) -> None:
+def test_problems_that_cannot_be_repaired_are_reported(log: Path) -> None:
     path = log / "archive.jsonl.zst"
     path.write_bytes(path.read_bytes()[:-10])
 
@@ -116,9 +116,9 @@ def test_what_can_not_be_repaired_is_reported(log: Path) -> None:
 def test_a_backup_is_restored(log: Path, tmp_path: Path) -> None:
     asyncio.run(backup(EventReader(log), tmp_path / "backup"))
 
-    told = json.loads(run("restore", tmp_path / "backup", tmp_path / "new").stdout)
+    output = json.loads(run("restore", tmp_path / "backup", tmp_path / "new").stdout)
 
-    assert told["directory"] == str(tmp_path / "new")
+    assert output["directory"] == str(tmp_path / "new")
     assert lines(tmp_path / "new") == lines(log)
 
 
@@ -126,8 +126,8 @@ def test_a_backup_is_restored(log: Path, tmp_path: Path) -> None:
 
 
 def test_an_index_is_built_and_dropped(log: Path) -> None:
-    told = json.loads(run("index", "build", log).stdout)
-    assert told["offset"] == offset_of(log, 20)
+    output = json.loads(run("index", "build", log).stdout)
+    assert output["offset"] == offset_of(log, 20)
     assert (log / "index.sqlite").exists()
 
     run("index", "drop", log)
@@ -166,7 +166,7 @@ def bytes_in(pipe: int) -> int:
 
 
 @pytest.mark.parametrize("command", [["cat"], ["export"], ["export", "--format", "csv"], ["tail", "-f", "--from", "0"]])
-def test_ctrl_c_ends_a_command_whose_output_waits_for_its_reader(tmp_path: Path, command: list[str]) -> None:
+def test_ctrl_c_ends_a_command_whose_output_is_not_read(tmp_path: Path, command: list[str]) -> None:
     """A pager that shows its first page, for example, ignores Ctrl-C."""
     write_log(tmp_path, *map(line, range(20_000)))
     reading, writing = os.pipe()

@@ -40,7 +40,7 @@ def records(slices: Iterable[Slice]) -> list[Record]:
 
 @given(st.lists(st.tuples(EVENTS, st.integers(1, 3)), max_size=8), st.integers(1, 400))
 @settings(max_examples=100, deadline=None)
-def test_how_lines_are_cut_into_blocks_changes_nothing(groups: list[tuple[Event, int]], size: int) -> None:
+def test_the_result_does_not_depend_on_the_size_of_blocks(groups: list[tuple[Event, int]], size: int) -> None:
     """For any size of block, batches and single lines come out complete and in order."""
     lines = [
         encode_line(each, 2**24, None if count == 1 else (i, count))
@@ -80,7 +80,7 @@ def test_a_batch_longer_than_many_slices_is_decoded_once(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("places", [[(1, 2), (1, 2)], [(2, 2)], [(1, 2), (3, 2)], [(1, 2), (1, 0)], [(1, 3), (2, 4)]])
-def test_a_batch_that_breaks_off_after_a_slice_is_reported_where_it_begins(places: list[tuple[int, int]]) -> None:
+def test_an_incomplete_batch_longer_than_a_slice_is_reported_at_its_start(places: list[tuple[int, int]]) -> None:
     """The lines before it may have been fed separately; the events before it are returned."""
     first = encode_line(Event("counted", {}, ts=1), 2**24)
     lines = [encode_line(Event("counted", {}, ts=1), 2**24, place) for place in places]
@@ -96,7 +96,9 @@ def test_a_batch_that_breaks_off_after_a_slice_is_reported_where_it_begins(place
 
 @given(st.lists(st.tuples(EVENTS, st.integers(1, 3)), max_size=8), st.data())
 @settings(max_examples=100, deadline=None)
-def test_a_selection_gives_what_is_left_of_all_events(groups: list[tuple[Event, int]], data: st.DataObject) -> None:
+def test_a_selection_of_types_yields_a_subset_of_all_events(
+    groups: list[tuple[Event, int]], data: st.DataObject
+) -> None:
     """The events and their offsets are the same, in batches too, and there are no others."""
     lines = b"".join(
         encode_line(each, 2**24, None if count == 1 else (i, count))
@@ -146,7 +148,7 @@ QUERIES = st.lists(
     st.booleans(),
 )
 @settings(max_examples=300, deadline=None)
-def test_a_query_gives_what_is_left_of_all_events(
+def test_a_query_yields_a_subset_of_all_events(
     groups: list[tuple[str, list[str], int, bool]], query: Query, size: int, exact_offsets: bool
 ) -> None:
     """The events and offsets are the same, however the tags are written, in batches too, and there are no others."""
@@ -165,7 +167,7 @@ def test_a_query_gives_what_is_left_of_all_events(
     assert sum(slice_.end_offset - slice_.start_offset for slice_ in selected) == sum(map(len, lines))
 
 
-def test_a_line_whose_text_has_no_wanted_tag_is_not_decoded() -> None:
+def test_a_line_without_a_selected_tag_is_not_decoded() -> None:
     """Since it is not decoded, its text need not be valid UTF-8."""
     line = b'{"type":"a","data":"\xff","ts":1,"tags":["order:77"]}\n'
 
@@ -216,7 +218,7 @@ def test_an_event_may_have_an_empty_type(types: list[str] | None) -> None:
     assert [e.type for slice_ in decoded(line, types) for e in slice_.events] == ([] if types == ["a"] else [""])
 
 
-def test_an_empty_selection_gives_nothing_and_still_looks_at_the_lines() -> None:
+def test_an_empty_selection_yields_nothing_but_still_checks_the_lines() -> None:
     """A line that is not JSON is still an error."""
     line = encode_line(Event("a", ts=1), 2**24)
 
@@ -241,7 +243,7 @@ def test_an_empty_selection_gives_nothing_and_still_looks_at_the_lines() -> None
     ],
 )
 @pytest.mark.parametrize("exact_offsets", [True, False])
-def test_a_bad_line_is_found_whatever_is_wanted(line: bytes, wanted: list[str], exact_offsets: bool) -> None:
+def test_a_bad_line_is_found_whatever_is_selected(line: bytes, wanted: list[str], exact_offsets: bool) -> None:
     """Lines of other types are skipped, but not lines without a type; all events before the bad line are returned."""
     good = encode_line(Event("a", ts=1), 2**24) + encode_line(Event("b", ts=1), 2**24)
     decoder = Decoder(query_of(None, wanted), exact_offsets=exact_offsets)
@@ -254,7 +256,7 @@ def test_a_bad_line_is_found_whatever_is_wanted(line: bytes, wanted: list[str], 
     assert [e.type for e in given] == wanted
 
 
-def test_text_that_is_not_utf_8_is_found_in_wanted_events() -> None:
+def test_text_that_is_not_utf_8_is_found_in_selected_events() -> None:
     """The text of skipped events is not checked."""
     line = b'{"type":"a","data":"\xff","ts":1}\n'
 
@@ -265,7 +267,7 @@ def test_text_that_is_not_utf_8_is_found_in_wanted_events() -> None:
 
 
 def test_a_selected_event_is_like_any_other() -> None:
-    """It equals the event that was written, has the same repr and encoding, and can be copied and pickled."""
+    """The event equals the one that was written, has the same repr and encoding, and can be copied and pickled."""
     original = Event("a", {"b": [1]}, ts=1, id="i", meta=2)
     line = encode_line(original, 2**24)
     for types in (None, ["a"]):
@@ -279,7 +281,7 @@ def test_a_selected_event_is_like_any_other() -> None:
         assert copy.deepcopy(found) == original
 
 
-def test_a_key_that_looks_like_ours_changes_no_type() -> None:
+def test_an_unknown_key_similar_to_ours_changes_no_type() -> None:
     """Unknown keys are skipped, whatever their names."""
     line = b'{"type":"a","eventfold type":"b","data":{},"ts":1}\n'
 
@@ -296,7 +298,7 @@ def test_a_key_that_looks_like_ours_changes_no_type() -> None:
 def test_lines_decoded_backwards_are_the_same_in_reverse(
     groups: list[tuple[str, list[str], int]], query: Query | None, size: int
 ) -> None:
-    """This holds for any size of block, in batches too, and with any query."""
+    """Tested with any size of block, with batches, and with any query."""
     lines = [
         encode_line(Event(type, i, ts=1, tags=tuple(tags)), 2**24, None if count == 1 else (i, count))
         for type, tags, count in groups
@@ -314,7 +316,7 @@ def test_lines_decoded_backwards_are_the_same_in_reverse(
 
 @pytest.mark.parametrize("exact_offsets", [True, False])
 @pytest.mark.parametrize("query", [None, Query({"counted"}), Query(tags={"odd"})])
-def test_batches_may_come_and_go(query: Query | None, exact_offsets: bool) -> None:
+def test_blocks_with_and_without_batches_can_alternate(query: Query | None, exact_offsets: bool) -> None:
     """Stretches of blocks with and without batches give the same events as all lines at once."""
     lines = []
     for size in [1] * 300 + [3] * 40 + [1] * 300 + [200] + [2] * 5 + [1] * 30:

@@ -67,7 +67,7 @@ async def test_a_copy_has_the_same_offsets_hashes_snapshots_and_consumers(ends: 
         await log.append(Event("a", {"n": 5}))
 
 
-async def test_a_copy_takes_up_what_was_appended_since(ends: tuple[Address, Address]) -> None:
+async def test_a_second_copy_adds_the_new_events(ends: tuple[Address, Address]) -> None:
     """Another copy right after that changes nothing."""
     source, target = ends
     await fill(source)
@@ -79,7 +79,7 @@ async def test_a_copy_takes_up_what_was_appended_since(ends: tuple[Address, Addr
     assert await records(target) == await records(source)
 
 
-async def test_a_copy_that_was_cancelled_is_taken_up_again(
+async def test_a_cancelled_copy_can_be_continued(
     ends: tuple[Address, Address], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The copy may be cancelled after any number of commits, and the target never ends inside a batch."""
@@ -114,7 +114,7 @@ async def test_a_copy_onto_another_log_is_refused(ends: tuple[Address, Address])
     assert len(await records(target)) == 1
 
 
-async def test_an_archived_log_is_copied_whole(tmp_path: Any, request: pytest.FixtureRequest) -> None:
+async def test_an_archived_log_is_copied_completely(tmp_path: Any, request: pytest.FixtureRequest) -> None:
     """The log is copied from the archive and the active log, and back again."""
     target = ENGINES["postgres"](request)
     async with EventLog.open(tmp_path / "data") as log:
@@ -131,12 +131,12 @@ async def test_a_copy_reports_its_progress(ends: tuple[Address, Address]) -> Non
     """The total counts every event that is read: once to be copied, and once in each log to be compared."""
     source, target = ends
     head = await fill(source)
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
 
-    await copy_log(source, target, lambda done, total: told.append((done, total)))
+    await copy_log(source, target, lambda done, total: reports.append((done, total)))
 
-    assert told == sorted(told)
-    assert told[-1] == (3 * head.offset, 3 * head.offset)
+    assert reports == sorted(reports)
+    assert reports[-1] == (3 * head.offset, 3 * head.offset)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def streams(request: pytest.FixtureRequest) -> tuple[Address, Address]:
     return ENGINES["jetstream"](request), ENGINES["jetstream"](request)
 
 
-async def test_a_log_whose_offsets_are_no_bytes_is_refused_before_anything_is_created(
+async def test_a_log_whose_offsets_do_not_count_bytes_is_refused_before_anything_is_created(
     tmp_path: Path, streams: tuple[Address, Address]
 ) -> None:
     """Such a log is refused as source and as target."""

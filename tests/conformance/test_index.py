@@ -34,8 +34,8 @@ def other(request: pytest.FixtureRequest) -> Address:
     return ENGINES[request.node.callspec.params["where"]](request)
 
 
-async def test_the_events_of_a_tag_are_those_that_reading_everything_finds(where: Address, index: Path) -> None:
-    """This also holds for two tags, after an offset, and backwards."""
+async def test_reading_by_tag_finds_the_same_events_as_reading_everything(where: Address, index: Path) -> None:
+    """Tested also with two tags, after an offset, and backwards."""
     async with EventLog.open(where, index=index) as log:
         for start in range(0, 300, 50):
             await asyncio.gather(*(log.append(event(n, f"a:{n % 7}", f"b:{n % 3}")) for n in range(start, start + 50)))
@@ -51,7 +51,7 @@ async def test_the_events_of_a_tag_are_those_that_reading_everything_finds(where
             ]
 
 
-async def test_a_condition_names_the_event_that_is_in_its_way(where: Address, index: Path) -> None:
+async def test_a_conflict_names_the_offset_of_the_event(where: Address, index: Path) -> None:
     async with EventLog.open(where, index=index) as log:
         results = await log.append_many([event(n, f"order:{n}") for n in range(20)])
         with pytest.raises(ConditionalAppendError) as caught:
@@ -64,7 +64,7 @@ async def test_a_condition_names_the_event_that_is_in_its_way(where: Address, in
 
 
 @pytest.mark.parametrize("fate", ["kept", "deleted", "behind", "another log's", "garbage"])
-async def test_an_id_is_known_after_a_restart_whatever_became_of_the_file(
+async def test_an_id_is_known_after_a_restart_whatever_happened_to_the_file(
     where: Address, other: Address, index: Path, fate: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with EventLog.open(where, index=index, unique_ids=True) as log:

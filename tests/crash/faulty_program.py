@@ -33,21 +33,21 @@ def views() -> list[View[Any]]:
     return [View("all", fold, dict), View("batches", fold, dict, event_types={"batch"})]
 
 
-def tell(*words: object) -> None:
+def report(*words: object) -> None:
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
 async def tried(words: str, doing: Awaitable[Any], end: Callable[[Any], object] = lambda _: "") -> None:
     """Runs a step and reports its outcome."""
-    tell("will", words)
+    report("will", words)
     try:
         result = await doing
     except (WriterFailedError, asyncio.CancelledError):
-        tell("unknown", words)
+        report("unknown", words)
     except (OSError, ConditionalAppendError):
-        tell("refused", words)
+        report("refused", words)
     else:
-        tell("did", words, end(result))
+        report("did", words, end(result))
 
 
 class Session:
@@ -111,7 +111,7 @@ class Session:
                 await tried(f"commit {record.end_offset}", self.consumer.commit(record))
                 count -= 1
         except OSError as error:
-            tell("unread", error)
+            report("unread", error)
 
     async def run(self, all_of_it: bool) -> None:
         async with EventLog.open(self.directory, views=views(), lock=self.lock) as self.log:
@@ -141,12 +141,12 @@ async def run(directory: str, lock: LockMode, first: int, all_of_it: bool) -> No
     rotation.begin = begin_and_tell
     try:
         for _ in range(TRIES):
-            tell("open", directory)
+            report("open", directory)
             try:
                 await session.run(all_of_it)
                 return
             except (OSError, WriterFailedError) as error:
-                tell("failed", repr(error))
+                report("failed", repr(error))
         raise RuntimeError("the log could not be opened")
     finally:
         rotation.begin = begin
@@ -185,4 +185,4 @@ async def main(threads: str, mode: str, new: str, left: str, begun: str) -> None
 
 if __name__ == "__main__":
     asyncio.run(main(*sys.argv[1:]))
-    tell("end")
+    report("end")

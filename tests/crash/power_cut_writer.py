@@ -31,7 +31,7 @@ def counts() -> View[dict[str, int]]:
     return View("counts", count, dict)
 
 
-def tell(*words: Any) -> None:
+def report(*words: Any) -> None:
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
@@ -41,7 +41,7 @@ async def append_for_ever(log: EventLog, round: int, task: int) -> None:
         size = BATCH if task == 0 else 1
         events = [Event("cut", {"round": round, "task": task, "n": n + i, "text": "x" * task}) for i in range(size)]
         for result in await log.append_many(events) if size > 1 else [await log.append(events[0])]:
-            tell("event", round, task, n, result.end_offset)
+            report("event", round, task, n, result.end_offset)
             n += 1
 
 
@@ -54,13 +54,13 @@ async def commit_for_ever(log: EventLog) -> None:
     consumer = log.consumer("mailer")
     async for record in consumer:
         await consumer.commit(record)
-        tell("commit", record.end_offset)
+        report("commit", record.end_offset)
 
 
 async def main() -> None:
     for name in sys.argv[4:]:
         setattr(operations, name, lambda _: None)
-    tell("opening")
+    report("opening")
     lock = LockMode(sys.argv[3])
     async with EventLog.open(sys.argv[1], views=[counts()], max_log_size=3000, lock=lock) as log:
         appends = (append_for_ever(log, int(sys.argv[2]), task) for task in range(TASKS))

@@ -109,7 +109,7 @@ async def archived(directory: Path) -> None:
 
 
 async def rotating(directory: Path) -> None:
-    """The same with a rotation under way: one of its frames is in the archive already, and one event came after."""
+    """A directory with a rotation under way: one of its frames is in the archive, and one event came later."""
     await archived(directory)
     log, archive = directory / "app.jsonl", directory / "archive.jsonl.zst"
     active, before = log.read_bytes(), archive.read_bytes()

@@ -125,7 +125,7 @@ def a_death_before_the_mark(play: Play, monkeypatch: pytest.MonkeyPatch) -> Reco
 
 
 def a_death_before_the_mark_and_an_opening(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """The same, but nobody else has the log open; somebody opens it, and reads its content."""
+    """One dies between its write and its mark, and nobody else has the log open; another writer opens and reads it."""
 
     def act(together: Together) -> None:
         together.leave(line(10))
@@ -147,7 +147,7 @@ def a_death_in_the_switch(play: Play, monkeypatch: pytest.MonkeyPatch) -> Record
 
 
 def a_death_in_the_switch_and_an_opening(play: Play, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """The same, but nobody else has the log open."""
+    """One dies at the end of its rotation, and nobody else has the log open."""
 
     def act(together: Together) -> None:
         together.leave_switched()

@@ -34,7 +34,7 @@ ALL = os.environ.get("EVENTFOLD_BYTES") == "all"
 STRIDE = 1 if ALL else 43
 # The limits for one state; if it needs more, there is an endless loop.
 READS = 5_000
-PATIENCE = 120  # seconds: for a consumer that would wait for ever
+PATIENCE = 120  # seconds; a consumer that is stuck would wait forever
 
 # The possible results if a file is changed or cut, when it is read and when it is opened for writing. "exact": nothing
 # is missing; "reported": a `CorruptLogError`, after exact events; "other": exactly what the bytes now say, not what was

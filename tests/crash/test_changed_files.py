@@ -1,6 +1,6 @@
-"""Other people change the files: under a running writer, under a running tail, and before the log is opened.
+"""Other programs change the files: under a running writer, under a running tail, and before the log is opened.
 
-Nobody should do that; whoever does gets a clear error, no silent loss, and nothing that hangs.
+Such a change causes a clear error, and never a silent loss or a hang.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LONGER = b"".join(line(n) for n in range(1000, 1020))
 
 
 def put(directory: Path, data: bytes) -> None:
-    """Puts another file in the place of the log, in one step."""
+    """Replaces the log by another file, atomically."""
     write_log(directory.with_name("other"), data)
     os.replace(directory.with_name("other") / "app.jsonl", directory / "app.jsonl")
 
@@ -80,7 +80,7 @@ async def test_a_writer_whose_file_was_changed_refuses_appends(damaged_dir: Path
 
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 async def test_a_writer_whose_file_was_changed_does_not_rotate(damaged_dir: Path, harm: Harm) -> None:
-    """It would archive something that is no longer the log, or overwrite what somebody else has put there."""
+    """A rotation would archive something that is no longer the log, or overwrite the file that replaced it."""
     async with EventWriter.open(damaged_dir) as writer:
         await writer.append_many(event(n) for n in range(4))
         harm(damaged_dir)
@@ -91,7 +91,7 @@ async def test_a_writer_whose_file_was_changed_does_not_rotate(damaged_dir: Path
     assert contents(damaged_dir) == before
 
 
-async def test_a_file_made_read_only_under_a_writer_is_still_written(data_dir: Path) -> None:
+async def test_a_writer_can_still_write_to_a_file_that_was_made_read_only(data_dir: Path) -> None:
     """Permissions are checked at the opening; a rotation makes a new file with the usual ones."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
@@ -123,7 +123,7 @@ def disk(tmp_path: Path) -> Iterator[Ext4]:
         yield mounted
 
 
-async def test_a_file_that_nobody_may_write_to_refuses_appends_and_openings(disk: Ext4) -> None:
+async def test_an_immutable_file_refuses_appends_and_openings(disk: Ext4) -> None:
     """Once the file is writable again, an open writer must be reopened, and nothing is lost."""
     directory = disk.path / "data"
     async with EventLog.open(directory) as log:
@@ -157,8 +157,8 @@ TAIL_HARMS: dict[str, Harm] = {
 
 
 @pytest.mark.parametrize("harm", TAIL_HARMS.values(), ids=TAIL_HARMS)
-async def test_a_tail_whose_log_was_changed_ends_with_an_error(damaged_dir: Path, harm: Harm) -> None:
-    """Events in place of those that it yielded are not yielded: nobody can tell which of them are new."""
+async def test_a_tail_ends_with_an_error_if_its_log_was_changed(damaged_dir: Path, harm: Harm) -> None:
+    """Events that replaced those that it has yielded are not yielded, since it is unknown which of them are new."""
     write_log(damaged_dir, FOUR)
     given: list[int] = []
 
@@ -182,7 +182,7 @@ async def test_a_tail_whose_log_was_changed_ends_with_an_error(damaged_dir: Path
     assert given == [0, 1, 2, 3]
 
 
-async def test_a_tail_with_a_directory_in_the_place_of_its_log_ends_with_an_error(damaged_dir: Path) -> None:
+async def test_a_tail_ends_with_an_error_if_a_directory_replaces_its_log(damaged_dir: Path) -> None:
     """The error is the system's own."""
     write_log(damaged_dir, FOUR)
     async with asyncio.timeout(20), aclosing(EventReader(damaged_dir).tail(0)) as tail:
@@ -195,7 +195,7 @@ async def test_a_tail_with_a_directory_in_the_place_of_its_log_ends_with_an_erro
 
 
 @pytest.mark.skipif(not os.geteuid(), reason="root may read whatever its mode says")
-async def test_a_tail_whose_log_may_no_longer_be_read_ends_with_an_error(damaged_dir: Path) -> None:
+async def test_a_tail_ends_with_an_error_if_it_may_no_longer_read_its_log(damaged_dir: Path) -> None:
     """The error is the system's own."""
     write_log(damaged_dir, FOUR)
     async with asyncio.timeout(20), aclosing(EventReader(damaged_dir).tail(0)) as tail:
@@ -222,7 +222,7 @@ async def test_reading_continues_in_a_file_that_was_deleted_or_replaced(
     assert found == list(range(1000))
 
 
-async def test_a_reading_of_a_file_that_is_cut_ends_with_an_error(damaged_dir: Path) -> None:
+async def test_reading_ends_with_an_error_if_the_file_is_truncated(damaged_dir: Path) -> None:
     """Before the error, it returns events that were there, in order."""
     write_log(damaged_dir, *map(line, range(20_000)))
     found = []
@@ -252,7 +252,7 @@ def count(state: int, event: Event) -> int:
     return state + 1
 
 
-async def test_a_log_on_a_read_only_file_system_is_read(read_only: Disk) -> None:
+async def test_a_log_on_a_read_only_file_system_can_be_read(read_only: Disk) -> None:
     """Views fold, and tails and consumers yield events; whatever would write raises the system's own error."""
     directory = read_only.path / "data"
     async with EventLog.open(directory) as log:

@@ -60,7 +60,7 @@ def copies(recorded: Recorded) -> Iterator[tuple[Files, int]]:
         yield files, moments[min(number for _, _, number in choice)][1]
 
 
-def test_a_copy_in_any_order_is_right_or_refused(
+def test_a_copy_in_any_order_is_correct_or_refused(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each combination of the files' contents during two rotations is read, opened, and read again."""

@@ -69,7 +69,7 @@ async def check_all_there(directory: Path, expected: list[int]) -> None:
     await check_log(directory)
 
 
-async def test_a_full_disk_refuses_appends_and_loses_none(disk: Disk) -> None:
+async def test_a_full_disk_refuses_appends_and_loses_no_event(disk: Disk) -> None:
     """Each append is either acknowledged and there or refused and absent; once there is space, appends continue."""
     directory = disk.path / "data"
     async with EventLog.open(directory) as log:
@@ -113,7 +113,7 @@ async def test_the_first_append_after_a_rotation_that_finds_no_space_is_only_ref
     await check_all_there(directory, [0, *appended, 10])
 
 
-async def test_a_rotation_that_finds_no_space_leaves_a_log_that_takes_appends(disk: Disk) -> None:
+async def test_a_log_accepts_appends_after_a_rotation_without_space(disk: Disk) -> None:
     """The space that the rotation took is freed; once there is more space, the next rotation succeeds."""
     directory = disk.path / "data"
     async with EventLog.open(directory) as log:
@@ -147,7 +147,7 @@ async def was_appended(log: EventLog, event: Event) -> bool:
     return True
 
 
-async def test_an_automatic_rotation_that_finds_no_space_is_a_warning(
+async def test_an_automatic_rotation_without_space_logs_a_warning(
     disk: Disk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Appends continue, except while it holds the last space; once there is more space, the log rotates."""
@@ -170,7 +170,7 @@ async def test_an_automatic_rotation_that_finds_no_space_is_a_warning(
 
 
 @pytest.mark.parametrize("rotated_before", [False, True], ids=["the first rotation", "a later rotation"])
-async def test_a_rotation_of_many_frames_that_finds_no_space_is_continued(
+async def test_a_rotation_without_space_is_continued_later(
     disk: Disk, rotated_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frames that found space are neither lost nor written twice, and no useless file remains."""
@@ -199,7 +199,7 @@ async def test_a_rotation_of_many_frames_that_finds_no_space_is_continued(
     await check_all_there(directory, there)
 
 
-async def test_a_snapshot_that_finds_no_space_is_a_warning(disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_snapshot_without_space_logs_a_warning(disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
     """The previous snapshot stays, no half of a new one is left, and the view is right after the next opening."""
     directory = disk.path / "data"
     async with EventLog.open(directory, views=[View("all", collect, list)]) as log:
@@ -232,8 +232,8 @@ async def test_a_snapshot_that_finds_no_space_is_a_warning(disk: Disk, caplog: p
     assert expected[::2] == list(range(41))
 
 
-async def test_a_commit_that_finds_no_space_leaves_the_previous_offset(disk: Disk) -> None:
-    """It raises `OSError`, leaves no half of a file, and succeeds once there is space."""
+async def test_a_consumer_commit_without_space_leaves_the_previous_offset(disk: Disk) -> None:
+    """The commit raises `OSError`, leaves no partial file, and succeeds once there is space."""
     directory = disk.path / "data"
     async with EventLog.open(directory) as log:
         for n in range(3):
@@ -263,8 +263,8 @@ async def first_of(consumer: Any) -> Any:
         return
 
 
-async def test_a_whole_log_is_opened_on_a_full_disk(disk: Disk) -> None:
-    """It can be read, and refuses appends until there is space."""
+async def test_an_intact_log_can_be_opened_on_a_full_disk(disk: Disk) -> None:
+    """The log can be read, and refuses appends until there is space."""
     directory = disk.path / "data"
     write_log(directory, line(1), line(2))
     await asyncio.to_thread(disk.fill)
@@ -281,7 +281,7 @@ async def test_a_whole_log_is_opened_on_a_full_disk(disk: Disk) -> None:
     await check_all_there(directory, [1, 2, 3])
 
 
-async def test_an_unfinished_end_that_can_not_be_kept_is_not_cut(disk: Disk) -> None:
+async def test_an_incomplete_end_is_not_cut_off_if_it_cannot_be_kept(disk: Disk) -> None:
     """Opening raises `OSError` until there is space for the tail, and changes nothing; readers don't notice."""
     directory = disk.path / "data"
     data = write_log(directory, line(1), line(2), b'{"type":"unfinished","data":"' + b"x" * 5000)

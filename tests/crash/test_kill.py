@@ -55,7 +55,7 @@ def check_round(records: list[Record], acknowledged: list[tuple[int, int, int, i
     assert all(count % 3 == 0 for (_, task), count in counts.items() if task == 0)
 
 
-async def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path) -> None:
+async def test_a_killed_writer_loses_no_acknowledged_event(tmp_path: Path) -> None:
     """After each of many kills, every acknowledged event is there once, each task's in order, batches complete."""
     dice = random.Random(20)
     total = rotations_seen = left_rotating = 0

@@ -74,7 +74,7 @@ async def test_a_link_is_followed_until_the_file_is_replaced(data_dir: Path, nam
     assert not elsewhere.is_file() or elsewhere.read_bytes().startswith(before)
 
 
-async def test_a_link_to_a_file_that_is_not_there_makes_it(data_dir: Path) -> None:
+async def test_a_link_to_a_missing_file_creates_the_file(data_dir: Path) -> None:
     """An active log is created where the link leads."""
     data_dir.mkdir()
     elsewhere = data_dir.with_name("elsewhere")
@@ -103,7 +103,7 @@ async def test_two_directories_with_links_to_one_log_have_one_writer(data_dir: P
 
 
 @pytest.mark.parametrize("name", ["app.jsonl", "archive.jsonl.zst", "views/count.snapshot.json", "."])
-async def test_a_link_that_leads_to_itself_ends_with_an_error_or_is_replaced(tmp_path: Path, name: str) -> None:
+async def test_a_link_to_itself_is_an_error_or_is_replaced(tmp_path: Path, name: str) -> None:
     """An unreadable snapshot is created again; all other files cause the system's own error, for readers too."""
     directory = tmp_path / "data"
     await five(directory)

@@ -90,7 +90,7 @@ def check_recoveries(states: States, firsts: Iterable[State], root: Path, monkey
 
 
 @pytest.mark.parametrize("scenario", LEAST, indirect=True)
-async def test_every_state_that_a_crash_leaves_is_read_opened_appended_to_and_rotated(
+async def test_every_state_after_a_crash_can_be_read_opened_appended_to_and_rotated(
     recorded: Recorded, scratch: Path, scenario: str
 ) -> None:
     """No acknowledged event is missing, nothing is twice or torn, and offsets and hashes are the same as before."""
@@ -110,7 +110,7 @@ async def test_every_state_that_a_crash_leaves_is_read_opened_appended_to_and_ro
 
 
 @pytest.mark.parametrize("scenario", LEAST, indirect=True)
-def test_every_state_that_a_crash_of_the_recovery_from_a_power_cut_leaves_is_whole(
+def test_every_state_after_a_crash_of_the_recovery_from_a_power_cut_is_intact(
     recorded: Recorded, scratch: Path, monkeypatch: pytest.MonkeyPatch, scenario: str
 ) -> None:
     """The recovery of each state, followed by an append, crashes after and during each of its operations."""
@@ -125,7 +125,7 @@ def test_every_state_that_a_crash_of_the_recovery_from_a_power_cut_leaves_is_who
 
 
 @pytest.mark.parametrize("scenario", LEAST, indirect=True)
-def test_every_state_that_a_power_cut_leaves_in_the_recovery_from_a_kill_is_whole(
+def test_every_state_after_a_power_cut_in_the_recovery_from_a_kill_is_intact(
     recorded: Recorded, scratch: Path, monkeypatch: pytest.MonkeyPatch, scenario: str
 ) -> None:
     """Data that a killed process wrote may not be on disk when the next process reads it and continues."""
@@ -151,7 +151,7 @@ def test_every_state_that_a_power_cut_leaves_in_the_recovery_from_a_kill_is_whol
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_every_state_that_several_power_cuts_in_a_row_leave_is_whole(
+def test_every_state_after_several_power_cuts_is_intact(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, reverse: bool
 ) -> None:
     """Each cut comes in the rotation after the recovery from the previous cut, and leaves the worst state for it."""
@@ -169,7 +169,7 @@ def test_every_state_that_several_power_cuts_in_a_row_leave_is_whole(
     assert count >= 50
 
 
-async def test_every_state_that_a_crash_leaves_while_a_log_rotates_automatically_is_whole(
+async def test_every_state_after_a_crash_of_a_log_that_rotates_automatically_is_intact(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test uses public names; several tasks append while rotations go on in other threads."""

@@ -1,4 +1,4 @@
-"""Others at work: readers and a thousand tails beside a killed writer, clocks, cancellations, a close under full load.
+"""Readers and a thousand tails while writers are killed, clocks, cancellations, and a close under full load.
 
 Only offsets order a log, so the clock does not matter. At any moment, a reader sees a prefix of the log.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tests.crash.oracle import check_archive, read, read_now
 from tests.crash.test_kill import check_round, killed
-from tests.processes import at_rest, back_to
+from tests.processes import resources_at_rest, wait_for_resources
 from tests.support import event, numbers, records
 
 from eventfold import Event, EventLog, EventReader, LogClosedError, LogLockedError, Record, View
@@ -55,7 +55,7 @@ async def read_once(directory: Path) -> Reading:
 
 
 async def read_again_and_again(directory: Path, reads: list[Reading]) -> None:
-    """Reads again and again, and notes each result."""
+    """Reads repeatedly, and notes each result."""
     while True:
         reads.append(await read_once(directory))
         await asyncio.sleep(0.02)
@@ -99,7 +99,7 @@ async def test_readers_and_a_thousand_tails_miss_nothing_while_writers_are_kille
         assert [len(reading) for reading in readings] == sorted(len(reading) for reading in readings)
 
 
-async def test_of_many_tasks_that_open_a_log_at_once_one_gets_it(data_dir: Path) -> None:
+async def test_of_many_tasks_that_open_a_log_at_once_one_succeeds(data_dir: Path) -> None:
     """The others get an error; once the log is closed, the next one can open it."""
     for n in range(5):
         outcomes = await asyncio.gather(*(EventLog.open(data_dir) for _ in range(20)), return_exceptions=True)
@@ -134,7 +134,7 @@ asyncio.run(main())
 
 
 async def test_processes_that_take_turns_with_a_log_never_write_at_the_same_time(data_dir: Path) -> None:
-    """This holds although each rotation puts another file, with another lock, in place of the log."""
+    """Each rotation replaces the log with another file, which has another lock."""
     processes, turns = 4, 20
 
     def take_turns(number: int) -> subprocess.CompletedProcess[str]:
@@ -182,14 +182,14 @@ asyncio.run(main())
 """
 
 
-def test_a_forked_child_neither_opens_its_parents_log_nor_keeps_it(tmp_path: Path) -> None:
+def test_a_forked_child_neither_opens_its_parents_log_nor_keeps_it_locked(tmp_path: Path) -> None:
     """The child inherits the lock's descriptor; that does not keep the log locked once the parent has closed it."""
     done = subprocess.run([sys.executable, "-c", FORK, str(tmp_path / "data")], capture_output=True, text=True)
 
     assert done.stdout.splitlines() == ["child: locked", "parent: opened"], done.stderr
 
 
-async def test_a_clock_that_goes_back_changes_no_order(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clock_that_jumps_changes_no_order(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`ts` is what the clock said, and neither reads, tails and rotations nor views and consumers use it."""
     dice = random.Random(3)
     monkeypatch.setattr(time, "time", lambda: float(dice.randrange(2**33)))
@@ -232,7 +232,9 @@ def check_whole(found: list[Record], sizes: list[int]) -> Counter[int]:
     return counts
 
 
-async def test_ten_thousand_appends_cancelled_at_random_moments_are_in_or_out(data_dir: Path) -> None:
+async def test_ten_thousand_appends_cancelled_at_random_moments_are_in_the_log_completely_or_not_at_all(
+    data_dir: Path,
+) -> None:
     """Each append is completely in the log or not at all, in the order of the calls; those that returned are in it."""
     dice = random.Random(11)
     sizes = [dice.choice((1, 1, 3)) for _ in range(CANCELLED)]
@@ -266,9 +268,9 @@ async def test_ten_thousand_appends_cancelled_at_random_moments_are_in_or_out(da
     assert kept < len(cancelled)
 
 
-async def test_closing_while_everything_runs_loses_nothing_and_leaves_nothing(data_dir: Path) -> None:
+async def test_closing_a_busy_log_loses_no_event_and_leaves_no_task(data_dir: Path) -> None:
     """Appends return or are refused, reads, tails and watches end, a rotation is finished, and no task is left."""
-    before = await at_rest()
+    before = await resources_at_rest()
     for round in range(5):
         acknowledged, refused, given = await close_amid_all(data_dir / str(round), appends=3 * round)
         found = await read(data_dir / str(round))
@@ -281,7 +283,7 @@ async def test_closing_while_everything_runs_loses_nothing_and_leaves_nothing(da
             assert mine == list(range(len(mine)))
         assert all(tail == there[: len(tail)] for tail in given)
         await asyncio.to_thread(check_archive_if_there, data_dir / str(round))
-        assert await back_to(before) == before
+        assert await wait_for_resources(before) == before
 
 
 def check_archive_if_there(directory: Path) -> None:

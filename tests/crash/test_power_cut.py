@@ -105,7 +105,7 @@ async def read_what_is_left(directory: Path) -> list[Record]:
     return records
 
 
-async def test_a_power_cut_loses_nothing_that_was_acknowledged(disk: Ext4) -> None:
+async def test_a_power_cut_loses_no_acknowledged_event(disk: Ext4) -> None:
     """Events are there once and in order, batches complete, the view is a replay, and the consumer not set back."""
     dice = random.Random(5)
     reported, directory = Reported([], []), disk.path / "data"
@@ -140,7 +140,7 @@ async def test_a_power_cut_loses_nothing_that_was_acknowledged(disk: Ext4) -> No
 
 
 async def test_without_syncs_a_power_cut_loses_events(disk: Ext4) -> None:
-    """This shows that the test above can fail."""
+    """Without syncs, the previous test would fail."""
     reported = missing = 0
     for round in range(3):
         directory = disk.path / f"data{round}"

@@ -39,7 +39,7 @@ async def test_a_reader_in_another_process_always_sees_a_prefix(tmp_path: Path) 
     async with EventLog.open(directory) as log:
         command = [sys.executable, "-c", SCRIPT, str(directory)]
         process = await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.PIPE)
-        told = asyncio.create_task(asyncio.to_thread(process.communicate))
+        output = asyncio.create_task(asyncio.to_thread(process.communicate))
         for n in range(ROTATIONS):
             await log.append(Event("single", {"n": n}))
             await log.append_many(Event("batched", {"n": n, "i": i, "text": "x" * (n % 50)}) for i in range(3))
@@ -47,7 +47,7 @@ async def test_a_reader_in_another_process_always_sees_a_prefix(tmp_path: Path) 
             await log.append(Event("meanwhile", {"n": n}))
             await rotation
         await log.append(Event("stop"))
-        lines = (await told)[0].decode().splitlines()
+        lines = (await output)[0].decode().splitlines()
     digest = xxhash.xxh64()
     prefixes = {0: (0, digest.hexdigest())}
     for count, record in enumerate(await read(directory), 1):

@@ -27,7 +27,7 @@ PROCESSES = 4
 # A process counts as stalled after this many seconds without an acknowledgement.
 PATIENCE = 30.0
 
-Told = tuple[int, int, int, int, int]
+Report = tuple[int, int, int, int, int]
 
 
 class Process:
@@ -41,7 +41,7 @@ class Process:
             stderr=subprocess.PIPE,
             bufsize=0,
         )
-        self._told = bytearray()
+        self._output = bytearray()
         self._thread = threading.Thread(target=self._listen)
         self._thread.start()
         self._errors = bytearray()
@@ -50,7 +50,7 @@ class Process:
 
     def _listen(self) -> None:
         while piece := self._process.stdout.read(4096):
-            self._told += piece
+            self._output += piece
 
     def _listen_to_errors(self) -> None:
         while piece := self._process.stderr.read(4096):
@@ -58,7 +58,7 @@ class Process:
 
     @property
     def count(self) -> int:
-        return self._told.count(b"\n")
+        return self._output.count(b"\n")
 
     def acknowledges(self, more: int) -> float:
         """Waits until that many more events were acknowledged; returns how many seconds the first of them took.
@@ -95,8 +95,8 @@ class Process:
         with self._process:
             pass
 
-    def told(self) -> list[Told]:
-        *lines, _ = self._told.decode().split("\n")
+    def reports(self) -> list[Report]:
+        *lines, _ = self._output.decode().split("\n")
         return [tuple(map(int, line.split())) for line in lines]
 
 
@@ -111,7 +111,7 @@ def waited_for_processors(pid: int) -> float:
     return waited / 1e9
 
 
-def check_round(records: list[Record], acknowledged: list[Told]) -> None:
+def check_round(records: list[Record], acknowledged: list[Report]) -> None:
     """Asserts that every acknowledged event is at its offset, and each task's events are there once, in order."""
     by_end = {record.end_offset: record.event.data for record in records}
     counts: dict[tuple[int, int, int], int] = defaultdict(int)
@@ -130,22 +130,22 @@ def check_round(records: list[Record], acknowledged: list[Told]) -> None:
 async def test_killed_writers_lose_nothing_and_the_others_continue(tmp_path: Path) -> None:
     """One, several or all of four are killed and replaced; every acknowledged event is there once."""
     dice = random.Random(int(os.environ.get("EVENTFOLD_SHARED_SEED", "8")))
-    told: list[Told] = []
+    acknowledged: list[Report] = []
     total = kills = left_rotating = rotated = 0
     slowest = 0.0
     directory = tmp_path / "data"
     for round in range(ROUNDS):
         if round % ROUNDS_PER_DIRECTORY == 0:
             shutil.rmtree(directory, ignore_errors=True)
-            told = []
-        earlier = len(told)
-        killed, seconds = await asyncio.to_thread(one_round, directory, round, dice, told)
+            acknowledged = []
+        earlier = len(acknowledged)
+        killed, seconds = await asyncio.to_thread(one_round, directory, round, dice, acknowledged)
         kills += killed
         slowest = max(slowest, seconds)
-        total += len(told) - earlier
+        total += len(acknowledged) - earlier
         left_rotating += any(directory.glob("app.jsonl.next.*"))
         before = await read(directory)
-        check_round(before, told)
+        check_round(before, acknowledged)
         async with EventLog.open(directory, lock=LockMode.SHARED) as log:
             after = await read(directory)
             result = await log.append(Event("reopened", {"round": round}))
@@ -162,7 +162,7 @@ async def test_killed_writers_lose_nothing_and_the_others_continue(tmp_path: Pat
     assert rotated == ROUNDS
 
 
-def one_round(directory: Path, round: int, dice: random.Random, told: list[Told]) -> tuple[int, float]:
+def one_round(directory: Path, round: int, dice: random.Random, acknowledged: list[Report]) -> tuple[int, float]:
     """Runs four writers, of which some are killed and replaced.
 
     Returns how many were killed, and how many seconds the survivors needed for their next acknowledgement.
@@ -197,7 +197,7 @@ def one_round(directory: Path, round: int, dice: random.Random, told: list[Told]
         for process in processes:
             process.kill()
     for process in ended:
-        told += process.told()
+        acknowledged += process.reports()
     return kills, slowest
 
 
@@ -212,7 +212,7 @@ if os.environ.get("EVENTFOLD_SHARED_DEATHS") != "all":
 def test_a_writer_may_end_at_any_operation_of_a_commit_a_rotation_or_an_opening(
     tmp_path: Path, scenario: str, how: str, peer: str
 ) -> None:
-    """It is killed before or during the operation, even that of the mark, or the system returns an error."""
+    """The writer is killed before or during the operation, even that on the mark, or the operation fails."""
     command = [sys.executable, "-m", "tests.crash.shared_deaths", scenario, how, peer, str(tmp_path / "data")]
     path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False)

@@ -41,7 +41,7 @@ def losses(states: Iterable[State], root: Path, *locks: LockMode) -> tuple[int, 
 
 
 @pytest.mark.parametrize("name", SHARED_SCENARIOS)
-def test_every_state_that_a_crash_of_all_writers_leaves_is_whole(
+def test_every_state_after_a_crash_of_all_writers_is_intact(
     name: str, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No acknowledged event is missing, twice or torn."""
@@ -55,7 +55,7 @@ def test_every_state_that_a_crash_of_all_writers_leaves_is_whole(
 
 
 @pytest.mark.parametrize("name", SHARED_SCENARIOS if ALL else TOGETHER)
-def test_every_state_that_a_power_cut_leaves_in_a_recovery_by_a_shared_writer_is_whole(
+def test_every_state_after_a_power_cut_in_the_recovery_by_a_shared_writer_is_intact(
     name: str, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a kill, data of the dead process may not be on disk when the next one reads it and continues."""

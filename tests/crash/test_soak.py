@@ -15,7 +15,7 @@ from eventfold import Event, EventLog, Record
 
 
 def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
-    """It runs for a few seconds with at least one kill, exits with 0, and says what it did."""
+    """The run takes a few seconds with at least one kill, exits with 0, and prints what it did."""
     command = [sys.executable, "-m", "benchmarks.soak", "0.1", "--seed", "5", "--dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     print(done.stdout)
@@ -43,8 +43,8 @@ def summed(found: list[Record]) -> Sum:
     return result
 
 
-async def test_a_whole_log_has_no_faults(data_dir: Path) -> None:
-    """This shows that the tests below can fail."""
+async def test_an_intact_log_has_no_faults(data_dir: Path) -> None:
+    """Without faults, the ledger reports none."""
     ledger = Ledger()
     found = await written(data_dir, ledger)
     ledger.check(found, summed(found))
@@ -71,7 +71,9 @@ async def test_a_whole_log_has_no_faults(data_dir: Path) -> None:
         "a torn batch",
     ],
 )
-async def test_the_ledger_finds(data_dir: Path, harm: Callable[[list[Record]], list[Record]], fault: str) -> None:
+async def test_the_ledger_finds_each_kind_of_loss(
+    data_dir: Path, harm: Callable[[list[Record]], list[Record]], fault: str
+) -> None:
     """Each kind of loss is a fault."""
     ledger = Ledger()
     found = harm(await written(data_dir, ledger))
@@ -91,7 +93,7 @@ async def test_the_ledger_finds_a_refused_event_and_a_tail_that_missed_one(data_
 
 
 def test_the_ledger_finds_a_consumer_that_begins_elsewhere() -> None:
-    """It may begin at its last commit, or at one that was under way when it was killed."""
+    """A consumer may begin at its last commit, or at one that was under way when it was killed."""
     ledger = Ledger()
     for note in (("committed", 10), ("committing", 20), ("begun", 20), ("committing", 30), ("begun", 20)):
         ledger.note(*note)
@@ -104,7 +106,7 @@ def test_the_ledger_finds_a_consumer_that_begins_elsewhere() -> None:
 
 @pytest.mark.parametrize("name", TOLERANCE)
 def test_growth_is_found(name: str) -> None:
-    """A count that is higher at the end by more than the tolerance is a fault; a level one is not."""
+    """A count that is higher at the end by more than the tolerance is a fault; a constant one is not."""
     level, growing = Samples(0), Samples(0)
     for i in range(ENOUGH):
         now = Sample(i, 10, 10, 10, 10.0)

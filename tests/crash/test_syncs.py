@@ -197,6 +197,6 @@ def test_without_any_one_sync_something_is_lost(site: Site, scratch: Path, monke
     assert (lost is None) == (str(site) in NOT_NEEDED)
 
 
-def test_the_syncs_that_are_not_needed_are_there() -> None:
+def test_each_exception_names_an_existing_sync() -> None:
     """The list of exceptions has no sync that was removed."""
     assert set(NOT_NEEDED) | SLOW <= set(map(str, sites()))

@@ -337,7 +337,7 @@ async def test_a_system_call_that_fails_loses_nothing(
         assert all(counts[f"{fault.call} {fault.what}"] for fault in faults)
 
 
-async def test_appends_that_are_cancelled_while_a_sync_takes_its_time_are_whole_or_absent(
+async def test_appends_that_are_cancelled_during_a_slow_sync_are_complete_or_absent(
     template: Path, tmp_path: Path
 ) -> None:
     """No other event suffers from it, and events that were acknowledged meanwhile are there."""

@@ -54,8 +54,8 @@ def found(directory: Path, *options: str) -> list[str]:
     ],
     ids=["all", "actor", "actor and thing", "action", "time", "last", "nobody"],
 )
-def test_entries_are_found_by_what_is_known_of_them(recorded: Path, options: list[str], days: list[str]) -> None:
-    """They can be found by who did it, what was done, to what, when, and how long ago."""
+def test_entries_are_found_by_any_detail(recorded: Path, options: list[str], days: list[str]) -> None:
+    """The details are the actor, the action, the thing, the time, and the age."""
     assert found(recorded, *options) == days
 
 
@@ -66,7 +66,7 @@ def test_an_entry_says_who_did_what_to_which_thing_and_when(recorded: Path) -> N
     assert first.split()[1:] == ["2026-11-01", "09:00:00", "ann", "created", "invoice:7", "amount=1200"]
 
 
-def test_a_seal_holds_while_entries_are_added(copied: Path) -> None:
+def test_a_seal_stays_valid_while_entries_are_added(copied: Path) -> None:
     """The seal covers only the entries before it."""
     seal = output("audit", "seal", cwd=copied).split()
     output("audit", "record", "eve", "invoice:9", "created", cwd=copied)
@@ -97,7 +97,7 @@ def damaged(lines: list[bytes]) -> list[bytes]:
 
 @pytest.mark.parametrize("tamper", [altered, removed, moved, inserted, damaged])
 def test_a_seal_shows_that_the_log_was_changed(copied: Path, tamper: Callable[[list[bytes]], list[bytes]]) -> None:
-    """It notices any change, even if the changed log is valid in itself."""
+    """Any change is noticed, even if the changed log is valid."""
     seal = output("audit", "seal", cwd=copied).split()
     log = copied / "audit-data" / "app.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
@@ -107,7 +107,7 @@ def test_a_seal_shows_that_the_log_was_changed(copied: Path, tamper: Callable[[l
     assert complaint("audit", "check", *seal, cwd=copied).startswith("audit: ")
 
 
-def test_what_can_not_be_done_is_said_in_a_line(tmp_path: Path) -> None:
+def test_the_error_message_is_one_line(tmp_path: Path) -> None:
     """A missing log does not look like an empty one."""
     assert complaint("audit", "find", cwd=tmp_path) == "audit: there is no log in audit-data"
     assert "type must be a non-empty string" in complaint("audit", "record", "ann", "it", "", cwd=tmp_path)

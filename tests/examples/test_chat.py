@@ -63,8 +63,8 @@ async def test_everybody_in_a_room_gets_its_messages_and_no_others(server: Serve
         assert await other.texts(1) == ["is anybody here?"]
 
 
-async def test_a_client_that_comes_back_gets_exactly_what_it_missed(server: Server) -> None:
-    """It resumes from the offset of the last message that it got."""
+async def test_a_client_that_reconnects_gets_exactly_the_messages_that_it_missed(server: Server) -> None:
+    """The client resumes from the offset of the last message that it received."""
     async with joined(server, "back", "bob") as bob:
         async with joined(server, "back") as ann:
             await bob.say("back 1", "one")
@@ -88,7 +88,7 @@ async def test_a_message_that_is_sent_again_is_in_the_room_once(server: Server) 
         assert await ann.texts(2) == ["only once", "next"]
 
 
-async def test_a_newcomer_gets_the_last_fifty_messages(server: Server) -> None:
+async def test_a_new_client_gets_the_last_fifty_messages(server: Server) -> None:
     """After them, it gets new messages."""
     async with joined(server, "old") as ann:
         for number in range(60):
@@ -123,7 +123,7 @@ async def test_a_bad_message_is_refused_with_a_reason_and_the_connection_continu
 
 
 async def test_an_offset_where_no_event_ends_is_refused_with_a_reason(server: Server) -> None:
-    """It may belong to another log, and starting anywhere else would be wrong."""
+    """The offset may belong to another log, and starting anywhere else would be wrong."""
     async with joined(server, "none", after=10**9) as ann:
         assert await ann.hear() is None
         assert ann.socket.close_code == 1008
@@ -149,7 +149,7 @@ async def test_a_conversation_continues_when_a_killed_server_is_back(tmp_path: P
             assert await ann.hear() is None
 
 
-async def test_two_windows_of_the_page_talk_and_come_back(server: Server, browser: Browser) -> None:
+async def test_two_windows_of_the_page_exchange_messages_and_reconnect(server: Server, browser: Browser) -> None:
     """A message that was written while the connection was lost is sent afterwards, and no message is shown twice."""
     shown = "[...document.querySelectorAll('#messages p')].map(line => line.textContent)"
     async with (

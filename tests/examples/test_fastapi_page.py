@@ -16,10 +16,10 @@ TODOS = """[...document.querySelectorAll("#todos li")].map(
   item => (item.querySelector("input").checked ? "x " : "") + item.textContent)"""
 
 
-async def test_a_page_shows_what_others_write_at_once_and_continues_after_its_server_was_killed(
+async def test_a_page_shows_changes_of_others_and_continues_after_its_server_was_killed(
     browser: Browser, tmp_path: Path
 ) -> None:
-    """Both windows show the texts as text, never as HTML, with nothing missing and nothing twice."""
+    """Both windows show the texts as text, never as HTML; no text is missing or shown twice."""
     port = free_port()
     async with browser.page("about:blank") as other:
         with served("fastapi_page", cwd=tmp_path, port=port) as server:
@@ -43,7 +43,7 @@ async def test_a_page_shows_what_others_write_at_once_and_continues_after_its_se
         assert other.errors == []
 
 
-async def test_a_page_that_is_opened_while_others_write_misses_nothing(browser: Browser, tmp_path: Path) -> None:
+async def test_a_page_that_is_opened_during_writes_misses_nothing(browser: Browser, tmp_path: Path) -> None:
     """No event is lost between the list and the stream that follows it, and none is shown twice."""
     texts = [str(number) for number in range(200)]
     with served("fastapi_page", cwd=tmp_path) as server:

@@ -43,7 +43,7 @@ def wait_for_events(directory: Path, type: str, count: int) -> list[Event]:
 
 
 def test_workers_share_the_jobs_and_each_is_done_once(tmp_path: Path) -> None:
-    """They compete for the same jobs. An idle worker ends on a supervisor's signal."""
+    """The workers compete for the same jobs. An idle worker ends on a supervisor's signal."""
     output("jobs", "add", *(f"job {n}" for n in range(40)), "--seconds", "0.01", cwd=tmp_path)
     with workers(2, tmp_path, 60) as both:
         wait_for_events(tmp_path, "job_done", 40)
@@ -59,7 +59,7 @@ def test_workers_share_the_jobs_and_each_is_done_once(tmp_path: Path) -> None:
 
 
 def test_the_job_of_a_killed_worker_is_done_by_another(tmp_path: Path) -> None:
-    """This happens when the dead worker's time for the job is up; the result exists once."""
+    """Another worker takes the job when the dead worker's time is up; there is one result."""
     output("jobs", "add", "precious", "--seconds", "1", cwd=tmp_path)
     with workers(1, tmp_path, 0.9) as [killed]:
         assert killed.stdout.readline().endswith(" begins precious\n")
@@ -74,8 +74,8 @@ def test_the_job_of_a_killed_worker_is_done_by_another(tmp_path: Path) -> None:
     assert done.data["result"] == "PRECIOUS"
 
 
-def test_a_worker_that_comes_back_too_late_does_not_report_a_result(tmp_path: Path) -> None:
-    """It was suspended while another worker did its job: there is one result, and no error."""
+def test_a_worker_that_resumes_too_late_does_not_report_a_result(tmp_path: Path) -> None:
+    """The worker was suspended while another one did its job: there is one result, and no error."""
     output("jobs", "add", "precious", "--seconds", "1", cwd=tmp_path)
     with workers(1, tmp_path, 0.9) as [late]:
         assert late.stdout.readline().endswith(" begins precious\n")

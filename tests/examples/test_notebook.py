@@ -33,8 +33,8 @@ def records(directory: Path) -> list[Record]:
     return asyncio.run(read())
 
 
-def test_notes_are_there_the_next_time(written: Path) -> None:
-    """They appear as edited, without the deleted ones."""
+def test_notes_are_there_after_a_restart(written: Path) -> None:
+    """Edited notes have their new text, and deleted notes are missing."""
     assert output("notebook", "list", cwd=written) == "   1  buy oat milk\n"
 
 
@@ -54,7 +54,7 @@ def test_a_deleted_note_has_its_history(written: Path) -> None:
     ],
     ids=["deleted", "empty", "never there"],
 )
-def test_what_the_notebook_can_not_do_is_said_in_a_line(written: Path, words: list[str], reason: str) -> None:
+def test_the_error_message_is_one_line(written: Path, words: list[str], reason: str) -> None:
     """Nothing is written."""
     assert complaint("notebook", *words, cwd=written) == reason
 
@@ -70,7 +70,7 @@ def test_notes_that_are_added_at_the_same_time_get_different_numbers(tmp_path: P
 
 
 def test_watching_shows_what_another_terminal_writes_until_ctrl_c(tmp_path: Path) -> None:
-    """It ends without a traceback."""
+    """The command ends without a traceback."""
     with process("notebook", "watch", cwd=tmp_path) as watching:
         assert watching.stdout.readline() == "--\n"
         output("notebook", "add", "seen at once", cwd=tmp_path)
@@ -116,7 +116,7 @@ def test_two_moments_are_compared(written: Path) -> None:
     ],
     ids=["inside a line", "beyond the end", "no notebook"],
 )
-def test_a_moment_that_was_never_is_said_in_a_line(written: Path, words: list[str], reason: str) -> None:
+def test_the_error_about_an_invalid_moment_is_one_line(written: Path, words: list[str], reason: str) -> None:
     """No state is shown for it."""
     assert complaint("time_travel", *words, cwd=written).startswith(reason)
     assert not (written / "mistyped").exists()

@@ -38,7 +38,7 @@ async def client(server: Server) -> AsyncIterator[httpx.AsyncClient]:
         yield opened
 
 
-async def test_no_more_is_sold_than_there_is(client: httpx.AsyncClient) -> None:
+async def test_no_more_is_sold_than_is_in_stock(client: httpx.AsyncClient) -> None:
     """Many customers order at the same moment."""
     await client.post("/stock/lamp", params={"count": 5})
     requests = (client.put(f"/orders/lamp{n}", params={"product": "lamp", "count": 1}) for n in range(12))
@@ -69,7 +69,7 @@ async def test_an_order_that_is_sent_again_is_placed_once(client: httpx.AsyncCli
     ],
     ids=["nothing ordered", "unknown product", "payment without order", "unknown order"],
 )
-async def test_what_the_shop_can_not_do_is_refused(
+async def test_requests_that_break_the_rules_are_refused(
     client: httpx.AsyncClient, method: str, path: str, status: int
 ) -> None:
     """The HTTP status says why."""
@@ -79,7 +79,7 @@ async def test_what_the_shop_can_not_do_is_refused(
     assert answer.json()["detail"]
 
 
-async def test_what_is_paid_is_shipped_once_also_by_a_shipping_department_that_was_killed(
+async def test_a_paid_order_is_shipped_once_even_if_the_shipping_department_is_killed(
     client: httpx.AsyncClient, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next process continues where the killed one was, and Ctrl-C ends it."""

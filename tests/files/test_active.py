@@ -28,7 +28,7 @@ WHOLE = line(0) + line(1)
 
 
 @pytest.mark.parametrize("tail", TAILS)
-async def test_an_unfinished_end_is_cut_and_kept_with_a_warning(
+async def test_an_incomplete_end_is_cut_off_and_kept_with_a_warning(
     damaged_dir: Path, caplog: pytest.LogCaptureFixture, tail: str
 ) -> None:
     """The log continues after its last complete line, and the removed bytes go into a file named after their offset."""
@@ -49,7 +49,7 @@ async def test_an_unfinished_end_is_cut_and_kept_with_a_warning(
 
 
 @pytest.mark.parametrize("tail", TAILS)
-async def test_a_reader_passes_over_an_unfinished_end(damaged_dir: Path, tail: str) -> None:
+async def test_a_reader_ignores_an_incomplete_end(damaged_dir: Path, tail: str) -> None:
     """Before a writer has cut it, readers stop after the last complete line or batch, and change nothing."""
     data = write_log(damaged_dir, WHOLE, TAILS[tail])
     reader = EventReader(damaged_dir)
@@ -61,7 +61,7 @@ async def test_a_reader_passes_over_an_unfinished_end(damaged_dir: Path, tail: s
 
 
 @pytest.mark.parametrize("tail", TAILS)
-async def test_a_log_that_is_nothing_but_an_unfinished_end_is_empty(damaged_dir: Path, tail: str) -> None:
+async def test_a_log_with_only_an_incomplete_line_is_empty(damaged_dir: Path, tail: str) -> None:
     """The very first write may be the one that was interrupted."""
     write_log(damaged_dir, TAILS[tail])
     before = await EventReader(damaged_dir).head()
@@ -86,7 +86,7 @@ async def test_an_intact_log_is_opened_without_a_warning(data_dir: Path, caplog:
     assert caplog.records == []
 
 
-async def test_the_cut_bytes_are_kept_before_they_are_cut(damaged_dir: Path, seam: Seam) -> None:
+async def test_the_bytes_are_kept_before_they_are_cut_off(damaged_dir: Path, seam: Seam) -> None:
     """If they can't be saved, nothing is cut, and the opening fails with the system's error."""
     data = write_log(damaged_dir, WHOLE, line(2)[:20])
     seam.fail("rename")
@@ -100,7 +100,7 @@ async def test_the_cut_bytes_are_kept_before_they_are_cut(damaged_dir: Path, sea
     assert found == [0, 1]
 
 
-async def test_valid_lines_after_damage_are_never_cut(damaged_dir: Path) -> None:
+async def test_valid_lines_after_damage_are_never_cut_off(damaged_dir: Path) -> None:
     """Damage in the middle stays as it is; reading reports it after the good events before it."""
     data = write_log(damaged_dir, line(0), b"\0" * 30 + b"\n", line(1))
     async with EventWriter.open(damaged_dir) as writer:
@@ -115,7 +115,7 @@ async def test_valid_lines_after_damage_are_never_cut(damaged_dir: Path) -> None
     assert (damaged_dir / "app.jsonl").read_bytes() == data + line(2)
 
 
-async def test_a_batch_that_breaks_off_in_the_middle_is_never_cut(damaged_dir: Path) -> None:
+async def test_an_incomplete_batch_in_the_middle_is_never_cut_off(damaged_dir: Path) -> None:
     """Complete lines follow it, so it is damage and not a torn tail."""
     data = write_log(damaged_dir, line(0), line(1, batch="1,3"), line(2))
     async with EventWriter.open(damaged_dir) as writer:
@@ -159,7 +159,7 @@ async def test_the_bytes_of_an_earlier_recovery_at_the_same_offset_are_kept(dama
     assert b"second" in kept
 
 
-async def test_opening_syncs_what_a_killed_process_left(data_dir: Path, seam: Seam) -> None:
+async def test_opening_syncs_the_files_of_a_killed_process(data_dir: Path, seam: Seam) -> None:
     """Data that is only in the page cache must be on disk before anything relies on it."""
     write_log(data_dir, WHOLE)
     syncs, directories = seam.count("sync"), seam.count("sync_dir")

@@ -59,8 +59,8 @@ def records_of(data: bytes) -> list[tuple[int, ...]]:
     return found
 
 
-def test_each_frame_has_a_record_that_says_what_it_holds(tmp_path: Path, small_frames: None) -> None:
-    """It has the frame's offsets, number of events, hashes and sizes, little-endian, in 80 bytes."""
+def test_each_frame_has_a_record_that_describes_it(tmp_path: Path, small_frames: None) -> None:
+    """The record contains the frame's offsets, number of events, hashes and sizes, little-endian, in 80 bytes."""
     whole_log = rotated(tmp_path / "data")
     data = (tmp_path / "data" / "archive.jsonl.zst").read_bytes()
     offset = start = 0
@@ -94,14 +94,14 @@ def test_frames_have_their_content_size_and_a_checksum(tmp_path: Path, small_fra
         start = position + RECORD_SIZE
 
 
-def test_a_plain_decoder_gives_the_same_lines(tmp_path: Path) -> None:
-    """It skips the records."""
+def test_a_plain_decoder_reads_the_same_lines(tmp_path: Path) -> None:
+    """The decoder skips the records."""
     whole_log = rotated(tmp_path / "data")
 
     assert zstd.decompress((tmp_path / "data" / "archive.jsonl.zst").read_bytes()) == whole_log[: len(lines(0, 20))]
 
 
-def test_frames_hold_at_most_their_size_or_one_longer_line(tmp_path: Path, small_frames: None) -> None:
+def test_frames_contain_at_most_their_size_or_one_longer_line(tmp_path: Path, small_frames: None) -> None:
     """Short lines share a frame up to its size, and a longer line has a frame of its own."""
     long = b'{"type":"long","data":"' + b"x" * 1000 + b'","ts":1}\n'
     with Opened(tmp_path / "data") as opened:
@@ -147,7 +147,7 @@ async def test_a_large_archive_without_records_is_read(damaged_dir: Path, small_
     assert rest == list(range(120, 200))
 
 
-async def test_reading_from_an_offset_touches_only_the_frames_after_it(
+async def test_reading_from_an_offset_reads_only_later_frames(
     data_dir: Path, small_frames: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last events of a long archive are read without decompressing or reading the frames before them."""
@@ -215,7 +215,7 @@ def cut_out(data: bytes, position: int) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, overwrite, cut_out])
-async def test_damage_in_the_archive_is_reported_and_never_served(
+async def test_damage_in_the_archive_is_reported_and_never_read_as_events(
     tmp_path: Path, small_frames: None, damage: Callable[[bytes, int], bytes]
 ) -> None:
     """Wherever the damage is, a read returns the exact events, or those before it and an error with file and offset."""
@@ -254,9 +254,7 @@ async def test_damage_in_the_archive_is_reported_and_never_served(
     assert oracle.data
 
 
-async def test_an_archive_that_is_cut_short_is_reported_or_gives_fewer_events(
-    tmp_path: Path, small_frames: None
-) -> None:
+async def test_a_truncated_archive_is_reported_or_has_fewer_events(tmp_path: Path, small_frames: None) -> None:
     """A read returns a prefix of the archived events, and raises nothing but `CorruptLogError`."""
     await asyncio.to_thread(rotated, tmp_path / "data")
     files = await asyncio.to_thread(read_files, tmp_path / "data")
@@ -274,7 +272,7 @@ async def test_an_archive_that_is_cut_short_is_reported_or_gives_fewer_events(
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, overwrite, cut_out])
-async def test_damage_in_the_active_log_is_reported_or_read_as_what_it_says(
+async def test_damage_in_the_active_log_is_reported_or_read_as_another_valid_event(
     tmp_path: Path, small_frames: None, damage: Callable[[bytes, int], bytes]
 ) -> None:
     """Plain text has no checksum: everything before the damaged line is exact, and only `CorruptLogError` is raised."""
@@ -298,7 +296,7 @@ async def test_damage_in_the_active_log_is_reported_or_read_as_what_it_says(
 
 
 async def test_bytes_that_are_not_an_archive_are_reported(damaged_dir: Path) -> None:
-    """Both a reader and a writer name the file, and neither changes it."""
+    """A reader and a writer both raise an error that names the file, and leave it unchanged."""
     garbage = random.Random(3).randbytes(500)
     await asyncio.to_thread(write_files, damaged_dir, {"app.jsonl": line(0), "archive.jsonl.zst": garbage})
     with pytest.raises(CorruptLogError) as by_reader:
@@ -331,7 +329,7 @@ async def test_frames_of_the_rust_crate_get_one_record(compat: Callable[[str], P
 
 
 @pytest.mark.parametrize("cut", [1, 7, 50])
-async def test_an_unfinished_frame_of_the_rust_crate_is_cut(compat: Callable[[str], Path], cut: int) -> None:
+async def test_an_incomplete_frame_of_the_rust_crate_is_cut_off(compat: Callable[[str], Path], cut: int) -> None:
     """What a crash left after the last complete frame is removed; before that, readers ignore it."""
     directory = compat("rotated")
     archive = directory / "archive.jsonl.zst"
@@ -346,7 +344,7 @@ async def test_an_unfinished_frame_of_the_rust_crate_is_cut(compat: Callable[[st
     oracle.check_records(await read(directory), len(oracle.data))
 
 
-def test_an_archive_is_read_up_to_a_size_that_is_given(tmp_path: Path, small_frames: None) -> None:
+def test_an_archive_is_read_up_to_a_given_size(tmp_path: Path, small_frames: None) -> None:
     """Readers ignore frames after that size, since they belong to a rotation that is under way."""
     rotated(tmp_path / "data")
     path = tmp_path / "data" / "archive.jsonl.zst"
@@ -366,7 +364,7 @@ def test_an_archive_is_read_up_to_a_size_that_is_given(tmp_path: Path, small_fra
 async def test_a_directory_of_the_rust_crate_is_appended_to_rotated_and_reopened(
     compat: Callable[[str], Path], name: str
 ) -> None:
-    """Its events keep their offsets and hashes, and a plain decoder still finds the lines."""
+    """The events keep their offsets and hashes, and a plain decoder still finds the lines."""
     directory = compat(name)
     archive, log = directory / "archive.jsonl.zst", (directory / "app.jsonl").read_bytes()
     whole = (zstd.decompress(archive.read_bytes()) if archive.exists() else b"") + log[: log.rfind(b"\n") + 1]

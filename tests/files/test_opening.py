@@ -24,7 +24,7 @@ def test_a_file_of_json_lines_that_are_not_events_is_not_opened_for_writing(tmp_
     assert read_files(tmp_path / "data") == {"app.jsonl": data}
 
 
-def test_a_first_frame_that_the_rust_crate_left_torn_is_removed_with_its_file(tmp_path: Path) -> None:
+def test_an_incomplete_first_frame_of_the_rust_crate_is_removed_with_its_file(tmp_path: Path) -> None:
     """The crate can't read an empty archive."""
     write_log(tmp_path / "data", line(0))
     (tmp_path / "data" / "archive.jsonl.zst").write_bytes(zstd.compress(line(0))[:-5])
@@ -35,14 +35,14 @@ def test_a_first_frame_that_the_rust_crate_left_torn_is_removed_with_its_file(tm
 
 
 def test_a_locked_log_says_what_to_do(tmp_path: Path) -> None:
-    """It also says who holds it, if the system knows."""
+    """The error also names the process that holds the lock, if the system knows it."""
     with Opened(tmp_path / "data"), pytest.raises(LogLockedError, match="read_only=True") as caught:
         Opened(tmp_path / "data")
 
     assert caught.value.pid in (None, os.getpid())
 
 
-def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_started(
+def test_a_log_that_could_not_be_opened_is_not_locked_by_a_starting_child(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until it executes its program, a forked child has all descriptors of its parent, and with them the lock."""
@@ -68,10 +68,10 @@ def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_
 
 
 @pytest.mark.parametrize("closed", [True, False])
-async def test_what_a_killed_process_left_of_replaced_files_is_removed_soon_after_the_opening(
+async def test_the_temporary_files_of_a_killed_process_are_removed_soon_after_the_opening(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, *, closed: bool
 ) -> None:
-    """It is removed from each directory once it is too old for anybody to be writing it, or by an earlier close."""
+    """The files are removed once they are too old to be in use, or when the log is closed before that."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(0))
     left = [Path(data_dir, name, f".a.json.{'0f' * 8}.tmp") for name in ("", "views", "consumers")]

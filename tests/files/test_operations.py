@@ -19,7 +19,7 @@ BAD_NAMES = ["", ".", "..", ".hidden", "a/b", "../a", "a b", "a\n", "a\0", "ä",
 
 
 @pytest.mark.parametrize("name", GOOD_NAMES)
-def test_a_name_of_allowed_characters_is_taken(name: str) -> None:
+def test_a_name_of_allowed_characters_is_accepted(name: str) -> None:
     """Names of 1 to 128 characters of `A-Z a-z 0-9 . _ -` become file names."""
     layout = Layout("/data")
 
@@ -39,7 +39,7 @@ def test_any_other_name_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_a_view_with_such_a_name_is_refused(name: str) -> None:
+def test_a_view_with_an_invalid_name_is_refused(name: str) -> None:
     """The error comes when the view is created, not when it is first saved."""
     with pytest.raises(ValueError, match="view name"):
         View(name, lambda state, event: state, 0)
@@ -56,7 +56,7 @@ def test_the_files_have_the_names_of_the_format() -> None:
     assert layout.next_path(1, 2, 3) == Path("/data/app.jsonl.next.1.2.3")
 
 
-def test_a_rotation_under_way_is_known_by_its_files_name(tmp_path: Path) -> None:
+def test_a_rotation_under_way_is_recognized_by_a_file_name(tmp_path: Path) -> None:
     """The numbers in the name are parsed, and similar names are ignored."""
     layout = Layout(tmp_path)
     for name in ("app.jsonl.next", "app.jsonl.next.1.2", "app.jsonl.next.1.2.3.tmp", "app.jsonl.next.a.b.c"):
@@ -73,7 +73,7 @@ def test_a_missing_directory_has_no_rotation_under_way(tmp_path: Path) -> None:
     assert Layout(tmp_path / "missing").next_file() is None
 
 
-def test_replace_file_leaves_the_content_and_nothing_else(tmp_path: Path) -> None:
+def test_replace_file_leaves_only_the_new_content(tmp_path: Path) -> None:
     """Missing directories are created, the content is complete, and no temporary file remains."""
     path = tmp_path / "a" / "b" / "file.json"
     operations.replace_file(path, b"first")
@@ -144,7 +144,7 @@ def test_a_short_write_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_what_is_larger_than_one_call_may_write_is_written_in_pieces(
+def test_data_larger_than_the_limit_of_a_write_is_written_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Linux writes at most 2 GiB in one call; the pieces join without a gap."""
@@ -198,7 +198,7 @@ def test_temporary_files_that_nobody_wrote_to_for_an_hour_are_removed_and_no_oth
     assert {path.name for path in tmp_path.iterdir()} == young | others
 
 
-def test_a_temporary_file_has_a_name_that_was_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_file_has_a_unique_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first process of a container always has the same id, and a killed one may have left its file."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
     names = {operations.temporary_path(tmp_path / "a.json") for _ in range(100)}
@@ -206,7 +206,7 @@ def test_a_temporary_file_has_a_name_that_was_never_used(tmp_path: Path, monkeyp
     assert len(names) == 100
 
 
-def test_a_new_file_does_not_go_where_a_planted_link_leads(tmp_path: Path) -> None:
+def test_a_new_file_does_not_follow_a_planted_link(tmp_path: Path) -> None:
     """The link may lead to an existing file or to a missing one."""
     (tmp_path / "there").touch()
     for target in ("there", "not there"):

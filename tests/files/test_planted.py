@@ -26,7 +26,7 @@ def _bomb(size: int) -> bytes:
     return frame + pack_record(Span(0, len(frame), 0, 100, 1, 0, xxhash.xxh64_intdigest(b"")))
 
 
-async def test_an_archive_that_expands_far_beyond_what_it_claims_takes_little_memory(damaged_dir: Path) -> None:
+async def test_an_archive_that_expands_beyond_its_claimed_size_takes_little_memory(damaged_dir: Path) -> None:
     write_log(damaged_dir)
     (damaged_dir / "archive.jsonl.zst").write_bytes(_bomb(2**30))
 
@@ -44,7 +44,7 @@ def _raw_block(size: int) -> bytes:
     return struct.pack("<I", size << 3)[:3]
 
 
-async def test_many_bytes_that_look_like_frames_are_soon_recognized(damaged_dir: Path) -> None:
+async def test_many_bytes_that_look_like_frames_are_rejected_quickly(damaged_dir: Path) -> None:
     """After an incomplete frame, complete ones are searched for, but not at every candidate."""
     write_log(damaged_dir)
     header = b"\x28\xb5\x2f\xfd\x00\x58"

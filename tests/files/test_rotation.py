@@ -73,9 +73,7 @@ def leave_rotation(directory: Path, frames: int, rest: bytes = b"") -> Layout:
 
 
 @pytest.mark.parametrize("rest", [b"", b"torn", bytes(100), b"\x28", bytes(3)])
-def test_a_rotation_whose_archive_did_not_grow_by_a_record_is_undone(
-    data_dir_now: Path, small_frames: None, rest: bytes
-) -> None:
+def test_a_rotation_without_a_complete_record_is_undone(data_dir_now: Path, small_frames: None, rest: bytes) -> None:
     """The archive is cut to its previous size, the new file is deleted, and the log is the same as before."""
     layout = leave_rotation(data_dir_now, 0, rest)
     left = layout.next_file()
@@ -93,7 +91,7 @@ def test_a_rotation_whose_archive_did_not_grow_by_a_record_is_undone(
 
 @pytest.mark.parametrize("frames", [1, 2])
 @pytest.mark.parametrize("rest", [b"", b"torn", bytes(100)])
-def test_a_rotation_whose_archive_grew_by_records_is_finished(
+def test_a_rotation_with_a_complete_record_is_finished(
     data_dir_now: Path, small_frames: None, frames: int, rest: bytes
 ) -> None:
     """Complete frames stay, since readers may have used them; what follows them is cut, and the rest is archived."""
@@ -111,7 +109,7 @@ def test_a_rotation_whose_archive_grew_by_records_is_finished(
     assert read_now(data_dir_now) == before
 
 
-def test_a_completed_rotation_keeps_what_was_appended_meanwhile(data_dir_now: Path, small_frames: None) -> None:
+def test_a_completed_rotation_keeps_lines_that_were_appended_during_it(data_dir_now: Path, small_frames: None) -> None:
     """Lines that were appended during the rotation move to the new active log, and a torn one is cut."""
     leave_rotation(data_dir_now, 2)
     with data_dir_now.joinpath("app.jsonl").open("ab") as file:
@@ -195,7 +193,7 @@ async def test_files_that_contradict_each_other_are_not_touched(
         assert read_files(damaged_dir) == before
 
 
-async def test_an_archive_damaged_before_the_rotation_does_not_keep_its_lines_from_being_found(
+async def test_lines_after_old_damage_in_the_archive_can_be_read_during_a_rotation(
     damaged_dir: Path, small_frames: None
 ) -> None:
     """Only the events in the damaged frame are missing: reading reports that, and reading from after it works."""
@@ -212,7 +210,9 @@ async def test_an_archive_damaged_before_the_rotation_does_not_keep_its_lines_fr
     assert found == list(range(3, 14))
 
 
-def test_the_first_archive_appears_whole(data_dir_now: Path, small_frames: None, monkeypatch: Any) -> None:
+def test_the_first_archive_is_complete_when_it_appears(
+    data_dir_now: Path, small_frames: None, monkeypatch: Any
+) -> None:
     """There is no archive before the rename, and all of it after the rename: it is never empty."""
     seen = []
     original = operations.write
@@ -230,8 +230,8 @@ def test_the_first_archive_appears_whole(data_dir_now: Path, small_frames: None,
     assert zstd.decompress((data_dir_now / "archive.jsonl.zst").read_bytes()) == lines(0, 9)
 
 
-def test_the_new_file_says_where_the_log_stood(data_dir_now: Path) -> None:
-    """Its name contains the base, the size and the archive's size at the moment when the rotation began."""
+def test_the_name_of_the_new_file_describes_the_log(data_dir_now: Path) -> None:
+    """The name contains the base, the size and the archive's size at the beginning of the rotation."""
     layout = leave_rotation(data_dir_now, 0)
     name = layout.next_file().path.name
 
@@ -254,7 +254,7 @@ async def test_rotating_an_empty_log_does_nothing(data_dir: Path) -> None:
         assert read_files(data_dir) == once
 
 
-async def test_a_log_that_is_large_already_is_rotated_when_it_is_opened(data_dir: Path) -> None:
+async def test_a_log_that_is_too_large_is_rotated_when_it_is_opened(data_dir: Path) -> None:
     """`max_log_size` also counts what was there before the opening."""
     write_log(data_dir, *map(line, range(20)))
     async with EventLog.open(data_dir, max_log_size=10 * SIZE):
@@ -265,7 +265,7 @@ async def test_a_log_that_is_large_already_is_rotated_when_it_is_opened(data_dir
 
 
 async def test_a_log_that_grows_is_rotated_automatically(data_dir: Path) -> None:
-    """It is rotated each time it reaches `max_log_size`, and the offsets continue."""
+    """The log is rotated each time it reaches `max_log_size`, and the offsets continue."""
     async with EventLog.open(data_dir, max_log_size=10 * SIZE) as log:
         results = [await log.append(event(n)) for n in range(100)]
 
@@ -306,7 +306,7 @@ async def test_appends_do_not_wait_for_the_archive(data_dir: Path, seam: Seam) -
 
 @pytest.mark.parametrize("operation", ["write", "sync", "rename"])
 @pytest.mark.parametrize("number", [1, 2, 3])
-async def test_a_rotation_that_fails_affects_no_append_and_the_next_one_continues_it(
+async def test_a_failed_rotation_affects_no_append_and_is_continued_by_the_next(
     data_dir: Path, small_frames: None, monkeypatch: pytest.MonkeyPatch, operation: str, number: int
 ) -> None:
     """`rotate` raises the disk's error; appends work before and after the next rotation, which does the rest."""
@@ -341,7 +341,7 @@ async def test_a_rotation_that_fails_affects_no_append_and_the_next_one_continue
         assert not list(data_dir.glob("app.jsonl.next.*"))
 
 
-async def test_an_automatic_rotation_that_fails_is_a_warning_and_is_tried_again(
+async def test_a_failed_automatic_rotation_logs_a_warning_and_is_tried_again(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While the archive's disk is full, appends are acknowledged; once there is space, the log is rotated."""
@@ -372,7 +372,7 @@ async def test_an_automatic_rotation_that_fails_is_a_warning_and_is_tried_again(
     assert await numbers(EventReader(data_dir)) == list(range(21))
 
 
-async def test_a_full_disk_at_the_opening_leaves_a_rotation_for_later(
+async def test_a_full_disk_when_opening_leaves_a_rotation_for_later(
     data_dir: Path, small_frames: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log opens and accepts appends, and the next rotation finishes the interrupted one."""
@@ -397,7 +397,7 @@ async def test_a_full_disk_at_the_opening_leaves_a_rotation_for_later(
     assert (after, size) == (list(range(15)), 0)
 
 
-async def test_an_opening_that_fails_in_a_left_rotation_releases_the_lock(
+async def test_an_opening_that_cannot_finish_a_rotation_releases_the_lock(
     data_dir: Path, small_frames: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A directory could not be synced after the switch, and the log can be opened again in the same process."""
@@ -426,8 +426,8 @@ async def test_an_opening_that_fails_in_a_left_rotation_releases_the_lock(
     assert found == list(range(14))
 
 
-async def test_nobody_else_gets_the_log_during_or_after_a_rotation(data_dir: Path) -> None:
-    """The new file is locked before it gets its name, and whoever has the old file open can't lock that either."""
+async def test_no_other_process_can_lock_the_log_during_or_after_a_rotation(data_dir: Path) -> None:
+    """The new file is locked before it gets its name, and the old file stays locked for processes that have it open."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(1))
         held_open = os.open(log.log_path, os.O_RDWR)
@@ -442,7 +442,7 @@ async def test_nobody_else_gets_the_log_during_or_after_a_rotation(data_dir: Pat
 
 
 async def test_the_old_file_is_closed_after_a_while(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stays locked while somebody might be about to lock it, but not for ever."""
+    """The old file stays locked while another process might be about to lock it, but not forever."""
     monkeypatch.setattr(committer, "KEEP_LOCKED", 0.0)
     async with EventLog.open(data_dir) as log:
         await log.append(event(1))
@@ -458,10 +458,10 @@ async def test_the_old_file_is_closed_after_a_while(data_dir: Path, monkeypatch:
         assert await numbers(log) == [1]
 
 
-async def test_an_opening_waits_for_no_lock_but_looks_again_at_the_name(
+async def test_an_opening_checks_the_file_s_name_again_after_locking(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody who opened the file before a rotation and locks it afterwards notices that it has lost its name."""
+    """A process that opened the file before a rotation and locks it afterwards notices that its name is gone."""
     write_log(data_dir, line(0))
     original, moved = operations.lock, []
 
@@ -479,7 +479,7 @@ async def test_an_opening_waits_for_no_lock_but_looks_again_at_the_name(
     assert found == [0, 1]
 
 
-async def test_offsets_and_heads_know_nothing_of_rotation(data_dir: Path, small_frames: None) -> None:
+async def test_offsets_and_heads_do_not_depend_on_rotations(data_dir: Path, small_frames: None) -> None:
     """Offsets, hashes and heads are the same with a rotation after each append as without any."""
     results: list[list[Any]] = [[], []]
     for rotating, directory in enumerate((data_dir.parent / "plain", data_dir)):
@@ -534,10 +534,10 @@ async def test_rotating_and_reading_a_large_log_takes_little_memory(tmp_path: Pa
     with (directory / "app.jsonl").open("wb") as file:
         for _ in range(size // len(lines) + 1):
             file.write(lines)
-    told = await asyncio.to_thread(
+    output = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", MEMORY, str(directory)], capture_output=True, check=True
     )
-    count, rotating, in_all = map(int, told.stdout.split())
+    count, rotating, in_all = map(int, output.stdout.split())
     print(f"rotating: {rotating} KiB on top, reading back: {in_all} KiB")
 
     assert count == (size // len(lines) + 1) * 1000
@@ -558,7 +558,7 @@ async def test_a_rotation_whose_last_newline_is_damaged_is_refused(damaged_dir: 
 
 
 @pytest.mark.parametrize(("left_out", "whole"), [(85, 1), (80, 2), (79, 2), (1, 2)])
-async def test_an_archive_cut_inside_a_frame_or_its_record_is_reported(
+async def test_an_archive_truncated_inside_a_frame_or_its_record_is_reported(
     damaged_dir: Path, left_out: int, whole: int
 ) -> None:
     """Only a rotation leaves that behind in a crash: readers return what is before it, and writers change nothing."""

@@ -41,7 +41,7 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
         yield log
 
 
-def test_a_directory_that_is_not_there_is_an_empty_log(tmp_path: Path) -> None:
+def test_a_missing_directory_is_an_empty_log(tmp_path: Path) -> None:
     """There is nothing to read, and no file is created."""
     with LogSegments(Layout(tmp_path / "data")) as parts:
         head, base, found = parts.head(), parts.base, list(parts.lines(0, 0))
@@ -50,7 +50,7 @@ def test_a_directory_that_is_not_there_is_an_empty_log(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-def test_every_span_of_lines_is_found_wherever_it_lies(opened: Opened) -> None:
+def test_every_range_of_lines_is_found_wherever_it_is(opened: Opened) -> None:
     """The spans go from each line to each later one: in the archive, in the active log, or across both."""
     append(opened.active, lines(0, 7))
     opened.rotate()
@@ -67,8 +67,8 @@ def test_every_span_of_lines_is_found_wherever_it_lies(opened: Opened) -> None:
             ]
 
 
-def test_the_line_before_any_offset_is_found_wherever_it_lies(opened: Opened) -> None:
-    """It may be in the archive, at the border, or in the active log; an offset inside a line has none."""
+def test_the_line_before_any_offset_is_found_wherever_it_is(opened: Opened) -> None:
+    """The line may be in the archive, at the border, or in the active log; an offset inside a line has none."""
     append(opened.active, lines(0, 7))
     opened.rotate()
     append(opened.active, lines(7, 12))
@@ -83,7 +83,7 @@ def test_the_line_before_any_offset_is_found_wherever_it_lies(opened: Opened) ->
 
 
 def test_the_head_of_a_log_that_was_just_rotated_is_the_archives_end(opened: Opened) -> None:
-    """Its hash is that of the last archived line."""
+    """The head's hash is that of the last archived line."""
     append(opened.active, lines(0, 7))
     opened.rotate()
     with LogSegments(opened.layout) as parts:
@@ -92,7 +92,7 @@ def test_the_head_of_a_log_that_was_just_rotated_is_the_archives_end(opened: Ope
     assert head == Head(len(lines(0, 7)), line_hash(line(6)))
 
 
-def test_what_was_opened_stays_good_while_the_log_is_rotated(opened: Opened) -> None:
+def test_opened_files_stay_valid_while_the_log_is_rotated(opened: Opened) -> None:
     """A read that began before a rotation continues in the old files, and nothing is missing or comes twice."""
     append(opened.active, lines(0, 9))
     with LogSegments(opened.layout) as parts:
@@ -165,7 +165,7 @@ class Rotating:
 
 
 @pytest.mark.parametrize("rotated_before", [False, True])
-def test_a_rotation_between_any_two_looks_of_a_reader_misleads_it_in_nothing(
+def test_a_rotation_at_any_moment_does_not_mislead_a_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotated_before: bool
 ) -> None:
     """The steps of a rotation happen at every point between a reader's looks at the files, in every combination."""
@@ -217,7 +217,7 @@ def test_a_rotation_between_any_two_looks_of_a_reader_misleads_it_in_nothing(
         (line(0) + line(2, batch="2,2"), None),
     ],
 )
-def test_a_log_is_whole_up_to_its_last_line_or_batch(tmp_path: Path, data: bytes, end: int | None) -> None:
+def test_a_log_ends_with_its_last_complete_line_or_batch(tmp_path: Path, data: bytes, end: int | None) -> None:
     """What follows (half a line, NUL bytes or an open batch) is not part of it."""
     path = tmp_path / "app.jsonl"
     path.write_bytes(data)
@@ -247,7 +247,7 @@ def test_a_line_is_found_backwards_whatever_its_length(tmp_path: Path, size: int
 
 
 async def test_a_last_line_with_an_impossible_place_in_a_batch_is_reported(damaged_dir: Path) -> None:
-    """It is damage and not a batch that a crash cut short, so nothing is cut."""
+    """Such a line is damage rather than an incomplete batch, so nothing is cut off."""
     data = line(0) + line(1, batch="1,2") + line(2, batch="0,2")
     damaged_dir.mkdir()
     (damaged_dir / "app.jsonl").write_bytes(data)
@@ -261,7 +261,7 @@ async def test_a_last_line_with_an_impossible_place_in_a_batch_is_reported(damag
 
 
 @pytest.mark.parametrize("harm", ["cut", "deleted"])
-def test_what_an_archive_lacks_while_a_rotation_is_under_way_is_reported(damaged_dir: Path, harm: str) -> None:
+def test_events_missing_in_the_archive_during_a_rotation_are_reported(damaged_dir: Path, harm: str) -> None:
     """The rotation's file says where the active log begins, so missing events before that are noticed."""
     with Opened(damaged_dir) as opened:
         append(opened.active, lines(0, 12))

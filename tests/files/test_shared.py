@@ -1,4 +1,4 @@
-"""Several writers of one directory, each of which can do everything that a single writer can."""
+"""Several writers of one directory, each of which has all features of a single writer."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_two_logs_append_to_one_directory_in_one_order(data_dir: Path) -> 
         assert one.head == other.head == await EventReader(data_dir).head()
 
 
-async def test_a_condition_is_judged_by_what_others_have_appended(data_dir: Path) -> None:
+async def test_a_condition_covers_the_appends_of_other_writers(data_dir: Path) -> None:
     async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
         seen = one.head
         result = await other.append(event(0))
@@ -78,7 +78,7 @@ async def test_a_condition_is_judged_by_what_others_have_appended(data_dir: Path
         assert await numbers(other) == [0, 1]
 
 
-async def test_counters_kept_by_conditional_appends_lose_no_update(data_dir: Path) -> None:
+async def test_counters_with_conditional_appends_lose_no_update(data_dir: Path) -> None:
     async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
 
         async def count(log: EventLog) -> None:
@@ -121,7 +121,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_counter_that_processes_keep_by_conditional_appends_loses_no_update(data_dir: Path) -> None:
+async def test_counters_in_several_processes_lose_no_update(data_dir: Path) -> None:
     processes = [
         await asyncio.create_subprocess_exec(sys.executable, "-c", COUNTER, str(data_dir), "8") for _ in range(3)
     ]
@@ -130,7 +130,7 @@ async def test_a_counter_that_processes_keep_by_conditional_appends_loses_no_upd
         assert await numbers(log) == list(range(1, 25))
 
 
-async def test_a_rotation_by_one_is_followed_by_the_other(data_dir: Path) -> None:
+async def test_a_writer_follows_a_rotation_of_another(data_dir: Path) -> None:
     async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
         await one.append(event(0))
         await other.rotate()
@@ -141,7 +141,7 @@ async def test_a_rotation_by_one_is_followed_by_the_other(data_dir: Path) -> Non
         assert await numbers(one) == [0, 1, 2]
 
 
-async def test_an_idle_writer_follows_a_rotation_so_that_nobody_else_can_lock_the_new_file(
+async def test_an_idle_writer_follows_a_rotation_and_locks_the_new_file(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_committer, "ROTATION_CHECK_INTERVAL", 0.02)
@@ -156,7 +156,7 @@ async def test_an_idle_writer_follows_a_rotation_so_that_nobody_else_can_lock_th
             await EventLog.open(data_dir)
 
 
-async def test_a_tail_and_a_view_see_what_the_other_appends(data_dir: Path) -> None:
+async def test_a_tail_and_a_view_see_the_events_of_another_writer(data_dir: Path) -> None:
     view = View("count", lambda state, _: state + 1, 0)
     async with EventLog.open(data_dir, lock=SHARED, views=[view]) as one, EventLog.open(data_dir, lock=SHARED) as other:
         tail = one.tail()
@@ -192,7 +192,7 @@ async def test_a_process_gets_its_own_appends_without_reading_them_back(
 
 
 @pytest.mark.parametrize("announced", [False, True])
-async def test_a_tail_sees_what_other_processes_append_beside_the_writer_of_its_own(
+async def test_a_tail_in_a_writers_process_sees_the_events_of_other_processes(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, announced: bool
 ) -> None:
     """The events include those that a writer of this process announced, but did not get to report."""
@@ -220,7 +220,7 @@ async def test_a_tail_sees_what_other_processes_append_beside_the_writer_of_its_
 
 
 @pytest.mark.parametrize(("first", "second"), [(SHARED, LockMode.FLOCK), (LockMode.FLOCK, SHARED)])
-async def test_exclusive_and_shared_writers_keep_each_other_out_and_say_who_it_is(
+async def test_exclusive_and_shared_writers_exclude_each_other_and_name_the_other_process(
     data_dir: Path, first: LockMode, second: LockMode
 ) -> None:
     async with EventLog.open(data_dir, lock=first) as log:
@@ -248,7 +248,7 @@ async def test_all_sync_modes_can_be_shared(data_dir: Path, sync: SyncMode) -> N
         assert await numbers(one) == [0, 1, 2]
 
 
-async def test_what_is_not_on_disk_yet_is_not_seen_in_a_process_that_writes(data_dir: Path, seam: Seam) -> None:
+async def test_a_process_that_writes_does_not_see_events_before_they_are_on_disk(data_dir: Path, seam: Seam) -> None:
     async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
         await one.append(event(0))
         gate = seam.freeze("sync")
@@ -277,7 +277,7 @@ async def test_a_failed_sync_ends_all_writers_until_the_log_is_opened_again(data
         assert (await numbers(log))[-1] == 3
 
 
-async def test_a_full_disk_harms_only_the_appends_that_it_befell(data_dir: Path, seam: Seam) -> None:
+async def test_a_full_disk_fails_only_the_appends_that_need_space(data_dir: Path, seam: Seam) -> None:
     async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
         await one.append(event(0))
         seam.fail("write")
@@ -359,7 +359,7 @@ async def test_a_deleted_lock_file_ends_the_writer_before_anything_more_is_writt
         assert await numbers(log) == [0]
 
 
-async def test_a_lock_file_that_was_emptied_is_made_whole_by_the_next_append(data_dir: Path) -> None:
+async def test_the_next_append_restores_an_emptied_lock_file(data_dir: Path) -> None:
     async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
         await one.append(event(0))
         os.truncate(data_dir / "app.jsonl.lock", 0)
@@ -383,7 +383,7 @@ def starting_child(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         os.close(fd)
 
 
-async def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_being_started(
+async def test_a_log_that_could_not_be_opened_is_not_locked_by_a_starting_child(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, starting_child: list[int]
 ) -> None:
     def failing(directory: Path) -> None:
@@ -397,9 +397,7 @@ async def test_a_log_that_could_not_be_opened_is_not_locked_by_a_child_that_was_
         pass
 
 
-async def test_a_log_that_was_closed_is_not_locked_by_a_child_that_was_being_started(
-    data_dir: Path, starting_child: list[int]
-) -> None:
+async def test_a_closed_log_is_not_locked_by_a_starting_child(data_dir: Path, starting_child: list[int]) -> None:
     async with EventLog.open(data_dir, lock=SHARED) as log:
         await log.append(event(0))
         await log.rotate()

@@ -47,7 +47,7 @@ async def test_files_that_have_not_changed_are_not_opened_for_the_head(
     assert len(looks) == 2
 
 
-async def test_files_that_were_changed_just_now_are_opened_again(data_dir: Path, looks: list[Layout]) -> None:
+async def test_recently_changed_files_are_opened_again(data_dir: Path, looks: list[Layout]) -> None:
     """A change of the same size within one tick of the clock would leave no trace in them."""
     first = write_log(data_dir, line(0))
     reader = EventReader(data_dir)
@@ -79,7 +79,7 @@ LONG = line(7).replace(b'"counted"', b'"' + b"x" * 3000 + b'"')
         (line(1)[:10], b""),
     ],
 )
-def test_what_was_added_is_found_without_opening_everything_again(
+def test_new_lines_are_found_without_opening_the_files_again(
     data_dir: Path, looks: list[Layout], known: bytes, added: bytes, complete: bytes
 ) -> None:
     """One read finds the new lines, whatever the lines before them are like; incomplete ones are left out."""
@@ -101,7 +101,7 @@ def test_what_was_added_is_found_without_opening_everything_again(
 
 
 @pytest.mark.parametrize("known", [line(0), LONG])
-def test_what_was_added_to_another_log_of_the_same_name_is_not_taken_for_news(data_dir: Path, known: bytes) -> None:
+def test_lines_of_a_log_that_replaced_another_are_not_mistaken_for_new_lines(data_dir: Path, known: bytes) -> None:
     """Somebody has replaced the lines in the same file."""
     write_log(data_dir, known)
     cache = head_cache.HeadCache(Layout(data_dir))

@@ -62,7 +62,7 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-def test_a_mark_is_read_as_it_was_written_by_any_process_that_has_the_file_open(new_turn: Callable[[], Turn]) -> None:
+def test_any_process_that_has_the_file_open_reads_the_mark_as_written(new_turn: Callable[[], Turn]) -> None:
     writer, reader = new_turn(), new_turn()
     with reader:
         assert reader.read_mark() is None
@@ -72,16 +72,16 @@ def test_a_mark_is_read_as_it_was_written_by_any_process_that_has_the_file_open(
         assert reader.read_mark() == mark
 
 
-def test_the_mark_has_the_highest_offset_that_anybody_has_synced(new_turn: Callable[[], Turn]) -> None:
-    """It does not matter who notes it or in which order, and nothing else in the mark changes."""
+def test_the_mark_has_the_highest_offset_that_any_process_has_synced(new_turn: Callable[[], Turn]) -> None:
+    """The order in which processes note their offsets does not matter, and nothing else in the mark changes."""
     writer, other = new_turn(), new_turn()
     with other:
         pass
     with writer:
         writer.write_mark(TWO)
-    for turn, told, durable in ((other, 25, 25), (writer, 24, 25), (writer, 29, 29), (other, 29, 29)):
-        turn.record_durable(Head(told, "00000000000000dd"))
-        assert turn.synced_head.offset == told
+    for turn, offset, durable in ((other, 25, 25), (writer, 24, 25), (writer, 29, 29), (other, 29, 29)):
+        turn.record_durable(Head(offset, "00000000000000dd"))
+        assert turn.synced_head.offset == offset
         assert writer.read_mark() == other.read_mark() == TWO._replace(durable=Head(durable, "00000000000000dd"))
 
 
@@ -110,7 +110,7 @@ def test_noting_a_durable_offset_waits_for_the_turn(new_turn: Callable[[], Turn]
 
 
 @pytest.mark.parametrize("harm", ["deleted", "emptied", "damaged"])
-def test_a_durable_offset_can_not_be_noted_without_the_lock_file(
+def test_a_durable_offset_cannot_be_noted_without_the_lock_file(
     new_turn: Callable[[], Turn], layout: Layout, harm: str
 ) -> None:
     """Then only this process knows it, and the turn is released."""
@@ -131,7 +131,7 @@ def test_a_durable_offset_can_not_be_noted_without_the_lock_file(
             assert other.read_mark() is None
 
 
-def test_the_lock_file_has_its_whole_size_on_the_disk_once_the_turn_was_held(
+def test_the_lock_file_has_its_full_size_on_disk_once_the_turn_has_been_held(
     new_turn: Callable[[], Turn], layout: Layout
 ) -> None:
     with new_turn():
@@ -140,10 +140,10 @@ def test_the_lock_file_has_its_whole_size_on_the_disk_once_the_turn_was_held(
 
 
 @pytest.mark.parametrize("earlier", [1, 2, 3])
-def test_a_death_after_any_byte_of_a_mark_leaves_the_one_before(
+def test_a_death_after_any_byte_of_a_mark_leaves_the_previous_mark(
     new_turn: Callable[[], Turn], monkeypatch: pytest.MonkeyPatch, earlier: int
 ) -> None:
-    """This holds for each of the two versions that may be replaced."""
+    """Tested for each of the two versions that may be replaced."""
     turn, reader = new_turn(), new_turn()
     with reader:
         pass
@@ -169,7 +169,7 @@ def test_a_death_after_any_byte_of_a_mark_leaves_the_one_before(
 
 
 @pytest.mark.parametrize("position", range(mark_module.MARK_SIZE))
-def test_no_changed_byte_makes_a_mark_of_another_meaning(
+def test_no_changed_byte_results_in_another_valid_mark(
     new_turn: Callable[[], Turn], layout: Layout, position: int
 ) -> None:
     turn = new_turn()
@@ -184,7 +184,7 @@ def test_no_changed_byte_makes_a_mark_of_another_meaning(
     assert turn.read_mark() in (ONE, TWO)
 
 
-def test_only_one_has_the_turn(new_turn: Callable[[], Turn]) -> None:
+def test_only_one_process_has_the_turn(new_turn: Callable[[], Turn]) -> None:
     one, other = new_turn(), new_turn()
     order: list[str] = []
 
@@ -200,7 +200,7 @@ def test_only_one_has_the_turn(new_turn: Callable[[], Turn]) -> None:
     assert order == ["one", "other"]
 
 
-def test_the_kernel_gives_on_the_turn_of_a_process_that_dies(new_turn: Callable[[], Turn], layout: Layout) -> None:
+def test_the_kernel_releases_the_turn_of_a_process_that_dies(new_turn: Callable[[], Turn], layout: Layout) -> None:
     turn = new_turn()
     with Holder(layout) as process:
         thread = in_thread(lambda: turn.__enter__())
@@ -242,7 +242,7 @@ class Holder:
             pass
 
 
-def test_a_turn_held_for_too_long_is_warned_of_once_with_the_id_of_its_process(
+def test_a_turn_held_too_long_is_logged_once_with_the_id_of_its_process(
     new_turn: Callable[[], Turn],
     layout: Layout,
     monkeypatch: pytest.MonkeyPatch,
@@ -264,7 +264,7 @@ def test_a_turn_held_for_too_long_is_warned_of_once_with_the_id_of_its_process(
         assert turn.seconds_waiting() == 0
 
 
-def test_waiting_for_the_turn_can_be_given_up_and_whoever_gets_it_then_gives_it_back(
+def test_a_turn_that_arrives_after_its_wait_was_given_up_is_released(
     new_turn: Callable[[], Turn], layout: Layout
 ) -> None:
     one, other, third = new_turn(), new_turn(), new_turn()
@@ -305,7 +305,7 @@ def test_a_deleted_lock_file_ends_the_writer_and_a_new_writer_creates_it_again(
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, FILE_SIZE - 1])
-def test_a_lock_file_that_was_cut_short_is_made_whole_again_and_its_mark_may_be_gone(
+def test_a_truncated_lock_file_is_restored_possibly_without_its_mark(
     new_turn: Callable[[], Turn], layout: Layout, size: int
 ) -> None:
     """Reading a mapping beyond the file's end would kill the process with SIGBUS."""
@@ -324,7 +324,7 @@ def test_a_lock_file_that_was_cut_short_is_made_whole_again_and_its_mark_may_be_
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"\xff" * FILE_SIZE, b"EVTMARK\1" * 512, bytes(10 * FILE_SIZE)])
-def test_what_somebody_planted_is_no_mark(new_turn: Callable[[], Turn], layout: Layout, content: bytes) -> None:
+def test_planted_bytes_are_not_a_mark(new_turn: Callable[[], Turn], layout: Layout, content: bytes) -> None:
     layout.lock_path.write_bytes(content)
     turn = new_turn()
     with turn:
@@ -333,7 +333,7 @@ def test_what_somebody_planted_is_no_mark(new_turn: Callable[[], Turn], layout: 
         assert turn.read_mark() == ONE
 
 
-def test_what_is_no_file_is_refused_with_its_path(layout: Layout) -> None:
+def test_the_error_about_a_lock_that_is_not_a_file_names_its_path(layout: Layout) -> None:
     os.mkfifo(layout.lock_path)
     with pytest.raises(CorruptLogError, match=r"app\.jsonl\.lock.*not a regular file"):
         Turn(layout)
@@ -343,9 +343,7 @@ def test_what_is_no_file_is_refused_with_its_path(layout: Layout) -> None:
         Turn(layout)
 
 
-def test_a_full_disk_is_an_error_of_whoever_wanted_the_turn_and_the_turn_is_free(
-    new_turn: Callable[[], Turn], seam: Seam
-) -> None:
+def test_a_full_disk_is_an_error_and_releases_the_turn(new_turn: Callable[[], Turn], seam: Seam) -> None:
     turn = new_turn()
     seam.fail("write")
     with pytest.raises(OSError, match="made to fail"):
@@ -357,7 +355,7 @@ def test_a_full_disk_is_an_error_of_whoever_wanted_the_turn_and_the_turn_is_free
 
 
 def test_a_forked_child_does_not_keep_the_turn_of_its_parent(new_turn: Callable[[], Turn], layout: Layout) -> None:
-    """It has the turn neither through the file nor through the mapping, which has its own descriptor."""
+    """The child keeps the turn neither through the file nor through the mapping, which has its own descriptor."""
     # The child lives until its standard input ends, which happens when this test closes the pipe.
     fork = (
         "from eventfold._files.mark import Mark\n"

@@ -1,4 +1,4 @@
-"""Waiting: one watcher wakes all who wait on a directory, after an append here, on hints, or by regular looks."""
+"""Waiting: one watcher wakes all waits on a directory, after an append here, on hints, or by regular checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import watchfiles
 from anyio.to_thread import current_default_thread_limiter
-from tests.processes import add_lines, at_rest, back_to, other_writer, watchers
+from tests.processes import add_lines, other_writer, resources_at_rest, wait_for_resources, watchers
 from tests.support import Seam, event, line, settle, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, LogClosedError, SyncMode
@@ -35,7 +35,7 @@ async def watching(count: int = 1) -> None:
 async def test_a_thousand_tails_of_a_directory_have_one_watcher(data_dir: Path) -> None:
     """One thread watches for any number of waits, and all of them are woken."""
     write_log(data_dir, line(0))
-    before = await at_rest()
+    before = await resources_at_rest()
     tails = [EventReader(data_dir).tail(0) for _ in range(1000)]
     await asyncio.gather(*(anext(tail) for tail in tails))
     waiting = [asyncio.ensure_future(anext(tail)) for tail in tails]
@@ -47,14 +47,14 @@ async def test_a_thousand_tails_of_a_directory_have_one_watcher(data_dir: Path) 
     for tail in tails:
         await tail.aclose()
     del waiting
-    left = await back_to(before)
+    left = await wait_for_resources(before)
 
     assert meanwhile == 1
     assert found == [1] * 1000
     assert left == before
 
 
-async def test_nobody_watches_while_the_writer_lives_in_the_process(data_dir: Path) -> None:
+async def test_no_watcher_runs_while_the_writer_is_in_the_process(data_dir: Path) -> None:
     """The writer itself wakes the waiters, so no thread looks at the file system; once it is closed, one does."""
     await watching(0)
     reader = EventReader(data_dir)
@@ -74,11 +74,11 @@ async def test_nobody_watches_while_the_writer_lives_in_the_process(data_dir: Pa
 
 
 async def test_the_watcher_begins_with_the_first_wait_and_ends_with_the_last(data_dir: Path) -> None:
-    """While nobody waits, there is no thread, nor the descriptors that it needs."""
+    """While nobody waits, there is no watcher thread, and its descriptors are closed."""
     data_dir.mkdir()
     reader = EventReader(data_dir)
     await reader.head()
-    before = await at_rest()
+    before = await resources_at_rest()
     waits = [asyncio.create_task(reader.wait_for_events(0)) for _ in range(2)]
     await watching()
     waits[0].cancel()
@@ -86,21 +86,21 @@ async def test_the_watcher_begins_with_the_first_wait_and_ends_with_the_last(dat
     with_one = watchers()
     waits[1].cancel()
     await asyncio.wait(waits)
-    left = await back_to(before)
+    left = await wait_for_resources(before)
 
     assert len(with_one) == 1
     assert before.watchers == 0
     assert left == before
 
 
-async def test_a_tail_that_can_not_be_watched_raises_and_leaves_no_watcher_to_later_ones(
+async def test_a_tail_without_a_watcher_raises_and_does_not_affect_later_tails(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no thread can be started, a tail raises `OSError`; the watcher of a later one ends with it."""
     write_log(data_dir, line(0))
     reader = EventReader(data_dir)
     await reader.head()
-    before = await at_rest()
+    before = await resources_at_rest()
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -114,7 +114,7 @@ async def test_a_tail_that_can_not_be_watched_raises_and_leaves_no_watcher_to_la
             await anext(reader.tail(0))
     async with aclosing(reader.tail(0)) as tail:
         record = await anext(tail)
-    left = await back_to(before)
+    left = await wait_for_resources(before)
 
     assert record.event == event(0)
     assert left == before
@@ -136,7 +136,7 @@ async def test_waiting_takes_no_thread_from_anyios_limiter(data_dir: Path) -> No
     assert (borrowed, meanwhile) == (0, 1 if watcher.USES_INOTIFY else 50)
 
 
-async def test_a_wait_for_what_is_there_returns_at_once(data_dir: Path) -> None:
+async def test_a_wait_for_existing_events_returns_at_once(data_dir: Path) -> None:
     write_log(data_dir, line(0))
 
     result = await EventReader(data_dir).wait_for_events(0)
@@ -183,7 +183,7 @@ async def test_a_wait_gives_up_after_its_timeout(data_dir: Path, lives_here: boo
     assert 0.1 <= waited < 2
 
 
-async def test_a_wait_without_time_only_asks(data_dir: Path) -> None:
+async def test_a_wait_with_a_timeout_of_0_returns_at_once(data_dir: Path) -> None:
     """A time-out of 0 gives the current answer."""
     write_log(data_dir, line(0))
     reader = EventReader(data_dir)
@@ -194,7 +194,7 @@ async def test_a_wait_without_time_only_asks(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_a_wait_raises_when_its_log_is_closed(data_dir: Path, read_only: bool) -> None:
-    """It raises LogClosedError instead of waiting for ever."""
+    """The wait raises LogClosedError instead of waiting forever."""
     log = await EventLog.open(data_dir, read_only=read_only)
     waiting = asyncio.ensure_future(log.wait_for_events(0))
     await settle()
@@ -205,7 +205,7 @@ async def test_a_wait_raises_when_its_log_is_closed(data_dir: Path, read_only: b
 
 
 @pytest.mark.parametrize("offset", [-1, 1.5, "0", True])
-async def test_a_wait_for_no_offset_is_refused(data_dir: Path, offset: Any) -> None:
+async def test_a_wait_for_an_invalid_offset_is_refused(data_dir: Path, offset: Any) -> None:
     """An offset is an integer of 0 or more."""
     with pytest.raises(ValueError, match="offset"):
         await EventReader(data_dir).wait_for_events(offset)
@@ -214,12 +214,12 @@ async def test_a_wait_for_no_offset_is_refused(data_dir: Path, offset: Any) -> N
 async def test_a_cancelled_wait_leaves_nothing_behind(data_dir: Path) -> None:
     """No task, thread or descriptor outlives it."""
     data_dir.mkdir()
-    before = await at_rest()
+    before = await resources_at_rest()
     waiting = asyncio.create_task(EventReader(data_dir).wait_for_events(0, timeout=60))
     await watching()
     waiting.cancel()
     await asyncio.wait([waiting])
-    left = await back_to(before)
+    left = await wait_for_resources(before)
 
     assert left == before
 
@@ -243,7 +243,7 @@ def hints_get_lost(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(inotify.Hub, "_hinted", lambda *args: set())
 
 
-async def test_new_events_are_found_where_all_hints_get_lost(data_dir: Path, hints_get_lost: None) -> None:
+async def test_new_events_are_found_even_if_all_hints_get_lost(data_dir: Path, hints_get_lost: None) -> None:
     """The file is looked at regularly, so that nobody waits for ever."""
     write_log(data_dir, line(0))
     async with aclosing(EventReader(data_dir).tail(0)) as tail:
@@ -254,7 +254,7 @@ async def test_new_events_are_found_where_all_hints_get_lost(data_dir: Path, hin
     assert record.event.data["n"] == 1
 
 
-async def test_new_events_are_found_where_watching_fails(
+async def test_new_events_are_found_even_if_watching_fails(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """For example, no inotify instance is left: one warning says so, and the file is looked at regularly."""
@@ -278,9 +278,7 @@ async def test_new_events_are_found_where_watching_fails(
     assert caplog.text.count("no instances left") == 1
 
 
-async def test_a_directory_that_takes_the_place_of_another_is_watched(
-    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_directory_that_replaces_another_is_watched(damaged_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the directory was moved and created again, its events are found, and `watchfiles` watches the new one."""
     watched: list[int] = []
 
@@ -308,10 +306,10 @@ async def test_a_directory_that_takes_the_place_of_another_is_watched(
 
 
 @pytest.mark.skipif(not watcher.USES_INOTIFY, reason="inotify is Linux's")
-async def test_a_directory_that_takes_the_place_of_another_gives_hints(
+async def test_a_directory_that_replaces_another_gives_hints(
     damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own hints arrive after it was moved and created again: here, nothing else makes the watcher look."""
+    """The new directory's hints arrive after the old one was moved; in this test, no other hint comes."""
     write_log(damaged_dir, line(0))
     async with aclosing(EventReader(damaged_dir).tail(0)) as tail, asyncio.timeout(10):
         await anext(tail)
@@ -330,7 +328,7 @@ async def test_a_directory_that_takes_the_place_of_another_gives_hints(
 
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.EIO])
-async def test_a_failure_that_passes_ends_no_wait(data_dir: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+async def test_a_temporary_failure_ends_no_wait(data_dir: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     """If there are no descriptors for a moment, the watcher looks again, and no wait notices."""
     write_log(data_dir, line(0))
     poll, failures = HeadCache.poll, 0
@@ -352,9 +350,7 @@ async def test_a_failure_that_passes_ends_no_wait(data_dir: Path, monkeypatch: p
     assert (result.new_data, failures) == (True, 2)
 
 
-async def test_a_failure_that_lasts_is_reported_to_those_who_wait(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lasting_failure_is_raised_by_waits(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After some seconds, a wait raises the error that keeps the watcher from looking."""
     monkeypatch.setattr(watcher, "FAILURE_TIMEOUT", 0.5)
     write_log(data_dir, line(0))
@@ -370,10 +366,10 @@ async def test_a_failure_that_lasts_is_reported_to_those_who_wait(
         await asyncio.wait_for(waiting, 5)
 
 
-async def test_a_watcher_that_was_stopped_while_it_looked_reports_nothing(
+async def test_a_watcher_that_is_stopped_during_a_look_reports_nothing(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
 ) -> None:
-    """It may have seen what a new writer of this process has written but not synced yet."""
+    """The watcher may have seen lines that a new writer of this process has not synced yet."""
     write_log(data_dir, line(0))
     poll, looking, look_on = HeadCache.poll, threading.Event(), threading.Event()
 
@@ -402,9 +398,9 @@ async def test_a_watcher_that_was_stopped_while_it_looked_reports_nothing(
 
 
 @pytest.mark.skipif(not watcher.USES_INOTIFY, reason="elsewhere each directory has its thread")
-async def test_waits_that_follow_each_other_share_one_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_consecutive_waits_share_one_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread stays for a while, so that repeated waits don't start one each time."""
-    await at_rest()
+    await resources_at_rest()
     monkeypatch.setattr(inotify, "IDLE_TIMEOUT", 60.0)
     write_log(data_dir, line(0))
     reader, threads = EventReader(data_dir), set()
@@ -419,15 +415,15 @@ async def test_waits_that_follow_each_other_share_one_thread(data_dir: Path, mon
 
 @pytest.mark.skipif(not watcher.USES_INOTIFY, reason="inotify is Linux's")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-async def test_a_forked_child_has_nothing_of_the_watching_of_its_parent(data_dir: Path) -> None:
-    """It has neither descriptors nor watches, and the parent is still woken."""
+async def test_a_forked_child_inherits_nothing_of_its_parents_watcher(data_dir: Path) -> None:
+    """The child has neither descriptors nor watches, and the parent is still woken."""
     write_log(data_dir, line(0))
     waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(len(line(0))))
     await watching()
     await asyncio.sleep(0.1)
     pid = os.fork()
     if not pid:
-        os._exit("anon_inode:inotify" in belongings_of_files())
+        os._exit("anon_inode:inotify" in open_files())
     _, status = await asyncio.to_thread(os.waitpid, pid, 0)
     add_lines(data_dir, line(1))
     result = await asyncio.wait_for(waiting, 5)
@@ -436,7 +432,7 @@ async def test_a_forked_child_has_nothing_of_the_watching_of_its_parent(data_dir
     assert result.new_data
 
 
-def belongings_of_files() -> list[str]:
+def open_files() -> list[str]:
     """Returns the files that the descriptors of this process refer to."""
     found = []
     for number in os.listdir("/proc/self/fd"):
@@ -447,7 +443,7 @@ def belongings_of_files() -> list[str]:
     return found
 
 
-async def test_a_damaged_log_is_reported_to_those_who_wait(damaged_dir: Path) -> None:
+async def test_waits_report_a_damaged_log(damaged_dir: Path) -> None:
     """If the head can't be found, a wait raises the error of the search."""
     write_log(damaged_dir, line(0))
     waiting = asyncio.ensure_future(EventReader(damaged_dir).wait_for_events(len(line(0))))
@@ -475,7 +471,7 @@ async def test_two_names_of_a_directory_share_one_watcher(data_dir: Path) -> Non
     assert meanwhile == 1
 
 
-async def test_a_writer_wakes_who_waits_under_another_name_of_its_directory(data_dir: Path) -> None:
+async def test_a_writer_wakes_waits_under_another_name_of_its_directory(data_dir: Path) -> None:
     """The file system is not needed for that."""
     await watching(0)
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
@@ -492,7 +488,7 @@ async def test_a_writer_wakes_who_waits_under_another_name_of_its_directory(data
     assert result.new_data
 
 
-async def test_a_tail_that_was_busy_when_the_writer_was_closed_gives_its_last_events(data_dir: Path) -> None:
+async def test_a_tail_that_is_busy_when_the_writer_is_closed_yields_the_last_events(data_dir: Path) -> None:
     """Somebody who looked at the files before the writer was opened may have found these events already."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
@@ -545,7 +541,7 @@ async def test_a_wait_does_not_end_before_the_event_is_durable(data_dir: Path, s
 
 
 async def test_has_new_events_answers_without_waiting(data_dir: Path) -> None:
-    """It is true before the head, false at the head, and raises ValueError beyond it."""
+    """The result is true before the head and false at the head; an offset beyond the head raises ValueError."""
     write_log(data_dir, line(0))
     reader = EventReader(data_dir)
 
@@ -555,7 +551,7 @@ async def test_has_new_events_answers_without_waiting(data_dir: Path) -> None:
         await reader.has_new_events(len(line(0)) + 1)
 
 
-async def test_a_log_that_takes_the_place_of_another_is_never_read_from_memory(damaged_dir: Path) -> None:
+async def test_a_log_that_replaces_another_is_never_read_from_memory(damaged_dir: Path) -> None:
     """When a writer of this process is closed, what it wrote last is removed from memory."""
     for n in range(3):
         async with EventLog.open(damaged_dir) as log:

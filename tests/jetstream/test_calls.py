@@ -30,14 +30,14 @@ async def _stubborn() -> None:
 @pytest.mark.parametrize(
     ("call", "timeout"), [(_give_up_inside, None), (lambda: asyncio.sleep(100), 0.05), (_stubborn, 0.05)]
 )
-async def test_a_call_that_takes_too_long_is_given_up(
+async def test_a_call_that_takes_too_long_is_abandoned(
     make: Callable[[Any], Any], call: Callable[[], Coroutine[Any, Any, None]], timeout: float | None
 ) -> None:
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(make(run_isolated(call(), timeout)), 5)
 
 
-async def test_a_call_that_somebody_else_cancels_is_an_error_and_no_cancellation() -> None:
+async def test_a_call_cancelled_by_another_task_raises_an_error_and_no_cancellation() -> None:
     """At the end of `asyncio.run`, for example, the caller must be able to continue."""
     begun: list[asyncio.Task[Any]] = []
 
@@ -54,7 +54,7 @@ async def test_a_call_that_somebody_else_cancels_is_an_error_and_no_cancellation
         await asyncio.wait_for(calling, 5)
 
 
-async def test_a_cancelled_caller_waits_until_the_call_is_over() -> None:
+async def test_a_cancelled_caller_waits_for_the_end_of_the_call() -> None:
     ended: list[bool] = []
 
     async def call() -> None:

@@ -51,7 +51,7 @@ async def _ends_with(error: str, waiting: Any) -> None:
         await asyncio.wait_for(waiting, 30)
 
 
-async def test_a_waiting_tail_learns_that_the_stream_was_deleted(log: EventLog, client: Any, name: str) -> None:
+async def test_a_waiting_tail_raises_if_the_stream_is_deleted(log: EventLog, client: Any, name: str) -> None:
     waiting = asyncio.ensure_future(anext(log.tail()))
     await asyncio.sleep(0.2)
     await client.delete_stream(name)
@@ -59,8 +59,8 @@ async def test_a_waiting_tail_learns_that_the_stream_was_deleted(log: EventLog, 
     await _ends_with("the stream was deleted", waiting)
 
 
-async def test_a_tail_that_begins_to_wait_after_that_learns_it_too(log: EventLog, client: Any, name: str) -> None:
-    """This also holds if another tail was waiting all the time, so that no new check begins."""
+async def test_a_tail_that_starts_after_the_deletion_raises_too(log: EventLog, client: Any, name: str) -> None:
+    """Tested while another tail is waiting, so that no new check begins."""
     waiters = await log.reader()._source.waiters()
     with waiters.watched(), waiters.waiter(Scope()) as later:
         waiting = asyncio.ensure_future(anext(log.tail()))
@@ -72,7 +72,7 @@ async def test_a_tail_that_begins_to_wait_after_that_learns_it_too(log: EventLog
 
 
 @pytest.mark.parametrize("messages", [0, 2, 20])
-async def test_a_recreated_stream_is_another_one(log: EventLog, client: Any, name: str, messages: int) -> None:
+async def test_a_recreated_stream_is_not_accepted(log: EventLog, client: Any, name: str, messages: int) -> None:
     """The new stream may be shorter or longer than the old one."""
     waiting = asyncio.ensure_future(anext(log.tail()))
     await asyncio.sleep(0.2)
@@ -163,7 +163,7 @@ async def _all_of(first: asyncio.Future[Any], log: EventLog) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_a_stream_that_was_edited_so_that_it_may_lose_events_is_not_used_any_more(
+async def test_a_stream_whose_settings_became_unsafe_is_no_longer_used(
     log: EventLog, client: Any, name: str, change: dict[str, Any], named: str
 ) -> None:
     waiting = asyncio.ensure_future(anext(log.tail()))
@@ -184,7 +184,7 @@ async def test_a_stream_can_be_read_again_once_its_settings_are_right(log: Event
     assert (await anext(log.tail(0))).event.data["n"] == 0
 
 
-async def test_a_stream_whose_messages_are_gone_from_the_disk_is_reported(own_servers: Callable[[], Servers]) -> None:
+async def test_a_stream_that_lost_its_messages_on_disk_is_reported(own_servers: Callable[[], Servers]) -> None:
     """The server starts with an empty stream, and does not report it."""
     [server] = (servers := own_servers()).all
     async with EventLog.open(JetStream(servers.addresses, "log", timeout=1, attempt_timeout=0.3)) as log:
@@ -210,7 +210,7 @@ async def test_a_bucket_that_may_lose_documents_is_refused(engine: JetStream, cl
         await EventLog.open(engine)
 
 
-async def test_a_bucket_that_somebody_else_made_is_used(engine: JetStream, client: Any, name: str) -> None:
+async def test_an_existing_bucket_is_used(engine: JetStream, client: Any, name: str) -> None:
     await client.create_key_value(bucket=f"eventfold-{name}")
 
     async with EventLog.open(engine) as log:

@@ -17,14 +17,14 @@ from eventfold.jetstream import JetStream
 from eventfold.jetstream._committer import StreamCommitter
 
 
-async def test_what_waits_together_becomes_one_message(committer: StreamCommitter) -> None:
+async def test_appends_that_wait_together_become_one_message(committer: StreamCommitter) -> None:
     first, second = await append(committer, 1, 2, 3), await append(committer, 4)
 
     assert (first.head.offset, second.head.offset) == (1 << 24, 2 << 24)
     assert await read(committer.source) == b"".join(map(line, (1, 2, 3, 4)))
 
 
-async def test_an_append_on_the_head_of_another_process_is_refused_once_that_is_known(engine: JetStream) -> None:
+async def test_an_append_that_expects_an_outdated_head_is_refused(engine: JetStream) -> None:
     one, other = await engine.open_committer(), await engine.open_committer()
     seen = (await append(one, 1)).head
     await append(other, 2)
@@ -56,7 +56,7 @@ async def test_counters_of_two_processes_lose_no_update(server: Servers) -> None
         await committer.aclose()
 
 
-async def test_a_condition_behind_a_refused_append_of_the_same_batch_holds(committer: StreamCommitter) -> None:
+async def test_a_condition_after_a_refused_append_of_the_same_group_holds(committer: StreamCommitter) -> None:
     head = (await append(committer, 1)).head
 
     commit = await committer.commit([pending(2, Head(5, "no")), pending(3, head), pending(4, head)])
@@ -99,7 +99,7 @@ async def test_a_commit_whose_acknowledgement_is_lost_is_written_once(
     ],
     ids=["sequence 0", "in process", "unavailable", "no JSON"],
 )
-async def test_an_answer_that_acknowledges_nothing_is_none(
+async def test_a_response_without_an_acknowledgement_is_ignored(
     committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch, answer: bytes
 ) -> None:
     """The append is sent again, and is in the log once."""
@@ -118,10 +118,10 @@ async def test_an_answer_that_acknowledges_nothing_is_none(
     assert await read(committer.source) == line(1)
 
 
-async def test_a_message_in_the_way_that_cannot_be_read_yet_is_waited_for(
+async def test_a_conflicting_message_that_cannot_be_read_yet_is_waited_for(
     committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be the append's own first attempt: a new leader knows of it before it can be read."""
+    """The message may be the append's own first attempt, which a new leader knows before it can be read."""
     head = (await append(committer, 1)).head
     original, faults = Client.request, ["in the way", "lost"]
 

@@ -32,7 +32,7 @@ def _stream(engine: JetStream, **changes: Any) -> StreamConfig:
     return StreamConfig(name=name, **{"subjects": [f"eventfold.{name}"]} | SAFE | changes)
 
 
-async def test_a_stream_that_somebody_made_with_the_right_settings_is_used(engine: JetStream, client: Any) -> None:
+async def test_an_existing_stream_with_the_right_settings_is_used(engine: JetStream, client: Any) -> None:
     await client.add_stream(_stream(engine))
 
     committer = await engine.open_committer()
@@ -70,7 +70,7 @@ async def test_a_stream_that_may_lose_events_is_refused_by_name(
         await engine.open_committer()
 
 
-async def test_a_stream_that_acknowledges_what_it_has_not_written_is_refused(engine: JetStream, client: Any) -> None:
+async def test_a_stream_that_acknowledges_unwritten_messages_is_refused(engine: JetStream, client: Any) -> None:
     settings = engine._settings
     configuration = stream_configuration(settings.stream, settings.subject, 1, "none") | {"persist_mode": "async"}
     await client._nc.request(f"$JS.API.STREAM.CREATE.{settings.stream}", msgspec.json.encode(configuration))
@@ -80,7 +80,7 @@ async def test_a_stream_that_acknowledges_what_it_has_not_written_is_refused(eng
 
 
 @pytest.mark.parametrize("cluster", [True, False])
-async def test_the_documented_configuration_is_one_that_a_server_takes(tmp_path: Path, cluster: bool) -> None:
+async def test_a_server_accepts_the_documented_configuration(tmp_path: Path, cluster: bool) -> None:
     page = (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
     [configuration] = [block for block in page.split("```") if "server_name" in block]
     if not cluster:
@@ -100,7 +100,7 @@ async def test_the_documented_configuration_is_one_that_a_server_takes(tmp_path:
     assert checking.returncode == 0, output
 
 
-async def test_a_stream_whose_first_messages_are_gone_is_reported(engine: JetStream, client: Any) -> None:
+async def test_a_stream_without_its_first_messages_is_reported(engine: JetStream, client: Any) -> None:
     await client.add_stream(_stream(engine, deny_purge=False, first_seq=5))
     await client.publish(f"eventfold.{engine._settings.log}", b'{"type":"a","data":{},"ts":1}\n')
 
@@ -109,7 +109,7 @@ async def test_a_stream_whose_first_messages_are_gone_is_reported(engine: JetStr
 
 
 async def test_a_stream_with_a_message_deleted_is_reported(engine: JetStream, client: Any) -> None:
-    """This holds although nobody may delete a message now."""
+    """The gap is reported although the current settings forbid deleting messages."""
     name = engine._settings.log
     await client.add_stream(_stream(engine, deny_delete=False))
     for data in (b"1\n", b"2\n", b"3\n"):
@@ -126,7 +126,7 @@ async def test_an_old_server_is_refused() -> None:
         check_server("nats://host/log", (2, 10), "2.10.22", 2**20)
 
 
-async def test_a_stream_that_is_not_to_be_made_must_be_there(engine: JetStream) -> None:
+async def test_a_stream_that_must_not_be_created_has_to_exist(engine: JetStream) -> None:
     settings = engine._settings
     missing = JetStream(settings.servers, settings.log, create=False)
 
@@ -134,7 +134,7 @@ async def test_a_stream_that_is_not_to_be_made_must_be_there(engine: JetStream) 
         await missing.open_committer()
 
 
-async def test_a_stream_that_is_deleted_under_a_writer_is_an_error(committer: StreamCommitter, client: Any) -> None:
+async def test_deleting_a_stream_in_use_by_a_writer_is_an_error(committer: StreamCommitter, client: Any) -> None:
     await append(committer, 1)
     await client.delete_stream(committer.source.connection.settings.log)
 

@@ -14,14 +14,14 @@ from eventfold.jetstream import JetStream
 from eventfold.jetstream._committer import StreamCommitter
 
 
-async def test_a_document_is_replaced_whole(committer: StreamCommitter) -> None:
+async def test_a_document_is_replaced_completely(committer: StreamCommitter) -> None:
     documents = committer.source.documents
     for data in (b"first", b"x" * 2_000_000, b"last"):
         await documents.store("view", "a.b", data)
         assert await documents.load("view", "a.b") == data
 
 
-async def test_a_document_that_was_deleted_can_be_made_again(committer: StreamCommitter) -> None:
+async def test_a_deleted_document_can_be_created_again(committer: StreamCommitter) -> None:
     documents = committer.source.documents
     await documents.store("consumer", "mailer", b"1")
     await documents.delete("consumer", "mailer")
@@ -36,7 +36,7 @@ async def test_a_document_that_was_deleted_can_be_made_again(committer: StreamCo
 async def test_a_document_whose_acknowledgement_is_lost_is_stored(
     committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
-    """It was written, and the second attempt finds an unexpected revision: its own."""
+    """The document was written, and the second attempt finds an unexpected revision, which is its own."""
     documents = committer.source.documents
     await documents.store("view", "v", b"before")
     original, lost = Client.request, []
@@ -55,7 +55,7 @@ async def test_a_document_whose_acknowledgement_is_lost_is_stored(
     assert await documents.load("view", "v") == data
 
 
-async def test_of_two_who_replace_a_document_at_once_one_is_the_last(committer: StreamCommitter) -> None:
+async def test_two_concurrent_replacements_leave_one_complete_document(committer: StreamCommitter) -> None:
     """The document is complete, and the parts of the other one are gone."""
     documents = committer.source.documents
     contents = [bytes([n]) * 1_000_000 for n in range(4)]
@@ -75,7 +75,7 @@ async def test_a_document_that_was_replaced_leaves_nothing_behind(committer: Str
     assert (await client.stream_info(bucket)).state.messages == 1
 
 
-async def test_documents_are_larger_than_the_messages_that_the_servers_take(
+async def test_documents_may_be_larger_than_a_message(
     own_servers: Callable[[], Servers],
 ) -> None:
     servers = own_servers()

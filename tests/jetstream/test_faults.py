@@ -64,7 +64,7 @@ async def _harm(servers: Servers, fault: str, outage: float, choice: random.Rand
         await asyncio.to_thread(server.wait_until_ready)
 
 
-async def test_servers_that_are_killed_or_stopped_lose_and_double_nothing(
+async def test_servers_that_are_killed_or_suspended_lose_and_duplicate_nothing(
     own_servers: Callable[[int], Servers], capsys: pytest.CaptureFixture[str]
 ) -> None:
     servers = await asyncio.to_thread(own_servers, 3)

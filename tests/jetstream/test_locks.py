@@ -67,7 +67,7 @@ async def start_reader(server: Servers) -> AsyncIterator[Callable[[str], asyncio
         await reader.kill()
 
 
-async def test_a_consumer_waits_while_another_process_reads_and_takes_over_when_that_is_killed(
+async def test_a_waiting_consumer_takes_over_when_the_other_process_is_killed(
     server: Servers, start_reader: Callable[[str], asyncio.Future[Reader]]
 ) -> None:
     async with EventLog.open(JetStream(server.addresses, "killed")) as log:
@@ -103,7 +103,7 @@ async def test_a_consumer_takes_over_at_once_when_the_other_process_has_closed_i
         assert (await asyncio.wait_for(waiting, 20)).event.data["n"] == 1
 
 
-async def test_a_process_that_stood_still_too_long_learns_that_its_name_was_taken_over(
+async def test_a_process_that_was_suspended_too_long_cannot_commit_any_more(
     server: Servers, start_reader: Callable[[str], asyncio.Future[Reader]]
 ) -> None:
     """When it resumes, its commits are refused, since the other process may be far ahead."""
@@ -126,7 +126,7 @@ async def test_a_process_that_stood_still_too_long_learns_that_its_name_was_take
         assert (await anext(consumer)).event.data["n"] == 2
 
 
-async def test_of_many_who_want_a_name_at_once_one_gets_it(server: Servers) -> None:
+async def test_of_many_processes_that_want_a_name_at_once_one_gets_it(server: Servers) -> None:
     committers = [await JetStream(server.addresses, "wanted", timeout=5 + n / 10).open_committer() for n in range(5)]
 
     locks = await asyncio.gather(*(committer.source.documents.lock("consumer", "c") for committer in committers))
@@ -154,7 +154,7 @@ async def taken_over(held: Lock, documents: KeyValueDocuments) -> Lock:
     return taken
 
 
-async def test_who_was_taken_over_can_store_nothing(
+async def test_a_process_that_lost_its_name_can_store_nothing(
     committers: list[StreamCommitter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The old holder was only cut off, and continues."""
@@ -175,7 +175,7 @@ async def test_who_was_taken_over_can_store_nothing(
     taken.release()
 
 
-async def test_who_was_taken_over_finds_out_when_the_stream_is_checked(
+async def test_a_process_that_lost_its_name_notices_at_the_next_check_of_the_stream(
     committers: list[StreamCommitter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eventfold.jetstream._locks.ABSENT_FOR", 0.2)
@@ -192,7 +192,7 @@ async def test_who_was_taken_over_finds_out_when_the_stream_is_checked(
 
 
 async def test_a_name_that_was_released_is_free(committers: list[StreamCommitter]) -> None:
-    """This holds even if nothing was committed under it, and again and again."""
+    """Tested repeatedly, and without any commit."""
     first, second = (committer.source.documents for committer in committers)
     for documents in (first, first, second, first):
         held = await asyncio.wait_for(documents.lock("consumer", "c"), 2)
@@ -201,7 +201,7 @@ async def test_a_name_that_was_released_is_free(committers: list[StreamCommitter
         await documents.aclose()  # Waits until that is known.
 
 
-async def test_a_lock_that_nobody_keeps_is_released(committers: list[StreamCommitter]) -> None:
+async def test_a_lock_without_a_reference_is_released(committers: list[StreamCommitter]) -> None:
     first, second = (committer.source.documents for committer in committers)
     held = await first.lock("consumer", "c")
     assert held is not None
@@ -213,7 +213,7 @@ async def test_a_lock_that_nobody_keeps_is_released(committers: list[StreamCommi
     assert await second.lock("consumer", "c") is not None
 
 
-async def test_a_name_that_is_held_without_a_commit_has_no_document(committers: list[StreamCommitter]) -> None:
+async def test_a_held_name_without_a_commit_has_no_document(committers: list[StreamCommitter]) -> None:
     first, second = (committer.source.documents for committer in committers)
     held = await first.lock("consumer", "c")
 
@@ -229,7 +229,7 @@ async def test_a_name_that_is_held_without_a_commit_has_no_document(committers: 
 async def test_a_name_stays_held_if_the_check_of_a_new_connection_fails(
     own_servers: Callable[[], Servers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is repeated before others take the name over."""
+    """The check is repeated before others take the name over."""
     check = StreamMonitor.check
     failed = 0
 

@@ -42,7 +42,7 @@ def test_an_address_that_is_wrong_is_refused(where: str, message: str) -> None:
         (["nats://host", "nats://me:secret@"], "which '' does not"),
     ],
 )
-def test_what_names_no_servers_is_refused(servers: Any, message: str) -> None:
+def test_a_value_that_names_no_servers_is_refused(servers: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         JetStream(servers, "orders")
     assert "secret" not in str(caught.value)
@@ -80,7 +80,7 @@ async def test_an_option_that_the_client_library_does_not_have_is_named() -> Non
         await EventLog.open(JetStream("nats://127.0.0.1:4222", "orders", pasword="secret"))
 
 
-async def test_a_log_with_fewer_replicas_than_asked_for_is_warned_of(
+async def test_a_log_with_fewer_replicas_than_requested_logs_a_warning(
     server: Servers, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A program that asked for one replica has created the stream."""
@@ -113,7 +113,7 @@ async def test_a_user_whom_the_server_refuses_is_an_error_at_once(guarded: Serve
         pass
 
 
-async def test_a_user_who_may_not_use_jetstream_is_told(guarded: Servers) -> None:
+async def test_a_user_without_permission_for_jetstream_gets_an_error(guarded: Servers) -> None:
     """The error comes after the time-out, since the servers don't answer such a request."""
     [address] = guarded.addresses
     engine = JetStream(address.replace("//", "//bob:right@"), "orders", timeout=0.5, attempt_timeout=0.2)
@@ -121,7 +121,7 @@ async def test_a_user_who_may_not_use_jetstream_is_told(guarded: Servers) -> Non
         await EventLog.open(engine)
 
 
-async def test_servers_without_jetstream_are_named_as_such(own_servers: Callable[[], Servers]) -> None:
+async def test_the_error_says_that_servers_have_no_jetstream(own_servers: Callable[[], Servers]) -> None:
     servers = own_servers()
     servers.all[0].configure(jetstream=False)
     servers.all[0].restart()
@@ -129,7 +129,7 @@ async def test_servers_without_jetstream_are_named_as_such(own_servers: Callable
         await EventLog.open(JetStream(servers.addresses, "orders", timeout=0.5, attempt_timeout=0.2))
 
 
-async def test_a_server_that_is_not_there_is_an_error_after_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unavailable_server_is_an_error_after_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
     """The error says why and what to check; before that, a warning says what the program waits for."""
     [port] = free_ports(1)
     engine = JetStream(f"nats://127.0.0.1:{port}", "orders", timeout=0.5, attempt_timeout=0.2)

@@ -56,7 +56,7 @@ async def test_an_attempt_that_could_not_be_sent_before_an_outage_is_not_sent_af
 
 
 async def test_an_append_that_was_never_sent_was_not_written(own_servers: Callable[[], Servers]) -> None:
-    """Its fate is certain, so the error is not that of an unknown outcome."""
+    """The outcome is certain, so the error is not `UnknownOutcomeError`."""
     servers = own_servers()
     committer = await _open(servers, timeout=0.5)
     await append(committer, 1)
@@ -90,7 +90,7 @@ async def test_a_connection_that_the_server_ends_for_good_is_replaced(own_server
         assert (await asyncio.wait_for(waiting, 10)).event.data["n"] == 2
 
 
-async def test_servers_that_take_smaller_messages_than_before_get_smaller_ones(
+async def test_servers_with_a_smaller_max_payload_get_smaller_messages(
     own_servers: Callable[[], Servers],
 ) -> None:
     servers = own_servers()
@@ -125,7 +125,7 @@ async def test_servers_without_jetstream_are_waited_for(own_servers: Callable[[]
     await committer.aclose()
 
 
-async def test_servers_that_let_nobody_in_are_waited_for(own_servers: Callable[[], Servers]) -> None:
+async def test_servers_that_refuse_connections_are_waited_for(own_servers: Callable[[], Servers]) -> None:
     servers = own_servers()
     committer = await _open(servers, timeout=1)
     await append(committer, 1)
@@ -171,7 +171,7 @@ async def test_closing_does_not_wait_for_servers_that_have_stopped(own_servers: 
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
-async def test_closing_a_log_waits_for_servers_that_are_away_once_and_not_for_each_call(
+async def test_closing_a_log_waits_for_unavailable_servers_only_once(
     own_servers: Callable[[], Servers], how: str
 ) -> None:
     """Queued appends and the snapshots share one `timeout`."""
@@ -195,10 +195,10 @@ async def test_closing_a_log_waits_for_servers_that_are_away_once_and_not_for_ea
     assert all(isinstance(outcome, OSError | UnknownOutcomeError) for outcome in outcomes[:6])
 
 
-async def test_a_log_that_stays_open_beside_one_that_was_closed_waits_as_long_as_before(
+async def test_closing_a_log_does_not_shorten_the_waits_of_another(
     own_servers: Callable[[], Servers],
 ) -> None:
-    """Both logs use the same connection."""
+    """The two logs use the same connection."""
     servers = own_servers()
     engine = JetStream(servers.addresses, "log", timeout=3, attempt_timeout=0.3)
     async with EventLog.open(engine) as log:

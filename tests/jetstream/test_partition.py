@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-async def test_appends_and_tails_leave_a_leader_that_is_cut_off(network: tuple[Servers, Network]) -> None:
-    """It still answers pings, so that only the missing acknowledgements show that it is cut off."""
+async def test_appends_and_tails_move_away_from_a_leader_that_is_cut_off(network: tuple[Servers, Network]) -> None:
+    """The leader still answers pings, so that only the missing acknowledgements show that it is cut off."""
     servers, ways = network
     async with EventLog.open(JetStream(servers.addresses, "cut", replicas=3)) as log:
         await log.append(Event("counted", {"n": 0}))
@@ -61,7 +61,9 @@ async def test_appends_and_tails_leave_a_leader_that_is_cut_off(network: tuple[S
     assert seen == found
 
 
-async def test_without_a_majority_appends_wait_and_then_nobody_knows(own_servers: Callable[[int], Servers]) -> None:
+async def test_without_a_majority_appends_wait_and_their_outcome_is_unknown(
+    own_servers: Callable[[int], Servers],
+) -> None:
     """A tail that waits meanwhile continues on its own when the majority is back."""
     servers = own_servers(3)
     async with EventLog.open(JetStream(servers.addresses, "log", replicas=3, timeout=6, attempt_timeout=1)) as log:

@@ -38,7 +38,7 @@ def dropping(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) 
     return caplog
 
 
-async def test_a_tail_gets_what_the_client_library_dropped(
+async def test_a_tail_gets_messages_that_the_client_library_dropped(
     engine: JetStream, dropping: pytest.LogCaptureFixture
 ) -> None:
     async def append_beside() -> None:
@@ -62,7 +62,7 @@ async def test_a_tail_gets_what_the_client_library_dropped(
     assert "SlowConsumerError" in dropping.text
 
 
-async def test_nothing_is_dropped_where_no_limit_is_set(
+async def test_nothing_is_dropped_without_a_limit(
     engine: JetStream, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was asked for limits what comes, not the library."""
@@ -82,7 +82,7 @@ async def test_nothing_is_dropped_where_no_limit_is_set(
     await committer.aclose()
 
 
-async def test_a_read_gets_what_the_client_library_dropped(
+async def test_a_read_gets_messages_that_the_client_library_dropped(
     committer: StreamCommitter, dropping: pytest.LogCaptureFixture
 ) -> None:
     for n in range(20):

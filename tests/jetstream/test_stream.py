@@ -18,7 +18,7 @@ async def test_an_empty_stream_has_an_empty_head(committer: StreamCommitter) -> 
     assert await committer.source.head() == Head(0, "")
 
 
-async def test_a_block_knows_the_offset_of_each_of_its_lines(committer: StreamCommitter) -> None:
+async def test_a_block_contains_the_offset_of_each_line(committer: StreamCommitter) -> None:
     await append(committer, 1, 2)
     await append(committer, 3)
 
@@ -52,7 +52,7 @@ async def test_an_offset_within_a_line_is_refused(committer: StreamCommitter) ->
         await committer.source.line_hash_before(5)
 
 
-async def test_another_line_before_the_start_is_reported(committer: StreamCommitter) -> None:
+async def test_a_different_line_before_the_start_is_reported(committer: StreamCommitter) -> None:
     await append(committer, 1)
     await append(committer, 2)
 
@@ -60,7 +60,7 @@ async def test_another_line_before_the_start_is_reported(committer: StreamCommit
         await read(committer.source, Head(1 << 24, "0" * 16))
 
 
-async def test_a_message_of_another_process_wakes_those_who_wait(engine: JetStream, server: Any) -> None:
+async def test_a_message_of_another_process_wakes_waits(engine: JetStream, server: Any) -> None:
     reading = await JetStream(server.addresses, engine._settings.log).open_committer()
     writing = await engine.open_committer()
     waiters = await reading.source.waiters()
@@ -74,10 +74,10 @@ async def test_a_message_of_another_process_wakes_those_who_wait(engine: JetStre
     await writing.aclose()
 
 
-async def test_blocks_before_an_offset_join_to_the_whole(
+async def test_the_blocks_before_an_offset_are_complete(
     committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They come from the end to the beginning, several messages at a time, or one if messages are large."""
+    """The blocks come from the end to the beginning, several messages at a time, or one if messages are large."""
     for n in range(20):
         await append(committer, 2 * n, 2 * n + 1)
     for messages_back, most_bytes in ((1000, 2**21), (7, 2**21), (7, 1)):
@@ -92,7 +92,7 @@ async def test_blocks_before_an_offset_join_to_the_whole(
         assert data == b"".join(map(line, range(40)))
 
 
-async def test_a_block_ends_within_a_message_where_a_line_does(committer: StreamCommitter) -> None:
+async def test_a_block_may_end_inside_a_message_at_the_end_of_a_line(committer: StreamCommitter) -> None:
     await append(committer, 1)
     await append(committer, 2, 3)
 

@@ -1,4 +1,4 @@
-"""A log against a plain list: whatever happens to it, and however often its writer dies, both have the same content."""
+"""A log against a plain list: whatever happens, and however often the writer dies, both have the same content."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def fold_made(state: int, event: Event) -> int:
 
 
 class LogMachine(RuleBasedStateMachine):
-    """Does the same to a log and to a list of lines, and compares them."""
+    """Applies the same steps to a log and to a list of lines, and compares them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -308,7 +308,7 @@ class LogMachine(RuleBasedStateMachine):
         self.place.cleanup()
 
 
-def test_a_log_holds_what_a_list_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_has_the_same_content_as_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of steps include crashes, failing disks, rotations, refreshes and reads by others."""
     small_frames(monkeypatch, 300)
     steps = []

@@ -79,7 +79,7 @@ async def test_one_process_works_and_another_takes_over_when_it_is_killed(databa
             await second.until(lambda: second.ended == [6, 7, 8])
 
 
-async def test_consumers_of_other_names_and_other_logs_run_beside_each_other(database: str) -> None:
+async def test_consumers_of_other_names_and_other_logs_run_at_the_same_time(database: str) -> None:
     async with EventLog.open(Postgres(database, "orders")) as log, EventLog.open(Postgres(database, "others")) as other:
         for one in (log, other):
             await one.append(Event("a", {"n": 1}))
@@ -106,7 +106,7 @@ async def test_the_name_is_free_as_soon_as_its_reader_stops(database: str) -> No
         assert (await anext(log.consumer("worker"))).event.data["n"] == 1
 
 
-async def test_who_waits_for_a_name_ends_with_its_log(database: str) -> None:
+async def test_a_consumer_that_waits_for_its_name_ends_with_its_log(database: str) -> None:
     """The consumer ends without a record and without an error."""
     await append(database, 0, 1)
     async with worker(database) as other:
@@ -151,10 +151,10 @@ async def documents(database: str) -> AsyncIterator[tuple[TableDocuments, TableD
         await committer.aclose()
 
 
-async def test_who_was_taken_over_can_commit_nothing(
+async def test_a_process_that_lost_its_name_can_commit_nothing(
     server: Server, database: str, proxy: Proxy, documents: tuple[TableDocuments, TableDocuments]
 ) -> None:
-    """This holds even if the new holder has committed nothing yet."""
+    """Tested before and after the new holder's first commit."""
     first, second = documents
     held = await first.lock("consumer", "c")
     assert held is not None
@@ -174,10 +174,10 @@ async def test_who_was_taken_over_can_commit_nothing(
     assert await first.load("consumer", "c") == b"3"
 
 
-async def test_who_has_lost_its_connection_commits_as_long_as_nobody_has_taken_the_name(
+async def test_a_process_that_lost_its_connection_can_commit_until_another_takes_the_name(
     server: Server, database: str, proxy: Proxy, documents: tuple[TableDocuments, TableDocuments]
 ) -> None:
-    """It was the last one to hold the name."""
+    """Until then, the process was the last one to hold the name."""
     first, second = documents
     held = await first.lock("consumer", "c")
     await end_the_backend(server, proxy, database)
@@ -189,7 +189,7 @@ async def test_who_has_lost_its_connection_commits_as_long_as_nobody_has_taken_t
     assert await held.was_lost()
 
 
-async def test_whoever_may_only_read_has_the_name_too(server: Server, database: str) -> None:
+async def test_a_role_that_may_only_read_can_hold_the_name(server: Server, database: str) -> None:
     """Other processes can't see that it holds the name, and it commits nothing; once it may write, it does both."""
     await append(database, 0, 2)
     await server.execute("DROP ROLE IF EXISTS reads", database=database.rpartition("/")[2])
@@ -207,7 +207,7 @@ async def test_whoever_may_only_read_has_the_name_too(server: Server, database: 
         assert (await anext(log.consumer("worker"))).event.data["n"] == 1
 
 
-async def test_a_commit_that_reaches_the_server_late_moves_nothing_back(server: Server, database: str) -> None:
+async def test_a_late_commit_does_not_move_the_offset_back(server: Server, database: str) -> None:
     """The commit was sent again meanwhile, and so was the next one."""
     async with proxy_of(server.port) as proxy:
         address = database.replace(f":{server.port}/", f":{proxy.port}/")
@@ -239,7 +239,7 @@ async def test_a_name_that_was_taken_before_there_was_a_log_is_kept_by_its_owner
 
 
 @pytest.mark.parametrize("lose", [cut_with_the_connection, end_the_backend])
-async def test_who_loses_the_lock_stops_before_the_next_record(
+async def test_a_process_that_loses_the_lock_stops_before_the_next_record(
     server: Server, database: str, lose: Callable[[Server, Proxy, str], Awaitable[None]]
 ) -> None:
     """The other one takes over; both work only on the record that was under way, and no record is left out."""
@@ -263,7 +263,7 @@ async def test_who_loses_the_lock_stops_before_the_next_record(
     assert len(first.ended + second.ended) <= 60 + 4
 
 
-async def test_a_lock_on_a_server_that_has_gone_silent_is_not_believed(
+async def test_a_lock_on_an_unresponsive_server_is_not_trusted(
     server: Server, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server may have lost its power; the name is taken again on another connection, and nothing is given twice."""
@@ -290,10 +290,8 @@ async def test_a_lock_on_a_server_that_has_gone_silent_is_not_believed(
     assert given == list(range(10))
 
 
-async def test_one_connection_serves_whoever_waits_and_whoever_holds_a_lock(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is closed a moment after nobody needs it any more."""
+async def test_one_connection_serves_all_waits_and_locks(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is closed a moment after its last use."""
     monkeypatch.setattr(_dedicated, "IDLE_TIMEOUT", 0.1)
     async with EventLog.open(Postgres(database, "orders")) as log:
         await log.append(Event("a", {"n": 1}))

@@ -83,7 +83,7 @@ def hosts(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> 
                 worker.kill()
 
 
-async def test_what_is_written_at_one_host_is_read_at_the_other(hosts: list[Host]) -> None:
+async def test_a_write_at_one_host_can_be_read_at_the_other(hosts: list[Host]) -> None:
     """The client passes the offset that it was given, and sees the event at once."""
     for n in range(4):
         added = (await hosts[n % 2].add(f"milk {n}", f"milk-{n}")).json()
@@ -100,8 +100,8 @@ async def test_a_request_that_is_sent_to_both_hosts_with_one_key_is_written_once
     assert len({answer.json()["offset"] for answer in answers}) == 10
 
 
-async def test_of_changes_at_both_hosts_to_what_was_seen_one_is_taken(hosts: list[Host]) -> None:
-    """The other one is told to look again."""
+async def test_of_two_conflicting_changes_at_both_hosts_one_is_accepted(hosts: list[Host]) -> None:
+    """The other client gets a conflict."""
     added = (await hosts[0].add("eggs", "eggs")).json()
     for n in range(3):
         seen = (await hosts[0].ask("GET", "/todos", params={"after": added["offset"]})).json()["offset"]
@@ -111,7 +111,7 @@ async def test_of_changes_at_both_hosts_to_what_was_seen_one_is_taken(hosts: lis
         assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409]
 
 
-async def test_a_worker_killed_under_load_loses_and_doubles_nothing(hosts: list[Host]) -> None:
+async def test_a_worker_killed_under_load_loses_and_duplicates_nothing(hosts: list[Host]) -> None:
     """Clients repeat unanswered requests with the same key at any host; a stream yields each event once."""
     acknowledged: dict[str, int] = {}
 

@@ -19,7 +19,7 @@ TASKS = 100
 
 @pytest.mark.skipif(not ROUNDS, reason="takes long: set EVENTFOLD_POSTGRES_FAILOVERS to the number of failovers")
 @pytest.mark.timeout(240 + 120 * ROUNDS)
-async def test_what_was_acknowledged_is_there_once_after_the_standby_was_promoted_under_load() -> None:
+async def test_acknowledged_events_are_there_once_after_a_promotion_of_the_standby_under_load() -> None:
     """Two programs have both servers in their address; until the promotion, the standby can be read and tailed."""
     with primary_and_standby() as (primary, standby):
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in (primary, standby))

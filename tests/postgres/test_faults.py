@@ -74,7 +74,7 @@ def engine(own_server: Server) -> Callable[[], Postgres]:
 
 
 @pytest.mark.timeout(240 + 30 * ROUNDS)
-async def test_what_was_acknowledged_under_faults_is_there_once(own_server: Server) -> None:
+async def test_events_acknowledged_under_faults_are_there_once(own_server: Server) -> None:
     """100 tasks in two processes append, some conditionally, while the server fails; tails see each event once."""
     faults: list[Callable[[Server, Proxy], Awaitable[None]]] = [FAULTS[n % len(FAULTS)] for n in range(ROUNDS)]
     async with proxy_of(own_server.port) as proxy:
@@ -111,7 +111,7 @@ async def test_a_commit_whose_connection_is_cut_is_in_the_log_once(own_server: S
 
 @pytest.mark.parametrize("when", Cut)
 @pytest.mark.parametrize("mark", [b'"n":1', b"COMMIT"])
-async def test_a_commit_that_is_judged_in_its_turn_and_cut_off_is_in_the_log_once(
+async def test_a_commit_cut_off_while_it_has_the_log_locked_is_in_the_log_once(
     own_server: Server, monkeypatch: pytest.MonkeyPatch, mark: bytes, when: Cut
 ) -> None:
     """Another writer comes first; then the connection is cut while the log is locked."""
@@ -138,7 +138,7 @@ async def test_a_commit_that_is_judged_in_its_turn_and_cut_off_is_in_the_log_onc
     assert result.start_offset == records[1].start_offset
 
 
-async def test_a_host_that_stops_while_it_has_the_log_locked_holds_up_the_others_for_a_moment_only(
+async def test_a_host_that_is_suspended_with_the_log_locked_delays_the_others_only_briefly(
     own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server ends its transaction; when the host resumes, it appends its event, once."""
@@ -169,7 +169,7 @@ async def test_a_host_that_stops_while_it_has_the_log_locked_holds_up_the_others
 
 
 @pytest.mark.parametrize(("when", "found"), [(Cut.BEFORE, [0, 2]), (Cut.AFTER, [0, 1, 2])])
-async def test_an_append_is_of_unknown_outcome_where_the_server_is_not_reached_again(
+async def test_an_append_has_an_unknown_outcome_if_the_server_stays_unreachable(
     own_server: Server, when: Cut, found: list[int]
 ) -> None:
     """The append was sent, and nobody knows whether it arrived. Once the server is back, the writer continues."""
@@ -187,7 +187,7 @@ async def test_an_append_is_of_unknown_outcome_where_the_server_is_not_reached_a
 
 
 async def test_a_server_that_turns_read_only_fails_appends_until_it_is_writable_again(own_server: Server) -> None:
-    """This happens when a primary is demoted, or when a managed server's disk is full."""
+    """A server turns read-only when a primary is demoted, or when a managed server's disk is full."""
     async with EventLog.open(Postgres(own_server.address(), "read_only", timeout=0.5)) as log:
         await log.append(Event("a", {"n": 1}))
         try:
@@ -254,7 +254,7 @@ async def test_a_tail_continues_if_its_listening_connection_is_lost(own_server: 
     assert seen == [0, 1, 2, 3, 4]
 
 
-async def test_a_tail_sees_what_others_append_without_any_notification(
+async def test_a_tail_sees_the_events_of_others_without_notifications(
     own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example, a pooler in transaction mode delivers none; a look every second finds the events."""
@@ -295,7 +295,7 @@ async def test_a_statement_timeout_is_an_os_error_and_nothing_was_written(own_se
         assert [record.event.data["n"] async for record in log.read_full()] == [2]
 
 
-async def test_a_server_that_stands_still_is_waited_for_and_has_each_event_once() -> None:
+async def test_an_unresponsive_server_is_waited_for_and_has_each_event_once() -> None:
     """No connection is lost and nothing is answered: appends are sent again, reads are repeated, and tails go on."""
     with running_server() as server:
         async with EventLog.open(Postgres(server.address(), "still", attempt_timeout=0.3)) as log:
@@ -326,7 +326,7 @@ async def test_a_server_that_stands_still_is_waited_for_and_has_each_event_once(
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
-async def test_closing_waits_shortly_for_a_server_that_is_away(how: str) -> None:
+async def test_closing_waits_briefly_for_an_unavailable_server(how: str) -> None:
     """All views' snapshots, the index and the connections share one time-out; a tail ends too."""
 
     def count(state: int, event: Event) -> int:

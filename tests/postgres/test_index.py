@@ -52,7 +52,7 @@ async def test_the_keys_are_written_in_the_commit_of_their_events(database: str)
     await check_table(database)
 
 
-async def test_what_a_writer_without_the_index_appends_is_not_passed_over(database: str) -> None:
+async def test_events_of_a_writer_without_the_index_are_not_missed(database: str) -> None:
     """The offset that the table claims stays until somebody queries the index, and then includes that event."""
     engines = [Postgres(database, "orders", timeout=20 + n) for n in range(2)]
     async with EventLog.open(engines[0], index=True) as log, EventLog.open(engines[1]) as other:
@@ -90,7 +90,7 @@ async def test_a_log_is_indexed_while_others_write(database: str, monkeypatch: p
     await check_table(database)
 
 
-async def test_an_index_that_is_dropped_in_use_is_made_again(database: str) -> None:
+async def test_an_index_that_is_dropped_in_use_is_rebuilt(database: str) -> None:
     """The next query builds it; the keys of other logs stay."""
     async with EventLog.open(Postgres(database, "another"), index=True) as another:
         await another.append(tagged(0, "x"))
@@ -129,7 +129,7 @@ async def test_an_index_is_built_ahead_of_time(database: str) -> None:
         await build_index(Postgres(database, "none"))
 
 
-async def test_long_lines_are_found_and_given_whole(database: str) -> None:
+async def test_long_lines_are_found_and_complete(database: str) -> None:
     """The lines are longer than what is fetched at first, at the beginning of a commit and inside it."""
     sizes = [10, 5000, 4096, 300_000, 0, 100_000]
     async with EventLog.open(Postgres(database, "orders"), index=True) as log:
@@ -141,7 +141,7 @@ async def test_long_lines_are_found_and_given_whole(database: str) -> None:
     assert [len(r.event.data["text"]) for r in records] == sizes + sizes[::-1]
 
 
-async def test_the_table_is_as_the_log_after_backends_were_killed(own_server: Server) -> None:
+async def test_the_table_agrees_with_the_log_after_backends_were_killed(own_server: Server) -> None:
     """Meanwhile, some append with the index, one without it, and one rebuilds it."""
     address, killed = own_server.address(), 0
     engines = [Postgres(address, "killed", timeout=60 + n) for n in range(3)]

@@ -43,7 +43,7 @@ async def test_an_address_that_is_wrong_is_refused(where: str, message: str) -> 
         ("postgresql://me:secret@host/db?log=other", r"leave out \?log= and \?schema="),
     ],
 )
-def test_what_names_no_database_is_refused(where: Any, message: str) -> None:
+def test_a_value_that_names_no_database_is_refused(where: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         Postgres(where, "orders")
     assert "secret" not in str(caught.value)
@@ -95,7 +95,7 @@ async def test_a_connection_that_the_server_refuses_is_an_error_at_once(
     assert "wrong" not in str(caught.value)
 
 
-async def test_a_server_that_is_not_there_is_an_error_after_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unavailable_server_is_an_error_after_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
     """The error says why and what to check; before that, a warning says what the program waits for."""
     with pytest.raises(OSError, match=r"within 3 s: no connection \(Connect call failed.*check the address"):
         await EventLog.open(Postgres(f"postgresql://me@127.0.0.1:{free_port()}/db", "orders", timeout=3))

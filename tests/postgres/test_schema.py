@@ -68,7 +68,7 @@ async def test_a_database_holds_many_logs(database: str) -> None:
 
 
 async def test_a_log_that_does_not_exist_reads_as_empty(database: str) -> None:
-    """This holds without tables, and with tables that have other logs."""
+    """Tested without tables, and with tables that have other logs."""
     assert await read(database) == []
     await fill(database, "another")
     assert await read(database) == []
@@ -105,7 +105,7 @@ async def test_tables_of_the_first_version_are_migrated_to_an_index(database: st
 
 
 async def test_tables_of_a_newer_version_are_refused(database: str) -> None:
-    """This release can't know what a later one has changed."""
+    """An older release can't know what a newer one has changed."""
     await fill(database)
     await execute(database, "UPDATE eventfold_schema SET version = 99")
 
@@ -141,7 +141,7 @@ async def test_the_error_for_a_role_that_may_not_append_names_the_grants(databas
         await execute(database, "DROP OWNED BY reporter; DROP ROLE reporter")
 
 
-async def test_a_permission_taken_away_while_the_log_is_open_is_a_permission_error(database: str) -> None:
+async def test_a_permission_revoked_while_the_log_is_open_is_a_permission_error(database: str) -> None:
     """Nothing is written; once the permission is granted again, the same writer continues."""
     await fill(database)
     grant = "ALL ON ALL TABLES IN SCHEMA public"
@@ -159,7 +159,7 @@ async def test_a_permission_taken_away_while_the_log_is_open_is_a_permission_err
         await execute(database, "DROP OWNED BY clerk; DROP ROLE clerk")
 
 
-async def test_a_read_only_server_is_refused_for_appending_and_read_all_the_same(database: str) -> None:
+async def test_a_read_only_server_can_be_read_but_not_appended_to(database: str) -> None:
     """A standby is such a server."""
     await fill(database)
     name = database.rpartition("/")[2]
@@ -198,7 +198,7 @@ async def test_a_search_path_that_misses_the_tables_is_an_error_and_no_empty_log
     with pytest.raises(EventfoldError, match=r"tables in schema shop, which is not in the search path \(.*public.*\)"):
         await read(database)
     async with EventLog.open(Postgres(database, "orders", schema="public")) as log:
-        assert log.head.offset == 0  # Whoever wants them twice must say so.
+        assert log.head.offset == 0  # A second set of tables must be requested.
 
 
 async def test_the_tables_may_be_in_a_schema_of_their_own(database: str) -> None:
@@ -223,7 +223,7 @@ async def test_the_tables_may_be_in_a_schema_of_their_own(database: str) -> None
         ("DROP TABLE eventfold_documents", "column eventfold_documents.data"),
     ],
 )
-async def test_a_table_that_somebody_altered_is_refused_at_opening(database: str, statement: str, named: str) -> None:
+async def test_an_altered_table_is_refused_when_the_log_is_opened(database: str, statement: str, named: str) -> None:
     """The message says what is missing."""
     await fill(database)
     await execute(database, statement)
@@ -244,7 +244,7 @@ async def test_a_table_altered_while_the_log_is_open_fails_the_writer(database: 
     await log.aclose()
 
 
-async def test_a_head_that_is_not_behind_the_last_commit_is_refused(database: str) -> None:
+async def test_a_head_that_does_not_match_the_last_commit_is_refused(database: str) -> None:
     """Somebody deleted the last commit."""
     await fill(database)
     await execute(database, "DELETE FROM eventfold_commits WHERE start = (SELECT max(start) FROM eventfold_commits)")
@@ -253,7 +253,7 @@ async def test_a_head_that_is_not_behind_the_last_commit_is_refused(database: st
         await EventLog.open(Postgres(database, "orders"))
 
 
-async def test_a_missing_commit_is_noticed_by_who_reads(database: str) -> None:
+async def test_a_read_reports_a_missing_commit(database: str) -> None:
     """Events before the gap are returned first."""
     await fill(database)
     await execute(database, 'DELETE FROM eventfold_commits WHERE start = (SELECT min("end") FROM eventfold_commits)')

@@ -22,8 +22,8 @@ from eventfold.postgres._committer import TableCommitter
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
-async def test_what_another_writer_appended_in_between_is_read(database: str) -> None:
-    """They come in order, after the events that the first writer has appended before."""
+async def test_a_writer_reads_the_events_of_another_writer(database: str) -> None:
+    """The events come in order, after the earlier events of the first writer."""
     engines = [Postgres(database, "orders", timeout=seconds) for seconds in (20, 30)]  # No connections are shared.
     async with EventLog.open(engines[0]) as one, EventLog.open(engines[1]) as two:
         result = await one.append(Event("a", {"n": 0}))
@@ -66,7 +66,7 @@ async def pooler(server: Server, database: str) -> AsyncIterator[str]:
         process.wait()
 
 
-async def test_a_log_behind_a_pooler_in_transaction_mode(pooler: str, database: str) -> None:
+async def test_a_log_works_behind_a_pooler_in_transaction_mode(pooler: str, database: str) -> None:
     """Ten writers share two connections, and a tail listens without the pooler."""
     engines = [
         Postgres(pooler, "orders", transaction_pooling=True, listen_dsn=database, timeout=20 + n) for n in range(10)
@@ -92,8 +92,8 @@ async def test_a_log_behind_a_pooler_in_transaction_mode(pooler: str, database: 
     assert sorted(seen) == list(range(300))
 
 
-async def test_a_consumer_behind_a_pooler_holds_its_name_past_it(pooler: str, database: str) -> None:
-    """Its lock is held by the connection that listens; its commits go through the pooler."""
+async def test_a_consumer_behind_a_pooler_holds_its_name_on_a_direct_connection(pooler: str, database: str) -> None:
+    """The connection that listens holds the consumer's lock; its commits go through the pooler."""
     engines = [
         Postgres(pooler, "orders", transaction_pooling=True, listen_dsn=database, timeout=20 + n) for n in range(2)
     ]
@@ -111,7 +111,7 @@ async def test_a_consumer_behind_a_pooler_holds_its_name_past_it(pooler: str, da
         assert (await anext(log.consumer("worker"))).event.data["n"] == 2
 
 
-async def test_writers_apart_that_reserve_the_same_seats_get_each_seat_once(database: str) -> None:
+async def test_writers_that_reserve_the_same_seats_get_each_seat_once(database: str) -> None:
     """A query also covers what the others appended."""
     engines = [Postgres(database, "seats", timeout=20 + n) for n in range(3)]
     logs = [await EventLog.open(engine) for engine in engines]
@@ -132,7 +132,7 @@ async def test_writers_apart_that_reserve_the_same_seats_get_each_seat_once(data
     assert sorted(found) == list(range(30))
 
 
-async def test_a_condition_is_judged_in_its_turn_however_often_others_get_in_between(
+async def test_a_condition_is_checked_in_its_turn_however_often_others_append(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A writer that appends without a pause does not hold up another one, and the condition covers its events."""
@@ -158,7 +158,7 @@ def of_seat(seat: int) -> Query:
     return Query(tags={f"seat:{seat}"})
 
 
-async def test_a_commit_begins_before_all_of_the_one_before_it_have_returned(
+async def test_a_commit_begins_while_the_calls_of_the_previous_one_return(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the server works, so does this process; the appends return in the order of the log all the same."""
@@ -187,7 +187,7 @@ async def test_a_commit_begins_before_all_of_the_one_before_it_have_returned(
         assert [r.event.data["n"] for r in records if r.event.data["task"] == task] == list(range(6))
 
 
-async def test_a_failure_ends_all_appends_of_both_commits_under_way(
+async def test_a_failure_fails_the_appends_of_both_commits_under_way(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The appends of the commit before them have succeeded."""

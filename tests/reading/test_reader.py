@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,10 @@ from eventfold import (
     EventWriter,
     Head,
     LogClosedError,
-    Query,
-    Record,
     SyncMode,
     WaitResult,
     line_hash,
 )
-from eventfold._codec.lines import Lines
-from eventfold._files.segments import LogSegments
 
 BAD_LINES = {
     "no JSON": b"not json\n",
@@ -59,7 +54,7 @@ async def read_to_damage(reader: Any) -> tuple[list[Any], CorruptLogError]:
 
 
 @pytest.mark.parametrize("case", BAD_LINES)
-async def test_a_bad_line_ends_the_reading_after_all_good_events(damaged_dir: Path, case: str) -> None:
+async def test_a_bad_line_ends_reading_after_all_good_events(damaged_dir: Path, case: str) -> None:
     """The error names the file and the line's offset, and nothing after the line is returned."""
     good = [line(n) for n in range(50)]
     write_log(damaged_dir, *good, BAD_LINES[case], line(50))
@@ -86,7 +81,7 @@ async def test_a_bad_line_far_into_the_log_is_found_at_its_offset(damaged_dir: P
 @pytest.mark.parametrize(
     "key", ['"type":""', '"type":"a","batch":[3,2]', '"type":"a","batch":[0,2]', '"type":"a","batch":"x"']
 )
-async def test_what_another_program_may_write_is_read(damaged_dir: Path, key: str) -> None:
+async def test_lines_that_another_program_may_write_are_read(damaged_dir: Path, key: str) -> None:
     """The type may be empty, and a `batch` that is not a position in a batch leaves its event on its own."""
     write_log(damaged_dir, line(0), f'{{{key},"data":{{"n":1}},"ts":1}}\n'.encode(), line(2), line(3, batch="1,1"))
     reader = EventReader(damaged_dir)
@@ -95,8 +90,8 @@ async def test_what_another_program_may_write_is_read(damaged_dir: Path, key: st
     assert [r.event.data["n"] async for r in reader.read_back()] == [3, 2, 1, 0]
 
 
-async def test_blank_lines_are_passed_over(damaged_dir: Path) -> None:
-    """They count in the offsets, but are not events."""
+async def test_blank_lines_are_skipped(damaged_dir: Path) -> None:
+    """Blank lines count in the offsets, but are not events."""
     write_log(damaged_dir, b"\n", line(0), b"\n \t\n", line(1), b"\r\n", line(2))
     found = await records(EventReader(damaged_dir))
 
@@ -106,7 +101,7 @@ async def test_blank_lines_are_passed_over(damaged_dir: Path) -> None:
     assert [record.line_hash for record in found] == [line_hash(line(n)) for n in range(3)]
 
 
-async def test_unknown_keys_are_passed_over(damaged_dir: Path) -> None:
+async def test_unknown_keys_are_ignored(damaged_dir: Path) -> None:
     """A line may have additional keys, and its keys may be in any order."""
     raw = b'{"ts":1,"new":{"x":[1]},"data":[2],"type":"a","zzz":null,"meta":3}\n'
     write_log(damaged_dir, raw)
@@ -116,7 +111,7 @@ async def test_unknown_keys_are_passed_over(damaged_dir: Path) -> None:
     assert record.line_hash == line_hash(raw)
 
 
-async def test_spaces_in_a_line_are_json(damaged_dir: Path) -> None:
+async def test_a_line_may_contain_spaces(damaged_dir: Path) -> None:
     """A line of another program may have spaces; its hash is that of its own bytes."""
     raw = b'  { "type" : "a", "data" : {"b": 1}, "ts" : 5 } \r\n'
     write_log(damaged_dir, line(0), raw, line(1))
@@ -127,7 +122,7 @@ async def test_spaces_in_a_line_are_json(damaged_dir: Path) -> None:
 
 
 async def test_records_have_their_offsets_and_hash(data_dir: Path) -> None:
-    """They are the same as `append` returned, and the offsets chain."""
+    """Offsets and hash are those that `append` returned, and the end of one record is the start of the next."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n)) for n in range(3)] + await writer.append_many([event(3), event(4)])
         found = await records(writer.reader())
@@ -138,7 +133,7 @@ async def test_records_have_their_offsets_and_hash(data_dir: Path) -> None:
     assert [r.event for r in found] == [event(n) for n in range(5)]
 
 
-async def test_reading_begins_at_any_lines_start(data_dir: Path) -> None:
+async def test_reading_can_begin_at_the_start_of_any_line(data_dir: Path) -> None:
     """From the offset of an event, the reader returns that event and all later ones; from the head, none."""
     async with EventWriter.open(data_dir) as writer:
         results = [await writer.append(event(n)) for n in range(6)]
@@ -160,7 +155,7 @@ async def test_reading_may_begin_inside_a_batch(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(60_000, 3_000, 3_000), (3_000, 60_000, 3_000), (200_000,) * 12, (70_000, 10)])
-async def test_a_batch_that_crosses_the_readers_slices_is_given(data_dir: Path, sizes: tuple[int, ...]) -> None:
+async def test_a_batch_that_crosses_slices_is_complete(data_dir: Path, sizes: tuple[int, ...]) -> None:
     """The lines may be of any size and may lie anywhere in what is read at once."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append(event(0))
@@ -170,7 +165,7 @@ async def test_a_batch_that_crosses_the_readers_slices_is_given(data_dir: Path, 
     assert [len(record.event.data) for record in found[1:]] == list(sizes)
 
 
-async def test_a_batch_larger_than_many_blocks_is_given_whole(data_dir: Path) -> None:
+async def test_a_batch_larger_than_many_blocks_is_complete(data_dir: Path) -> None:
     """The batch has many thousand small events, and there are events before and after it."""
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append(event(0))
@@ -193,7 +188,7 @@ async def test_lines_longer_than_a_block_are_read(data_dir: Path) -> None:
     assert found[-1].start_offset == found[1].end_offset
 
 
-async def test_reading_ends_at_the_head_of_its_beginning(data_dir: Path) -> None:
+async def test_reading_ends_at_the_head_at_its_start(data_dir: Path) -> None:
     """Events that are appended during a pass belong to the next pass."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(n) for n in range(3)])
@@ -209,7 +204,7 @@ async def test_reading_ends_at_the_head_of_its_beginning(data_dir: Path) -> None
 
 @pytest.mark.parametrize("offset", [-1, -(2**70), True, 1.0, "0", None])
 async def test_an_invalid_offset_is_a_value_error(data_dir: Path, offset: Any) -> None:
-    """This holds for a negative number or another type, in every method that takes an offset."""
+    """Tested with a negative number and another type, in every method that takes an offset."""
     write_log(data_dir, line(0), line(1))
     reader = EventReader(data_dir)
 
@@ -281,8 +276,8 @@ async def test_an_empty_file_is_an_empty_log(data_dir: Path) -> None:
     assert await records(reader) == []
 
 
-async def test_a_reader_sees_the_log_that_comes_later(data_dir: Path) -> None:
-    """The same reader works from the missing directory to the log that is created there."""
+async def test_a_reader_sees_a_log_that_is_created_later(data_dir: Path) -> None:
+    """The same reader works before and after the log is created."""
     reader = EventReader(data_dir)
     before = await numbers(reader)
     async with EventWriter.open(data_dir) as writer:
@@ -292,7 +287,7 @@ async def test_a_reader_sees_the_log_that_comes_later(data_dir: Path) -> None:
     assert (before, after) == ([], [1])
 
 
-async def test_head_is_the_end_of_the_last_line(data_dir: Path) -> None:
+async def test_the_head_is_the_end_of_the_last_line(data_dir: Path) -> None:
     """In a log that this process doesn't write, it comes from the file."""
     data = write_log(data_dir, line(0), line(1))
 
@@ -300,7 +295,7 @@ async def test_head_is_the_end_of_the_last_line(data_dir: Path) -> None:
 
 
 async def test_has_new_events_compares_with_the_head(data_dir: Path) -> None:
-    """It is true for an offset before the head, and false at the head."""
+    """The result is true for an offset before the head, and false at the head."""
     data = write_log(data_dir, line(0), line(1))
     reader = EventReader(data_dir)
 
@@ -309,8 +304,8 @@ async def test_has_new_events_compares_with_the_head(data_dir: Path) -> None:
     assert await reader.has_new_events(len(data)) is False
 
 
-async def test_active_log_size_counts_bytes_whole_lines_or_not(damaged_dir: Path) -> None:
-    """It returns the size of the file."""
+async def test_active_log_size_also_counts_incomplete_lines(damaged_dir: Path) -> None:
+    """The method returns the size of the file."""
     data = write_log(damaged_dir, line(0), b"half")
 
     assert await EventReader(damaged_dir).active_log_size() == len(data)
@@ -338,7 +333,7 @@ async def test_reading_lets_other_tasks_run(data_dir: Path) -> None:
     assert turns[0] > 5
 
 
-async def test_a_reading_may_be_left(data_dir: Path) -> None:
+async def test_a_caller_may_stop_reading_early(data_dir: Path) -> None:
     """After leaving the loop early, a caller can start again, and no file stays open."""
     write_log(data_dir, b"".join(line(n) for n in range(50_000)))
     reader = EventReader(data_dir)
@@ -363,7 +358,7 @@ async def test_many_may_read_at_once(data_dir: Path) -> None:
     assert found == [list(range(500))] * 20
 
 
-async def test_a_reader_of_the_writer_ends_its_waits_with_it(data_dir: Path) -> None:
+async def test_the_waits_of_a_writers_reader_end_when_the_writer_is_closed(data_dir: Path) -> None:
     """Nobody goes on waiting for events of a closed log."""
     writer = await EventWriter.open(data_dir)
     waiting = asyncio.create_task(writer.reader().wait_for_events(0))
@@ -391,8 +386,8 @@ async def test_wait_for_events_ends_with_the_next_event(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(("offset", "first"), [(0, 0), (None, 1)])
-async def test_a_tail_gives_what_is_there_and_what_comes(data_dir: Path, offset: int | None, first: int) -> None:
-    """It yields each event once, in order, from the offset or from the current head, until the log is closed."""
+async def test_a_tail_yields_existing_and_new_events(data_dir: Path, offset: int | None, first: int) -> None:
+    """The tail yields each event once, in order, from the offset or the current head, until the log is closed."""
     writer = await EventWriter.open(data_dir)
     await writer.append(event(0))
     found: list[int] = []
@@ -416,7 +411,7 @@ async def test_a_tail_gives_what_is_there_and_what_comes(data_dir: Path, offset:
     assert found == list(range(first, 22))
 
 
-def test_making_a_reader_does_nothing(tmp_path: Path) -> None:
+def test_creating_a_reader_does_no_io(tmp_path: Path) -> None:
     """The paths are known without access to the disk."""
     reader = EventReader(tmp_path / "x")
 
@@ -431,244 +426,3 @@ async def test_a_record_has_the_event_s_own_time(data_dir: Path) -> None:
     [record] = await records(EventReader(data_dir))
 
     assert record.event.ts == START + 3
-
-
-# Only some of the events, and to an offset
-
-
-async def tagged_log(writer: EventWriter) -> list[Event]:
-    """Creates a log of events with tags, some in batches; returns the events."""
-    made = [Event("ab"[n % 2], {"n": n}, ts=START, tags=(f"order:{n % 5}", f"customer:{n % 3}")) for n in range(60)]
-    for n in range(0, 60, 4):
-        await writer.append(made[n])
-        await writer.append_many(made[n + 1 : n + 4])
-    return made
-
-
-QUERY = Query({"a"}, {"order:3"}) | Query(tags={"order:1", "customer:2"})
-
-
-async def test_a_query_leaves_out_what_it_does_not_match(data_dir: Path) -> None:
-    """Records and slices have the same offsets as in a full read, also in the archive."""
-    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
-        made = await tagged_log(writer)
-        for _ in range(2):
-            reader = EventReader(data_dir)
-            expected = [record for record in await records(reader) if QUERY.matches(record.event)]
-
-            assert [record async for record in reader.read_from(query=QUERY)] == expected
-            assert [e async for piece in reader.read_slices(query=QUERY) for e in piece.events] == [
-                e for e in made if QUERY.matches(e)
-            ]
-            assert expected
-            await writer.rotate()
-
-
-async def test_types_are_short_for_a_query_in_slices(data_dir: Path) -> None:
-    """Both together are refused, since they could contradict each other."""
-    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
-        await tagged_log(writer)
-        reader = writer.reader()
-        short = [e async for piece in reader.read_slices(types=["a"]) for e in piece.events]
-        long = [e async for piece in reader.read_slices(query=Query({"a"})) for e in piece.events]
-
-        assert short == long
-        assert len(short) == 30
-        with pytest.raises(ValueError, match="types"):
-            await anext(reader.read_slices(query=Query({"a"}), types=["a"]))
-
-
-async def test_what_is_not_a_query_is_refused(data_dir: Path) -> None:
-    """For example, a set of types is easily passed by mistake."""
-    reader = EventReader(data_dir)
-    for reading in (reader.read_from, reader.tail, reader.read_back):
-        with pytest.raises(TypeError, match="query must be a Query"):
-            await anext(reading(0, query={"a"}))  # type: ignore[call-arg,operator,type-var]
-
-
-async def test_reading_ends_at_until(data_dir: Path) -> None:
-    """The event that begins at `until` is not returned; if `until` is beyond the head, reading ends at the head."""
-    async with EventWriter.open(data_dir) as writer:
-        results = [await writer.append(event(n)) for n in range(4)]
-        reader = writer.reader()
-        ends = [0, *(result.end_offset for result in results), 10**9]
-        found = [len([r async for r in reader.read_from(until=end)]) for end in ends]
-        between = [r.event.data["n"] async for r in reader.read_from(ends[1], until=ends[3])]
-
-    assert found == [0, 1, 2, 3, 4, 4]
-    assert between == [1, 2]
-
-
-async def test_a_batch_beyond_until_is_left_out_whole(data_dir: Path) -> None:
-    """No part of the batch is returned."""
-    async with EventWriter.open(data_dir) as writer:
-        await writer.append(event(0))
-        batch = await writer.append_many([event(1), event(2)])
-        found = [r.event.data["n"] async for r in writer.reader().read_from(until=batch[0].end_offset)]
-
-    assert found == [0]
-
-
-async def test_an_until_where_no_line_ends_is_refused(data_dir: Path) -> None:
-    """It may be inside a line, before the start offset, or not an offset at all."""
-    async with EventWriter.open(data_dir) as writer:
-        results = [await writer.append(event(n)) for n in range(2)]
-        reader = writer.reader()
-        for offset, until in ((0, 5), (results[0].end_offset, 0), (0, -1), (0, True)):
-            with pytest.raises(ValueError, match=r"until|offset"):
-                await anext(reader.read_from(offset, until=until))
-
-
-# Backwards
-
-
-async def backwards(reader: EventReader, offset: int | None = None, query: Query | None = None) -> list[Record]:
-    return [record async for record in reader.read_back(offset, query=query)]
-
-
-async def test_reading_backwards_gives_the_same_records_in_reverse(data_dir: Path) -> None:
-    """This includes batches, and holds for the active log, the archive, and both together."""
-    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
-        assert await backwards(writer.reader()) == []
-        for _ in range(3):
-            await tagged_log(writer)
-            forwards = await records(EventReader(data_dir))
-            found = await backwards(EventReader(data_dir))
-
-            assert found == forwards[::-1]
-            assert [r.line_hash for r in found] == [r.line_hash for r in forwards[::-1]]
-            await writer.rotate()
-            assert await backwards(EventReader(data_dir)) == forwards[::-1]
-            selected = await backwards(EventReader(data_dir), query=QUERY)
-            assert selected == [r for r in forwards[::-1] if QUERY.matches(r.event)]
-
-
-async def test_reading_backwards_begins_before_any_line(data_dir: Path) -> None:
-    """Each event's end offset gives the events before it."""
-    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
-        await tagged_log(writer)
-        await writer.rotate()
-        await tagged_log(writer)
-        forwards = await records(writer.reader())
-        for count in range(0, len(forwards), 7):
-            assert await backwards(writer.reader(), forwards[count].start_offset) == forwards[:count][::-1]
-
-
-async def test_lines_longer_than_a_block_are_read_backwards(data_dir: Path) -> None:
-    """The lines may be of any length, and so may those around them."""
-    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
-        for n, size in enumerate([10, 65_000, 70_000, 1, 300_000, 2_000_000, 5]):
-            await writer.append(Event("a", {"n": n, "text": "x" * size}))
-        forwards = await records(writer.reader())
-
-        assert await backwards(writer.reader()) == forwards[::-1]
-
-
-async def test_a_torn_batch_at_the_end_is_not_read_backwards(damaged_dir: Path) -> None:
-    """It is not part of the log."""
-    write_log(damaged_dir, line(0), line(1, batch="1,3"), line(2, batch="2,3"), b'{"type"')
-
-    assert [r.event.data["n"] for r in await backwards(EventReader(damaged_dir))] == [0]
-
-
-async def test_the_newest_event_of_a_large_log_is_read_without_the_rest(
-    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It takes one block from the end; each further block is read only when it is needed."""
-    write_log(damaged_dir, b"".join(line(n) for n in range(50_000)))
-    read_block, sizes = LogSegments.block_before, []
-
-    def counted(segments: LogSegments, offset: int) -> Lines:
-        block = read_block(segments, offset)
-        sizes.append(len(block.data))
-        return block
-
-    monkeypatch.setattr(LogSegments, "block_before", counted)
-    async with aclosing(EventReader(damaged_dir).read_back()) as reading:
-        newest = await anext(reading)
-        blocks_for_one = len(sizes)
-        rest = [record.event.data["n"] async for record in reading]
-
-    assert newest.event.data["n"] == 49_999
-    assert blocks_for_one == 1
-    assert rest == list(range(49_998, -1, -1))
-    assert max(sizes) <= 64 * 1024
-
-
-@pytest.mark.parametrize("place", [0, 1, 5_000])
-async def test_damage_ends_reading_backwards_after_everything_that_follows_it(damaged_dir: Path, place: int) -> None:
-    """The error contains the offset of the bad line."""
-    lines = [line(n) for n in range(6000)]
-    write_log(damaged_dir, *lines[:place], b"bad\n", *lines[place:])
-    found = []
-    with pytest.raises(CorruptLogError) as caught:
-        async for record in EventReader(damaged_dir).read_back():
-            found.append(record.event.data["n"])
-
-    assert found == list(range(5999, place - 1, -1))
-    assert caught.value.offset == sum(map(len, lines[:place]))
-
-
-@pytest.mark.parametrize(
-    "places",
-    [["1,2"], ["2,2"], ["1,3", "3,3"], ["1,2", ""], ["", "2,2"], ["1,2", "1,2", "2,2"], ["2,3", "3,3"]],
-)
-async def test_a_batch_that_is_not_whole_ends_reading_backwards(damaged_dir: Path, places: list[str]) -> None:
-    """Reading forwards raises the same error, unless it begins inside the batch."""
-    write_log(damaged_dir, line(0), *(line(n, batch=place) for n, place in enumerate(places, 1)), line(9))
-    found = []
-    with pytest.raises(CorruptLogError, match="this batch is incomplete"):
-        async for record in EventReader(damaged_dir).read_back():
-            found.append(record.event.data["n"])
-
-    assert found[:1] == [9]
-
-
-async def test_blank_lines_are_passed_over_backwards(damaged_dir: Path) -> None:
-    """They count in the offsets."""
-    write_log(damaged_dir, b"\n", line(0), b"\n \t\n", line(1), b"\r\n", line(2))
-    reader = EventReader(damaged_dir)
-
-    assert await backwards(reader) == (await records(reader))[::-1]
-
-
-async def test_damage_in_the_archive_ends_reading_backwards(damaged_dir: Path) -> None:
-    """Events that were archived later are still returned."""
-    async with EventWriter.open(damaged_dir, sync=SyncMode.OS) as writer:
-        for n in range(3):
-            await writer.append_many([event(10 * n + i) for i in range(10)])
-            await writer.rotate()
-    archive = bytearray((damaged_dir / "archive.jsonl.zst").read_bytes())
-    archive[30] ^= 0xFF  # The damage is in the first frame.
-    (damaged_dir / "archive.jsonl.zst").write_bytes(archive)
-    found = []
-    with pytest.raises(CorruptLogError):
-        async for record in EventReader(damaged_dir).read_back():
-            found.append(record.event.data["n"])
-
-    assert found == list(range(29, 9, -1))
-
-
-async def test_an_offset_where_no_line_ends_is_refused_backwards(data_dir: Path) -> None:
-    """It may be negative, beyond the head, or inside a line of the active log or the archive."""
-    async with EventWriter.open(data_dir) as writer:
-        head = (await writer.append(event(0))).end_offset
-        for _ in range(2):
-            for offset in (-1, head + 1, 5):
-                with pytest.raises(ValueError, match="offset"):
-                    await backwards(EventReader(data_dir), offset)
-            await writer.rotate()
-
-
-async def test_a_rotation_does_not_disturb_reading_backwards(data_dir: Path) -> None:
-    """The events to be read next may have moved to the archive meanwhile."""
-    async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
-        await writer.append_many([Event("a", {"n": n, "text": "x" * 1000}) for n in range(500)])
-        found = []
-        async for record in writer.reader().read_back():
-            found.append(record.event.data["n"])
-            if len(found) == 10:
-                await writer.append(event(1000))
-                await writer.rotate()
-
-    assert found == list(range(499, -1, -1))

@@ -1,10 +1,8 @@
-"""What every engine promises. No test in this module depends on files, tables or streams."""
+"""The promises of every engine to a single program. No test in this module depends on files, tables or streams."""
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.conformance.conftest import ENGINES
-from tests.conformance.process import append_in_process
+from tests.conformance.events import event, numbers, soon
 
 from eventfold import (
     ConditionalAppendError,
@@ -29,30 +27,15 @@ from eventfold import (
 from eventfold._address import Address
 
 
-def event(n: int, type: str = "counted") -> Event:
-    return Event(type, {"n": n}, ts=n)
-
-
-async def numbers(log: EventLog | EventReader, offset: int = 0) -> list[int]:
-    return [record.event.data["n"] async for record in log.read_from(offset)]
-
-
 def total(state: int, event: Any) -> int:
     return state + int(event.data["n"])
-
-
-async def soon(condition: Any) -> None:
-    """Waits until the condition holds; fails if it never does."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 # Appending and reading
 
 
 async def test_a_new_log_is_empty(where: Address) -> None:
-    """Its head is 0, and it has no events."""
+    """The head of a new log is 0, and it has no events."""
     async with EventLog.open(where) as log:
         assert log.head == Head(0, "")
         assert await numbers(log) == []
@@ -81,7 +64,7 @@ async def test_an_append_returns_where_its_event_is(where: Address) -> None:
     assert heads == [Head(results[-1].end_offset, results[-1].line_hash)] * 2
 
 
-async def test_what_was_acknowledged_is_there_after_reopening(where: Address) -> None:
+async def test_acknowledged_events_are_there_after_reopening(where: Address) -> None:
     """The offsets and the head are the same as before."""
     async with EventLog.open(where) as log:
         await log.append_many([event(n) for n in range(10)])
@@ -93,7 +76,7 @@ async def test_what_was_acknowledged_is_there_after_reopening(where: Address) ->
     assert after == before
 
 
-async def test_a_batch_is_all_there_or_not_at_all(where: Address) -> None:
+async def test_a_batch_is_in_the_log_completely_or_not_at_all(where: Address) -> None:
     """If one event of a batch can't be written, none is."""
     async with EventLog.open(where) as log:
         with pytest.raises(EventfoldError):
@@ -114,7 +97,7 @@ async def test_reading_begins_at_any_event(where: Address) -> None:
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
-async def test_reading_from_where_no_event_begins_is_an_error(where: Address, shift: int) -> None:
+async def test_reading_from_an_invalid_offset_is_an_error(where: Address, shift: int) -> None:
     """Such an offset is inside a line or beyond the head."""
     async with EventLog.open(where) as log:
         await log.append(event(1))
@@ -123,7 +106,7 @@ async def test_reading_from_where_no_event_begins_is_an_error(where: Address, sh
 
 
 async def test_reading_ends_at_until(where: Address) -> None:
-    """It may be the end of any event, even one that was committed together with others."""
+    """`until` may be the end of any event, even one that was committed together with others."""
     async with EventLog.open(where) as log:
         results = await log.append_many([event(0)]) + [await log.append(event(n)) for n in (1, 2)]
         results += await asyncio.gather(*(log.append(event(n)) for n in (3, 4, 5)))
@@ -160,8 +143,8 @@ async def test_reading_backwards_from_inside_a_line_is_an_error(where: Address) 
                 [record async for record in log.read_back(offset)]
 
 
-async def test_a_query_gives_only_what_it_matches(where: Address) -> None:
-    """This holds for reading, reading backwards, tailing, consuming and folding."""
+async def test_a_query_yields_only_matching_events(where: Address) -> None:
+    """Tested for reading, reading backwards, tailing, consuming and folding."""
     query = Query({"a"}, {"x"}) | Query(tags={"y"})
     view: View[list[int]] = View("v", lambda state, e: [*state, e.data["n"]], [], query=query)
     async with EventLog.open(where, views=[view]) as log:
@@ -180,7 +163,7 @@ async def test_a_query_gives_only_what_it_matches(where: Address) -> None:
     assert tailed == consumed == folded == found
 
 
-async def test_the_hash_of_each_line_is_known(where: Address) -> None:
+async def test_the_hash_of_each_line_can_be_looked_up(where: Address) -> None:
     """A caller asks for it by the offset at which the line ends."""
     async with EventLog.open(where) as log:
         results = await log.append_many([event(n) for n in range(3)])
@@ -204,7 +187,7 @@ async def test_large_events_are_read_back(where: Address) -> None:
 # Conditions
 
 
-async def test_a_conditional_append_holds_at_the_expected_head(where: Address) -> None:
+async def test_a_conditional_append_succeeds_at_the_expected_head(where: Address) -> None:
     """Each append is conditional on the result of the one before."""
     async with EventLog.open(where) as log:
         result = await log.append_if(event(0), 0, "")
@@ -228,8 +211,8 @@ async def test_a_conditional_append_at_another_head_writes_nothing(where: Addres
     assert (conflict.expected_offset, conflict.actual_offset) == (0, log.head.offset)
 
 
-async def test_of_many_who_expect_the_same_head_one_gets_it(where: Address) -> None:
-    """This also holds within one commit and with other appends around them."""
+async def test_of_many_appends_that_expect_the_same_head_one_succeeds(where: Address) -> None:
+    """Tested also within one commit, with other appends around them."""
     async with EventLog.open(where) as log:
         outcomes = await asyncio.gather(
             *(log.append_if(event(n), 0, "") for n in range(20)), log.append(event(99)), return_exceptions=True
@@ -243,7 +226,7 @@ async def test_of_many_who_expect_the_same_head_one_gets_it(where: Address) -> N
 
 
 async def test_a_tail_misses_nothing_and_repeats_nothing(where: Address) -> None:
-    """It starts while events are being appended."""
+    """The tail starts while events are being appended."""
     seen: list[int] = []
 
     async with EventLog.open(where) as log:
@@ -262,7 +245,7 @@ async def test_a_tail_misses_nothing_and_repeats_nothing(where: Address) -> None
     assert seen == list(range(150))
 
 
-async def test_a_reader_apart_sees_what_the_writer_appends(where: Address) -> None:
+async def test_a_separate_reader_sees_the_events_of_the_writer(where: Address) -> None:
     """Like a reader in another process, it shares nothing with the log."""
     reader = EventReader(where)
     async with EventLog.open(where) as log:
@@ -276,8 +259,8 @@ async def test_a_reader_apart_sees_what_the_writer_appends(where: Address) -> No
     assert record.event == event(7)
 
 
-async def test_a_wait_ends_when_there_is_more(where: Address) -> None:
-    """It ends at once if there are more events already, and with a time-out when the time is over."""
+async def test_a_wait_ends_when_there_are_new_events(where: Address) -> None:
+    """The wait ends at once if there already are new events, and otherwise after its time-out."""
     async with EventLog.open(where) as log:
         waiting = asyncio.ensure_future(log.wait_for_events(0))
         await asyncio.sleep(0.05)
@@ -312,7 +295,7 @@ async def test_tails_waits_and_watches_end_when_the_log_is_closed(where: Address
 
 
 async def test_a_tail_that_is_cancelled_leaves_the_log_usable(where: Address) -> None:
-    """It is cancelled while it waits and while it reads."""
+    """The tail is cancelled while it waits and while it reads."""
     async with EventLog.open(where) as log:
 
         async def tail() -> None:
@@ -380,7 +363,7 @@ async def test_a_view_continues_from_its_snapshot(where: Address) -> None:
         assert (log.view("total"), folded) == (50, [5])
 
 
-async def test_a_view_read_only_beside_the_writer(where: Address) -> None:
+async def test_a_read_only_view_works_while_a_writer_is_running(where: Address) -> None:
     """The view uses connections or descriptors of its own, and saves nothing."""
     async with EventLog.open(where) as log:
         result = await log.append(event(3))
@@ -441,201 +424,6 @@ async def test_documents_are_replaced_listed_and_deleted(where: Address) -> None
         assert (await documents.names("view"), await documents.names("consumer")) == (["a.b"], ["c"])
 
 
-# Several writers
-
-
-async def test_writers_beside_each_other_lose_nothing(shared: Address) -> None:
-    """Each writer sees its own events in its own order, and all of them see the same log."""
-    async with EventLog.open(shared) as one, EventLog.open(shared) as two:
-        await asyncio.gather(*((one, two)[n % 2].append(event(n)) for n in range(400)))
-        found = await numbers(one)
-
-        assert await numbers(two) == found
-    assert sorted(found) == list(range(400))
-    assert [n for n in found if n % 2] == list(range(1, 400, 2))
-    assert [n for n in found if not n % 2] == list(range(0, 400, 2))
-
-
-async def test_of_writers_who_expect_the_same_head_one_gets_it(shared: Address) -> None:
-    """If both increment a counter conditionally, no update is lost."""
-
-    async def raise_counter(log: EventLog, times: int) -> None:
-        for _ in range(times):
-            while True:
-                head = await log.reader().head()
-                count = len(await numbers(log))
-                if await log.reader().head() != head:
-                    continue
-                try:
-                    await log.append_if(event(count), *head)
-                    break
-                except ConditionalAppendError:
-                    pass
-
-    async with EventLog.open(shared) as one, EventLog.open(shared) as two:
-        await asyncio.gather(raise_counter(one, 10), raise_counter(two, 10))
-
-        assert await numbers(one) == list(range(20))
-
-
-async def test_writers_in_several_processes_lose_nothing(shared: Address) -> None:
-    """The events of each process are in the order in which it appended them, and a tail here sees all of them."""
-    seen: list[int] = []
-    async with EventLog.open(shared) as log:
-
-        async def tail() -> None:
-            async for record in log.tail(0):
-                seen.append(record.event.data["n"])
-
-        tailing = asyncio.create_task(tail())
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(2, mp_context=spawn) as pool:
-            loop = asyncio.get_running_loop()
-            await asyncio.gather(
-                *(loop.run_in_executor(pool, append_in_process, shared, first, 100) for first in (0, 1000)),
-                *(log.append(event(2000 + n)) for n in range(100)),
-            )
-        await soon(lambda: len(seen) >= 300)
-        written = await numbers(log)
-    await tailing
-
-    assert seen == written
-    for first in (0, 1000, 2000):
-        assert [n for n in written if first <= n < first + 1000] == list(range(first, first + 100))
-
-
-async def test_an_id_that_writers_append_at_once_is_in_the_log_once(shared: Address, tmp_path: Path) -> None:
-    """Each writer has its own index, as on two hosts; all of them get the result of the first."""
-    opening = [EventLog.open(shared, index=tmp_path / f"index{n}", unique_ids=True) for n in range(2)]
-    async with opening[0] as one, opening[1] as two:
-        results = []
-        for n in range(20):
-            results += await asyncio.gather(*(log.append(Event("a", {"n": n}, id=f"id-{n}")) for log in (one, two)))
-        found = await numbers(one)
-
-    assert found == list(range(20))
-    assert sum(result.duplicate for result in results) == 20
-    assert [result.start_offset for result in results[::2]] == [result.start_offset for result in results[1::2]]
-
-
-# The index
-
-
-def tagged(n: int, *tags: str) -> Event:
-    return Event("ab"[n % 2], {"n": n}, tags=tags, id=f"id-{n}")
-
-
-async def test_the_index_gives_what_reading_without_it_gives(where: Address, index: bool | Path) -> None:
-    """Events are read forwards and backwards, between any two events."""
-    queries = [
-        Query(tags={"x"}),
-        Query({"a"}, {"x", "y"}),
-        Query({"b"}, {"y"}) | Query(tags={"z"}),
-        Query(tags={"none"}),
-    ]
-    found, expected = [], []
-    async with EventLog.open(where, index=index) as log:
-        results = []
-        for n in range(40):
-            tags = [tag for tag, every in (("x", 2), ("y", 3), ("z", 13)) if n % every == 0]
-            results.append(await log.append(tagged(n, *tags)))
-        for query in queries:
-            for start, end in ((0, 40), (7, 40), (7, 25)):
-                limits = results[start].start_offset, results[end - 1].end_offset
-                found.append([r async for r in log.read_from(limits[0], query=query, until=limits[1])])
-                expected.append([r async for r in log.reader().read_from(limits[0], query=query, until=limits[1])])
-                found.append([r async for r in log.read_back(limits[1], query=query)])
-                expected.append([r async for r in log.reader().read_back(limits[1], query=query)])
-
-    assert found == expected
-    assert [len(records) for records in found[::6]] == [20, 7, 10, 0]
-
-
-async def test_a_condition_covers_the_whole_log_by_the_index(where: Address, index: bool | Path) -> None:
-    """It covers what this writer and what another one appended before; the error contains the offset."""
-    async with EventLog.open(where, index=index) as log:
-        await log.append_many([tagged(n, f"seat:{n}") for n in range(50)])
-    async with EventLog.open(where, index=index) as log:
-        own = await log.append(tagged(50, "seat:50"))
-        await log.append_unless([tagged(51, "seat:51")], Query(tags={"seat:51"}))
-        for seat in (7, 50, 51):
-            with pytest.raises(ConditionalAppendError) as raised:
-                await log.append_unless([tagged(99)], Query(tags={f"seat:{seat}"}))
-            if seat == 50:
-                assert raised.value.conflict.offset == own.start_offset
-        await log.append_unless([tagged(52)], Query(tags={"seat:50"}), after=own.end_offset)
-
-        assert await numbers(log) == list(range(53))
-
-
-async def test_what_was_appended_without_the_index_is_in_it_too(where: Address, index: bool | Path) -> None:
-    """This includes events from before the index was built, and from between two writers that used it."""
-    async with EventLog.open(where) as log:
-        await log.append(tagged(0, "a"))
-    async with EventLog.open(where, index=index) as log:
-        await log.append(tagged(1, "a"))
-    async with EventLog.open(where) as log:
-        await log.append(tagged(2, "a"))
-    async with EventLog.open(where, index=index, unique_ids=True) as log:
-        await log.append(tagged(3, "a"))
-
-        assert [r.event.data["n"] async for r in log.read_from(query=Query(tags={"a"}))] == [0, 1, 2, 3]
-        assert [(await log.append(tagged(n))).duplicate for n in range(4)] == [True] * 4
-
-
-async def test_an_id_is_in_the_log_once(where: Address, index: bool | Path) -> None:
-    """The events come at the same time, after reopening, and in a batch; each call gets the first result."""
-    async with EventLog.open(where, index=index, unique_ids=True) as log:
-        results = await asyncio.gather(log.append(tagged(0)), log.append(tagged(0)))
-    async with EventLog.open(where, index=index, unique_ids=True) as log:
-        results += [await log.append(tagged(0)), *await log.append_many([tagged(0)])]
-
-        assert await numbers(log) == [0]
-    assert len({(r.start_offset, r.end_offset, r.line_hash) for r in results}) == 1
-    assert sorted(r.duplicate for r in results) == [False, True, True, True]
-
-
-async def test_writers_share_the_index_of_the_engine(shared: Address, index: bool | Path) -> None:
-    """Two writers reserve the same seats, beside one without the index, and each seat goes to one of them."""
-    if index is not True:
-        pytest.skip("this engine keeps no index")
-    opening = [EventLog.open(shared, index=True), EventLog.open(shared, index=True), EventLog.open(shared)]
-
-    async def reserve(log: EventLog, seat: int) -> bool:
-        try:
-            await log.append_unless([tagged(seat, f"seat:{seat}")], Query(tags={f"seat:{seat}"}))
-        except ConditionalAppendError:
-            return False
-        return True
-
-    async with opening[0] as one, opening[1] as two, opening[2] as without:
-        taken = []
-        for first in range(0, 60, 20):
-            await without.append(tagged(first, f"seat:{first}"))
-            seats = range(first, first + 20)
-            taken += await asyncio.gather(*(reserve(log, seat) for seat in seats for log in (one, two)))
-        found = await numbers(two)
-
-    assert sorted(found) == list(range(60))
-    assert sum(taken) == 57
-
-
-async def test_a_tail_sees_what_all_writers_append(shared: Address) -> None:
-    """The tail sees them in the order of the log."""
-    seen: list[int] = []
-    async with EventLog.open(shared) as one, EventLog.open(shared) as two:
-
-        async def tail() -> None:
-            async for record in one.tail(0):
-                seen.append(record.event.data["n"])
-
-        task = asyncio.create_task(tail())
-        await asyncio.gather(*((one, two)[n % 2].append(event(n)) for n in range(200)))
-        await soon(lambda: len(seen) >= 200)
-        assert seen == await numbers(two)
-    await task
-
-
 # Against a list
 
 STEPS = st.lists(
@@ -652,7 +440,7 @@ STEPS = st.lists(
 @pytest.mark.parametrize("engine", list(ENGINES))
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS)
-def test_any_steps_do_to_a_log_what_they_do_to_a_list(
+def test_random_steps_have_the_same_effect_on_a_log_and_a_list(
     request: pytest.FixtureRequest, engine: str, steps: list[tuple[str, Any]]
 ) -> None:
     """The steps are appends, conditions that hold or not, reopening, and reads from anywhere."""

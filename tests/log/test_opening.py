@@ -1,8 +1,7 @@
-"""`EventLog`: the writer, the reader and the views of a directory in one object, with its builder and `watch`."""
+"""`EventLog`: opening it, its views by name, its builder, and the mistakes that users make first."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import logging
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import Seam, event, line, numbers, passes_over, records, settle, write_log
+from tests.log.views import collect, count, views
+from tests.support import Seam, event, line, numbers, recorded_passes, write_log
 
 from eventfold import (
     ConditionalAppendError,
@@ -20,7 +20,6 @@ from eventfold import (
     EventLog,
     EventLogBuilder,
     EventWriter,
-    Head,
     InvalidEventError,
     LockMode,
     LogClosedError,
@@ -30,19 +29,6 @@ from eventfold import (
     UnknownViewError,
     View,
 )
-
-
-def count(state: int, event: Event) -> int:
-    return state + 1
-
-
-def collect(state: list[int], event: Event) -> list[int]:
-    return [*state, event.data["n"]]
-
-
-def views() -> list[View[Any]]:
-    return [View("count", count, 0), View("numbers", collect, list)]
-
 
 # Opening
 
@@ -108,7 +94,7 @@ async def test_closing_saves_the_snapshots(data_dir: Path) -> None:
 
 async def test_views_that_start_together_share_one_pass(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five views at offset 0 read the log together; one that is at another offset reads its own part."""
-    passes = passes_over(monkeypatch)
+    passes = recorded_passes(monkeypatch)
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append_many([event(n) for n in range(100)])
         head = writer.head.offset
@@ -132,7 +118,7 @@ async def test_views_that_start_together_share_one_pass(data_dir: Path, monkeypa
 
 async def test_views_with_different_selections_share_a_pass(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each view folds only its own types."""
-    passes = passes_over(monkeypatch)
+    passes = recorded_passes(monkeypatch)
     async with EventWriter.open(data_dir, sync=SyncMode.OS) as writer:
         await writer.append_many([event(n, "abc"[n % 3]) for n in range(9)])
     selections = {"a": {"a"}, "bc": {"b", "c"}, "none": set(), "all": None}
@@ -144,7 +130,7 @@ async def test_views_with_different_selections_share_a_pass(data_dir: Path, monk
     assert states == {"a": [0, 3, 6], "bc": [1, 2, 4, 5, 7, 8], "none": [], "all": list(range(9))}
 
 
-async def test_a_view_that_fails_holds_up_no_other(data_dir: Path) -> None:
+async def test_a_view_that_fails_does_not_stop_the_others(data_dir: Path) -> None:
     """`refresh_all` raises its error after the others have finished."""
 
     def fail(state: int, event: Event) -> int:
@@ -165,7 +151,7 @@ async def test_a_view_that_fails_holds_up_no_other(data_dir: Path) -> None:
     assert caught.value.offset == results[3].start_offset
 
 
-async def test_an_opening_that_fails_leaves_nothing_locked(damaged_dir: Path) -> None:
+async def test_a_failed_opening_leaves_nothing_locked(damaged_dir: Path) -> None:
     """If a view meets damage, the writer is closed again, and the views can be registered with another log."""
     data = write_log(damaged_dir, line(0), b"damage\n", line(1))
     made = views()
@@ -202,7 +188,7 @@ async def test_a_reducer_that_raises_does_not_keep_the_log_from_opening(
 
 
 async def test_two_views_of_one_name_are_refused(tmp_path: Path) -> None:
-    """They would overwrite each other's snapshot."""
+    """The two views would overwrite each other's snapshot."""
     with pytest.raises(ValueError, match="'v'"):
         await EventLog.open(tmp_path / "data", views=[View("v", count, 0), View("v", count, 0)])
 
@@ -210,7 +196,7 @@ async def test_two_views_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 async def test_a_second_log_of_the_directory_is_refused(data_dir: Path) -> None:
-    """This does not hold if neither of them locks."""
+    """If neither log takes the lock, both can be opened."""
     async with EventLog.open(data_dir):
         with pytest.raises(LogLockedError):
             await EventLog.open(data_dir)
@@ -221,7 +207,7 @@ async def test_a_second_log_of_the_directory_is_refused(data_dir: Path) -> None:
 
 
 async def test_a_closed_log_refuses_appends(data_dir: Path) -> None:
-    """Its views keep their states."""
+    """The views of a closed log keep their states."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append(event(0))
         await log.refresh_all()
@@ -246,7 +232,7 @@ async def test_a_conditional_append_conflicts_through_the_log_too(data_dir: Path
 
 
 async def test_an_unknown_view_is_a_key_error_that_names_it(data_dir: Path) -> None:
-    """This holds for every method that takes a name."""
+    """Tested for every method that takes a name."""
     async with EventLog.open(data_dir, views=views()) as log:
         with pytest.raises(UnknownViewError, match="'nope'") as caught:
             log.view("nope")
@@ -270,7 +256,7 @@ async def test_the_views_can_be_looked_up_but_not_changed(data_dir: Path) -> Non
 
 
 async def test_rebuild_folds_a_state_from_the_beginning(data_dir: Path) -> None:
-    """It folds the whole log, whatever state the view had."""
+    """The whole log is folded, whatever state the view had."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append_many([event(n) for n in range(3)])
         await log.refresh_all()
@@ -320,7 +306,7 @@ async def test_the_builder_s_modes_are_those_of_the_writer(data_dir: Path, seam:
 
 
 async def test_the_builder_opens_read_only_logs(tmp_path: Path) -> None:
-    """They can keep their own snapshots, separate from the writer's."""
+    """Read-only logs can keep their own snapshots, separate from the writer's."""
     async with EventLog.open(tmp_path / "data") as log:
         await log.append(event(0))
     builder = EventLog.builder(tmp_path / "data").view("count", count, 0)
@@ -354,185 +340,10 @@ async def test_the_builder_s_max_log_size_rotates(data_dir: Path) -> None:
     assert archived
 
 
-# Watching
+# Common mistakes
 
 
-async def test_watch_gives_the_state_now_and_each_newer_one(data_dir: Path) -> None:
-    """The watcher sees appends of its own program as soon as they are durable."""
-    async with EventLog.open(data_dir, views=views()) as log:
-        await log.append(event(0))
-        watching = log.watch("numbers")
-        states = [await anext(watching)]
-        for n in range(1, 4):
-            await log.append(event(n))
-            states.append(await asyncio.wait_for(anext(watching), 10))
-        await watching.aclose()  # type: ignore[attr-defined]
-
-    assert states == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
-
-
-async def test_a_slow_watcher_sees_the_latest_state(data_dir: Path) -> None:
-    """States that were replaced while it was busy are skipped."""
-    async with EventLog.open(data_dir, views=views()) as log:
-        watching = log.watch("numbers")
-        first = await anext(watching)
-        for n in range(10):
-            await log.append(event(n))
-        second = await asyncio.wait_for(anext(watching), 10)
-        await watching.aclose()  # type: ignore[attr-defined]
-
-    assert first == []
-    assert second == list(range(10))
-
-
-async def test_a_watch_ends_when_the_log_is_closed(data_dir: Path) -> None:
-    log = await EventLog.open(data_dir, views=views())
-
-    async def follow() -> list[int]:
-        return [state async for state in log.watch("count")]
-
-    task = asyncio.create_task(follow())
-    await log.append(event(0))
-    await settle()
-    await log.aclose()
-    states = await asyncio.wait_for(task, 10)
-
-    assert states == sorted(set(states))
-
-
-async def test_a_watch_passes_over_events_that_change_nothing(data_dir: Path) -> None:
-    """A view that selects types yields no new state for events of other types."""
-    async with EventLog.open(data_dir, views=[View("v", collect, list, event_types={"a"})]) as log:
-        watching = log.watch("v")
-        states = [await anext(watching)]
-        waiting = asyncio.create_task(anext(watching))  # type: ignore[arg-type]
-        await log.append(event(0, "b"))
-        await settle()
-        await log.append(event(1, "a"))
-        states.append(await asyncio.wait_for(waiting, 10))
-        await watching.aclose()  # type: ignore[attr-defined]
-
-    assert states == [[], [1]]
-
-
-async def test_many_may_watch_one_view(data_dir: Path) -> None:
-    """Each of them gets the newest state."""
-    async with EventLog.open(data_dir, views=views()) as log:
-
-        async def until(state: int) -> int:
-            watching = log.watch("count")
-            async for now in watching:
-                if now >= state:
-                    await watching.aclose()  # type: ignore[attr-defined]
-                    return now
-            return -1
-
-        tasks = [asyncio.create_task(until(20)) for _ in range(20)]
-        for n in range(20):
-            await log.append(event(n))
-        seen = await asyncio.wait_for(asyncio.gather(*tasks), 10)
-
-    assert seen == [20] * 20
-
-
-async def test_wait_until_gives_a_state_with_ones_own_writes(data_dir: Path) -> None:
-    """It returns as soon as the view includes everything before the offset."""
-    async with EventLog.open(data_dir, views=views()) as log:
-        result = await log.append(event(7))
-        state = await asyncio.wait_for(log.wait_until("numbers", result.end_offset), 10)
-        later = asyncio.create_task(log.wait_until("numbers", result.end_offset + 1))
-        await settle()
-        waits = not later.done()
-        await log.append(event(8))
-        both = await asyncio.wait_for(later, 10)
-
-    assert state == [7]
-    assert waits
-    assert both == [7, 8]
-
-
-# Reading beside a writer
-
-
-async def test_a_read_only_log_reads_folds_and_watches(data_dir: Path) -> None:
-    """It works next to the writer and does not take its lock."""
-    async with (
-        EventWriter.open(data_dir) as writer,
-        EventLog.open(data_dir, views=views(), read_only=True) as log,
-    ):
-        watching = log.watch("count")
-        states = [await anext(watching)]
-        await writer.append(event(0))
-        states.append(await asyncio.wait_for(anext(watching), 10))
-        await watching.aclose()  # type: ignore[attr-defined]
-        found = await numbers(log)
-        head = await log.reader().head()
-        same = head == writer.head
-
-    assert states == [0, 1]
-    assert found == [0]
-    assert same
-
-
-async def test_a_read_only_log_refuses_whatever_would_write(data_dir: Path) -> None:
-    """Every append and the rotation raise an `EventfoldError`."""
-    write_log(data_dir, line(0))
-    async with EventLog.open(data_dir, views=views(), read_only=True) as log:
-        for call in (
-            lambda: log.append(event(1)),
-            lambda: log.append_many([event(1)]),
-            lambda: log.append_if(event(1), *Head(0, "")),
-            lambda: log.rotate(),
-        ):
-            with pytest.raises(EventfoldError, match="read-only"):
-                await call()
-        found = await records(log)
-
-    assert len(found) == 1
-
-
-async def test_a_read_only_log_writes_nothing(data_dir: Path) -> None:
-    """It saves no snapshot when it refreshes, rebuilds or closes, since the files are the writer's."""
-    write_log(data_dir, line(0))
-    async with EventLog.open(data_dir, views=views(), read_only=True) as log:
-        await log.refresh_all()
-        rebuilt = await log.rebuild("count")
-    left = sorted(path.name for path in data_dir.iterdir())
-
-    assert rebuilt == 1
-    assert left == ["app.jsonl"]
-
-
-async def test_a_read_only_log_of_a_missing_directory_is_empty(tmp_path: Path) -> None:
-    """It does not create the directory."""
-    async with EventLog.open(tmp_path / "missing", views=views(), read_only=True) as log:
-        states = log.view("count"), await numbers(log)
-
-    assert states == (0, [])
-    assert not (tmp_path / "missing").exists()
-
-
-async def test_closing_a_read_only_log_ends_its_watches(data_dir: Path) -> None:
-    """They end even if nobody writes."""
-    write_log(data_dir, line(0))
-    log = await EventLog.open(data_dir, views=views(), read_only=True)
-
-    async def follow() -> list[int]:
-        return [state async for state in log.watch("count")]
-
-    task = asyncio.create_task(follow())
-    while not log.reader()._scope.pending_waits:
-        await asyncio.sleep(0)
-    await log.aclose()
-    states = await asyncio.wait_for(task, 10)
-
-    assert states == [1]
-
-
-# What people meet first
-
-
-async def test_awaiting_the_log_in_async_with_works_too(data_dir: Path) -> None:
+async def test_a_log_can_be_awaited_in_async_with(data_dir: Path) -> None:
     """`async with await EventLog.open(d)` closes the log at the end, just as it does without the await."""
     async with await EventLog.open(data_dir, views=views()) as log:
         await log.append(event(0))
@@ -564,7 +375,7 @@ def test_views_that_are_not_a_list_of_views_are_refused(data_dir: Path, wrong: A
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-async def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path, read_only: bool) -> None:
+async def test_the_error_about_a_file_in_place_of_the_directory_names_it(tmp_path: Path, read_only: bool) -> None:
     """A common mistake is to give the path of `app.jsonl`."""
     (tmp_path / "app.jsonl").write_bytes(line(0))
     with pytest.raises(NotADirectoryError, match="this is a file") as caught:
@@ -598,7 +409,7 @@ async def test_a_view_can_move_to_another_log_once_the_first_is_closed(tmp_path:
 
 
 async def test_the_error_about_an_unknown_view_names_the_registered_ones(data_dir: Path) -> None:
-    """This also holds for a view object with the name of a registered one."""
+    """A view object with the name of a registered one is unknown too."""
     async with EventLog.open(data_dir, views=views()) as log:
         with pytest.raises(UnknownViewError, match="'count', 'numbers'"):
             log.view("numbrs")
@@ -614,7 +425,7 @@ async def test_a_locked_log_says_what_to_do(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-async def test_waiting_without_an_offset_gives_the_state_of_now(data_dir: Path, read_only: bool) -> None:
+async def test_waiting_without_an_offset_returns_the_current_state(data_dir: Path, read_only: bool) -> None:
     """The state includes everything that was appended before the call."""
     async with EventLog.open(data_dir, views=views()) as log:
         await log.append_many([event(0), event(1)])
@@ -628,8 +439,8 @@ async def test_waiting_without_an_offset_gives_the_state_of_now(data_dir: Path, 
     assert state == ([0, 1, 2] if read_only else [0, 1])
 
 
-async def test_a_view_object_may_stand_for_its_name(data_dir: Path) -> None:
-    """This holds for every method that takes a name."""
+async def test_a_view_object_can_be_passed_instead_of_its_name(data_dir: Path) -> None:
+    """Tested for every method that takes a name."""
     made = views()
     async with EventLog.open(data_dir, views=made) as log:
         await log.append(event(0))
@@ -640,69 +451,3 @@ async def test_a_view_object_may_stand_for_its_name(data_dir: Path) -> None:
 
         assert log.views[made[1]] is made[1]
     assert found == [1, 1, 1, 1]
-
-
-# Rotating
-
-
-async def test_rotating_brings_the_views_up_to_date_first(data_dir: Path) -> None:
-    """Their snapshots then have the offset at which the active log begins."""
-    async with EventLog.open(data_dir, views=views()) as log:
-        await log.append(event(0))
-        await log.rotate()
-        head, state = log.head.offset, log.views["count"].state
-        saved = json.loads((data_dir / "views" / "count.snapshot.json").read_bytes())
-
-    assert state == 1
-    assert (saved["state"], saved["position"], saved["offset"], saved["hash"]) == (1, head, 0, "")
-
-
-@pytest.mark.parametrize("by_itself", [False, True])
-async def test_a_snapshot_that_is_not_registered_does_not_mislead_the_rust_crate(
-    data_dir: Path, by_itself: bool
-) -> None:
-    """After a rotation, its offset in the active log is beyond the end of any file; for us, it stays valid."""
-    async with EventLog.open(data_dir, views=views()) as log:
-        await log.append(event(0))
-        await log.refresh_all()
-    path = data_dir / "views" / "count.snapshot.json"
-    before = json.loads(path.read_bytes())
-    async with EventLog.open(data_dir, max_log_size=1 if by_itself else 0) as log:
-        await log.append(event(1))
-        if not by_itself:
-            await log.rotate()
-    after = json.loads(path.read_bytes())
-    async with EventLog.open(data_dir, views=views()) as log:
-        state = log.view("count")
-
-    assert before["offset"] == before["position"]
-    assert after == {**before, "offset": 2**63 - 1, "hash": ""}
-    assert state == 2
-
-
-async def test_the_stats_say_what_was_appended_and_what_waits(data_dir: Path) -> None:
-    async with EventLog.open(data_dir, views=[View("count", lambda state, event: state + 1, 0)]) as log:
-        assert log.stats().appends == log.stats().batches == 0
-        await asyncio.gather(*(log.append(event(n)) for n in range(10)))
-        with pytest.raises(ConditionalAppendError):
-            await log.append_if(event(10), 0, "")
-        waiting = asyncio.ensure_future(log.wait_for_events(log.head.offset))
-        await settle()
-        queued = asyncio.ensure_future(log.append(event(11)))
-        await asyncio.sleep(0)
-        stats = log.stats()
-
-        assert (stats.appends, stats.refused, stats.batches, stats.largest_batch) == (10, 1, 2, 10)
-        assert 0 < stats.slowest_commit_seconds <= stats.commit_seconds
-        assert (stats.queued, stats.waiting_for_place, stats.waiting) == (1, 0, 1)
-        assert stats.head == log.head.offset
-        assert stats.views["count"].lag == log.head.offset
-        await asyncio.gather(waiting, queued)
-        await log.refresh_all()
-        assert log.stats().views["count"].lag == 0
-
-
-async def test_a_read_only_log_has_stats_without_a_head(data_dir: Path) -> None:
-    async with EventLog.open(data_dir, read_only=True) as log:
-        assert log.stats().head is None
-        assert log.stats().appends == 0
