@@ -304,8 +304,8 @@ def _begins_with(archive: Archive, older: Archive) -> bool:
 
 async def _copy_documents(reader: EventReader, copy: EventReader, head: Head, base: int) -> None:
     """Copies the snapshots and the consumers' offsets that fit the log up to the head."""
-    for name in await reader.documents.names("view"):
-        data = await reader.documents.load("view", name)
+    for name in await reader._documents.names("view"):
+        data = await reader._documents.load("view", name)
         try:
             found = None if data is None else parse(data)
         except BadSnapshotError:
@@ -316,9 +316,9 @@ async def _copy_documents(reader: EventReader, copy: EventReader, head: Head, ba
             offset = crate_offset(found.position, base)
             known = found.position_hash if 0 < offset <= head.offset else None
             moved = msgspec.structs.replace(found, state=None, offset=offset, hash=known or "")
-            await copy.documents.store("view", name, encode(moved, found.state))
-    for name in await reader.documents.names("consumer"):
-        data = await reader.documents.load("consumer", name)
+            await copy._documents.store("view", name, encode(moved, found.state))
+    for name in await reader._documents.names("consumer"):
+        data = await reader._documents.load("consumer", name)
         try:
             committed = None if data is None else msgspec.json.decode(data, type=CommittedOffset)
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -326,7 +326,7 @@ async def _copy_documents(reader: EventReader, copy: EventReader, head: Head, ba
         if data is None or committed is None or committed.offset > head.offset:
             continue
         if await _fits(reader, committed.offset, committed.hash):
-            await copy.documents.store("consumer", name, data)
+            await copy._documents.store("consumer", name, data)
 
 
 async def _fits(reader: EventReader, offset: int, expected: str | None) -> bool:

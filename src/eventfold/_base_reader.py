@@ -43,11 +43,11 @@ class BaseReader(HasPaths):
         return paths_of(self._source)
 
     @property
-    def documents(self) -> Documents:
+    def _documents(self) -> Documents:
         """The documents beside the log."""
         return self._source.documents
 
-    async def identity(self) -> str:
+    async def _identity(self) -> str:
         """A string that identifies the log within this process."""
         return await self._source.identity()
 
@@ -73,7 +73,7 @@ class BaseReader(HasPaths):
         """
         return await in_thread(_file_size, paths_of(self._source).log_path)
 
-    async def base(self) -> int:
+    async def _base(self) -> int:
         """The offset of the first byte of `app.jsonl`, in bytes of the whole log; all events before it are archived.
 
         It is 0 for a log that is not kept in files.
@@ -187,7 +187,7 @@ class BaseReader(HasPaths):
                     await asyncio.sleep(0)
                     since = perf_counter()
 
-    async def events_at(self, offsets: Sequence[int], query: Query | None = None) -> AsyncIterator[list[Record]]:
+    async def _events_at(self, offsets: Sequence[int], query: Query | None = None) -> AsyncIterator[list[Record]]:
         """For each offset, the events of the line that begins there, as far as a query matches them.
 
         The offsets must be below the head. Raises `ValueError` for an offset where no line begins, and
@@ -209,7 +209,7 @@ class BaseReader(HasPaths):
                 # Unlike `Decoder`, this one yields a line of a batch without the other lines of that batch.
                 yield list(self._backwards_decoder(query).feed(lines))[::-1]
 
-    async def check_range(self, offset: int, until: int | None) -> None:
+    async def _check_range(self, offset: int, until: int | None) -> None:
         """Raises the `ValueError` that `read_from` raises for these offsets."""
         end = await self._end_of_reading(offset)
         if until is not None:

@@ -74,7 +74,7 @@ class ConditionReads:
 
     async def _read_for_all(self, reads: Sequence[_PendingRead], after: int, checked: int) -> None:
         """Resolves the reads; if a line is not an event, only those that conflict with an event before that line."""
-        await self._reader.check_range(after, None)
+        await self._reader._check_range(after, None)
         async with aclosing(self._reader._lines(Head(after, ""), checked)) as blocks:
             pause = LoopBreaks()
             async for lines in blocks:

@@ -46,7 +46,7 @@ class Checkpoint:
         self.query = query_of(query, None)
         self.committed: int | None = None  # what was last read or written; the file may have changed since
         check_name("consumer", name)
-        self._path = reader.documents.location("consumer", name)
+        self._path = reader._documents.location("consumer", name)
         self._verified = b""  # the content of the file that is known to belong to this log
 
     async def commit(self, record: Record) -> None:
@@ -68,17 +68,17 @@ class Checkpoint:
             if end != committed:
                 data = msgspec.json.encode(CommittedOffset(end, line_hash or record.line_hash))
                 # Even if cancelled, this ends before the lock is released.
-                await self.reader.documents.store("consumer", self.name, data)
+                await self.reader._documents.store("consumer", self.name, data)
                 self.committed, self._verified = end, data
 
     async def _lock(self) -> asyncio.Lock:
         """The lock that every consumer of this name in this event loop holds during a commit."""
-        key = (await self.reader.identity(), self.name, id(asyncio.get_running_loop()))
+        key = (await self.reader._identity(), self.name, id(asyncio.get_running_loop()))
         return _locks.setdefault(key, asyncio.Lock())
 
     async def last_commit(self) -> int | None:
         """The offset of the last commit; None if there is none. Raises `CorruptLogError` if it is not in this log."""
-        data = await self.reader.documents.load("consumer", self.name)
+        data = await self.reader._documents.load("consumer", self.name)
         if data is None:
             return None
         try:
@@ -114,9 +114,9 @@ async def move_consumer(reader: EventReader, name: str, offset: int) -> None:
     """
     line_hash = await reader.read_line_hash_before(offset)
     if line_hash is None:
-        await reader.documents.delete("consumer", name)
+        await reader._documents.delete("consumer", name)
     else:
-        await reader.documents.store("consumer", name, msgspec.json.encode(CommittedOffset(offset, line_hash)))
+        await reader._documents.store("consumer", name, msgspec.json.encode(CommittedOffset(offset, line_hash)))
 
 
 class Consumer:
@@ -219,7 +219,7 @@ class _Iteration:
             self._records = await self._begin()
         try:
             record = await anext(self._records)
-            while self._lock is not None and not self._checkpoint.reader.closed and await self._lock.was_lost():
+            while self._lock is not None and not self._checkpoint.reader._closed and await self._lock.was_lost():
                 known = self._checkpoint.committed
                 committed = await self._acquire_name()
                 # If no other process has committed anything, this iteration can continue.
@@ -234,9 +234,9 @@ class _Iteration:
 
     async def _begin(self) -> AsyncIterator[Record]:
         checkpoint = self._checkpoint
-        key = (await checkpoint.reader.identity(), checkpoint.name)
+        key = (await checkpoint.reader._identity(), checkpoint.name)
         other = _running.get(key)
-        if other is not None and other is not self and not other._checkpoint.reader.closed:
+        if other is not None and other is not self and not other._checkpoint.reader._closed:
             raise EventfoldError(f"consumer {checkpoint.name!r} is being read elsewhere in this process")
         _running[key] = self
         self._key = key
@@ -271,12 +271,12 @@ async def _lock_name(checkpoint: Checkpoint) -> DocumentLock | None:
     Raises `StopAsyncIteration` if the log is closed before.
     """
     reader = checkpoint.reader
-    if not isinstance(reader.documents, LockingDocuments):
+    if not isinstance(reader._documents, LockingDocuments):
         return None
     waiting = False
     while True:
         try:
-            lock = await reader.documents.lock("consumer", checkpoint.name)
+            lock = await reader._documents.lock("consumer", checkpoint.name)
         except LogClosedError:
             raise StopAsyncIteration from None
         except OSError as error:
@@ -286,7 +286,7 @@ async def _lock_name(checkpoint: Checkpoint) -> DocumentLock | None:
         if lock is not None:
             reader._scope.release_at_close(lock)
             return lock
-        if reader.closed:
+        if reader._closed:
             raise StopAsyncIteration
         if not waiting:
             waiting = True

@@ -97,8 +97,8 @@ async def info(reader: EventReader) -> LogInfo:
         OSError: The log could not be read.
     """
     head = await reader.head()
-    views = [await _view(reader, name, head) for name in await reader.documents.names("view")]
-    consumers = [await _consumer(reader, name, head) for name in await reader.documents.names("consumer")]
+    views = [await _view(reader, name, head) for name in await reader._documents.names("view")]
+    consumers = [await _consumer(reader, name, head) for name in await reader._documents.names("consumer")]
     paths = getattr(reader._source, "layout", None)
     files = await in_thread(_files, Layout(paths.dir)) if isinstance(paths, Paths) else None
     days = await _days(EventReader._of_source(reader._source, reader._scope))  # without the catalog, which may not fit
@@ -124,7 +124,7 @@ async def _days(reader: EventReader) -> float | None:
 
 async def _view(reader: EventReader, name: str, head: Head) -> PlaceInfo:
     try:
-        data = await reader.documents.load("view", name)
+        data = await reader._documents.load("view", name)
         found = None if data is None else parse(data)
     except BadSnapshotError as error:
         return PlaceInfo(name, None, None, str(error))

@@ -65,7 +65,7 @@ class EventReader(BaseReader):
         reader._source, reader._scope, reader._owns_source = source, scope, False
         return reader
 
-    async def head_changes(self) -> AsyncGenerator[Head, None]:
+    async def _head_changes(self) -> AsyncGenerator[Head, None]:
         """The current head, and then each newer one, until the log is closed. A slow caller sees only the latest head.
 
         If the log was open for writing in this process, the last head is the writer's last durable head.
@@ -151,7 +151,7 @@ class EventReader(BaseReader):
             yield from slice_.records()
 
     @property
-    def closed(self) -> bool:
+    def _closed(self) -> bool:
         """Whether the log to which this reader belongs, or the reader itself, was closed."""
         return self._scope.closed
 

@@ -175,7 +175,7 @@ async def repair(dir: Address, repairs: Iterable[Repair], *, lose_events_from: i
             if isinstance(chosen, CutEnd):
                 await _cut(layout, lock, chosen, lose_events_from)
             elif isinstance(chosen, DropSnapshot):
-                await EventReader(layout.dir).documents.delete("view", chosen.name)
+                await EventReader(layout.dir)._documents.delete("view", chosen.name)
             else:
                 await _reset(EventReader(layout.dir), chosen)
     finally:
@@ -190,7 +190,7 @@ async def _layout_of(dir: Address) -> Layout:
 
 
 async def _names_by_path(reader: EventReader, kind: DocumentKind) -> dict[str, str]:
-    documents = reader.documents
+    documents = reader._documents
     return {str(documents.location(kind, name)): name for name in await documents.names(kind)}
 
 
@@ -224,7 +224,7 @@ async def _first_damage(reader: EventReader) -> CorruptLogError | None:
 
 
 async def _reset(reader: EventReader, chosen: ResetConsumer) -> None:
-    documents = reader.documents
+    documents = reader._documents
     assert isinstance(documents, LockingDocuments)
     lock = await documents.lock("consumer", chosen.name)
     if lock is None:

@@ -122,8 +122,8 @@ async def _verify(
         _add(problems, error)
     paths = getattr(reader._source, "layout", None)
     frames = await in_thread(_frames, Layout(paths.dir)) if isinstance(paths, Paths) else 0
-    snapshots = await reader.documents.names("view")
-    consumers = await reader.documents.names("consumer")
+    snapshots = await reader._documents.names("view")
+    consumers = await reader._documents.names("consumer")
     if head is not None:  # otherwise, no offset can be looked up in the log
         by_name = {view.name: view for view in views}
         for name in snapshots:
@@ -134,7 +134,7 @@ async def _verify(
             except CorruptLogError as error:
                 _add(problems, error)
             except OSError as error:
-                where = str(reader.documents.location("consumer", name))
+                where = str(reader._documents.location("consumer", name))
                 problems.append(Problem(where, 0, unreadable(reader, error)))
     return VerifyReport(location, events, size, frames, len(snapshots), len(consumers), tuple(problems))
 
@@ -158,9 +158,9 @@ def _frames(layout: Layout) -> int:
 
 
 async def _check_snapshot(reader: EventReader, name: str, view: View[Any] | None, problems: list[Problem]) -> None:
-    where = str(reader.documents.location("view", name))
+    where = str(reader._documents.location("view", name))
     try:
-        data = await reader.documents.load("view", name)
+        data = await reader._documents.load("view", name)
     except OSError as error:
         problems.append(Problem(where, 0, unreadable(reader, error)))
         return

@@ -114,7 +114,7 @@ class ViewSnapshot(Generic[S]):
         The state must not change until this returns. A failure is logged as a warning.
         """
         try:
-            offset = crate_offset(head.offset, await reader.base())
+            offset = crate_offset(head.offset, await reader._base())
             if head == self._saved and offset == self._saved_crate_offset:
                 return
             if not head.line_hash:
@@ -138,7 +138,7 @@ class ViewSnapshot(Generic[S]):
 
     async def _stored(self, reader: EventReader) -> Snapshot | None:
         """The stored snapshot, its state still encoded; None if there is none. Raises `BadSnapshotError`, `OSError`."""
-        data = await reader.documents.load("view", self._name)
+        data = await reader._documents.load("view", self._name)
         if data is None:
             return None
         return parse(data) if len(data) < CHUNK_SIZE else await in_thread(parse, data)
@@ -158,7 +158,7 @@ class ViewSnapshot(Generic[S]):
         if position is None:
             if snapshot.offset <= 0:
                 raise BadSnapshotError("another program wrote it, without an offset in the whole log")
-            position, expected = await reader.base() + snapshot.offset, snapshot.hash
+            position, expected = await reader._base() + snapshot.offset, snapshot.hash
         try:
             found = await reader.read_line_hash_before(position)
         except ValueError as error:
@@ -169,7 +169,7 @@ class ViewSnapshot(Generic[S]):
 
     async def _store(self, data: bytes, position: int, reader: EventReader) -> None:
         """Replaces the stored snapshot, unless another process has stored one with a later offset."""
-        documents = reader.documents
+        documents = reader._documents
         lock = None
         if isinstance(documents, LockingDocuments):
             for _ in range(_LOCK_ATTEMPTS):
@@ -195,7 +195,7 @@ class ViewSnapshot(Generic[S]):
             await self._check(found, reader)
         except (BadSnapshotError, CorruptLogError):
             return False
-        return found.offset == crate_offset(found.position or 0, await reader.base())
+        return found.offset == crate_offset(found.position or 0, await reader._base())
 
     def _encode(self, state: S, snapshot: Snapshot) -> tuple[bytes, int]:
         """Encodes a snapshot with a state. Also returns the number of bytes of the encoded state. Blocks.

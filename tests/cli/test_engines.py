@@ -107,7 +107,7 @@ def test_info_and_verify_report_views_and_consumers(address: str) -> None:
 
     async def spoil() -> None:
         async with EventLog.open(JetStream.from_address(address)) as log:
-            documents = log.reader().documents
+            documents = log.reader()._documents
             await documents.store("view", "total", b"nonsense")
             await documents.store("consumer", "mailer", b'{"offset":1,"hash":"0000000000000000"}')
 

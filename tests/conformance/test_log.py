@@ -409,7 +409,7 @@ async def test_a_consumer_continues_after_its_last_commit(where: Address) -> Non
 async def test_documents_are_replaced_listed_and_deleted(where: Address) -> None:
     """Each kind of document has its own names."""
     async with EventLog.open(where) as log:
-        documents = log.reader().documents
+        documents = log.reader()._documents
         await documents.store("view", "b", b"1")
         await documents.store("view", "a.b", b"x" * 3_000_000)
         await documents.store("view", "b", b"2")

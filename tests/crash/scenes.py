@@ -160,7 +160,7 @@ async def build(name: str, directory: Path, compat: Path) -> Scene:
     reader = EventReader(directory)
     scene.records = [record async for record in reader.read_full()]
     scene.log = b"".join(record._line for record in scene.records)
-    scene.base = await reader.base()
+    scene.base = await reader._base()
     scene.log += scene.files["app.jsonl"][len(scene.log) - scene.base :]
     ends = [record.end_offset for record in scene.records]
     for offset in {ends[1], ends[len(ends) // 3], scene.base, ends[-2], ends[-1]}:

@@ -91,7 +91,7 @@ def test_each_event_in_the_archive_is_found_by_a_few_commit_records(tmp_path: Pa
         reader = EventReader(directory)
         records = [record async for record in reader.read_from()]
         records_read.clear()
-        found = [each async for each in reader.events_at([record.start_offset for record in records])]
+        found = [each async for each in reader._events_at([record.start_offset for record in records])]
         assert found == [[record] for record in records]
         for record in records:
             assert await reader.read_line_hash_before(record.end_offset) == record.line_hash

@@ -14,7 +14,6 @@ import mmap
 import os
 import re
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,18 +151,20 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def discard_leftovers(directory: Path) -> None:
-    """Removes temporary files to which nothing has been written for an hour.
+    """Removes temporary files that are an hour older than the last change of the directory.
 
-    It is impossible to find out whether the process that created one is alive: it may be in another pid namespace.
+    It is impossible to find out whether the process that created one is alive: it may be in another pid namespace. The
+    clock is not used, since it may jump while a process is writing such a file.
     """
     try:
         names = os.listdir(directory)
+        changed_at = os.stat(directory).st_mtime
     except OSError:
         return
     for name in names:
         if _TEMPORARY.fullmatch(name):
             try:
-                age = time.time() - os.lstat(directory / name).st_mtime
+                age = changed_at - os.lstat(directory / name).st_mtime
             except OSError:
                 continue
             if age > LEFTOVER_AGE:

@@ -73,7 +73,7 @@ class Index:
 
     async def first_match(self, query: Query, offsets: Iterable[int]) -> int | None:
         """Returns the first of these offsets whose event the query matches; None if it matches none."""
-        async with aclosing(self._reader.events_at(list(offsets), query)) as found:  # type: ignore[type-var]
+        async with aclosing(self._reader._events_at(list(offsets), query)) as found:  # type: ignore[type-var]
             async for records in found:
                 for record in records:
                     return record.start_offset
@@ -92,7 +92,7 @@ class Index:
         if not found:
             return known, {}
         offsets = sorted({offset for stored in found.values() for offset in stored.offsets})
-        async with aclosing(self._reader.events_at(offsets)) as events:  # type: ignore[type-var]
+        async with aclosing(self._reader._events_at(offsets)) as events:  # type: ignore[type-var]
             return known, _first_with_ids([record async for records in events for record in records], ids)
 
     async def _read_results_of(self, ids: Collection[str]) -> tuple[int, dict[str, AppendResult]]:

@@ -21,9 +21,9 @@ async def read_from(
         async for record in reader.read_from(offset, query=query, until=until):
             yield record
         return
-    await reader.check_range(offset, until)
+    await reader._check_range(offset, until)
     end = known if until is None or until >= known else await _before_open_batch(reader, until)
-    async with aclosing(reader.events_at([start for start in candidates if start < end], query)) as found:  # type: ignore[type-var]
+    async with aclosing(reader._events_at([start for start in candidates if start < end], query)) as found:  # type: ignore[type-var]
         async for records in found:
             for record in records:
                 yield record
@@ -37,9 +37,9 @@ async def read_back(index: Index, reader: EventReader, query: Query, offset: int
             yield record
         return
     if offset is not None:
-        await reader.check_range(offset, None)
+        await reader._check_range(offset, None)
         end = min(offset, end)
-    async with aclosing(reader.events_at([start for start in candidates[::-1] if start < end], query)) as found:  # type: ignore[type-var]
+    async with aclosing(reader._events_at([start for start in candidates[::-1] if start < end], query)) as found:  # type: ignore[type-var]
         async for records in found:
             for record in reversed(records):
                 yield record

@@ -190,7 +190,7 @@ class EventLog(AppendingLog, ReadingLog):
                 view._detach(self)
 
     async def _close_reader(self) -> None:
-        if self._saves_snapshots and not self._reader.closed:
+        if self._saves_snapshots and not self._reader._closed:
             for view in self._views.values():
                 if view._log() is self:
                     await view.save(self._reader)

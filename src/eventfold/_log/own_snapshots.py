@@ -23,7 +23,7 @@ class OwnSnapshotsReader(EventReader):
         super().__init__(dir)
         self._snapshots = Layout(directory)
         self._snapshots.views_dir = self._snapshots.dir
-        self._documents = _Documents(super().documents, FileDocuments(self._snapshots))
+        self._both_documents = _Documents(super()._documents, FileDocuments(self._snapshots))
 
     @property
     def directory(self) -> Path:
@@ -31,9 +31,9 @@ class OwnSnapshotsReader(EventReader):
         return self._snapshots.dir
 
     @property
-    def documents(self) -> Documents:
+    def _documents(self) -> Documents:
         """The consumers' documents beside the log, and the snapshots in the directory."""
-        return self._documents
+        return self._both_documents
 
     def prepare(self) -> None:
         """Removes temporary files that a killed process left in the directory. Blocks.

@@ -35,7 +35,7 @@ class UnregisteredSnapshots:
     async def save(self, reader: EventReader) -> None:
         """Rewrites the snapshots whose offset would mislead the crate. A failure is logged."""
         try:
-            for name in await reader.documents.names("view"):
+            for name in await reader._documents.names("view"):
                 if name not in self._registered:
                     await self._correct(name, reader)
         except Exception as error:
@@ -47,9 +47,9 @@ class UnregisteredSnapshots:
             )
 
     async def _correct(self, name: str, reader: EventReader) -> None:
-        data = await reader.documents.load("view", name)
-        if data is not None and (corrected := await in_thread(_corrected, data, await reader.base())) is not None:
-            await reader.documents.store("view", name, corrected)
+        data = await reader._documents.load("view", name)
+        if data is not None and (corrected := await in_thread(_corrected, data, await reader._base())) is not None:
+            await reader._documents.store("view", name, corrected)
 
 
 def _corrected(data: bytes, base: int) -> bytes | None:

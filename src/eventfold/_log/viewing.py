@@ -163,7 +163,7 @@ class ViewingLog(LogBase):
 
     async def _watch(self, view: View[S]) -> AsyncGenerator[S, None]:
         seen = None
-        async for _ in self._reader.head_changes():
+        async for _ in self._reader._head_changes():
             await self._refresh(view)
             if view._fold.changes != seen:
                 seen = view._fold.changes

@@ -124,16 +124,16 @@ async def export(address: str, format: ExportFormat) -> None:
 async def state(address: str, view: str) -> None:
     """Prints the state in a view's snapshot."""
     async with reading(address) as reader:
-        data = await reader.documents.load("view", view)
+        data = await reader._documents.load("view", view)
         if data is None:
-            names = ", ".join(await reader.documents.names("view")) or "none"
+            names = ", ".join(await reader._documents.names("view")) or "none"
             raise EventfoldError(
                 f"no state of a view {view!r} is stored in {without_password(address)}; stored are: {names}"
             )
         try:
             found = parse(data)
         except BadSnapshotError as error:
-            location = reader.documents.location("view", view)
+            location = reader._documents.location("view", view)
             raise EventfoldError(f"{location}: {error}; delete it, and the view will be rebuilt") from error
     encoded = msgspec.json.format(found.state, indent=2) if sys.stdout.isatty() else bytes(found.state)
     sys.stdout.buffer.write(encoded + b"\n")

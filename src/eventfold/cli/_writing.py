@@ -218,7 +218,7 @@ async def rotate(address: str) -> None:
 async def reset_consumer(address: str, name: str, to: str) -> None:
     """Resets a consumer to another offset."""
     async with reading(address) as reader:
-        names = await reader.documents.names("consumer")
+        names = await reader._documents.names("consumer")
         if name not in names:
             others = ", ".join(names) or "none"
             raise EventfoldError(
