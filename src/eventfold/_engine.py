@@ -365,9 +365,9 @@ def refuse_options(options: Mapping[str, Any], engine: str) -> None:
         raise ValueError(f"{', '.join(sorted(options))}: only a log in files has this option, not a log in {engine}")
 
 
-def check_seconds(name: str, value: object) -> None:
-    """Raises `ValueError` unless the value of an option is a number of seconds."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+def check_seconds(name: str, value: object, *, check_range: bool = True) -> None:
+    """Raises `ValueError` unless the value of an option is a number of seconds, and with `check_range` more than 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or (check_range and not value > 0):
         raise ValueError(f"{name} must be a number of seconds, more than 0, not {value!r}")
 
 

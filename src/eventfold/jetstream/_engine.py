@@ -61,8 +61,8 @@ class JetStream:
         if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas not in (1, 3, 5):
             raise ValueError(f"replicas must be 1, 3 or 5, not {replicas!r}")
         check_flag("create", create)
-        check_seconds("timeout", timeout)
-        check_seconds("attempt_timeout", attempt_timeout)
+        check_seconds("timeout", timeout, check_range=False)
+        check_seconds("attempt_timeout", attempt_timeout, check_range=False)
         if not 0 < attempt_timeout <= timeout <= MAX_TIMEOUT:
             raise ValueError(
                 f"timeout is {timeout!r} and attempt_timeout is {attempt_timeout!r}: they must be more than 0 and at "
