@@ -225,7 +225,7 @@ async def test_a_close_without_a_thread_releases_the_lock(data_dir: Path, monkey
 
     writer = await EventWriter.open(data_dir)
     await writer.append(event(1))
-    writer.attach([Unsaved()])  # type: ignore[list-item]
+    writer._attach([Unsaved()])  # type: ignore[list-item]
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         with pytest.raises(OSError, match="no thread"):

@@ -67,7 +67,7 @@ class Fold(Generic[S]):
         shares_events: bool,
     ) -> None:
         self.name = name
-        self.query = None if query is None or query.matches_all else query
+        self.query = None if query is None or query._matches_all else query
         self.shares_events = shares_events
         self.state = state
         self.position = Head(0, "")

@@ -144,7 +144,7 @@ class EventWriter(HasPaths):
             self._head = self._waiters.durable_head or self._head
         return self._head
 
-    def attach(self, views: Iterable[ViewOps]) -> None:
+    def _attach(self, views: Iterable[ViewOps]) -> None:
         """From now on, saves the snapshots of these views after an automatic rotation, and when it is closed."""
         self._views = list(views)
 
@@ -250,7 +250,7 @@ class EventWriter(HasPaths):
         lines = encode_batch(events, self._max_event_size)
         condition = Condition(query, after, None, events)
         requirements = Requirements(None, condition, self._unique(events))
-        indexed = self._index is not None and query.has_tags
+        indexed = self._index is not None and query._has_tags
         if indexed and after and after != self.head.offset:
             await self.reader().read_line_hash_before(after)  # is it where a line begins?
         while True:

@@ -336,7 +336,7 @@ async def test_a_close_that_cannot_save_a_view_releases_the_lock(data_dir: Path)
             raise OSError("made to fail")
 
     writer = await EventWriter.open(data_dir)
-    writer.attach([Broken(), Broken()])  # type: ignore[list-item]
+    writer._attach([Broken(), Broken()])  # type: ignore[list-item]
     for _ in range(2):
         with pytest.raises(OSError, match="made to fail"):
             await writer.aclose()

@@ -100,7 +100,7 @@ class Decoder:
     """
 
     def __init__(self, query: Query | None = None, *, exact_offsets: bool = True) -> None:
-        self._query = None if query is None or query.matches_all else query
+        self._query = None if query is None or query._matches_all else query
         self._selection = selection(self._query, True)
         self._selection_without_batches = selection(self._query, False)
         self._exact_offsets = exact_offsets
