@@ -14,6 +14,7 @@ from contextlib import aclosing
 from pathlib import Path
 from time import perf_counter
 
+from ._aio import HOLD
 from ._catalog import TypedDecoding
 from ._codec.backwards import BackwardsDecoder
 from ._codec.decode import Decoder, Slice
@@ -24,8 +25,6 @@ from ._event import Head, Record
 from ._query import Query, query_of
 from ._threads import in_thread
 
-# The maximum number of seconds for which reading holds the event loop before it lets other tasks run.
-_HOLD = 0.002
 _RECORDS_PER_CLOCK_CHECK = 32
 # How many single lines are read in one call to a thread.
 _LINES_AT_ONCE = 16
@@ -120,7 +119,7 @@ class BaseReader(HasPaths):
                 for start in range(0, len(records), _RECORDS_PER_CLOCK_CHECK):
                     for record in records[start : start + _RECORDS_PER_CLOCK_CHECK]:
                         yield record
-                    if perf_counter() - since > _HOLD:
+                    if perf_counter() - since > HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
                 # Freed now, so that the next slice reuses this memory, which is in the processor's cache.
@@ -180,10 +179,10 @@ class BaseReader(HasPaths):
             for lines in block.chunks_backwards():
                 for number, record in enumerate(decoder.feed(lines), 1):
                     yield record
-                    if not number % _RECORDS_PER_CLOCK_CHECK and perf_counter() - since > _HOLD:
+                    if not number % _RECORDS_PER_CLOCK_CHECK and perf_counter() - since > HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
-                if perf_counter() - since > _HOLD:
+                if perf_counter() - since > HOLD:
                     await asyncio.sleep(0)
                     since = perf_counter()
 
@@ -263,7 +262,7 @@ class BaseReader(HasPaths):
                     for slice_ in decoder.feed(lines):
                         yield slice_
                         del slice_
-                    if perf_counter() - since > _HOLD:
+                    if perf_counter() - since > HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
 

@@ -16,6 +16,7 @@ from time import perf_counter
 from types import CoroutineType
 from typing import Any, Generic, TypeVar
 
+from ._aio import HOLD
 from ._codec.decode import Slice
 from ._errors import CorruptLogError, ReducerError, SchemaError
 from ._event import Event, Head, Record
@@ -24,8 +25,6 @@ from ._reader import EventReader
 
 S = TypeVar("S")
 
-# The maximum number of seconds for which folding holds the event loop, apart from the events of one run.
-_HOLD = 0.002
 # The maximum number of events in a run, which is what is folded between two looks at the clock. Reading the clock takes
 # as long as a short reducer. A run is this long only if shorter runs have shown that the reducer is fast.
 _LONGEST_RUN = 64
@@ -43,17 +42,17 @@ class Pacer:
         self.since = perf_counter()
 
     async def pause_if_due(self) -> None:
-        """Lets other tasks run once, if this task has held the event loop for `_HOLD` seconds."""
-        if perf_counter() - self.since > _HOLD:
+        """Lets other tasks run once, if this task has held the event loop for `HOLD` seconds."""
+        if perf_counter() - self.since > HOLD:
             await self.pause()
 
 
 class Fold(Generic[S]):
     """The state of one view in memory, and its reducer.
 
-    `position` is the head up to which events are folded; its hash may be unknown (""). `changes` grows whenever the
-    state changes. From an error of the reducer until the next `start`, `suspect` is true, and `error` is the
-    `ReducerError`, unless the reducer raised something other than an `Exception`.
+    `position` is the offset up to which events are folded, with the hash of the line before it, which may be unknown
+    (""). `changes` grows whenever the state changes. From an error of the reducer until the next `start`, `suspect` is
+    true, and `error` is the `ReducerError`, unless the reducer raised something other than an `Exception`.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Fold(Generic[S]):
         self._reducer = reducer
         self._accepts_none = accepts_none
         self._run_length = 1  # the speed of the reducer is not known yet
-        self._slice_seconds = _HOLD / 2  # how long the last slice took; a guess for the first one
+        self._slice_seconds = HOLD / 2  # how long the last slice took; a guess for the first one
 
     def start(self, state: S, position: Head) -> None:
         """Continues from a state that no reducer has left partly changed."""
@@ -99,12 +98,12 @@ class Fold(Generic[S]):
         reducer, state, count, done = self._reducer, self.state, len(events), 0
         now = perf_counter()
         # A pause before the slice is cheap. Within the slice, the offset of an event would have to be looked up.
-        if count and now - pacer.since + self._slice_seconds > _HOLD:
+        if count and now - pacer.since + self._slice_seconds > HOLD:
             await pacer.pause()
             now = perf_counter()
         started = now
         while done < count:
-            if done and now - pacer.since > _HOLD:
+            if done and now - pacer.since > HOLD:
                 if starts.begins_a_line(done):
                     self.state, self.position = state, Head(starts.of(done), "")
                     await pacer.pause()
@@ -123,7 +122,7 @@ class Fold(Generic[S]):
             self.changes += len(run)
             before, now = now, perf_counter()
             # The next run is twice as long, if it will probably take less than half of the allowed time.
-            self._run_length = min(2 * self._run_length, _LONGEST_RUN) if (now - before) * 4 < _HOLD else 1
+            self._run_length = min(2 * self._run_length, _LONGEST_RUN) if (now - before) * 4 < HOLD else 1
         self._slice_seconds = now - started
         self.state, self.position = state, Head(slice_.end_offset, slice_.last_line_hash)
 

@@ -1,10 +1,10 @@
 """`EventWriter`: appends to one log, on any engine.
 
-An append decides everything synchronously (its line, its position in the queue) and then waits for the group commit of
-which it becomes part.
+An append first encodes its event and adds the line to the queue, synchronously. Then it waits for the commit of its
+group.
 
 Promises: once `append` returns, the event is in the log, as durable as the engine says; appends are in the log in the
-order in which they were called; an append cancelled before its batch was taken is not in the log, one cancelled later
+order in which they were called; an append cancelled before its group was taken is not in the log, one cancelled later
 is; after a failure that leaves the log in an unknown state, nothing more is accepted.
 """
 
@@ -173,9 +173,9 @@ class EventWriter(HasPaths):
         return await self._put(event)
 
     def _put(self, event: Event) -> Awaitable[AppendResult]:
-        """Adds one event to the queue if there is room. Await the result at once: then it is like `append`.
+        """Adds one event to the queue, at once if there is room. The caller must await the result immediately.
 
-        Raises what is wrong with the event or the writer. A coroutine for each append would take a tenth of its time.
+        Raises what `append` raises. It is not a coroutine function, since that would make an append a tenth slower.
         """
         self._check_usable()
         queue = self._queue
@@ -225,7 +225,7 @@ class EventWriter(HasPaths):
     async def append_unless(self, events: Iterable[Event], query: Query, *, after: int = 0) -> list[AppendResult]:
         """Appends events, all of them or none, unless an event at or after an offset matches a query.
 
-        The condition is checked when the append's turn comes, against everything before it, including the same batch.
+        The condition is checked when the append's turn comes, against everything before it in the log or in the queue.
 
         Args:
             events: What to append; with none, the condition is still checked.
@@ -252,7 +252,7 @@ class EventWriter(HasPaths):
         requirements = Requirements(None, condition, self._unique(events))
         indexed = self._index is not None and query._has_tags
         if indexed and after and after != self.head.offset:
-            await self.reader().read_line_hash_before(after)  # is it where a line begins?
+            await self.reader().read_line_hash_before(after)  # raises `ValueError` if no line begins there
         while True:
             if not indexed:
                 try:
@@ -353,10 +353,10 @@ class EventWriter(HasPaths):
             raise copy_error(error)
 
     async def _close(self) -> None:
-        # Whatever one of these raises, the others are done too: the last one entered runs first.
+        # The callbacks run in reverse order, each of them even if another one raises.
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._close_committer)
-            # Before the lock is released, or it could replace the next writer's head.
+            # Before the lock is released: afterwards, it could erase the head that the next writer has published.
             stack.callback(self._waiters.publish, None)
             stack.callback(self._end_reading)
             if self._index is not None:
@@ -374,7 +374,7 @@ class EventWriter(HasPaths):
         try:
             await self._committer.aclose()
         except WriterFailedError as error:
-            # What only an automatic rotation has met is news to the committer, but an append may have raised it since.
+            # The committer reports a failure that an automatic rotation met, but an append may have raised it since.
             if not self._commits.has_raised(error):
                 raise
 

@@ -45,7 +45,7 @@ class Catalog:
         Args:
             type: The event type.
             version: The version of the data that the class describes. Versions above 1 are stored in the event.
-            tags: A function that returns the tags of the event of an object.
+            tags: A function that takes an object of the class and returns the tags of its event.
 
         Returns:
             A decorator, which returns the class unchanged.

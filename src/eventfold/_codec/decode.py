@@ -94,9 +94,9 @@ class Slice:
 class Decoder:
     """Turns the lines of a log, fed in order, into slices of events; with a `query`, only those that it matches.
 
-    With `exact_offsets`, each event is certain to have a line of its own, as the records of a slice need it. Without
-    it, decoding is faster. Reading may begin inside a batch, except at the start of the log. Then the rest of that
-    batch is yielded.
+    With `exact_offsets`, each line is decoded on its own, so that the offsets of the records are certainly right.
+    Without it, decoding is faster. Reading may begin inside a batch, except at the start of the log. Then the rest of
+    that batch is yielded.
     """
 
     def __init__(self, query: Query | None = None, *, exact_offsets: bool = True) -> None:

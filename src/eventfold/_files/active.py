@@ -199,8 +199,8 @@ class ActiveLog:
             try:
                 base_file = BaseFile(self._layout.base_path)
                 if not end and any(known.written for known in base_file.read() or () if known.base == self.base):
-                    # First, or a crash would leave a base file that confirms a line that was cut off. One that only
-                    # announces it may stay: on a full disk, the file can't be replaced.
+                    # Before cutting: a crash must not leave a base file that confirms a line that was cut off. A file
+                    # that only announces the line may stay, since it can't be replaced on a full disk.
                     base_file.write(Generation(self.base, self.head.line_hash))
                 operations.truncate(self.fd, end)
                 self.sync()

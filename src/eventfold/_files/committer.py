@@ -144,8 +144,8 @@ class FileCommitter:
             self._failure = WriterFailedError(f"{self._layout.log_path}: the writer failed: {error!r}")
             raise copy_error(self._failure) from error
 
-    def _unless_failed_unnoticed(self, function: Callable[..., T], *args: object) -> T:
-        """The same if the program does not get what is raised: the next append raises it, or else closing does."""
+    def _unless_failed_unreported(self, function: Callable[..., T], *args: object) -> T:
+        """Does the same for a call whose error the program does not get: the next append or closing raises it."""
         unreported = self._unreported or (self._unsynced and self._failure is None)
         try:
             return self._unless_failed(function, *args)
@@ -154,12 +154,12 @@ class FileCommitter:
             raise
 
     def _unless_failed_in_background(self, function: Callable[[], object]) -> None:
-        """The same for a call for which nobody waits."""
+        """Does the same for a call that no task awaits."""
         if self._failure is None:
             try:
-                self._unless_failed_unnoticed(function)
+                self._unless_failed_unreported(function)
             except (OSError, WriterFailedError):
-                pass  # the next commit says it
+                pass  # the next commit raises it
 
     def _sync_soon(self) -> None:
         self._sync_timer = None
@@ -179,7 +179,7 @@ class FileCommitter:
 
     async def rotate(self, *, if_due: bool = False) -> None:
         """See `RotatingCommitter.rotate`. If cancelled, it ends after the current step."""
-        unless_failed = self._unless_failed_unnoticed if if_due else self._unless_failed
+        unless_failed = self._unless_failed_unreported if if_due else self._unless_failed
         async with self._rotating:
             try:
                 await in_thread(self._recover)

@@ -218,7 +218,7 @@ class SharedCommitter(FileCommitter):
         """See `RotatingCommitter.rotate`. Unless `if_due`, waits while another process is rotating."""
         # An automatic rotation is not worth it for the few lines since another one.
         goal = self.active.base + 1 if if_due else self.head.offset
-        unless_failed = self._unless_failed_unnoticed if if_due else self._unless_failed
+        unless_failed = self._unless_failed_unreported if if_due else self._unless_failed
         async with self._rotating:
             try:
                 while not self._closing:
