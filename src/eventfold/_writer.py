@@ -71,7 +71,7 @@ class EventWriter(HasPaths):
         max_log_size: int = 0,
         max_event_size: int = 16 * 2**20,
     ) -> AsyncOpener[EventWriter]:
-        """Opens a log for appending. Await it, or use it in `async with`.
+        """Opens a log for appending. Await it, or use it in `async with`. If cancelled, it opens nothing.
 
         What a crash left unfinished is repaired first. A directory is created if necessary.
 
@@ -87,9 +87,8 @@ class EventWriter(HasPaths):
             LogLockedError: Another writer has it open.
             CorruptLogError: The files contradict each other.
             OSError: The log can't be created, read or written.
+            EventfoldError: The packages that the engine needs are not installed.
             ValueError: An argument is wrong, or the engine does not have an option.
-
-        If cancelled, it opens nothing.
         """
         return cls._open(dir, lock, sync, max_log_size, max_event_size, index=False, unique_ids=False)
 
@@ -155,10 +154,15 @@ class EventWriter(HasPaths):
     # Appending
 
     async def append(self, event: Event) -> AppendResult:
-        """Appends one event.
+        """Appends one event. When this returns, the event is as durable as the sync mode promises.
+
+        If cancelled while waiting in the queue, the event is not in the log; if cancelled later, it is.
+
+        Args:
+            event: The event.
 
         Returns:
-            Where the event is in the log. It is durable by then, as the sync mode promises.
+            Where the event is in the log.
 
         Raises:
             InvalidEventError: The event can't be written as a line that reads back the same.
@@ -167,8 +171,6 @@ class EventWriter(HasPaths):
             WriterFailedError: It may or may not be in the log, which must be opened again.
             LogClosedError: The writer was closed.
             EventfoldError: It was called in a forked child, or in an event loop other than the writer's.
-
-        If cancelled while waiting in the queue, the event is not in the log; if cancelled later, it is.
         """
         return await self._put(event)
 
@@ -191,7 +193,18 @@ class EventWriter(HasPaths):
         return placed
 
     async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
-        """Appends several events, all of them or none, even after a crash. Raises what `append` raises."""
+        """Appends several events, all of them or none, even after a crash or a cancellation.
+
+        Args:
+            events: The events, in order.
+
+        Returns:
+            One result for each event.
+
+        Raises:
+            EventfoldError: As for `append`.
+            OSError: As for `append`.
+        """
         self._check_usable()
         if self._queue.full:
             await self._commits.wait_for_room()
@@ -201,18 +214,21 @@ class EventWriter(HasPaths):
         return await self._queue.put(b"".join(lines), requirements, lines) if lines else []
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
-        """Appends one event if the head is the expected one when its turn comes.
+        """Appends one event if the head is the expected one when its turn comes. Cancelling it is as for `append`.
 
         Args:
-            event: What to append.
-            expected_offset: The offset at which the log must end.
+            event: The event.
+            expected_offset: The offset at which the log must end, in bytes of the whole log.
             expected_hash: The hash of the line before it; "" for an empty log.
+
+        Returns:
+            Where the event is in the log.
 
         Raises:
             ConditionalAppendError: The head is a different one. Nothing was written.
-            ValueError: The offset or the hash is not of the right type.
-
-        Otherwise it raises what `append` raises.
+            ValueError: The offset is negative, or an argument has the wrong type.
+            EventfoldError: As for `append`.
+            OSError: As for `append`.
         """
         self._check_usable()
         expected = _check_expected(expected_offset, expected_hash)
@@ -226,22 +242,24 @@ class EventWriter(HasPaths):
         """Appends events, all of them or none, unless an event at or after an offset matches a query.
 
         The condition is checked when the append's turn comes, against everything before it in the log or in the queue.
+        If cancelled while waiting in the queue, nothing is appended.
 
         Args:
-            events: What to append; with none, the condition is still checked.
+            events: The events, in order; without any, the condition is still checked.
             query: Which events prevent the append.
-            after: The offset from which events count: the end of what the decision was based on.
+            after: The offset from which events count, in bytes of the whole log: the end of what the decision was based
+                on.
 
         Returns:
-            Where the events are in the log.
+            One result for each event.
 
         Raises:
             ConditionalAppendError: An event matches; `conflict.offset` says where it is. Nothing was written.
             TypeError: The query is not a `Query`.
             ValueError: The offset is negative, beyond the head, or not where a line begins.
-
-        Otherwise it raises what `append` raises, and what reading raises. If cancelled before its turn, nothing is
-        appended.
+            CorruptLogError: The log is damaged.
+            EventfoldError: As for `append`.
+            OSError: As for `append`, or the log could not be read.
         """
         self._check_usable()
         if not isinstance(query, Query):
@@ -306,15 +324,16 @@ class EventWriter(HasPaths):
     # Rotation
 
     async def rotate(self, views: Iterable[ViewOps] = ()) -> None:
-        """Moves the whole active log into the archive, and rewrites the snapshots of `views`. Appends continue
-        meanwhile.
+        """Moves the whole active log into the archive, while appends continue. If cancelled, the rotation continues.
+
+        Args:
+            views: The views whose snapshots are rewritten afterwards.
 
         Raises:
-            OSError: The disk failed. Nothing is lost, and the next rotation continues where this one stopped.
+            OSError: A file could not be read or written. Nothing is lost, and the next rotation continues where this
+                one stopped.
             CorruptLogError: The files contradict each other.
             EventfoldError: The log is not in files, or the writer can't be used: see `append`.
-
-        If cancelled, the rotation continues.
         """
         self._check_usable()
         if self._rotator is None:
@@ -326,15 +345,14 @@ class EventWriter(HasPaths):
     async def aclose(self) -> None:
         """Refuses new appends, finishes pending ones and a rotation, and releases the lock. Idempotent.
 
-        The lock is released whatever else fails. In a forked child, it only closes the child's descriptors: the log
-        stays the parent's.
+        The lock is released whatever else fails. An error that an append or a rotation has raised is not raised again.
+        If cancelled, closing continues. In a forked child, it only closes the child's descriptors: the log stays the
+        parent's.
 
         Raises:
             WriterFailedError: What was acknowledged before it was durable could not be made durable.
             OSError: A snapshot could not be saved.
             EventfoldError: It was called in an event loop other than the writer's.
-
-        It raises nothing that an append or a rotation has raised already. If cancelled, closing continues.
         """
         if self._pid != os.getpid():
             self._abandon()
