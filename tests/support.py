@@ -144,7 +144,7 @@ def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return starts
 
 
-class Seam:
+class FaultInjector:
     """Replaces operations of `eventfold._files.operations` with ones that are counted, fail, or wait at a gate.
 
     The operations that replace the base file are left alone, since they happen only before the first line.
@@ -214,8 +214,8 @@ class Seam:
 
 __all__ = [
     "START",
+    "FaultInjector",
     "Gate",
-    "Seam",
     "check_log",
     "event",
     "line",
