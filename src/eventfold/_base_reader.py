@@ -249,9 +249,9 @@ class BaseReader(HasPaths):
         """The slices between two heads; the hash of the first may be unknown ("")."""
         if start.offset == end.offset:
             return
-        recent = (await self._source.waiters()).recent_lines.since(start, end)
+        recent = await self._recent(start, end)
         if recent is not None:
-            for slice_ in self._decoder(query, exact_offsets=exact_offsets).feed(recent[1]):
+            for slice_ in self._decoder(query, exact_offsets=exact_offsets).feed(recent):
                 yield slice_
             return
         decoder = self._decoder(query, exact_offsets=exact_offsets)
@@ -265,6 +265,11 @@ class BaseReader(HasPaths):
                     if perf_counter() - since > HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
+
+    async def _recent(self, start: Head, end: Head) -> Lines | None:
+        """The lines between two heads, if they are in memory; the hash of the first may be unknown ("")."""
+        recent = (await self._source.waiters()).recent_lines.since(start, end)
+        return None if recent is None else recent[1]
 
     def _decoder(self, query: Query | None, *, exact_offsets: bool) -> Decoder:
         """A decoder of this log's lines."""
@@ -283,9 +288,9 @@ class BaseReader(HasPaths):
         last = await self._end_of_reading(start.offset) if end is None else Head(end, "")
         if start.offset == last.offset:
             return
-        recent = (await self._source.waiters()).recent_lines.since(start, last)
+        recent = await self._recent(start, last)
         if recent is not None:
-            yield recent[1]
+            yield recent
             return
         async with aclosing(self._source.blocks(start, last.offset)) as blocks:
             async for block in blocks:

@@ -111,7 +111,7 @@ class GroupCommit:
         try:
             while True:
                 if committing is None:
-                    group = self._take()
+                    group = self.queue.take(self._committer.max_commit_size)
                     if not group:
                         break
                     outcomes, offset_at = await self._commit(group)
@@ -134,7 +134,7 @@ class GroupCommit:
                         and 0 < len(group) <= half
                         and len(self.queue) >= RESOLVED_AT_ONCE
                     ):
-                        ahead = self._take()
+                        ahead = self.queue.take(self._committer.max_commit_size)
                         committing = UncancellableTask(self._commit(ahead), "eventfold commit")
         except BaseException as error:
             self.fail(error)
@@ -146,9 +146,6 @@ class GroupCommit:
         finally:
             self._task = None
             self._changed()
-
-    def _take(self) -> list[Append]:
-        return self.queue.take(self._committer.max_commit_size)
 
     async def _commit(self, group: list[Append]) -> _Outcomes:
         """Commits a group, from which it removes the appends that the index resolves; returns the others' outcomes."""

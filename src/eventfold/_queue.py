@@ -114,7 +114,8 @@ class AppendQueue:
             taken = [append for append in self._appends if not append.future.done()]
             self._appends.clear()
             self._size = 0
-            self._admit()
+            if self._waiting:
+                self._admit()
             return taken
         taken = []
         while self._appends:

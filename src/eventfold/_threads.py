@@ -296,5 +296,9 @@ def _make_all(jobs: _Jobs) -> None:
     """The thread's main function."""
     while (job := jobs.get()) is not None:
         call, function, args = job
-        call.settle(*_outcome(function, args))
-        del job, call, function, args
+        try:  # like `_outcome`, without a call
+            result, error = function(*args), None
+        except BaseException as raised:
+            result, error = None, raised
+        call.settle(result, error)
+        del job, call, function, args, result, error
