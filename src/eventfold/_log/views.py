@@ -38,6 +38,7 @@ class Views(Mapping[str, View[Any]]):
         return len(self._views)
 
     def values(self) -> ValuesView[View[Any]]:
+        """The views, without the lookup by name that the method of `Mapping` would make for each of them."""
         return self._views.values()
 
 
