@@ -19,7 +19,8 @@ from ._catalog import TypedDecoding
 from ._codec.backwards import BackwardsDecoder
 from ._codec.decode import Decoder, Slice
 from ._codec.lines import Lines
-from ._engine import Documents, HasPaths, Paths, Source, SourceOfLines, paths_of
+from ._documents import Documents
+from ._engine import HasPaths, Paths, Source, SourceOfLines, paths_of
 from ._errors import CorruptLogError
 from ._event import Head, Record
 from ._query import Query, query_of

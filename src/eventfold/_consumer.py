@@ -18,7 +18,8 @@ from contextlib import aclosing
 import msgspec
 
 from . import _tracing
-from ._engine import DocumentLock, LockingDocuments, Paths, check_name
+from ._documents import DocumentLock, LockingDocuments, check_name
+from ._engine import Paths
 from ._errors import CorruptLogError, EventfoldError, LogClosedError
 from ._event import PartialRecord, Record
 from ._logging import INFO, log_event

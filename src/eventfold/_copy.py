@@ -18,7 +18,8 @@ import xxhash
 from ._address import Address, engine_of
 from ._aio import UncancellableTask, uninterrupted
 from ._codec.decode import batch_position
-from ._engine import Committer, DocumentKind, Source
+from ._documents import DocumentKind
+from ._engine import Committer, Source
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Head
 from ._judge import Append, Requirements

@@ -9,27 +9,19 @@ is the start of the next. A `Lines` knows the offset of each of its positions.
 
 from __future__ import annotations
 
-import asyncio
 import enum
-import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from ._aio import uninterrupted
 from ._codec.lines import Lines
+from ._documents import Documents
 from ._errors import EventfoldError
 from ._event import Head
 from ._judge import Append
-from ._threads import ThreadCall
 from ._waiters import Waiters
-
-DocumentKind: TypeAlias = Literal["view", "consumer"]
-L = TypeVar("L", bound="DocumentLock")
 
 
 class LockMode(enum.Enum):
@@ -54,88 +46,6 @@ class SyncMode(enum.Enum):
     ALWAYS = "always"
     EVERY_SECOND = "every_second"
     OS = "os"
-
-
-# The hosts of an address and their ports.
-_HOSTS = re.compile(r"((\[[^\]]*\]|[^:,\[\]]*)(:\d*)?(,|$))*")
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
-
-
-def is_name(name: object) -> bool:
-    """Whether a view or a consumer may have this name, which becomes part of a file name."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
-
-
-def check_name(kind: str, name: str) -> str:
-    """Returns a name that a view or a consumer may have; raises `ValueError` for any other."""
-    if not is_name(name):
-        raise ValueError(
-            f"{kind} name {name!r}: it must be 1 to 128 characters of A-Z a-z 0-9 . _ -, not starting with a dot"
-        )
-    return name
-
-
-class Documents(Protocol):
-    """The documents beside a log: the snapshots of views, and the committed offsets of consumers."""
-
-    def location(self, kind: DocumentKind, name: str) -> str | Path:
-        """The location of a document, for messages."""
-
-    async def load(self, kind: DocumentKind, name: str) -> bytes | None:
-        """The content of a document; None if the document does not exist."""
-
-    async def store(self, kind: DocumentKind, name: str, data: bytes) -> None:
-        """Replaces a document atomically; its content is durable when this returns."""
-
-    async def delete(self, kind: DocumentKind, name: str) -> None:
-        """Removes a document; does nothing if it does not exist."""
-
-    async def names(self, kind: DocumentKind) -> list[str]:
-        """The names of all documents of a kind, sorted."""
-
-
-class DocumentLock(Protocol):
-    """A lock that this process holds. It is also released when the process ends."""
-
-    async def was_lost(self) -> bool:
-        """Whether another process may hold the lock now, because the connection to the server was lost."""
-
-    def release(self) -> None:
-        """Releases the lock. Idempotent and never blocks; any thread may call it."""
-
-
-class NoLock:
-    """A placeholder where nothing can be locked."""
-
-    async def was_lost(self) -> bool:
-        return False
-
-    def release(self) -> None:
-        """Does nothing."""
-
-
-async def acquired(acquiring: asyncio.Future[L | None] | ThreadCall[L | None]) -> L | None:
-    """Waits for a lock that is being acquired; None if another process holds it.
-
-    If cancelled, it still waits for the lock, and releases it.
-    """
-    try:
-        return await (uninterrupted(acquiring) if isinstance(acquiring, asyncio.Future) else acquiring)
-    except asyncio.CancelledError:
-        with suppress(Exception):  # the cancellation is raised, whether or not the lock could be acquired
-            if (lock := acquiring.result()) is not None:
-                lock.release()
-        raise
-    finally:
-        del acquiring  # as in `uninterrupted`
-
-
-@runtime_checkable
-class LockingDocuments(Protocol):
-    """Documents that can be locked. The locks apply to all processes that use the log."""
-
-    async def lock(self, kind: DocumentKind, name: str) -> DocumentLock | None:
-        """Locks a document, which need not exist; None if another process holds the lock. Raises `OSError`."""
 
 
 class Source(Protocol):
@@ -357,43 +267,6 @@ class HasPaths:
     def views_dir(self) -> Path:
         """The directory of the snapshots; it may not exist yet."""
         return self._paths.views_dir
-
-
-def refuse_options(options: Mapping[str, Any], engine: str) -> None:
-    """For an engine without options for `open_committer`: raises `ValueError` if any are given."""
-    if options:
-        raise ValueError(f"{', '.join(sorted(options))}: only a log in files has this option, not a log in {engine}")
-
-
-def check_seconds(name: str, value: object, *, check_range: bool = True) -> None:
-    """Raises `ValueError` unless the value of an option is a number of seconds, and with `check_range` more than 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or (check_range and not value > 0):
-        raise ValueError(f"{name} must be a number of seconds, more than 0, not {value!r}")
-
-
-def address_parts(address: str) -> SplitResult:
-    """The parts of an address.
-
-    Raises a `ValueError` without any part of the address if a password in it is not percent-encoded. A part of such a
-    password would be taken for a port or a name, and messages would show it.
-    """
-    try:
-        parts = urlsplit(address)
-        clear = "@" not in parts.path + parts.fragment
-    except ValueError:
-        clear = False
-    if not clear or ("@" not in parts.netloc and not _HOSTS.fullmatch(parts.netloc)):
-        raise ValueError(
-            "the address can't be read: in a user or a password, the characters / ? # [ ] @ : % must be written as "
-            "%2F %3F %23 %5B %5D %40 %3A %25; a port must be a number"
-        )
-    return parts
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raises `ValueError` unless the value of an option is a boolean."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, not {value!r}")
 
 
 @runtime_checkable

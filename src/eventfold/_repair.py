@@ -16,7 +16,8 @@ import msgspec
 
 from ._address import Address, engine_of
 from ._consumer import Checkpoint, move_consumer
-from ._engine import DocumentKind, LockingDocuments, paths_of
+from ._documents import DocumentKind, LockingDocuments
+from ._engine import paths_of
 from ._errors import CorruptLogError, EventfoldError
 from ._files.active import WriterLock
 from ._files.damaged_end import cut_damaged_end, find_damaged_end

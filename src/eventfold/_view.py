@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from . import _tracing
-from ._engine import check_name
+from ._documents import check_name
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Event, Head
 from ._fold import Fold, fold_together

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from ._chunks import CHUNK_SIZE, Pause
-from ._engine import LockingDocuments
+from ._documents import LockingDocuments
 from ._errors import CorruptLogError
 from ._event import Head
 from ._logging import WARNING, log_event

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 
 from .._codec.lines import Lines
-from .._engine import acquired, is_name
+from .._documents import acquired, is_name
 from .._event import Head
 from .._threads import in_thread, quick_in_thread, start_in_thread
 from . import operations

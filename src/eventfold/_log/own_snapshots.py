@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 from .._address import Address
-from .._engine import DocumentKind, DocumentLock, Documents, LockingDocuments, NoLock, Paths
+from .._documents import DocumentKind, DocumentLock, Documents, LockingDocuments, NoLock
+from .._engine import Paths
 from .._files import operations
 from .._files.paths import Layout
 from .._files.source import FileDocuments

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from .._engine import DocumentKind, DocumentLock, NoLock, check_name
+from .._documents import DocumentKind, DocumentLock, NoLock, check_name
 from .._errors import CorruptLogError, EventfoldError
 from .._logging import INFO, WARNING, log_event
 from ._api import Message, get_message, stream_info

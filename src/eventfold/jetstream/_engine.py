@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from nats.aio.client import Client
 
-from .._engine import address_parts, check_flag, check_seconds, refuse_options
+from .._options import address_parts, check_flag, check_seconds, refuse_options
 from ._committer import StreamCommitter
 from ._configuration import MAX_TIMEOUT
 from ._settings import Settings

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .._engine import DocumentKind, DocumentLock, check_name
+from .._documents import DocumentKind, DocumentLock, check_name
 from .._errors import EventfoldError
 from ._connections import Settings
 from ._locks import SessionLocks

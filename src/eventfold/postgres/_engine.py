@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from .._aio import UncancellableTask, uninterrupted
-from .._engine import address_parts, check_flag, check_seconds, refuse_options
+from .._options import address_parts, check_flag, check_seconds, refuse_options
 from ._committer import TableCommitter
 from ._connections import Connections, Settings
 from ._schema import migrate, pending, quoted

@@ -18,7 +18,7 @@ import asyncpg
 import xxhash
 
 from .._aio import UncancellableTask
-from .._engine import DocumentKind, DocumentLock, NoLock, acquired
+from .._documents import DocumentKind, DocumentLock, NoLock, acquired
 from ._connections import CONNECTION_LOST, Retries
 from ._schema import find_schema
 
