@@ -48,18 +48,22 @@ class GroupCommit:
         self.counters = WriterCounters()
         self.checks: IndexChecks | None = None
         self.failure: EventfoldError | None = None
-        self._raised = False  # whether an append has got the failure
+        self._raised = False  # whether a call has raised the failure
         self._task: UncancellableTask[None] | None = None
         self._drained: asyncio.Future[None] | None = None
 
     def check(self) -> None:
         """Raises the error with which it has failed, if it has."""
         if self.failure is not None:
-            self._raised = True
+            self.note_raised()
             raise copy_error(self.failure)
 
+    def note_raised(self) -> None:
+        """Notes that a call has raised the failure to the program."""
+        self._raised = True
+
     def has_raised(self, error: EventfoldError) -> bool:
-        """Whether an append has got the failure of which this error, from the committer, is a copy."""
+        """Whether a call has raised the failure of which this error, from the committer, is a copy."""
         cause = error.__cause__
         return self._raised and self.failure is not None and cause is not None and cause is self.failure.__cause__
 
@@ -141,12 +145,18 @@ class GroupCommit:
             self.fail(error)
             if committing is not None:
                 await asyncio.wait([committing])
+            self._note_raised_to(group + ahead)
             for append in group + ahead:
                 resolve(append, self.failure or error, _no_offset)
             raise
         finally:
             self._task = None
             self._changed()
+
+    def _note_raised_to(self, group: list[Append]) -> None:
+        """Notes that these appends are about to raise the failure, unless all of them were cancelled."""
+        if not all(append.future.done() for append in group):
+            self.note_raised()
 
     def _take(self) -> list[Append]:
         return self.queue.take(self._committer.max_commit_size)
@@ -156,7 +166,7 @@ class GroupCommit:
         if self.checks is not None:
             group[:] = await self.checks.check(group)
         if self.failure is not None:
-            self._raised = self._raised or bool(group)
+            self._note_raised_to(group)
             return [self.failure] * len(group), _no_offset
         begun = perf_counter()
         span = None
@@ -175,8 +185,10 @@ class GroupCommit:
             if span is not None:
                 span.end(error, appends=0, refused=len(group))
             self.counters.add(0, len(group), perf_counter() - begun)
-            outcome = error if isinstance(error, OSError | UnknownOutcomeError) else self.fail(error)
-            return [outcome] * len(group), _no_offset
+            if isinstance(error, OSError | UnknownOutcomeError):
+                return [error] * len(group), _no_offset
+            self._note_raised_to(group)
+            return [self.fail(error)] * len(group), _no_offset
         if self.checks is not None:
             # Others may have appended the same ids after they had been checked.
             judged = zip(group, commit.outcomes, strict=True)

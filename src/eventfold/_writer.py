@@ -319,7 +319,11 @@ class EventWriter(HasPaths):
         self._check_usable()
         if self._rotator is None:
             raise EventfoldError(f"{self._source.location} can't be rotated: only a log in files can")
-        await self._rotator.rotate(views)
+        try:
+            await self._rotator.rotate(views)
+        except WriterFailedError:
+            self._commits.note_raised()
+            raise
 
     # Closing
 
@@ -374,7 +378,7 @@ class EventWriter(HasPaths):
         try:
             await self._committer.aclose()
         except WriterFailedError as error:
-            # What only an automatic rotation has met is news to the committer, but an append may have raised it since.
+            # The committer can't know whether a call has raised it: the call may have been cancelled.
             if not self._commits.has_raised(error):
                 raise
 
