@@ -291,7 +291,7 @@ async def test_a_consumer_that_is_being_read_is_not_reset(tmp_path: Path) -> Non
     path = tmp_path / "consumers" / "mailer.json"
     path.write_bytes(b"nonsense")
     [reset] = (await plan_repairs(tmp_path)).repairs
-    lock = await EventReader(tmp_path).documents.lock("consumer", "mailer")
+    lock = await EventReader(tmp_path)._documents.lock("consumer", "mailer")
 
     with pytest.raises(EventfoldError, match="is being read"):
         await repair(tmp_path, [reset])
