@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 from blockbuster import BlockBuster, BlockingError
 from blockbuster.blockbuster import BlockBusterFunction
-from tests.support import Seam, check_log
+from tests.support import FaultInjector, check_log
 
 from eventfold._files import inotify
 
@@ -112,11 +112,11 @@ def compat(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def seam(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seam]:
+def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultInjector]:
     """The fault injector for file operations; at the end, every gate is opened."""
-    grip = Seam(monkeypatch)
-    yield grip
-    for gate in grip.gates:
+    injector = FaultInjector(monkeypatch)
+    yield injector
+    for gate in injector.gates:
         gate.open()
 
 

@@ -7,17 +7,18 @@ import contextlib
 import errno
 import socket
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eventfold import Event, EventReader, Head, Record, line_hash
+from eventfold import Event, EventReader, Head, Record, _view, line_hash
 from eventfold._codec.lines import Lines
 from eventfold._files import archive, operations, rotation
 from eventfold._files.base_file import BaseFile, Generation
 from eventfold._files.source import FileSource
+from eventfold._fold import Fold
 
 START = 1_700_000_000
 
@@ -73,15 +74,15 @@ async def check_log(directory: Path) -> None:
 
 
 def recorded_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Returns a list that gets the start offset of every pass over a log from now on."""
+    """Returns a list that gets the start offset of every pass of views over a log from now on."""
     passes: list[int] = []
-    lines = EventReader._lines
+    fold_together = _view.fold_together
 
-    def counted(self: EventReader, start: Head, end: int | None) -> Any:
-        passes.append(start.offset)
-        return lines(self, start, end)
+    def recorded(folds: Sequence[Fold[Any]], *args: Any) -> Any:
+        passes.append(folds[0].position.offset)
+        return fold_together(folds, *args)
 
-    monkeypatch.setattr(EventReader, "_lines", counted)
+    monkeypatch.setattr(_view, "fold_together", recorded)
     return passes
 
 
@@ -144,7 +145,7 @@ def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return starts
 
 
-class Seam:
+class FaultInjector:
     """Replaces operations of `eventfold._files.operations` with ones that are counted, fail, or wait at a gate.
 
     The operations that replace the base file are left alone, since they happen only before the first line.
@@ -214,8 +215,8 @@ class Seam:
 
 __all__ = [
     "START",
+    "FaultInjector",
     "Gate",
-    "Seam",
     "check_log",
     "event",
     "line",

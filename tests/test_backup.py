@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.support import Seam
+from tests.support import FaultInjector
 
 from eventfold import (
     CorruptLogError,
@@ -295,12 +295,12 @@ async def test_a_copy_that_is_open_for_writing_is_refused(tmp_path: Path) -> Non
                 await log.backup(tmp_path / "copy")
 
 
-async def test_only_one_backup_at_a_time_writes_to_a_directory(tmp_path: Path, seam: Seam) -> None:
+async def test_only_one_backup_at_a_time_writes_to_a_directory(tmp_path: Path, faults: FaultInjector) -> None:
     """If a backup takes longer than the interval between backups, the next one must not truncate its files."""
     async with EventLog.open(tmp_path / "log") as log:
         await add(log, 3)
         await log.rotate()
-        gate = seam.freeze("sync")
+        gate = faults.freeze("sync")
         first = asyncio.create_task(log.backup(tmp_path / "copy"))
         await gate.reached()
         with pytest.raises(EventfoldError, match="another backup"):
@@ -311,7 +311,9 @@ async def test_only_one_backup_at_a_time_writes_to_a_directory(tmp_path: Path, s
         assert await lines(tmp_path / "copy") == await lines(tmp_path / "log")
 
 
-async def test_a_log_that_is_created_where_a_copy_is_written_keeps_its_events(tmp_path: Path, seam: Seam) -> None:
+async def test_a_log_that_is_created_where_a_copy_is_written_keeps_its_events(
+    tmp_path: Path, faults: FaultInjector
+) -> None:
     """Otherwise the copy, which does not exist yet, would replace that log."""
     begun: list[bool] = []
 
@@ -328,7 +330,7 @@ async def test_a_log_that_is_created_where_a_copy_is_written_keeps_its_events(tm
 
     async with EventLog.open(tmp_path / "log") as log:
         await add(log, 3)
-        seam.replace("sync", sync)
+        faults.replace("sync", sync)
         with pytest.raises(EventfoldError, match="was created"):
             await log.backup(tmp_path / "copy")
     assert begun

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import pytest
 from tests.processes import other_writer, resources_at_rest, wait_for_resources
-from tests.support import Seam, event, settle
+from tests.support import FaultInjector, event, settle
 
 from eventfold import Consumer, CorruptLogError, EventfoldError, EventLog, EventReader, Query, Record
 from eventfold._files.named_lock import NamedLock
@@ -107,7 +107,9 @@ async def test_a_commit_is_on_disk_when_it_returns(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("operation", ["write", "sync", "rename"])
-async def test_a_failed_commit_leaves_the_previous_offset(data_dir: Path, seam: Seam, operation: str) -> None:
+async def test_a_failed_commit_leaves_the_previous_offset(
+    data_dir: Path, faults: FaultInjector, operation: str
+) -> None:
     """The file is replaced as a whole or not at all, no temporary file remains, and the commit can be repeated."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
@@ -115,7 +117,7 @@ async def test_a_failed_commit_leaves_the_previous_offset(data_dir: Path, seam: 
         await consume(consumer, 1)
         before = place(data_dir)
         [record] = await consume(consumer, 1, commit=False)
-        seam.fail(operation)
+        faults.fail(operation)
         with pytest.raises(OSError, match="made to fail"):
             await consumer.commit(record)
         after = place(data_dir)
@@ -127,7 +129,7 @@ async def test_a_failed_commit_leaves_the_previous_offset(data_dir: Path, seam: 
         assert place(data_dir)["offset"] == record.end_offset
 
 
-async def test_a_commit_under_way_leaves_the_previous_offset_in_place(data_dir: Path, seam: Seam) -> None:
+async def test_a_commit_under_way_leaves_the_previous_offset_in_place(data_dir: Path, faults: FaultInjector) -> None:
     """The file keeps the old offset until it is renamed."""
     await fill(data_dir, 2)
     async with EventLog.open(data_dir) as log:
@@ -135,7 +137,7 @@ async def test_a_commit_under_way_leaves_the_previous_offset_in_place(data_dir: 
         await consume(consumer, 1)
         before = place(data_dir)
         [record] = await consume(consumer, 1, commit=False)
-        gate = seam.freeze("rename")
+        gate = faults.freeze("rename")
         commit = asyncio.ensure_future(consumer.commit(record))
         await gate.reached()
         meanwhile = place(data_dir)
@@ -182,14 +184,14 @@ async def test_a_commit_never_goes_back_before_that_of_another_consumer_object(d
         assert place(data_dir) == before
 
 
-async def test_a_commit_never_goes_back_before_a_cancelled_one(data_dir: Path, seam: Seam) -> None:
+async def test_a_commit_never_goes_back_before_a_cancelled_one(data_dir: Path, faults: FaultInjector) -> None:
     """A cancelled commit may reach the disk anyway, and then it counts."""
     await fill(data_dir, 3)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
         records = await consume(consumer, 3, commit=False)
         await consumer.commit(records[0])
-        gate = seam.freeze("rename")
+        gate = faults.freeze("rename")
         commit = asyncio.create_task(consumer.commit(records[2]))
         await gate.reached()
         commit.cancel()
@@ -227,13 +229,13 @@ async def test_committing_something_other_than_a_record_says_what_to_do(data_dir
             await consumer.commit(given)
 
 
-async def test_committing_a_record_twice_writes_once(data_dir: Path, seam: Seam) -> None:
+async def test_committing_a_record_twice_writes_once(data_dir: Path, faults: FaultInjector) -> None:
     """The second commit does nothing."""
     await fill(data_dir, 1)
     async with EventLog.open(data_dir) as log:
         consumer = log.consumer("mailer")
         [record] = await consume(consumer, 1)
-        renames = seam.count("rename")
+        renames = faults.count("rename")
         await consumer.commit(record)
 
     assert renames == []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import Seam, event, numbers, recorded_reads, settle
+from tests.support import FaultInjector, event, numbers, recorded_reads, settle
 
 from eventfold import (
     ConditionalAppendError,
@@ -150,12 +150,12 @@ async def test_of_a_thousand_conflicting_appends_one_succeeds(data_dir: Path) ->
 
 
 async def test_events_appended_while_a_condition_reads_the_log_are_checked_at_the_commit(
-    data_dir: Path, seam: Seam
+    data_dir: Path, faults: FaultInjector
 ) -> None:
     """The append waits behind a commit that is under way, which adds a conflicting event."""
     async with EventLog.open(data_dir) as log:
         await log.append(seat(1))
-        gate = seam.freeze("write")
+        gate = faults.freeze("write")
         first = asyncio.create_task(log.append(seat(2)))
         await gate.reached()
         second = asyncio.create_task(log.append_unless([seat(2)], of_seat(2)))

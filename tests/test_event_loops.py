@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import Seam, event, no_thread, numbers, settle
+from tests.support import FaultInjector, event, no_thread, numbers, settle
 
 from eventfold import Event, EventfoldError, EventLog, EventReader, EventWriter, View
 
@@ -136,13 +136,13 @@ def test_an_append_in_the_clean_up_of_a_cancelled_task_succeeds(tmp_path: Path) 
     assert found[-3:] == [1, 2, 3]
 
 
-def test_a_rotation_is_finished_if_its_loop_ends(tmp_path: Path, seam: Seam) -> None:
+def test_a_rotation_is_finished_if_its_loop_ends(tmp_path: Path, faults: FaultInjector) -> None:
     """The switch goes on in the thread while all tasks are cancelled, and no file is closed that it still uses."""
 
     async def main() -> None:
         log = await EventLog.open(tmp_path)
         await log.append(event(0))
-        gate = seam.freeze("rename")
+        gate = faults.freeze("rename")
         rotation = asyncio.create_task(log.rotate())
         await gate.reached()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -225,7 +225,7 @@ async def test_a_close_without_a_thread_releases_the_lock(data_dir: Path, monkey
 
     writer = await EventWriter.open(data_dir)
     await writer.append(event(1))
-    writer.attach([Unsaved()])  # type: ignore[list-item]
+    writer._attach([Unsaved()])  # type: ignore[list-item]
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         with pytest.raises(OSError, match="no thread"):

@@ -12,7 +12,7 @@ import pytest
 
 from eventfold import Event, EventLog, WriterFailedError
 
-from .support import Seam
+from .support import FaultInjector
 
 ROOT = Path(__file__).parent.parent
 ROW = re.compile(r"^\| `(?P<name>[a-z_]+\.[a-z_]+)` \| (?P<level>[a-z]+) \| (?P<fields>[^|]*) \|", re.MULTILINE)
@@ -79,10 +79,10 @@ async def test_a_record_has_its_name_and_its_details(tmp_path: Path, caplog: pyt
 
 
 async def test_a_failed_sync_is_logged_once_however_many_appends_it_fails(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, seam: Seam
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, faults: FaultInjector
 ) -> None:
     async with EventLog.open(tmp_path) as log:
-        seam.fail("sync")
+        faults.fail("sync")
         for _ in range(2):
             with pytest.raises(WriterFailedError):
                 await log.append(Event("added"))

@@ -32,7 +32,7 @@ def test_an_empty_query_matches_every_event() -> None:
     """An empty query has neither types nor tags."""
     assert Query().matches(made("a"))
     assert Query().matches(made("", "x"))
-    assert Query().matches_all
+    assert Query()._matches_all
 
 
 def test_an_event_must_have_one_of_the_types() -> None:
@@ -79,7 +79,7 @@ def test_a_query_matches_as_the_rules_say(items: list[tuple[set[str], set[str]]]
 
     assert query.matches(event) == expected
     assert not expected or query.types is None or event.type in query.types
-    assert not query.matches_all or expected
+    assert not query._matches_all or expected
     alone = types_alone(query)
     assert alone is None or (event.type in alone) == expected
 
@@ -132,7 +132,7 @@ def test_an_empty_set_of_event_types_matches_no_event() -> None:
 
     assert nothing is not None
     assert not nothing.matches(made("a"))
-    assert not nothing.matches_all
+    assert not nothing._matches_all
     assert "no event" in repr(nothing)
     assert nothing | Query({"a"}) == Query({"a"})
     assert query_of(None, None) is None

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.support import Seam, event, line, write_log
+from tests.support import FaultInjector, event, line, write_log
 
 from eventfold import Event, EventLog, EventReader, EventWriter, ReducerError, View, snapshot
 
@@ -283,12 +283,12 @@ async def test_the_warning_says_where_a_loaded_state_differs(
 
 @pytest.mark.parametrize("reason", ["disk", "state"])
 async def test_a_snapshot_that_cannot_be_saved_is_not_tried_at_every_refresh(
-    data_dir: Path, seam: Seam, caplog: pytest.LogCaptureFixture, reason: str
+    data_dir: Path, faults: FaultInjector, caplog: pytest.LogCaptureFixture, reason: str
 ) -> None:
     """Many refreshes log one warning; closing and rotating try again."""
     async with EventWriter.open(data_dir) as writer:
         if reason == "disk":
-            seam.fail("rename", times=1000)
+            faults.fail("rename", times=1000)
         view: View[Any] = View("v", lambda s, e: {"pair": (1, 2) if reason == "state" else 1}, {})
         with caplog.at_level(logging.WARNING, "eventfold"):
             for n in range(20):

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from tests.crash.oracle import Oracle
 from tests.crash.recorder import Expected, Recorded, Recorder, States, read_files, scratch_directory, write_files
-from tests.support import Seam, event, line, records, write_log
+from tests.support import FaultInjector, event, line, records, write_log
 
 from eventfold import (
     CorruptLogError,
@@ -320,7 +320,7 @@ async def test_nothing_is_cut_off_if_it_cannot_be_kept(
 ) -> None:
     data = write_log(tmp_path, line(1), GARBAGE)
     repairs = (await plan_repairs(tmp_path)).repairs
-    Seam(monkeypatch).fail(name, number=errno.ENOSPC)
+    FaultInjector(monkeypatch).fail(name, number=errno.ENOSPC)
 
     with pytest.raises(OSError, match="made to fail"):
         await repair(tmp_path, repairs)
@@ -337,7 +337,7 @@ async def test_a_repair_that_is_cancelled_releases_the_lock(
     """The repair finishes its current step, after which the log is either cut off or unchanged."""
     write_log(tmp_path, line(1), GARBAGE)
     repairs = (await plan_repairs(tmp_path)).repairs
-    gate = Seam(monkeypatch).freeze("write")
+    gate = FaultInjector(monkeypatch).freeze("write")
     scope = anyio.CancelScope()
 
     async def repair_in_scope() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.crash.oracle import Oracle
 from tests.crash.recorder import Expected, Recorded, Recorder, States, read_files, scratch_directory, write_files
-from tests.support import Seam, check_log, event, records
+from tests.support import FaultInjector, check_log, event, records
 
 from eventfold import CorruptLogError, Event, EventfoldError, EventLog, EventReader, View, restore, verify
 
@@ -138,8 +138,8 @@ async def test_progress_is_reported(tmp_path: Path) -> None:
 async def test_a_cancelled_restore_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the restore is complete, there is no log."""
     await make_backup(tmp_path / "backup")
-    seam = Seam(monkeypatch)
-    gate = seam.freeze("sync")
+    faults = FaultInjector(monkeypatch)
+    gate = faults.freeze("sync")
     task = asyncio.create_task(restore(tmp_path / "backup", tmp_path / "log"))
     await gate.reached()
     task.cancel()
@@ -153,9 +153,9 @@ async def test_a_cancelled_restore_can_be_repeated(tmp_path: Path, monkeypatch: 
     assert read_files(tmp_path / "log") == read_files(tmp_path / "backup")
 
 
-async def test_only_one_restore_at_a_time_writes_to_a_directory(tmp_path: Path, seam: Seam) -> None:
+async def test_only_one_restore_at_a_time_writes_to_a_directory(tmp_path: Path, faults: FaultInjector) -> None:
     await make_backup(tmp_path / "backup")
-    gate = seam.freeze("sync")
+    gate = faults.freeze("sync")
     first = asyncio.create_task(restore(tmp_path / "backup", tmp_path / "log"))
     await gate.reached()
     with pytest.raises(EventfoldError, match="is being restored"):
@@ -167,7 +167,9 @@ async def test_only_one_restore_at_a_time_writes_to_a_directory(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("before", [".restoring/app.jsonl", "app.jsonl.base", "app.jsonl", "archive.jsonl.zst"])
-async def test_a_log_that_is_created_during_a_restore_loses_no_event(tmp_path: Path, seam: Seam, before: str) -> None:
+async def test_a_log_that_is_created_during_a_restore_loses_no_event(
+    tmp_path: Path, faults: FaultInjector, before: str
+) -> None:
     """Some program may be restarted all the time: either it can't open the directory, or the restore fails."""
     await make_backup(tmp_path / "backup")
     target = tmp_path / "log"
@@ -180,7 +182,7 @@ async def test_a_log_that_is_created_during_a_restore_loses_no_event(tmp_path: P
                 appended.append(other.submit(asyncio.run, append_live(target)).result())
         original(source, to)
 
-    seam.replace("rename", rename)
+    faults.replace("rename", rename)
     try:
         await restore(tmp_path / "backup", target)
         restored = True

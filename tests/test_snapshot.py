@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import Seam, event, line, write_log
+from tests.support import FaultInjector, event, line, write_log
 
 from eventfold import Event, EventWriter, Snapshot, SyncMode, View, line_hash, snapshot
 
@@ -352,10 +352,10 @@ async def test_loading_a_damaged_file_returns_none_with_a_warning(
     assert "x.json" in caplog.text
 
 
-async def test_delete_removes_the_file_durably(tmp_path: Path, seam: Seam) -> None:
+async def test_delete_removes_the_file_durably(tmp_path: Path, faults: FaultInjector) -> None:
     """The directory is synced, and deleting twice is not an error."""
     await snapshot.save(tmp_path / "x.json", Snapshot(1, 0, ""))
-    synced = seam.count("sync_dir")
+    synced = faults.count("sync_dir")
     await snapshot.delete(tmp_path / "x.json")
     removed = list(synced)
     await snapshot.delete(tmp_path / "x.json")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.processes import add_lines, other_writer, resources, resources_at_rest, wait_for_resources
-from tests.support import Seam, counted_turns, event, line, recorded_reads, settle, write_log
+from tests.support import FaultInjector, counted_turns, event, line, recorded_reads, settle, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, Query, Record, SyncMode
 
@@ -392,12 +392,12 @@ async def test_a_slow_tail_costs_no_memory(data_dir: Path) -> None:
     assert held < 1_000_000
 
 
-async def test_a_tail_in_the_writers_process_yields_durable_events_only(data_dir: Path, seam: Seam) -> None:
+async def test_a_tail_in_the_writers_process_yields_durable_events_only(data_dir: Path, faults: FaultInjector) -> None:
     """While an append is being synced, its line is in the file, but no tail yields it."""
     async with EventLog.open(data_dir) as log, aclosing(EventReader(data_dir).tail(0)) as tail:
         first = asyncio.ensure_future(take(tail, 1))
         await settle()
-        gate = seam.freeze("sync")
+        gate = faults.freeze("sync")
         append = asyncio.ensure_future(log.append(event(0)))
         await gate.reached()
         await asyncio.sleep(0.05)

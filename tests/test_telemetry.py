@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from eventfold import ConditionalAppendError, Event, EventLog, Query, View, WriterFailedError, telemetry
 
-from .support import Seam
+from .support import FaultInjector
 
 
 class Spans:
@@ -107,9 +107,11 @@ async def test_a_conflict_is_an_error_of_the_append_and_not_of_the_commit(tmp_pa
     assert all(span.status.is_unset for span in spans.named("eventfold.commit"))
 
 
-async def test_the_span_of_a_failed_commit_has_the_status_error(tmp_path: Path, spans: Spans, seam: Seam) -> None:
+async def test_the_span_of_a_failed_commit_has_the_status_error(
+    tmp_path: Path, spans: Spans, faults: FaultInjector
+) -> None:
     async with EventLog.open(tmp_path) as log:
-        seam.fail("sync")
+        faults.fail("sync")
         with pytest.raises(WriterFailedError):
             await log.append(Event("added"))
     commit = spans.one("eventfold.commit")

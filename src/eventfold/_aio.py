@@ -36,15 +36,15 @@ F = TypeVar("F", bound=_Endable)
 
 _ANYIO_BACKEND = "anyio._backends._asyncio"
 
-# How long work in steps may hold the event loop, in seconds.
+# The maximum number of seconds for which work in steps holds the event loop before it lets other tasks run.
 HOLD = 0.002
 
 
 def _shield() -> AbstractContextManager[object]:
     """Keeps a cancelled anyio scope from interrupting the block again and again.
 
-    A scope around the block was entered before it, with the backend. So if that is not there, there is no such scope,
-    and the event loop need not be held for the 20 ms that importing it takes.
+    There can only be such a scope if anyio's backend has been imported. Otherwise, the import, which would hold the
+    event loop for 20 ms, is not necessary.
     """
     return anyio.CancelScope(shield=True) if _ANYIO_BACKEND in sys.modules else nullcontext()
 

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from pathlib import Path
 from time import perf_counter
 
+from ._aio import HOLD
 from ._catalog import TypedDecoding
 from ._codec.backwards import BackwardsDecoder
 from ._codec.decode import Decoder, Slice
@@ -24,8 +25,6 @@ from ._event import Head, Record
 from ._query import Query, query_of
 from ._threads import in_thread
 
-# The maximum number of seconds for which reading holds the event loop before it lets other tasks run.
-_HOLD = 0.002
 _RECORDS_PER_CLOCK_CHECK = 32
 # How many single lines are read in one call to a thread.
 _LINES_AT_ONCE = 16
@@ -120,7 +119,7 @@ class BaseReader(HasPaths):
                 for start in range(0, len(records), _RECORDS_PER_CLOCK_CHECK):
                     for record in records[start : start + _RECORDS_PER_CLOCK_CHECK]:
                         yield record
-                    if perf_counter() - since > _HOLD:
+                    if perf_counter() - since > HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
                 # Freed now, so that the next slice reuses this memory, which is in the processor's cache.
@@ -180,10 +179,10 @@ class BaseReader(HasPaths):
             for lines in block.chunks_backwards():
                 for number, record in enumerate(decoder.feed(lines), 1):
                     yield record
-                    if not number % _RECORDS_PER_CLOCK_CHECK and perf_counter() - since > _HOLD:
+                    if not number % _RECORDS_PER_CLOCK_CHECK and perf_counter() - since > HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
-                if perf_counter() - since > _HOLD:
+                if perf_counter() - since > HOLD:
                     await asyncio.sleep(0)
                     since = perf_counter()
 
@@ -250,9 +249,9 @@ class BaseReader(HasPaths):
         """The slices between two heads; the hash of the first may be unknown ("")."""
         if start.offset == end.offset:
             return
-        recent = (await self._source.waiters()).recent_lines.since(start, end)
+        recent = await self._recent(start, end)
         if recent is not None:
-            for slice_ in self._decoder(query, exact_offsets=exact_offsets).feed(recent[1]):
+            for slice_ in self._decoder(query, exact_offsets=exact_offsets).feed(recent):
                 yield slice_
             return
         decoder = self._decoder(query, exact_offsets=exact_offsets)
@@ -263,9 +262,14 @@ class BaseReader(HasPaths):
                     for slice_ in decoder.feed(lines):
                         yield slice_
                         del slice_
-                    if perf_counter() - since > _HOLD:
+                    if perf_counter() - since > HOLD:
                         await asyncio.sleep(0)
                         since = perf_counter()
+
+    async def _recent(self, start: Head, end: Head) -> Lines | None:
+        """The lines between two heads, if they are in memory; the hash of the first may be unknown ("")."""
+        recent = (await self._source.waiters()).recent_lines.since(start, end)
+        return None if recent is None else recent[1]
 
     def _decoder(self, query: Query | None, *, exact_offsets: bool) -> Decoder:
         """A decoder of this log's lines."""
@@ -284,9 +288,9 @@ class BaseReader(HasPaths):
         last = await self._end_of_reading(start.offset) if end is None else Head(end, "")
         if start.offset == last.offset:
             return
-        recent = (await self._source.waiters()).recent_lines.since(start, last)
+        recent = await self._recent(start, last)
         if recent is not None:
-            yield recent[1]
+            yield recent
             return
         async with aclosing(self._source.blocks(start, last.offset)) as blocks:
             async for block in blocks:

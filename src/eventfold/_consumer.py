@@ -130,7 +130,8 @@ class Consumer:
     that can't reach the server for a while loses the name to a waiting process. It then waits for the name itself, and
     continues after the last commit. A commit of a record from before the loss raises an `EventfoldError`.
 
-    A commit covers all records before the committed one, even those that the query does not match.
+    A commit covers all records before the committed one, even those that the query does not match. An iteration raises
+    `CorruptLogError` if the committed offset is not in this log, and otherwise what `EventReader.tail` raises.
 
     Args:
         reader: A reader of the log. `EventLog.consumer` creates a consumer with the reader of the log.

@@ -1,7 +1,7 @@
 """The protocols that an engine implements. An engine stores logs.
 
-An engine provides a `Source` to read a log, a `Committer` to append to it, and `Documents`, which are small named files
-beside the log, each replaced as a whole. They exchange blocks of whole lines, never single events.
+An engine provides a `Source` to read a log, a `Committer` to append to it, and `Documents`, which are stored beside the
+log by name, and replaced as a whole. Lines are passed on in blocks, never as single events.
 
 For the modules above, an offset is opaque: an integer that only grows, 0 before the first event. The end of one event
 is the start of the next. A `Lines` knows the offset of each of its positions.

@@ -8,7 +8,7 @@ may have left partly changed is marked as suspect; other tasks can run every few
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from itertools import islice
 from operator import length_hint
@@ -16,7 +16,9 @@ from time import perf_counter
 from types import CoroutineType
 from typing import Any, Generic, TypeVar
 
+from ._aio import HOLD
 from ._codec.decode import Slice
+from ._codec.lines import Lines
 from ._errors import CorruptLogError, ReducerError, SchemaError
 from ._event import Event, Head, Record
 from ._query import Query, types_alone
@@ -24,8 +26,6 @@ from ._reader import EventReader
 
 S = TypeVar("S")
 
-# The maximum number of seconds for which folding holds the event loop, apart from the events of one run.
-_HOLD = 0.002
 # The maximum number of events in a run, which is what is folded between two looks at the clock. Reading the clock takes
 # as long as a short reducer. A run is this long only if shorter runs have shown that the reducer is fast.
 _LONGEST_RUN = 64
@@ -43,17 +43,17 @@ class Pacer:
         self.since = perf_counter()
 
     async def pause_if_due(self) -> None:
-        """Lets other tasks run once, if this task has held the event loop for `_HOLD` seconds."""
-        if perf_counter() - self.since > _HOLD:
+        """Lets other tasks run once, if this task has held the event loop for `HOLD` seconds."""
+        if perf_counter() - self.since > HOLD:
             await self.pause()
 
 
 class Fold(Generic[S]):
     """The state of one view in memory, and its reducer.
 
-    `position` is the head up to which events are folded; its hash may be unknown (""). `changes` grows whenever the
-    state changes. From an error of the reducer until the next `start`, `suspect` is true, and `error` is the
-    `ReducerError`, unless the reducer raised something other than an `Exception`.
+    `position` is the offset up to which events are folded, with the hash of the line before it, which may be unknown
+    (""). `changes` grows whenever the state changes. From an error of the reducer until the next `start`, `suspect` is
+    true, and `error` is the `ReducerError`, unless the reducer raised something other than an `Exception`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Fold(Generic[S]):
         shares_events: bool,
     ) -> None:
         self.name = name
-        self.query = None if query is None or query.matches_all else query
+        self.query = None if query is None or query._matches_all else query
         self.shares_events = shares_events
         self.state = state
         self.position = Head(0, "")
@@ -77,7 +77,7 @@ class Fold(Generic[S]):
         self._reducer = reducer
         self._accepts_none = accepts_none
         self._run_length = 1  # the speed of the reducer is not known yet
-        self._slice_seconds = _HOLD / 2  # how long the last slice took; a guess for the first one
+        self._slice_seconds = HOLD / 2  # how long the last slice took; a guess for the first one
 
     def start(self, state: S, position: Head) -> None:
         """Continues from a state that no reducer has left partly changed."""
@@ -95,16 +95,17 @@ class Fold(Generic[S]):
         if self.query is not None and self.query != slice_.query:
             matches = _matcher(self.query)
             events = list(filter(matches, events))
-        starts = _StartOffsets(slice_, matches)
+        starts: _StartOffsets | None = None  # rarely needed
         reducer, state, count, done = self._reducer, self.state, len(events), 0
         now = perf_counter()
         # A pause before the slice is cheap. Within the slice, the offset of an event would have to be looked up.
-        if count and now - pacer.since + self._slice_seconds > _HOLD:
+        if count and now - pacer.since + self._slice_seconds > HOLD:
             await pacer.pause()
             now = perf_counter()
         started = now
         while done < count:
-            if done and now - pacer.since > _HOLD:
+            if done and now - pacer.since > HOLD:
+                starts = starts or _StartOffsets(slice_, matches)
                 if starts.begins_a_line(done):
                     self.state, self.position = state, Head(starts.of(done), "")
                     await pacer.pause()
@@ -115,15 +116,16 @@ class Fold(Generic[S]):
                 for event in rest:
                     state = reducer(state, event)
             except BaseException as error:
-                self._fail(state, starts, done + len(run) - length_hint(rest) - 1, done, error)
+                index = done + len(run) - length_hint(rest) - 1
+                self._fail(state, starts or _StartOffsets(slice_, matches), index, done, error)
                 raise
             if (state is None and not self._accepts_none) or type(state) is CoroutineType:
-                self._fail(state, starts, done + len(run), done, None)
+                self._fail(state, starts or _StartOffsets(slice_, matches), done + len(run), done, None)
             done += len(run)
             self.changes += len(run)
             before, now = now, perf_counter()
             # The next run is twice as long, if it will probably take less than half of the allowed time.
-            self._run_length = min(2 * self._run_length, _LONGEST_RUN) if (now - before) * 4 < _HOLD else 1
+            self._run_length = min(2 * self._run_length, _LONGEST_RUN) if (now - before) * 4 < HOLD else 1
         self._slice_seconds = now - started
         self.state, self.position = state, Head(slice_.end_offset, slice_.last_line_hash)
 
@@ -217,13 +219,41 @@ class _FoldGroup:
         return errors
 
 
-async def fold_together(folds: Iterable[Fold[Any]], reader: EventReader, end: int | None = None) -> list[Exception]:
-    """One pass over the log, up to `end` (None: the current head), for folds with the same offset.
+async def fold_together(folds: Sequence[Fold[Any]], reader: EventReader, end: Head) -> list[Exception]:
+    """One pass over the log, up to `end`, for folds with the same offset.
 
     An error of a reducer, or damage, stops only the folds that it concerns. Returns these errors when all other folds
     have reached the end. Raises what reading raises.
     """
-    folds = list(folds)
+    groups = _groups(folds, reader)
+    errors: list[Exception] = []
+    pacer = Pacer()
+
+    async def fold(lines: Lines) -> None:
+        for group in groups:
+            errors.extend(await group.fold(group.decoder.feed(lines), pacer))
+            await pacer.pause_if_due()
+
+    start = folds[0].position
+    if not start.line_hash:
+        start = Head(start.offset, next((fold.position.line_hash for fold in folds if fold.position.line_hash), ""))
+    recent = await reader._recent(start, end)
+    if recent is not None:
+        await fold(recent)
+        return errors
+    async with aclosing(reader._lines(start, end.offset)) as blocks:
+        async for lines in blocks:
+            await fold(lines)
+            groups = [group for group in groups if group.folds]
+            if not groups:
+                break
+    return errors
+
+
+def _groups(folds: Sequence[Fold[Any]], reader: EventReader) -> list[_FoldGroup]:
+    """The folds, grouped by the event objects that they share."""
+    if len(folds) == 1:
+        return [_FoldGroup(list(folds), reader)]
     shared = [fold for fold in folds if fold.shares_events]
     if reader._typed_decoding is None:
         shared_by_query = [shared] if shared else []
@@ -233,17 +263,4 @@ async def fold_together(folds: Iterable[Fold[Any]], reader: EventReader, end: in
             [fold for fold in shared if fold.query == query] for query in {fold.query for fold in shared}
         ]
     groups = [_FoldGroup([fold], reader) for fold in folds if not fold.shares_events]
-    groups += [_FoldGroup(group, reader) for group in shared_by_query]
-    errors: list[Exception] = []
-    pacer = Pacer()
-    line_hash = next((fold.position.line_hash for fold in folds if fold.position.line_hash), "")
-    start = Head(folds[0].position.offset, line_hash)
-    async with aclosing(reader._lines(start, end)) as blocks:
-        async for lines in blocks:
-            for group in groups:
-                errors += await group.fold(group.decoder.feed(lines), pacer)
-                await pacer.pause_if_due()
-            groups = [group for group in groups if group.folds]
-            if not groups:
-                break
-    return errors
+    return groups + [_FoldGroup(group, reader) for group in shared_by_query]

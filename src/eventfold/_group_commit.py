@@ -1,8 +1,7 @@
-"""Group commit: one task takes what has queued up, lets the engine commit it at once, and resolves the appends.
+"""Group commit: one task takes all waiting appends as a group, has the engine commit it, and resolves the appends.
 
-The task lives while there is work, and the next append starts it again. For an engine that gains by it, the next
-commit begins when half of the appends of the one before it have been resolved, so that server and process work at the
-same time.
+The task lives while there is work, and the next append starts it again. If the engine is a server, the next commit
+begins when half of the previous group has been resolved, so that the server and this process work at the same time.
 
 Promises: each append is resolved once, in the order of the queue, with its result or an error; after a failure that
 leaves the log in an unknown state, nothing more is committed, and all waiting appends get the error.
@@ -36,7 +35,7 @@ _Outcomes: TypeAlias = tuple[list[int | Exception], Callable[[int], int]]
 class GroupCommit:
     """Commits what is put into its `queue`. Calls `on_commit` after each commit that wrote something.
 
-    `checks` looks up what a group must not have in common with the log; None without an index.
+    `checks` looks up the ids and conditions of a group in the index; None without an index.
     """
 
     def __init__(self, committer: Committer, on_commit: Callable[[Commit], object]) -> None:
@@ -53,7 +52,7 @@ class GroupCommit:
         self._drained: asyncio.Future[None] | None = None
 
     def check(self) -> None:
-        """Raises the error with which it has failed, if it has."""
+        """Raises the failure, if there is one."""
         if self.failure is not None:
             self.note_raised()
             raise copy_error(self.failure)
@@ -68,7 +67,7 @@ class GroupCommit:
         return self._raised and self.failure is not None and cause is not None and cause is self.failure.__cause__
 
     async def wait_for_room(self) -> None:
-        """Waits for room in the queue. Raises the error with which it has failed meanwhile, if it has."""
+        """Waits for room in the queue. Raises the failure, if there is one by then."""
         await self.queue.wait_for_room()
         self.check()
 
@@ -116,7 +115,7 @@ class GroupCommit:
         try:
             while True:
                 if committing is None:
-                    group = self._take()
+                    group = self.queue.take(self._committer.max_commit_size)
                     if not group:
                         break
                     outcomes, offset_at = await self._commit(group)
@@ -139,7 +138,7 @@ class GroupCommit:
                         and 0 < len(group) <= half
                         and len(self.queue) >= RESOLVED_AT_ONCE
                     ):
-                        ahead = self._take()
+                        ahead = self.queue.take(self._committer.max_commit_size)
                         committing = UncancellableTask(self._commit(ahead), "eventfold commit")
         except BaseException as error:
             self.fail(error)
@@ -157,9 +156,6 @@ class GroupCommit:
         """Notes that these appends are about to raise the failure, unless all of them were cancelled."""
         if not all(append.future.done() for append in group):
             self.note_raised()
-
-    def _take(self) -> list[Append]:
-        return self.queue.take(self._committer.max_commit_size)
 
     async def _commit(self, group: list[Append]) -> _Outcomes:
         """Commits a group, from which it removes the appends that the index resolves; returns the others' outcomes."""
@@ -190,14 +186,14 @@ class GroupCommit:
             self._note_raised_to(group)
             return [self.fail(error)] * len(group), _no_offset
         if self.checks is not None:
-            # Others may have appended the same ids after they had been checked.
+            # Other writers may have appended the same ids since the check.
             judged = zip(group, commit.outcomes, strict=True)
             await self.checks.check_ids([append for append, why in judged if isinstance(why, DuplicateIdError)])
         lines = commit.lines
-        # The bound addition, if offsets are bytes: a Python call for each line would take as long as everything else.
+        # If offsets are bytes, a method of `int`: a Python call for each line would take as long as everything else.
         return commit.outcomes, lines.offset_at if lines.offset_map else lines.start_offset.__add__
 
 
 def _no_offset(position: int) -> int:
-    """The offsets of a group that was not committed, which are never asked for."""
+    """The `offset_at` of a group that was not committed: its outcomes are errors, so nothing calls this."""
     raise AssertionError("nothing was committed")

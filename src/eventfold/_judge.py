@@ -28,7 +28,7 @@ class Condition(msgspec.Struct, gc=False):
     """No event at or after the offset `after` may match the query.
 
     What is before `checked` has been checked already; the rest is judged in the turn. `checked` is None until the index
-    was asked. `events` are those to be appended: with them their lines need not be decoded again.
+    was asked. `events` are the events to append, so that their lines need not be decoded.
     """
 
     query: Query
@@ -54,9 +54,9 @@ class DuplicateIdError(Exception):
 
 
 class Requirements(msgspec.Struct, gc=False):
-    """What an append requires of the log's content: nothing may come in between judging and writing it.
+    """What an append requires of the log's content. Nothing else may be written between judging and writing it.
 
-    `expected` is the head that it needs, None for any.
+    `expected` is the head that it requires; None for any head.
     """
 
     expected: Head | None = None
@@ -67,7 +67,7 @@ class Requirements(msgspec.Struct, gc=False):
 class Append(msgspec.Struct, eq=False, gc=False):
     """One call that waits to be committed: its whole lines, and what must hold for them to be written.
 
-    The future is for the list of where the `lines` are in the log; without them, for where the only line is.
+    The result of the future is an `AppendResult` for each of the `lines` or, without `lines`, for the only line.
     """
 
     data: bytes
@@ -175,7 +175,7 @@ def _required(append: Append) -> Requirements:
 
 
 def _events_of(append: Append, condition: Condition | None) -> Iterable[tuple[int, Event | Header]]:
-    """Where in its data each of an append's events stands, with its type and its tags."""
+    """The events of an append, or their headers, each with its position in the append's data."""
     if condition is None:
         return headers_of(Lines("", 0, append.data))
     events = condition.events
@@ -190,12 +190,12 @@ class Matcher:
     def __init__(self) -> None:
         self._all: list[tuple[int, Event | Header]] = []
         self._by_tag: dict[str, list[tuple[int, Event | Header]]] = {}
-        # Of the first so many events: few conditions ask for a type without a tag.
+        # Contains only the first `_typed` events until it is needed: few conditions have a type without a tag.
         self._by_type: dict[str, list[tuple[int, Event | Header]]] = {}
         self._typed = 0
 
     def add(self, offset: int, events: Iterable[tuple[int, Event | Header]]) -> None:
-        """Adds events, each so far behind an offset; they are behind all others."""
+        """Adds events at positions relative to `offset`. They must come after all events that were added before."""
         for start, keys in events:
             event = (offset + start, keys)
             self._all.append(event)
@@ -224,7 +224,7 @@ class Matcher:
         """The smallest lists of events that include all that an item of a query matches."""
         if tags:
             for tag in tags:
-                if tag not in self._by_tag:  # mostly so
+                if tag not in self._by_tag:  # the usual case
                     return ()
             return (min([self._by_tag[tag] for tag in tags], key=len),)
         if types:

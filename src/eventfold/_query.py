@@ -72,12 +72,12 @@ class Query:
         return " | ".join(map(_repr, self.items)) or "<Query that matches no event>"
 
     @property
-    def matches_all(self) -> bool:
+    def _matches_all(self) -> bool:
         """Whether it matches every event."""
         return any(not item.types and not item.tags for item in self.items)
 
     @property
-    def has_tags(self) -> bool:
+    def _has_tags(self) -> bool:
         """Whether every alternative has a tag, so that an index can find all matching events."""
         return all([item.tags for item in self.items])  # noqa: C419 (a generator takes twice as long)
 
@@ -90,9 +90,9 @@ class Query:
 
     def matches(self, event: Event) -> bool:
         """Whether the query matches an event."""
-        return self.matches_type_and_tags(event.type, event.tags)
+        return self._matches_type_and_tags(event.type, event.tags)
 
-    def matches_type_and_tags(self, type: str, tags: Collection[str]) -> bool:
+    def _matches_type_and_tags(self, type: str, tags: Collection[str]) -> bool:
         """Whether the query matches an event with this type and these tags."""
         return any((not types or type in types) and wanted.issubset(tags) for types, wanted in self.items)
 

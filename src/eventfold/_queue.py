@@ -1,6 +1,6 @@
 """The writer's queue: the appends that wait to be committed, in the order in which they were called.
 
-Plain state of one event loop: nothing here is awaited except room in the queue, and nothing does I/O.
+The queue belongs to one event loop and does no I/O. Only waiting for room in it is asynchronous.
 
 Promises: appends get room first come, first served; the lines in the queue are never much more than `QUEUE_SIZE` bytes;
 cancelled appends are not taken; each step costs the same however many appends wait.
@@ -37,8 +37,8 @@ class AppendQueue:
         self._changed = changed
         self._appends: deque[Append] = deque()
         self._size = 0
-        # The appends that wait for room. They are admitted one at a time, since only once the lines of an append are in
-        # the queue is it known whether there is room for the next one.
+        # The appends that wait for room. They are admitted one at a time: there may be no room for the next one once
+        # the lines of the previous one are in the queue.
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._admitting = False
         self._waiting_count = 0  # includes an append that was admitted, but has not run yet
@@ -114,7 +114,8 @@ class AppendQueue:
             taken = [append for append in self._appends if not append.future.done()]
             self._appends.clear()
             self._size = 0
-            self._admit()
+            if self._waiting:
+                self._admit()
             return taken
         taken = []
         while self._appends:

@@ -91,7 +91,7 @@ class EventReader(BaseReader):
         return final if final is not None and final.offset > head.offset else None
 
     async def _checked(self, reported: Head, head: Head) -> Head:
-        """The current head, when the reported one may be before a head that was seen. Raises `CorruptLogError`."""
+        """The reported head, or a newer one if that is outdated. Raises `CorruptLogError` if the log was cut."""
         if reported.offset < head.offset:
             reported = await self.head()  # the reported head may be an outdated one
             if reported.offset < head.offset:
@@ -120,23 +120,23 @@ class EventReader(BaseReader):
         # A thousand tails may wake at once, so each step of this loop counts. Usually, the new lines are in memory.
         with waiters.watched(), waiters.waiter(self._scope) as waiter:
             head = await self.head()
-            position = head if offset is None else Head(offset, "")
-            check_offset(position.offset, head)
+            start = head if offset is None else Head(offset, "")
+            check_offset(start.offset, head)
             ended, plain = False, query is None and self._typed_decoding is None
             while True:
-                recent = waiters.recent_lines.since(position)
+                recent = waiters.recent_lines.since(start)
                 if recent is not None and recent[0].offset >= head.offset:
                     head, lines = recent
                     for record in waiters.recent_lines.records(lines) if plain else self._records(lines, query):
                         yield record
                 else:
-                    async with aclosing(self._slices(position, head, query)) as slices:
+                    async with aclosing(self._slices(start, head, query)) as slices:
                         async for slice_ in slices:
                             for record in slice_.records():
                                 yield record
                 if ended:
                     return
-                position = head
+                start = head
                 new_head = await waiter.head_beyond(head.offset, seen=True)
                 if new_head is None:
                     final = self._final_head(head)

@@ -1,4 +1,4 @@
-"""Calls of blocking functions in threads: in a pool, or in a thread of one's own that makes one call after another.
+"""Calls of blocking functions in threads: in a pool, or in a dedicated thread that makes one call after another.
 
 Promise: what a thread has begun is over before its caller continues, whether that caller is cancelled by asyncio or by
 an anyio cancel scope, so that a lock or a descriptor held around the call covers all of it.
@@ -23,8 +23,8 @@ T = TypeVar("T")
 _Job: TypeAlias = "tuple[ThreadCall[Any], Callable[..., Any], tuple[Any, ...]]"
 _Jobs: TypeAlias = "SimpleQueue[_Job | None]"
 
-# Seconds for which `quick_in_thread` holds the event loop at most: more than a few system calls and the way to a thread
-# take, and too short to be felt.
+# The maximum number of seconds for which `quick_in_thread` holds the event loop. Usually, this is enough for a few
+# system calls in a thread, and no user notices it.
 PATIENCE = 0.0001
 
 
@@ -34,7 +34,7 @@ class ThreadCall(Generic[T]):
     A future would take one more turn of the event loop: it gets its result in one turn, and its waiters run in the
     next. Here, the thread makes the loop run the waiters directly.
 
-    With `postponed`, the job is put into that queue only once the call is awaited.
+    `postponed` is a queue and the job that is put into it once the call is awaited.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class ThreadPool:
         while True:
             call, function, args = self._jobs.get()
             outcome = _outcome(function, args)
-            # Before the outcome is set: the waiter may make the next call, for which this thread will do.
+            # Before the outcome is set, since the waiter may then make another call, for which this thread is enough.
             with self._lock:
                 self._idle += 1
             call.settle(*outcome)
@@ -233,7 +233,7 @@ async def quick_in_thread(function: Callable[[], T]) -> T:
     """The same as `in_thread`, for calls that mostly take microseconds: a look at a file, say.
 
     The way back through the loop takes longer than such a call. So the loop's thread waits for the answer, for up to
-    `PATIENCE` seconds: a disk that is slow holds nobody up for longer.
+    `PATIENCE` seconds. Even a slow disk does not block the loop for longer.
     """
     ended: SimpleQueue[None] = SimpleQueue()
 
@@ -282,8 +282,8 @@ class Thread:
     def call_when_awaited(self, function: Callable[..., T], *args: Any) -> ThreadCall[T]:
         """The same, but the thread gets the call only once it is awaited.
 
-        By then, the task that waits is about to leave the interpreter to the thread. Woken earlier, the thread would
-        have to wait for it, and be woken again.
+        At that moment, the waiting task is about to release the interpreter's lock. If the thread were woken earlier,
+        it would have to wait for the lock, and be woken again.
         """
         return ThreadCall(self._loop, (self._jobs, function, args))
 
@@ -296,5 +296,9 @@ def _make_all(jobs: _Jobs) -> None:
     """The thread's main function."""
     while (job := jobs.get()) is not None:
         call, function, args = job
-        call.settle(*_outcome(function, args))
-        del job, call, function, args
+        try:  # like `_outcome`, without a call
+            result, error = function(*args), None
+        except BaseException as raised:
+            result, error = None, raised
+        call.settle(result, error)
+        del job, call, function, args, result, error

@@ -200,7 +200,7 @@ async def state_at(reader: EventReader, view: View[Any], at: int | datetime) -> 
     await reader.read_line_hash_before(offset)
     fold = copy.copy(view._fold)
     fold.start(view._new_state(), Head(0, ""))
-    for error in await fold_together([fold], reader, offset):
+    for error in await fold_together([fold], reader, Head(offset, "")):
         raise error
     return fold.state
 

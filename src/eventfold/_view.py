@@ -278,17 +278,19 @@ async def refresh_each(views: Iterable[View[Any]], reader: EventReader, *, save:
             await unloaded[0]._load(reader)  # creating a task would take longer than loading a small state
         elif unloaded:
             await asyncio.gather(*(view._load(reader) for view in unloaded))
-        head = (await reader.head()).offset
+        head = await reader.head()
         if save:
             for view, offset in failed_at.items():
-                await _save_before_failure(view, offset, head, reader)
-        for group in _by_offset(views, head):
+                await _save_before_failure(view, offset, head.offset, reader)
+        for group in _by_offset(views, head.offset):
             try:
-                if group[0].offset > head:
+                if group[0].offset > head.offset:
                     raise CorruptLogError(
-                        reader._source.location, head, f"the log ends here, but it continued to {group[0].offset}"
+                        reader._source.location,
+                        head.offset,
+                        f"the log ends here, but it continued to {group[0].offset}",
                     )
-                errors += await fold_together([view._fold for view in group], reader)
+                errors += await fold_together([view._fold for view in group], reader, head)
             except Exception as error:
                 errors.append(error)
         for view in views:
@@ -304,7 +306,7 @@ async def _save_before_failure(view: View[Any], offset: int, head: int, reader: 
     """Saves the state before an event whose reducer raised, so that the next attempt starts there."""
     if view.offset < offset <= head and view._snapshot.may_save:
         try:
-            await fold_together([view._fold], reader, offset)
+            await fold_together([view._fold], reader, Head(offset, ""))
         except (CorruptLogError, OSError):
             return  # the pass up to the head will find the same problem and report it
         await view._save(reader)

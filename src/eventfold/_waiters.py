@@ -215,11 +215,14 @@ class Waiters:
             # Before notifying: a watcher that checks at this moment must not report what is not durable.
             self.recent_lines.clear()
             self._update_watcher()
-        if head is not None:
-            with self._lock:
-                futures = self._keep(previous, head, lines)
-            if futures:
-                _end_waits(futures, head)
+        if head is None:
+            return
+        if not self._waiters:  # usually; a waiter that is added at this moment looks for the head afterwards
+            self.recent_lines.replace(previous, head, lines)
+            return
+        with self._lock:
+            futures = self._keep(previous, head, lines)
+        _end_waits(futures, head)
 
     def notify(
         self,

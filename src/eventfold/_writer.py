@@ -1,10 +1,10 @@
 """`EventWriter`: appends to one log, on any engine.
 
-An append decides everything synchronously (its line, its position in the queue) and then waits for the group commit of
-which it becomes part.
+An append first encodes its event and adds the line to the queue, synchronously. Then it waits for the commit of its
+group.
 
 Promises: once `append` returns, the event is in the log, as durable as the engine says; appends are in the log in the
-order in which they were called; an append cancelled before its batch was taken is not in the log, one cancelled later
+order in which they were called; an append cancelled before its group was taken is not in the log, one cancelled later
 is; after a failure that leaves the log in an unknown state, nothing more is accepted.
 """
 
@@ -71,7 +71,7 @@ class EventWriter(HasPaths):
         max_log_size: int = 0,
         max_event_size: int = 16 * 2**20,
     ) -> AsyncOpener[EventWriter]:
-        """Opens a log for appending. Await it, or use it in `async with`.
+        """Opens a log for appending. Await it, or use it in `async with`. If cancelled, it opens nothing.
 
         What a crash left unfinished is repaired first. A directory is created if necessary.
 
@@ -87,9 +87,8 @@ class EventWriter(HasPaths):
             LogLockedError: Another writer has it open.
             CorruptLogError: The files contradict each other.
             OSError: The log can't be created, read or written.
+            EventfoldError: The packages that the engine needs are not installed.
             ValueError: An argument is wrong, or the engine does not have an option.
-
-        If cancelled, it opens nothing.
         """
         return cls._open(dir, lock, sync, max_log_size, max_event_size, index=False, unique_ids=False)
 
@@ -144,7 +143,7 @@ class EventWriter(HasPaths):
             self._head = self._waiters.durable_head or self._head
         return self._head
 
-    def attach(self, views: Iterable[ViewOps]) -> None:
+    def _attach(self, views: Iterable[ViewOps]) -> None:
         """From now on, saves the snapshots of these views after an automatic rotation, and when it is closed."""
         self._views = list(views)
 
@@ -155,10 +154,15 @@ class EventWriter(HasPaths):
     # Appending
 
     async def append(self, event: Event) -> AppendResult:
-        """Appends one event.
+        """Appends one event. When this returns, the event is as durable as the sync mode promises.
+
+        If cancelled while waiting in the queue, the event is not in the log; if cancelled later, it is.
+
+        Args:
+            event: The event.
 
         Returns:
-            Where the event is in the log. It is durable by then, as the sync mode promises.
+            Where the event is in the log.
 
         Raises:
             InvalidEventError: The event can't be written as a line that reads back the same.
@@ -167,15 +171,13 @@ class EventWriter(HasPaths):
             WriterFailedError: It may or may not be in the log, which must be opened again.
             LogClosedError: The writer was closed.
             EventfoldError: It was called in a forked child, or in an event loop other than the writer's.
-
-        If cancelled while waiting in the queue, the event is not in the log; if cancelled later, it is.
         """
         return await self._put(event)
 
     def _put(self, event: Event) -> Awaitable[AppendResult]:
-        """Adds one event to the queue if there is room. Await the result at once: then it is like `append`.
+        """Adds one event to the queue, at once if there is room. The caller must await the result immediately.
 
-        Raises what is wrong with the event or the writer. A coroutine for each append would take a tenth of its time.
+        Raises what `append` raises. It is not a coroutine function, since that would make an append a tenth slower.
         """
         self._check_usable()
         queue = self._queue
@@ -191,7 +193,18 @@ class EventWriter(HasPaths):
         return placed
 
     async def append_many(self, events: Iterable[Event]) -> list[AppendResult]:
-        """Appends several events, all of them or none, even after a crash. Raises what `append` raises."""
+        """Appends several events, all of them or none, even after a crash or a cancellation.
+
+        Args:
+            events: The events, in order.
+
+        Returns:
+            One result for each event.
+
+        Raises:
+            EventfoldError: As for `append`.
+            OSError: As for `append`.
+        """
         self._check_usable()
         if self._queue.full:
             await self._commits.wait_for_room()
@@ -201,18 +214,21 @@ class EventWriter(HasPaths):
         return await self._queue.put(b"".join(lines), requirements, lines) if lines else []
 
     async def append_if(self, event: Event, expected_offset: int, expected_hash: str) -> AppendResult:
-        """Appends one event if the head is the expected one when its turn comes.
+        """Appends one event if the head is the expected one when its turn comes. Cancelling it is as for `append`.
 
         Args:
-            event: What to append.
-            expected_offset: The offset at which the log must end.
+            event: The event.
+            expected_offset: The offset at which the log must end, in bytes of the whole log.
             expected_hash: The hash of the line before it; "" for an empty log.
+
+        Returns:
+            Where the event is in the log.
 
         Raises:
             ConditionalAppendError: The head is a different one. Nothing was written.
-            ValueError: The offset or the hash is not of the right type.
-
-        Otherwise it raises what `append` raises.
+            ValueError: The offset is negative, or an argument has the wrong type.
+            EventfoldError: As for `append`.
+            OSError: As for `append`.
         """
         self._check_usable()
         expected = _check_expected(expected_offset, expected_hash)
@@ -225,23 +241,25 @@ class EventWriter(HasPaths):
     async def append_unless(self, events: Iterable[Event], query: Query, *, after: int = 0) -> list[AppendResult]:
         """Appends events, all of them or none, unless an event at or after an offset matches a query.
 
-        The condition is checked when the append's turn comes, against everything before it, including the same batch.
+        The condition is checked when the append's turn comes, against everything before it in the log or in the queue.
+        If cancelled while waiting in the queue, nothing is appended.
 
         Args:
-            events: What to append; with none, the condition is still checked.
+            events: The events, in order; without any, the condition is still checked.
             query: Which events prevent the append.
-            after: The offset from which events count: the end of what the decision was based on.
+            after: The offset from which events count, in bytes of the whole log: the end of what the decision was based
+                on.
 
         Returns:
-            Where the events are in the log.
+            One result for each event.
 
         Raises:
             ConditionalAppendError: An event matches; `conflict.offset` says where it is. Nothing was written.
             TypeError: The query is not a `Query`.
             ValueError: The offset is negative, beyond the head, or not where a line begins.
-
-        Otherwise it raises what `append` raises, and what reading raises. If cancelled before its turn, nothing is
-        appended.
+            CorruptLogError: The log is damaged.
+            EventfoldError: As for `append`.
+            OSError: As for `append`, or the log could not be read.
         """
         self._check_usable()
         if not isinstance(query, Query):
@@ -250,9 +268,9 @@ class EventWriter(HasPaths):
         lines = encode_batch(events, self._max_event_size)
         condition = Condition(query, after, None, events)
         requirements = Requirements(None, condition, self._unique(events))
-        indexed = self._index is not None and query.has_tags
+        indexed = self._index is not None and query._has_tags
         if indexed and after and after != self.head.offset:
-            await self.reader().read_line_hash_before(after)  # is it where a line begins?
+            await self.reader().read_line_hash_before(after)  # raises `ValueError` if no line begins there
         while True:
             if not indexed:
                 try:
@@ -306,15 +324,16 @@ class EventWriter(HasPaths):
     # Rotation
 
     async def rotate(self, views: Iterable[ViewOps] = ()) -> None:
-        """Moves the whole active log into the archive, and rewrites the snapshots of `views`. Appends continue
-        meanwhile.
+        """Moves the whole active log into the archive, while appends continue. If cancelled, the rotation continues.
+
+        Args:
+            views: The views whose snapshots are rewritten afterwards.
 
         Raises:
-            OSError: The disk failed. Nothing is lost, and the next rotation continues where this one stopped.
+            OSError: A file could not be read or written. Nothing is lost, and the next rotation continues where this
+                one stopped.
             CorruptLogError: The files contradict each other.
             EventfoldError: The log is not in files, or the writer can't be used: see `append`.
-
-        If cancelled, the rotation continues.
         """
         self._check_usable()
         if self._rotator is None:
@@ -330,15 +349,14 @@ class EventWriter(HasPaths):
     async def aclose(self) -> None:
         """Refuses new appends, finishes pending ones and a rotation, and releases the lock. Idempotent.
 
-        The lock is released whatever else fails. In a forked child, it only closes the child's descriptors: the log
-        stays the parent's.
+        The lock is released whatever else fails. An error that an append or a rotation has raised is not raised again.
+        If cancelled, closing continues. In a forked child, it only closes the child's descriptors: the log stays the
+        parent's.
 
         Raises:
             WriterFailedError: What was acknowledged before it was durable could not be made durable.
             OSError: A snapshot could not be saved.
             EventfoldError: It was called in an event loop other than the writer's.
-
-        It raises nothing that an append or a rotation has raised already. If cancelled, closing continues.
         """
         if self._pid != os.getpid():
             self._abandon()
@@ -357,10 +375,10 @@ class EventWriter(HasPaths):
             raise copy_error(error)
 
     async def _close(self) -> None:
-        # Whatever one of these raises, the others are done too: the last one entered runs first.
+        # The callbacks run in reverse order, each of them even if another one raises.
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._close_committer)
-            # Before the lock is released, or it could replace the next writer's head.
+            # Before the lock is released: afterwards, it could erase the head that the next writer has published.
             stack.callback(self._waiters.publish, None)
             stack.callback(self._end_reading)
             if self._index is not None:

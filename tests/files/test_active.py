@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from tests.support import Seam, event, line, numbers, records, write_log
+from tests.support import FaultInjector, event, line, numbers, records, write_log
 
 from eventfold import CorruptLogError, EventReader, EventWriter, Head, line_hash
 
@@ -86,10 +86,10 @@ async def test_an_intact_log_is_opened_without_a_warning(data_dir: Path, caplog:
     assert caplog.records == []
 
 
-async def test_the_bytes_are_kept_before_they_are_cut_off(damaged_dir: Path, seam: Seam) -> None:
+async def test_the_bytes_are_kept_before_they_are_cut_off(damaged_dir: Path, faults: FaultInjector) -> None:
     """If they can't be saved, nothing is cut, and the opening fails with the system's error."""
     data = write_log(damaged_dir, WHOLE, line(2)[:20])
-    seam.fail("rename")
+    faults.fail("rename")
     with pytest.raises(OSError, match="made to fail"):
         await EventWriter.open(damaged_dir)
     after = (damaged_dir / "app.jsonl").read_bytes()
@@ -159,10 +159,10 @@ async def test_the_bytes_of_an_earlier_recovery_at_the_same_offset_are_kept(dama
     assert b"second" in kept
 
 
-async def test_opening_syncs_the_files_of_a_killed_process(data_dir: Path, seam: Seam) -> None:
+async def test_opening_syncs_the_files_of_a_killed_process(data_dir: Path, faults: FaultInjector) -> None:
     """Data that is only in the page cache must be on disk before anything relies on it."""
     write_log(data_dir, WHOLE)
-    syncs, directories = seam.count("sync"), seam.count("sync_dir")
+    syncs, directories = faults.count("sync"), faults.count("sync_dir")
     async with EventWriter.open(data_dir):
         opened = len(syncs), directories[-1:]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from blockbuster import BlockingError
-from tests.support import Seam
+from tests.support import FaultInjector
 
 from eventfold import View
 from eventfold._files import operations
@@ -84,11 +84,11 @@ def test_replace_file_leaves_only_the_new_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("operation", ["write", "sync", "rename"])
-def test_replace_file_that_fails_leaves_the_old_file(tmp_path: Path, seam: Seam, operation: str) -> None:
+def test_replace_file_that_fails_leaves_the_old_file(tmp_path: Path, faults: FaultInjector, operation: str) -> None:
     """Whichever step fails, the old content stays, and no temporary file remains."""
     path = tmp_path / "file.json"
     operations.replace_file(path, b"old")
-    seam.fail(operation, number=errno.ENOSPC)
+    faults.fail(operation, number=errno.ENOSPC)
     with pytest.raises(OSError, match="made to fail"):
         operations.replace_file(path, b"new")
 
@@ -96,7 +96,9 @@ def test_replace_file_that_fails_leaves_the_old_file(tmp_path: Path, seam: Seam,
     assert os.listdir(tmp_path) == ["file.json"]
 
 
-def test_replace_file_syncs_the_content_before_the_name_and_the_directory_after(tmp_path: Path, seam: Seam) -> None:
+def test_replace_file_syncs_the_content_before_the_name_and_the_directory_after(
+    tmp_path: Path, faults: FaultInjector
+) -> None:
     """The order is what makes it safe in a power cut: write, sync, rename, sync of the directory."""
     order: list[str] = []
     for name in ("write", "sync", "rename", "sync_dir"):
@@ -105,15 +107,15 @@ def test_replace_file_syncs_the_content_before_the_name_and_the_directory_after(
             order.append(name)
             return original(*args)
 
-        seam.replace(name, noted)
+        faults.replace(name, noted)
     operations.replace_file(tmp_path / "file.json", b"content")
 
     assert order == ["write", "sync", "rename", "sync_dir"]
 
 
-def test_new_directories_are_synced_into_their_parents(tmp_path: Path, seam: Seam) -> None:
+def test_new_directories_are_synced_into_their_parents(tmp_path: Path, faults: FaultInjector) -> None:
     """If a directory's name is not on disk, a power cut takes everything in it."""
-    synced = seam.count("sync_dir")
+    synced = faults.count("sync_dir")
     operations.make_dir(tmp_path / "a" / "b")
     again = len(synced)
     operations.make_dir(tmp_path / "a" / "b")

@@ -17,7 +17,7 @@ import pytest
 from tests import support
 from tests.crash.oracle import Opened, append, read_now, zstd
 from tests.crash.recorder import read_files
-from tests.support import Gate, Seam, event, line, numbers, write_log
+from tests.support import FaultInjector, Gate, event, line, numbers, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, EventWriter, LogLockedError, WriterFailedError, _rotator
 from eventfold._files import committer, operations
@@ -274,20 +274,20 @@ async def test_a_log_that_grows_is_rotated_automatically(data_dir: Path) -> None
     assert await numbers(EventReader(data_dir)) == list(range(100))
 
 
-async def test_appends_do_not_wait_for_the_archive(data_dir: Path, seam: Seam) -> None:
+async def test_appends_do_not_wait_for_the_archive(data_dir: Path, faults: FaultInjector) -> None:
     """While the archive can't be written, appends are acknowledged and can be read; the rotation then includes them."""
     async with EventLog.open(data_dir) as log:
         await log.append(event(0))
         active = log._writer._committer.active
         gate = Gate()
-        seam.gates.append(gate)
+        faults.gates.append(gate)
 
         def frozen(original: Any, fd: int, data: bytes, position: int) -> None:
             if fd != active.fd:
                 gate.pass_through()
             original(fd, data, position)
 
-        seam.replace("write", frozen)
+        faults.replace("write", frozen)
         rotation = asyncio.create_task(log.rotate())
         await gate.reached()
         for n in range(1, 20):

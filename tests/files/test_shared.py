@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.crash.peers import Peer
-from tests.support import Seam, event, line, numbers, records
+from tests.support import FaultInjector, event, line, numbers, records
 
 from eventfold import (
     ConditionalAppendError,
@@ -248,10 +248,12 @@ async def test_all_sync_modes_can_be_shared(data_dir: Path, sync: SyncMode) -> N
         assert await numbers(one) == [0, 1, 2]
 
 
-async def test_a_process_that_writes_does_not_see_events_before_they_are_on_disk(data_dir: Path, seam: Seam) -> None:
+async def test_a_process_that_writes_does_not_see_events_before_they_are_on_disk(
+    data_dir: Path, faults: FaultInjector
+) -> None:
     async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
         await one.append(event(0))
-        gate = seam.freeze("sync")
+        gate = faults.freeze("sync")
         appending = asyncio.ensure_future(one.append(event(1)))
         await gate.reached()
         assert len(await records(EventReader(data_dir))) == 1
@@ -261,11 +263,13 @@ async def test_a_process_that_writes_does_not_see_events_before_they_are_on_disk
         assert await numbers(other) == [0, 1]
 
 
-async def test_a_failed_sync_ends_all_writers_until_the_log_is_opened_again(data_dir: Path, seam: Seam) -> None:
+async def test_a_failed_sync_ends_all_writers_until_the_log_is_opened_again(
+    data_dir: Path, faults: FaultInjector
+) -> None:
     one = await EventLog.open(data_dir, lock=SHARED)
     other = await EventLog.open(data_dir, lock=SHARED)
     await one.append(event(0))
-    seam.fail("sync")
+    faults.fail("sync")
     with pytest.raises(WriterFailedError):
         await one.append(event(1))
     with pytest.raises(WriterFailedError, match="a sync failed"):
@@ -277,10 +281,10 @@ async def test_a_failed_sync_ends_all_writers_until_the_log_is_opened_again(data
         assert (await numbers(log))[-1] == 3
 
 
-async def test_a_full_disk_fails_only_the_appends_that_need_space(data_dir: Path, seam: Seam) -> None:
+async def test_a_full_disk_fails_only_the_appends_that_need_space(data_dir: Path, faults: FaultInjector) -> None:
     async with EventLog.open(data_dir, lock=SHARED) as one, EventLog.open(data_dir, lock=SHARED) as other:
         await one.append(event(0))
-        seam.fail("write")
+        faults.fail("write")
         with pytest.raises(OSError, match="made to fail"):
             await one.append(event(1))
         await other.append(event(2))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support import Seam
+from tests.support import FaultInjector
 
 from eventfold import CorruptLogError, WriterFailedError
 from eventfold._event import Head
@@ -343,9 +343,9 @@ def test_the_error_about_a_lock_that_is_not_a_file_names_its_path(layout: Layout
         Turn(layout)
 
 
-def test_a_full_disk_is_an_error_and_releases_the_turn(new_turn: Callable[[], Turn], seam: Seam) -> None:
+def test_a_full_disk_is_an_error_and_releases_the_turn(new_turn: Callable[[], Turn], faults: FaultInjector) -> None:
     turn = new_turn()
-    seam.fail("write")
+    faults.fail("write")
     with pytest.raises(OSError, match="made to fail"):
         turn.__enter__()
     with new_turn():

@@ -18,7 +18,7 @@ import pytest
 import watchfiles
 from anyio.to_thread import current_default_thread_limiter
 from tests.processes import add_lines, other_writer, resources_at_rest, wait_for_resources, watchers
-from tests.support import Seam, event, line, settle, write_log
+from tests.support import FaultInjector, event, line, settle, write_log
 
 from eventfold import CorruptLogError, EventLog, EventReader, LogClosedError, SyncMode
 from eventfold._files import inotify, watcher
@@ -367,7 +367,7 @@ async def test_a_lasting_failure_is_raised_by_waits(data_dir: Path, monkeypatch:
 
 
 async def test_a_watcher_that_is_stopped_during_a_look_reports_nothing(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, faults: FaultInjector
 ) -> None:
     """The watcher may have seen lines that a new writer of this process has not synced yet."""
     write_log(data_dir, line(0))
@@ -383,7 +383,7 @@ async def test_a_watcher_that_is_stopped_during_a_look_reports_nothing(
     monkeypatch.setattr(HeadCache, "poll", look_slowly)
     await asyncio.to_thread(looking.wait, 10)
     async with EventLog.open(data_dir) as log:
-        gate = seam.freeze("sync")
+        gate = faults.freeze("sync")
         append = asyncio.ensure_future(log.append(event(1)))
         await gate.reached()
         look_on.set()
@@ -522,12 +522,12 @@ async def test_event_loops_of_other_threads_are_woken_too(data_dir: Path) -> Non
     assert size == appended.end_offset
 
 
-async def test_a_wait_does_not_end_before_the_event_is_durable(data_dir: Path, seam: Seam) -> None:
+async def test_a_wait_does_not_end_before_the_event_is_durable(data_dir: Path, faults: FaultInjector) -> None:
     """In the writer's process, the head advances when the sync is done, not when the line is written."""
     async with EventLog.open(data_dir) as log:
         waiting = asyncio.ensure_future(EventReader(data_dir).wait_for_events(0))
         await settle()
-        gate = seam.freeze("sync")
+        gate = faults.freeze("sync")
         append = asyncio.ensure_future(log.append(event(0)))
         await gate.reached()
         await asyncio.sleep(0.05)

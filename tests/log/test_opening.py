@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.log.views import collect, count, views
-from tests.support import Seam, event, line, numbers, recorded_passes, write_log
+from tests.support import FaultInjector, event, line, numbers, recorded_passes, write_log
 
 from eventfold import (
     ConditionalAppendError,
@@ -291,11 +291,11 @@ async def test_the_builder_opens_the_same_log(data_dir: Path) -> None:
     assert version == 2
 
 
-async def test_the_builder_s_modes_are_those_of_the_writer(data_dir: Path, seam: Seam) -> None:
+async def test_the_builder_s_modes_are_those_of_the_writer(data_dir: Path, faults: FaultInjector) -> None:
     """The log is opened without a lock and without syncs, as the builder was told."""
     log = await EventLog.builder(data_dir).lock_mode(LockMode.NONE).sync_mode(SyncMode.OS).open()
     await log.append(event(0))  # The first line of a new active log is synced in every mode.
-    syncs = seam.count("sync")
+    syncs = faults.count("sync")
     await log.append(event(1))
     cost = len(syncs)
     async with EventLog.open(data_dir, lock=LockMode.NONE):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import Seam, counted_turns, event, line, numbers, write_log
+from tests.support import FaultInjector, counted_turns, event, line, numbers, write_log
 from tests.views.states import Item, changed, fails_at, key
 
 from eventfold import (
@@ -105,12 +105,12 @@ async def test_a_container_never_comes_back_as_a_plainer_one(data_dir: Path, kin
     assert restarted == in_one_go
 
 
-async def test_a_snapshot_is_not_rewritten_for_every_few_events(data_dir: Path, seam: Seam) -> None:
+async def test_a_snapshot_is_not_rewritten_for_every_few_events(data_dir: Path, faults: FaultInjector) -> None:
     """The first one is saved soon, later ones only if there is enough new or when the caller asks."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(0))
         view: View[int] = View("v", lambda s, e: s + 1, 0)
-        saves = seam.count("replace_file")
+        saves = faults.count("replace_file")
         await view.refresh(writer.reader())
         first = len(saves)
         for n in range(1, 20):
@@ -128,12 +128,12 @@ async def test_a_snapshot_is_not_rewritten_for_every_few_events(data_dir: Path, 
 
 
 async def test_a_snapshot_that_cannot_be_written_affects_nothing(
-    data_dir: Path, seam: Seam, caplog: pytest.LogCaptureFixture
+    data_dir: Path, faults: FaultInjector, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A full disk costs the time to fold again, but no state."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
-        seam.fail("rename")
+        faults.fail("rename")
         view: View[int] = View("v", lambda s, e: s + 1, 0)
         with caplog.at_level(logging.WARNING, "eventfold"):
             state = await view.refresh(writer.reader())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import Seam, event, line, numbers, write_log
+from tests.support import FaultInjector, event, line, numbers, write_log
 from tests.writer.calls import started
 
 from eventfold import (
@@ -46,10 +46,10 @@ async def test_the_head_follows_the_appends(data_dir: Path) -> None:
     assert head == (result.end_offset, result.line_hash)
 
 
-async def test_a_thousand_concurrent_appends_cost_a_handful_of_syncs(data_dir: Path, seam: Seam) -> None:
+async def test_a_thousand_concurrent_appends_cost_a_handful_of_syncs(data_dir: Path, faults: FaultInjector) -> None:
     """Appends that wait together are written and synced together."""
     async with EventWriter.open(data_dir) as writer:
-        syncs, writes = seam.count("sync"), seam.count("write")
+        syncs, writes = faults.count("sync"), faults.count("write")
         await asyncio.gather(*(writer.append(event(n)) for n in range(1000)))
         cost = len(syncs), len(writes)
         found = await numbers(writer.reader())
@@ -58,10 +58,10 @@ async def test_a_thousand_concurrent_appends_cost_a_handful_of_syncs(data_dir: P
     assert found == list(range(1000))
 
 
-async def test_every_append_is_synced_before_it_returns(data_dir: Path, seam: Seam) -> None:
+async def test_every_append_is_synced_before_it_returns(data_dir: Path, faults: FaultInjector) -> None:
     """With `SyncMode.ALWAYS`, an append waits for the sync and for nothing else."""
     async with EventWriter.open(data_dir) as writer:
-        gate = seam.freeze("sync")
+        gate = faults.freeze("sync")
         [task] = await started(writer.append(event(1)))
         await gate.reached()
         waits, written, head = not task.done(), writer.log_path.read_bytes(), writer.head
@@ -88,10 +88,10 @@ async def test_appends_are_in_the_log_in_the_order_of_their_calls(data_dir: Path
     assert [place.start_offset for place in places] == [0, *(place.end_offset for place in places[:-1])]
 
 
-async def test_appends_that_come_during_a_commit_keep_their_order(data_dir: Path, seam: Seam) -> None:
+async def test_appends_that_come_during_a_commit_keep_their_order(data_dir: Path, faults: FaultInjector) -> None:
     """These appends form the next group."""
     async with EventWriter.open(data_dir) as writer:
-        gate = seam.freeze("sync")
+        gate = faults.freeze("sync")
         tasks = await started(writer.append(event(0)))
         await gate.reached()
         tasks += await started(*(writer.append(event(n)) for n in range(1, 50)))
@@ -102,10 +102,10 @@ async def test_appends_that_come_during_a_commit_keep_their_order(data_dir: Path
     assert found == list(range(50))
 
 
-async def test_changes_to_an_event_after_the_call_are_not_in_the_log(data_dir: Path, seam: Seam) -> None:
+async def test_changes_to_an_event_after_the_call_are_not_in_the_log(data_dir: Path, faults: FaultInjector) -> None:
     """The line is made when `append` is called, not when it is written."""
     async with EventWriter.open(data_dir) as writer:
-        gate = seam.freeze("sync")
+        gate = faults.freeze("sync")
         data = {"n": 2}
         tasks = await started(writer.append(event(1)), writer.append(Event("counted", data)))
         data["n"] = 99
@@ -167,10 +167,12 @@ async def test_append_if_with_another_hash_writes_nothing_and_names_both(data_di
     assert result.line_hash in str(caught.value)
 
 
-async def test_of_several_conditional_appends_in_one_group_the_first_wins(data_dir: Path, seam: Seam) -> None:
+async def test_of_several_conditional_appends_in_one_group_the_first_wins(
+    data_dir: Path, faults: FaultInjector
+) -> None:
     """Each condition is checked against the head at the moment when its own turn comes."""
     async with EventWriter.open(data_dir) as writer:
-        syncs = seam.count("sync")
+        syncs = faults.count("sync")
         results = await asyncio.gather(*(writer.append_if(event(n), 0, "") for n in range(5)), return_exceptions=True)
         cost = len(syncs)
         found = await numbers(writer.reader())
@@ -182,11 +184,13 @@ async def test_of_several_conditional_appends_in_one_group_the_first_wins(data_d
     assert all(result.conflict.actual_offset == len(line(0)) for result in results[1:])  # type: ignore[union-attr]
 
 
-async def test_a_conditional_append_may_expect_the_previous_append_of_its_group(data_dir: Path, seam: Seam) -> None:
+async def test_a_conditional_append_may_expect_the_previous_append_of_its_group(
+    data_dir: Path, faults: FaultInjector
+) -> None:
     """In one group, each condition expects the append before it, which is not written yet."""
     sizes = [len(line(n)) for n in range(4)]
     async with EventWriter.open(data_dir) as writer:
-        syncs = seam.count("sync")
+        syncs = faults.count("sync")
         await asyncio.gather(
             writer.append(event(0)),
             writer.append_if(event(1), sizes[0], line_hash(line(0))),

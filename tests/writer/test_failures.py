@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import Seam, event, line, numbers
+from tests.support import FaultInjector, event, line, numbers
 from tests.writer.calls import started
 
 from eventfold import (
@@ -30,7 +30,7 @@ from eventfold._files import operations
 
 
 @pytest.mark.parametrize("written", [0, 1, 20, len(line(2)) + 5])
-async def test_a_failed_write_leaves_the_log_as_it_was(data_dir: Path, seam: Seam, written: int) -> None:
+async def test_a_failed_write_leaves_the_log_as_it_was(data_dir: Path, faults: FaultInjector, written: int) -> None:
     """The part of the group that was written is truncated, its calls raise the error, and the writer continues."""
     failures = [OSError(errno.ENOSPC, "disk full")]
 
@@ -42,7 +42,7 @@ async def test_a_failed_write_leaves_the_log_as_it_was(data_dir: Path, seam: Sea
 
     async with EventWriter.open(data_dir) as writer:
         first = await writer.append(event(1))
-        seam.replace("write", partial)
+        faults.replace("write", partial)
         results = await asyncio.gather(
             writer.append(event(2)), writer.append_many([event(3), event(4)]), return_exceptions=True
         )
@@ -113,11 +113,11 @@ async def test_a_short_write_is_undone(data_dir: Path, monkeypatch: pytest.Monke
     assert data == line(2)
 
 
-async def test_the_appends_after_a_failed_group_are_written(data_dir: Path, seam: Seam) -> None:
+async def test_the_appends_after_a_failed_group_are_written(data_dir: Path, faults: FaultInjector) -> None:
     """Only the calls of the failed group raise; appends that were queued meanwhile follow the old head."""
     async with EventWriter.open(data_dir) as writer:
-        seam.fail("write", number=errno.ENOSPC)
-        gate = seam.freeze("write")
+        faults.fail("write", number=errno.ENOSPC)
+        gate = faults.freeze("write")
         tasks = await started(writer.append(event(1)))
         await gate.reached()
         tasks += await started(writer.append(event(2)), writer.append_if(event(3), len(line(2)), line_hash(line(2))))
@@ -129,12 +129,12 @@ async def test_the_appends_after_a_failed_group_are_written(data_dir: Path, seam
     assert found == [2, 3]
 
 
-async def test_a_failed_sync_ends_the_writer(damaged_dir: Path, seam: Seam) -> None:
+async def test_a_failed_sync_ends_the_writer(damaged_dir: Path, faults: FaultInjector) -> None:
     """Appends of the group and in the queue raise `WriterFailedError`, and nothing is written or synced after that."""
     writer = await EventWriter.open(damaged_dir)
-    seam.fail("sync")
-    gate = seam.freeze("sync")
-    syncs, writes = seam.count("sync"), seam.count("write")
+    faults.fail("sync")
+    gate = faults.freeze("sync")
+    syncs, writes = faults.count("sync"), faults.count("write")
     tasks = await started(writer.append(event(1)))
     await gate.reached()
     tasks += await started(writer.append(event(2)), writer.append_many([event(3), event(4)]))
@@ -148,10 +148,10 @@ async def test_a_failed_sync_ends_the_writer(damaged_dir: Path, seam: Seam) -> N
     assert (len(syncs), len(writes)) == (1, 1)
 
 
-async def test_after_a_failed_sync_the_error_says_why(damaged_dir: Path, seam: Seam) -> None:
+async def test_after_a_failed_sync_the_error_says_why(damaged_dir: Path, faults: FaultInjector) -> None:
     """Later calls raise an error whose message contains the system's own."""
     async with EventWriter.open(damaged_dir) as writer:
-        seam.fail("sync")
+        faults.fail("sync")
         with pytest.raises(WriterFailedError, match=r"a sync failed.*made to fail"):
             await writer.append(event(1))
         with pytest.raises(WriterFailedError, match=r"a sync failed.*made to fail"):
@@ -159,12 +159,12 @@ async def test_after_a_failed_sync_the_error_says_why(damaged_dir: Path, seam: S
 
 
 async def test_appends_that_wait_for_a_full_queue_fail_with_the_writer(
-    damaged_dir: Path, seam: Seam, monkeypatch: pytest.MonkeyPatch
+    damaged_dir: Path, faults: FaultInjector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_queue, "QUEUE_SIZE", 1)
     async with EventWriter.open(damaged_dir) as writer:
-        seam.fail("sync")
-        gate = seam.freeze("sync")
+        faults.fail("sync")
+        gate = faults.freeze("sync")
         tasks = await started(writer.append(event(0)))
         await gate.reached()
         tasks += await started(*(writer.append(event(n)) for n in range(1, 5)))
@@ -174,11 +174,11 @@ async def test_appends_that_wait_for_a_full_queue_fail_with_the_writer(
     assert [type(result) for result in results] == [WriterFailedError] * 5
 
 
-async def test_a_failed_writer_can_be_opened_again(data_dir: Path, seam: Seam) -> None:
+async def test_a_failed_writer_can_be_opened_again(data_dir: Path, faults: FaultInjector) -> None:
     """After reopening, the log is consistent, with or without the events that could not be synced."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
-        seam.fail("sync")
+        faults.fail("sync")
         with pytest.raises(WriterFailedError):
             await writer.append(event(2))
     async with EventWriter.open(data_dir) as writer:
@@ -190,13 +190,13 @@ async def test_a_failed_writer_can_be_opened_again(data_dir: Path, seam: Seam) -
 
 @pytest.mark.parametrize("undoing", ["truncate", "sync"])
 async def test_a_failed_write_that_cannot_be_undone_ends_the_writer(
-    damaged_dir: Path, seam: Seam, undoing: str
+    damaged_dir: Path, faults: FaultInjector, undoing: str
 ) -> None:
     """If the state of the file is unknown, nothing more is written to it."""
     async with EventWriter.open(damaged_dir) as writer:
-        seam.fail("write", number=errno.ENOSPC)
-        seam.fail(undoing)
-        writes = seam.count("write")
+        faults.fail("write", number=errno.ENOSPC)
+        faults.fail(undoing)
+        writes = faults.count("write")
         with pytest.raises(WriterFailedError, match="can't be undone"):
             await writer.append(event(1))
         with pytest.raises(WriterFailedError):
@@ -205,12 +205,14 @@ async def test_a_failed_write_that_cannot_be_undone_ends_the_writer(
     assert len(writes) == 1
 
 
-async def test_after_a_failed_sync_in_a_rotation_nothing_is_synced_again(damaged_dir: Path, seam: Seam) -> None:
+async def test_after_a_failed_sync_in_a_rotation_nothing_is_synced_again(
+    damaged_dir: Path, faults: FaultInjector
+) -> None:
     """A second sync of the same file could succeed although the system has dropped the data."""
     writer = await EventWriter.open(damaged_dir, sync=SyncMode.OS)
     await writer.append(event(1))
-    seam.fail("sync")
-    syncs = seam.count("sync")
+    faults.fail("sync")
+    syncs = faults.count("sync")
     with pytest.raises(WriterFailedError):
         await writer.rotate()
     await writer.aclose()
@@ -274,17 +276,19 @@ async def test_an_unexpected_error_ends_the_writer_instead_of_leaving_it_stuck(
     assert [type(result) for result in results] == [WriterFailedError] * 2
 
 
-async def test_an_append_after_a_switch_whose_sync_failed_is_not_acknowledged(damaged_dir: Path, seam: Seam) -> None:
+async def test_an_append_after_a_switch_whose_sync_failed_is_not_acknowledged(
+    damaged_dir: Path, faults: FaultInjector
+) -> None:
     """The thread that commits knows of the failure before the event loop does."""
     writer = await EventWriter.open(damaged_dir)
     await writer.append(event(1))
     await writer.rotate()
     await writer.append(event(2))
-    gate = seam.freeze("rename")
+    gate = faults.freeze("rename")
     rotation = asyncio.create_task(writer.rotate())
     await gate.reached()
     [append] = await started(writer.append(event(3)))
-    seam.fail("sync_dir")
+    faults.fail("sync_dir")
     gate.open()
     await asyncio.wait([rotation, append])
     await writer.aclose()
@@ -314,10 +318,10 @@ async def test_thousands_of_appends_that_wait_for_room_are_admitted_at_a_constan
     assert found == list(range(0, 2000, 2))
 
 
-async def test_other_tasks_run_while_a_large_group_of_appends_fails(damaged_dir: Path, seam: Seam) -> None:
+async def test_other_tasks_run_while_a_large_group_of_appends_fails(damaged_dir: Path, faults: FaultInjector) -> None:
     """Other tasks run between the portions."""
     async with EventWriter.open(damaged_dir) as writer:
-        seam.fail("sync")
+        faults.fail("sync")
         loop = asyncio.get_running_loop()
         failed_in_one_turn: list[int] = []
         tasks = await started(*(writer.append(event(n)) for n in range(3000)))
@@ -335,7 +339,7 @@ async def test_other_tasks_run_while_a_large_group_of_appends_fails(damaged_dir:
     assert max(steps) <= 2 * _group_commit.RESOLVED_AT_ONCE
 
 
-async def test_the_error_of_a_failed_writer_does_not_grow(damaged_dir: Path, seam: Seam) -> None:
+async def test_the_error_of_a_failed_writer_does_not_grow(damaged_dir: Path, faults: FaultInjector) -> None:
     """However often it is raised, it keeps the same few tracebacks and causes."""
 
     def size(error: BaseException | None) -> tuple[int, int]:
@@ -349,7 +353,7 @@ async def test_the_error_of_a_failed_writer_does_not_grow(damaged_dir: Path, sea
         return causes, frames
 
     async with EventWriter.open(damaged_dir) as writer:
-        seam.fail("sync")
+        faults.fail("sync")
         with pytest.raises(WriterFailedError):
             await writer.append(event(1))
         sizes = set()
@@ -377,7 +381,7 @@ async def test_a_close_that_cannot_save_a_view_releases_the_lock(data_dir: Path)
             raise OSError("made to fail")
 
     writer = await EventWriter.open(data_dir)
-    writer.attach([Broken(), Broken()])  # type: ignore[list-item]
+    writer._attach([Broken(), Broken()])  # type: ignore[list-item]
     for _ in range(2):
         with pytest.raises(OSError, match="made to fail"):
             await writer.aclose()

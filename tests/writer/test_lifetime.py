@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import Seam, event, line, numbers, records
+from tests.support import FaultInjector, event, line, numbers, records
 from tests.writer.calls import started
 
 from eventfold import (
@@ -41,11 +41,11 @@ def run_and_collect(main: Coroutine[Any, Any, None]) -> None:
 # Sync modes
 
 
-async def test_in_mode_os_appends_are_not_synced_before_the_close(data_dir: Path, seam: Seam) -> None:
+async def test_in_mode_os_appends_are_not_synced_before_the_close(data_dir: Path, faults: FaultInjector) -> None:
     """The system writes them when it likes, and closing syncs them."""
     writer = await EventWriter.open(data_dir, sync=SyncMode.OS)
     await writer.append(event(0))  # The first line of a new active log is synced in every mode.
-    syncs = seam.count("sync")
+    syncs = faults.count("sync")
     for n in range(1, 5):
         await writer.append(event(n))
     before = len(syncs)
@@ -56,7 +56,7 @@ async def test_in_mode_os_appends_are_not_synced_before_the_close(data_dir: Path
 
 
 async def test_in_mode_every_second_a_sync_follows_automatically(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, faults: FaultInjector
 ) -> None:
     """The sync happens without another append."""
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.05)
@@ -70,7 +70,7 @@ async def test_in_mode_every_second_a_sync_follows_automatically(
         await writer.append(event(0))  # The first line of a new active log is synced in every mode.
         while writer._committer._unsynced:
             await asyncio.sleep(0.01)
-        seam.replace("sync", noted)
+        faults.replace("sync", noted)
         await asyncio.gather(*(writer.append(event(n)) for n in range(1, 5)))
         before = synced.is_set()
         followed = await asyncio.to_thread(synced.wait, 10)
@@ -80,7 +80,7 @@ async def test_in_mode_every_second_a_sync_follows_automatically(
 
 
 async def test_in_mode_every_second_a_failed_sync_ends_the_writer(
-    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, faults: FaultInjector
 ) -> None:
     """The calls have returned by then; the next one raises."""
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
@@ -88,8 +88,8 @@ async def test_in_mode_every_second_a_failed_sync_ends_the_writer(
         await writer.append(event(0))  # The first line of a new active log is synced in every mode.
         while writer._committer._unsynced:
             await asyncio.sleep(0.01)
-        seam.fail("sync")
-        gate = seam.freeze("sync")
+        faults.fail("sync")
+        gate = faults.freeze("sync")
         await writer.append(event(1))
         await gate.reached()
         [task] = await started(writer.append(event(2)))
@@ -101,7 +101,7 @@ async def test_in_mode_every_second_a_failed_sync_ends_the_writer(
 
 @pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
 async def test_closing_raises_if_acknowledged_events_could_not_be_synced(
-    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam, lock: LockMode
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, faults: FaultInjector, lock: LockMode
 ) -> None:
     """The sync failed after the calls had returned, and no append came that could have raised it."""
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
@@ -110,7 +110,7 @@ async def test_closing_raises_if_acknowledged_events_could_not_be_synced(
     await writer.append(event(0))  # The first line of a new active log is synced in every mode.
     while writer._committer._unsynced:
         await asyncio.sleep(0.01)
-    seam.fail("sync")
+    faults.fail("sync")
     await writer.append(event(1))
     while writer._committer._failure is None:
         await asyncio.sleep(0.01)
@@ -120,7 +120,7 @@ async def test_closing_raises_if_acknowledged_events_could_not_be_synced(
 
 
 async def with_failed_rotation(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam, sync: SyncMode, lock: LockMode
+    directory: Path, monkeypatch: pytest.MonkeyPatch, faults: FaultInjector, sync: SyncMode, lock: LockMode
 ) -> EventWriter:
     """Returns a writer whose automatic rotation has met a failed sync, its own or (`EVERY_SECOND`) an earlier one."""
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
@@ -129,7 +129,7 @@ async def with_failed_rotation(
     await writer.append(event(0))  # The first line of a new active log is synced in every mode.
     while sync is SyncMode.EVERY_SECOND and writer._committer._unsynced:
         await asyncio.sleep(0.01)
-    seam.fail("sync")
+    faults.fail("sync")
     await writer.append(event(1))
     while sync is SyncMode.EVERY_SECOND and writer._committer._failure is None:
         await asyncio.sleep(0.01)
@@ -142,10 +142,10 @@ async def with_failed_rotation(
 @pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
 @pytest.mark.parametrize("sync", [SyncMode.OS, SyncMode.EVERY_SECOND])
 async def test_closing_raises_the_failed_sync_that_only_an_automatic_rotation_has_met(
-    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam, sync: SyncMode, lock: LockMode
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, faults: FaultInjector, sync: SyncMode, lock: LockMode
 ) -> None:
     """Nobody waits for such a rotation, so the error would otherwise be in a log message alone."""
-    writer = await with_failed_rotation(damaged_dir, monkeypatch, seam, sync, lock)
+    writer = await with_failed_rotation(damaged_dir, monkeypatch, faults, sync, lock)
 
     with pytest.raises(WriterFailedError, match="a sync failed"):
         await writer.aclose()
@@ -154,10 +154,10 @@ async def test_closing_raises_the_failed_sync_that_only_an_automatic_rotation_ha
 @pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
 @pytest.mark.parametrize("sync", [SyncMode.OS, SyncMode.EVERY_SECOND])
 async def test_closing_does_not_raise_again_what_an_append_has_raised_after_a_rotation(
-    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam, sync: SyncMode, lock: LockMode
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, faults: FaultInjector, sync: SyncMode, lock: LockMode
 ) -> None:
     """The error has been given to the program once."""
-    writer = await with_failed_rotation(damaged_dir, monkeypatch, seam, sync, lock)
+    writer = await with_failed_rotation(damaged_dir, monkeypatch, faults, sync, lock)
     with pytest.raises(WriterFailedError, match="a sync failed"):
         await writer.append(event(2))
     await writer.aclose()
@@ -166,7 +166,7 @@ async def test_closing_does_not_raise_again_what_an_append_has_raised_after_a_ro
 @pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
 @pytest.mark.parametrize("call", ["append", "rotate"])
 async def test_closing_raises_the_failed_sync_that_only_a_cancelled_call_has_met(
-    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam, call: str, lock: LockMode
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, faults: FaultInjector, call: str, lock: LockMode
 ) -> None:
     """The cancelled call raises `CancelledError`, so nothing else would tell the program that events may be lost."""
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0 if call == "append" else 60.0)
@@ -175,8 +175,8 @@ async def test_closing_raises_the_failed_sync_that_only_a_cancelled_call_has_met
     await writer.append(event(0))  # The first line of a new active log is synced in every mode.
     while call == "append" and writer._committer._unsynced:
         await asyncio.sleep(0.01)
-    seam.fail("sync")
-    gate = seam.freeze("sync")
+    faults.fail("sync")
+    gate = faults.freeze("sync")
     await writer.append(event(1))
     if call == "append":
         await gate.reached()
@@ -193,12 +193,12 @@ async def test_closing_raises_the_failed_sync_that_only_a_cancelled_call_has_met
 
 @pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
 async def test_closing_does_not_raise_again_what_a_rotation_has_raised(
-    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, seam: Seam, lock: LockMode
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, faults: FaultInjector, lock: LockMode
 ) -> None:
     writer = await EventWriter.open(damaged_dir, sync=SyncMode.OS, lock=lock)
     await writer.append(event(0))
     await writer.append(event(1))
-    seam.fail("sync")
+    faults.fail("sync")
     with pytest.raises(WriterFailedError, match="a sync failed"):
         await writer.rotate()
     await writer.aclose()
@@ -261,10 +261,10 @@ async def test_closing_a_writer_twice_does_nothing(data_dir: Path) -> None:
     assert "closed" in repr(writer)
 
 
-async def test_a_close_that_is_cancelled_continues(data_dir: Path, seam: Seam) -> None:
+async def test_a_close_that_is_cancelled_continues(data_dir: Path, faults: FaultInjector) -> None:
     """The appends are finished and the lock is released anyway."""
     writer = await EventWriter.open(data_dir)
-    gate = seam.freeze("sync")
+    gate = faults.freeze("sync")
     [append] = await started(writer.append(event(1)))
     await gate.reached()
     [closing] = await started(writer.aclose())
@@ -310,7 +310,7 @@ def test_a_writer_that_is_not_closed_warns(tmp_path: Path) -> None:
     asyncio.run(reopen())
 
 
-def test_a_loop_that_ends_leaves_no_append_waiting(tmp_path: Path, seam: Seam) -> None:
+def test_a_loop_that_ends_leaves_no_append_waiting(tmp_path: Path, faults: FaultInjector) -> None:
     """If the loop is shut down before the writer is closed, what was written stays, and nothing hangs."""
 
     async def abandon() -> None:
@@ -329,11 +329,11 @@ def test_a_loop_that_ends_leaves_no_append_waiting(tmp_path: Path, seam: Seam) -
 # Readers in the writer's process
 
 
-async def test_readers_in_the_writers_process_see_durable_events_only(data_dir: Path, seam: Seam) -> None:
+async def test_readers_in_the_writers_process_see_durable_events_only(data_dir: Path, faults: FaultInjector) -> None:
     """A line that is written but not synced yet is seen by no reader of this process."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
-        gate = seam.freeze("sync")
+        gate = faults.freeze("sync")
         [task] = await started(writer.append(event(2)))
         await gate.reached()
         readers = [writer.reader(), EventReader(data_dir)]
@@ -350,7 +350,7 @@ async def test_readers_in_the_writers_process_see_durable_events_only(data_dir: 
     assert after == [[1, 2], [1, 2]]
 
 
-async def test_readers_do_not_see_the_rest_of_a_failed_write(data_dir: Path, seam: Seam) -> None:
+async def test_readers_do_not_see_the_rest_of_a_failed_write(data_dir: Path, faults: FaultInjector) -> None:
     """Until the failed write is undone, the file has bytes that were never acknowledged."""
 
     def partial(write: Any, fd: int, data: bytes, position: int) -> None:
@@ -358,8 +358,8 @@ async def test_readers_do_not_see_the_rest_of_a_failed_write(data_dir: Path, sea
         raise OSError(errno.EIO, "made to fail")
 
     async with EventWriter.open(data_dir) as writer:
-        seam.replace("write", partial)
-        gate = seam.freeze("truncate")
+        faults.replace("write", partial)
+        gate = faults.freeze("truncate")
         [task] = await started(writer.append(event(1)))
         await gate.reached()
         during = await numbers(EventReader(data_dir))
@@ -416,10 +416,10 @@ async def test_a_writer_cannot_be_opened_where_a_file_is(tmp_path: Path) -> None
         await EventWriter.open(tmp_path / "data")
 
 
-async def test_each_call_gets_its_own_error_object(data_dir: Path, seam: Seam) -> None:
+async def test_each_call_gets_its_own_error_object(data_dir: Path, faults: FaultInjector) -> None:
     """If many tasks raised one error object, it would gather all their tracebacks."""
     async with EventWriter.open(data_dir) as writer:
-        seam.fail("write", number=errno.ENOSPC)
+        faults.fail("write", number=errno.ENOSPC)
         results = await asyncio.gather(writer.append(event(1)), writer.append(event(2)), return_exceptions=True)
 
     assert results[0] is not results[1]

@@ -45,7 +45,7 @@ class Catalog:
         Args:
             type: The event type.
             version: The version of the data that the class describes. Versions above 1 are stored in the event.
-            tags: A function that returns the tags of the event of an object.
+            tags: A function that takes an object of the class and returns the tags of its event.
 
         Returns:
             A decorator, which returns the class unchanged.
@@ -157,7 +157,7 @@ class Catalog:
 
     # What a log and its reader use
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raises `ValueError` if an upcaster is missing or useless, `TypeError` if a class can't be decoded into."""
         for type, upcasters in self._upcasters.items():
             schema = self._by_type.get(type)
@@ -176,15 +176,15 @@ class Catalog:
             schema.check()
 
     @property
-    def schemas(self) -> Mapping[str, Schema]:
+    def _schemas(self) -> Mapping[str, Schema]:
         """The classes by event type."""
         return self._by_type
 
-    def knows(self, obj: object) -> bool:
+    def _knows(self, obj: object) -> bool:
         """Whether the object is of one of the catalog's classes."""
         return obj.__class__ in self._by_class
 
-    def encoded(self, event: object) -> Any:
+    def _encoded(self, event: object) -> Any:
         """The event to write for an appended event or object, with plain data and the version.
 
         If the type is in the catalog, the data must be of the current version, unless the event was read from a log.
@@ -204,7 +204,7 @@ class Catalog:
         schema.check_data(event.data)
         return event if schema.version == 1 else _of_version(event, event.data, schema.version)
 
-    def widened(self, query: Query | None) -> Query | None:
+    def _widened(self, query: Query | None) -> Query | None:
         """A query for all lines that may become events that match `query`: an upcaster may return any type."""
         if query is None:
             return None
@@ -213,12 +213,12 @@ class Catalog:
                 query |= Query(item.types.union(self._upcasters), item.tags)
         return query
 
-    def is_current(self, event: StoredEvent) -> bool:
+    def _is_current(self, event: StoredEvent) -> bool:
         """Whether an event needs no upcaster."""
         schema = self._by_type.get(event.type)
         return schema is None or schema.version == event.version
 
-    def upcasted(self, type: str, data: Any, version: int) -> list[tuple[str, Any, int]]:
+    def _upcasted(self, type: str, data: Any, version: int) -> list[tuple[str, Any, int]]:
         """The events (type, object or plain data, version) into which an event on a line is converted.
 
         Raises `MismatchError`.
@@ -253,7 +253,7 @@ class Catalog:
             # What an upcaster returns for a different type has the current version of that type: no upcaster is needed.
             schema = self._by_type.get(type)
             version = 1 if schema is None else schema.version
-        return self.upcasted(type, data, version)
+        return self._upcasted(type, data, version)
 
 
 def _check_version(name: str, version: int) -> None:

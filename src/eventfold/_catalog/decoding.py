@@ -39,7 +39,7 @@ class TypedDecoding:
 
     def _typed_lines(self, types: frozenset[str] | None, allow_batches: bool) -> TaggedLines:
         """Decodes lines of these types (None: of all types) into typed events, and all others into placeholders."""
-        schemas = self.catalog.schemas
+        schemas = self.catalog._schemas
 
         def new_struct(type: str) -> Any:
             if types is not None and type not in types:
@@ -62,13 +62,13 @@ class TypedDecoding:
 
         Raises `MismatchError`.
         """
-        if query is not None and not query.matches(event) and self.catalog.is_current(event):
+        if query is not None and not query.matches(event) and self.catalog._is_current(event):
             return ()
-        converted = self.catalog.upcasted(event.type, event.data, event.version)
+        converted = self.catalog._upcasted(event.type, event.data, event.version)
         return tuple(
             msgspec.structs.replace(event, type=type, data=data, version=version)
             for type, data, version in converted
-            if query is None or query.matches_type_and_tags(type, event.tags)
+            if query is None or query._matches_type_and_tags(type, event.tags)
         )
 
     def handle_mismatch(self, mismatch: MismatchError, event: Event, offset: int) -> None:
@@ -90,7 +90,7 @@ class TypedDecoding:
 def typed_decoding(catalog: Catalog | None, on_mismatch: OnMismatch) -> TypedDecoding | None:
     """Checks the options and returns what a reader needs for typed events; None without a catalog.
 
-    Raises `TypeError` or `ValueError` for a wrong option, and what `Catalog.check` raises.
+    Raises `TypeError` or `ValueError` for a wrong option, and what `Catalog._check` raises.
     """
     if on_mismatch not in ("raise", "skip"):
         raise ValueError(f'on_mismatch must be "raise" or "skip", not {on_mismatch!r}')
@@ -98,7 +98,7 @@ def typed_decoding(catalog: Catalog | None, on_mismatch: OnMismatch) -> TypedDec
         return None
     if not isinstance(catalog, Catalog):
         raise TypeError(f"catalog must be a Catalog, not {catalog!r}")
-    catalog.check()
+    catalog._check()
     return TypedDecoding(catalog, on_mismatch)
 
 
@@ -139,10 +139,10 @@ class TypedDecoder(Decoder):
     """
 
     def __init__(self, decoding: TypedDecoding, query: Query | None, *, exact_offsets: bool) -> None:
-        widened = decoding.catalog.widened(query)
+        widened = decoding.catalog._widened(query)
         super().__init__(widened, exact_offsets=exact_offsets)
         self._decoding = decoding
-        self._typed_query = None if query is None or query.matches_all else query
+        self._typed_query = None if query is None or query._matches_all else query
         self._selects_more = widened != query
         types = None if self._query is None else types_alone(self._query)
         # If the query has tags, most lines are not decoded at all, and the events of the other lines are converted.
@@ -181,7 +181,7 @@ class TypedDecoder(Decoder):
 
     def _convert_all(self, events: list[StoredEvent]) -> bool:
         """Converts the data of all events. Converts none and returns false if one needs an upcaster or does not fit."""
-        schemas = self._decoding.catalog.schemas
+        schemas = self._decoding.catalog._schemas
         typed: list[tuple[StoredEvent, Any]] = []
         try:
             for event in events:
@@ -222,9 +222,9 @@ class TypedBackwardsDecoder(BackwardsDecoder):
     """Does what `TypedDecoder` does, newest events first."""
 
     def __init__(self, decoding: TypedDecoding, query: Query | None) -> None:
-        super().__init__(decoding.catalog.widened(query))
+        super().__init__(decoding.catalog._widened(query))
         self._decoding = decoding
-        self._typed_query = None if query is None or query.matches_all else query
+        self._typed_query = None if query is None or query._matches_all else query
 
     def feed(self, lines: Lines) -> Iterator[Record]:
         for record in super().feed(lines):

@@ -24,7 +24,7 @@ class BackwardsDecoder:
     """
 
     def __init__(self, query: Query | None = None) -> None:
-        self._selection = selection(None if query is None or query.matches_all else query, True)
+        self._selection = selection(None if query is None or query._matches_all else query, True)
         self._may_be_inside_batch = True  # before the first line
         # The position in its batch that the next line (the one before the last line that was fed) must have; None if
         # that line must end a batch or be outside of batches.

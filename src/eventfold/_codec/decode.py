@@ -94,14 +94,13 @@ class Slice:
 class Decoder:
     """Turns the lines of a log, fed in order, into slices of events; with a `query`, only those that it matches.
 
-    With `exact_offsets`, each event is certain to have a line of its own, as the records of a slice need it. Without
-    it, decoding is faster. Reading may begin inside a batch, except at the start of the log. Then the rest of that
-    batch is yielded.
+    With `exact_offsets`, each line is decoded on its own, so that the offsets of the records are certainly right.
+    Without it, decoding is faster. Reading may begin inside a batch, except at the start of the log. Then the rest of
+    that batch is yielded.
     """
 
     def __init__(self, query: Query | None = None, *, exact_offsets: bool = True) -> None:
-        self._query = None if query is None or query.matches_all else query
-        self._selection = selection(self._query, True)
+        self._query = None if query is None or query._matches_all else query
         self._selection_without_batches = selection(self._query, False)
         self._exact_offsets = exact_offsets
         self._may_be_inside_batch = True  # before the first slice
@@ -193,7 +192,8 @@ class Decoder:
 
     def _decode(self, data: bytes, texts: list[bytes] | None, allow_batches: bool) -> DecodedLines | None:
         """The decoded lines. Without `allow_batches`, an error or None if one of them is in a batch."""
-        return (self._selection if allow_batches else self._selection_without_batches).decode(data, texts)
+        decoding = selection(self._query, True) if allow_batches else self._selection_without_batches
+        return decoding.decode(data, texts)
 
     def _line_by_line(self, lines: Lines) -> Iterator[Slice]:
         """The slow way, for lines some of which are blank or bad: one slice for each line or batch."""
@@ -203,6 +203,7 @@ class Decoder:
         decoded: DecodedLines = []
         start = position = 0  # of the line or batch that becomes the next slice; of the current line
         expected = None
+        select = selection(self._query, True).select
         while position < len(data):
             end = data.index(b"\n", position) + 1
             if expected is None:
@@ -219,7 +220,7 @@ class Decoder:
             expected = _position_after(as_batch_position(event.batch), expected, may_be_inside)
             if expected is _INVALID:
                 raise CorruptLogError(path, lines.offset_at(start), INCOMPLETE_BATCH)
-            decoded.append(self._selection.select(event))
+            decoded.append(select(event))
             position = end
             if expected is None:
                 self._may_be_inside_batch = False

@@ -252,7 +252,7 @@ class _Filter:
         return [self.select(line) if isinstance(line, StoredEvent) else line for line in decoded]
 
     def select(self, event: StoredEvent) -> StoredEvent | _Skipped:
-        return event if self._query.matches_type_and_tags(event.type, event.tags) else _Skipped(event.batch)
+        return event if self._query._matches_type_and_tags(event.type, event.tags) else _Skipped(event.batch)
 
 
 class _ByTag(_Filter):
@@ -294,4 +294,4 @@ def selection(query: Query | None, allow_batches: bool) -> Selection:
     types = types_alone(query)
     if types is not None:
         return _by_type(types, allow_batches)
-    return _ByTag(query, allow_batches) if query.has_tags else _Filter(query, allow_batches)
+    return _ByTag(query, allow_batches) if query._has_tags else _Filter(query, allow_batches)

@@ -49,6 +49,7 @@ class FileCommitter:
         self._thread = thread
         self._layout = source.layout
         self._sync_mode = sync
+        self._syncs_at_once = sync is SyncMode.ALWAYS
         self._syncs_later = sync is SyncMode.EVERY_SECOND
         self._max_log_size = max_log_size
         self._pid = os.getpid()
@@ -122,9 +123,8 @@ class FileCommitter:
         return Commit(judgement.outcomes, Lines(self._layout.log_path, before.offset, judgement.data), judgement.head)
 
     def _commit(self, data: bytes, head: Head) -> None:
-        always = self._sync_mode is SyncMode.ALWAYS
-        self._unless_failed(self.active.commit, data, head, always)
-        self._unsynced = not always
+        self._unless_failed(self.active.commit, data, head, self._syncs_at_once)
+        self._unsynced = not self._syncs_at_once
 
     def _unless_failed(self, function: Callable[..., T], *args: object) -> T:
         """Calls, in the thread, a function that changes the active log; after a failure, nothing is called any more."""
@@ -142,7 +142,7 @@ class FileCommitter:
         raise copy_error(self._failure)
 
     def _unless_failed_in_background(self, function: Callable[[], object]) -> None:
-        """The same for a call for which nobody waits."""
+        """Does the same for a call that no task awaits."""
         if self._failure is None:
             try:
                 self._unless_failed(function)

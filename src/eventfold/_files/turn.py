@@ -200,8 +200,8 @@ class Turn:
         """Records in the mark that everything up to `head` is on disk, unless it says so already; takes the turn.
 
         `head` must be this writer's own end: what another one wrote after it may not be on disk yet. This method does
-        not check that the path still names this file. Nothing is decided here, and a writer that still reads the mark
-        of a file without a name finds that out in its next turn.
+        not check that the path still names this file. Nothing is decided here, and a writer that has opened a deleted
+        file notices that in its next turn.
         """
         self.synced_head = head
         if not self._try_acquire():

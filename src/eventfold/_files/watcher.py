@@ -1,4 +1,4 @@
-"""Notices what other processes write, for everything in this process that waits for news of a directory.
+"""Notices what other processes write, for everything in this process that waits for changes of a directory.
 
 On Linux, one thread waits for the kernel's hints about all directories (`inotify`). Elsewhere, and if inotify is not
 available, each directory has a thread that uses `watchfiles`. Hints may be lost on network mounts and in containers, so
@@ -253,7 +253,7 @@ class FileWatcher:
         return True
 
     def _check_shared(self, directory: Directory, durable: Head, hinted: bool) -> bool:
-        """The same if a shared writer of this process knows what is durable: the files may contain more than that."""
+        """Does the same beside a shared writer of this process: the file may contain more than what is durable."""
         if durable == self.head:
             return False
         published = directory.published_head

@@ -67,7 +67,7 @@ class Index:
         if answer is None:
             return 0, [None] * len(queries)
         known, found = answer
-        if not found and all([query.has_tags for query in queries]):  # noqa: C419 (a generator takes twice as long)
+        if not found and all([query._has_tags for query in queries]):  # noqa: C419 (a generator takes twice as long)
             return known, [()] * len(queries)
         return known, [_candidates(query, start, found) for query, start in zip(queries, starts, strict=True)]
 

@@ -56,7 +56,7 @@ class AppendingLog(ViewingLog):
         """
         writer = self._writer
         if ts is None and id is None and actor is None and meta is None and not tags:
-            encoded: Any = event if self._catalog is None else self._catalog.encoded(event)
+            encoded: Any = event if self._catalog is None else self._catalog._encoded(event)
         elif self._catalog is None or isinstance(event, Event):
             raise TypeError(
                 "ts, id, actor, meta and tags are only for objects of a class in the catalog: pass them to Event(...)"
@@ -67,11 +67,11 @@ class AppendingLog(ViewingLog):
 
     def _encoded(self, event: Any) -> Event:
         """Converts an event or object with the catalog, if there is one, to an event with plain data."""
-        encoded: Event = event if self._catalog is None else self._catalog.encoded(event)
+        encoded: Event = event if self._catalog is None else self._catalog._encoded(event)
         return encoded
 
     def _all_encoded(self, events: Iterable[Any]) -> Iterable[Event]:
-        return events if self._catalog is None else map(self._catalog.encoded, events)
+        return events if self._catalog is None else map(self._catalog._encoded, events)
 
     async def append_many(self, events: Iterable[object]) -> list[AppendResult]:
         """Appends several events: either all of them are in the log or none, even after a crash.
@@ -195,7 +195,7 @@ class AppendingLog(ViewingLog):
     def _decided(self, decided: Any) -> list[object]:
         """The events of a decision: several, one, or none."""
         # Checked first, since a pydantic model is iterable.
-        if isinstance(decided, Event) or (self._catalog is not None and self._catalog.knows(decided)):
+        if isinstance(decided, Event) or (self._catalog is not None and self._catalog._knows(decided)):
             return [decided]
         return [] if decided is None else list(decided)
 

@@ -142,7 +142,7 @@ class EventLog(AppendingLog, ReadingLog):
         self._catalog, self._reader._typed_decoding = catalog, decoding
         await self._catch_up()
         if self._writer_or_none is not None:
-            self._writer_or_none.attach([*views, UnregisteredSnapshots(self._views)])
+            self._writer_or_none._attach([*views, UnregisteredSnapshots(self._views)])
 
     @classmethod
     def builder(cls, dir: Address) -> EventLogBuilder:
@@ -182,7 +182,7 @@ class EventLog(AppendingLog, ReadingLog):
                 await self._writer_or_none.aclose()
                 # The writer is part of a reference cycle, so the garbage collector frees it at an arbitrary moment. It
                 # must not free a large state then.
-                self._writer_or_none.attach(())
+                self._writer_or_none._attach(())
             else:
                 await uninterrupted(UncancellableTask(self._close_reader(), "eventfold close"))
         finally:

@@ -66,7 +66,7 @@ class ReadingLog(LogBase):
 
     def _index_for(self, query: Query | None) -> Index | None:
         """The index, if there is one and it can find the events of a query."""
-        if self._writer_or_none is None or query is None or not query.has_tags:
+        if self._writer_or_none is None or query is None or not query._has_tags:
             return None
         return self._writer_or_none._index
 

@@ -197,7 +197,7 @@ class ViewingLog(LogBase):
         return await state_at(self._reader, self._views[name], at)
 
     def stats(self) -> LogStats:
-        """Counts what the log has done since it was opened, and what waits. No I/O, so it can be called often."""
+        """Counters of what the log has done since it was opened, and of what waits. No I/O: it can be called often."""
         writer = self._writer_or_none
         counters = WriterCounters() if writer is None else writer._commits.counters
         head = None if writer is None else writer.head.offset

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, ValuesView
 from typing import Any, TypeVar, overload
 
 from .._errors import UnknownViewError
@@ -36,6 +36,10 @@ class Views(Mapping[str, View[Any]]):
 
     def __len__(self) -> int:
         return len(self._views)
+
+    def values(self) -> ValuesView[View[Any]]:
+        """The views, without the lookup by name that the method of `Mapping` would make for each of them."""
+        return self._views.values()
 
 
 def views_by_name(views: Iterable[View[Any]]) -> dict[str, View[Any]]:

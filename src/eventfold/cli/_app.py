@@ -122,9 +122,9 @@ def tail(
 def append(
     log: Log,
     type: Annotated[
-        str | None, typer.Argument(help="The event's type; if omitted, events are read from stdin.")
+        str | None, typer.Argument(metavar="TYPE", help="The event's type; if omitted, events are read from stdin.")
     ] = None,
-    data: Annotated[str, typer.Argument(help="The event's data, as JSON.")] = "{}",
+    data: Annotated[str, typer.Argument(metavar="DATA", help="The event's data, as JSON.")] = "{}",
     ts: Annotated[int | None, typer.Option(min=0, help="The event's time in Unix seconds; default: now.")] = None,
     id: Annotated[str | None, typer.Option(help="The event's id.")] = None,
     actor: Annotated[str | None, typer.Option(help="Who caused the event.")] = None,
@@ -182,7 +182,9 @@ def rotate(log: Log) -> None:
 @app.command()
 def state(
     log: Log,
-    view: Annotated[str | None, typer.Argument(help="The name of a view, to print its stored state.")] = None,
+    view: Annotated[
+        str | None, typer.Argument(metavar="VIEW", help="The name of a view, to print its stored state.")
+    ] = None,
     reducer: Annotated[
         str | None,
         typer.Option("--reducer", metavar="MODULE:NAME", help="Fold with this View, or this reducer and --initial."),
@@ -207,8 +209,8 @@ def state(
 @app.command()
 def diff(
     log: Log,
-    before: Annotated[str, typer.Argument(help="An offset, or a time in ISO 8601.")],
-    after: Annotated[str, typer.Argument(help="The same.")],
+    before: Annotated[str, typer.Argument(metavar="A", help="An offset, or a time in ISO 8601.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
     reducer: Reducer,
     initial: Initial = None,
 ) -> None:
@@ -237,7 +239,9 @@ def rebuild(log: Log, reducer: Reducer) -> None:
 
 
 @app.command()
-def copy(log: Log, target: Annotated[str, typer.Argument(help="Directory or address of the copy.")]) -> None:
+def copy(
+    log: Log, target: Annotated[str, typer.Argument(metavar="TARGET", help="Directory or address of the copy.")]
+) -> None:
     """Copy a log to another engine or directory. Copies snapshots and consumers too; continues an interrupted copy.
 
     Example: eventfold copy data 'postgresql://host/db?log=orders'
@@ -261,15 +265,17 @@ def migrate(
 
 
 @app.command()
-def backup(log: Log, directory: Annotated[str, typer.Argument(help="New, empty, or an older copy.")]) -> None:
+def backup(
+    log: Log, directory: Annotated[str, typer.Argument(metavar="DIR", help="New, empty, or an older copy.")]
+) -> None:
     """Copy a log, even while it is written, or update an older copy. Example: eventfold backup data /backup/data"""
     run(_writing.backup(log, directory))
 
 
 @app.command()
 def restore(
-    backup: Annotated[str, typer.Argument(help="The directory of the backup.", show_default=False)],
-    directory: Annotated[str, typer.Argument(help="New or empty.", show_default=False)],
+    backup: Annotated[str, typer.Argument(metavar="BACKUP", help="The directory of the backup.", show_default=False)],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="New or empty.", show_default=False)],
 ) -> None:
     """Verify a backup and restore it. Example: eventfold restore /backup/data data"""
     run(_repairing.restore(backup, directory))
@@ -327,7 +333,7 @@ def list_(log: Log) -> None:
 @consumers.command()
 def reset(
     log: Log,
-    name: Annotated[str, typer.Argument(help="The consumer's name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The consumer's name.")],
     to: Annotated[str, typer.Option("--to", help="An offset, `start` or `head`.", show_default=False)],
 ) -> None:
     """Reset a stopped consumer to another offset. Example: eventfold consumers reset data mailer --to start"""
