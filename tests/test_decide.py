@@ -17,13 +17,14 @@ from eventfold import (
     Event,
     EventLog,
     InvalidEventError,
+    LockMode,
     Query,
     SyncMode,
     View,
 )
 
 
-def seat(number: int, n: int = 0, type: str = "reserved") -> Event:
+def seat(number: int, n: int | str = 0, type: str = "reserved") -> Event:
     return Event(type, {"n": n}, ts=1, tags=(f"seat:{number}", "room:1"))
 
 
@@ -115,6 +116,26 @@ async def test_all_events_of_a_conditional_append_are_appended_or_none(data_dir:
         if isinstance(outcome, ConditionalAppendError)
     }
     assert conflicts == {1: offsets["b"], 3: offsets["f"]}
+
+
+@pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
+async def test_a_condition_without_events_leaves_the_head_of_its_group_as_it_is(data_dir: Path, lock: LockMode) -> None:
+    """The head is that of the last line of the group, not the hash of nothing."""
+    async with EventLog.open(data_dir, lock=lock, index=True) as log:
+        start = await log.append(seat(1))
+        results = await asyncio.gather(
+            log.append(seat(1)),
+            log.append_unless([], of_seat(2), after=start.end_offset),  # in the same group, thanks to the index
+        )
+        head = log.head
+        tail = asyncio.create_task(anext(aiter(log.tail())))
+        await settle()
+        await log.append_if(seat(3, 70_000 * "x"), results[0].end_offset, results[0].line_hash)  # too long for memory
+        seen = await asyncio.wait_for(tail, 10)
+
+    assert results[1] == []
+    assert head == (results[0].end_offset, results[0].line_hash)
+    assert seen.start_offset == results[0].end_offset
 
 
 async def test_of_a_thousand_conflicting_appends_one_succeeds(data_dir: Path) -> None:

@@ -47,18 +47,22 @@ class GroupCommit:
         self.counters = WriterCounters()
         self.checks: IndexChecks | None = None
         self.failure: EventfoldError | None = None
-        self._raised = False  # whether an append has got the failure
+        self._raised = False  # whether a call has raised the failure
         self._task: UncancellableTask[None] | None = None
         self._drained: asyncio.Future[None] | None = None
 
     def check(self) -> None:
         """Raises the failure, if there is one."""
         if self.failure is not None:
-            self._raised = True
+            self.note_raised()
             raise copy_error(self.failure)
 
+    def note_raised(self) -> None:
+        """Notes that a call has raised the failure to the program."""
+        self._raised = True
+
     def has_raised(self, error: EventfoldError) -> bool:
-        """Whether an append has got the failure of which this error, from the committer, is a copy."""
+        """Whether a call has raised the failure of which this error, from the committer, is a copy."""
         cause = error.__cause__
         return self._raised and self.failure is not None and cause is not None and cause is self.failure.__cause__
 
@@ -140,6 +144,7 @@ class GroupCommit:
             self.fail(error)
             if committing is not None:
                 await asyncio.wait([committing])
+            self._note_raised_to(group + ahead)
             for append in group + ahead:
                 resolve(append, self.failure or error, _no_offset)
             raise
@@ -147,12 +152,17 @@ class GroupCommit:
             self._task = None
             self._changed()
 
+    def _note_raised_to(self, group: list[Append]) -> None:
+        """Notes that these appends are about to raise the failure, unless all of them were cancelled."""
+        if not all(append.future.done() for append in group):
+            self.note_raised()
+
     async def _commit(self, group: list[Append]) -> _Outcomes:
         """Commits a group, from which it removes the appends that the index resolves; returns the others' outcomes."""
         if self.checks is not None:
             group[:] = await self.checks.check(group)
         if self.failure is not None:
-            self._raised = self._raised or bool(group)
+            self._note_raised_to(group)
             return [self.failure] * len(group), _no_offset
         begun = perf_counter()
         span = None
@@ -171,8 +181,10 @@ class GroupCommit:
             if span is not None:
                 span.end(error, appends=0, refused=len(group))
             self.counters.add(0, len(group), perf_counter() - begun)
-            outcome = error if isinstance(error, OSError | UnknownOutcomeError) else self.fail(error)
-            return [outcome] * len(group), _no_offset
+            if isinstance(error, OSError | UnknownOutcomeError):
+                return [error] * len(group), _no_offset
+            self._note_raised_to(group)
+            return [self.fail(error)] * len(group), _no_offset
         if self.checks is not None:
             # Other writers may have appended the same ids since the check.
             judged = zip(group, commit.outcomes, strict=True)

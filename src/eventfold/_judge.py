@@ -156,8 +156,9 @@ def judge(appends: Sequence[Append], head: Head, recent: Iterable[Lines] = ()) -
             matcher.add(head.offset + position, _events_of(append, condition))
         if unique is not None:
             ids.update(dict.fromkeys(unique.ids, sys.maxsize))
-        position += len(append.data)
-        accepted.append(append.data)
+        if append.data:  # otherwise the head would get the hash of no line
+            position += len(append.data)
+            accepted.append(append.data)
     return Judgement(outcomes, b"".join(accepted), _head_after(head, accepted, position))
 
 

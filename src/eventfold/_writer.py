@@ -338,7 +338,11 @@ class EventWriter(HasPaths):
         self._check_usable()
         if self._rotator is None:
             raise EventfoldError(f"{self._source.location} can't be rotated: only a log in files can")
-        await self._rotator.rotate(views)
+        try:
+            await self._rotator.rotate(views)
+        except WriterFailedError:
+            self._commits.note_raised()
+            raise
 
     # Closing
 
@@ -392,7 +396,7 @@ class EventWriter(HasPaths):
         try:
             await self._committer.aclose()
         except WriterFailedError as error:
-            # The committer reports a failure that an automatic rotation met, but an append may have raised it since.
+            # The committer can't know whether a call has raised it: the call may have been cancelled.
             if not self._commits.has_raised(error):
                 raise
 

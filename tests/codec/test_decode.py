@@ -362,6 +362,18 @@ def test_lines_of_two_damages_that_cancel_out_are_found_where_offsets_count() ->
     assert found == [0]
 
 
+@pytest.mark.parametrize("exact_offsets", [True, False])
+@pytest.mark.parametrize("types", [None, [], ["a"]])
+def test_blank_lines_alone_are_passed_over(types: list[str] | None, exact_offsets: bool) -> None:
+    """Without a slice that ends after them, a view that folds no type of event would never get beyond them."""
+    selection.selection.cache_clear()
+    selection._by_type.cache_clear()
+    slices = decoded(b"\n \n", types, exact_offsets)
+
+    assert [slice_.events for slice_ in slices] == [[], []]
+    assert slices[-1].end_offset == 3
+
+
 @pytest.mark.parametrize("query", [None, Query({"counted"}), Query({"other"}), Query(tags={"t"}), Query(tags={"u"})])
 @pytest.mark.parametrize(("between", "blank"), [(b"", b"\n"), (b" ", b" \t\n"), (b"\r", b"\r\n")])
 @pytest.mark.parametrize("blank_first", [True, False])

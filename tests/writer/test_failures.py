@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import os
+import shutil
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from eventfold import (
     _queue,
     line_hash,
 )
+from eventfold._files import operations
 
 # Failures of the disk
 
@@ -51,6 +53,45 @@ async def test_a_failed_write_leaves_the_log_as_it_was(data_dir: Path, faults: F
     assert [(type(result), result.errno) for result in results] == [(OSError, errno.ENOSPC)] * 2  # type: ignore[union-attr]
     assert after == (line(1), (first.end_offset, first.line_hash))
     assert found == [1, 5]
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+async def test_a_crash_while_a_failed_first_write_is_undone_leaves_a_log_that_can_be_opened(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotated: bool
+) -> None:
+    """As long as the file has the line, the base file lists it. Here, only the line's confirmation has failed."""
+    sync_dir, truncate = operations.sync_dir, operations.truncate
+    crashed = tmp_path / "crashed"
+    fails = [True, False]
+
+    def failing_sync_dir(path: Path) -> None:
+        if fails and fails.pop():
+            raise OSError(errno.EIO, "made to fail")
+        sync_dir(path)
+
+    def copying_truncate(fd: int, size: int) -> None:
+        shutil.copytree(data_dir, crashed)
+        truncate(fd, size)
+
+    async with EventWriter.open(data_dir) as writer:
+        if rotated:
+            await writer.append(event(0))
+            await writer.rotate()
+        monkeypatch.setattr(operations, "sync_dir", failing_sync_dir)
+        monkeypatch.setattr(operations, "truncate", copying_truncate)
+        with pytest.raises(OSError, match="made to fail"):
+            await writer.append(event(1))
+        await writer.append(event(2))
+        found = await numbers(writer.reader())
+    in_crashed = await numbers(EventReader(crashed))
+    async with EventWriter.open(crashed) as writer:
+        await writer.append(event(3))
+        after = await numbers(writer.reader())
+
+    before = [0] if rotated else []
+    assert found == [*before, 2]
+    assert in_crashed == [*before, 1]
+    assert after == [*before, 1, 3]
 
 
 async def test_a_short_write_is_undone(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

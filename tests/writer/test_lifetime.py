@@ -163,6 +163,47 @@ async def test_closing_does_not_raise_again_what_an_append_has_raised_after_a_ro
     await writer.aclose()
 
 
+@pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
+@pytest.mark.parametrize("call", ["append", "rotate"])
+async def test_closing_raises_the_failed_sync_that_only_a_cancelled_call_has_met(
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, faults: FaultInjector, call: str, lock: LockMode
+) -> None:
+    """The cancelled call raises `CancelledError`, so nothing else would tell the program that events may be lost."""
+    monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0 if call == "append" else 60.0)
+    monkeypatch.setattr(shared_committer, "SYNC_INTERVAL", 0.0 if call == "append" else 60.0)
+    writer = await EventWriter.open(damaged_dir, sync=SyncMode.EVERY_SECOND, lock=lock)
+    await writer.append(event(0))  # The first line of a new active log is synced in every mode.
+    while call == "append" and writer._committer._unsynced:
+        await asyncio.sleep(0.01)
+    faults.fail("sync")
+    gate = faults.freeze("sync")
+    await writer.append(event(1))
+    if call == "append":
+        await gate.reached()
+    [task] = await started(writer.append(event(2)) if call == "append" else writer.rotate())
+    await gate.reached()
+    task.cancel()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    with pytest.raises(WriterFailedError, match="a sync failed"):
+        await writer.aclose()
+
+
+@pytest.mark.parametrize("lock", [LockMode.FLOCK, LockMode.SHARED])
+async def test_closing_does_not_raise_again_what_a_rotation_has_raised(
+    damaged_dir: Path, monkeypatch: pytest.MonkeyPatch, faults: FaultInjector, lock: LockMode
+) -> None:
+    writer = await EventWriter.open(damaged_dir, sync=SyncMode.OS, lock=lock)
+    await writer.append(event(0))
+    await writer.append(event(1))
+    faults.fail("sync")
+    with pytest.raises(WriterFailedError, match="a sync failed"):
+        await writer.rotate()
+    await writer.aclose()
+
+
 # Closing
 
 

@@ -179,7 +179,7 @@ class TaggedLines:
             return None
         structs = self._structs | {type: self._new_struct(type) for type in new}
         if not structs:
-            return []
+            return None  # only blank lines
         decoder = LinesDecoder(Union[tuple(structs.values())], self._dec_hook)  # noqa: UP007
         self._structs, self._decoder = structs, decoder
         try:

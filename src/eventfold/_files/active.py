@@ -197,11 +197,8 @@ class ActiveLog:
             raise
         except BaseException as error:
             try:
-                base_file = BaseFile(self._layout.base_path)
-                if not end and any(known.written for known in base_file.read() or () if known.base == self.base):
-                    # Before cutting: a crash must not leave a base file that confirms a line that was cut off. A file
-                    # that only announces the line may stay, since it can't be replaced on a full disk.
-                    base_file.write(Generation(self.base, self.head.line_hash))
+                if not end:
+                    self._withdraw_confirmation()
                 operations.truncate(self.fd, end)
                 self.sync()
             except (OSError, CorruptLogError, WriterFailedError) as second:
@@ -218,6 +215,15 @@ class ActiveLog:
         # In every sync mode: the base file must not confirm a line that is then lost in a power cut.
         self.sync()
         base_file.write(generation._replace(written=True))
+
+    def _withdraw_confirmation(self) -> None:
+        """Makes the base file only announce the first line again, if it confirms the line already."""
+        base_file = BaseFile(self._layout.base_path)
+        for listed in base_file.read() or ():
+            if listed.base == self.base and listed.written:
+                # Before the line is cut off, or a crash would leave a base file that confirms a missing line. Until
+                # then, the file has the line, so the base file must still list it.
+                base_file.write(listed._replace(written=False))
 
     def sync(self) -> None:
         """Syncs what was committed. Raises `WriterFailedError`."""

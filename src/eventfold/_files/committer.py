@@ -63,10 +63,8 @@ class FileCommitter:
         self._opened = False
         self._rotation: rotation.Rotation | None = None
         self._old_files: deque[tuple[int, float]] = deque()  # descriptors, and until when they are kept
-        self._unsynced = False
+        self._unsynced = False  # whether something acknowledged is not synced, which a failure leaves as it is
         self._failure: WriterFailedError | None = None
-        # Whether something acknowledged is not synced because of the failure, and no call has raised that yet.
-        self._unreported = False
 
     @classmethod
     async def open(cls, source: FileSource, lock: LockMode, sync: SyncMode, max_log_size: int) -> FileCommitter:
@@ -131,7 +129,6 @@ class FileCommitter:
     def _unless_failed(self, function: Callable[..., T], *args: object) -> T:
         """Calls, in the thread, a function that changes the active log; after a failure, nothing is called any more."""
         if self._failure is not None:
-            self._unreported = False
             raise copy_error(self._failure)
         try:
             return function(*args)
@@ -139,27 +136,18 @@ class FileCommitter:
             raise
         except WriterFailedError as error:
             self._failure = error.with_traceback(None)
-            raise copy_error(error) from error
         except BaseException as error:
             self._failure = WriterFailedError(f"{self._layout.log_path}: the writer failed: {error!r}")
-            raise copy_error(self._failure) from error
-
-    def _unless_failed_unreported(self, function: Callable[..., T], *args: object) -> T:
-        """Does the same for a call whose error the program does not get: the next append or closing raises it."""
-        unreported = self._unreported or (self._unsynced and self._failure is None)
-        try:
-            return self._unless_failed(function, *args)
-        except WriterFailedError:
-            self._unreported = unreported
-            raise
+            self._failure.__cause__ = error
+        raise copy_error(self._failure)
 
     def _unless_failed_in_background(self, function: Callable[[], object]) -> None:
         """Does the same for a call that no task awaits."""
         if self._failure is None:
             try:
-                self._unless_failed_unreported(function)
+                self._unless_failed(function)
             except (OSError, WriterFailedError):
-                pass  # the next commit raises it
+                pass  # the next commit raises it, or else closing does
 
     def _sync_soon(self) -> None:
         self._sync_timer = None
@@ -179,24 +167,23 @@ class FileCommitter:
 
     async def rotate(self, *, if_due: bool = False) -> None:
         """See `RotatingCommitter.rotate`. If cancelled, it ends after the current step."""
-        unless_failed = self._unless_failed_unreported if if_due else self._unless_failed
         async with self._rotating:
             try:
                 await in_thread(self._recover)
                 if self._rotation is not None:
-                    await self._finish_rotation(unless_failed)
+                    await self._finish_rotation()
                 if self.active.head.offset > self.active.base:
-                    await self._call(unless_failed, self._begin_rotation)
-                    await self._finish_rotation(unless_failed)
+                    await self._call(self._unless_failed, self._begin_rotation)
+                    await self._finish_rotation()
             finally:
                 await self._call(self._leave_rotation)
 
-    async def _finish_rotation(self, unless_failed: Callable[[Callable[[], None]], None]) -> None:
+    async def _finish_rotation(self) -> None:
         assert self._rotation is not None
         await in_thread(self._rotation.archive, self.active)
         await in_thread(self._rotation.catch_up, self.active)
         # In the thread that commits, so that no commit comes in between.
-        await self._call(unless_failed, self._switch)
+        await self._call(self._unless_failed, self._switch)
         self._close_old_files_later()
 
     def _recover(self) -> None:
@@ -252,7 +239,7 @@ class FileCommitter:
         try:
             if self._failure is None:
                 self._unless_failed(self._sync)
-            elif self._unreported:
+            elif self._unsynced:
                 raise copy_error(self._failure)
         finally:
             self._release()

@@ -218,11 +218,10 @@ class SharedCommitter(FileCommitter):
         """See `RotatingCommitter.rotate`. Unless `if_due`, waits while another process is rotating."""
         # An automatic rotation is not worth it for the few lines since another one.
         goal = self.active.base + 1 if if_due else self.head.offset
-        unless_failed = self._unless_failed_unreported if if_due else self._unless_failed
         async with self._rotating:
             try:
                 while not self._closing:
-                    if not await self._call(unless_failed, self._begin_shared_rotation, goal):
+                    if not await self._call(self._unless_failed, self._begin_shared_rotation, goal):
                         if if_due:
                             self._no_rotation_before = monotonic() + ROTATION_POLL_INTERVAL
                             break
@@ -230,7 +229,7 @@ class SharedCommitter(FileCommitter):
                     elif self._rotation is None:
                         break
                     else:
-                        await self._finish_rotation(unless_failed)
+                        await self._finish_rotation()
             finally:
                 await self._call(self._leave_rotation)
 
