@@ -110,10 +110,14 @@ def lines_needed_from(appends: Iterable[Append]) -> int | None:
 
 def accept_all(appends: Sequence[Append], head: Head) -> Judgement:
     """What `judge` returns for appends that require nothing: there are only positions to count."""
-    accepted = [append.data for append in appends]
-    data = b"".join(accepted)
-    positions: list[int | Exception] = list(accumulate(map(len, accepted), initial=0))
-    positions.pop()  # the end of the last one
+    positions: list[int | Exception]
+    if len(appends) == 1:  # mostly, in a program that awaits each append
+        data, positions = appends[0].data, [0]
+    else:
+        accepted = [append.data for append in appends]
+        data = b"".join(accepted)
+        positions = list(accumulate(map(len, accepted), initial=0))
+        positions.pop()  # the end of the last one
     return Judgement(positions, data, Head(head.offset + len(data), last_line_hash(data)) if data else head)
 
 

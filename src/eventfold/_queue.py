@@ -139,15 +139,14 @@ def resolve(append: Append, outcome: int | BaseException, offset_at: Callable[[i
     future = append.future
     if future.done():  # cancelled meanwhile: nothing waits for them
         return
-    if isinstance(outcome, BaseException):
+    if not isinstance(outcome, int):
         # A copy, since an error that is raised in several tasks would collect all their tracebacks.
         future.set_exception(copy_error(outcome))
-        return
-    # Hashes as `line_hash` calculates them, without a call for each line.
-    if append.lines is None:
+    elif append.lines is None:
         data = append.data
+        # The hash is that of `line_hash`, without another call.
         future.set_result(AppendResult(offset_at(outcome), offset_at(outcome + len(data)), xxh64_hexdigest(data[:-1])))
-        return
-    offsets = list(map(offset_at, accumulate(map(len, append.lines), initial=outcome)))
-    hashes = [xxh64_hexdigest(line[:-1]) for line in append.lines]
-    future.set_result(list(map(AppendResult, offsets, offsets[1:], hashes)))
+    else:
+        offsets = list(map(offset_at, accumulate(map(len, append.lines), initial=outcome)))
+        hashes = [xxh64_hexdigest(line[:-1]) for line in append.lines]
+        future.set_result(list(map(AppendResult, offsets, offsets[1:], hashes)))

@@ -100,16 +100,6 @@ class ThreadCall(Generic[T]):
             await self.settled()
         return self.result()
 
-    def add_waiter(self, waiter: _Waiter) -> None:
-        """Runs a waiter once the call has ended. In the loop's thread."""
-        self._waiters.append(waiter)
-        if self._postponed is not None:
-            jobs, function, args = self._postponed
-            self._postponed = None
-            jobs.put((self, function, args))
-        if self._outcomes and self.remove_waiter(waiter):
-            self.loop.call_soon(waiter.wakeup, waiter, context=waiter.context)
-
     def remove_waiter(self, waiter: _Waiter) -> bool:
         """Removes a waiter; returns whether it had not been run yet."""
         try:
@@ -142,8 +132,16 @@ class _Waiter:
         return self._call.loop
 
     def add_done_callback(self, wakeup: Callable[[_Waiter], object], *, context: Context | None = None) -> None:
+        """Makes the loop call `wakeup` once the call has ended. Starts the call if it was postponed."""
         self.wakeup, self.context = wakeup, context
-        self._call.add_waiter(self)
+        call = self._call
+        call._waiters.append(self)
+        if call._postponed is not None:
+            jobs, function, args = call._postponed
+            call._postponed = None
+            jobs.put((call, function, args))
+        if call._outcomes and call.remove_waiter(self):
+            call.loop.call_soon(wakeup, self, context=context)
 
     def cancel(self, msg: Any = None) -> bool:
         """Makes the task continue with a `CancelledError`, and leaves the call alone."""
