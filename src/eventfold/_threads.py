@@ -294,9 +294,5 @@ def _make_all(jobs: _Jobs) -> None:
     """The thread's main function."""
     while (job := jobs.get()) is not None:
         call, function, args = job
-        try:  # like `_outcome`, without a call
-            result, error = function(*args), None
-        except BaseException as raised:
-            result, error = None, raised
-        call.settle(result, error)
-        del job, call, function, args, result, error
+        call.settle(*_outcome(function, args))
+        del job, call, function, args

@@ -49,8 +49,6 @@ class FileCommitter:
         self._thread = thread
         self._layout = source.layout
         self._sync_mode = sync
-        self._syncs_at_once = sync is SyncMode.ALWAYS
-        self._syncs_later = sync is SyncMode.EVERY_SECOND
         self._max_log_size = max_log_size
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
@@ -118,13 +116,14 @@ class FileCommitter:
             judgement = accept_all(appends, before)
         if judgement.data:
             await self._call(self._commit, judgement.data, judgement.head)
-            if self._syncs_later and self._sync_timer is None:
+            if self._sync_mode is SyncMode.EVERY_SECOND and self._sync_timer is None:
                 self._sync_timer = self._loop.call_later(SYNC_INTERVAL, self._sync_soon)
         return Commit(judgement.outcomes, Lines(self._layout.log_path, before.offset, judgement.data), judgement.head)
 
     def _commit(self, data: bytes, head: Head) -> None:
-        self._unless_failed(self.active.commit, data, head, self._syncs_at_once)
-        self._unsynced = not self._syncs_at_once
+        always = self._sync_mode is SyncMode.ALWAYS
+        self._unless_failed(self.active.commit, data, head, always)
+        self._unsynced = not always
 
     def _unless_failed(self, function: Callable[..., T], *args: object) -> T:
         """Calls, in the thread, a function that changes the active log; after a failure, nothing is called any more."""

@@ -135,13 +135,13 @@ class SharedCommitter(FileCommitter):
     async def commit(self, appends: Sequence[Append]) -> Commit:
         """See `Committer.commit`."""
         previous_head, judgement = await self._call(self._unless_failed, self._commit_in_turn, appends)
-        if judgement.data and self._syncs_later and self._sync_timer is None:
+        if judgement.data and self._sync_mode is SyncMode.EVERY_SECOND and self._sync_timer is None:
             self._sync_timer = self._loop.call_later(SYNC_INTERVAL, self._sync_soon)
         lines = Lines(self._layout.log_path, previous_head.offset, judgement.data)
         return Commit(judgement.outcomes, lines, judgement.head)
 
     def _commit_in_turn(self, appends: Sequence[Append]) -> tuple[Head, Judgement]:
-        always = self._syncs_at_once
+        always = self._sync_mode is SyncMode.ALWAYS
         try:
             previous_head, judgement = self.active.commit_judged(appends, always)
         except LogLockedError as error:
