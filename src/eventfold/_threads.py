@@ -58,7 +58,7 @@ class ThreadCall(Generic[T]):
         while self._waiters:
             try:
                 waiter = self._waiters.pop()
-            except IndexError:  # it was cancelled at this very moment
+            except IndexError:  # its task was cancelled since the check
                 return
             try:
                 self.loop.call_soon_threadsafe(waiter.wakeup, waiter, context=waiter.context)
@@ -203,7 +203,7 @@ _pool: ThreadPool
 
 def _new_pool() -> None:
     global _pool
-    # A pool of our own: the loop's default one may be full of somebody else's slow calls.
+    # A separate pool, since the application's slow calls may occupy all threads of the loop's default one.
     _pool = ThreadPool(8)
 
 

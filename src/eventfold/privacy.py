@@ -210,7 +210,7 @@ class DirectoryKeys:
         """Returns the entry of a subject; an empty entry if the subject is unknown.
 
         Raises:
-            ProtectedDataError: The file of the subject is damaged.
+            ProtectedDataError: The subject's file is damaged.
             OSError: The file could not be read.
         """
         return await asyncio.to_thread(self._load, subject)
@@ -221,7 +221,7 @@ class DirectoryKeys:
         If cancelled, the key may have been created.
 
         Raises:
-            ProtectedDataError: The file of the subject is damaged.
+            ProtectedDataError: The subject's file is damaged.
             OSError: The file could not be read or written.
         """
         return await asyncio.to_thread(self._create, subject)
@@ -232,7 +232,7 @@ class DirectoryKeys:
         If cancelled, the key may or may not be deleted.
 
         Raises:
-            ProtectedDataError: The file of the subject is damaged.
+            ProtectedDataError: The subject's file is damaged.
             OSError: The file could not be read or written.
         """
         await asyncio.to_thread(self._delete, subject)

@@ -165,6 +165,16 @@ def bytes_in(pipe: int) -> int:
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
+def check_interrupted(process: subprocess.Popen[bytes]) -> None:
+    """Asserts that a command ends as on Ctrl-C, without a message."""
+    assert process.stderr is not None
+    try:
+        assert process.wait(20) == 130
+    finally:
+        process.kill()
+    assert process.stderr.read() == b""
+
+
 @pytest.mark.parametrize("command", [["cat"], ["export"], ["export", "--format", "csv"], ["tail", "-f", "--from", "0"]])
 def test_ctrl_c_ends_a_command_whose_output_is_not_read(tmp_path: Path, command: list[str]) -> None:
     """A pager that shows its first page, for example, ignores Ctrl-C."""
@@ -180,11 +190,7 @@ def test_ctrl_c_ends_a_command_whose_output_is_not_read(tmp_path: Path, command:
             assert monotonic() < deadline
             sleep(0.1)
         process.send_signal(signal.SIGINT)
-        try:
-            assert process.wait(20) == 130
-        finally:
-            process.kill()
-        assert process.stderr.read() == b""
+        check_interrupted(process)
     os.close(reading)
     os.close(writing)
 
@@ -244,11 +250,6 @@ def test_ctrl_c_right_before_a_write_that_waits_for_its_reader_ends_the_command(
     reading, writing = os.pipe()
     program = INTERRUPTED_BEFORE_WRITE.replace("{write}", write)
     with subprocess.Popen([sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        try:
-            assert process.wait(20) == 130
-        finally:
-            process.kill()
-        assert process.stderr.read() == b""
+        check_interrupted(process)
     os.close(reading)
     os.close(writing)

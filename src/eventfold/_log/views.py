@@ -38,7 +38,7 @@ class Views(Mapping[str, View[Any]]):
         return len(self._views)
 
     def values(self) -> ValuesView[View[Any]]:
-        """The views, without the lookup by name that the method of `Mapping` would make for each of them."""
+        """The views. The method of `Mapping` would look up each of them by name."""
         return self._views.values()
 
 

@@ -145,7 +145,7 @@ async def close(client: Client, location: str) -> None:
 
 
 def _abort(client: Client) -> None:
-    """Closes the socket, which the library leaves open if connecting or closing has failed."""
+    """Closes the socket, which the library leaves open if it fails to connect or to close."""
     transport = client._transport
     writer = getattr(transport, "_io_writer", None)
     if writer is not None:

@@ -260,7 +260,7 @@ class KeyValueDocuments:
         return await get_message(connection.request, connection.location, bucket_stream(self._bucket), which)
 
     async def _put(self, key: str, value: bytes, headers: Mapping[str, str] | None = None) -> bool:
-        """Writes a value; false if the revision that the headers expect is old."""
+        """Writes a value. Returns false if the headers expect an older revision than the current one."""
         identity = uuid.uuid4().hex  # the request may be sent more than once
         answer = await self._connection.request(self._subject(key), value, {"Nats-Msg-Id": identity, **(headers or {})})
         if error_code(answer) in WRONG_LAST_SEQUENCE:
