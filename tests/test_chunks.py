@@ -158,6 +158,13 @@ def test_bytes_that_are_no_state_are_refused_as_by_one_call(harm: bytes) -> None
         decode_in_chunks(encode(NAMES), list[int], decode, int)
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("state", ['a,"' * 2_000, {"a": 'a,"' * 2_000}, ['a,"' * 2_000]])
+def test_a_text_is_not_split_at_its_commas(state: Any) -> None:
+    """Without a type, only the data shows that the state is a text, whose parts are texts too."""
+    assert decode_in_chunks(encode(state), Any, decode, int) == state
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-99, 99) | st.text('a",:{}[]\\', max_size=12),
     lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text('a",:{}[]\\', max_size=6), inner, max_size=6),

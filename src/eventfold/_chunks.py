@@ -141,6 +141,8 @@ def _decoded_container(data: memoryview, type_: Any, decode: Decode, pause: Call
     inside an element, a bracket or a string would still be open.
     """
     opening, closing = bytes(data[:1]), bytes(data[-1:])
+    if opening not in (b"{", b"["):
+        raise ValueError("it is not a dict or a list")
     result: dict[Any, Any] | list[Any] = {} if opening == b"{" else []
     add: Callable[[Any], None] = result.update if isinstance(result, dict) else result.extend
     data = data[1:-1]

@@ -154,6 +154,24 @@ async def test_reading_may_begin_inside_a_batch(data_dir: Path) -> None:
     assert [record.event.data["n"] for record in rest] == [2, 3]
 
 
+async def test_a_batch_is_found_even_if_its_key_is_written_with_escapes(damaged_dir: Path) -> None:
+    """Two events of a batch of three are not part of the log yet, also if they are appended to a log that was read."""
+    first = b'{"type":"a","data":{"n":0},"ts":1}\n'
+    batch = [b'{"type":"a","data":{"n":%d},"ts":1,"b\\u0061tch":[%d,3]}\n' % (n, n) for n in (1, 2, 3)]
+    write_log(damaged_dir, first)
+    reader = EventReader(damaged_dir)
+
+    heads, found = [], []
+    for added in (b"", *batch):
+        with damaged_dir.joinpath("app.jsonl").open("ab") as file:
+            file.write(added)
+        heads.append((await reader.head()).offset)
+        found.append(await numbers(reader))
+
+    assert heads == [len(first)] * 3 + [len(first + b"".join(batch))]
+    assert found == [[0], [0], [0], [0, 1, 2, 3]]
+
+
 @pytest.mark.parametrize("sizes", [(60_000, 3_000, 3_000), (3_000, 60_000, 3_000), (200_000,) * 12, (70_000, 10)])
 async def test_a_batch_that_crosses_slices_is_complete(data_dir: Path, sizes: tuple[int, ...]) -> None:
     """The lines may be of any size and may lie anywhere in what is read at once."""

@@ -312,9 +312,14 @@ def _position_after(
     return None if index == size else (index + 1, size)
 
 
+def may_be_in_batch(text: bytes) -> bool:
+    """Whether `text` may contain a line of a batch. The key `batch` may be written with escapes, as any key in JSON."""
+    return b'"batch"' in text or b"\\u" in text
+
+
 def batch_position(line: bytes) -> BatchPosition | None:
     """The position `(i, n)` of a line in its batch; None for a line that is outside of batches, or not an event."""
-    if b'"batch"' not in line:
+    if not may_be_in_batch(line):
         return None
     try:
         return as_batch_position(decode_events.decode(line).batch)

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import time_ns
 from typing import NamedTuple, TypeAlias
 
+from .._codec.decode import may_be_in_batch
 from .._codec.lines import SLICE_SIZE, Lines, join, last_line_hash
 from .._errors import CorruptLogError
 from .._event import Head, line_hash
@@ -135,7 +136,7 @@ class HeadCache:
             if start and _hash_before(fd, data, begin, start) != cached.head.line_hash:
                 return None
             added = data[start - begin :]
-            if b'"batch"' in added or not added.endswith(b"\n"):
+            if may_be_in_batch(added) or not added.endswith(b"\n"):
                 added = added[: max(0, complete_size(fd, log[2]) - start)]
         finally:
             os.close(fd)
