@@ -1,7 +1,10 @@
-"""Events that hypothesis generates: whatever JSON can express."""
+"""Events that hypothesis generates, whatever JSON can express, and how many of them a test tries."""
 
 from __future__ import annotations
 
+import os
+
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from eventfold import Event
@@ -26,6 +29,21 @@ EVENTS = st.builds(
     meta=JSON,
     tags=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), max_size=3, unique=True).map(tuple),
 )
+
+
+def examples(count: int) -> settings:
+    """A test tries this number of examples, which are the same in each run, so that a change alone can make it fail.
+
+    With `EVENTFOLD_EXAMPLES=N`, it tries N times as many random ones.
+    """
+    factor = os.environ.get("EVENTFOLD_EXAMPLES")
+    return settings(
+        max_examples=count * int(factor or 1),
+        derandomize=factor is None,
+        database=None,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
 
 
 def exactly(value: Event) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.generated import examples
 from tests.support import event
 
 from eventfold import Event, EventLog, View, _chunks, line_hash, snapshot
@@ -172,7 +173,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
+@examples(100)
 @given(state=JSON)
 def test_whatever_json_is_taken_apart_is_put_together_again(state: Any) -> None:
     """The chunks are so small that a split is tried at every comma."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import xxhash
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from tests.generated import EVENTS, exactly
+from tests.generated import EVENTS, exactly, examples
 from tests.support import event, numbers, records
 
 from eventfold import Event, EventReader, EventWriter, InvalidEventError, SyncMode, line_hash
@@ -134,7 +134,7 @@ def test_the_refusal_is_a_value_error_too() -> None:
 
 
 @given(EVENTS)
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_every_event_is_read_back_unchanged(original: Event) -> None:
     """Nested data, control characters, all of Unicode, integers and floats keep their values, types and order."""
     line = encode_line(original, 2**24)
@@ -145,7 +145,7 @@ def test_every_event_is_read_back_unchanged(original: Event) -> None:
 
 
 @given(st.lists(EVENTS, max_size=12), st.lists(EVENTS, max_size=5))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 async def test_every_event_survives_the_log(one_by_one: list[Event], together: list[Event]) -> None:
     """A reader returns every event, appended alone or in a batch, with hashes and offsets that match the file."""
     with TemporaryDirectory() as directory:
@@ -287,6 +287,7 @@ def test_the_other_fields_are_given_by_name() -> None:
         Event("a", {}, 1)  # type: ignore[misc]
 
 
+@examples(100)
 @given(st.binary().filter(lambda data: b"\n" not in data))
 def test_the_line_hash_is_that_of_the_line_without_its_newline(data: bytes) -> None:
     """The hash is xxh64 with seed 0, as 16 hex digits."""

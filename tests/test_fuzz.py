@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.fuzz.damage import KINDS, LINES, PIECES, Archived, Edit, archived, edited
 from tests.fuzz.targets import check_archive, check_lines
+from tests.generated import examples
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -44,7 +45,7 @@ def archive(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Archived:
     return run(archived(tmp_path_factory.mktemp("archive") / "data"))
 
 
-@settings(deadline=None, max_examples=600)
+@examples(600)
 @given(st.lists(st.sampled_from(LINES), min_size=1, max_size=7), edits)
 def test_damaged_lines_are_read_as_the_reference_reads_them(
     run: Run, place: Path, lines: list[bytes], changes: list[Edit]
@@ -53,14 +54,14 @@ def test_damaged_lines_are_read_as_the_reference_reads_them(
     run(check_lines(place, edited(b"".join(lines), changes)))
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.binary(max_size=60) | st.text('{}[]":,\\ \n09.-etruflsnda', max_size=60).map(str.encode))
 def test_any_bytes_are_read_as_a_log_or_refused(run: Run, place: Path, data: bytes) -> None:
     """Tested also with bytes that don't resemble lines at all."""
     run(check_lines(place, data + b"\n"))
 
 
-@settings(deadline=None, max_examples=400)
+@examples(400)
 @given(edits, st.lists(st.integers(0, 3), max_size=6) | st.none())
 def test_a_damaged_archive_gives_its_events_or_is_refused(
     run: Run, archive: Archived, changes: list[Edit], order: list[int] | None

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.generated import examples
 
 from eventfold import Event, Query
 from eventfold._query import query_of, types_alone
@@ -71,6 +72,7 @@ def test_an_event_must_match_one_of_two_queries() -> None:
     assert not query.matches(made("b", "x"))
 
 
+@examples(100)
 @given(ITEMS, EVENTS)
 def test_a_query_matches_as_the_rules_say(items: list[tuple[set[str], set[str]]], event: Event) -> None:
     """Tested with any alternatives and events; an event whose type is not in `types` can't match."""

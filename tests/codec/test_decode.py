@@ -13,9 +13,9 @@ from unittest import mock
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from tests.generated import EVENTS, exactly
+from tests.generated import EVENTS, exactly, examples
 
 from eventfold import CorruptLogError, Event, Record
 from eventfold._codec import selection
@@ -39,7 +39,7 @@ def records(slices: Iterable[Slice]) -> list[Record]:
 
 
 @given(st.lists(st.tuples(EVENTS, st.integers(1, 3)), max_size=8), st.integers(1, 400))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_the_result_does_not_depend_on_the_size_of_blocks(groups: list[tuple[Event, int]], size: int) -> None:
     """For any size of block, batches and single lines come out complete and in order."""
     lines = [
@@ -95,7 +95,7 @@ def test_an_incomplete_batch_longer_than_a_slice_is_reported_at_its_start(places
 
 
 @given(st.lists(st.tuples(EVENTS, st.integers(1, 3)), max_size=8), st.data())
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_a_selection_of_types_yields_a_subset_of_all_events(
     groups: list[tuple[Event, int]], data: st.DataObject
 ) -> None:
@@ -147,7 +147,7 @@ QUERIES = st.lists(
     st.integers(1, 400),
     st.booleans(),
 )
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_a_query_yields_a_subset_of_all_events(
     groups: list[tuple[str, list[str], int, bool]], query: Query, size: int, exact_offsets: bool
 ) -> None:
@@ -208,6 +208,19 @@ def test_a_batch_is_broken_by_an_event_whose_batch_is_not_a_position(batch: str)
 
     with pytest.raises(CorruptLogError, match="this batch is incomplete"):
         decoded(data)
+
+
+@pytest.mark.parametrize("exact_offsets", [True, False])
+@pytest.mark.parametrize("query", [None, Query({"a"}), Query({"b"}), Query(tags={"t"})])
+def test_the_last_of_several_keys_named_batch_counts(query: Query | None, exact_offsets: bool) -> None:
+    """As for every key. The first one is not a position, and another one is."""
+    lines = b"".join(b'{"type":"a","data":%d,"ts":1,"batch":"x","batch":[%d,2]}\n' % (i, i) for i in (1, 2))
+
+    slices = decoded(lines, query=query, exact_offsets=exact_offsets)
+
+    assert [slice_.end_offset for slice_ in slices] == [len(lines)]
+    with pytest.raises(CorruptLogError, match="this batch is incomplete"):
+        decoded(lines[: len(lines) // 2] * 2, query=query, exact_offsets=exact_offsets)
 
 
 @pytest.mark.parametrize("types", [None, [""], ["a"]])
@@ -294,7 +307,7 @@ def test_an_unknown_key_similar_to_ours_changes_no_type() -> None:
     st.none() | QUERIES,
     st.integers(1, 300),
 )
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_lines_decoded_backwards_are_the_same_in_reverse(
     groups: list[tuple[str, list[str], int]], query: Query | None, size: int
 ) -> None:

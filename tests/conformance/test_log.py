@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.conformance.conftest import ENGINES
 from tests.conformance.events import event, numbers, soon
+from tests.generated import examples
 
 from eventfold import (
     ConditionalAppendError,
@@ -438,7 +439,7 @@ STEPS = st.lists(
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(15)
 @given(steps=STEPS)
 def test_random_steps_have_the_same_effect_on_a_log_and_a_list(
     request: pytest.FixtureRequest, engine: str, steps: list[tuple[str, Any]]

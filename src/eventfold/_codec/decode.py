@@ -18,7 +18,7 @@ from .._errors import CorruptLogError
 from .._event import Record
 from .._query import Query
 from .lines import Lines, join, last_line, last_line_hash, split_lines
-from .selection import BatchPosition, DecodedLines, as_batch_position, decode_events, decode_line, selection
+from .selection import BatchPosition, DecodedLines, as_batch_position, decode_line, selection
 from .stored import StoredEvent
 
 # What decoding a line raises if it is not an event.
@@ -322,7 +322,7 @@ def batch_position(line: bytes) -> BatchPosition | None:
     if not may_be_in_batch(line):
         return None
     try:
-        return as_batch_position(decode_events.decode(line).batch)
+        return as_batch_position(decode_line(line).batch)
     except DECODE_ERRORS:
         return None
 

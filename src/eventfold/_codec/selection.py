@@ -87,6 +87,8 @@ def decode_line(line: bytes) -> StoredEvent:
 
 def as_batch_position(batch: Any) -> BatchPosition | None:
     """The value of an event's key `batch`, if it is a position in a batch; otherwise None."""
+    if isinstance(batch, list) and list(map(type, batch)) == [int, int]:
+        batch = tuple(batch)  # the value of a second key `batch`, whose first one was not a position
     return batch if isinstance(batch, tuple) and 1 <= batch[0] <= batch[1] else None
 
 
