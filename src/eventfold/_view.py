@@ -11,7 +11,7 @@ import asyncio
 import copy
 import inspect
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from . import _tracing
@@ -274,14 +274,15 @@ async def refresh_each(views: Iterable[View[Any]], reader: EventReader, *, save:
             locked.append(view)
         failed_at = {view: view.offset for view in views if view._fold.suspect}
         unloaded = [view for view in views if not view._loaded or view in failed_at]
-        if len(unloaded) == 1:
-            await unloaded[0]._load(reader)  # creating a task would take longer than loading a small state
-        elif unloaded:
-            await asyncio.gather(*(view._load(reader) for view in unloaded))
+        if unloaded:
+            load_errors = await _load_each(unloaded, reader)
+            errors += load_errors.values()
+            views = [view for view in views if view not in load_errors]
         head = await reader.head()
         if save:
-            for view, offset in failed_at.items():
-                await _save_before_failure(view, offset, head.offset, reader)
+            for view in views:
+                if view in failed_at:
+                    await _save_before_failure(view, failed_at[view], head.offset, reader)
         for group in _by_offset(views, head.offset):
             try:
                 if group[0].offset > head.offset:
@@ -299,6 +300,25 @@ async def refresh_each(views: Iterable[View[Any]], reader: EventReader, *, save:
     finally:
         for view in locked:
             view._lock.release()
+    return errors
+
+
+async def _load_each(views: Sequence[View[Any]], reader: EventReader) -> dict[View[Any], Exception]:
+    """Loads several views at the same time; returns the errors of those that could not be loaded."""
+    errors: dict[View[Any], Exception] = {}
+
+    async def load(view: View[Any]) -> None:
+        try:
+            await view._load(reader)
+        except Exception as error:
+            errors[view] = error
+
+    if len(views) == 1:
+        await load(views[0])  # creating a task would take longer than loading a small state
+    else:
+        async with asyncio.TaskGroup() as group:
+            for view in views:
+                group.create_task(load(view))
     return errors
 
 

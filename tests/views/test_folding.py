@@ -12,18 +12,22 @@ import attrs
 import msgspec
 import pydantic
 import pytest
-from tests.support import event, line, recorded_passes, write_log
+from tests.support import event, line, recorded_passes, settle, write_log
 from tests.views.states import Item, changed, fails_at, key
 
 from eventfold import (
     CorruptLogError,
     Event,
+    EventLog,
     EventReader,
     EventWriter,
+    LogClosedError,
     ReducerError,
     SyncMode,
     View,
 )
+from eventfold._aio import outlast
+from eventfold._view import refresh_together
 
 
 @dataclasses.dataclass
@@ -55,6 +59,10 @@ class ModelItem(pydantic.BaseModel):
 
 class ModelState(pydantic.BaseModel):
     items: list[ModelItem] = []
+
+
+def total(state: int, event: Event) -> int:
+    return state + int(event.data["n"])
 
 
 def collect(item: Any) -> Any:
@@ -316,6 +324,61 @@ async def test_a_reducer_that_works_again_continues_where_it_failed(data_dir: Pa
         state = await view.refresh(writer.reader())
 
     assert state == list(range(10))
+
+
+async def test_a_view_that_cannot_be_loaded_does_not_stop_the_others(data_dir: Path) -> None:
+    """Here, there is no snapshot, and the callable for the initial state fails. The other views are up to date."""
+    fails = False
+
+    def initial() -> list[int]:
+        if fails:
+            raise ValueError("not now")
+        return []
+
+    async with EventLog.open(data_dir, views=[View("other", total, 0)]) as log:
+        await log.append_many([event(n) for n in range(10)])
+    broken, other = View("broken", lambda state, event: [*state, event.data["n"]], initial), View("other", total, 0)
+    async with EventWriter.open(data_dir) as writer:
+        fails = True
+        with pytest.raises(ValueError, match="not now"):
+            await refresh_together([broken, other], writer.reader())
+        states = broken.state, other.state
+        fails = False
+        await refresh_together([broken, other], writer.reader())
+
+    assert states == ([], sum(range(10)))
+    assert broken.state == list(range(10))
+
+
+@pytest.mark.parametrize("names", [["broken", "slow"], ["slow", "also-slow"]])
+async def test_a_refresh_that_raises_or_is_cancelled_leaves_no_load_of_a_view_behind(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    """A load that ended later would replace a state that somebody else is folding."""
+    loading = 0
+    load = View._load
+
+    async def slow(view: View[Any], reader: EventReader) -> None:
+        nonlocal loading
+        loading += 1
+        try:
+            if view.name == "broken":
+                raise LogClosedError("broken")
+            await outlast(asyncio.ensure_future(asyncio.sleep(0.02)), lambda future: asyncio.wait([future]))
+            await load(view, reader)
+        finally:
+            loading -= 1
+
+    monkeypatch.setattr(View, "_load", slow)
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+        refresh = asyncio.create_task(refresh_together([View(name, total, 0) for name in names], writer.reader()))
+        await settle()
+        if "broken" not in names:
+            refresh.cancel()
+        with pytest.raises((LogClosedError, asyncio.CancelledError)):
+            await refresh
+        assert loading == 0
 
 
 async def test_where_a_view_failed_it_is_after_a_restart(data_dir: Path) -> None:
