@@ -166,6 +166,13 @@ def test_a_text_is_not_split_at_its_commas(state: Any) -> None:
     assert decode_in_chunks(encode(state), Any, decode, int) == state
 
 
+@pytest.mark.usefixtures("small_chunks")
+def test_a_comma_without_an_element_is_refused_as_by_one_call() -> None:
+    """What is before it would be a valid chunk: the empty list."""
+    with pytest.raises(msgspec.DecodeError):
+        decode_in_chunks(b'[,"%b"]' % (b"x" * 2_000), Any, decode, int)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-99, 99) | st.text('a",:{}[]\\', max_size=12),
     lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text('a",:{}[]\\', max_size=6), inner, max_size=6),

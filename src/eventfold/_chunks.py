@@ -138,13 +138,20 @@ def _decoded_container(data: memoryview, type_: Any, decode: Decode, pause: Call
     """Decodes a dict or a list. Raises any exception if it can't be split.
 
     A chunk ends before a comma that probably separates two elements. If the chunk can be decoded, the comma does so:
-    inside an element, a bracket or a string would still be open.
+    inside an element, a bracket or a string would still be open. Without an element, it would be valid JSON too, but
+    the data would not be.
     """
     opening, closing = bytes(data[:1]), bytes(data[-1:])
     if opening not in (b"{", b"["):
         raise ValueError("it is not a dict or a list")
     result: dict[Any, Any] | list[Any] = {} if opening == b"{" else []
-    add: Callable[[Any], None] = result.update if isinstance(result, dict) else result.extend
+    extend: Callable[[Any], None] = result.update if isinstance(result, dict) else result.extend
+
+    def add(chunk: Any) -> None:
+        if not chunk:
+            raise ValueError("an element is missing before or after a comma")
+        extend(chunk)
+
     data = data[1:-1]
     separator = _separator(data, opening == b"{")
     while len(data) > 2 * CHUNK_SIZE:
