@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from tests.conftest import COMPAT
-from tests.support import event, line_hash, records
+from tests.support import event, line, line_hash, records
 
-from eventfold import Event, EventLog, EventReader, EventWriter, View
+from eventfold import CorruptLogError, Event, EventLog, EventReader, EventWriter, View
 
 NAMES = sorted(path.name for path in COMPAT.iterdir() if path.is_dir())
 PLAIN = ["empty", "long_lines", "plain", "torn_tail"]
@@ -213,3 +213,19 @@ async def test_a_rotation_of_the_crate_s_directory_loses_nothing(compat: Compat)
     assert [record.line_hash for record in found[:-2]] == [each["hash"] for each in wanted["events"]]
     assert [record.event for record in found[-2:]] == [event(1), event(2)]
     assert states == (wanted["todos"], {**wanted["counts"], "counted": 2})
+
+
+async def test_the_error_says_what_to_do_if_the_crate_wrote_the_first_line_after_our_rotation(tmp_path: Path) -> None:
+    """Files that were copied at different moments would look the same, so only a person can know."""
+    async with EventLog.open(tmp_path) as log:
+        await log.append(event(1))
+        await log.rotate()
+    with (tmp_path / "app.jsonl").open("ab") as file:
+        file.write(line(2))
+    with pytest.raises(CorruptLogError, match=r"such as the Rust crate, delete .*/app\.jsonl\.base"):
+        await EventLog.open(tmp_path)
+    (tmp_path / "app.jsonl.base").unlink()
+    async with EventLog.open(tmp_path) as log:
+        found = await records(log)
+
+    assert [record.event for record in found] == [event(1), event(2)]

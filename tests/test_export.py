@@ -21,6 +21,7 @@ EVENTS = [
     Event("plain", {"n": 1}, ts=7),
     Event("full", [1, "ä\u2028,\"'"], ts=2**64 - 1, id="a", actor="ann", meta={"ip": None}, tags=("x y", "z")),
     Event("line\r\nbreak", "text", ts=0, id=""),
+    Event("old\rbreak", None, ts=1, actor="\r"),
 ]
 
 
@@ -55,7 +56,7 @@ async def test_csv_has_a_row_for_each_event(tmp_path: Path) -> None:
     assert [int(row["offset"]) for row in rows] == offsets
     assert [int(row["ts"]) for row in rows] == [event.ts for event in EVENTS]
     assert [row["type"] for row in rows] == [event.type for event in EVENTS]
-    assert [row["data"] for row in rows] == ['{"n":1}', '[1,"ä\u2028,\\"\'"]', '"text"']
+    assert [row["data"] for row in rows] == ['{"n":1}', '[1,"ä\u2028,\\"\'"]', '"text"', "null"]
     assert rows[0] == {**rows[0], "id": "", "actor": "", "meta": "", "tags": ""}
     assert rows[1] == {**rows[1], "id": "a", "actor": "ann", "meta": '{"ip":null}', "tags": '["x y","z"]'}
 
@@ -73,11 +74,11 @@ async def test_parquet_has_a_row_for_each_event(tmp_path: Path, monkeypatch: pyt
         "offset": offsets,
         "ts": [event.ts for event in EVENTS],
         "type": [event.type for event in EVENTS],
-        "id": [None, "a", ""],
-        "actor": [None, "ann", None],
-        "data": ['{"n":1}', '[1,"ä\u2028,\\"\'"]', '"text"'],
-        "meta": [None, '{"ip":null}', None],
-        "tags": [[], ["x y", "z"], []],
+        "id": [None, "a", "", None],
+        "actor": [None, "ann", None, "\r"],
+        "data": ['{"n":1}', '[1,"ä\u2028,\\"\'"]', '"text"', "null"],
+        "meta": [None, '{"ip":null}', None, None],
+        "tags": [[], ["x y", "z"], [], []],
     }
 
 

@@ -37,8 +37,8 @@ from ._files.paths import Layout
 from ._files.segments import LogSegments
 from ._reader import EventReader
 from ._threads import in_thread
-from ._view_snapshot import crate_offset
-from .snapshot import BadSnapshotError, encode, parse
+from ._view_snapshot import with_base
+from .snapshot import BadSnapshotError, parse
 
 Progress: TypeAlias = Callable[[int, int], object]
 
@@ -313,10 +313,7 @@ async def _copy_documents(reader: EventReader, copy: EventReader, head: Head, ba
         if found is None or found.position is None or not await _fits(reader, found.position, found.position_hash):
             continue
         if found.position <= head.offset:
-            offset = crate_offset(found.position, base)
-            known = found.position_hash if 0 < offset <= head.offset else None
-            moved = msgspec.structs.replace(found, state=None, offset=offset, hash=known or "")
-            await copy._documents.store("view", name, encode(moved, found.state))
+            await copy._documents.store("view", name, with_base(found, base))
     for name in await reader._documents.names("consumer"):
         data = await reader._documents.load("consumer", name)
         try:

@@ -1,7 +1,8 @@
 """`copy_log`: copies a log with its snapshots and consumers from one engine to another.
 
 Lines are copied without a change, so offsets and hashes stay the same, and snapshots and consumers are valid in the
-copy. This works between engines whose offsets count bytes: directories and PostgreSQL.
+copy. Only the offset that is for the Rust crate changes in a snapshot, because the copy has its own active log. This
+works between engines whose offsets count bytes: directories and PostgreSQL.
 
 Promises: events that are in the target already are never changed; the next call continues an interrupted copy; the
 target never ends inside a batch; at the end, both logs are read and compared.
@@ -23,6 +24,8 @@ from ._engine import Committer, Source
 from ._errors import CorruptLogError, EventfoldError
 from ._event import Head
 from ._judge import Append, Requirements
+from ._view_snapshot import with_base
+from .snapshot import BadSnapshotError, parse
 
 _KINDS: tuple[DocumentKind, ...] = ("view", "consumer")
 _COMMIT_SIZE = 4 * 2**20  # bytes
@@ -73,7 +76,10 @@ async def copy_log(source: Address, target: Address, progress: Callable[[int, in
             count = _Counter(head.offset - committer.head.offset + 2 * head.offset, progress)
             await _copy_lines(original, committer, head, count)
             await _compare(original, committer.source, head, count)
+            base = await committer.source.base()
             for kind, name, data in documents:
+                if kind == "view" and data is not None:
+                    data = _copied_snapshot(data, base)
                 if data is not None:
                     await committer.source.documents.store(kind, name, data)
         finally:
@@ -95,6 +101,14 @@ class _Counter:
         self._read += size
         if self._progress is not None:
             self._progress(self._read, self._total)
+
+
+def _copied_snapshot(data: bytes, base: int) -> bytes | None:
+    """The snapshot for a copy in which `app.jsonl` begins at `base`; None if the view must be rebuilt there."""
+    try:
+        return with_base(parse(data), base)
+    except BadSnapshotError:
+        return None
 
 
 async def _check_beginning(source: Source, committer: Committer, head: Head) -> None:

@@ -129,11 +129,25 @@ class _Csv(_Lines):
 
     def _write(self, rows: Iterable[Sequence[object]]) -> None:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        csv_writer(text.write).writerows(rows)
         self._file.write(text.getvalue().encode())
 
     def add(self, slice_: Slice) -> None:
         self._write(map(csv_row, slice_.records()))
+
+
+class _CsvRows:
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+
+    def write(self, row: str) -> None:
+        self._write(row.removesuffix("\r\n") + "\n")
+
+
+def csv_writer(write: Callable[[str], object]) -> Any:
+    """A writer of CSV whose rows end with a newline."""
+    # Before Python 3.13, a carriage return in a field is quoted only if the end of a row contains one.
+    return csv.writer(_CsvRows(write), lineterminator="\r\n")
 
 
 def csv_row(record: Record) -> Sequence[object]:

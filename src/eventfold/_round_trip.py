@@ -10,7 +10,7 @@ from __future__ import annotations
 import reprlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sized
-from itertools import repeat
+from itertools import chain, islice, repeat
 from typing import Any
 
 from .snapshot import decode_state
@@ -56,7 +56,11 @@ def _same(one: Any, other: Any, pause: Callable[[], object]) -> bool:
         return _difference(one, other, "") is None
     pairs: Iterable[tuple[Any, Any]]
     if isinstance(one, dict):
+        if not _same_types(one, other, pause):
+            return False
         pairs = zip(one.values(), map(other.get, one, repeat(_missing)), strict=True)
+    elif isinstance(one, set | frozenset):
+        pairs = zip(one, map(_by_value(other).get, one, repeat(_missing)), strict=True)
     elif isinstance(one, list | tuple | deque):
         pairs = zip(one, other, strict=False)
     elif (names := _fields(kind)) is not None:
@@ -77,6 +81,21 @@ def _same(one: Any, other: Any, pause: Callable[[], object]) -> bool:
     return True
 
 
+def _same_types(keys: Iterable[Any], others: Iterable[Any], pause: Callable[[], object]) -> bool:
+    """Whether the keys of two dicts have the same types: the keys in a JSON object keep their order."""
+    types, other_types = map(type, keys), map(type, others)
+    while some := list(islice(types, _ELEMENTS_PER_PAUSE)):
+        if some != list(islice(other_types, _ELEMENTS_PER_PAUSE)):
+            return False
+        pause()
+    return True
+
+
+def _by_value(elements: Iterable[Any]) -> dict[Any, Any]:
+    """Finds the element that is equal to a given one, but may have a different type."""
+    return {element: element for element in elements}
+
+
 def _difference(one: Any, other: Any, path: str) -> tuple[str, Any, Any] | None:
     """The path of the first difference, such as `.jobs['x'].due`, and the two values there."""
     kind: Any = type(one)
@@ -86,7 +105,16 @@ def _difference(one: Any, other: Any, path: str) -> tuple[str, Any, Any] | None:
     if isinstance(one, dict):
         if one.keys() != other.keys():
             return path, one, other
-        children = ((f"{path}[{key!r}]", value, other[key]) for key, value in one.items())
+        keys = _by_value(other)
+        children = chain(
+            ((f"{path}.keys()", key, keys[key]) for key in one),
+            ((f"{path}[{key!r}]", value, other[key]) for key, value in one.items()),
+        )
+    elif isinstance(one, set | frozenset):
+        if one != other:
+            return path, one, other
+        elements = _by_value(other)
+        children = ((path, element, elements[element]) for element in one)
     elif isinstance(one, list | tuple | deque):
         if len(one) != len(other) or (isinstance(one, deque) and one.maxlen != other.maxlen):
             return path, one, other
@@ -107,8 +135,9 @@ def _fields(kind: Any) -> Iterable[str] | None:
     """The names of the fields of a struct, a dataclass, an attrs class or a pydantic model."""
     if (names := getattr(kind, "__struct_fields__", None)) is not None:
         return tuple(names)
-    for fields in ("__dataclass_fields__", "__pydantic_fields__"):
-        if (found := getattr(kind, fields, None)) is not None:
-            return tuple(found)
+    if (found := getattr(kind, "__dataclass_fields__", None)) is not None:
+        return tuple(found)
+    if (found := getattr(kind, "__pydantic_fields__", None)) is not None:
+        return *found, "__pydantic_extra__", "__pydantic_private__"
     attributes = getattr(kind, "__attrs_attrs__", None)
     return None if attributes is None else [attribute.name for attribute in attributes]

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
+from msgspec import structs
+
 from ._chunks import CHUNK_SIZE, Pause
 from ._documents import LockingDocuments
 from ._errors import CorruptLogError
@@ -21,7 +23,7 @@ from ._query import Query
 from ._reader import EventReader
 from ._round_trip import difference
 from ._threads import in_thread
-from .snapshot import BEYOND_ANY_FILE, BadSnapshotError, Snapshot, decode_state, encode_whole, parse
+from .snapshot import BEYOND_ANY_FILE, BadSnapshotError, Snapshot, decode_state, encode, encode_whole, parse
 
 S = TypeVar("S")
 
@@ -217,6 +219,18 @@ def crate_offset(position: int, base: int) -> int:
     log.
     """
     return BEYOND_ANY_FILE if position < base else position - base
+
+
+def with_base(snapshot: Snapshot, base: int) -> bytes:
+    """Encodes a snapshot, whose state is encoded already, for a copy of the log in which `app.jsonl` begins at `base`.
+
+    Raises `BadSnapshotError` if the Rust crate wrote the snapshot, which then has no position in the whole log.
+    """
+    if snapshot.position is None:
+        raise BadSnapshotError("another program wrote it, without an offset in the whole log")
+    offset = crate_offset(snapshot.position, base)
+    hash = snapshot.position_hash if 0 < offset < BEYOND_ANY_FILE else None
+    return encode(structs.replace(snapshot, state=None, offset=offset, hash=hash or ""), snapshot.state)
 
 
 def _as_json(query: Query) -> list[dict[str, list[str]]]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from tests.conformance.conftest import ENGINES
 
-from eventfold import Event, EventfoldError, EventLog, EventReader, Head, Record, View, copy_log
+from eventfold import Event, EventfoldError, EventLog, EventReader, Head, Record, View, copy_log, snapshot
 from eventfold._address import Address
 from eventfold._engine import CreatingEngine
 
@@ -125,6 +126,22 @@ async def test_an_archived_log_is_copied_completely(tmp_path: Any, request: pyte
     await copy_log(target, tmp_path / "back")
 
     assert await records(tmp_path / "data") == await records(target) == await records(tmp_path / "back")
+
+
+async def test_a_snapshot_in_the_copy_has_the_offset_at_which_the_rust_crate_continues(tmp_path: Path) -> None:
+    """The crate counts from the start of `app.jsonl`, which the rotated log and its copy have at different offsets."""
+    async with EventLog.open(tmp_path / "data", views=[View("total", total, 0)]) as log:
+        await log.append_many([Event("a", {"n": n}) for n in range(10)])
+        await log.rotate()
+        head = log.head
+    rotated = await snapshot.load(tmp_path / "data" / "views" / "total.snapshot.json")
+    await copy_log(tmp_path / "data", tmp_path / "copy")
+    copied = await snapshot.load(tmp_path / "copy" / "views" / "total.snapshot.json")
+
+    assert rotated is not None
+    assert (rotated.offset, rotated.hash) == (0, "")
+    assert copied == structs.replace(rotated, offset=head.offset, hash=head.line_hash)
+    assert (tmp_path / "copy" / "app.jsonl").stat().st_size == head.offset
 
 
 async def test_a_copy_reports_its_progress(ends: tuple[Address, Address]) -> None:

@@ -109,6 +109,20 @@ async def test_a_missing_or_wrong_pair_is_noticed(
     assert "not those that were written" in caplog.text
 
 
+@pytest.mark.parametrize("column", ["line_hash", "machine"])
+async def test_a_file_with_a_text_that_is_not_utf_8_is_rebuilt(
+    data_dir: Path, index_path: Path, caplog: pytest.LogCaptureFixture, column: str
+) -> None:
+    """Python's module reports such a text in the same way as a file that is locked, which will be usable later."""
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 10)
+    execute(index_path, f"UPDATE state SET {column} = CAST(x'ff' AS TEXT)")
+    async with EventLog.open(data_dir, index=True) as log:
+        assert await numbers(log, tag("own:7")) == [7]
+
+    assert "is rebuilt" in caplog.text
+
+
 async def test_no_flipped_bit_gives_a_wrong_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     original = tmp_path / "original"
     async with EventLog.open(original, index=True) as log:

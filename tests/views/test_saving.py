@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import enum
 import logging
 from collections import Counter, deque
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import pydantic
 import pytest
 from tests.support import FaultInjector, counted_turns, event, line, numbers, write_log
 from tests.views.states import Item, changed, fails_at, key
@@ -73,6 +75,43 @@ async def test_other_states_that_json_cannot_hold_are_not_saved(
     assert view.state is state
     assert not (data_dir / "views").exists()
     assert "could not be written" in caplog.text
+
+
+class Status(enum.StrEnum):
+    OPEN = "open"
+
+
+class Counted(pydantic.BaseModel, extra="allow"):
+    count: int = 0
+    _seen: int = pydantic.PrivateAttr(default=0)
+
+    def see(self) -> Self:
+        self._seen += 1
+        return self
+
+
+@pytest.mark.parametrize(
+    ("state", "described"),
+    [
+        ({Status.OPEN: 1}, "<Status.OPEN: 'open'> became 'open'"),
+        ({Status.OPEN}, "<Status.OPEN: 'open'> became 'open'"),
+        (Counted(when=(1, 2)), "(1, 2) became [1, 2]"),  # type: ignore[call-arg]
+        (Counted().see(), "1 became 0"),
+    ],
+    ids=["key of a dict", "element of a set", "extra field of a model", "private attribute of a model"],
+)
+async def test_no_part_of_a_state_comes_back_as_an_equal_or_a_default_value(
+    data_dir: Path, caplog: pytest.LogCaptureFixture, state: Any, described: str
+) -> None:
+    """A reducer may use what the value would have lost. The warning says which value it is."""
+    async with EventWriter.open(data_dir) as writer:
+        await writer.append(event(1))
+        view: View[Any] = View("v", lambda s, e: state, type(state))
+        with caplog.at_level(logging.WARNING, "eventfold"):
+            await view.refresh(writer.reader())
+
+    assert not (data_dir / "views").exists()
+    assert described in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["deque with maxlen", "Counter in a dict", "defaultdict in a dict"])

@@ -151,15 +151,20 @@ def find_base(layout: Layout, fd: int, archive: Archive | None, next_file: NextF
             raise BaseFileChangedError
         if archive is not None and not archive.recorded:
             return None  # the Rust crate has rotated since then
-        raise CorruptLogError(
-            layout.log_path,
-            expected,
-            f"it has no line, and {layout.base_path} lists one: the files were copied at different moments; copy "
-            "them again"
-            if not first_hash
-            else f"its first line is not one that {layout.base_path} lists: the line was changed, or the files were "
-            "copied at different moments; copy them again",
-        )
+        if not first_hash:
+            reason = (
+                f"it has no line, and {layout.base_path} lists one: the files were copied at different moments; copy "
+                "them again"
+            )
+        else:
+            reason = (
+                f"its first line is not one that {layout.base_path} lists: the line was changed, or the files were "
+                "copied at different moments; copy them again"
+            )
+            if not generations[-1].first_hash:
+                # The first line after a rotation, for example. In copied files, it would look the same.
+                reason += f"; or if another program wrote that line, such as the Rust crate, delete {layout.base_path}"
+        raise CorruptLogError(layout.log_path, expected, reason)
     base = expected if any(candidate.base == expected for candidate in candidates) else candidates[0].base
     if base > archive_end if next_file is None else base != next_file.base:
         raise CorruptLogError(

@@ -119,6 +119,8 @@ class Store:
         connection = self._connection = sqlite3.connect(
             self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
+        # A text that is not UTF-8 is damage, but would raise the same error as a file that can't be used at the moment.
+        connection.text_factory = lambda text: text.decode(errors="replace")
         self._identity_when_opened = self._identity()
         connection.execute("PRAGMA synchronous = OFF")
         if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:

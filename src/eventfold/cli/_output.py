@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import enum
 import sys
 from collections.abc import Callable, Iterable
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .._event import Record
-from .._export import CSV_COLUMNS, as_json, csv_row
+from .._export import CSV_COLUMNS, as_json, csv_row, csv_writer
 from ._run import printable
 
 
@@ -41,7 +40,7 @@ def _line_printer() -> Callable[[Record], None]:
 
 
 def _csv_printer() -> Callable[[Record], None]:
-    write = csv.writer(sys.stdout, lineterminator="\n").writerow
+    write = csv_writer(sys.stdout.write).writerow
     write(CSV_COLUMNS)
 
     def row(record: Record) -> None:
