@@ -94,7 +94,9 @@ async def backup(reader: EventReader, target: str | os.PathLike[str], progress: 
 def _check_target(source: Layout, copy: Layout) -> None:
     one, other = Path(os.path.realpath(source.dir)), Path(os.path.realpath(copy.dir))
     if one == other or one in other.parents or other in one.parents:
-        raise EventfoldError(f"{copy.dir} and {source.dir} contain one another: choose a directory outside the log")
+        raise EventfoldError(
+            f"{copy.dir} is the directory of the log, or inside it, or around it: choose a separate directory"
+        )
     if not one.is_dir():
         raise EventfoldError(f"there is no log in {source.dir}")
     try:
