@@ -1,8 +1,8 @@
 """A to-do list that keeps its state: run it several times, each time with something else to do.
 
-    python docs/examples/todo.py "buy milk"
-    python docs/examples/todo.py --done 1
-    python docs/examples/todo.py
+python docs/examples/todo.py "buy milk"
+python docs/examples/todo.py --done 1
+python docs/examples/todo.py
 """
 
 import argparse

@@ -6,10 +6,10 @@ active log begins.
 
 The order matters if there is an older copy. First, the archive is extended, so that the older `app.jsonl` begins with
 lines that are also in the archive. Then the base file lists the new generation. Last, `app.jsonl` is replaced. The copy
-can be opened after each of these steps. Only after a power cut or a kill, the archive may end with an incomplete frame,
+can be opened after each of these steps. Only after a power cut or a kill may the archive end with an incomplete frame,
 which the next backup cuts off.
 
-Promises: the copy has exactly the events before the head at the beginning of the copying; an archive that was copied is
+Promises: the copy has exactly the events before the head as it is when copying begins; an archive that was copied is
 never rewritten, only extended.
 """
 
