@@ -53,6 +53,8 @@ def test_a_locked_log_says_what_to_do(tmp_path: Path) -> None:
     """The error also names the process that holds the lock, if the system knows it."""
     with Opened(tmp_path / "data"), pytest.raises(LogLockedError, match="read_only=True") as caught:
         Opened(tmp_path / "data")
+    if caught.value.pid is not None:
+        assert f"in this process ({os.getpid()})" in str(caught.value)
 
     assert caught.value.pid in (None, os.getpid())
 
