@@ -35,6 +35,14 @@ def test_an_address_without_an_engine_is_refused(tmp_path: Path, monkeypatch: py
     assert not list(tmp_path.iterdir())
 
 
+def test_an_empty_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never becomes the current directory: it is usually a variable that is not set."""
+    monkeypatch.chdir(tmp_path)
+    for open_ in (EventReader, EventWriter.open, EventLog.open):
+        with pytest.raises(ValueError, match="empty"):
+            open_("")
+
+
 @pytest.mark.parametrize(
     ("address", "extra"),
     [("postgresql://me:secret@host/db", "postgres"), ("postgres://host/db", "postgres"), ("nats://host/log", "nats")],

@@ -281,7 +281,7 @@ async def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
 async def test_a_copy_into_the_log_itself_is_refused(tmp_path: Path, target: str) -> None:
     """The target may be neither inside the log's directory nor around it."""
     async with EventLog.open(tmp_path / "log") as log:
-        with pytest.raises(EventfoldError, match="contain one another"):
+        with pytest.raises(EventfoldError, match="choose a separate directory"):
             await log.backup(tmp_path / target)
 
 

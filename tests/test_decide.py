@@ -355,6 +355,25 @@ async def test_after_the_last_attempt_the_conflict_is_raised(data_dir: Path) -> 
     assert len(tried) == 3
 
 
+@pytest.mark.parametrize("wrong", [5, "seat_sold", {"type": "seat_sold"}, b"seat_sold"])
+async def test_the_error_about_a_decision_that_is_no_event_names_its_type(data_dir: Path, wrong: object) -> None:
+    """A text or a dict is not taken for a collection of events."""
+    async with EventLog.open(data_dir, views=[View("none", lambda state, event: state, 0)]) as log:
+        with pytest.raises(InvalidEventError, match=f"{type(wrong).__name__} is not an Event"):
+            await log.decide("none", lambda state: wrong)
+
+        assert log.head.offset == 0
+
+
+async def test_a_single_event_in_place_of_several_is_refused(data_dir: Path) -> None:
+    """The error says how to write it."""
+    async with EventLog.open(data_dir) as log:
+        with pytest.raises(TypeError, match=r"such as \[event\]"):
+            await log.append_many(seat(1))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"such as \[event\]"):
+            await log.append_unless(seat(1), of_seat(1))  # type: ignore[arg-type]
+
+
 async def test_a_decision_must_be_a_plain_function(data_dir: Path) -> None:
     view = counts()
 

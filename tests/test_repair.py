@@ -24,6 +24,7 @@ from eventfold import (
     LogLockedError,
     RepairPlan,
     ResetConsumer,
+    SyncMode,
     View,
     plan_repairs,
     repair,
@@ -112,6 +113,21 @@ async def test_events_after_the_damage_are_not_cut_unless_their_offset_is_named(
     await repair(tmp_path, [cut], lose_events_from=cut.offset)
     assert await numbers(tmp_path) == [1]
     assert Path(cut.kept_in).read_bytes() == data[cut.offset :]
+
+
+async def test_a_very_large_event_after_the_damage_counts_as_an_event(tmp_path: Path) -> None:
+    """A log may be opened with a `max_event_size` of up to 1 GiB."""
+    async with EventLog.open(tmp_path, sync=SyncMode.OS, max_event_size=2**30) as log:
+        await log.append(event(0))
+        end = log.head.offset
+        await log.append(Event("stored", "x" * (70 * 2**20)))
+    path = tmp_path / "app.jsonl"
+    path.write_bytes(path.read_bytes()[:end] + b"nonsense\n" + path.read_bytes()[end:])
+
+    [cut] = (await plan_repairs(tmp_path)).repairs
+
+    assert isinstance(cut, CutEnd)
+    assert cut.events == 1
 
 
 async def test_a_batch_with_a_damaged_line_is_cut_off_completely(tmp_path: Path) -> None:

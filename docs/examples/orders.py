@@ -94,7 +94,7 @@ def place(shop: Shop, order: str, product: str, count: int) -> OrderPlaced | Non
             raise RefusedError(f"order {order} is for {known.count} {known.product}")
         return None
     if (left := shop.stock.get(product, 0)) < count:
-        raise RefusedError(f"of {product} only {left} are left")
+        raise RefusedError(f"only {left} of {product} are left")
     return OrderPlaced(order, product, count)
 
 
@@ -187,9 +187,6 @@ async def ship_what_is_paid() -> None:
 if __name__ == "__main__":
     try:
         asyncio.run(ship_what_is_paid())
-    except (
-        ValueError,
-        EventfoldError,
-        OSError,
-    ) as error:  # a wrong address, or a database that is unavailable for too long
+    except (ValueError, EventfoldError, OSError) as error:
+        # A wrong address, or a database that is unavailable for too long.
         sys.exit(f"orders: {error}")

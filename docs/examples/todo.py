@@ -35,7 +35,7 @@ def reduce_todos(state: Todos, event: Event) -> Todos:
 async def main(args: argparse.Namespace) -> None:
     todos = View("todos", reduce_todos, Todos)
     async with EventLog.open(args.dir, views=[todos]) as log:
-        print(f"{len(todos.state.items)} to-dos from before")
+        print(f"to-dos from before: {len(todos.state.items)}")
         for text in args.text:
             await log.append(Event("todo_added", {"text": text}))
         if args.done is not None:
@@ -50,6 +50,6 @@ async def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A to-do list that keeps its state.")
     parser.add_argument("text", nargs="*", help="something to do")
-    parser.add_argument("--done", type=int, metavar="NUMBER", help="what is done")
+    parser.add_argument("--done", type=int, metavar="NUMBER", help="the to-do that is done")
     parser.add_argument("--dir", default="todo-data", help="where the log is (default: %(default)s)")
     asyncio.run(main(parser.parse_args()))

@@ -33,6 +33,8 @@ def engine_of(where: Address) -> Engine:
     Raises `ValueError` if no engine has such addresses, and `EventfoldError` if the engine's packages are missing.
     """
     if isinstance(where, str):
+        if not where:  # usually a variable that is not set
+            raise ValueError("the name of the log is empty: for the current directory, write `.`")
         if scheme := _SCHEME.match(where):
             return _engine_at(where, scheme[1].lower())
         if known := _WITHOUT_SLASHES.match(where):

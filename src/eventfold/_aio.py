@@ -1,6 +1,6 @@
 """The asyncio helpers that the other modules share: opening, and tasks and waits that finish what they began.
 
-Promise: with `uninterrupted`, what was begun is over before its caller continues, whether that caller is cancelled by
+Promise: with `uninterrupted`, a caller continues only after what it began has ended, whether the caller is cancelled by
 asyncio or by an anyio cancel scope.
 """
 
@@ -94,12 +94,12 @@ class UncancellableTask(asyncio.Task[T]):
 
 @types.coroutine
 def next_turn() -> Generator[None, None, None]:
-    """Await it to let all other tasks run that are ready: `asyncio.sleep(0)` without the checks in `sleep`."""
+    """Await it to let all other ready tasks run: `asyncio.sleep(0)` without the checks in `sleep`."""
     yield
 
 
 class LoopBreaks:
-    """Lets other tasks run during long work on the event loop: await a call of it after each step of the work."""
+    """Lets other tasks run during long work on the event loop: after each step, await a call of the object."""
 
     def __init__(self) -> None:
         self._since = perf_counter()
@@ -130,7 +130,7 @@ async def uninterrupted(future: asyncio.Future[T]) -> T:
 async def outlast(future: F, wait: Callable[[F], Awaitable[object]]) -> None:
     """Waits until a future is done, by calling `wait` repeatedly, however often the caller is cancelled meanwhile.
 
-    For a caller that was cancelled already and raises that afterwards: the future's own error is not reported.
+    For a caller that was cancelled and raises the cancellation afterwards: the future's own error is not reported.
     """
     # anyio delivers a cancellation in every turn of the loop until its scope is left: the shield stops that.
     with _shield():

@@ -6,10 +6,10 @@ active log begins.
 
 The order matters if there is an older copy. First, the archive is extended, so that the older `app.jsonl` begins with
 lines that are also in the archive. Then the base file lists the new generation. Last, `app.jsonl` is replaced. The copy
-can be opened after each of these steps. Only after a power cut or a kill, the archive may end with an incomplete frame,
+can be opened after each of these steps. Only after a power cut or a kill may the archive end with an incomplete frame,
 which the next backup cuts off.
 
-Promises: the copy has exactly the events before the head at the beginning of the copying; an archive that was copied is
+Promises: the copy has exactly the events before the head as it is when copying begins; an archive that was copied is
 never rewritten, only extended.
 """
 
@@ -94,7 +94,9 @@ async def backup(reader: EventReader, target: str | os.PathLike[str], progress: 
 def _check_target(source: Layout, copy: Layout) -> None:
     one, other = Path(os.path.realpath(source.dir)), Path(os.path.realpath(copy.dir))
     if one == other or one in other.parents or other in one.parents:
-        raise EventfoldError(f"{copy.dir} and {source.dir} contain one another: choose a directory outside the log")
+        raise EventfoldError(
+            f"{copy.dir} is the directory of the log, or inside it, or around it: choose a separate directory"
+        )
     if not one.is_dir():
         raise EventfoldError(f"there is no log in {source.dir}")
     try:

@@ -25,7 +25,7 @@ import msgspec
 CHUNK_SIZE = 64 * 1024
 # A container with at most this number of elements is encoded whole.
 MAX_WHOLE = 16
-# How many possible ends are tried, first in a chunk of the usual size, then in one that is so many times larger.
+# How many possible ends of a chunk are tried, for each of these chunk sizes, which are multiples of `CHUNK_SIZE`.
 _ATTEMPTS, _SIZE_FACTORS = 8, (1, 4)
 # After how many seconds of work a thread sleeps, and for how many seconds.
 _MAX_WORK, _SLEEP = 0.001, 0.00002

@@ -270,7 +270,7 @@ class _Iteration:
 async def _lock_name(checkpoint: Checkpoint) -> DocumentLock | None:
     """Locks a consumer's name, as soon as no other process holds it; None if nothing can be locked.
 
-    Raises `StopAsyncIteration` if the log is closed before.
+    Raises `StopAsyncIteration` if the log is closed before that.
     """
     reader = checkpoint.reader
     if not isinstance(reader._documents, LockingDocuments):

@@ -153,7 +153,7 @@ async def _copy_lines(source: Source, committer: Committer, head: Head, count: _
 
 
 def _end_of_batches(data: bytes) -> int:
-    """The position in whole lines at which a batch begins that continues beyond them; otherwise their end."""
+    """The position of a batch that continues beyond these whole lines; the end of the lines if there is none."""
     last = data.rfind(b"\n", 0, -1) + 1
     batch = batch_position(data[last:])
     if batch is None or batch[0] == batch[1]:

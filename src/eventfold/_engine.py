@@ -148,7 +148,7 @@ class Committer(Protocol):
     """One log, open for appending. Only one commit is made at a time."""
 
     max_commit_size: int
-    """The maximum size of the lines of a commit, in bytes. The engine refuses a larger append."""
+    """About how many bytes of lines to put into one commit. A single append may be larger, if the engine accepts it."""
 
     @property
     def source(self) -> Source:

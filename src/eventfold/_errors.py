@@ -68,7 +68,8 @@ class LogLockedError(EventfoldError):
         self.reason = reason
 
     def __str__(self) -> str:
-        where = "" if self.pid is None else f" in process {self.pid}"
+        process = f"this process ({self.pid})" if self.pid == os.getpid() else f"process {self.pid}"
+        where = "" if self.pid is None else f" in {process}"
         reason = self.reason or (
             "only one writer may have the log open, unless all open it with LockMode.SHARED; close the other writer, "
             "or open the log with read_only=True to read it"

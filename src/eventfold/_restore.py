@@ -5,7 +5,7 @@ backup too.
 
 The copy is written to a directory inside the target, which is certainly on the same file system. From there, the files
 are moved one by one: first the snapshots and consumers, then the base file, which says where `app.jsonl` begins, then
-`app.jsonl`, and the archive last. As long as the archive is missing, the base file prevents that `app.jsonl` is taken
+`app.jsonl`, and the archive last. As long as the archive is missing, the base file keeps `app.jsonl` from being taken
 for the whole log.
 
 Promises: neither restoring nor the restored log changes the backup; a kill at any moment leaves a target that contains

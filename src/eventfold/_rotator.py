@@ -109,7 +109,7 @@ class Rotator:
             log_event(
                 WARNING,
                 "rotation.failed",
-                "%(location)s could not be rotated, and will be later: %(error)s",
+                "%(location)s could not be rotated; the rotation is tried again later: %(error)s",
                 location=self._location,
                 error=error,
             )

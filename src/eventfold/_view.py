@@ -262,7 +262,7 @@ async def refresh_together(views: Iterable[View[Any]], reader: EventReader, *, s
 async def refresh_each(views: Iterable[View[Any]], reader: EventReader, *, save: bool = True) -> list[Exception]:
     """Refreshes several views; those with the same offset share one pass over the log.
 
-    With `save`, also saves the snapshots that are worth it. An error of one view does not stop any other view; all
+    With `save`, also saves the snapshots that are worth saving. An error of one view does not stop any other view; all
     errors are returned.
     """
     views = list(views)

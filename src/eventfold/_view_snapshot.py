@@ -27,13 +27,14 @@ from .snapshot import BEYOND_ANY_FILE, BadSnapshotError, Snapshot, decode_state,
 
 S = TypeVar("S")
 
-# A refresh saves a snapshot after so many bytes of log, or after as many as the encoded state has, if these are more.
+# A refresh saves a snapshot after this number of bytes of the log, or after the number of bytes of the encoded state if
+# that is larger.
 SAVE_AFTER = 64 * 1024
 # Seconds before a refresh tries again to save a snapshot after a failure. Each further failure doubles the interval, up
 # to the second value.
 RETRY_INTERVAL, MAX_RETRY_INTERVAL = 1.0, 300.0
 
-# How many times, and at an interval of how many seconds, the lock is tried while another process holds it.
+# How many times the lock is tried while another process holds it, and the seconds between two attempts.
 _LOCK_ATTEMPTS, _LOCK_INTERVAL = 200, 0.01
 
 
@@ -86,7 +87,7 @@ class ViewSnapshot(Generic[S]):
             log_event(
                 WARNING,
                 "snapshot.rejected",
-                "view '%(view)s' is rebuilt, its snapshot is not used: %(error)s",
+                "view '%(view)s' is rebuilt, since its snapshot can't be used: %(error)s",
                 view=self._name,
                 error=error,
             )

@@ -174,11 +174,10 @@ class Privacy:
         return _reveal(data, field, entries)
 
     async def forget(self, subject: str) -> None:
-        """Deletes the key of a subject: the values that were protected with it can never be revealed again, nor can
-        their copies.
+        """Deletes the key of a subject, so that no value that was protected with it can ever be revealed again.
 
-        When this returns, the key is deleted permanently. If cancelled, the key may or may not be deleted: call it
-        again. If data of the same subject is protected later, a new key is created.
+        This includes all copies of the values. When this returns, the key is deleted permanently. If cancelled, the key
+        may or may not be deleted: call it again. If data of the same subject is protected later, a new key is created.
 
         Args:
             subject: Whose data is forgotten.

@@ -38,11 +38,10 @@ def uninstrument() -> None:
 
 @contextmanager
 def handling(consumer: Consumer, record: Record) -> Iterator[trace.Span]:
-    """Creates a span for a consumer's work on a record: use it in `with`. Spans that are created inside the block are
-    children of this span.
+    """Creates a span for a consumer's work on a record; use it in a `with` block.
 
-    If the event's `meta` has a trace context, such as `meta["traceparent"]`, the span is linked to the span of that
-    context.
+    Spans that are created inside the block are children of this span. If the event's `meta` has a trace context, such
+    as `meta["traceparent"]`, the span is linked to the span of that context.
 
     Args:
         consumer: The consumer.

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.cli.commands import lines, make, numbers, run, run_on_terminal, start
+from tests.cli.commands import COMMAND, lines, make, numbers, run, run_on_terminal, start
 
-from eventfold import EventLog
+import eventfold
+from eventfold import Event, EventLog
 
 
 @pytest.fixture
@@ -225,6 +227,20 @@ def test_info_prints_the_same_on_a_terminal(log: Path) -> None:
 
     assert "mailer" in shown
     assert "count" in shown
+    assert shown.startswith("log ")
+
+
+def test_info_shows_a_rate_of_growth_without_an_exponent(tmp_path: Path) -> None:
+    """Rates of a thousand or more are whole numbers; smaller ones have three digits."""
+
+    async def write() -> None:
+        async with EventLog.open(tmp_path / "log") as log:
+            await log.append_many([Event("counted", "x" * 1000, ts=0)] * 5 + [Event("counted", ts=300)])
+
+    asyncio.run(write())
+
+    rate = dict(row.split("\t") for row in run("info", tmp_path / "log").stdout.splitlines())["a day"]
+    assert re.fullmatch(r"\d{7} bytes, 1728 events, on average", rate)
 
 
 def test_verify_reports_damage_and_exits_with_1(log: Path) -> None:
@@ -236,7 +252,7 @@ def test_verify_reports_damage_and_exits_with_1(log: Path) -> None:
     read = run("cat", log, status=1)
 
     assert str(path) in done.stdout
-    assert "1 problems" in done.stdout
+    assert "1 problem: " in done.stdout
     assert numbers(read.stdout) == list(range(15))
     assert read.stderr.startswith(f"eventfold: {path}, offset ")
     assert "eventfold verify" in read.stderr
@@ -353,6 +369,19 @@ def test_the_error_about_a_wrong_option_is_one_line(log: Path, arguments: tuple[
     assert done.stderr.count("\n") == 1
 
 
+def test_an_empty_name_is_refused_because_it_would_be_the_current_directory(tmp_path: Path) -> None:
+    """It is usually a variable that is not set."""
+    done = subprocess.run([*COMMAND, "append", "", "seen"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "empty" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_version_is_printed() -> None:
+    assert run("--version").stdout == f"eventfold {eventfold.__version__}\n"
+
+
 def test_wrong_usage_exits_with_2() -> None:
     run("cat", status=2)
     run("nonsense", status=2)
@@ -364,6 +393,13 @@ def test_help_has_the_exit_statuses_and_an_example_of_each_command() -> None:
     assert "130 ended by Ctrl-C" in text
     for command in ("info", "cat", "tail", "append", "verify", "rotate", "state", "backup", "export", "import"):
         assert "Example: eventfold" in " ".join(run(command, "--help").stdout.split())
+
+
+def test_help_says_what_the_value_of_each_option_is() -> None:
+    """A value has a name such as TIME, rather than that of its Python type."""
+    for command in ("cat", "tail", "append", "state", "migrate", "consumers reset"):
+        text = run(*command.split(), "--help").stdout
+        assert not re.search(r"^  -.*(<str>|<int range>|<list|TEXT|INTEGER)", text, re.MULTILINE), text
 
 
 def test_importing_eventfold_imports_nothing_of_the_command_line() -> None:

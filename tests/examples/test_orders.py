@@ -46,7 +46,7 @@ async def test_no_more_is_sold_than_is_in_stock(client: httpx.AsyncClient) -> No
     refused = [answer for answer in answers if answer.status_code != 204]
 
     assert len(refused) == 7
-    assert {(answer.status_code, answer.json()["detail"]) for answer in refused} == {(409, "of lamp only 0 are left")}
+    assert {(answer.status_code, answer.json()["detail"]) for answer in refused} == {(409, "only 0 of lamp are left")}
 
 
 async def test_an_order_that_is_sent_again_is_placed_once(client: httpx.AsyncClient) -> None:

@@ -24,6 +24,21 @@ def test_a_file_of_json_lines_that_are_not_events_is_not_opened_for_writing(tmp_
     assert read_files(tmp_path / "data") == {"app.jsonl": data}
 
 
+async def test_a_log_whose_last_lines_are_damaged_says_where_and_how_to_repair_it(tmp_path: Path) -> None:
+    """The offset counts from the beginning of the log, also after a rotation."""
+    async with EventWriter.open(tmp_path / "data") as writer:
+        await writer.append(event(0))
+        await writer.rotate()
+        await writer.append(event(1))
+        end = writer.head.offset
+    with writer.log_path.open("ab") as file:
+        file.write(b"x\n" * 9)
+
+    with pytest.raises(CorruptLogError, match="eventfold repair") as caught:
+        await EventWriter.open(tmp_path / "data")
+    assert end < caught.value.offset < end + 18
+
+
 def test_an_incomplete_first_frame_of_the_rust_crate_is_removed_with_its_file(tmp_path: Path) -> None:
     """The crate can't read an empty archive."""
     write_log(tmp_path / "data", line(0))
@@ -38,6 +53,8 @@ def test_a_locked_log_says_what_to_do(tmp_path: Path) -> None:
     """The error also names the process that holds the lock, if the system knows it."""
     with Opened(tmp_path / "data"), pytest.raises(LogLockedError, match="read_only=True") as caught:
         Opened(tmp_path / "data")
+    if caught.value.pid is not None:
+        assert f"in this process ({os.getpid()})" in str(caught.value)
 
     assert caught.value.pid in (None, os.getpid())
 

@@ -43,19 +43,19 @@ class _TypeOnly(msgspec.Struct, gc=False):
 
 
 class _SkippedSingle(_Skipped, frozen=True, gc=False):
-    """The same, outside of batches."""
+    """The placeholder of an event outside of batches."""
 
     relevant: None = msgspec.field(name="batch", default=None)
 
 
 class _SkippedLine(_Skipped, kw_only=True, frozen=True, gc=False):
-    """The same for a line of any type: it must have one."""
+    """The placeholder of a line of any type, which must have one."""
 
     type: str
 
 
 class _SkippedSingleLine(_SkippedSingle, kw_only=True, frozen=True, gc=False):
-    """The same for a line of any type, outside of batches."""
+    """The placeholder of a line of any type outside of batches, which must have a type."""
 
     type: str
 

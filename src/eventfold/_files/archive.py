@@ -188,7 +188,7 @@ class Archive:
         return span.position
 
     def _spans_with(self, offset: int) -> Iterator[Span]:
-        """The span that contains `offset`; if records don't lead to it, the same as `_spans_from`."""
+        """The span that contains `offset`; if records don't lead to it, what `_spans_from` yields."""
         span = None if self._last is None else span_containing(self.fd, self._last, offset)
         if span is None:
             yield from self._spans_from(offset)
@@ -225,7 +225,7 @@ class Archive:
         return self._walks[key]
 
     def _cached_lines(self, span: Span) -> Iterator[Lines]:
-        """The same as `_span_lines`, with a cache for our frames."""
+        """A span's lines: see `_span_lines`. Our frames are cached."""
         key = (self.path, *span)
         with self._frames_lock:
             cached = self._frames.pop(key, None)

@@ -17,13 +17,13 @@ from .._codec.decode import is_event
 from .._errors import CorruptLogError, EventfoldError
 from . import operations
 from .base_file import BaseFile, Generation
-from .line_scan import complete_size
+from .line_scan import complete_size, first_line
 from .paths import Layout
 from .segments import LogSegments
 
 _CHUNK_SIZE = 4 * 2**20
-# No commit is larger, so anything longer without a newline is not an event.
-_MAX_LINE_SIZE = 64 * 2**20
+# The upper limit for `max_event_size`: anything longer without a newline is not an event.
+_MAX_LINE_SIZE = 2**30
 
 
 class DamagedEnd(NamedTuple):
@@ -72,19 +72,23 @@ def _only_first_line_differs(layout: Layout, fd: int, base: int) -> bool:
     generations = BaseFile(layout.base_path).read()
     if generations is None or all(generation.base != base for generation in generations):
         return False
-    first = os.pread(fd, _MAX_LINE_SIZE, 0)
-    end = first.find(b"\n")
-    return end >= 0 and not is_event(first[:end])
+    first = first_line(fd)
+    return first is not None and not is_event(first)
 
 
 def _count_events(fd: int, start: int, end: int) -> int:
     """The number of whole lines between two positions of a file that are events."""
-    events, rest = 0, b""
+    events = 0
+    rest: list[bytes] = []  # of a line whose end has not been read yet
     for chunk in _chunks(fd, start, end):
-        *lines, rest = (rest + chunk).split(b"\n")
-        events += sum(map(is_event, lines))
-        if len(rest) > _MAX_LINE_SIZE:
-            rest = b"\0"  # makes the rest of this line no event either
+        *lines, begun = chunk.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*rest, lines[0]])
+            events += sum(map(is_event, lines))
+            rest = []
+        rest.append(begun)
+        if sum(map(len, rest)) > _MAX_LINE_SIZE:
+            rest = [b"\0"]  # makes the rest of this line no event either
     return events
 
 

@@ -42,7 +42,7 @@ class _CachedHead(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A new head, the previous one if it is known, and the lines between them if they are few."""
+    """A new head, the previous one if it is known, and the lines between them if there are only a few."""
 
     head: Head
     previous: Head | None
@@ -116,7 +116,7 @@ class HeadCache:
         self._cached = _CachedHead(log, archive, base, head, settled)
 
     def _appended(self, cached: _CachedHead, log: _Stat) -> Change | None:
-        """What was appended to the same active log; None if anything else has changed, or if it is more than a few."""
+        """What was appended to the same active log; None after any other change, or if it is more than a few lines."""
         start = cached.head.offset - cached.base
         if log is None or cached.log is None or log[:2] != cached.log[:2] or not 0 < log[2] - start <= SLICE_SIZE:
             return None
@@ -153,7 +153,7 @@ def _hash_before(fd: int, data: bytes, begin: int, end: int) -> str:
 
 
 def lines_between(segments: LogSegments, start: Head, end: Head) -> Lines | None:
-    """The lines from one head to another; None if they are more than a few, or if the log was replaced."""
+    """The lines from one head to another; None if there are more than a few, or if the log was replaced."""
     if not 0 < end.offset - start.offset <= SLICE_SIZE:
         return None
     try:

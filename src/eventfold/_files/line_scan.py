@@ -14,17 +14,25 @@ _FIRST_READ_SIZE = 4096
 _STEP_BACK = 4096
 
 
-def first_line_hash(fd: int) -> str | None:
-    """The hash of the first line; "" if there is no whole line, None if a power cut has left a hole there."""
-    data, size = b"", _FIRST_READ_SIZE
+def first_line(fd: int) -> bytes | None:
+    """The first line, without its newline; None if there is no whole line."""
+    size = _FIRST_READ_SIZE
     while True:
         data = os.pread(fd, size, 0)
         newline = data.find(b"\n")
         if newline >= 0:
-            return None if data.startswith(b"\0") else line_hash(data[:newline])
+            return data[:newline]
         if len(data) < size:
-            return ""
+            return None
         size *= 4
+
+
+def first_line_hash(fd: int) -> str | None:
+    """The hash of the first line; "" if there is no whole line, None if a power cut has left a hole there."""
+    line = first_line(fd)
+    if line is None:
+        return ""
+    return None if line.startswith(b"\0") else line_hash(line)
 
 
 def line_before(fd: int, end: int) -> tuple[int, bytes]:

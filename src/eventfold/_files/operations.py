@@ -41,7 +41,7 @@ def open_regular(path: Path, flags: int) -> int:
 
 
 def open_to_read(path: Path) -> int:
-    """The same for reading only."""
+    """A new descriptor of a regular file, for reading only: see `open_regular`."""
     return _regular(path, os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
@@ -232,4 +232,4 @@ def check_space(fd: int, size: int) -> None:
     """Raises `OSError` if the file system has less than `size` bytes left."""
     stat = os.fstatvfs(fd)
     if stat.f_bavail * stat.f_frsize < size:
-        raise OSError(errno.ENOSPC, f"no {size} bytes are left on the device")
+        raise OSError(errno.ENOSPC, f"less than {size} bytes are left on the device")

@@ -152,10 +152,11 @@ def check_events(layout: Layout, fd: int) -> None:
         if not position:
             break
     reason = (
-        "the last lines of the file are not events, so it is not an eventfold log; "
-        "nothing was touched: choose another directory, or move the file away"
+        "the last lines of the file are not events, so nothing was changed: if they are the damaged end of a log, cut "
+        "them off with `eventfold repair`; if the file is not a log, choose another directory"
     )
-    raise CorruptLogError(layout.log_path, position, reason)
+    with LogSegments(layout) as segments:
+        raise CorruptLogError(layout.log_path, segments.base + position, reason)
 
 
 def _finish(rotation: Rotation, active: ActiveLog) -> int | None:

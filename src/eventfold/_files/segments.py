@@ -24,9 +24,9 @@ from .paths import Layout, NextFile
 
 # The size in bytes of one read from the active log: large enough to make the hop to a thread cheap.
 BLOCK_SIZE = 8 * 1024 * 1024
-# The same for a single line; a longer line is read again.
+# The size in bytes of the first read of a single line; a longer line is read again.
 _LINE_SIZE = 4096
-# The same for reads from the end of the active log towards its beginning.
+# The size in bytes of one read from the end of the active log towards its beginning.
 _BACKWARD_BLOCK_SIZE = 64 * 1024
 
 

@@ -216,7 +216,7 @@ class SharedCommitter(FileCommitter):
 
     async def rotate(self, *, if_due: bool = False) -> None:
         """See `RotatingCommitter.rotate`. Unless `if_due`, waits while another process is rotating."""
-        # An automatic rotation is not worth it for the few lines since another one.
+        # After another rotation, an automatic one is not worthwhile for the few lines that were appended since.
         goal = self.active.base + 1 if if_due else self.head.offset
         async with self._rotating:
             try:

@@ -145,9 +145,9 @@ def _line_hash_before(layout: Layout, offset: int) -> str:
 
 
 class _Blocks:
-    """The blocks from one offset to another, one per call of `next`. Keeps files open until the last one, or `close`.
+    """The blocks from one offset to another, one per call of `next`. Files stay open until the last block or `close`.
 
-    The blocks are small at first, and grow if their reader is fast. So many slow readers need little memory.
+    The blocks are small at first, and grow if their reader is fast, so even many slow readers need little memory.
     """
 
     def __init__(self, layout: Layout, start: Head, end: int) -> None:

@@ -238,8 +238,8 @@ class Turn:
     def give_up(self) -> bool:
         """Stops waiting for the turn, now and in the future; returns whether a thread is waiting at this moment.
 
-        That thread can't be interrupted, and may wait forever: don't wait for it. If it gets the turn, it ends it at
-        once.
+        That thread can't be interrupted, and may wait forever: don't wait for it. If it gets the turn after all, it
+        ends the turn at once.
         """
         with self._lock:
             self._given_up = True

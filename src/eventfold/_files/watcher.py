@@ -31,7 +31,7 @@ from .paths import Layout
 from .segments import LogSegments
 
 CHECK_INTERVAL = inotify.TICK_INTERVAL
-# While hints come, the files are checked only at one tick in this many.
+# While hints come, the files are checked only once in this number of ticks.
 _TICKS_PER_CHECK = 4
 # Seconds for which checks may fail (no descriptor left, a mount that does not answer) before the waits fail too.
 FAILURE_TIMEOUT = 5.0
@@ -235,7 +235,7 @@ class FileWatcher:
             self._notify(error, watcher=self)
             return False
         except OSError as error:
-            # Most errors pass, such as too many open files. Only one that lasts ends the waits.
+            # Most errors are temporary, such as too many open files. Only one that lasts ends the waits.
             now = monotonic()
             self._failing_since = self._failing_since or now
             if now - self._failing_since >= FAILURE_TIMEOUT:
@@ -253,7 +253,7 @@ class FileWatcher:
         return True
 
     def _check_shared(self, directory: Directory, durable: Head, hinted: bool) -> bool:
-        """Does the same beside a shared writer of this process: the file may contain more than what is durable."""
+        """Like `_check`, beside a shared writer of this process: the file may contain more than what is durable."""
         if durable == self.head:
             return False
         published = directory.published_head

@@ -1,7 +1,7 @@
 """`Index`: the questions that readers and writers ask of an index, no matter where it is stored.
 
-Promise: an answer is complete up to the offset that comes with it. An event that only has the same key as a requested
-tag or id is found out by reading it, and left out.
+Promise: an answer is complete up to the offset that comes with it. If a tag or an id of an event only has the same key
+as a requested one, this is noticed when the event is read, and the event is left out.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Index:
             return known, _first_with_ids([record async for records in events for record in records], ids)
 
     async def _read_results_of(self, ids: Collection[str]) -> tuple[int, dict[str, AppendResult]]:
-        """Does the same without the index: reads the log once, and again only for ids that may be in it."""
+        """Like `results_of`, without the index: reads the log once, and again only for ids that may be in it."""
         if self._id_filter is None:
             self._id_filter = IdFilter(self._reader)
         known, missing = await self._id_filter.possible(ids)

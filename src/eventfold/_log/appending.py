@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from .._errors import ConditionalAppendError
@@ -70,7 +70,13 @@ class AppendingLog(ViewingLog):
         encoded: Event = event if self._catalog is None else self._catalog._encoded(event)
         return encoded
 
+    def _is_one_event(self, value: object) -> bool:
+        """Whether a value is an event or an object of a class in the catalog, which may be iterable."""
+        return isinstance(value, Event) or (self._catalog is not None and self._catalog._knows(value))
+
     def _all_encoded(self, events: Iterable[Any]) -> Iterable[Event]:
+        if self._is_one_event(events):
+            raise TypeError(f"events must be a collection, such as [event], not a single event: {events!r}")
         return events if self._catalog is None else map(self._catalog._encoded, events)
 
     async def append_many(self, events: Iterable[object]) -> list[AppendResult]:
@@ -85,6 +91,7 @@ class AppendingLog(ViewingLog):
             One result for each event.
 
         Raises:
+            TypeError: `events` is a single event.
             EventfoldError: As for `append`.
             OSError: As for `append`.
         """
@@ -108,7 +115,7 @@ class AppendingLog(ViewingLog):
 
         Raises:
             ConditionalAppendError: An event matches; `conflict.offset` is its offset. Nothing was written.
-            TypeError: `query` is not a `Query`.
+            TypeError: `query` is not a `Query`, or `events` is a single event.
             ValueError: The offset is negative, beyond the head, or not where a line begins.
             EventfoldError: As for `append`.
             OSError: As for `append`.
@@ -193,11 +200,11 @@ class AppendingLog(ViewingLog):
                     raise
 
     def _decided(self, decided: Any) -> list[object]:
-        """The events of a decision: several, one, or none."""
-        # Checked first, since a pydantic model is iterable.
-        if isinstance(decided, Event) or (self._catalog is not None and self._catalog._knows(decided)):
-            return [decided]
-        return [] if decided is None else list(decided)
+        """The events of a decision: several, one, or none. What can't be an event is refused when it is encoded."""
+        if decided is None:
+            return []
+        is_collection = isinstance(decided, Iterable) and not isinstance(decided, str | bytes | Mapping)
+        return list(decided) if is_collection and not self._is_one_event(decided) else [decided]
 
     async def rotate(self, views: Iterable[ViewOps] | None = None) -> None:
         """Moves the whole active log into the archive, while appends continue.

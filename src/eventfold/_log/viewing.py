@@ -125,7 +125,7 @@ class ViewingLog(LogBase):
         Raises:
             UnknownViewError: No such view is registered.
             ReducerError: The reducer raised.
-            LogClosedError: The log was closed before.
+            LogClosedError: The log was closed before that.
             CorruptLogError: The log is damaged.
             OSError: The log could not be read.
         """

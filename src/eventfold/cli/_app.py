@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from .. import __version__
 from .._export import ExportFormat
 from . import _folding, _indexing, _reading, _repairing, _writing
 from ._output import Format
@@ -47,14 +48,18 @@ Log = Annotated[
         metavar="LOG", help="Directory or address of the log.", show_default=False, autocompletion=_directories
     ),
 ]
-Types = Annotated[list[str] | None, typer.Option("--type", help="Only events of this type; may be repeated.")]
+Types = Annotated[
+    list[str] | None, typer.Option("--type", metavar="TYPE", help="Only events of this type; may be repeated.")
+]
 Tags = Annotated[
-    list[str] | None, typer.Option("--tag", help="Only events with this tag; may be repeated to require several.")
+    list[str] | None,
+    typer.Option("--tag", metavar="TAG", help="Only events with this tag; may be repeated to require several."),
 ]
 Since = Annotated[
-    str | None, typer.Option("--since", help="Only events from this time onwards, in ISO 8601 or Unix seconds.")
+    str | None,
+    typer.Option("--since", metavar="TIME", help="Only events from this time onwards, in ISO 8601 or Unix seconds."),
 ]
-Until = Annotated[str | None, typer.Option("--until-time", help="Only events before this time.")]
+Until = Annotated[str | None, typer.Option("--until-time", metavar="TIME", help="Only events before this time.")]
 Formats = Annotated[Format | None, typer.Option("--format", help="Default: table on a terminal, jsonl in a pipe.")]
 Lines = Annotated[bool, typer.Option("--json", help="Print the exact lines; short for --format jsonl.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -67,6 +72,21 @@ Initial = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"eventfold {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def info(log: Log, json: Json = False) -> None:
     """Show head, sizes, views and consumers. Example: eventfold info data --json"""
@@ -76,14 +96,18 @@ def info(log: Log, json: Json = False) -> None:
 @app.command()
 def cat(
     log: Log,
-    start: Annotated[int, typer.Option("--from", min=0, help="The offset to start at.")] = 0,
-    end: Annotated[int | None, typer.Option("--until", min=0, help="The offset to stop before.")] = None,
+    start: Annotated[int, typer.Option("--from", metavar="OFFSET", min=0, help="The offset to start at.")] = 0,
+    end: Annotated[
+        int | None, typer.Option("--until", metavar="OFFSET", min=0, help="The offset to stop before.")
+    ] = None,
     since: Since = None,
     until_time: Until = None,
     type: Types = None,
     tag: Tags = None,
-    last: Annotated[int | None, typer.Option("--last", min=1, help="Only the last N selected events.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=0, help="Stop after N events.")] = None,
+    last: Annotated[
+        int | None, typer.Option("--last", metavar="N", min=1, help="Only the last N selected events.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=0, help="Stop after N events.")] = None,
     format: Formats = None,
     json: Lines = False,
 ) -> None:
@@ -100,8 +124,12 @@ def cat(
 def tail(
     log: Log,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Then print each new event.")] = False,
-    start: Annotated[int | None, typer.Option("--from", min=0, help="The offset to start at.")] = None,
-    count: Annotated[int, typer.Option("-n", "--last", min=1, help="How many of the last events to print first.")] = 10,
+    start: Annotated[
+        int | None, typer.Option("--from", metavar="OFFSET", min=0, help="The offset to start at.")
+    ] = None,
+    count: Annotated[
+        int, typer.Option("-n", "--last", metavar="N", min=1, help="How many of the last events to print first.")
+    ] = 10,
     since: Since = None,
     until_time: Until = None,
     type: Types = None,
@@ -125,17 +153,21 @@ def append(
         str | None, typer.Argument(metavar="TYPE", help="The event's type; if omitted, events are read from stdin.")
     ] = None,
     data: Annotated[str, typer.Argument(metavar="DATA", help="The event's data, as JSON.")] = "{}",
-    ts: Annotated[int | None, typer.Option(min=0, help="The event's time in Unix seconds; default: now.")] = None,
-    id: Annotated[str | None, typer.Option(help="The event's id.")] = None,
-    actor: Annotated[str | None, typer.Option(help="Who caused the event.")] = None,
-    meta: Annotated[str | None, typer.Option(help="The event's metadata, as JSON.")] = None,
-    tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag; may be repeated.")] = None,
+    ts: Annotated[
+        int | None, typer.Option(metavar="SECONDS", min=0, help="The event's time in Unix seconds; default: now.")
+    ] = None,
+    id: Annotated[str | None, typer.Option(metavar="ID", help="The event's id.")] = None,
+    actor: Annotated[str | None, typer.Option(metavar="ACTOR", help="Who caused the event.")] = None,
+    meta: Annotated[str | None, typer.Option(metavar="JSON", help="The event's metadata, as JSON.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="A tag; may be repeated.")] = None,
     if_head: Annotated[
         str | None, typer.Option("--if-head", metavar="OFFSET:HASH", help="Append only if this is still the head.")
     ] = None,
     unless_tag: Annotated[
         list[str] | None,
-        typer.Option("--unless-tag", help="Append only if no event has this tag; if repeated, all of them."),
+        typer.Option(
+            "--unless-tag", metavar="TAG", help="Append only if no event has this tag; if repeated, all of them."
+        ),
     ] = None,
 ) -> None:
     """Append an event, or events from standard input. Example: eventfold append data paid '{"amount": 3}'
@@ -191,7 +223,9 @@ def state(
     ] = None,
     initial: Initial = None,
     at: Annotated[str | None, typer.Option("--at", metavar="OFFSET", help="Fold up to this offset.")] = None,
-    at_time: Annotated[str | None, typer.Option("--at-time", help="Fold the events before this time.")] = None,
+    at_time: Annotated[
+        str | None, typer.Option("--at-time", metavar="TIME", help="Fold the events before this time.")
+    ] = None,
 ) -> None:
     """Print a view's stored or folded state as JSON. Example: eventfold state data --reducer app:todos --at 1200"""
 
@@ -253,11 +287,11 @@ def copy(
 def migrate(
     log: Annotated[str, typer.Argument(metavar="LOG", help="Address of a log in PostgreSQL.", show_default=False)],
     role: Annotated[
-        str | None, typer.Option("--role", help="Grant this role the privileges that a program needs.")
+        str | None, typer.Option("--role", metavar="ROLE", help="Grant this role the privileges that a program needs.")
     ] = None,
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL without running it.")] = False,
 ) -> None:
-    """Create or migrate the tables. Needs a role that is allowed to do so; programs may be running.
+    """Create or migrate the tables in PostgreSQL. Needs a role that is allowed to do so; programs may be running.
 
     Example: eventfold migrate 'postgresql://admin@host/db?log=orders' --role app
     """
@@ -334,7 +368,9 @@ def list_(log: Log) -> None:
 def reset(
     log: Log,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The consumer's name.")],
-    to: Annotated[str, typer.Option("--to", help="An offset, `start` or `head`.", show_default=False)],
+    to: Annotated[
+        str, typer.Option("--to", metavar="OFFSET", help="An offset, `start` or `head`.", show_default=False)
+    ],
 ) -> None:
     """Reset a stopped consumer to another offset. Example: eventfold consumers reset data mailer --to start"""
     run(_writing.reset_consumer(log, name, to))

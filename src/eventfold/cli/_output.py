@@ -87,13 +87,19 @@ def print_json(value: object) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun, in the plural unless the number is 1."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Prints a table on a terminal, and tab-separated lines elsewhere."""
+    """Prints a table on a terminal, and tab-separated lines elsewhere. Empty names of columns are not printed."""
     if not sys.stdout.isatty():
         for row in rows:
             print("\t".join(printable(str(field)) for field in row))
         return
-    table = Table(box=None, pad_edge=False)
+    columns = list(columns)
+    table = Table(box=None, pad_edge=False, show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

@@ -16,7 +16,7 @@ from .._info import info as info_of
 from .._verify import verify as verify_log
 from .._view import View
 from ..snapshot import BadSnapshotError, parse
-from ._output import Format, print_json, print_table, printer
+from ._output import Format, counted, print_json, print_table, printer
 from ._run import FAILED, existing, progress, reading
 from ._select import Selection, between, last
 
@@ -41,14 +41,18 @@ def _facts(found: LogInfo) -> list[tuple[str, object]]:
         facts += [
             ("events", "not counted" if files.events is None else files.events),
             ("app.jsonl", f"{files.active_size} bytes, from offset {files.base}"),
-            ("archive", f"{files.archive_size} bytes, {files.frames} frames"),
+            ("archive", f"{files.archive_size} bytes, {counted(files.frames, 'frame')}"),
             ("rotation", "under way" if files.rotating else "none"),
             ("writer", "none, or unknown" if files.writer is None else f"process {files.writer}"),
         ]
     if found.bytes_a_day is not None:
-        events = "" if found.events_a_day is None else f", {found.events_a_day:.3g} events"
-        facts.append(("a day", f"{found.bytes_a_day:.3g} bytes{events}, on average"))
+        events = "" if found.events_a_day is None else f", {_rate(found.events_a_day)} events"
+        facts.append(("a day", f"{_rate(found.bytes_a_day)} bytes{events}, on average"))
     return facts
+
+
+def _rate(number: float) -> str:
+    return f"{number:.0f}" if number >= 1000 else f"{number:.3g}"
 
 
 def _place(place: PlaceInfo) -> tuple[object, object]:
@@ -149,10 +153,11 @@ async def verify(address: str, json: bool, views: list[View[Any]]) -> int:
     else:
         for problem in report.problems:
             print(problem)
-        count = f"{len(report.problems)} problems" if report.problems else "no problem"
+        found = counted(len(report.problems), "problem") if report.problems else "no problem"
         print(
-            f"{count}: {report.events} events, {report.size} bytes, {report.frames} archive frames, "
-            f"{report.snapshots} snapshots, {report.consumers} consumers"
+            f"{found}: {counted(report.events, 'event')}, {counted(report.size, 'byte')}, "
+            f"{counted(report.frames, 'archive frame')}, {counted(report.snapshots, 'snapshot')}, "
+            f"{counted(report.consumers, 'consumer')}"
         )
     return 0 if report.ok else FAILED
 

@@ -153,7 +153,7 @@ async def reading(address: str) -> AsyncIterator[EventReader]:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], object] | None]:
-    """A progress bar on a terminal, with the rate and the remaining time; None if standard error is no terminal."""
+    """A progress bar on a terminal, with the rate and the remaining time; None if standard error is not a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None

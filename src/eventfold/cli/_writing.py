@@ -199,7 +199,9 @@ async def _input_lines() -> AsyncIterator[tuple[int, list[bytes]]]:
         ended = not data
         *lines, rest = (rest + data).split(b"\n")
         if len(rest) > _MAX_EVENT_SIZE:
-            raise ValueError(f"line {number + len(lines)} has more than {_MAX_EVENT_SIZE} bytes, so it is not an event")
+            raise ValueError(
+                f"line {number + len(lines)} has more than {_MAX_EVENT_SIZE} bytes, the maximum of this command"
+            )
         if ended and rest:
             lines.append(rest)
         for start in range(0, len(lines), _BATCH):

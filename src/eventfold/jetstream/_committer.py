@@ -73,7 +73,7 @@ class StreamCommitter:
             judgement = judge(appends, head, recent)
             is_refused = has_conditions and any(isinstance(outcome, Exception) for outcome in judgement.outcomes)
             if is_refused and not is_head_current:
-                # The known head may be an old one, by which nothing must be refused.
+                # The known head may be out of date, which must not be a reason to refuse an append.
                 await self._stream.head()
                 is_head_current = True
                 continue

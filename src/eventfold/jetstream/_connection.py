@@ -1,7 +1,7 @@
 """One connection to the servers of one stream, shared by everything in an event loop that uses the stream.
 
-Promises: a request is repeated, through another server if necessary, until it is answered or `timeout` seconds are
-over; a client that can't reconnect is replaced. If a check finds that something is wrong with the stream (see
+Promises: a request is repeated, through another server if necessary, until it is answered or `timeout` seconds have
+passed; a client that can't reconnect is replaced. If a check finds that something is wrong with the stream (see
 `_monitor`), the next request raises it. While the log is being closed, all requests together wait for an answer for at
 most `timeout` seconds.
 """
@@ -152,7 +152,7 @@ class Connection:
     async def _request(
         self, client: Client, subject: str, payload: Any, headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """The same through a client, which is replaced if it dies; one that is not connected yet is never replaced."""
+        """See `request`. If the client dies, it is replaced, but never a client that is not connected yet."""
         data = payload if isinstance(payload, bytes) else b"" if payload is None else msgspec.json.encode(payload)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.settings.timeout

@@ -22,7 +22,7 @@ _streams: dict[tuple[asyncio.AbstractEventLoop, Settings], Stream] = {}
 
 
 class JetStream:
-    """A log in a JetStream stream; give it to `EventLog.open` or `EventReader`.
+    """A log in a JetStream stream; pass it to `EventLog.open` or `EventReader`.
 
     Args:
         servers: One or more addresses, such as `nats://host:4222`. The first server that answers is used, and another

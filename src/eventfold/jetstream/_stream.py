@@ -29,8 +29,8 @@ from ._follower import Follower
 from ._offsets import end_of, join_messages, position_at, sequence_at, start_of
 from ._settings import Settings
 
-_MESSAGES, _BYTES = 2000, 2 * 2**20  # the maximum size of one read
-_MESSAGES_BACK = 64  # the same for a read from the end of the log towards its beginning
+_MESSAGES, _BYTES = 2000, 2 * 2**20  # the maximum number and size of the messages in one read
+_MESSAGES_BACK = 64  # the maximum number of messages in one read from the end of the log towards its beginning
 _RETRY_DELAY = 0.02  # seconds
 
 
@@ -228,7 +228,7 @@ class Stream:
         self._users += 1
 
     async def aclose(self) -> None:
-        """Counts one user less; closes the connection after the last one."""
+        """Counts one user fewer; closes the connection after the last one."""
         self._users -= 1
         if self._users <= 0 and not self.connection.closed:
             await self._documents.aclose()

@@ -126,7 +126,7 @@ class TableCommitter:
         has_conditions = any_required(appends)
         head, judgement = await self._judge(appends)
         if has_conditions and any(isinstance(outcome, Exception) for outcome in judgement.outcomes):
-            # The known head may be an old one, by which nothing must be refused.
+            # The known head may be out of date, which must not be a reason to refuse an append.
             await session.head()
             head, judgement = await self._judge(appends)
         if not judgement.data:
@@ -268,7 +268,7 @@ class TableCommitter:
 
     def _unknown(self, error: BaseException) -> EventfoldError:
         return UnknownOutcomeError(
-            f"{self._source.location}: the connection was lost during a commit, whose outcome could not be found out "
+            f"{self._source.location}: the connection was lost during a commit, whose outcome could not be determined "
             f"({error}): the events may or may not be in the log; read it to find out, or append them again on a "
             "condition"
         )

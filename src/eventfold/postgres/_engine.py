@@ -19,7 +19,7 @@ _LOG_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Postgres:
-    """A log in a PostgreSQL database; give it to `EventLog.open` or `EventReader`.
+    """A log in a PostgreSQL database; pass it to `EventLog.open` or `EventReader`.
 
     Args:
         dsn_or_pool: The database's address, as for `asyncpg.connect`, or an `asyncpg.Pool` of the application, which is
@@ -128,6 +128,7 @@ class Postgres:
             The SQL that was run; "" if there was nothing to do.
 
         Raises:
+            ValueError: The role is not a name.
             OSError: The server can't be reached.
             EventfoldError: The role that connects is not allowed to do it; the message has the SQL.
 
@@ -142,7 +143,19 @@ class Postgres:
         return await self._run(call)
 
     async def migration_sql(self, *, role: str | None = None) -> str:
-        """The SQL that `migrate` would run. Raises the same errors."""
+        """Returns the SQL that `migrate` would run, and changes nothing.
+
+        Args:
+            role: A role to which the privileges that a program needs are granted.
+
+        Returns:
+            The SQL; "" if there is nothing to do.
+
+        Raises:
+            ValueError: The role is not a name.
+            OSError: The server can't be reached.
+            EventfoldError: The tables can't be migrated, for example because a newer version of eventfold created them.
+        """
 
         grantee = _quoted_role(role)
 

@@ -24,7 +24,9 @@ _RECENT = "SELECT lines FROM {schema}.eventfold_commits WHERE log = $1 AND start
 
 
 class Session:
-    """Get it from `TableSource.session`. `schema`, `version`, `log` and `identity` are valid once `find` returns true.
+    """The session of one log in one event loop. Get it from `TableSource.session`.
+
+    `schema`, `version`, `log` and `identity` are valid once `find` has returned true.
 
     `known_head` is the newest head that any of the sources has seen.
     """
