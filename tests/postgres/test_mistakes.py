@@ -12,7 +12,7 @@ import pytest
 from tests.postgres.servers import Server, in_thread
 from tests.support import free_port
 
-from eventfold import EventfoldError, EventLog
+from eventfold import Event, EventfoldError, EventLog
 from eventfold.postgres import Postgres
 
 
@@ -68,6 +68,17 @@ async def test_a_pool_that_is_not_open_is_an_error_at_once(database: str) -> Non
     await pool.close()
     with pytest.raises(EventfoldError, match="close it after the log"):
         await EventLog.open(Postgres(pool, "orders"))
+
+
+async def test_a_pool_without_a_free_connection_is_named_as_the_problem(database: str) -> None:
+    """The program itself, or a tail, keeps it; the server is running."""
+    async with asyncpg.create_pool(database, min_size=0, max_size=1) as pool:
+        async with EventLog.open(Postgres(pool, "orders", timeout=1, attempt_timeout=0.5)) as log:
+            await log.append(Event("a"))
+            connection = await pool.acquire()
+            with pytest.raises(OSError, match=r"all connections of the pool were in use for 0.5 s: raise its max_size"):
+                await log.append(Event("a"))
+            await pool.release(connection)
 
 
 @pytest.mark.parametrize(

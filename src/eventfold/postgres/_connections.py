@@ -174,7 +174,7 @@ class Connections:
             try:
                 await pool.release(connection)
             except CONNECTION_LOST:
-                connection.terminate()
+                pass  # the pool has closed the connection, since it could not be reset
 
     def _not_connected(self, error: BaseException) -> Exception:
         """The error if connecting has failed: `NotSentError`, unless another attempt would fail in the same way."""
@@ -191,8 +191,11 @@ class Connections:
         return NotSentError(errno.ECONNREFUSED, self._unreachable(error), location)
 
     def _unreachable(self, error: BaseException) -> str:
+        seconds = f"{self.settings.attempt_timeout:g} s"
+        if isinstance(error, TimeoutError) and not self._owned and self._pool.get_size() == self._pool.get_max_size():
+            return f"all connections of the pool were in use for {seconds}: raise its max_size, or check the server"
         # The text of a system error would contain its number, which is of no use.
-        why = getattr(error, "strerror", None) or str(error) or f"no answer for {self.settings.attempt_timeout:g} s"
+        why = getattr(error, "strerror", None) or str(error) or f"no answer for {seconds}"
         return f"no connection ({why}): check the address, and that the server is running and accepts this host"
 
     async def run_with_retries(self, call: Callable[[Any], Awaitable[T]], *, transaction: bool = False) -> T:
