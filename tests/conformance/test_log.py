@@ -223,6 +223,28 @@ async def test_of_many_appends_that_expect_the_same_head_one_succeeds(where: Add
         assert len(await numbers(log)) == 2
 
 
+async def test_an_append_refused_because_of_one_before_it_in_a_commit_names_real_offsets(where: Address) -> None:
+    """Both calls wait together: the conflict has the offsets that the accepted event gets."""
+    async with EventLog.open(where) as log:
+        await log.append(event(0))
+        head = log.head
+        first, at_head, unless, last = await asyncio.gather(
+            log.append_many([event(1), event(2)]),
+            log.append_if(event(3), *head),
+            log.append_unless([event(4)], Query(), after=head.offset),
+            log.append_if(event(5), *head),
+            return_exceptions=True,
+        )
+
+        assert await numbers(log) == [0, 1, 2]
+    assert isinstance(first, list)
+    for refused in (at_head, unless, last):
+        assert isinstance(refused, ConditionalAppendError)
+        assert refused.conflict.actual_offset == first[-1].end_offset
+    assert isinstance(unless, ConditionalAppendError)
+    assert unless.conflict.offset == first[0].start_offset
+
+
 # Tails and waits
 
 

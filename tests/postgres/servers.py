@@ -75,6 +75,18 @@ class Server:
         rules = self._data / "pg_hba.conf"
         rules.write_text(f"host all {role} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
 
+    def enable_tls(self) -> Path:
+        """Gives a stopped server a new certificate for its address, and returns the certificate's path."""
+        certificate, key = self._data / "server.crt", self._data / "server.key"
+        request = ["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-subj", "/CN=test"]
+        names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+        subprocess.run(
+            [*request, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True, **self.other_user
+        )
+        key.chmod(0o600)
+        self._options["ssl"] = "on"
+        return certificate
+
     def create_standby_of(self, primary: Server) -> None:
         """Copies another server, whose changes this one will follow once it is started."""
         # Processes that outlive a kill for a moment may still write to the previous directory.

@@ -151,6 +151,20 @@ async def documents(database: str) -> AsyncIterator[tuple[TableDocuments, TableD
         await committer.aclose()
 
 
+@pytest.mark.parametrize("quotes_all", [False, True])
+async def test_a_name_is_locked_no_matter_how_the_schema_was_named(database: str, quotes_all: bool) -> None:
+    """One program names the schema, another one finds it in the search path."""
+    one = Postgres(database, "orders").source()
+    other = Postgres(database, "orders", schema="public", server_settings={"quote_all_identifiers": str(quotes_all)})
+    two = other.source()
+    held = await one.documents.lock("consumer", "c")
+
+    assert held is not None
+    assert await two.documents.lock("consumer", "c") is None
+    await one.aclose()
+    await two.aclose()
+
+
 async def test_a_process_that_lost_its_name_can_commit_nothing(
     server: Server, database: str, proxy: Proxy, documents: tuple[TableDocuments, TableDocuments]
 ) -> None:

@@ -10,13 +10,14 @@ import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import asyncpg
 import pytest
 from tests.postgres.programs import writing
 from tests.postgres.proxy import Cut, Proxy, proxy_of
 from tests.postgres.servers import Server, in_thread, running_server
 
 from eventfold import ConditionalAppendError, Event, EventLog, EventReader, Head, Query, UnknownOutcomeError, View
-from eventfold.postgres import Postgres
+from eventfold.postgres import Postgres, _dedicated
 from eventfold.postgres._committer import TableCommitter
 from eventfold.postgres._source import CLOSING_TIMEOUT
 
@@ -347,6 +348,29 @@ async def test_closing_waits_briefly_for_an_unavailable_server(how: str) -> None
         finally:
             server.thaw()
         assert tailing.exception() is None
+
+
+async def test_closing_a_log_does_not_fail_if_a_connection_of_the_program_s_pool_is_unresponsive(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool can't reset the connection on which a tail listened, and closes it."""
+    monkeypatch.setattr(_dedicated, "IDLE_TIMEOUT", 60.0)
+    async with EventLog.open(Postgres(own_server.address(), "unresponsive")):
+        pass
+    async with asyncpg.create_pool(own_server.address(), min_size=0) as pool:
+        log = await EventLog.open(Postgres(pool, "unresponsive", attempt_timeout=0.5), read_only=True)
+        tailing = asyncio.create_task(read_on(log))
+        async with asyncio.timeout(10):
+            while log._reader._source.session().connections.dedicated._connection is None:  # type: ignore[attr-defined]
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        tailing.cancel()
+        await asyncio.wait([tailing])
+        own_server.freeze()
+        try:
+            await log.aclose()
+        finally:
+            own_server.thaw()
 
 
 async def read_on(log: EventLog) -> None:

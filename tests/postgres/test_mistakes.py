@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import ssl
 from typing import Any
 
 import asyncpg
 import pytest
-from tests.postgres.servers import Server
+from tests.postgres.servers import Server, in_thread
 from tests.support import free_port
 
-from eventfold import EventfoldError, EventLog
+from eventfold import Event, EventfoldError, EventLog
 from eventfold.postgres import Postgres
 
 
@@ -69,6 +70,17 @@ async def test_a_pool_that_is_not_open_is_an_error_at_once(database: str) -> Non
         await EventLog.open(Postgres(pool, "orders"))
 
 
+async def test_a_pool_without_a_free_connection_is_named_as_the_problem(database: str) -> None:
+    """The program itself, or a tail, keeps it; the server is running."""
+    async with asyncpg.create_pool(database, min_size=0, max_size=1) as pool:
+        async with EventLog.open(Postgres(pool, "orders", timeout=1, attempt_timeout=0.5)) as log:
+            await log.append(Event("a"))
+            connection = await pool.acquire()
+            with pytest.raises(OSError, match=r"all connections of the pool were in use for 0.5 s: raise its max_size"):
+                await log.append(Event("a"))
+            await pool.release(connection)
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
@@ -113,6 +125,32 @@ async def test_a_server_without_tls_is_an_error_at_once_where_tls_is_required(
         async with asyncio.timeout(20):
             await EventLog.open(Postgres(address, "orders", timeout=60, **options))
     assert not isinstance(caught.value, OSError)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+async def test_a_certificate_that_is_not_trusted_is_an_error_at_once(own_server: Server) -> None:
+    """Also for a tail that is waiting when the certificate is replaced: it does not wait for a connection forever."""
+
+    async def first() -> None:
+        async for _ in log.tail(0):
+            pass
+
+    await in_thread(own_server.stop)
+    trusted = ssl.create_default_context(cafile=own_server.enable_tls())
+    await in_thread(own_server.start)
+    with pytest.raises(EventfoldError, match=r"certificate is not trusted \(self-signed certificate\).*sslrootcert"):
+        async with asyncio.timeout(20):
+            await EventLog.open(Postgres(own_server.address(), "a", timeout=60, ssl=ssl.create_default_context()))
+
+    async with EventLog.open(Postgres(own_server.address(), "a", timeout=60, ssl=trusted), read_only=True) as log:
+        tailing = asyncio.create_task(first())
+        await asyncio.sleep(0.5)
+        await in_thread(own_server.stop)
+        own_server.enable_tls()
+        await in_thread(own_server.start)
+        with pytest.raises(EventfoldError, match="certificate is not trusted"):
+            async with asyncio.timeout(20):
+                await tailing
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,33 @@ async def test_an_altered_table_is_refused_when_the_log_is_opened(database: str,
         await EventLog.open(Postgres(database, "orders"))
 
 
+@pytest.mark.parametrize("table", ["eventfold_commits", "eventfold_keys"])
+async def test_an_unlogged_table_is_refused(database: str, table: str) -> None:
+    """A crash of the server would empty it."""
+    await fill(database)
+    await execute(database, f"ALTER TABLE {table} SET UNLOGGED")
+
+    with pytest.raises(EventfoldError, match=f"ALTER TABLE public.{table} SET LOGGED"):
+        await EventLog.open(Postgres(database, "orders"))
+
+
+async def test_temporary_tables_are_not_created(database: str) -> None:
+    """They would last only as long as a connection."""
+    await execute(database, f"ALTER DATABASE {database.rpartition('/')[2]} SET search_path = pg_temp, public")
+
+    with pytest.raises(EventfoldError, match=r"temporary.*pg_temp, public.*\?schema=NAME"):
+        await EventLog.open(Postgres(database, "orders"))
+
+
+async def test_a_server_that_quotes_all_names_is_accepted(database: str) -> None:
+    """The setting is meant for dumps, but applies to every query that asks for a name."""
+    await fill(database)
+    await execute(database, f"ALTER DATABASE {database.rpartition('/')[2]} SET quote_all_identifiers = on")
+
+    async with EventLog.open(Postgres(database, "orders")) as log:
+        assert log.head.offset > 0
+
+
 async def test_a_table_altered_while_the_log_is_open_fails_the_writer(database: str) -> None:
     """The error says what happened."""
     log = await EventLog.open(Postgres(database, "orders"))

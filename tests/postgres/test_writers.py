@@ -154,6 +154,37 @@ async def test_a_condition_is_checked_in_its_turn_however_often_others_append(
     assert found == [1, 2]
 
 
+async def test_a_refusal_names_offsets_of_the_log_even_if_another_writer_comes_first(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refused appends conflict with an event of their own commit, which gets a later offset than was expected."""
+    write = TableCommitter._write
+    overtaken = False
+
+    async def overtaken_once(self: TableCommitter, data: bytes, expected: Head | None) -> int | None:
+        nonlocal overtaken
+        if not overtaken:
+            overtaken = True
+            await other.append(Event("something else"))
+        return await write(self, data, expected)
+
+    engines = [Postgres(database, "seats", timeout=20 + n) for n in range(2)]
+    async with EventLog.open(engines[0]) as other, EventLog.open(engines[1]) as log, asyncio.timeout(10):
+        monkeypatch.setattr(TableCommitter, "_write", overtaken_once)
+        reserved, *refused = await asyncio.gather(
+            log.append(Event("reserved", {"seat": 1}, tags=("seat:1",))),
+            log.append_unless([Event("reserved", {"seat": 1}, tags=("seat:1",))], of_seat(1)),
+            log.append_if(Event("reserved"), *log.head),
+            return_exceptions=True,
+        )
+
+    assert overtaken
+    assert not isinstance(reserved, BaseException)
+    by_query, by_head = [error.conflict for error in refused if isinstance(error, ConditionalAppendError)]
+    assert by_query.offset == reserved.start_offset > 0
+    assert by_query.actual_offset == by_head.actual_offset == reserved.end_offset
+
+
 def of_seat(seat: int) -> Query:
     return Query(tags={f"seat:{seat}"})
 

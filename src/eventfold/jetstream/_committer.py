@@ -17,10 +17,12 @@ import time
 import uuid
 from collections.abc import Sequence
 
+import msgspec
+
 from .._aio import UncancellableTask, uninterrupted
 from .._codec.lines import Lines
 from .._engine import Commit
-from .._errors import CorruptLogError, EventfoldError, UnknownOutcomeError
+from .._errors import ConditionalAppendError, CorruptLogError, EventfoldError, UnknownOutcomeError
 from .._event import Head
 from .._judge import Append, any_required, judge, lines_needed_from
 from ._codes import ATTEMPT_UNDER_WAY, NO_SPACE, WRONG_LAST_SEQUENCE, error_code
@@ -85,8 +87,10 @@ class StreamCommitter:
                 await self._stream.head()
                 is_head_current = True
                 continue
+            end = judgement.head.offset
             head = self._stream.note_message(sequence, judgement.data)
-            return Commit(judgement.outcomes, join_messages(self._stream.location, sequence, [judgement.data]), head)
+            outcomes = [_at_end_of_message(outcome, end, head.offset) for outcome in judgement.outcomes]
+            return Commit(outcomes, join_messages(self._stream.location, sequence, [judgement.data]), head)
 
     async def _publish(self, data: bytes, expected: int | None) -> int | None:
         """Publishes a message; returns its sequence, or None if `expected` is not the last sequence."""
@@ -159,6 +163,13 @@ class StreamCommitter:
     def abandon(self) -> None:
         """See `Committer.abandon`."""
         self._stream.abandon()
+
+
+def _at_end_of_message(outcome: int | Exception, counted: int, end: int) -> int | Exception:
+    """An outcome of `judge`, which counted the message's bytes to find out where the message ends."""
+    if isinstance(outcome, ConditionalAppendError) and outcome.conflict.actual_offset == counted:
+        return ConditionalAppendError(msgspec.structs.replace(outcome.conflict, actual_offset=end))
+    return outcome
 
 
 class _Stopwatch:

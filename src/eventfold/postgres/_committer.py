@@ -131,11 +131,8 @@ class TableCommitter:
             head, judgement = await self._judge(appends)
         if not judgement.data:
             return self._result(judgement, head.offset)
-        is_conditional = has_conditions and any(
-            append.requirements is not None and isinstance(outcome, int)
-            for append, outcome in zip(appends, judgement.outcomes, strict=True)
-        )
-        start = await self._write(judgement.data, head if is_conditional else None)
+        # A refusal may have offsets of this group's events, so they must not be written elsewhere either.
+        start = await self._write(judgement.data, head if has_conditions else None)
         if start is None:
             return await self._commit_locked(appends)
         return self._result(judgement, start)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -142,6 +143,8 @@ class Connections:
             pool = await self._get_pool()
             connection = await pool.acquire(timeout=self.settings.attempt_timeout)
         except ValueError as error:
+            if isinstance(error, ssl.SSLCertVerificationError):  # which is an OSError too
+                raise self._not_connected(error) from error
             raise ValueError(f"{self.settings.location} can't be used as an address: {error}") from error
         except CONNECTION_LOST as error:
             if self.closed:
@@ -150,10 +153,7 @@ class Connections:
                 raise EventfoldError(
                     f"{self.settings.location}: {error}: open the pool before the log, and close it after the log"
                 ) from error
-            if "rejected SSL upgrade" in str(error) and self.settings.has_one_host:
-                advice = "enable TLS on the server, or leave sslmode=require (or ssl) out"
-                raise EventfoldError(f"{self.settings.location}: {error}: {advice}") from error
-            raise NotSentError(errno.ECONNREFUSED, self._unreachable(error), self.settings.location) from error
+            raise self._not_connected(error) from error
         except TRANSIENT:
             raise
         except asyncpg.PostgresError as error:
@@ -174,11 +174,28 @@ class Connections:
             try:
                 await pool.release(connection)
             except CONNECTION_LOST:
-                connection.terminate()
+                pass  # the pool has closed the connection, since it could not be reset
+
+    def _not_connected(self, error: BaseException) -> Exception:
+        """The error if connecting has failed: `NotSentError`, unless another attempt would fail in the same way."""
+        location = self.settings.location
+        if self.settings.has_one_host:
+            if isinstance(error, ssl.SSLCertVerificationError):
+                return EventfoldError(
+                    f"{location}: the server's certificate is not trusted ({error.verify_message.rstrip('.')}): name "
+                    "its authority with sslrootcert (or ssl), or replace the certificate"
+                )
+            if "rejected SSL upgrade" in str(error):
+                advice = "enable TLS on the server, or leave sslmode=require (or ssl) out"
+                return EventfoldError(f"{location}: {error}: {advice}")
+        return NotSentError(errno.ECONNREFUSED, self._unreachable(error), location)
 
     def _unreachable(self, error: BaseException) -> str:
+        seconds = f"{self.settings.attempt_timeout:g} s"
+        if isinstance(error, TimeoutError) and not self._owned and self._pool.get_size() == self._pool.get_max_size():
+            return f"all connections of the pool were in use for {seconds}: raise its max_size, or check the server"
         # The text of a system error would contain its number, which is of no use.
-        why = getattr(error, "strerror", None) or str(error) or f"no answer for {self.settings.attempt_timeout:g} s"
+        why = getattr(error, "strerror", None) or str(error) or f"no answer for {seconds}"
         return f"no connection ({why}): check the address, and that the server is running and accepts this host"
 
     async def run_with_retries(self, call: Callable[[Any], Awaitable[T]], *, transaction: bool = False) -> T:

@@ -96,7 +96,7 @@ class DedicatedConnection:
         try:
             await self._pool.release(connection)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            connection.terminate()
+            pass  # the pool has closed the connection, since it could not be reset
 
     def _begin_closing(self, connection: Any) -> None:
         self._closing = asyncio.ensure_future(self._close_unused(connection))

@@ -20,7 +20,7 @@ import xxhash
 from .._aio import UncancellableTask
 from .._documents import DocumentKind, DocumentLock, NoLock, acquired
 from ._connections import CONNECTION_LOST, Retries
-from ._schema import find_schema
+from ._schema import find_schema, unquoted
 
 if TYPE_CHECKING:
     from ._session import Session
@@ -66,7 +66,8 @@ class SessionLocks:
             schema, _ = await session.connections.run_with_retries(
                 lambda connection: find_schema(connection, session.settings)
             )
-        text = f"eventfold {schema}.{session.settings.log} {kind} {name}"
+        # Whether the schema is quoted depends on how this program or the server's settings name it.
+        text = f"eventfold {unquoted(schema)}.{session.settings.log} {kind} {name}"
         return xxhash.xxh64_intdigest(text.encode()) - 2**63
 
     async def _lock(self, kind: DocumentKind, name: str, key: int) -> SessionLock | None:

@@ -110,6 +110,11 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def unquoted(identifier: str) -> str:
+    """The name that an SQL identifier means, quoted or not."""
+    return identifier[1:-1].replace('""', '"') if identifier.startswith('"') else identifier
+
+
 async def find_schema(connection: Any, settings: Settings) -> tuple[str, int]:
     """The schema with the tables, quoted, and their version; version 0 if there are no tables yet."""
     # Queries of the catalog and not to_regclass, which may use cached data from before the tables were created.
@@ -239,8 +244,10 @@ async def _check_server(connection: Any, settings: Settings) -> None:
 
 
 async def _check_tables(connection: Any, settings: Settings, schema: str) -> None:
+    await _check_persistence(connection, settings, schema)
     rows = await connection.fetch(
-        "SELECT c.relname::text AS table, a.attname::text AS column, format_type(a.atttypid, NULL) AS type "
+        # The setting quote_all_identifiers quotes the names of types too.
+        "SELECT c.relname::text AS table, a.attname::text AS column, trim('\"' FROM format_type(a.atttypid, NULL)) "
         "FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
         "WHERE c.relnamespace = to_regnamespace($1) AND a.attnum > 0 AND NOT a.attisdropped",
         schema,
@@ -263,6 +270,21 @@ async def _check_tables(connection: Any, settings: Settings, schema: str) -> Non
                     f"{settings.location}: this role lacks the privilege {privilege} on {schema}.{table}. As the "
                     f"table's owner, run this SQL:\n{_grants(schema, role)}"
                 )
+
+
+async def _check_persistence(connection: Any, settings: Settings, schema: str) -> None:
+    rows = await connection.fetch(
+        "SELECT relname::text, relpersistence = 't', current_setting('search_path') FROM pg_class "
+        "WHERE relnamespace = to_regnamespace($1) AND relpersistence <> 'p' AND relname = ANY($2) ORDER BY 1",
+        schema,
+        list(_PRIVILEGES),
+    )
+    for table, is_temporary, path in rows:
+        if is_temporary:
+            problem = f"temporary, since pg_temp is first in the search path ({path}): name a schema with ?schema=NAME"
+        else:
+            problem = f"unlogged, so a crash of the server would empty it: ALTER TABLE {schema}.{table} SET LOGGED;"
+        raise EventfoldError(f"{settings.location}: the table {schema}.{table} is {problem}")
 
 
 async def open_log(connection: Any, settings: Settings, schema: str) -> None:
