@@ -22,6 +22,7 @@ TAILS = {
     "an open batch of one line": line(2, batch="1,2"),
     "an open batch and half a line": line(2, batch="1,3") + line(3, batch="2,3") + line(4, batch="3,3")[:-1],
     "an open batch and NUL bytes": line(2, batch="1,3") + b"\0" * 64,
+    "two open batches": line(2, batch="1,2") + line(3, batch="1,3") + line(4, batch="2,3"),
     "a long open batch": b"".join(line(2, batch=f"{i},1001") for i in range(1, 1001)),
 }
 WHOLE = line(0) + line(1)

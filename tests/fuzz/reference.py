@@ -147,10 +147,16 @@ def read(data: bytes, start: int = 0) -> Reading:
 
 
 def _head(data: bytes) -> int:
-    """Returns where the log ends: after the last newline, or before the batch that the end cuts short."""
+    """Returns where the log ends: after the last newline, or before the batches at the end that are incomplete."""
     end = data.rfind(b"\n") + 1
     if not end:
         return 0
+    begin = _begin_of_incomplete_batch(data, end)
+    return end if begin is None else _head(data[:begin])
+
+
+def _begin_of_incomplete_batch(data: bytes, end: int) -> int | None:
+    """Returns where the batch begins that the end cuts short; None if there is none."""
     starts = [0, *(at + 1 for at in range(end - 1) if data[at : at + 1] == b"\n")]
     places = []
     for begin, stop in zip(reversed(starts), reversed([*starts[1:], end]), strict=True):
@@ -167,4 +173,4 @@ def _head(data: bytes) -> int:
             break
         if batch[0] == 1:
             return begin
-    return end
+    return None

@@ -61,20 +61,26 @@ def last_line_end(fd: int, start: int, end: int) -> int:
 
 
 def complete_size(fd: int, size: int) -> int:
-    """How many of the first `size` bytes are whole lines, without a batch at the end that is incomplete."""
+    """How many of the first `size` bytes are whole lines, without incomplete batches at the end."""
     end = last_line_end(fd, 0, size)
-    if not end:
-        return 0
+    # A crash leaves at most one. But if there are more, an event after the first one would make it permanent damage.
+    while end and (start := _start_of_incomplete_batch(fd, end)) is not None:
+        end = start
+    return end
+
+
+def _start_of_incomplete_batch(fd: int, end: int) -> int | None:
+    """Where the batch begins whose last lines are missing at position `end`; None if there is no such batch."""
     start, line = line_before(fd, end)
     batch = batch_position(line)
     if batch is None or not 1 <= batch[0] < batch[1]:
-        return end
+        return None
     index, count = batch
     while index > 1:
         if not start:
-            return end
+            return None
         start, line = line_before(fd, start)
         index -= 1
         if batch_position(line) != (index, count):
-            return end  # lines in the wrong order are not an incomplete batch, and readers report them
+            return None  # lines in the wrong order are not an incomplete batch, and readers report them
     return start
