@@ -10,6 +10,8 @@ import signal
 import stat
 import subprocess
 import sys
+from datetime import date
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +263,15 @@ async def test_data_that_looks_protected_is_refused(keeper: Privacy, value: Any)
     """Otherwise a user could have somebody else's value revealed by sending it in."""
     with pytest.raises(ValueError, match="already"):
         await keeper.protect({"name": "Ada", "note": value}, "ada", ["name"])
+
+
+@pytest.mark.parametrize("value", [nan, [{"deep": inf}], {1: "x"}, b"x", date(1815, 12, 10), {1}])
+async def test_a_value_that_is_not_json_is_refused(keeper: Privacy, keys_dir: Path, value: Any) -> None:
+    """Otherwise it would be revealed as another value: NaN as None, for example. No key is created."""
+    with pytest.raises(TypeError, match="'name'"):
+        await keeper.protect({**ADA, "name": value}, "ada", ["name"])
+
+    assert not keys_dir.exists()
 
 
 @pytest.mark.parametrize(("subject", "fields"), [("", ["name"]), (7, ["name"]), ("ada", "name")])

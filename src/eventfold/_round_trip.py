@@ -10,6 +10,7 @@ from __future__ import annotations
 import reprlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sized
+from datetime import datetime, time, timedelta
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -56,7 +57,7 @@ def _same(one: Any, other: Any, pause: Callable[[], object]) -> bool:
         return _difference(one, other, "") is None
     pairs: Iterable[tuple[Any, Any]]
     if isinstance(one, dict):
-        if not _same_types(one, other, pause):
+        if not _same_keys(one, other, pause):
             return False
         pairs = zip(one.values(), map(other.get, one, repeat(_missing)), strict=True)
     elif isinstance(one, set | frozenset):
@@ -66,7 +67,7 @@ def _same(one: Any, other: Any, pause: Callable[[], object]) -> bool:
     elif (names := _fields(kind)) is not None:
         pairs = zip(map(getattr, repeat(one), names), map(getattr, repeat(other), names), strict=True)
     else:
-        return bool(one == other)
+        return _equal(one, other)
     if isinstance(one, Sized) and len(one) != len(other):
         return False
     if isinstance(one, deque) and one.maxlen != other.maxlen:
@@ -81,11 +82,13 @@ def _same(one: Any, other: Any, pause: Callable[[], object]) -> bool:
     return True
 
 
-def _same_types(keys: Iterable[Any], others: Iterable[Any], pause: Callable[[], object]) -> bool:
-    """Whether the keys of two dicts have the same types: the keys in a JSON object keep their order."""
-    types, other_types = map(type, keys), map(type, others)
-    while some := list(islice(types, _ELEMENTS_PER_PAUSE)):
-        if some != list(islice(other_types, _ELEMENTS_PER_PAUSE)):
+def _same_keys(keys: Iterable[Any], others: Iterable[Any], pause: Callable[[], object]) -> bool:
+    """Whether equal keys of two dicts are the same. If their order differs, which loading does not change, false."""
+    keys, others = iter(keys), iter(others)
+    while some := list(islice(keys, _ELEMENTS_PER_PAUSE)):
+        read = list(islice(others, _ELEMENTS_PER_PAUSE))
+        types = list(map(type, some))
+        if types != list(map(type, read)) or (not _PLAIN.issuperset(types) and not all(map(_equal, some, read))):
             return False
         pause()
     return True
@@ -124,11 +127,25 @@ def _difference(one: Any, other: Any, path: str) -> tuple[str, Any, Any] | None:
     elif (names := _fields(kind)) is not None:
         children = ((f"{path}.{name}", getattr(one, name), getattr(other, name)) for name in names)
     else:
-        return None if one == other else (path, one, other)
+        return None if _equal(one, other) else (path, one, other)
     for child_path, value, read in children:
         if value is not read and (found := _difference(value, read, child_path)) is not None:
             return found
     return None
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values of one type without elements are the same."""
+    if isinstance(one, datetime | time):
+        # Equal ones may behave differently: a time in a zone with daylight saving time is read back with a fixed
+        # offset, and `fold` is not stored.
+        return one == other and one.fold == other.fold and _fixed_offset(one) == _fixed_offset(other)
+    return bool(one == other)
+
+
+def _fixed_offset(value: datetime | time) -> timedelta | None:
+    """The UTC offset of a time, if that is the same for every date in its time zone."""
+    return None if value.tzinfo is None else value.tzinfo.utcoffset(None)
 
 
 def _fields(kind: Any) -> Iterable[str] | None:

@@ -19,6 +19,7 @@ import secrets
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,7 +129,7 @@ class Privacy:
         Raises:
             ValueError: A field does not exist (a misspelt name would leave the value readable), the data contains a
                 protected value already, or the subject is empty.
-            TypeError: A value can't be encoded as JSON, or `fields` is a string.
+            TypeError: A value is not JSON, such as NaN or a date, or `fields` is a string.
             ProtectedDataError: The stored key can't be read.
             OSError: The key could not be read or stored.
         """
@@ -141,7 +142,7 @@ class Privacy:
             raise ValueError(f"the data has no field {missing[0]!r} to protect; it has: {', '.join(map(str, data))}")
         if any(_marked(data, "")):
             raise ValueError(f"the data already contains a protected value (an object with the key {MARK!r})")
-        plain = {name: msgspec.json.encode(data[name]) for name in fields}
+        plain = {name: _encode(name, data[name]) for name in fields}
         key = await self._keys.create(subject)
         result = dict(data)
         for name, value in plain.items():
@@ -318,6 +319,23 @@ def _sync_dir(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _encode(field: str, value: Any) -> bytes:
+    """The value of a field as JSON. Raises `TypeError` if it would be revealed as another value."""
+    if not _is_json(value):  # the message must not contain it
+        raise TypeError(
+            f"the value of the field {field!r} is not JSON: it contains NaN, a date or a key that is no string"
+        )
+    return msgspec.json.encode(value)
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(part) for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_json, value))
+    return isfinite(value) if isinstance(value, float) else isinstance(value, str | int | None)
 
 
 def _associated(subject: str, field: str) -> bytes:

@@ -86,7 +86,8 @@ def decode_state(data: bytes | memoryview, state_type: Any, pause: Callable[[], 
     return decode_in_chunks(data, state_type, _decode, pause)
 
 
-def _encode(value: Any) -> bytes:
+def encode_state(value: Any) -> bytes:
+    """Encodes a state as JSON. Raises `TypeError` or `ValueError` if it can't be."""
     return msgspec.json.encode(value, enc_hook=_encode_other)
 
 
@@ -120,7 +121,7 @@ def encode_whole(snapshot: Snapshot, state: Any, pause: Callable[[], object]) ->
 
     `pause` is called after each chunk of a large state.
     """
-    return _encode_document(snapshot, encode_in_chunks(state, _encode, pause), pause)
+    return _encode_document(snapshot, encode_in_chunks(state, encode_state, pause), pause)
 
 
 def _encode_document(

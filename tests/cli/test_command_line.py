@@ -412,6 +412,9 @@ def test_importing_eventfold_imports_nothing_of_the_command_line() -> None:
 # Folding
 
 APPLICATION = """
+from collections import deque
+
+import pydantic
 from eventfold import View
 
 def count(state, event):
@@ -421,7 +424,20 @@ def by_type(state, event):
     state[event.type] = state.get(event.type, 0) + 1
     return state
 
+class Newest(pydantic.BaseModel):
+    numbers: deque = deque(maxlen=2)
+
+def keep_newest(state, event):
+    state.numbers.append(event.data["n"])
+    return state
+
+def keep_types(state, event):
+    return state | {event.type}
+
 counted = View("count", count, 0)
+newest = View("newest", keep_newest, Newest)
+types = View("types", keep_types, set)
+objects = View("objects", lambda state, event: state, object)
 wrong = View("count", lambda state, event: state + 2, 0)
 number = 5
 """
@@ -448,9 +464,26 @@ def test_a_state_is_folded_with_a_view_or_a_reducer_at_an_offset_or_a_time(tmp_p
 
 
 @pytest.mark.usefixtures("application")
+def test_a_state_of_any_type_that_a_view_can_save_is_printed_and_compared(tmp_path: Path) -> None:
+    """The states themselves are compared, not how they print: a set may print its elements in any order."""
+    make(tmp_path / "data")
+    end = sum(len(row) + 1 for row in lines(tmp_path / "data"))
+    middle = sum(len(row) + 1 for row in lines(tmp_path / "data")[:5])
+
+    assert json.loads(run("state", tmp_path / "data", "--reducer", "app:newest").stdout) == {"numbers": [18, 19]}
+    found = json.loads(run("diff", tmp_path / "data", 0, end, "--reducer", "app:newest", status=1).stdout)
+    assert (found["before"], found["after"]) == ({"numbers": []}, {"numbers": [18, 19]})
+    assert found["differs"].startswith("numbers: ")
+    same = json.loads(run("diff", tmp_path / "data", middle, end, "--reducer", "app:types").stdout)
+    assert same["differs"] is None
+    assert sorted(same["after"]) == ["even", "odd"]
+
+
+@pytest.mark.usefixtures("application")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--reducer", "app:objects"], "can't be printed"),
         (["--reducer", "app"], "MODULE:NAME"),
         (["--reducer", "nowhere:view"], "nowhere"),
         (["--reducer", "app:missing"], "missing"),

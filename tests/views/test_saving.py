@@ -7,8 +7,10 @@ import collections
 import enum
 import logging
 from collections import Counter, deque
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
+from zoneinfo import ZoneInfo
 
 import pydantic
 import pytest
@@ -97,8 +99,10 @@ class Counted(pydantic.BaseModel, extra="allow"):
         ({Status.OPEN}, "<Status.OPEN: 'open'> became 'open'"),
         (Counted(when=(1, 2)), "(1, 2) became [1, 2]"),  # type: ignore[call-arg]
         (Counted().see(), "1 became 0"),
+        (datetime(2026, 7, 1, tzinfo=ZoneInfo("Europe/Berlin")), "Berlin"),
+        (datetime(2026, 7, 1, fold=1), "fold=1"),
     ],
-    ids=["key of a dict", "element of a set", "extra field of a model", "private attribute of a model"],
+    ids=["key", "element of a set", "extra field of a model", "private attribute of a model", "time zone", "fold"],
 )
 async def test_no_part_of_a_state_comes_back_as_an_equal_or_a_default_value(
     data_dir: Path, caplog: pytest.LogCaptureFixture, state: Any, described: str
@@ -106,7 +110,7 @@ async def test_no_part_of_a_state_comes_back_as_an_equal_or_a_default_value(
     """A reducer may use what the value would have lost. The warning says which value it is."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append(event(1))
-        view: View[Any] = View("v", lambda s, e: state, type(state))
+        view: View[Any] = View("v", lambda s, e: state, None, state_type=type(state))
         with caplog.at_level(logging.WARNING, "eventfold"):
             await view.refresh(writer.reader())
 

@@ -17,6 +17,7 @@ from .._reader import EventReader
 from .._round_trip import difference
 from .._verify import offset_at_time, state_at
 from .._view import View
+from ..snapshot import encode_state
 from ._output import print_json
 from ._run import FAILED, progress, reading
 from ._select import parse_time
@@ -83,19 +84,25 @@ async def state(address: str, view: View[Any], at: str | None, at_time: str | No
     """Prints a view's state, folded up to an offset or a time."""
     async with reading(address) as reader:
         folded = await state_at(reader, view, await offset_of(reader, at, at_time))
-    encoded = msgspec.json.encode(folded)
+    encoded = _encoded(folded)
     sys.stdout.buffer.write((msgspec.json.format(encoded, indent=2) if sys.stdout.isatty() else encoded) + b"\n")
 
 
 async def diff(address: str, view: View[Any], before: str, after: str) -> int:
     """Prints a view's states at two moments, and where they first differ; returns the exit status."""
     async with reading(address) as reader:
-        states = [
-            msgspec.to_builtins(await state_at(reader, view, await _moment(reader, at))) for at in (before, after)
-        ]
+        states = [await state_at(reader, view, await _moment(reader, at)) for at in (before, after)]
     found = difference(states[0], states[1])
-    print_json({"differs": found, "before": states[0], "after": states[1]})
+    encoded = [msgspec.Raw(_encoded(state)) for state in states]
+    print_json({"differs": found, "before": encoded[0], "after": encoded[1]})
     return 0 if found is None else FAILED
+
+
+def _encoded(state: Any) -> bytes:
+    try:
+        return encode_state(state)
+    except TypeError as error:
+        raise EventfoldError(f"the state can't be printed: {error}") from error
 
 
 async def rebuild(address: str, view: View[Any]) -> None:
