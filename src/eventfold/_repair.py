@@ -203,8 +203,8 @@ def _cut_end(layout: Layout, problem: Problem) -> CutEnd:
 async def _cut(layout: Layout, lock: WriterLock, chosen: CutEnd, lose_events_from: int | None) -> None:
     if chosen.events and lose_events_from != chosen.offset:
         raise EventfoldError(
-            f"{_valid_events(chosen.events)} after the damage at offset {chosen.offset} of {chosen.path} would be lost: "
-            f"restore a backup, or name the offset {chosen.offset} to accept the loss"
+            f"{_valid_events(chosen.events)} after the damage at offset {chosen.offset} of {chosen.path} would be "
+            f"lost: restore a backup, or name the offset {chosen.offset} to accept the loss"
         )
     damage = await _first_damage(EventReader(layout.dir))
     end = None if damage is None else await in_thread(find_damaged_end, layout, damage)
