@@ -69,7 +69,7 @@ def new_log(bench: Bench) -> Table:
         notes=[
             "Conditional: appended only if no event in the whole log has the tag.",
             "eventfold without an index reads the whole log for a condition, so it appends fewer events: "
-            + ", ".join(f"{tasks * size[0]:,} events from {works(tasks)}" for tasks, size in TASKS_THAT_READ.items())
+            + ", ".join(f"{tasks * size[0]:,} ({works(tasks)})" for tasks, size in TASKS_THAT_READ.items())
             + ".",
             "The index also contains the events' ids. UmaDB's events have no ids.",
         ],

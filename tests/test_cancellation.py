@@ -384,7 +384,7 @@ async def test_the_tests_notice_a_missing_protection_against_cancellation(
 
 
 async def test_waiting_for_a_thread_in_a_cancelled_anyio_scope_does_not_spin() -> None:
-    """anyio repeats a cancellation in every turn of the loop, and the wait must not run in each of those turns."""
+    """anyio repeats a cancellation in every iteration of the loop, and the wait must not run in each of them."""
     loop, begun, go_on = asyncio.get_running_loop(), threading.Event(), threading.Event()
 
     def work() -> None:

@@ -350,7 +350,7 @@ async def test_a_reducer_that_returns_none_is_an_error_that_says_so(data_dir: Pa
 
 
 async def test_a_reducer_that_returns_a_coroutine_is_an_error_that_says_so(data_dir: Path) -> None:
-    """A lambda around an async function can't be recognized earlier."""
+    """A lambda around an async function can't be recognised earlier."""
     async with EventWriter.open(data_dir) as writer:
         await writer.append_many([event(0), event(1)])
         with pytest.raises(ReducerError, match="coroutine") as caught:

@@ -128,6 +128,7 @@ async def test_a_very_large_event_after_the_damage_counts_as_an_event(tmp_path: 
 
     assert isinstance(cut, CutEnd)
     assert cut.events == 1
+    assert "; 1 valid event after the damage would be lost" in str(cut)
 
 
 async def test_a_batch_with_a_damaged_line_is_cut_off_completely(tmp_path: Path) -> None:

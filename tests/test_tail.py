@@ -443,7 +443,7 @@ async def test_a_hundred_tails_each_yield_all_events(data_dir: Path) -> None:
 
 
 async def test_many_tails_that_wake_at_once_let_other_tasks_run(data_dir: Path) -> None:
-    """Some of them run in each turn of the loop, and each yields everything, even if more is appended meanwhile."""
+    """Some of them run in each iteration of the loop, and each yields all events, even those appended meanwhile."""
     async with EventLog.open(data_dir, sync=SyncMode.OS) as log:
         delivered = 0
         in_turns = [0]

@@ -35,7 +35,7 @@ def reduce_todos(state: Todos, event: Event) -> Todos:
 async def main(args: argparse.Namespace) -> None:
     todos = View("todos", reduce_todos, Todos)
     async with EventLog.open(args.dir, views=[todos]) as log:
-        print(f"to-dos from before: {len(todos.state.items)}")
+        print(f"{len(todos.state.items)} to-dos from before")
         for text in args.text:
             await log.append(Event("todo_added", {"text": text}))
         if args.done is not None:

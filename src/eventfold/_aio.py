@@ -79,8 +79,8 @@ class UncancellableTask(asyncio.Task[T]):
     """A task that finishes what it began: cancelling it does nothing.
 
     `asyncio.run` cancels every task at its end, and so do the shutdown recipes of many programs, while other tasks
-    still wait for what this one does. Use it only for work that ends on its own. It starts in the next turn of the
-    loop, even if tasks are eager.
+    still wait for what this one does. Use it only for work that ends on its own. It starts in the next iteration of
+    the loop, even if tasks are eager.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, T], name: str) -> None:
@@ -132,7 +132,7 @@ async def outlast(future: F, wait: Callable[[F], Awaitable[object]]) -> None:
 
     For a caller that was cancelled and raises the cancellation afterwards: the future's own error is not reported.
     """
-    # anyio delivers a cancellation in every turn of the loop until its scope is left: the shield stops that.
+    # anyio delivers a cancellation in every iteration of the loop until its scope is left: the shield stops that.
     with _shield():
         while not future.done():
             try:

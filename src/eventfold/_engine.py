@@ -220,7 +220,7 @@ class ClosingCommitter(Protocol):
     """A committer that may wait for a long time: for a stopped process, or for a server that does not answer."""
 
     def begin_closing(self) -> None:
-        """Announces that the log is about to be closed, so that operations no longer wait in vain, but fail soon."""
+        """Announces that the log is about to be closed: operations that wait for something else must fail soon."""
 
 
 @runtime_checkable

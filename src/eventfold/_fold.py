@@ -222,7 +222,7 @@ class _FoldGroup:
 async def fold_together(folds: Sequence[Fold[Any]], reader: EventReader, end: Head) -> list[Exception]:
     """One pass over the log, up to `end`, for folds with the same offset.
 
-    An error of a reducer, or damage, stops only the folds that it concerns. Returns these errors when all other folds
+    An error of a reducer, or damage, stops only the folds that it affects. Returns these errors when all other folds
     have reached the end. Raises what reading raises.
     """
     groups = _groups(folds, reader)

@@ -52,7 +52,7 @@ class CutEnd(msgspec.Struct, frozen=True):
         return f"{self.path}.torn.{self.offset}"
 
     def __str__(self) -> str:
-        lost = f"; {self.events} valid events follow the damage and would be lost" if self.events else ""
+        lost = f"; {_valid_events(self.events)} after the damage would be lost" if self.events else ""
         return f"cut {self.path} at offset {self.offset} ({self.reason}): {self.size} bytes go to {self.kept_in}{lost}"
 
 
@@ -203,8 +203,8 @@ def _cut_end(layout: Layout, problem: Problem) -> CutEnd:
 async def _cut(layout: Layout, lock: WriterLock, chosen: CutEnd, lose_events_from: int | None) -> None:
     if chosen.events and lose_events_from != chosen.offset:
         raise EventfoldError(
-            f"{chosen.events} valid events after the damage at offset {chosen.offset} of {chosen.path} would be lost: "
-            f"restore a backup, or name the offset {chosen.offset} to accept the loss"
+            f"{_valid_events(chosen.events)} after the damage at offset {chosen.offset} of {chosen.path} would be "
+            f"lost: restore a backup, or name the offset {chosen.offset} to accept the loss"
         )
     damage = await _first_damage(EventReader(layout.dir))
     end = None if damage is None else await in_thread(find_damaged_end, layout, damage)
@@ -238,6 +238,10 @@ async def _reset(reader: EventReader, chosen: ResetConsumer) -> None:
         raise _changed(chosen.path)
     finally:
         lock.release()
+
+
+def _valid_events(count: int) -> str:
+    return "1 valid event" if count == 1 else f"{count} valid events"
 
 
 def _changed(path: str) -> EventfoldError:

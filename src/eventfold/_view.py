@@ -25,10 +25,12 @@ from ._round_trip import accepts_none
 from ._view_snapshot import ViewSnapshot
 
 S = TypeVar("S")
+# A view never takes a state after its creation, so a `View[int]` is a `View[object]`.
+S_co = TypeVar("S_co", covariant=True)
 ReduceFn: TypeAlias = Callable[[S, Event], S]
 
 
-class View(Generic[S]):
+class View(Generic[S_co]):
     """A named state that `reducer` produces from the log up to `offset`.
 
     Register the view with a log (`EventLog.open(dir, views=[view])`), or bring it up to date yourself with `refresh`. A
@@ -60,8 +62,8 @@ class View(Generic[S]):
     def __init__(
         self,
         name: str,
-        reducer: ReduceFn[S],
-        initial: S | Callable[[], S],
+        reducer: ReduceFn[S_co],
+        initial: S_co | Callable[[], S_co],
         *,
         state_type: Any = None,
         version: int | str = 0,
@@ -84,7 +86,7 @@ class View(Generic[S]):
             raise
         if state_type is None and state is not None:
             state_type = type(state)
-        self._fold: Fold[S] = Fold(
+        self._fold: Fold[S_co] = Fold(
             name,
             reducer,
             state,
@@ -92,7 +94,7 @@ class View(Generic[S]):
             accepts_none=state_type is None or accepts_none(state_type),
             shares_events=shares_events,
         )
-        self._snapshot: ViewSnapshot[S] = ViewSnapshot(name, state_type, version, self._fold.query)
+        self._snapshot: ViewSnapshot[S_co] = ViewSnapshot(name, state_type, version, self._fold.query)
         self._loaded = False
         self._lock = asyncio.Lock()
         self._log: Callable[[], object] = _no_log
@@ -107,7 +109,7 @@ class View(Generic[S]):
         return self._name
 
     @property
-    def state(self) -> S:
+    def state(self) -> S_co:
         """The state up to `offset`. No I/O. After a `ReducerError`, the state may be partly changed."""
         return self._fold.state
 
@@ -126,9 +128,9 @@ class View(Generic[S]):
         """Which events are folded; None for all."""
         return self._fold.query
 
-    def _new_state(self) -> S:
+    def _new_state(self) -> S_co:
         initial: Any = self._initial
-        state: S = initial() if callable(initial) else copy.deepcopy(initial)
+        state: S_co = initial() if callable(initial) else copy.deepcopy(initial)
         return state
 
     def _attach(self, log: object, name: str) -> None:
@@ -149,7 +151,7 @@ class View(Generic[S]):
         if self._log() is log:
             self._log = _no_log
 
-    async def refresh(self, reader: EventReader) -> S:
+    async def refresh(self, reader: EventReader) -> S_co:
         """Folds all new events; the first refresh starts from the snapshot.
 
         If cancelled, the events that were folded stay folded.
@@ -171,7 +173,7 @@ class View(Generic[S]):
         await refresh_together([self], reader)
         return self.state
 
-    async def rebuild(self, reader: EventReader) -> S:
+    async def rebuild(self, reader: EventReader) -> S_co:
         """Folds the whole log from the beginning, without the snapshot, and replaces the snapshot.
 
         If cancelled, the events that were folded stay folded.

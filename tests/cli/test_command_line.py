@@ -221,6 +221,13 @@ def test_commands_that_read_work_while_a_writer_is_running(log: Path) -> None:
     assert lines(log.parent / "copy") == lines(log)
 
 
+def test_info_says_what_is_a_view_and_what_a_consumer(log: Path) -> None:
+    """A line in a pipe has no heading above it, so it begins with the kind."""
+    rows = [row.split("\t")[:2] for row in run("info", log).stdout.splitlines()]
+
+    assert rows[-2:] == [["view", "count"], ["consumer", "mailer"]]
+
+
 def test_info_prints_the_same_on_a_terminal(log: Path) -> None:
     """On a terminal, the output has tables."""
     shown = run_on_terminal("info", log)

@@ -89,7 +89,7 @@ def test_repair_loses_events_only_if_their_offset_is_named(log: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"n":15', b'"n":\0' + b"5"))
 
     done = run("repair", log, "--yes", status=1)
-    assert "4 valid events follow the damage" in done.stdout
+    assert "4 valid events after the damage would be lost" in done.stdout
     assert f"add --lose-events-from {offset}" in done.stderr
     assert not list(log.glob("*.torn.*"))
 

@@ -56,7 +56,7 @@ def test_the_files_have_the_names_of_the_format() -> None:
     assert layout.next_path(1, 2, 3) == Path("/data/app.jsonl.next.1.2.3")
 
 
-def test_a_rotation_under_way_is_recognized_by_a_file_name(tmp_path: Path) -> None:
+def test_a_rotation_under_way_is_recognised_by_a_file_name(tmp_path: Path) -> None:
     """The numbers in the name are parsed, and similar names are ignored."""
     layout = Layout(tmp_path)
     for name in ("app.jsonl.next", "app.jsonl.next.1.2", "app.jsonl.next.1.2.3.tmp", "app.jsonl.next.a.b.c"):

@@ -69,7 +69,7 @@ async def test_a_condition_after_a_refused_append_of_the_same_group_holds(commit
 async def test_a_commit_whose_acknowledgement_is_lost_is_written_once(
     committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch, conditional: bool
 ) -> None:
-    """The commit is sent again, and the server or the committer recognizes it."""
+    """The commit is sent again, and the server or the committer recognises it."""
     head = (await append(committer, 1)).head
     original, lost = Client.request, []
 

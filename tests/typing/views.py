@@ -27,6 +27,7 @@ async def a_view_object_gives_its_state_type(log: EventLog) -> None:
     assert_type(log.view(NAMES), list[str])
     assert_type(await log.wait_until(COUNT), int)
     assert_type(await log.wait_until(COUNT, 12), int)
+    print(await log.wait_until(COUNT), log.view(NAMES))  # a `View[int]` is also accepted as a `View[object]`
     assert_type(await log.rebuild(NAMES), list[str])
     assert_type(log.watch(COUNT), AsyncGenerator[int, None])
     assert_type(log.views[COUNT], View[int])

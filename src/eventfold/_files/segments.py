@@ -22,7 +22,7 @@ from .base_file import BaseFileChangedError, find_base
 from .line_scan import complete_size, last_line_end, line_before
 from .paths import Layout, NextFile
 
-# The size in bytes of one read from the active log: large enough to make the hop to a thread cheap.
+# The size in bytes of one read from the active log: large enough to make the switch to a thread cheap.
 BLOCK_SIZE = 8 * 1024 * 1024
 # The size in bytes of the first read of a single line; a longer line is read again.
 _LINE_SIZE = 4096

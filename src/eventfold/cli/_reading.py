@@ -29,9 +29,9 @@ async def info(address: str, json: bool) -> None:
         print_json(found)
         return
     print_table(("", ""), _facts(found))
-    for kind, places in (("view", found.views), ("consumer", found.consumers)):
-        if places:
-            print_table((kind, "offset", "lag"), ((place.name, *_place(place)) for place in places))
+    places = [("view", place) for place in found.views] + [("consumer", place) for place in found.consumers]
+    if places:
+        print_table(("", "name", "offset", "lag"), ((kind, place.name, *_place(place)) for kind, place in places))
 
 
 def _facts(found: LogInfo) -> list[tuple[str, object]]:

@@ -40,7 +40,7 @@ async def connect(
     has_warned = False
 
     async def drop_unsent() -> None:
-        # The library would send it after reconnecting, perhaps so much later that the servers no longer recognize a
+        # The library would send it after reconnecting, perhaps so much later that the servers no longer recognise a
         # duplicate. The library restores subscriptions itself.
         client._pending.clear()
         client._pending_data_size = 0

@@ -3,7 +3,7 @@
 A group without conditions is simply published. A group with conditions is judged by the last known head, and published
 on condition that the head is still the end of the stream. If it is not, the group is judged again by the newer head.
 
-A message that is not acknowledged is sent again with the same `Nats-Msg-Id`, by which the server recognizes and drops a
+A message that is not acknowledged is sent again with the same `Nats-Msg-Id`, by which the server recognises and drops a
 duplicate. It is not sent again once the servers may have forgotten the id.
 
 Promise: a group is written exactly once, or `UnknownOutcomeError` says that it may or may not be in the log.

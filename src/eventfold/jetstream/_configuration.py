@@ -13,7 +13,7 @@ from .._errors import CorruptLogError, EventfoldError
 
 MIN_SERVER_VERSION = (2, 11)  # earlier versions can't sync a message before they acknowledge it
 MIN_PAYLOAD = 64 * 1024  # bytes
-DUPLICATE_WINDOW = 120 * 10**9  # nanoseconds for which the servers recognize a commit that is sent again
+DUPLICATE_WINDOW = 120 * 10**9  # nanoseconds for which the servers recognise a commit that is sent again
 MAX_TIMEOUT = 100.0  # seconds for which a commit may be sent again: less than the duplicate window
 
 
