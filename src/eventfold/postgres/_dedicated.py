@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from .._errors import LogClosedError
+from ._isolated import connected
 
 if TYPE_CHECKING:
     from ._connections import Settings
@@ -73,12 +74,14 @@ class DedicatedConnection:
             await self._close()
 
     async def _connect(self) -> Any:
+        timeout = self._settings.attempt_timeout
         if self._pool is not None:
-            connection = await self._pool.acquire(timeout=self._settings.attempt_timeout)
+            connection = await connected(self._pool.acquire(timeout=timeout))
         else:
-            connection = await asyncpg.connect(self._settings.listen_dsn or self._settings.target, **self._options)
+            address = self._settings.listen_dsn or self._settings.target
+            connection = await connected(asyncpg.connect(address, **self._options))
         try:
-            await connection.execute(_SET)
+            await connection.execute(_SET, timeout=timeout)
         except BaseException:
             connection.terminate()
             if self._pool is not None:

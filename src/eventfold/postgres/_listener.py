@@ -114,7 +114,8 @@ class Listener:
             lost.set()
 
         run = self._session.connections.dedicated.run
-        await run(lambda: connection.add_listener(name, notified))
+        async with asyncio.timeout(self._session.settings.attempt_timeout):
+            await run(lambda: connection.add_listener(name, notified))
         connection.add_termination_listener(terminated)
         try:
             self._notified.set()  # for what was appended before it listened
