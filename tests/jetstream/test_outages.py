@@ -17,6 +17,7 @@ from tests.jetstream.servers import Servers
 from eventfold import Event, EventfoldError, EventLog, UnknownOutcomeError, View
 from eventfold.jetstream import JetStream
 from eventfold.jetstream._committer import StreamCommitter
+from eventfold.jetstream._connection import Connection
 
 
 async def _open(servers: Servers, **options: Any) -> StreamCommitter:
@@ -52,6 +53,36 @@ async def test_an_attempt_that_could_not_be_sent_before_an_outage_is_not_sent_af
     await append(committer, 2)
 
     assert await read(committer.source) == line(1) + line(2)
+    await committer.aclose()
+
+
+async def test_an_attempt_that_had_to_wait_for_a_new_connection_is_not_sent_late(
+    own_servers: Callable[[], Servers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connecting has a time-out of its own, which may end after the servers have forgotten an earlier attempt."""
+    monkeypatch.setattr("eventfold.jetstream._configuration.DUPLICATE_WINDOW", 200_000_000)
+    committer = await _open(own_servers(), timeout=1)
+    request, client, lost = Client.request, Connection.client, []
+
+    async def lose_first(self: Client, subject: str, *arguments: Any, **options: Any) -> Any:
+        answer = await request(self, subject, *arguments, **options)
+        if subject.startswith("eventfold.") and not lost:
+            lost.append(answer)
+            raise TimeoutError
+        return answer
+
+    async def connect_slowly(self: Connection) -> Client:
+        if len(lost) == 1:
+            lost.append(None)
+            await asyncio.sleep(1.5)
+        return await client(self)
+
+    monkeypatch.setattr(Client, "request", lose_first)
+    monkeypatch.setattr(Connection, "client", connect_slowly)
+    with pytest.raises(UnknownOutcomeError):
+        await append(committer, 1)
+
+    assert await read(committer.source) == line(1)
     await committer.aclose()
 
 
