@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,26 @@ def test_an_option_of_the_wrong_type_is_named(name: str, value: Any, wanted: str
 async def test_a_client_that_is_not_connected_is_an_error_at_once() -> None:
     with pytest.raises(OSError, match="not connected"):
         await EventLog.open(JetStream(Client(), "orders"))
+
+
+async def test_a_client_that_the_program_closes_before_the_log_ends_a_waiting_tail(server: Servers) -> None:
+    """It never reconnects, so the tail would wait forever."""
+
+    async def first() -> None:
+        async for _ in log.tail(0):
+            pass
+
+    client = Client()
+    await client.connect(server.addresses)
+    async with EventLog.open(JetStream(client, "closed-early", attempt_timeout=0.5)) as log:
+        tailing = asyncio.create_task(first())
+        await asyncio.sleep(0.3)
+        await client.close()
+
+        with pytest.raises(EventfoldError, match="close it after the log"):
+            await asyncio.wait_for(tailing, 20)
+        with pytest.raises(EventfoldError, match="close it after the log"):
+            await log.append(Event("a"))
 
 
 async def test_an_option_that_the_client_library_does_not_have_is_named() -> None:

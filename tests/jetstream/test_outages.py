@@ -121,6 +121,23 @@ async def test_a_connection_that_the_server_ends_for_good_is_replaced(own_server
         assert (await asyncio.wait_for(waiting, 10)).event.data["n"] == 2
 
 
+async def test_a_first_append_without_a_connection_is_not_called_too_large(own_servers: Callable[[], Servers]) -> None:
+    """The maximum size is known from the connection that ended."""
+    servers = own_servers()
+    committer = await _open(servers, timeout=1)
+    client = await committer.source.connection.client()
+    client._transport.write(b"NONSENSE\r\n")
+    while not client.is_closed:
+        await asyncio.sleep(0.01)
+    servers.kill()
+    with pytest.raises(OSError, match="no server has answered"):
+        await committer.source.head()
+
+    with pytest.raises(OSError, match="no server has answered"):
+        await append(committer, 1)
+    await committer.aclose()
+
+
 async def test_servers_with_a_smaller_max_payload_get_smaller_messages(
     own_servers: Callable[[], Servers],
 ) -> None:
@@ -253,7 +270,7 @@ async def test_a_connection_of_the_application_stays_open(server: Servers) -> No
 
     assert client.is_connected
     await client.close()
-    with pytest.raises(OSError, match="not connected"):
+    with pytest.raises(EventfoldError, match="is closed: close it after the log"):
         await EventLog.open(JetStream(client, "own_connection"))
 
 

@@ -32,6 +32,11 @@ _RETRY_DELAY = 0.05  # seconds
 _SWITCH_AFTER = 4.0  # seconds without an answer after which another server is tried
 
 
+def _max_data_of(client: Client) -> int:
+    """The maximum size in bytes of a message's data, as the client's server said."""
+    return client.max_payload - _HEADERS_SIZE
+
+
 class UnansweredError(Exception):
     """A request was not answered. With `sent`, the server may have received it anyway."""
 
@@ -62,7 +67,7 @@ class Connection:
     def max_data(self) -> int:
         """The maximum size of a message's data in bytes, as the server said last; 0 before the first connection."""
         if self._client is not None:
-            self._max_data = self._client.max_payload - _HEADERS_SIZE
+            self._max_data = _max_data_of(self._client)
         return self._max_data
 
     def begin_closing(self) -> None:
@@ -125,7 +130,11 @@ class Connection:
                     on_reconnect=self.monitor.check_soon,
                     is_first=not self.monitor.found_stream,
                 )
-            elif client.is_closed or client._status == Client.DISCONNECTED:
+            elif client.is_closed:
+                raise EventfoldError(
+                    f"{self.location}: the client that the engine was given is closed: close it after the log"
+                )
+            elif client._status == Client.DISCONNECTED:
                 raise OSError(errno.ENOTCONN, "the client that the engine was given is not connected", self.location)
             await self.monitor.check(client, create=self.settings.create)
             if self.closed:
@@ -134,6 +143,7 @@ class Connection:
             await self._close(client)
             raise
         self._client = client
+        self._max_data = _max_data_of(client)
         self.monitor.start()
 
     async def check(self) -> None:
