@@ -144,6 +144,8 @@ class StreamCommitter:
                 problem = error["description"] if error else "it was acknowledged with sequence 0"
                 sent = True
             except UnansweredError as unanswered:
+                if unanswered.no_space and not sent:
+                    raise OSError(errno.ENOSPC, str(unanswered), connection.location) from unanswered
                 sent, problem = sent or unanswered.sent, str(unanswered)
             except (OSError, EventfoldError) as raised:
                 if not sent:

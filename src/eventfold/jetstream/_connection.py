@@ -23,7 +23,7 @@ from .._errors import EventfoldError, LogClosedError
 from .._logging import INFO, WARNING, log_event
 from ._calls import run_isolated
 from ._client import close, connect, is_dead, why_unanswered
-from ._codes import is_unavailable
+from ._codes import NO_SPACE, error_code, is_unavailable
 from ._monitor import StreamMonitor
 from ._settings import Settings
 
@@ -38,11 +38,12 @@ def _max_data_of(client: Client) -> int:
 
 
 class UnansweredError(Exception):
-    """A request was not answered. With `sent`, the server may have received it anyway."""
+    """A request was not answered. With `sent`, the server may have received it anyway; with `no_space`, it is full."""
 
-    def __init__(self, problem: str, *, sent: bool) -> None:
+    def __init__(self, problem: str, *, sent: bool, no_space: bool = False) -> None:
         super().__init__(problem)
         self.sent = sent
+        self.no_space = no_space
 
 
 class Connection:
@@ -206,7 +207,8 @@ class Connection:
             raise UnansweredError(why_unanswered(error, client), sent=True) from error
         if is_unavailable(answer):
             await self._note_unanswered(client)
-            raise UnansweredError(answer["error"]["description"], sent=True)
+            no_space = error_code(answer) in NO_SPACE
+            raise UnansweredError(answer["error"]["description"], sent=not no_space, no_space=no_space)
         self._unanswered_since = None
         self._last_answer = asyncio.get_running_loop().time()
         return answer
