@@ -17,8 +17,8 @@ import asyncpg
 
 from .._errors import EventfoldError, LogClosedError
 from .._logging import WARNING, log_event
+from ._calls import connected, terminate
 from ._dedicated import DedicatedConnection
-from ._isolated import connected
 
 T = TypeVar("T")
 
@@ -168,7 +168,7 @@ class Connections:
         except (*CONNECTION_LOST, asyncio.CancelledError) as error:
             # Terminated, since releasing it would wait for the server.
             if self.closed or not isinstance(error, asyncio.CancelledError):
-                connection.terminate()
+                terminate(connection)
             raise
         finally:
             try:
@@ -187,7 +187,7 @@ class Connections:
             try:
                 await connection.execute("ROLLBACK", timeout=timeout)
             except (*CONNECTION_LOST, asyncpg.PostgresError):
-                connection.terminate()
+                terminate(connection)
             raise
         await connection.execute("COMMIT", timeout=timeout)
         return result

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from .._errors import LogClosedError
-from ._isolated import connected
+from ._calls import connected, is_closed, terminate
 
 if TYPE_CHECKING:
     from ._connections import Settings
@@ -45,7 +45,7 @@ class DedicatedConnection:
         async with self._connecting:
             if self._closed:
                 raise LogClosedError(f"the log in {self._settings.location} is closed")
-            if self._connection is None or self._connection.is_closed():
+            if self._connection is None or is_closed(self._connection):
                 await self._close()
                 self._connection = await self._connect()
             self._users += 1
@@ -53,7 +53,7 @@ class DedicatedConnection:
 
     def is_open(self, connection: Any) -> bool:
         """Whether an acquired connection is still open, as far as is known."""
-        return connection is self._connection and not connection.is_closed()
+        return connection is self._connection and not is_closed(connection)
 
     def release(self, connection: Any) -> None:
         """Ends one use of an acquired connection."""
@@ -83,7 +83,7 @@ class DedicatedConnection:
         try:
             await connection.execute(_SET, timeout=timeout)
         except BaseException:
-            connection.terminate()
+            terminate(connection)
             if self._pool is not None:
                 await self._pool.release(connection)
             raise
@@ -94,7 +94,7 @@ class DedicatedConnection:
         if connection is None:
             return
         if self._pool is None:
-            connection.terminate()
+            terminate(connection)
             return
         try:
             await self._pool.release(connection)
