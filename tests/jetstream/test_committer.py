@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import Any
 
 import msgspec
@@ -116,6 +117,28 @@ async def test_a_response_without_an_acknowledgement_is_ignored(
 
     assert (commit.outcomes, commit.head.offset) == ([0], 1 << 24)
     assert await read(committer.source) == line(1)
+
+
+@pytest.mark.parametrize("code", [(503, 10023), (500, 10047)], ids=["resources", "storage"])
+async def test_a_full_disk_is_an_error_at_once_and_nothing_was_written(
+    committer: StreamCommitter, monkeypatch: pytest.MonkeyPatch, code: tuple[int, int]
+) -> None:
+    """The server refuses the message before it looks at it, and repeats would be refused too."""
+    original, refused = Client.request, []
+
+    async def refuse(self: Client, subject: str, *arguments: Any, **options: Any) -> Any:
+        if not subject.startswith("eventfold."):
+            return await original(self, subject, *arguments, **options)
+        refused.append(subject)
+        error = {"code": code[0], "err_code": code[1], "description": "insufficient resources"}
+        return Msg(_client=self, data=msgspec.json.encode({"error": error}))
+
+    monkeypatch.setattr(Client, "request", refuse)
+    with pytest.raises(OSError, match="insufficient resources") as raised:
+        await append(committer, 1)
+
+    assert raised.value.errno == errno.ENOSPC
+    assert len(refused) == 1
 
 
 async def test_a_conflicting_message_that_cannot_be_read_yet_is_waited_for(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+import ssl
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +80,26 @@ async def test_a_client_that_is_not_connected_is_an_error_at_once() -> None:
         await EventLog.open(JetStream(Client(), "orders"))
 
 
+async def test_a_client_that_the_program_closes_before_the_log_ends_a_waiting_tail(server: Servers) -> None:
+    """It never reconnects, so the tail would wait forever."""
+
+    async def first() -> None:
+        async for _ in log.tail(0):
+            pass
+
+    client = Client()
+    await client.connect(server.addresses)
+    async with EventLog.open(JetStream(client, "closed-early", attempt_timeout=0.5)) as log:
+        tailing = asyncio.create_task(first())
+        await asyncio.sleep(0.3)
+        await client.close()
+
+        with pytest.raises(EventfoldError, match="close it after the log"):
+            await asyncio.wait_for(tailing, 20)
+        with pytest.raises(EventfoldError, match="close it after the log"):
+            await log.append(Event("a"))
+
+
 async def test_an_option_that_the_client_library_does_not_have_is_named() -> None:
     with pytest.raises(TypeError, match="pasword"):
         await EventLog.open(JetStream("nats://127.0.0.1:4222", "orders", pasword="secret"))
@@ -111,6 +136,39 @@ async def test_a_user_whom_the_server_refuses_is_an_error_at_once(guarded: Serve
         await EventLog.open(address.replace("//", f"//{user}") + "/orders")
     async with EventLog.open(address.replace("//", "//ann:right@") + "/orders"):
         pass
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+async def test_a_certificate_that_is_not_trusted_is_an_error_at_once(
+    own_servers: Callable[[], Servers], tmp_path: Path
+) -> None:
+    """Another attempt would not change it."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    request = ["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-subj", "/CN=test"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run([*request, *names], check=True, capture_output=True)
+    servers = own_servers()
+    servers.all[0].configure(f"tls {{ cert_file: '{certificate}', key_file: '{key}' }}")
+    servers.all[0].restart()
+    [address] = servers.addresses
+
+    with pytest.raises(EventfoldError, match=r"certificate is not trusted \(self-signed certificate\).*`tls`"):
+        async with asyncio.timeout(20):
+            await EventLog.open(address.replace("nats://", "tls://") + "/orders")
+    trusted = ssl.create_default_context(cafile=certificate)
+    async with EventLog.open(JetStream(address.replace("nats://", "tls://"), "orders", tls=trusted)) as log:
+        await log.append(Event("a"))
+
+
+@pytest.mark.parametrize("options", [{}, {"tls": ssl.create_default_context()}])
+async def test_a_server_without_tls_is_refused_where_tls_was_asked_for(
+    server: Servers, options: dict[str, Any]
+) -> None:
+    """The client library would use the connection all the same."""
+    [address] = server.addresses
+    address = address if options else address.replace("nats://", "tls://")
+    with pytest.raises(EventfoldError, match="connection is not encrypted: enable TLS on the servers"):
+        await EventLog.open(JetStream(address, "orders", **options))
 
 
 async def test_a_user_without_permission_for_jetstream_gets_an_error(guarded: Servers) -> None:

@@ -17,6 +17,7 @@ from tests.jetstream.servers import Servers
 from eventfold import Event, EventfoldError, EventLog, UnknownOutcomeError, View
 from eventfold.jetstream import JetStream
 from eventfold.jetstream._committer import StreamCommitter
+from eventfold.jetstream._connection import Connection
 
 
 async def _open(servers: Servers, **options: Any) -> StreamCommitter:
@@ -55,6 +56,36 @@ async def test_an_attempt_that_could_not_be_sent_before_an_outage_is_not_sent_af
     await committer.aclose()
 
 
+async def test_an_attempt_that_had_to_wait_for_a_new_connection_is_not_sent_late(
+    own_servers: Callable[[], Servers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connecting has a time-out of its own, which may end after the servers have forgotten an earlier attempt."""
+    monkeypatch.setattr("eventfold.jetstream._configuration.DUPLICATE_WINDOW", 200_000_000)
+    committer = await _open(own_servers(), timeout=1)
+    request, client, lost = Client.request, Connection.client, []
+
+    async def lose_first(self: Client, subject: str, *arguments: Any, **options: Any) -> Any:
+        answer = await request(self, subject, *arguments, **options)
+        if subject.startswith("eventfold.") and not lost:
+            lost.append(answer)
+            raise TimeoutError
+        return answer
+
+    async def connect_slowly(self: Connection) -> Client:
+        if len(lost) == 1:
+            lost.append(None)
+            await asyncio.sleep(1.5)
+        return await client(self)
+
+    monkeypatch.setattr(Client, "request", lose_first)
+    monkeypatch.setattr(Connection, "client", connect_slowly)
+    with pytest.raises(UnknownOutcomeError):
+        await append(committer, 1)
+
+    assert await read(committer.source) == line(1)
+    await committer.aclose()
+
+
 async def test_an_append_that_was_never_sent_was_not_written(own_servers: Callable[[], Servers]) -> None:
     """The outcome is certain, so the error is not `UnknownOutcomeError`."""
     servers = own_servers()
@@ -88,6 +119,23 @@ async def test_a_connection_that_the_server_ends_for_good_is_replaced(own_server
 
         await log.append(Event("counted", {"n": 2}))
         assert (await asyncio.wait_for(waiting, 10)).event.data["n"] == 2
+
+
+async def test_a_first_append_without_a_connection_is_not_called_too_large(own_servers: Callable[[], Servers]) -> None:
+    """The maximum size is known from the connection that ended."""
+    servers = own_servers()
+    committer = await _open(servers, timeout=1)
+    client = await committer.source.connection.client()
+    client._transport.write(b"NONSENSE\r\n")
+    while not client.is_closed:
+        await asyncio.sleep(0.01)
+    servers.kill()
+    with pytest.raises(OSError, match="no server has answered"):
+        await committer.source.head()
+
+    with pytest.raises(OSError, match="no server has answered"):
+        await append(committer, 1)
+    await committer.aclose()
 
 
 async def test_servers_with_a_smaller_max_payload_get_smaller_messages(
@@ -222,7 +270,7 @@ async def test_a_connection_of_the_application_stays_open(server: Servers) -> No
 
     assert client.is_connected
     await client.close()
-    with pytest.raises(OSError, match="not connected"):
+    with pytest.raises(EventfoldError, match="is closed: close it after the log"):
         await EventLog.open(JetStream(client, "own_connection"))
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 from tests.postgres.proxy import Cut, Proxy, proxy_of
 from tests.postgres.servers import Server
@@ -149,6 +150,30 @@ async def documents(database: str) -> AsyncIterator[tuple[TableDocuments, TableD
     yield committers[0].source.documents, committers[1].source.documents
     for committer in committers:
         await committer.aclose()
+
+
+async def test_a_consumer_on_the_program_s_pool_continues_after_its_connection_was_lost(
+    server: Server, database: str
+) -> None:
+    """The pool takes a lost connection back, and then refuses every use of it."""
+    await append(database, 0, 10)
+    pool = await asyncpg.create_pool(database, min_size=0)
+    async with EventLog.open(Postgres(pool, "orders"), read_only=True) as log:
+        consumer = log.consumer("worker")
+        seen = []
+        for n in range(10):
+            record = await anext(consumer)
+            seen.append(record.event.data["n"])
+            if n == 5:
+                await server.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    f"WHERE datname = '{database.rpartition('/')[2]}'"
+                )
+                await asyncio.sleep(0.2)
+            await consumer.commit(record)
+    await pool.close()
+
+    assert seen == list(range(10))
 
 
 @pytest.mark.parametrize("quotes_all", [False, True])

@@ -326,6 +326,32 @@ async def test_an_unresponsive_server_is_waited_for_and_has_each_event_once() ->
     assert seen == list(range(6))
 
 
+@pytest.mark.parametrize("pooling", [None, False, True])
+async def test_calls_to_a_server_that_never_answers_fail_after_the_timeout(
+    own_server: Server, pooling: bool | None
+) -> None:
+    """Also those that need a new connection, and those on a pool of the program that has no timeouts itself."""
+    own_pool = await asyncpg.create_pool(own_server.address(), min_size=0)
+    address = own_server.address() if pooling is None else own_pool
+    options = {"timeout": 1.0, "attempt_timeout": 0.3, "transaction_pooling": bool(pooling)}
+    log = await EventLog.open(Postgres(address, "silent", **options))
+    await log.append(Event("a"))
+    own_server.freeze()
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(UnknownOutcomeError):
+                await log.append(Event("a"))
+            with pytest.raises(OSError, match="no success within 1 s"):
+                await log.append(Event("a"))
+            with pytest.raises(OSError, match="no success within 1 s"):
+                await anext(log.consumer("worker"))
+    finally:
+        own_server.thaw()
+    await log.append(Event("a"))
+    await log.aclose()
+    await own_pool.close()
+
+
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_closing_waits_briefly_for_an_unavailable_server(how: str) -> None:
     """All views' snapshots, the index and the connections share one time-out; a tail ends too."""

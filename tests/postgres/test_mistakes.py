@@ -72,13 +72,13 @@ async def test_a_pool_that_is_not_open_is_an_error_at_once(database: str) -> Non
 
 async def test_a_pool_without_a_free_connection_is_named_as_the_problem(database: str) -> None:
     """The program itself, or a tail, keeps it; the server is running."""
-    async with asyncpg.create_pool(database, min_size=0, max_size=1) as pool:
-        async with EventLog.open(Postgres(pool, "orders", timeout=1, attempt_timeout=0.5)) as log:
-            await log.append(Event("a"))
-            connection = await pool.acquire()
+    pool = await asyncpg.create_pool(database, min_size=0, max_size=1)
+    async with EventLog.open(Postgres(pool, "orders", timeout=1, attempt_timeout=0.5)) as log:
+        async with pool.acquire():
             with pytest.raises(OSError, match=r"all connections of the pool were in use for 0.5 s: raise its max_size"):
                 await log.append(Event("a"))
-            await pool.release(connection)
+        await log.append(Event("b"))
+    await pool.close()
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,11 @@ def as_user(address: str, user: str) -> str:
     return address.replace("admin@", f"{user}@")
 
 
-async def test_processes_that_open_at_once_create_the_tables_once(database: str) -> None:
-    """Ten processes start with an empty database."""
+@pytest.mark.parametrize("isolation", ["read committed", "serializable"])
+async def test_processes_that_open_at_once_create_the_tables_once(database: str, isolation: str) -> None:
+    """Ten processes start with an empty database, whose default for transactions may be another level."""
+    name = database.rpartition("/")[2]
+    await execute(database, f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
     logs = await asyncio.gather(
         *(EventLog.open(Postgres(database, f"log{n % 3}", timeout=20.0 + n)) for n in range(10))
     )

@@ -7,6 +7,7 @@ be sent before a connection was lost; no socket is left open.
 from __future__ import annotations
 
 import errno
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,8 +34,9 @@ async def connect(
 ) -> None:
     """Connects a new client. Close the client if this raises.
 
-    Raises `OSError` if no server answers within `timeout` seconds. If a server refuses the user, raises
-    `EventfoldError` at once if `is_first` is true; otherwise, keeps trying until the timeout.
+    Raises `OSError` if no server answers within `timeout` seconds. If a server refuses the user, or the certificate of
+    the only server is not trusted, raises `EventfoldError` at once if `is_first` is true; otherwise, keeps trying until
+    the timeout.
     """
 
     has_warned = False
@@ -58,6 +60,11 @@ async def connect(
                 raise EventfoldError(
                     f"{location}: the server refuses the user ({error}): check the user and the password in the "
                     "address, or the credentials"
+                )
+            if is_first and isinstance(error, ssl.SSLCertVerificationError) and len(servers) == 1:
+                raise EventfoldError(
+                    f"{location}: the server's certificate is not trusted ({error.verify_message.rstrip('.')}): pass "
+                    "an `ssl.SSLContext` that trusts it as `tls`, or replace the certificate"
                 )
             if is_first and not has_warned:
                 has_warned = True
@@ -113,6 +120,13 @@ def is_dead(client: Client) -> bool:
     """
     reading = client._reading_task
     return client.is_closed or (client.is_connected and reading is not None and reading.done())
+
+
+def is_encrypted(client: Client) -> bool:
+    """Whether a connected client uses TLS: the library does not insist on it if the server does not ask for it."""
+    writer = getattr(client._transport, "_io_writer", None)
+    # A WebSocket has no writer, and its address says whether it is encrypted.
+    return writer is None or writer.get_extra_info("ssl_object") is not None
 
 
 def why_unanswered(error: BaseException, client: Client) -> str:

@@ -12,7 +12,8 @@ STREAM_EXISTS = 10058
 STREAM_OFFLINE = 10118
 WRONG_LAST_SEQUENCE = {10071, 10164}
 ATTEMPT_UNDER_WAY = 10158  # an earlier message with the same id is not decided yet
-NO_SPACE = {10047, 10023, 10077, 10122}  # storage, resources, limits of the stream or the account
+# Storage, resources, limits of the stream or the account: the message is refused before anything is written.
+NO_SPACE = {10047, 10023, 10122}
 
 
 def error_code(answer: Mapping[str, Any]) -> int:

@@ -105,8 +105,18 @@ class StreamCommitter:
         if expected is not None:
             headers["Nats-Expected-Last-Sequence"] = str(expected)
         known_end = self.head.offset
-        stopwatch, attempt, sent = _Stopwatch(), 0, False
+        stopwatch, attempt, sent, problem = _Stopwatch(), 0, False, ""
         while True:
+            try:
+                await connection.client()  # connects again if necessary, which may take a while
+            except (OSError, EventfoldError) as raised:
+                if not sent:
+                    raise
+                raise self._unknown(str(raised)) from raised
+            # Checked immediately before sending again, since this process may have been stopped for a while, too.
+            if attempt and (stopwatch.seconds >= settings.timeout or connection.given_up):
+                problem = f"no acknowledgement for {settings.timeout:g} s ({problem})"
+                raise self._unknown(problem) if sent else OSError(errno.ETIMEDOUT, problem, connection.location)
             attempt += 1
             try:
                 answer = await connection.request_once(settings.subject, data, headers)
@@ -134,16 +144,14 @@ class StreamCommitter:
                 problem = error["description"] if error else "it was acknowledged with sequence 0"
                 sent = True
             except UnansweredError as unanswered:
+                if unanswered.no_space and not sent:
+                    raise OSError(errno.ENOSPC, str(unanswered), connection.location) from unanswered
                 sent, problem = sent or unanswered.sent, str(unanswered)
             except (OSError, EventfoldError) as raised:
                 if not sent:
                     raise
                 raise self._unknown(str(raised)) from raised
             await asyncio.sleep(min(_RETRY_DELAY_STEP * attempt, _MAX_RETRY_DELAY))
-            # Checked immediately before sending again, since this process may have been stopped for a while.
-            if stopwatch.seconds >= settings.timeout or connection.given_up:
-                problem = f"no acknowledgement for {settings.timeout:g} s ({problem})"
-                raise self._unknown(problem) if sent else OSError(errno.ETIMEDOUT, problem, connection.location)
 
     def _unknown(self, problem: str) -> UnknownOutcomeError:
         return UnknownOutcomeError(

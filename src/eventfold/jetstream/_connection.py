@@ -23,7 +23,7 @@ from .._errors import EventfoldError, LogClosedError
 from .._logging import INFO, WARNING, log_event
 from ._calls import run_isolated
 from ._client import close, connect, is_dead, why_unanswered
-from ._codes import is_unavailable
+from ._codes import NO_SPACE, error_code, is_unavailable
 from ._monitor import StreamMonitor
 from ._settings import Settings
 
@@ -32,12 +32,18 @@ _RETRY_DELAY = 0.05  # seconds
 _SWITCH_AFTER = 4.0  # seconds without an answer after which another server is tried
 
 
-class UnansweredError(Exception):
-    """A request was not answered. With `sent`, the server may have received it anyway."""
+def _max_data_of(client: Client) -> int:
+    """The maximum size in bytes of a message's data, as the client's server said."""
+    return client.max_payload - _HEADERS_SIZE
 
-    def __init__(self, problem: str, *, sent: bool) -> None:
+
+class UnansweredError(Exception):
+    """A request was not answered. With `sent`, the server may have received it anyway; with `no_space`, it is full."""
+
+    def __init__(self, problem: str, *, sent: bool, no_space: bool = False) -> None:
         super().__init__(problem)
         self.sent = sent
+        self.no_space = no_space
 
 
 class Connection:
@@ -62,7 +68,7 @@ class Connection:
     def max_data(self) -> int:
         """The maximum size of a message's data in bytes, as the server said last; 0 before the first connection."""
         if self._client is not None:
-            self._max_data = self._client.max_payload - _HEADERS_SIZE
+            self._max_data = _max_data_of(self._client)
         return self._max_data
 
     def begin_closing(self) -> None:
@@ -125,7 +131,11 @@ class Connection:
                     on_reconnect=self.monitor.check_soon,
                     is_first=not self.monitor.found_stream,
                 )
-            elif client.is_closed or client._status == Client.DISCONNECTED:
+            elif client.is_closed:
+                raise EventfoldError(
+                    f"{self.location}: the client that the engine was given is closed: close it after the log"
+                )
+            elif client._status == Client.DISCONNECTED:
                 raise OSError(errno.ENOTCONN, "the client that the engine was given is not connected", self.location)
             await self.monitor.check(client, create=self.settings.create)
             if self.closed:
@@ -134,6 +144,7 @@ class Connection:
             await self._close(client)
             raise
         self._client = client
+        self._max_data = _max_data_of(client)
         self.monitor.start()
 
     async def check(self) -> None:
@@ -196,7 +207,8 @@ class Connection:
             raise UnansweredError(why_unanswered(error, client), sent=True) from error
         if is_unavailable(answer):
             await self._note_unanswered(client)
-            raise UnansweredError(answer["error"]["description"], sent=True)
+            no_space = error_code(answer) in NO_SPACE
+            raise UnansweredError(answer["error"]["description"], sent=not no_space, no_space=no_space)
         self._unanswered_since = None
         self._last_answer = asyncio.get_running_loop().time()
         return answer

@@ -15,6 +15,7 @@ from nats.aio.client import Client
 from .._errors import CorruptLogError, EventfoldError, LogClosedError
 from .._logging import ERROR, INFO, WARNING, log_event
 from ._api import stream_info
+from ._client import is_encrypted
 from ._codes import NO_STREAM, error_code
 from ._configuration import check_server, check_stream, stream_configuration
 from ._settings import Settings
@@ -119,6 +120,10 @@ class StreamMonitor:
         if client.is_connected:
             version = client.connected_server_version
             check_server(location, (version.major, version.minor), str(version), client.max_payload)
+            if settings.is_encrypted and not is_encrypted(client):
+                raise EventfoldError(
+                    f"{location}: the connection is not encrypted: enable TLS on the servers, or connect without tls"
+                )
         wanted = stream_configuration(settings.stream, settings.subject, settings.replicas, settings.compression)
         info = await stream_info(
             partial(self._request, client), settings, wanted, create=create and not self.found_stream

@@ -36,6 +36,11 @@ class Settings(NamedTuple):
         return f"eventfold.{self.log}"
 
     @property
+    def is_encrypted(self) -> bool:
+        """Whether the connections must be encrypted."""
+        return self.connect.get("tls") is not None or any(server.startswith("tls://") for server in self.servers)
+
+    @property
     def location(self) -> str:
         """Where the log is, without passwords."""
         hosts = ",".join(server.rpartition("@")[2].rpartition("/")[2] for server in self.servers)

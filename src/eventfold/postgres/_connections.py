@@ -17,6 +17,7 @@ import asyncpg
 
 from .._errors import EventfoldError, LogClosedError
 from .._logging import WARNING, log_event
+from ._calls import connected, terminate
 from ._dedicated import DedicatedConnection
 
 T = TypeVar("T")
@@ -141,7 +142,7 @@ class Connections:
         """
         try:
             pool = await self._get_pool()
-            connection = await pool.acquire(timeout=self.settings.attempt_timeout)
+            connection = await connected(pool.acquire(timeout=self.settings.attempt_timeout))
         except ValueError as error:
             if isinstance(error, ssl.SSLCertVerificationError):  # which is an OSError too
                 raise self._not_connected(error) from error
@@ -162,19 +163,34 @@ class Connections:
             ) from error
         try:
             if transaction or self.settings.transaction_pooling:
-                async with connection.transaction():
-                    return await call(connection)
+                return await self._run_in_transaction(connection, call)
             return await call(connection)
         except (*CONNECTION_LOST, asyncio.CancelledError) as error:
             # Terminated, since releasing it would wait for the server.
             if self.closed or not isinstance(error, asyncio.CancelledError):
-                connection.terminate()
+                terminate(connection)
             raise
         finally:
             try:
                 await pool.release(connection)
             except CONNECTION_LOST:
                 pass  # the pool has closed the connection, since it could not be reset
+
+    async def _run_in_transaction(self, connection: Any, call: Callable[[Any], Awaitable[T]]) -> T:
+        """Makes a call in a transaction; the transactions of asyncpg have no timeout on a pool without one."""
+        timeout = self.settings.attempt_timeout
+        # At the other levels, which may be the default, a call would not see what was committed while it waited.
+        await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED", timeout=timeout)
+        try:
+            result = await call(connection)
+        except BaseException:
+            try:
+                await connection.execute("ROLLBACK", timeout=timeout)
+            except (*CONNECTION_LOST, asyncpg.PostgresError):
+                terminate(connection)
+            raise
+        await connection.execute("COMMIT", timeout=timeout)
+        return result
 
     def _not_connected(self, error: BaseException) -> Exception:
         """The error if connecting has failed: `NotSentError`, unless another attempt would fail in the same way."""

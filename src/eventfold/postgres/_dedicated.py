@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from .._errors import LogClosedError
+from ._calls import connected, is_closed, terminate
 
 if TYPE_CHECKING:
     from ._connections import Settings
@@ -44,7 +45,7 @@ class DedicatedConnection:
         async with self._connecting:
             if self._closed:
                 raise LogClosedError(f"the log in {self._settings.location} is closed")
-            if self._connection is None or self._connection.is_closed():
+            if self._connection is None or is_closed(self._connection):
                 await self._close()
                 self._connection = await self._connect()
             self._users += 1
@@ -52,7 +53,7 @@ class DedicatedConnection:
 
     def is_open(self, connection: Any) -> bool:
         """Whether an acquired connection is still open, as far as is known."""
-        return connection is self._connection and not connection.is_closed()
+        return connection is self._connection and not is_closed(connection)
 
     def release(self, connection: Any) -> None:
         """Ends one use of an acquired connection."""
@@ -73,14 +74,16 @@ class DedicatedConnection:
             await self._close()
 
     async def _connect(self) -> Any:
+        timeout = self._settings.attempt_timeout
         if self._pool is not None:
-            connection = await self._pool.acquire(timeout=self._settings.attempt_timeout)
+            connection = await connected(self._pool.acquire(timeout=timeout))
         else:
-            connection = await asyncpg.connect(self._settings.listen_dsn or self._settings.target, **self._options)
+            address = self._settings.listen_dsn or self._settings.target
+            connection = await connected(asyncpg.connect(address, **self._options))
         try:
-            await connection.execute(_SET)
+            await connection.execute(_SET, timeout=timeout)
         except BaseException:
-            connection.terminate()
+            terminate(connection)
             if self._pool is not None:
                 await self._pool.release(connection)
             raise
@@ -91,7 +94,7 @@ class DedicatedConnection:
         if connection is None:
             return
         if self._pool is None:
-            connection.terminate()
+            terminate(connection)
             return
         try:
             await self._pool.release(connection)

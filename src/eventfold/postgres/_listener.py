@@ -14,6 +14,7 @@ import asyncpg
 from .._errors import EventfoldError
 from .._event import Head
 from .._logging import INFO, log_event
+from ._calls import is_closed, terminate
 from ._connections import CLOSE_TIMEOUT, CONNECTION_LOST, FIRST_RETRY_DELAY, MAX_RETRY_DELAY
 
 if TYPE_CHECKING:
@@ -114,16 +115,17 @@ class Listener:
             lost.set()
 
         run = self._session.connections.dedicated.run
-        await run(lambda: connection.add_listener(name, notified))
+        async with asyncio.timeout(self._session.settings.attempt_timeout):
+            await run(lambda: connection.add_listener(name, notified))
         connection.add_termination_listener(terminated)
         try:
             self._notified.set()  # for what was appended before it listened
             await lost.wait()
         finally:
-            connection.remove_termination_listener(terminated)
-            if not connection.is_closed():
+            if not is_closed(connection):
+                connection.remove_termination_listener(terminated)
                 try:
                     async with asyncio.timeout(CLOSE_TIMEOUT):
                         await run(lambda: connection.remove_listener(name, notified))
                 except (*CONNECTION_LOST, asyncpg.PostgresError):
-                    connection.terminate()
+                    terminate(connection)

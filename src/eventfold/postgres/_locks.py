@@ -19,6 +19,7 @@ import xxhash
 
 from .._aio import UncancellableTask
 from .._documents import DocumentKind, DocumentLock, NoLock, acquired
+from ._calls import terminate
 from ._connections import CONNECTION_LOST, Retries
 from ._schema import find_schema, unquoted
 
@@ -173,7 +174,7 @@ class HeldLock:
             number = errno.EROFS if isinstance(error, asyncpg.ReadOnlySQLTransactionError) else errno.EPERM
             raise PermissionError(number, str(error), self._session.settings.location) from error
         except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
-            self._connection.terminate()
+            terminate(self._connection)
             raise ConnectionError(f"the connection for locks was lost: {error!r}") from error
         self._trusted_until = self._loop.time() + TRUST_PERIOD
         return answer
