@@ -26,6 +26,7 @@ from tests.catalog.orders import (
 
 from eventfold import (
     Catalog,
+    ConditionalAppendError,
     Event,
     EventLog,
     InvalidEventError,
@@ -222,6 +223,20 @@ async def test_objects_are_appended_by_every_way_to_append(tmp_path: Path) -> No
         await log.decide(state, lambda count: [OrderPaid(8), Event("plain")])
 
         assert await data_of(log) == [*map(OrderPaid, range(1, 9)), {}]
+
+
+@pytest.mark.parametrize("index", [False, True])
+async def test_a_condition_applies_to_the_types_on_disk(tmp_path: Path, index: bool) -> None:
+    """If an upcaster returns an event of another type, the condition must name the type of the line as well."""
+    write(tmp_path, line("order_closed", '{"order":7}').replace(b',"ts"', b',"tags":["order:7"],"ts"'))
+    paid, tags = {"order_paid"}, {"order:7"}
+    async with EventLog.open(tmp_path, catalog=orders(), index=index) as log:
+        read = await collect(log.read_from(0, query=Query(paid, tags)))
+        await log.append_unless([Event("noted")], Query(paid, tags))
+        with pytest.raises(ConditionalAppendError):
+            await log.append_unless([Event("noted")], Query(paid | {"order_closed"}, tags))
+
+    assert [record.event.type for record in read] == ["order_paid"]
 
 
 async def test_a_decision_may_be_a_model_that_can_be_iterated_over(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class AppendingLog(ViewingLog):
 
         Args:
             events: The events, or objects of the catalog's classes, in order.
-            query: Which events prevent the append.
+            query: Which events prevent the append. Their types are those on disk, before upcasters.
             after: The offset from which events count, in bytes of the whole log: the end of what the decision is based
                 on.
 
