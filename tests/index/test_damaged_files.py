@@ -208,6 +208,27 @@ async def test_a_damaged_file_is_abandoned_and_not_trusted_afterwards(
         assert await numbers(log, tag("own:2345")) == [2345]
 
 
+async def test_a_file_that_was_recreated_while_it_was_open_is_not_trusted(
+    data_dir: Path, tmp_path: Path, index_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a program has emptied the file, the next process that opens it creates the tables in the same file."""
+    async with EventLog.open(tmp_path / "new", index=True):
+        pass
+    recreated = bytearray((tmp_path / "new" / "index.sqlite").read_bytes())
+    recreated[24:28] = b"\xff\xff\xff\x00"  # the counter by which SQLite notices that another process wrote the file
+    async with EventLog.open(data_dir, index=True) as log:
+        await fill(log, 10)
+    async with EventLog.open(data_dir, index=True) as log:
+        assert await numbers(log, tag("own:7")) == [7]
+        with open(index_path, "r+b") as file:
+            file.truncate()
+            file.write(recreated)
+        assert await numbers(log, tag("own:7")) == [7]
+        with pytest.raises(ConditionalAppendError):
+            await log.append_unless([tagged(0, "own:7")], tag("own:7"))
+    assert "can't be read" in caplog.text
+
+
 async def test_a_copy_of_an_open_index_is_not_trusted(
     tmp_path: Path, data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -90,6 +90,8 @@ class Store:
         self._identity_when_opened = ""
         # Whether the checksum in the file is right.
         self._has_checksum = False
+        # The offset up to which the file is complete, or a smaller one: other processes add pairs too.
+        self._end = 0
 
     @property
     def _lock(self) -> threading.RLock:
@@ -143,6 +145,7 @@ class Store:
         version, offset, line_hash, *sums, machine = connection.execute("SELECT * FROM state").fetchone()
         if version != VERSION:
             raise UnusableIndexError(f"it has version {version}, but this program needs version {VERSION}")
+        self._end = offset
         self._has_checksum = _checksum_in(descriptor) == _checksum_of(descriptor)
         if self._has_checksum:
             return Head(offset, line_hash)
@@ -197,6 +200,7 @@ class Store:
                 raise UnusableIndexError("another process has rebuilt it")
             with self._transaction("BEGIN IMMEDIATE"):
                 self._add(start, end, pairs)
+            self._end = end.offset
 
     def _add(self, start: int, end: Head, pairs: OffsetsByKey) -> None:
         connection = self._connected()
@@ -239,6 +243,9 @@ class Store:
                 ).fetchall()
                 if rows:
                     found[pair] = StoredOffsets([offset for [offset] in rows[:limit]], len(rows) <= limit)
+            if not execute("SELECT 1 FROM state WHERE offset >= ?", (self._end,)).fetchone():
+                # For example, a program has emptied the file, and another process has created the tables in it again.
+                raise sqlite3.DatabaseError(f"it is no longer complete up to offset {self._end}")
         return found
 
     def _existing(self, wanted: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
