@@ -93,7 +93,7 @@ class UncancellableTask(asyncio.Task[T]):
 
 
 @types.coroutine
-def next_turn() -> Generator[None, None, None]:
+def next_iteration() -> Generator[None, None, None]:
     """Await it to let all other ready tasks run: `asyncio.sleep(0)` without the checks in `sleep`."""
     yield
 

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import TypeAlias
 
 from . import _tracing
-from ._aio import UncancellableTask, next_turn
+from ._aio import UncancellableTask, next_iteration
 from ._engine import Commit, Committer, RemoteCommitter
 from ._errors import EventfoldError, UnknownOutcomeError, WriterFailedError, copy_error
 from ._index_checks import IndexChecks
@@ -24,8 +24,8 @@ from ._logging import ERROR, log_event
 from ._queue import AppendQueue, resolve
 from ._stats import WriterCounters
 
-# How many appends are resolved in one turn of the loop: their callers run in the next turn, and other tasks must get to
-# run too.
+# How many appends are resolved in one iteration of the loop: their callers run in the next iteration, and other tasks
+# must get to run too.
 RESOLVED_AT_ONCE = 100
 
 # The outcome of each append of a group, and a function from positions to offsets.
@@ -72,7 +72,7 @@ class GroupCommit:
         self.check()
 
     async def drain(self) -> None:
-        """Waits until all appends are resolved that are in the queue or wait for room in it. Add none after this."""
+        """Waits until all appends that are in the queue, or wait for room in it, are resolved. Add none after this."""
         self._drained = asyncio.get_running_loop().create_future()
         self._changed()
         await self._drained
@@ -130,7 +130,7 @@ class GroupCommit:
                     # the garbage collector run again and again.
                     del group[:RESOLVED_AT_ONCE], outcomes[:RESOLVED_AT_ONCE], append
                     # The resolved callers run now: what they append at once is in the next group.
-                    await next_turn()
+                    await next_iteration()
                     # A server commits what the first half of them append, while the second half is resolved.
                     if (
                         self._is_remote

@@ -57,7 +57,7 @@ class RecentLines:
             self._commits = _newest((*older, commit)) if older else (commit,)
 
     def add(self, previous: Head | None, head: Head, lines: Lines | None) -> None:
-        """Does the same, but also keeps the commits that are here, if they end at the previous head."""
+        """Like `replace`, but keeps the commits that are here too, if they end at the previous head."""
         older = self._commits
         self.replace(previous, head, lines, older if older and older[-1][1] == previous else ())
 

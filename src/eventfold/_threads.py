@@ -1,6 +1,6 @@
 """Calls of blocking functions in threads: in a pool, or in a dedicated thread that makes one call after another.
 
-Promise: what a thread has begun is over before its caller continues, whether that caller is cancelled by asyncio or by
+Promise: a caller continues only after its call in a thread has ended, whether the caller is cancelled by asyncio or by
 an anyio cancel scope, so that a lock or a descriptor held around the call covers all of it.
 """
 
@@ -31,8 +31,8 @@ PATIENCE = 0.0001
 class ThreadCall(Generic[T]):
     """The outcome of a call in a thread. Await it for the result; a cancellation is raised once the call has ended.
 
-    A future would take one more turn of the event loop: it gets its result in one turn, and its waiters run in the
-    next. Here, the thread makes the loop run the waiters directly.
+    A future would take one more iteration of the event loop: it gets its result in one iteration, and its waiters run
+    in the next. Here, the thread makes the loop run the waiters directly.
 
     `postponed` is a queue and the job that is put into it once the call is awaited.
     """
@@ -112,7 +112,7 @@ class ThreadCall(Generic[T]):
 class _Waiter:
     """What a task awaits while it waits for a call in a thread: as much of a future as `asyncio.Task` requires.
 
-    asyncio recognizes such objects by `_asyncio_future_blocking`; see `asyncio.isfuture`.
+    asyncio recognises such objects by `_asyncio_future_blocking`; see `asyncio.isfuture`.
     """
 
     _asyncio_future_blocking = True
@@ -191,7 +191,7 @@ class ThreadPool:
         while True:
             call, function, args = self._jobs.get()
             outcome = _outcome(function, args)
-            # Before the outcome is set, since the waiter may then make another call, for which this thread is enough.
+            # Idle before the outcome is set, since the waiter may then make another call, which this thread can make.
             with self._lock:
                 self._idle += 1
             call.settle(*outcome)
@@ -228,7 +228,7 @@ def start_in_thread(function: Callable[[], T]) -> ThreadCall[T]:
 
 
 async def quick_in_thread(function: Callable[[], T]) -> T:
-    """The same as `in_thread`, for calls that mostly take microseconds: a look at a file, say.
+    """Does what `in_thread` does, for calls that mostly take microseconds, such as a check of a file.
 
     The way back through the loop takes longer than such a call. So the loop's thread waits for the answer, for up to
     `PATIENCE` seconds. Even a slow disk does not block the loop for longer.
@@ -278,7 +278,7 @@ class Thread:
         return call
 
     def call_when_awaited(self, function: Callable[..., T], *args: Any) -> ThreadCall[T]:
-        """The same, but the thread gets the call only once it is awaited.
+        """Makes a call in the thread, like `call`, but the thread gets it only once it is awaited.
 
         At that moment, the waiting task is about to release the interpreter's lock. If the thread were woken earlier,
         it would have to wait for the lock, and be woken again.
@@ -286,7 +286,7 @@ class Thread:
         return ThreadCall(self._loop, (self._jobs, function, args))
 
     def end(self) -> None:
-        """Ends the thread after the calls that it has."""
+        """Ends the thread after the calls that are queued."""
         self._jobs.put(None)
 
 

@@ -104,7 +104,7 @@ class EventWriter(HasPaths):
         index: bool | str | os.PathLike[str],
         unique_ids: bool,
     ) -> AsyncOpener[EventWriter]:
-        """The same, with the options that only `EventLog.open` has."""
+        """Does what `open` does, with the options that only `EventLog.open` has."""
         open_parts = parts_opener(dir, lock, sync, max_log_size, max_event_size, index, unique_ids)
 
         async def open_() -> EventWriter:

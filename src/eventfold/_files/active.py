@@ -1,8 +1,8 @@
 """The active log of a writer: `app.jsonl`, locked, to whose end lines are appended.
 
 Promises: the open file is the one that `app.jsonl` names, and no other writer has locked it; once `commit` returns, the
-lines are in the file, and on disk if requested; if `commit` raises an `OSError`, the file is as it was before. If none
-of these can be guaranteed, `commit` raises `WriterFailedError`, and the log must be opened again.
+lines are in the file, and on disk if requested; if `commit` raises an `OSError`, the file is as it was before. If this
+can't be guaranteed, `commit` raises `WriterFailedError`, and the log must be opened again.
 """
 
 from __future__ import annotations

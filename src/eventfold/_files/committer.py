@@ -141,7 +141,7 @@ class FileCommitter:
         raise copy_error(self._failure)
 
     def _unless_failed_in_background(self, function: Callable[[], object]) -> None:
-        """Does the same for a call that no task awaits."""
+        """Like `_unless_failed`, for a call that no task awaits."""
         if self._failure is None:
             try:
                 self._unless_failed(function)
