@@ -352,6 +352,35 @@ async def test_calls_to_a_server_that_never_answers_fail_after_the_timeout(
     await own_pool.close()
 
 
+def test_an_append_that_connects_survives_the_end_of_asyncio_run(postgres_server: Server) -> None:
+    """At its end, `asyncio.run` cancels all tasks, including the one that connects."""
+    engine = Postgres(postgres_server.address(), "end_of_run")
+
+    async def append_at_the_end(log: EventLog) -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            await log.append(Event("a", {"n": 2}))
+            await log.aclose()
+
+    async def main() -> None:
+        log = await EventLog.open(engine)
+        await log.reader()._source.session().connections.expire_connections()  # type: ignore[attr-defined]
+        tasks = [asyncio.create_task(append_at_the_end(log)), asyncio.create_task(append(log))]
+        await asyncio.wait(tasks, timeout=0)
+
+    async def append(log: EventLog) -> None:
+        await log.append(Event("a", {"n": 1}))
+
+    async def read() -> list[int]:
+        async with EventLog.open(engine, read_only=True) as log:
+            return [record.event.data["n"] async for record in log.read_full()]
+
+    asyncio.run(main())
+
+    assert asyncio.run(read())[-1] == 2
+
+
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_closing_waits_briefly_for_an_unavailable_server(how: str) -> None:
     """All views' snapshots, the index and the connections share one time-out; a tail ends too."""

@@ -116,12 +116,12 @@ class TableSource:
         if not self._closing:
             return await self.session().fetch(statement, *arguments)
         if not self._server_unreachable:
+            # Never cancelled, since asyncpg would then ask that server to cancel the query. It ends with the session.
             fetching = asyncio.create_task(self.session().fetch(statement, *arguments))
+            fetching.add_done_callback(_ignore_outcome)
             if (await asyncio.wait([fetching], timeout=CLOSING_TIMEOUT))[0]:
                 return fetching.result()
-            # Not cancelled, since asyncpg would then ask that server to cancel the query. It ends with the session.
             self._server_unreachable = True
-            fetching.add_done_callback(_ignore_outcome)
         raise OSError(errno.ETIMEDOUT, "the server was not reached while the log was closed", self.location)
 
     def begin_closing(self) -> None:
