@@ -331,8 +331,8 @@ async def test_a_system_call_that_fails_loses_nothing(
     assert {"openat", "pwrite64", "fdatasync", "fsync", "ftruncate"} <= set(found.counts)
     if threads == "many":  # Which thread makes which call is a matter of chance.
         assert counts.total() >= len(faults) // 2
-    elif ALL:  # In the last run of each kind, there is no such call any more.
-        assert counts.total() == len(faults) - len(counts)
+    elif ALL:  # Only in the last run of each kind may there be no such call any more.
+        assert counts.total() >= len(faults) - len(counts)
     else:
         assert all(counts[f"{fault.call} {fault.what}"] for fault in faults)
 

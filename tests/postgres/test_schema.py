@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import Any
 
 import asyncpg
 import pytest
@@ -60,6 +61,23 @@ async def test_processes_that_open_at_once_create_the_tables_once(database: str,
     await asyncio.gather(*(log.aclose() for log in logs))
 
     assert [len(await read(database, f"log{n}")) for n in range(3)] == [4, 3, 3]
+
+
+async def test_tables_that_another_process_creates_during_the_opening_are_found(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They appear after the search path was looked through, and before it is asked for tables elsewhere."""
+    check = _schema._check_search_path
+
+    async def check_late(*arguments: Any) -> None:
+        monkeypatch.setattr(_schema, "_check_search_path", check)
+        await fill(database, "one", 1)
+        await check(*arguments)
+
+    monkeypatch.setattr(_schema, "_check_search_path", check_late)
+    await fill(database, "two", 2)
+
+    assert (await read(database, "one"), await read(database, "two")) == ([0], [0, 1])
 
 
 async def test_a_database_holds_many_logs(database: str) -> None:

@@ -281,13 +281,17 @@ class FileIndex(Index):
                 error=error,
             )
         finally:
-            self._thread.end()
+            self._end_thread()
 
     def abandon(self) -> None:
-        """Lets the thread end, without waiting for it."""
+        """Closes the file without a checksum, without waiting for that."""
         if self._following is not None:
             with suppress(RuntimeError):  # the event loop is closed
                 self._following.cancel()
+        self._end_thread()
+
+    def _end_thread(self) -> None:
+        self._thread.call(self._store.abandon)
         self._thread.end()
 
 

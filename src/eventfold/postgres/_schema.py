@@ -154,9 +154,10 @@ async def find_schema(connection: Any, settings: Settings) -> tuple[str, int]:
 
 async def _check_search_path(connection: Any, settings: Settings, schema: str) -> None:
     """Raises `EventfoldError` if there are tables in a schema outside the search path, where a log would be missed."""
+    # Visible tables may exist by now: another process has just created them.
     others = await connection.fetchval(
         "SELECT string_agg(relnamespace::regnamespace::text, ', ' ORDER BY 1) FROM pg_class "
-        "WHERE relname = 'eventfold_schema' AND relkind IN ('r', 'p')"
+        "WHERE relname = 'eventfold_schema' AND relkind IN ('r', 'p') AND NOT pg_table_is_visible(oid)"
     )
     if others is not None:
         path = await connection.fetchval("SELECT current_setting('search_path')")
