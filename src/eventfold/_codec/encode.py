@@ -104,19 +104,31 @@ def _is_plain(event: Event) -> bool:
         or not 0 <= event.ts <= MAX_INT
         or (event.id is not None and type(event.id) is not str)
         or (event.actor is not None and type(event.actor) is not str)
-        or event.meta is not None
         or (event.tags != () and not _are_plain(event.tags))
-        or type(event.data) is not dict
+        or (event.meta is not None and not _has_plain_values(event.meta, 2))
     ):
         return False
-    for key, item in event.data.items():
-        if type(key) is not str:
-            return False
+    return _has_plain_values(event.data, 2)
+
+
+def _has_plain_values(value: Any, depth: int) -> bool:
+    """Whether a value is a dict or a list whose parts need no further check; `depth` is its level in the line."""
+    if type(value) is dict:
+        for key in value:
+            if type(key) is not str:
+                return False
+        value = value.values()
+    elif type(value) is not list:
+        return False
+    for item in value:
         kind = type(item)
         if kind is int:
             if not MIN_INT <= item <= MAX_INT:
                 return False
-        elif kind not in _SIMPLE_TYPES:
+        elif kind is float:
+            if not isfinite(item):
+                return False
+        elif kind not in _SIMPLE_TYPES and (depth == MAX_DEPTH or not _has_plain_values(item, depth + 1)):
             return False
     return True
 
