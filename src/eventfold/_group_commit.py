@@ -122,7 +122,7 @@ class GroupCommit:
                 else:
                     outcomes, offset_at = await committing
                     group, ahead, committing = ahead, [], None
-                half = len(group) // 2
+                size = len(group)
                 while group:
                     for append, outcome in zip(group[:RESOLVED_AT_ONCE], outcomes[:RESOLVED_AT_ONCE], strict=True):
                         resolve(append, outcome, offset_at)
@@ -135,7 +135,7 @@ class GroupCommit:
                     if (
                         self._is_remote
                         and committing is None
-                        and 0 < len(group) <= half
+                        and 0 < len(group) <= size // 2
                         and len(self.queue) >= RESOLVED_AT_ONCE
                     ):
                         ahead = self.queue.take(self._committer.max_commit_size)

@@ -68,7 +68,7 @@ async def test_in_mode_every_second_a_sync_follows_automatically(
 
     async with EventWriter.open(data_dir, sync=SyncMode.EVERY_SECOND) as writer:
         await writer.append(event(0))  # The first line of a new active log is synced in every mode.
-        while writer._committer._unsynced:
+        while writer._committer.active.unsynced:
             await asyncio.sleep(0.01)
         faults.replace("sync", noted)
         await asyncio.gather(*(writer.append(event(n)) for n in range(1, 5)))
@@ -86,7 +86,7 @@ async def test_in_mode_every_second_a_failed_sync_ends_the_writer(
     monkeypatch.setattr(committer, "SYNC_INTERVAL", 0.0)
     async with EventWriter.open(damaged_dir, sync=SyncMode.EVERY_SECOND) as writer:
         await writer.append(event(0))  # The first line of a new active log is synced in every mode.
-        while writer._committer._unsynced:
+        while writer._committer.active.unsynced:
             await asyncio.sleep(0.01)
         faults.fail("sync")
         gate = faults.freeze("sync")
@@ -108,7 +108,7 @@ async def test_closing_raises_if_acknowledged_events_could_not_be_synced(
     monkeypatch.setattr(shared_committer, "SYNC_INTERVAL", 0.0)
     writer = await EventWriter.open(damaged_dir, sync=SyncMode.EVERY_SECOND, lock=lock)
     await writer.append(event(0))  # The first line of a new active log is synced in every mode.
-    while writer._committer._unsynced:
+    while writer._committer.active.unsynced:
         await asyncio.sleep(0.01)
     faults.fail("sync")
     await writer.append(event(1))
@@ -127,7 +127,7 @@ async def with_failed_rotation(
     monkeypatch.setattr(shared_committer, "SYNC_INTERVAL", 0.0)
     writer = await EventWriter.open(directory, sync=sync, lock=lock, max_log_size=10**6)
     await writer.append(event(0))  # The first line of a new active log is synced in every mode.
-    while sync is SyncMode.EVERY_SECOND and writer._committer._unsynced:
+    while sync is SyncMode.EVERY_SECOND and writer._committer.active.unsynced:
         await asyncio.sleep(0.01)
     faults.fail("sync")
     await writer.append(event(1))
@@ -173,7 +173,7 @@ async def test_closing_raises_the_failed_sync_that_only_a_cancelled_call_has_met
     monkeypatch.setattr(shared_committer, "SYNC_INTERVAL", 0.0 if call == "append" else 60.0)
     writer = await EventWriter.open(damaged_dir, sync=SyncMode.EVERY_SECOND, lock=lock)
     await writer.append(event(0))  # The first line of a new active log is synced in every mode.
-    while call == "append" and writer._committer._unsynced:
+    while call == "append" and writer._committer.active.unsynced:
         await asyncio.sleep(0.01)
     faults.fail("sync")
     gate = faults.freeze("sync")

@@ -85,6 +85,7 @@ class ActiveLog:
         self.fd = fd
         self._identity = identity(fd)
         self.base = base
+        self.unsynced = False  # whether something acknowledged may not be on disk
         self.head = self._recover(head_at_base)
 
     def __repr__(self) -> str:
@@ -179,7 +180,9 @@ class ActiveLog:
         self.ensure_current()
         is_synced = self.head.offset == self.base  # the first lines always are
         self._write(data, head)
-        if sync and not is_synced:
+        if not sync:
+            self.unsynced = True
+        elif not is_synced:
             self.sync()
 
     def _write(self, data: bytes, head: Head) -> None:
@@ -232,6 +235,7 @@ class ActiveLog:
         except OSError as error:
             # The kernel may have dropped what it could not write, and would then report success for a second sync.
             raise WriterFailedError(f"{self._path}: a sync failed: {error}") from error
+        self.unsynced = False
 
     def switch_to(self, fd: int, base: int) -> int:
         """Continues in the file that has replaced this one; returns the descriptor of the old file, still locked."""

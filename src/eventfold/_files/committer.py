@@ -61,7 +61,6 @@ class FileCommitter:
         self._opened = False
         self._rotation: rotation.Rotation | None = None
         self._old_files: deque[tuple[int, float]] = deque()  # descriptors, and until when they are kept
-        self._unsynced = False  # whether something acknowledged is not synced, which a failure leaves as it is
         self._failure: WriterFailedError | None = None
 
     @classmethod
@@ -115,15 +114,11 @@ class FileCommitter:
         else:
             judgement = accept_all(appends, before)
         if judgement.data:
-            await self._call(self._commit, judgement.data, judgement.head)
+            always = self._sync_mode is SyncMode.ALWAYS
+            await self._call(self._unless_failed, self.active.commit, judgement.data, judgement.head, always)
             if self._sync_mode is SyncMode.EVERY_SECOND and self._sync_timer is None:
                 self._sync_timer = self._loop.call_later(SYNC_INTERVAL, self._sync_soon)
         return Commit(judgement.outcomes, Lines(self._layout.log_path, before.offset, judgement.data), judgement.head)
-
-    def _commit(self, data: bytes, head: Head) -> None:
-        always = self._sync_mode is SyncMode.ALWAYS
-        self._unless_failed(self.active.commit, data, head, always)
-        self._unsynced = not always
 
     def _unless_failed(self, function: Callable[..., T], *args: object) -> T:
         """Calls, in the thread, a function that changes the active log; after a failure, nothing is called any more."""
@@ -153,9 +148,8 @@ class FileCommitter:
         self._thread.call(self._unless_failed_in_background, self._sync)
 
     def _sync(self) -> None:
-        if self._unsynced:
+        if self.active.unsynced:
             self.active.sync()
-            self._unsynced = False
 
     # Rotation
 
@@ -238,7 +232,7 @@ class FileCommitter:
         try:
             if self._failure is None:
                 self._unless_failed(self._sync)
-            elif self._unsynced:
+            elif self.active.unsynced:
                 raise copy_error(self._failure)
         finally:
             self._release()

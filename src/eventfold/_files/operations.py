@@ -64,11 +64,13 @@ def temporary_path(path: Path) -> Path:
 
 def write(fd: int, data: bytes, position: int) -> None:
     """Writes all of `data` at `position` (bytes in the file). If it raises `OSError`, a part may have been written."""
-    for start in range(0, len(data), _WRITE_SIZE):
-        chunk = data[start : start + _WRITE_SIZE] if len(data) > _WRITE_SIZE else data
-        written = os.pwrite(fd, chunk, position + start)
-        if written != len(chunk):
-            raise OSError(errno.ENOSPC, f"short write: {start + written} of {len(data)} bytes")
+    if len(data) > _WRITE_SIZE:
+        for start in range(0, len(data), _WRITE_SIZE):
+            write(fd, data[start : start + _WRITE_SIZE], position + start)
+        return
+    written = os.pwrite(fd, data, position)
+    if written != len(data):
+        raise OSError(errno.ENOSPC, f"short write: {written} of {len(data)} bytes")
 
 
 def sync(fd: int) -> None:

@@ -141,16 +141,13 @@ class SharedCommitter(FileCommitter):
         return Commit(judgement.outcomes, lines, judgement.head)
 
     def _commit_in_turn(self, appends: Sequence[Append]) -> tuple[Head, Judgement]:
-        always = self._sync_mode is SyncMode.ALWAYS
         try:
-            previous_head, judgement = self.active.commit_judged(appends, always)
+            return self.active.commit_judged(appends, self._sync_mode is SyncMode.ALWAYS)
         except LogLockedError as error:
             # An exclusive writer locked the new active log after a rotation, before any shared one had opened it.
             # This is not a failure: once that writer closes the log, appending works again.
             head = self.active.head
             return head, Judgement([copy_error(error) for _ in appends], b"", head)
-        self._unsynced = self._unsynced or (not always and bool(judgement.data))
-        return previous_head, judgement
 
     # Rotations of other processes
 
@@ -268,7 +265,7 @@ class SharedCommitter(FileCommitter):
                 await closing
             except WriterFailedError:
                 # If waiting was given up, the waiting calls have failed, and only unsynced appends are at risk.
-                if self._unsynced or not self._gave_up:
+                if self.active.unsynced or not self._gave_up:
                     raise
 
     def _release(self) -> None:

@@ -205,6 +205,7 @@ class SharedLog(ActiveLog):
             self._sync(fd)
             self._record_durable()
         if judgement.data:
+            self.unsynced = self.unsynced or not always
             self.turn.committed_head = self.head
             self.turn.wake_watchers()
         return previous_head, judgement
@@ -221,6 +222,7 @@ class SharedLog(ActiveLog):
     def sync(self) -> None:
         """See `ActiveLog.sync`. After a failure, the other writers stop writing too."""
         self._sync(self.fd)
+        self.unsynced = False
 
     def _sync(self, fd: int) -> None:
         try:
