@@ -37,6 +37,8 @@ class ThreadCall(Generic[T]):
     `postponed` is a queue and the job that is put into it once the call is awaited.
     """
 
+    __slots__ = ("_outcomes", "_postponed", "_waiters", "loop")
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -115,13 +117,14 @@ class _Waiter:
     asyncio recognises such objects by `_asyncio_future_blocking`; see `asyncio.isfuture`.
     """
 
-    _asyncio_future_blocking = True
+    __slots__ = ("_asyncio_future_blocking", "_call", "_cancelled", "context", "wakeup")
     wakeup: Callable[[_Waiter], object]
     context: Context | None
-    _cancelled: tuple[Any, ...] | None = None
 
     def __init__(self, call: ThreadCall[Any]) -> None:
+        self._asyncio_future_blocking = True
         self._call = call
+        self._cancelled: tuple[Any, ...] | None = None
 
     def __iter__(self) -> Generator[Any, None, None]:
         yield self
