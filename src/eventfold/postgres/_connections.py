@@ -111,6 +111,8 @@ class Connections:
         self._pool: Any = None if isinstance(settings.target, str) else settings.target
         self._owned = self._pool is None
         self._connecting = asyncio.Lock()
+        self._largest_size = 0  # the largest number of connections that the pool has had
+        self._has_expired = False  # whether connections were expired, so that acquiring one may open another
         self.dedicated = DedicatedConnection(settings, self._pool, self._options)
         self.closed = False
 
@@ -142,7 +144,7 @@ class Connections:
         """
         try:
             pool = await self._get_pool()
-            connection = await connected(pool.acquire(timeout=self.settings.attempt_timeout))
+            connection = await self._acquire(pool)
         except ValueError as error:
             if isinstance(error, ssl.SSLCertVerificationError):  # which is an OSError too
                 raise self._not_connected(error) from error
@@ -175,6 +177,16 @@ class Connections:
                 await pool.release(connection)
             except CONNECTION_LOST:
                 pass  # the pool has closed the connection, since it could not be reset
+
+    async def _acquire(self, pool: Any) -> Any:
+        acquiring = pool.acquire(timeout=self.settings.attempt_timeout)
+        if self._owned and not self._has_expired and pool.get_size() == self._largest_size and pool.get_idle_size():
+            # No connection was lost or expired, so this returns one at once. The task in `connected` would delay each
+            # query by several iterations of the loop.
+            return await acquiring
+        connection = await connected(acquiring)
+        self._largest_size = max(self._largest_size, pool.get_size())
+        return connection
 
     async def _run_in_transaction(self, connection: Any, call: Callable[[Any], Awaitable[T]]) -> T:
         """Makes a call in a transaction; the transactions of asyncpg have no timeout on a pool without one."""
@@ -231,6 +243,7 @@ class Connections:
     async def expire_connections(self) -> None:
         """Makes the next calls use new connections, since a different server may be the primary by now."""
         if self._pool is not None:
+            self._has_expired = True
             await self._pool.expire_connections()
 
     def caller_error(self, error: asyncpg.PostgresError) -> Exception:

@@ -25,6 +25,8 @@ CLOSING_TIMEOUT = 5.0
 
 # The maximum size of what one query fetches, in bytes of lines and in rows.
 _BLOCK_SIZE, _BLOCK_ROWS = 2 * 2**20, 1000
+# After how many iterations of the loop a task has acquired a connection from the pool, and sent its query.
+_ITERATIONS_TO_SEND = 5
 
 _BLOCK = """
 SELECT start, "end", lines FROM (
@@ -207,7 +209,8 @@ class TableSource:
         try:
             while rows := await next_rows:
                 next_rows = fetch_rows(rows[-1][1])
-                await asyncio.sleep(0)  # sends the query now, so that the server answers while this block is decoded
+                for _ in range(_ITERATIONS_TO_SEND):
+                    await asyncio.sleep(0)  # sends the query now: the server answers while this block is decoded
                 data = self._joined(rows, commit_start)
                 commit_end = commit_start + len(data)
                 data = data[offset - commit_start : len(data) - max(0, commit_end - last)]
