@@ -39,6 +39,9 @@ _ANYIO_BACKEND = "anyio._backends._asyncio"
 # The maximum number of seconds for which work in steps holds the event loop before it lets other tasks run.
 HOLD = 0.002
 
+# Seconds after which a task that was cancelled, and has not ended, is cancelled again.
+_CANCEL_INTERVAL = 0.1
+
 
 def _shield() -> AbstractContextManager[object]:
     """Keeps a cancelled anyio scope from interrupting the block again and again.
@@ -141,3 +144,16 @@ async def outlast(future: F, wait: Callable[[F], Awaitable[object]]) -> None:
                 pass  # the caller raises the first one
     if isinstance(future, asyncio.Future) and not future.cancelled():
         future.exception()
+
+
+async def cancel_until_done(task: asyncio.Future[Any]) -> None:
+    """Cancels a task until it has ended, however often the caller is cancelled meanwhile.
+
+    For tasks that run code of libraries, which may swallow a cancellation. The task's own error is not reported.
+    """
+    await outlast(task, _cancel)
+
+
+async def _cancel(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    await asyncio.wait([task], timeout=_CANCEL_INTERVAL)

@@ -95,7 +95,7 @@ def _same_keys(keys: Iterable[Any], others: Iterable[Any], pause: Callable[[], o
 
 
 def _by_value(elements: Iterable[Any]) -> dict[Any, Any]:
-    """Finds the element that is equal to a given one, but may have a different type."""
+    """Maps each element to itself, to find the one that equals a given value but may have a different type."""
     return {element: element for element in elements}
 
 

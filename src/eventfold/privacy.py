@@ -325,7 +325,7 @@ def _encode(field: str, value: Any) -> bytes:
     """The value of a field as JSON. Raises `TypeError` if it would be revealed as another value."""
     if not _is_json(value):  # the message must not contain it
         raise TypeError(
-            f"the value of the field {field!r} is not JSON: it contains NaN, a date or a key that is no string"
+            f"the value of the field {field!r} is not JSON: it contains NaN, a date or a key that is not a string"
         )
     return msgspec.json.encode(value)
 

@@ -63,7 +63,7 @@ def last_line_end(fd: int, start: int, end: int) -> int:
 def complete_size(fd: int, size: int) -> int:
     """How many of the first `size` bytes are whole lines, without incomplete batches at the end."""
     end = last_line_end(fd, 0, size)
-    # A crash leaves at most one. But if there are more, an event after the first one would make it permanent damage.
+    # A crash leaves at most one. If there are more, an append after the first one would make it permanent damage.
     while end and (start := _start_of_incomplete_batch(fd, end)) is not None:
         end = start
     return end

@@ -12,15 +12,13 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from .._aio import outlast
+from .._aio import cancel_until_done
 
 T = TypeVar("T")
 
 # Arguments for `Client.subscribe`. Beyond its limits, the library drops messages, which must then be requested again.
 # Here, requests limit how many messages can arrive.
 NO_LIMITS: dict[str, Any] = {"pending_msgs_limit": 0, "pending_bytes_limit": 0}
-
-_CANCEL_INTERVAL = 0.1  # seconds
 
 
 async def run_isolated(call: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
@@ -36,17 +34,12 @@ async def run_isolated(call: Coroutine[Any, Any, T], timeout: float | None = Non
     try:
         await asyncio.wait([task], timeout=timeout)
         if not task.done():
-            await outlast(task, _cancel)
+            await cancel_until_done(task)
             if task.cancelled() or task.exception() is not None:
                 raise TimeoutError(f"the client library did not return within {timeout:g} s")
     except asyncio.CancelledError:
-        await outlast(task, _cancel)
+        await cancel_until_done(task)
         raise
     if task.cancelled():
         raise ConnectionAbortedError("the call was cancelled")
     return task.result()
-
-
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.wait([task], timeout=_CANCEL_INTERVAL)

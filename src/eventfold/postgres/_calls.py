@@ -17,9 +17,7 @@ from typing import Any
 
 import asyncpg
 
-from .._aio import outlast
-
-_CANCEL_INTERVAL = 0.1  # seconds
+from .._aio import cancel_until_done
 
 
 async def connected(connecting: Awaitable[Any]) -> Any:
@@ -32,18 +30,13 @@ async def connected(connecting: Awaitable[Any]) -> Any:
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:
-        await outlast(task, _cancel)
+        await cancel_until_done(task)
         if not task.cancelled() and task.exception() is None:
             terminate(task.result())
         raise
     if task.cancelled():
         raise ConnectionAbortedError("connecting was cancelled")
     return task.result()
-
-
-async def _cancel(task: asyncio.Future[Any]) -> None:
-    task.cancel()
-    await asyncio.wait([task], timeout=_CANCEL_INTERVAL)
 
 
 def is_closed(connection: Any) -> bool:
